@@ -1,0 +1,26 @@
+"""What generates: a sampler turns a prompt (token ids) into completions (token ids with log-probs). It is asynchronous, takes many
+callers at once and batches them itself. The weight version travels with every token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from aurify.types import Completion, SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Sampler(Protocol):
+    version: int
+
+    async def sample(self, prompt: list[int], params: SamplingParams, n: int = 1) -> list[Completion]:
+        """n completions of one prompt. The same request with the same seed gives the same tokens."""
+        ...
+
+    async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new weights; tokens sampled from now on carry `version`."""
+        ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,208 @@
+"""The nouns that every part of Aurify shares. No torch here: rewards, environments and the CLI import this file alone.
+
+A `Task` is one problem. A sampler answers a prompt with `Completion`s. A rollout is a `Trajectory` of token `Segment`s, and the
+trajectories of one task form a `Group`. What the engine trains on is a `Datum`. While it trains, an algorithm sees `Outputs`
+(what the model said, with gradient) and a `Batch` (what the data say), both flat and ragged: one entry for each trained token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Metrics = dict[str, float]
+Origin = Literal["prompt", "policy", "environment", "guidance"]
+Source = Literal["data", "policy", "guidance", "replay"]
+
+
+class Message(TypedDict, total=False):
+    """A chat message in the OpenAI form; `role` and `content` are always there."""
+
+    role: str
+    content: str
+    name: str
+    tool_calls: list[dict[str, Any]]
+    tool_call_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One problem: what the model is asked, and what a reward needs to judge the answer."""
+
+    id: str  # unique over all merged data sets: it is the key of a group
+    prompt: list[Message]
+    answer: str | None = None
+    info: Mapping[str, Any] = field(default_factory=dict)  # further columns; reward functions receive them by name
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    max_tokens: int = 256
+    temperature: float = 1.0  # 0 = greedy
+    top_k: int = 0  # 0 = off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    stop: tuple[str, ...] = ()  # stop strings; the tokens that complete one are kept
+    seed: int | None = None  # completion i of a request uses (seed, i)
+
+    def __post_init__(self) -> None:
+        checks = (
+            ("max_tokens", self.max_tokens >= 1, ">= 1"),
+            ("temperature", self.temperature >= 0, ">= 0"),
+            ("top_k", self.top_k >= 0, ">= 0 (0 is off)"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
+        )
+        for name, valid, expected in checks:
+            if not valid:
+                raise ValueError(f"sampling.{name}: {getattr(self, name)!r} is out of range; it must be {expected}")
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a sampler gives back: token ids, each with its log-prob under the distribution it was drawn from."""
+
+    tokens: list[int]  # with the end token, where one was sampled
+    logprobs: list[float]  # log-probs after temperature and top-k/top-p/min-p
+    finish: Literal["stop", "length"]  # "stop": end token or stop string
+    versions: list[int]  # weight version that produced each token
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    tokens: list[int]
+    origin: Origin
+    logprobs: list[float] | None = None  # of the sampler; only for origin "policy"
+    versions: list[int] | None = None
+
+
+@dataclass(slots=True)
+class Trajectory:
+    """One rollout: tokens and who wrote them, the same conversation as messages, and what it earned."""
+
+    segments: list[Segment]
+    messages: list[Message]  # the whole conversation, prompt included
+    num_prompt_messages: int
+    rewards: dict[str, float | None] = field(default_factory=dict)  # by reward name; None = does not apply
+    reward: float | None = None  # the weighted sum; None = no reward applied or all failed: masked, not zero
+    truncated: bool = False  # ran into a token budget
+    metrics: Metrics = field(default_factory=dict)
+    source: Source = "policy"
+
+    @property
+    def tokens(self) -> list[int]:
+        return [token for segment in self.segments for token in segment.tokens]
+
+    @property
+    def completion(self) -> list[Message]:
+        """The messages that came after the prompt. Rewards judge these alone."""
+        return self.messages[self.num_prompt_messages :]
+
+    @property
+    def text(self) -> str:
+        """What the policy wrote, its turns joined by newlines."""
+        return "\n".join(message["content"] for message in self.completion if message["role"] == "assistant")
+
+    @property
+    def num_policy_tokens(self) -> int:
+        return sum(len(segment.tokens) for segment in self.segments if segment.origin == "policy")
+
+
+@dataclass(slots=True)
+class Group:
+    """All trajectories of one task in one step."""
+
+    task: Task
+    trajectories: list[Trajectory]
+
+    @property
+    def rewards(self) -> list[float | None]:
+        return [trajectory.reward for trajectory in self.trajectories]
+
+
+@dataclass(frozen=True, slots=True)
+class Datum:
+    """One sequence to train on. Every stream has len(tokens); index t describes tokens[t]. The first token has no predictor:
+    its weight must be 0."""
+
+    tokens: list[int]
+    weights: list[float]  # 0 = context only
+    advantages: list[float] | None = None
+    logprobs: list[float] | None = None  # of the sampler
+    old_logprobs: list[float] | None = None  # of the trainer before the first update on this datum; None: the ratio is 1
+    ref_logprobs: list[float] | None = None
+    unit: int = -1  # data of one unit (a preference pair: chosen first, then rejected) share a micro-batch; -1 = alone
+    source: Source = "data"
+    margin: float = 0.0  # preference pairs: how much better the chosen one should score
+
+    def __post_init__(self) -> None:
+        for name in ("weights", "advantages", "logprobs", "old_logprobs", "ref_logprobs"):
+            stream = getattr(self, name)
+            if stream is not None and len(stream) != len(self.tokens):
+                raise ValueError(f"Datum.{name} has {len(stream)} entries for {len(self.tokens)} tokens; they must be equal")
+        if self.weights and self.weights[0] != 0:
+            raise ValueError("Datum.weights[0] must be 0: nothing predicts the first token of a sequence")
+
+
+@dataclass(slots=True)
+class Outputs:
+    """What the model said about one micro-batch, with gradient."""
+
+    logprobs: Tensor  # [tokens] fp32, log-prob of each trained token at the training temperature
+    entropy: Tensor | None = None  # [tokens] fp32, of the full distribution that predicted the token
+    scores: Tensor | None = None  # [sequences] fp32, scalar head on the last token of each sequence
+
+
+@dataclass(slots=True)
+class Batch:
+    """What the data say about the same micro-batch. Sequences of a unit stand next to each other, in the order they were given."""
+
+    weights: Tensor  # [tokens] fp32, never 0
+    sequence: Tensor  # [tokens] int64, index of the sequence each token belongs to
+    unit: Tensor  # [sequences] int64, 0 .. num_units - 1
+    num_sequences: int
+    num_units: int
+    margin: Tensor  # [sequences] fp32
+    advantages: Tensor | None = None  # [tokens]
+    logprobs: Tensor | None = None  # [tokens] of the sampler
+    old_logprobs: Tensor | None = None  # [tokens] of the trainer
+    ref_logprobs: Tensor | None = None  # [tokens]
+
+    def sum_by_sequence(self, values: Tensor) -> Tensor:
+        """[tokens] -> [sequences]"""
+        return values.new_zeros(self.num_sequences).index_add(0, self.sequence, values)
+
+    @property
+    def lengths(self) -> Tensor:
+        """[sequences] number of trained tokens of each sequence, counted with their weights."""
+        return self.sum_by_sequence(self.weights)
+
+
+Need = Literal["advantages", "logprobs", "old_logprobs", "ref_logprobs", "entropy", "scores"]
+Per = Literal["token", "sequence", "unit"]
+
+
+class Algorithm(Protocol):
+    """A frozen dataclass whose fields are the method's options."""
+
+    @property
+    def needs(self) -> frozenset[Need]: ...
+
+    @property
+    def per(self) -> Per:
+        """What the sum that `loss` returns is divided by: all tokens (by weight), sequences or units of the optimiser step."""
+        ...
+
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The *sum* of the loss over the micro-batch, and sums of metrics in the same unit (divided by the same denominator)."""
+        ...
+
+
+class OnlineAlgorithm(Algorithm, Protocol):
+    def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
+        """One advantage for each trajectory of each group; 0 where the reward is None."""
+        ...
