@@ -47,6 +47,7 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     stop: tuple[str, ...] = ()  # stop strings; the tokens that complete one are kept
+    stop_tokens: tuple[int, ...] = ()  # beside the end tokens that the model itself names
     seed: int | None = None  # completion i of a request uses (seed, i)
 
     def __post_init__(self) -> None:

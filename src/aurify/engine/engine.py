@@ -1,0 +1,305 @@
+"""The engine trains. Four verbs drive every model and every method:
+
+    forward_backward(data, algorithm)   gradients of one term of the step's loss
+    optim_step(lr)                      one update from the gradients so far
+    logprobs(data)                      log-probs of the trained tokens, under the policy or the reference
+    save(folder), load(folder)          everything that decides the future
+
+The engine is blind to algorithms: it turns data into packed rows, runs the model, hands `Outputs` and `Batch` to
+`algorithm.loss`, which returns a sum, and divides by the one denominator of the whole call (all micro-batches, all ranks).
+Algorithms are blind to models, memory and devices.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from aurify.engine import parallel
+from aurify.engine.forward import Body, Inputs
+from aurify.engine.logprobs import Head, row_logprobs
+from aurify.engine.lora import Adapter, LoraConfig, read_config
+from aurify.engine.model import LoadedModel, save_model
+from aurify.engine.optim import MasterAdamW, OptimConfig
+from aurify.engine.packing import Row, pack
+from aurify.errors import UserError
+from aurify.types import Algorithm, Batch, Datum, Metrics, Outputs
+
+log = logging.getLogger("aurify")
+
+STATE_FILE = "engine.pt"
+DEFAULT_TOKENS = {"cpu": 2048, "cuda": 16384}  # of one micro-batch
+
+
+class Engine:
+    """A model with its optimiser.
+
+    lora: train low-rank adapters instead of all weights. A model loaded from an adapter folder goes on with that adapter (its
+    initial state is then the reference), unless lora is None: then the adapter is merged and all weights are trained.
+    micro_batch_tokens: nodes of a packed row. checkpointing: recompute activations in backward. share: prompt sharing.
+    """
+
+    def __init__(
+        self,
+        model: LoadedModel,
+        *,
+        lora: LoraConfig | None = None,
+        optim: OptimConfig | None = None,
+        micro_batch_tokens: int | None = None,
+        checkpointing: bool = False,
+        share: bool = True,
+        trainable: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.module: Any = model.module
+        self.tokenizer, self.name = model.tokenizer, model.name
+        self.optim_config = optim or OptimConfig()
+        self.device = next(self.module.parameters()).device
+        self.micro_batch_tokens = micro_batch_tokens or DEFAULT_TOKENS.get(self.device.type, 4096)
+        self.share, self.version = share, 0
+        self.lock = threading.RLock()  # held while weights change; the sampler takes it for each of its steps
+        self.score: nn.Linear | None = getattr(self.module, "score", None)
+        self.head = None if self.score is not None else Head.of(self.module)
+        if self.score is None and self.head is None:
+            raise UserError(f"{self.name}: the output head of {type(self.module).__name__} is no plain linear layer")
+        self.adapter = self._adapt(model.adapter, lora, seed)
+        self.trainable = [p for p in self.module.parameters() if p.requires_grad] if trainable else []
+        self.optimizer = MasterAdamW(self.trainable, self.optim_config) if trainable else None
+        if checkpointing:
+            self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.module.train(checkpointing or (self.adapter is not None and self.adapter.config.dropout > 0))
+        self.body = Body(self.module, self.head)
+        self.reference_body: Body | None = None
+        self.calls = 0  # forward_backward since the last optim_step
+
+    def _adapt(self, folder: Path | None, lora: LoraConfig | None, seed: int) -> Adapter | None:
+        if folder is None and lora is None:
+            return None
+        config = lora or read_config(folder)  # type: ignore[arg-type]
+        if folder is not None and lora is not None:
+            saved = read_config(folder)
+            if (saved.rank, saved.alpha) != (lora.rank, lora.alpha):
+                raise UserError(
+                    f"lora: rank {lora.rank} and alpha {lora.alpha} differ from the adapter in {folder} "
+                    f"({saved.rank}, {saved.alpha}), which this stage goes on with; give the same, or lora: null to merge it"
+                )
+        adapter = Adapter.attach(self.module, config, seed)
+        if folder is not None:
+            adapter.load(folder, self.score)
+        if self.score is not None:
+            self.score.requires_grad_(True)
+        if lora is None:
+            self._merge_for_good(adapter)
+            return None
+        adapter.merge()
+        return adapter
+
+    def _merge_for_good(self, adapter: Adapter) -> None:
+        adapter.merge()
+        for name, layer in adapter.layers.items():
+            parent, _, child = name.rpartition(".")
+            layer.base.weight.data.copy_(layer.merged)  # type: ignore[arg-type]
+            setattr(self.module.get_submodule(parent), child, layer.base)
+        self.module.requires_grad_(True)
+
+    # ------------------------------------------------------------------ the four verbs
+
+    def forward_backward(self, data: Sequence[Datum], algorithm: Algorithm, *, temperature: float = 1.0) -> Metrics:
+        """Adds the gradient of `algorithm`'s loss over `data` to the step. Calls add up until `optim_step`.
+
+        Returns the loss and the algorithm's metrics, divided by the denominator, and what was computed (`ledger/...`)."""
+        if self.optimizer is None:
+            raise ValueError("this engine was made with trainable=False")
+        scores = "scores" in algorithm.needs
+        data = self._trained(data, algorithm)
+        rows = pack(data, self.micro_batch_tokens, self.share and self.body.packs)
+        counts = [
+            sum(sum(datum.weights) for datum in data),
+            len(data),
+            len({(d.unit, i if d.unit < 0 else -1) for i, d in enumerate(data)}),
+        ]
+        totals = dict(zip(("token", "sequence", "unit"), parallel.sum_over_ranks(counts), strict=True))
+        denominator = totals[algorithm.per]
+        if denominator == 0:
+            raise UserError(
+                f"no trainable token in {len(data)} sequences: every weight is 0. Look at the chat template and at what is "
+                "masked; `aurify train --dry-run` shows the first example"
+            )
+        sums: dict[str, float] = defaultdict(float)
+        for row in rows:
+            inputs = Inputs.of(row, data, self.device)
+            outputs = self._outputs(self.body, row, inputs, temperature, "entropy" in algorithm.needs, scores)
+            loss, metrics = algorithm.loss(outputs, inputs.batch)
+            if not loss.requires_grad:
+                raise ValueError(f"{type(algorithm).__name__}.loss reaches no parameter: it returned a constant")
+            (loss / denominator).backward()
+            self.optimizer.collect()
+            sums["loss"] += float(loss.detach())
+            for name, value in metrics.items():
+                sums[name] += float(value)
+        names = sorted(sums)
+        reduced = parallel.sum_over_ranks([sums[name] for name in names])
+        self.calls += 1
+        return {name: value / denominator for name, value in zip(names, reduced, strict=True)} | {
+            "ledger/tokens_trained": totals["token"],
+            "ledger/tokens_computed": float(sum(len(row.tokens) for row in rows)),
+            "ledger/tokens_shared": float(sum(row.num_shared for row in rows)),
+            "ledger/micro_batches": float(len(rows)),
+        }
+
+    def optim_step(self, lr: float) -> Metrics:
+        """One AdamW update; clips the gradient to `optim.max_grad_norm`. The next weights carry the next version."""
+        if self.optimizer is None or self.calls == 0:
+            raise ValueError("optim_step without a forward_backward before it")
+        parallel.sum_grads(self.optimizer.masters)
+        with self.lock:
+            norm = self.optimizer.step(lr)
+            if self.adapter is not None:
+                self.adapter.merge()
+            self.version += 1
+        self.calls = 0
+        return {"optim/grad_norm": norm, "optim/lr": lr}
+
+    @torch.no_grad()
+    def logprobs(
+        self, data: Sequence[Datum], *, reference: bool = False, temperature: float = 1.0
+    ) -> list[list[float]]:
+        """Log-prob of every token with weight != 0, in the place of its token; 0.0 elsewhere.
+
+        reference: under the policy that training began with. With an adapter that is the same model with the adapter switched
+        off (or set back to its initial state); without one it is the frozen copy of `keep_reference`."""
+        results = [[0.0] * len(datum.tokens) for datum in data]
+        wanted = [i for i, datum in enumerate(data) if any(datum.weights)]
+        chosen = [data[i] for i in wanted]
+        for row in pack(chosen, self.micro_batch_tokens, self.share and self.body.packs):
+            inputs = Inputs.of(row, chosen, self.device)
+            body = self._reference() if reference else self.body
+            with self.adapter.using("reference") if reference and self.adapter is not None else nullcontext():
+                values = self._outputs(body, row, inputs, temperature).logprobs.tolist()
+            for (k, t), value in zip(inputs.places, values, strict=True):
+                results[wanted[k]][t] = value
+        return results
+
+    @torch.no_grad()
+    def scores(self, data: Sequence[Datum]) -> list[float]:
+        """The scalar head on the last token of each sequence."""
+        results = [0.0] * len(data)
+        for row in pack(data, self.micro_batch_tokens, self.share and self.body.packs):
+            inputs = Inputs.of(row, data, self.device)
+            outputs = self._outputs(self.body, row, inputs, 1.0, scores=True)
+            for k, value in zip(row.data, outputs.scores.tolist(), strict=True):  # type: ignore[union-attr]
+                results[k] = value
+        return results
+
+    def save(self, folder: Path | str) -> None:
+        """Everything of the engine that decides the future: master weights, optimiser, version."""
+        if self.optimizer is None:
+            raise ValueError("this engine was made with trainable=False: there is nothing to save")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        torch.save({"optimizer": self.optimizer.state_dict(), "version": self.version}, Path(folder) / STATE_FILE)
+
+    def load(self, folder: Path | str) -> None:
+        if self.optimizer is None:
+            raise ValueError("this engine was made with trainable=False")
+        state = torch.load(Path(folder) / STATE_FILE, map_location=self.device, weights_only=True)
+        with self.lock:
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.version = state["version"]
+            if self.adapter is not None:
+                self.adapter.merge()
+
+    # ------------------------------------------------------------------ around them
+
+    def keep_reference(self) -> None:
+        """Keeps the present weights as the reference. An adapter needs no copy; full fine-tuning makes a frozen one. Call it
+        before the first step and before `load`, where an algorithm needs reference log-probs all along."""
+        if self.adapter is None and self.reference_body is None:
+            frozen = copy.deepcopy(self.module).requires_grad_(False).eval()
+            self.reference_body = Body(frozen, Head.of(frozen))
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights to sample from, under the names of the model without adapter."""
+        layers = self.adapter.layers if self.adapter is not None else {}
+        replaced = {f"{name}.base.weight": (f"{name}.weight", layer) for name, layer in layers.items()}
+        for name, parameter in self.module.named_parameters():
+            if name in replaced:
+                plain, layer = replaced[name]
+                yield plain, layer.merged if layer.merged is not None else layer.base.weight.detach()
+            elif not name.endswith((".lora_A", ".lora_B")):
+                yield name.replace(".base.bias", ".bias"), parameter.detach()
+
+    def export(self, folder: Path | str) -> None:
+        """Writes the model as a folder that plain transformers (or peft, for an adapter) loads."""
+        if self.adapter is None:
+            save_model(self.module, self.tokenizer, Path(folder))
+            return
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.adapter.save(Path(folder), self.name, self.score)
+        self.tokenizer.save_pretrained(folder)
+
+    @property
+    def vocabulary(self) -> int:
+        return int(self.module.get_input_embeddings().weight.shape[0])
+
+    @property
+    def max_context(self) -> int:
+        return int(getattr(self.module.config.get_text_config(), "max_position_embeddings", 1 << 20))
+
+    def close(self) -> None:
+        """Lets go of the model's memory."""
+        del self.module, self.body, self.reference_body, self.optimizer, self.trainable
+        self.adapter = self.head = self.score = None
+
+    def _reference(self) -> Body:
+        if self.adapter is not None:
+            return self.body
+        if self.reference_body is not None:
+            return self.reference_body
+        if self.version > 0:
+            raise ValueError("reference log-probs after the first step need Engine.keep_reference() before it")
+        return self.body  # nothing has changed yet
+
+    def _trained(self, data: Sequence[Datum], algorithm: Algorithm) -> list[Datum]:
+        """Checks ids and lengths, and leaves out sequences that have nothing to train."""
+        limit, vocabulary = self.max_context, self.vocabulary
+        for index, datum in enumerate(data):
+            if len(datum.tokens) > limit:
+                raise UserError(f"sequence {index} has {len(datum.tokens)} tokens; the model's context is {limit}: shorten or drop it")
+            if not datum.tokens or not 0 <= min(datum.tokens) <= max(datum.tokens) < vocabulary:
+                raise UserError(f"sequence {index} is empty or has token ids outside 0..{vocabulary - 1}")
+            for need in ("ref_logprobs", "advantages", "logprobs"):
+                if need in algorithm.needs and getattr(datum, need) is None:
+                    raise ValueError(f"{type(algorithm).__name__} needs {need}; sequence {index} has none")
+        if "scores" in algorithm.needs:
+            if self.score is None:
+                raise UserError("a reward model needs a scalar head; load the model with scalar_head=True")
+            return list(data)
+        if self.head is None:
+            raise UserError(f"{type(algorithm).__name__} trains a language model; this one has a scalar head (a reward model)")
+        if algorithm.per == "unit":  # a pair stays whole
+            return list(data)
+        return [datum for datum in data if any(datum.weights)]
+
+    def _outputs(
+        self, body: Body, row: Row, inputs: Inputs, temperature: float, entropy: bool = False, scores: bool = False
+    ) -> Outputs:
+        hidden = body.hidden(row)  # [nodes, hidden]
+        if scores:
+            last = torch.from_numpy(np.array([path[-1] for path in row.nodes])).to(self.device)
+            head: nn.Linear = self.score  # type: ignore[assignment]
+            return Outputs(hidden.new_zeros(0), scores=head(hidden[last].to(head.weight.dtype)).float().squeeze(-1))
+        logprobs, entropies = row_logprobs(
+            hidden, body.head, row, inputs.distinct, temperature=temperature, entropy=entropy  # type: ignore[arg-type]
+        )
+        picked = logprobs[inputs.scatter]
+        return Outputs(picked, entropies[inputs.scatter] if entropy else None)

@@ -1,0 +1,136 @@
+"""Log-probs and entropies of tokens without ever holding all logits.
+
+For 4,096 completion tokens and a vocabulary of 151,936 the logits alone take 2.3 GiB in fp32, several times over in a naive
+loss. Here the head runs over chunks of positions; forward keeps one number a position (log Z), backward makes the chunk's
+logits again. Upstream gradients are per token, so this composes with any surrogate (unlike fused cross-entropy kernels, which
+know the loss's weights in advance). Only positions that predict a trained token pass the head at all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from aurify.engine.packing import Row
+
+CHUNK_BYTES = 64 * 2**20  # fp32 logits of one chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """logits = softcap * tanh(scale * (hidden W^T + bias) / softcap); most models have neither scale nor softcap."""
+
+    weight: Tensor  # [vocabulary, hidden]
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @staticmethod
+    def of(model: Any) -> Head | None:
+        """The head of a causal language model from transformers; None if it is not a plain linear layer."""
+        layer = model.get_output_embeddings()
+        if type(layer) is not nn.Linear:
+            return None
+        config = model.config.get_text_config()
+        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+        return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[n, hidden] -> [n, vocabulary] fp32"""
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        if self.scale != 1.0:
+            logits = logits.mul_(self.scale)
+        if self.softcap is not None:
+            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+
+class LinearLogProb(torch.autograd.Function):
+    """hidden [n, hidden], targets [n] -> log-probs [n] and entropies [n], both fp32."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, temperature: float,
+        entropy: bool, chunk: int,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        num = len(targets)
+        logprobs = hidden.new_empty(num, dtype=torch.float32)
+        log_z, entropies = torch.empty_like(logprobs), torch.zeros_like(logprobs)
+        for rows in slices(num, chunk):
+            logits = head.logits(hidden[rows]).div_(temperature)
+            picked = logits.gather(1, targets[rows, None]).squeeze(1)
+            log_z[rows] = torch.logsumexp(logits, dim=1)
+            logprobs[rows] = picked - log_z[rows]
+            if entropy:
+                probabilities = (logits - log_z[rows, None]).exp_()
+                entropies[rows] = log_z[rows] - probabilities.mul_(logits).sum(1)
+        ctx.save_for_backward(hidden, weight, bias, targets, log_z, entropies)
+        ctx.head, ctx.temperature, ctx.entropy, ctx.chunk = head, temperature, entropy, chunk
+        return logprobs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> Any:  # type: ignore[override]
+        hidden, weight, bias, targets, log_z, entropies = ctx.saved_tensors
+        head: Head = ctx.head
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        # fp32 accumulation over chunks, whatever the dtype of the weights
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+        for rows in slices(len(targets), ctx.chunk):
+            capped = head.logits(hidden[rows])
+            shifted = capped.div(ctx.temperature) if head.softcap is not None else capped.div_(ctx.temperature)
+            shifted -= log_z[rows, None]  # log p
+            if ctx.entropy:
+                log_p = shifted.clone()
+                grad = shifted.exp_()  # p
+                # d log p_target / dz = onehot - p  and  dH / dz = -p (log p + H)
+                grad *= log_p.add_(entropies[rows, None]).mul_(-grad_entropy[rows, None]) - grad_logprobs[rows, None]
+            else:
+                grad = shifted.exp_().mul_(-grad_logprobs[rows, None])
+            grad.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
+            if head.softcap is not None:
+                grad *= 1 - (capped / head.softcap) ** 2
+            grad *= head.scale / ctx.temperature
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+            grad = grad.to(weight.dtype)
+            if grad_hidden is not None:
+                torch.mm(grad, weight, out=grad_hidden[rows])
+            if grad_weight is not None:
+                if grad.dtype == torch.float32:
+                    grad_weight.addmm_(grad.t(), hidden[rows])
+                else:
+                    grad_weight += grad.t() @ hidden[rows]
+        grad_weight = grad_weight.to(weight.dtype) if grad_weight is not None else None
+        grad_bias = grad_bias.to(bias.dtype) if grad_bias is not None else None
+        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+
+
+def slices(total: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+
+
+def linear_logprobs(
+    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float = 1.0, entropy: bool = False, chunk: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-prob of each target and entropy of its distribution (zeros unless asked for), at `temperature`.
+
+    hidden [n, hidden], targets [n] int64 -> two [n] fp32. chunk: positions whose logits exist at the same time."""
+    chunk = chunk or max(16, CHUNK_BYTES // (4 * head.weight.shape[0]))
+    return LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)  # type: ignore[no-any-return]
+
+
+def row_logprobs(
+    hidden: Tensor, head: Head, row: Row, nodes: Tensor, *, temperature: float, entropy: bool
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of the tokens at `nodes` of a packed row. This is the one place where predictions are shifted: the token at a
+    node is predicted by the hidden state of its parent.
+
+    hidden [nodes of the row, hidden], nodes [n] int64 -> two [n] fp32"""
+    parents = torch.from_numpy(row.parent).to(hidden.device)[nodes]
+    targets = torch.from_numpy(row.tokens).to(hidden.device)[nodes]
+    return linear_logprobs(hidden.index_select(0, parents), head, targets, temperature=temperature, entropy=entropy)

@@ -1,0 +1,114 @@
+"""Packs sequences into rows: forests of token trees in depth-first order.
+
+Sequences that begin alike share those tokens: the packer sorts them, and in sorted order the tree of common prefixes *is* the
+row (each sequence adds what it does not share with the one before). A prompt with eight completions is stored once, a
+preference pair shares its prompt, a common system prompt is shared by everybody, and unrelated sequences simply stand side by
+side. One rule says who sees whom: query `i` sees key `j` iff `j <= i < end[j]`, where `end[j]` closes the subtree of `j`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aurify.types import Datum
+
+Ints = np.ndarray  # one-dimensional, int64
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One forward pass. Node `i` is a token; `nodes[k]` is the path of sequence `data[k]` from root to leaf."""
+
+    tokens: Ints  # [nodes]
+    positions: Ints  # [nodes] depth in the tree: the logical position
+    end: Ints  # [nodes] one past the last node of the subtree
+    parent: Ints  # [nodes] the node that predicts this one; -1 at a root
+    data: list[int]  # indices into the packed data, in their original order
+    nodes: list[Ints]  # [sequences][length]
+
+    @property
+    def num_shared(self) -> int:
+        """Tokens that were not computed twice."""
+        return sum(len(path) for path in self.nodes) - len(self.tokens)
+
+
+def common_prefix(a: Ints, b: Ints) -> int:
+    length = min(len(a), len(b))
+    different = np.flatnonzero(a[:length] != b[:length])
+    return int(different[0]) if len(different) else length
+
+
+def build_row(sequences: Sequence[Sequence[int]], data: Sequence[int], share: bool = True) -> Row:
+    """The forest of `sequences`; with share=False every sequence is a tree of its own."""
+    arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    order = sorted(range(len(arrays)), key=lambda k: list(sequences[k])) if share else list(range(len(arrays)))
+    tokens: list[Ints] = []
+    parents: list[Ints] = []
+    positions: list[Ints] = []
+    paths: dict[int, Ints] = {}
+    end = np.zeros(sum(map(len, arrays)), dtype=np.int64)
+    size, previous = 0, None
+    for k in order:
+        shared = common_prefix(arrays[k], arrays[previous]) if share and previous is not None else 0
+        above = paths[previous] if previous is not None else np.empty(0, dtype=np.int64)
+        end[above[shared:]] = size  # everything of the previous path below the fork is complete
+        new = np.arange(size, size + len(arrays[k]) - shared)
+        path = np.concatenate([above[:shared], new])
+        tokens.append(arrays[k][shared:])
+        positions.append(np.arange(shared, len(arrays[k])))
+        parents.append(np.concatenate([[-1], path[:-1]])[shared:].astype(np.int64))
+        paths[k], previous, size = path, k, size + len(new)
+    if previous is not None:
+        end[paths[previous]] = size
+    return Row(
+        tokens=np.concatenate(tokens),
+        positions=np.concatenate(positions),
+        end=end[:size],
+        parent=np.concatenate(parents),
+        data=list(data),
+        nodes=[paths[k] for k in range(len(arrays))],
+    )
+
+
+def pack(data: Sequence[Datum], max_tokens: int, share: bool = True) -> list[Row]:
+    """Rows of about `max_tokens` nodes each, the data of a unit never apart.
+
+    A unit larger than `max_tokens` gets a row of its own. Units that begin alike are put next to each other, so that they
+    meet in one row; the budget counts nodes, that is, tokens after sharing."""
+    units: dict[tuple[str, int], list[int]] = {}
+    for index, datum in enumerate(data):
+        units.setdefault(("alone", index) if datum.unit < 0 else ("unit", datum.unit), []).append(index)
+    groups = list(units.values())
+    if share:
+        groups.sort(key=lambda group: data[group[0]].tokens)
+    arrays = [np.asarray(datum.tokens, dtype=np.int64) for datum in data]
+
+    def added(group: list[int], previous: int | None) -> int:
+        cost = 0
+        for index in group:
+            shared = common_prefix(arrays[index], arrays[previous]) if share and previous is not None else 0
+            cost, previous = cost + len(arrays[index]) - shared, index
+        return cost
+
+    total, previous = 0, None
+    for group in groups:
+        total, previous = total + added(group, previous), group[-1]
+    # equal rows rather than full ones with a small rest: the last row would be slow for its size
+    target = total / max(1, -(-total // max_tokens))
+
+    rows: list[list[int]] = []
+    current: list[int] = []
+    size = 0
+    for group in groups:
+        cost = added(group, current[-1] if current else None)
+        if current and (size + cost > max_tokens or size + cost / 2 > target):
+            rows.append(current)
+            current, size = [], 0
+            cost = added(group, None)
+        current, size = current + group, size + cost
+    if current:
+        rows.append(current)
+    return [build_row([data[index].tokens for index in row], row, share) for row in map(sorted, rows)]

@@ -1,0 +1,32 @@
+"""What a step needs from other ranks: sums. Data-parallel training is these two calls; nothing else knows the world size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def sum_over_ranks(values: Sequence[float]) -> list[float]:
+    """Every rank calls it with as many numbers, and gets their sums over ranks."""
+    if world_size() == 1:
+        return list(values)
+    tensor = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(tensor)
+    return [float(value) for value in tensor.tolist()]
+
+
+def sum_grads(parameters: Sequence[Tensor]) -> None:
+    """Adds up gradients over ranks in one flat buffer; a rank whose data did not reach a parameter contributes zeros."""
+    if world_size() == 1 or not parameters:
+        return
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])
+    dist.all_reduce(flat)
+    for parameter, grad in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = grad.view_as(parameter)

@@ -1,0 +1,259 @@
+"""The embedded sampler: generates with the engine's own weights, no copy and no sync, on a CPU or a GPU, while training goes on.
+
+Continuous batching: a worker thread keeps the sequences in flight in the first slots of a preallocated cache; each step samples
+one token for all of them, finished ones leave at once and waiting ones take their place. Prompts that wait together are prefilled
+in one packed row, so a group's prompt, and even a common system prompt, is computed once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aurify.engine.engine import Engine
+from aurify.engine.packing import build_row
+from aurify.errors import UserError
+from aurify.samplers.cache import Prefill, SlotCache
+from aurify.samplers.draw import draw
+from aurify.samplers.recurrent import ends_with_stop, generate_plainly
+from aurify.types import Completion, SamplingParams
+
+PREFILL_TOKENS = 4096  # of one packed row of prompts: bounds its memory
+
+
+@dataclass(eq=False)
+class Request:
+    loop: asyncio.AbstractEventLoop
+    future: asyncio.Future[list[Completion]]
+    left: int  # completions still to come
+    results: dict[int, Completion] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One completion in the making."""
+
+    request: Request
+    index: int
+    prompt: list[int]
+    params: SamplingParams
+    max_tokens: int  # of the request, or what the context has room for
+    generator: np.random.Generator
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache: the last one sampled is not in it yet."""
+        return len(self.prompt) + len(self.tokens) - 1
+
+
+class InProcessSampler:
+    """Samples from an engine's model. `max_batch` sequences are in flight at once; more callers wait.
+
+    max_context: prompt and completion together, at most the model's own limit."""
+
+    def __init__(self, engine: Engine, *, max_batch: int = 64, max_context: int | None = None, seed: int = 0) -> None:
+        if max_batch < 1:
+            raise UserError(f"sampler.max_batch: {max_batch} must be at least 1")
+        self.engine, self.max_batch, self.version = engine, max_batch, engine.version
+        self.max_context = min(max_context or engine.max_context, engine.max_context)
+        config = engine.module.config.get_text_config()
+        num_kv_heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)
+        embedding = engine.module.get_input_embeddings().weight
+        self.cache = SlotCache(max_batch, num_kv_heads, embedding.device, embedding.dtype)
+        self.stop_tokens = end_tokens(engine)
+        self.seeds = np.random.default_rng(seed)  # for requests without a seed
+        self.waiting: deque[Sequence] = deque()
+        self.active: list[Sequence] = []  # sequence k is in slot k
+        self.wakeup = threading.Condition()
+        self.closed = False
+        self.thread: threading.Thread | None = None
+
+    async def sample(self, prompt: list[int], params: SamplingParams, n: int = 1) -> list[Completion]:
+        room = self.max_context - len(prompt)
+        if not prompt or room < 1:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens; the context of {self.engine.name} has room for 1 to {self.max_context - 1}: "
+                "shorten the prompt, or raise sampler.max_context if the model allows more"
+            )
+        loop = asyncio.get_running_loop()
+        request = Request(loop, loop.create_future(), n)
+        with self.wakeup:
+            if self.closed:
+                raise ValueError("this sampler is closed")
+            seed = int(self.seeds.integers(2**63)) if params.seed is None else params.seed
+            for index in range(n):
+                generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, index]))
+                limit = min(params.max_tokens, room)
+                self.waiting.append(Sequence(request, index, prompt, params, limit, generator))
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._work, name="aurify-sampler", daemon=True)
+                self.thread.start()
+            self.wakeup.notify()
+        return await request.future
+
+    async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """The engine's own weights need no copying, only their new version; others are copied into the model."""
+        with self.engine.lock, torch.no_grad():
+            own = dict(self.engine.weights())
+            for name, tensor in weights:
+                if name not in own or own[name].shape != tensor.shape:
+                    raise UserError(f"weight {name!r} {list(tensor.shape)} does not fit the sampler's model {self.engine.name}")
+                if own[name].data_ptr() != tensor.data_ptr():
+                    own[name].copy_(tensor)
+            self.version = version
+
+    async def close(self) -> None:
+        with self.wakeup:
+            self.closed = True
+            self.wakeup.notify()
+        if self.thread is not None:
+            await asyncio.to_thread(self.thread.join)
+
+    # ------------------------------------------------------------------ the worker thread
+
+    def _work(self) -> None:
+        while True:
+            with self.wakeup:
+                while not (self.waiting or self.active or self.closed):
+                    self.wakeup.wait()
+                if self.closed:
+                    return
+            try:
+                with self.engine.lock, torch.inference_mode(), self._weights():
+                    self._step()
+            except BaseException as error:
+                with self.wakeup:
+                    failed = {sequence.request for sequence in (*self.active, *self.waiting)}
+                    self.active, self.waiting = [], deque()
+                for request in failed:
+                    request.loop.call_soon_threadsafe(fail, request.future, error)
+
+    def _weights(self) -> AbstractContextManager[None]:
+        """An adapter samples through its merged weights, whatever the trainer multiplies by."""
+        return nullcontext() if self.engine.adapter is None else self.engine.adapter.using("merged")
+
+    def _step(self) -> None:
+        """Admits what fits and gives every sequence in flight its next token."""
+        if not self.engine.body.packs:
+            with self.wakeup:
+                sequence = self.waiting.popleft()
+            self.active = [sequence]
+            generate_plainly(self.engine, sequence, self.stop_tokens, self.version)
+            self._retire([self._finish(sequence) or "length"])
+            return
+        self._drop_cancelled()
+        admitted = self._admit()
+        if admitted:
+            hidden, rows = self._prefill(admitted)
+            self._draw(hidden, rows)
+        if self.active:
+            self._draw(self._decode(), self.active)
+
+    def _drop_cancelled(self) -> None:
+        with self.wakeup:
+            self.waiting = deque(s for s in self.waiting if not s.request.future.cancelled())
+        self._retire(["length" if s.request.future.cancelled() else None for s in self.active])
+
+    def _admit(self) -> list[Sequence]:
+        admitted, prompts, size = [], set(), 0
+        with self.wakeup:
+            while self.waiting and len(self.active) + len(admitted) < self.max_batch:
+                prompt = tuple(self.waiting[0].prompt)
+                size += 0 if prompt in prompts else len(prompt)
+                if admitted and size > PREFILL_TOKENS:
+                    break
+                prompts.add(prompt)
+                admitted.append(self.waiting.popleft())
+        return admitted
+
+    def _prefill(self, admitted: list[Sequence]) -> tuple[Tensor, list[Sequence]]:
+        """Hidden state at the end of each admitted prompt, [admitted, hidden]; their keys and values go into free slots."""
+        prompts: dict[tuple[int, ...], list[int]] = {}
+        for offset, sequence in enumerate(admitted):
+            prompts.setdefault(tuple(sequence.prompt), []).append(len(self.active) + offset)
+        self.cache.reserve(max(len(prompt) for prompt in prompts) + 1)
+        row = build_row(list(prompts), range(len(prompts)))
+        layout = Prefill(row, self.cache, list(prompts.values()))
+        device = self.cache.device
+        tokens, positions = torch.from_numpy(row.tokens)[None].to(device), torch.from_numpy(row.positions)[None].to(device)
+        decoder = self.engine.body.decoder
+        result = decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout)
+        last = {prompt: int(path[-1]) for prompt, path in zip(prompts, row.nodes, strict=True)}
+        self.active += admitted
+        ends = torch.tensor([last[tuple(sequence.prompt)] for sequence in admitted], device=device)
+        return result.last_hidden_state[0][ends], admitted
+
+    def _decode(self) -> Tensor:
+        """Hidden state after the last token of each sequence in flight, [active, hidden]."""
+        positions = [sequence.length for sequence in self.active]
+        self.cache.reserve(max(positions) + 1)
+        self.cache.begin(positions)
+        tokens = torch.tensor([[sequence.tokens[-1]] for sequence in self.active], device=self.cache.device)
+        decoder = self.engine.body.decoder
+        places = self.cache.positions[:, None]
+        result = decoder(input_ids=tokens, position_ids=places, use_cache=False, layout=self.cache)
+        return result.last_hidden_state[:, 0]  # type: ignore[no-any-return]
+
+    def _draw(self, hidden: Tensor, sequences: list[Sequence]) -> None:
+        """Samples a token for each of `sequences` and lets finished ones go."""
+        logits = self.engine.head.logits(hidden)  # type: ignore[union-attr]
+        params = [sequence.params for sequence in sequences]
+        tokens, logprobs = draw(logits, params, [sequence.generator.random() for sequence in sequences])
+        for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
+            sequence.tokens.append(token)
+            sequence.logprobs.append(logprob)
+            sequence.versions.append(self.version)
+        drawn = set(map(id, sequences))
+        self._retire([self._finish(s) if id(s) in drawn else None for s in self.active])
+
+    def _finish(self, sequence: Sequence) -> str | None:
+        token = sequence.tokens[-1]
+        if token in self.stop_tokens or token in sequence.params.stop_tokens:
+            return "stop"
+        if ends_with_stop(self.engine, sequence):
+            return "stop"
+        return "length" if len(sequence.tokens) >= sequence.max_tokens else None
+
+    def _retire(self, finishes: list[str | None]) -> None:
+        """Hands over finished sequences, and closes the gaps with the last ones in flight. finishes: one entry a slot."""
+        for slot in reversed(range(len(finishes))):
+            if finishes[slot] is None:
+                continue
+            sequence, moved = self.active[slot], self.active.pop()
+            if moved is not sequence:
+                self.active[slot] = moved
+                self.cache.move(len(self.active), slot, moved.length)
+            request = sequence.request
+            finish = "stop" if finishes[slot] == "stop" else "length"
+            request.results[sequence.index] = Completion(sequence.tokens, sequence.logprobs, finish, sequence.versions)  # type: ignore[arg-type]
+            request.left -= 1
+            if request.left == 0:
+                completions = [request.results[index] for index in sorted(request.results)]
+                request.loop.call_soon_threadsafe(succeed, request.future, completions)
+
+
+def end_tokens(engine: Engine) -> frozenset[int]:
+    """Ids that end a completion: those of the generation config and of the tokenizer."""
+    generation = getattr(engine.module, "generation_config", None)
+    found = [getattr(generation, "eos_token_id", None), engine.module.config.eos_token_id, engine.tokenizer.eos_token_id]
+    return frozenset(i for ids in found for i in (ids if isinstance(ids, list) else [ids]) if i is not None)
+
+
+def succeed(future: asyncio.Future[list[Completion]], completions: list[Completion]) -> None:
+    if not future.done():
+        future.set_result(completions)
+
+
+def fail(future: asyncio.Future[list[Completion]], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

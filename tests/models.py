@@ -1,0 +1,28 @@
+"""Random two-layer models of several architectures, made in code: tests need no download."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+
+from aurify.engine.model import LoadedModel, tiny_model
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+}
+
+
+def random_model(architecture: str = "Llama", *, scalar_head: bool = False, seed: int = 0, **options: object) -> LoadedModel:
+    """A randomly initialised model with the byte-level tokenizer of random:tiny."""
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{architecture}Config")(**{**SIZES, "pad_token_id": 0, **options})
+    suffix = "ForSequenceClassification" if scalar_head else "ForCausalLM"
+    if scalar_head:
+        config.num_labels = 1
+    module = getattr(transformers, architecture.removesuffix("Text") + suffix)(config).float().eval()
+    return LoadedModel(module=module, tokenizer=tiny_model().tokenizer, name="random:tiny", adapter=None)
