@@ -1,0 +1,270 @@
+"""From a YAML file to validated options, without a silent step.
+
+`load_config` reads a recipe, lays it over the files it names under `base:`, applies dotted overrides, and only then resolves
+`${...}`, so that an override reaches everything that refers to it. `build` turns such values into frozen dataclasses: an unknown
+key, a missing key and a wrong type are errors that name the key. Options live beside the code that reads them; this file knows none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from aurify.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from pydantic import TypeAdapter
+
+T = TypeVar("T")
+FILE_SUFFIXES = (".yaml", ".yml", ".json")
+WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", type(None): "null"}
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The values of a YAML file: base files first, then the file, then overrides such as `stages.sft.steps=3`, then `${...}`."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = Path(path)
+    merged = read_with_bases(path, ())
+    for override in overrides:
+        apply_override(merged, override)
+    try:
+        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        problem = str(error).splitlines()[0]
+        raise UserError(f"{path}: {quoted(error.full_key or '')} cannot be resolved: {problem}") from error
+    return {str(key): value for key, value in dict(values).items()}  # type: ignore[arg-type]
+
+
+def dump_config(values: Mapping[str, Any]) -> str:
+    """YAML that `load_config` reads back to the same values."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(escape(dict(values))))
+
+
+def escape(value: Any) -> Any:
+    """Values are resolved already: a `${` that is left in one is text."""
+    if isinstance(value, str):
+        return value.replace("${", "\\${")
+    if isinstance(value, Mapping):
+        return {key: escape(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [escape(item) for item in value]
+    return value
+
+
+def read_with_bases(path: Path, opened: tuple[Path, ...]) -> DictConfig:
+    """`opened` are the files that led here, so that a circle is an error and not a hang."""
+    from omegaconf import DictConfig, OmegaConf
+
+    if path.resolve() in opened:
+        raise UserError(f"{path}: `base:` leads back to this file; remove it from one of {', '.join(p.name for p in opened)}")
+    values = read_yaml(path)
+    bases = OmegaConf.to_container(values, resolve=False).pop("base", None)  # type: ignore[union-attr, call-arg]
+    values.pop("base", None)
+    bases = [] if bases is None else [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
+        raise UserError(f"{path}: 'base' is {bases!r}; expected a path, or a list of paths, relative to this file")
+    for base in bases:
+        if not (path.parent / base).exists():
+            raise UserError(f"{path}: the base {missing_file(path.parent / base)}")
+    layers = [read_with_bases(path.parent / base, (*opened, path.resolve())) for base in bases]
+    merged = OmegaConf.merge(*layers, values)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def read_yaml(path: Path) -> DictConfig:
+    from omegaconf import DictConfig, OmegaConf
+    from yaml import MappingNode, YAMLError, compose
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(missing_file(path)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as text ({error}); give a YAML file") from error
+    try:
+        values = OmegaConf.create(text) if isinstance(compose(text), MappingNode) else None
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"{path}{yaml_problem(error)}") from error
+    if values is None:
+        raise UserError(f"{path}: expected a mapping of keys to values, such as `name: my-run`; found {text.strip()[:40]!r}")
+    assert isinstance(values, DictConfig)
+    return values
+
+
+def yaml_problem(error: Exception) -> str:
+    """`:3: found ...` for an error of PyYAML, which knows the line."""
+    mark = getattr(error, "problem_mark", None)
+    problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+    place = f":{mark.line + 1}: not valid YAML" if mark is not None else ": not valid YAML"
+    return f"{place}: {problem}; mind the indentation, and quote text that holds ':', '#', '@' or '{{'"
+
+
+def missing_file(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f"{path}: no such file, and no folder {folder} either"
+    names = [entry.name for entry in folder.iterdir() if entry.suffix == path.suffix or not path.suffix]
+    return f"{path}: no such file{did_you_mean(path.name, names)}"
+
+
+def apply_override(values: DictConfig, override: str) -> None:
+    """Sets `a.b=3` in place. The value is typed as YAML would type it; a mapping replaces the one that was there."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    key, sign, text = override.partition("=")
+    if not sign or not key or any(character.isspace() for character in key):
+        raise UserError(f"override {override!r}: expected dotted.key=value without spaces around '=', such as stages.sft.steps=3")
+    parts = key.split(".")
+    for depth in range(1, len(parts)):
+        parent = ".".join(parts[:depth])
+        node = OmegaConf.select(values, parent, throw_on_resolution_failure=False)
+        if node is not None and not OmegaConf.is_config(node):
+            raise UserError(f"override {override!r}: {parent!r} is {node!r} and has no keys of its own; set it as a whole: {parent}=...")
+    try:
+        typed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
+        OmegaConf.update(values, key, typed["value"], merge=False, force_add=True)  # type: ignore[call-overload, index]
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
+        raise UserError(f"override {override!r}: the value is {yaml_problem(error).split(': ', 1)[1]}") from error
+
+
+def build(cls: type[T], values: Any, where: str = "") -> T:
+    """A dataclass out of plain values, nested ones included. `where` is the place of `values` for error texts: a file's name, the
+    dotted key inside it, or both ("recipe.yaml: stages.sft")."""
+    file, _, key = where.rpartition(": ")
+    if key.endswith(FILE_SUFFIXES):
+        file, key = key, ""
+    with errors_of(file):
+        return build_at(cls, values, key)
+
+
+@contextmanager
+def errors_of(file: str | Path) -> Iterator[None]:
+    """User errors raised inside begin with the file's name."""
+    try:
+        yield
+    except UserError as error:
+        if not str(file) or str(error).startswith(str(file)):
+            raise
+        raise UserError(f"{file}: {error}") from error
+
+
+def build_at(cls: type[T], values: Any, key: str) -> T:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{quoted(key)} is {values!r}; expected a mapping with {list_names(field_hints(cls))}")
+    hints = field_hints(cls)
+    for name in values:
+        if name not in hints:
+            raise UserError(f"unknown key {quoted(join(key, name))}{did_you_mean(str(name), hints)}")
+    specs = {spec.name: spec for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    for name in hints:
+        required = specs[name].default is dataclasses.MISSING and specs[name].default_factory is dataclasses.MISSING
+        if required and name not in values:
+            raise UserError(f"missing key {quoted(join(key, name))}; expected {expected(hints[name])}")
+    arguments = {name: convert(hints[name], value, join(key, name)) for name, value in values.items()}
+    try:
+        return cls(**arguments)
+    except ValueError as error:  # a check of the dataclass itself
+        raise UserError(f"{key}: {error}" if key else str(error)) from error
+
+
+def convert(hint: Any, value: Any, key: str) -> Any:
+    """One value to one type. Dataclasses and containers are walked here, so that errors name the inner key; pydantic does the rest."""
+    choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    if value is None and type(None) in choices:
+        return None
+    for choice in choices:
+        if dataclasses.is_dataclass(choice):
+            if isinstance(value, choice):  # type: ignore[arg-type]
+                return value
+            if isinstance(value, Mapping):
+                return build_at(choice, value, key)  # type: ignore[arg-type]
+        origin, args = get_origin(choice), get_args(choice)
+        if origin is dict and isinstance(value, Mapping):
+            return {name: convert(args[1], item, join(key, name)) for name, item in value.items()}
+        if origin in (list, tuple, Sequence) and isinstance(value, (list, tuple)) and args[1:] in ((), (...,)):
+            items = [convert(args[0], item, join(key, index)) for index, item in enumerate(value)]
+            return items if origin is list else tuple(items)
+    return convert_leaf(hint, choices, value, key)
+
+
+def convert_leaf(hint: Any, choices: Sequence[Any], value: Any, key: str) -> Any:
+    from pydantic import ValidationError
+
+    shown = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, (bool, type(None))) else repr(value)
+    problem = f"{quoted(key)} is {shown}; expected {expected(hint)}"
+    plain = [choice for choice in choices if not dataclasses.is_dataclass(choice)]
+    loose = any(choice in (bool, Any, object) or get_origin(choice) is Literal for choice in plain)
+    if not plain or (isinstance(value, bool) and not loose):  # pydantic would read true as 1
+        raise UserError(problem)
+    try:
+        return adapter(Union[tuple(plain)]).validate_python(value)  # noqa: UP007 (built at run time)
+    except ValidationError as error:
+        allowed = [item for choice in plain if get_origin(choice) is Literal for item in get_args(choice)]
+        reason = did_you_mean(str(value), [str(item) for item in allowed], listing=False)
+        if error.errors()[0]["type"] == "finite_number":
+            reason = " that is finite"
+        raise UserError(problem + reason) from error
+
+
+@cache
+def adapter(hint: Any) -> TypeAdapter[Any]:
+    from pydantic import ConfigDict, TypeAdapter
+
+    options = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    return TypeAdapter(hint, config=options)
+
+
+@cache
+def field_hints(cls: type) -> dict[str, Any]:
+    hints = get_type_hints(cls)
+    return {spec.name: hints[spec.name] for spec in dataclasses.fields(cls) if spec.init}
+
+
+def expected(hint: Any) -> str:
+    """A type in words."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(expected(arg) for arg in args)
+    if origin is Literal:
+        return "one of " + ", ".join(repr(arg) for arg in args)
+    if origin in (list, tuple, Sequence):
+        return f"a list ({expected(args[0])} each)" if args else "a list"
+    if origin in (dict, Mapping) or dataclasses.is_dataclass(hint) or hint is dict:
+        return "a mapping"
+    return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def did_you_mean(name: str, known: Iterable[str], *, listing: bool = True) -> str:
+    """`; did you mean 'rank'?`, or the known names where none is near."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; known: {list_names(names)}" if names and listing else ""
+
+
+def list_names(names: Iterable[str]) -> str:
+    ordered = sorted(names)
+    return ", ".join(ordered[:30]) + (f" and {len(ordered) - 30} more" if len(ordered) > 30 else "")
+
+
+def join(key: str, name: Any) -> str:
+    return f"{key}.{name}" if key else str(name)
+
+
+def quoted(key: str) -> str:
+    return repr(key) if key else "the recipe"
