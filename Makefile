@@ -1,0 +1,51 @@
+# Every target sets up what it needs in .venv, once; later calls start at once.
+#   make demo    train a small real model through SFT, a reward model, DPO and GRPO
+#   make test    all tests
+#   make check   lint, types, layers
+#   make bench   speed against TRL and Hugging Face generate
+#   make setup   everything that tests and development need
+
+PIP := .venv/bin/python -m pip --disable-pip-version-check
+INSTALL := $(PIP) install --quiet --constraint constraints.txt
+PYTHON ?= $(shell for python in python3 python3.12 python3.13 python3.11; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+
+.PHONY: demo test check bench setup clean
+.DEFAULT_GOAL := setup
+
+demo: .venv/demo.stamp
+	.venv/bin/aurify demo
+
+test: .venv/test.stamp
+	.venv/bin/python -m pytest $(PYTEST)
+
+check: .venv/test.stamp
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+	.venv/bin/python -m pytest -q tests/test_layers.py
+
+bench: .venv/test.stamp
+	.venv/bin/python benchmarks/cpu.py
+
+setup: .venv/test.stamp
+
+# Torch comes first and alone: it is the largest download, and nothing else may change its version.
+.venv/torch.stamp: constraints.txt
+	@test -n "$(PYTHON)" || { echo "Aurify needs Python 3.11 or newer with the venv module; set PYTHON=/path/to/python3"; exit 1; }
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PIP) install --quiet --upgrade pip
+	@echo "Installing torch and what it needs (a few minutes the first time) ..."
+	$(INSTALL) $(shell grep '^torch==' constraints.txt)
+	@touch $@
+
+.venv/demo.stamp: .venv/torch.stamp pyproject.toml
+	$(INSTALL) --editable '.[tensorboard]'
+	@touch $@
+
+.venv/test.stamp: .venv/torch.stamp pyproject.toml
+	@echo "Installing what the tests need (a minute or two the first time) ..."
+	$(INSTALL) --editable '.[test]'
+	@touch $@ .venv/demo.stamp
+
+clean:
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache
