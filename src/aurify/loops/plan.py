@@ -1,0 +1,141 @@
+"""Checks a whole recipe before anything runs, and says what it would do (`--dry-run`).
+
+A run of hours must not end in its third stage over a mistake that could be seen at the start: references to stages, files, methods,
+their options, tasks and models are all looked at here. What only the data can tell (an over-long row) is seen when a stage begins.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from aurify.data.sources import load_rows
+from aurify.engine import model as models
+from aurify.errors import UserError
+from aurify.loops.recipe import OfflineStage, OnlineStage, Recipe, algorithm_of, data_files, references
+
+if TYPE_CHECKING:
+    from aurify.tasks.taskset import TaskSet
+
+
+def validate(recipe: Recipe) -> None:
+    """Raises a UserError for the first thing that cannot work."""
+    for name, stage in recipe.stages.items():
+        where = f"stages.{name}"
+        try:
+            check_references(recipe, name, stage)
+            algorithm = algorithm_of(stage, where)
+            check_files(stage)
+            if not stage.model.name.startswith("@"):
+                models.resolve(stage.model.name)
+            models.device_of(stage.model.device)
+            taskset = taskset_of(stage)
+            if isinstance(stage, OnlineStage):
+                check_online(stage, taskset)
+            else:
+                check_offline(stage, algorithm, taskset)
+        except UserError as error:
+            raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from None
+
+
+def check_references(recipe: Recipe, name: str, stage: OfflineStage | OnlineStage) -> None:
+    earlier = list(recipe.stages)[: list(recipe.stages).index(name)]
+    for place, target in references(stage).items():
+        if target not in earlier:
+            reason = "comes later" if target in recipe.stages else "does not exist"
+            known = ", ".join(f"@{other}" for other in earlier) or "none: this is the first"
+            raise UserError(f"{place}: '@{target}' {reason}; the stages before {name!r} are {known}")
+        scores = "scores" in algorithm_of(recipe.stages[target], f"stages.{target}").needs
+        if place in ("reward", "data.sample.reward") and not scores:
+            raise UserError(f"{place}: '@{target}' trains no reward model (its method is {recipe.stages[target].method})")
+        if place == "model" and scores and "scores" not in algorithm_of(stage, f"stages.{name}").needs:
+            raise UserError(f"{place}: '@{target}' is a reward model: it has a scalar head and cannot write; name a stage before it")
+        if place == "data.stage" and not makes_pairs(recipe.stages[target]):
+            raise UserError(f"{place}: '@{target}' has no preference pairs to take over")
+
+
+def makes_pairs(stage: OfflineStage | OnlineStage) -> bool:
+    return isinstance(stage, OfflineStage) and algorithm_of(stage, stage.method).per == "unit"
+
+
+def check_files(stage: OfflineStage | OnlineStage) -> None:
+    for place, path in data_files(stage).items():
+        if not path.is_file():
+            raise UserError(f"{place}: there is no file {str(path)!r}{models.near(path)}")
+        if not load_rows(path):
+            raise UserError(f"{place}: {str(path)!r} holds no rows")
+
+
+def check_online(stage: OnlineStage, taskset: TaskSet | None) -> None:
+    if taskset is None:
+        raise UserError(f"{stage.method} samples answers to tasks: set `task:` in the stage or at the top of the recipe")
+    if stage.sampling.temperature <= 0:
+        raise UserError(
+            "sampling.temperature: 0 is greedy: all completions of a group are the same and nothing can be learnt; use 1.0"
+        )
+    limit = stage.sampler.max_context
+    if limit is not None and stage.sampling.max_tokens >= limit:
+        raise UserError(f"sampling.max_tokens: {stage.sampling.max_tokens} leaves no room for a prompt in max_context {limit}")
+    if stage.num_minibatches > stage.prompts_per_step:
+        raise UserError(f"num_minibatches: {stage.num_minibatches} is more than the {stage.prompts_per_step} groups of a step")
+
+
+def check_offline(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) -> None:
+    data, pairs = stage.data, algorithm.per == "unit"
+    if taskset is None and (data.demonstrations or data.sample):
+        raise UserError("data: demonstrations and samples come from a task: set `task:` in the stage or at the top of the recipe")
+    if pairs and data.demonstrations:
+        raise UserError(f"data.demonstrations: {stage.method} learns from preference pairs; use data.sample or data.path")
+    if not pairs and (data.sample or data.stage):
+        raise UserError(f"data: {stage.method} learns from single answers, not from preference pairs; use demonstrations or path")
+    if data.demonstrations and taskset is not None and taskset.demonstration(taskset.heldout[0]) is None:
+        raise UserError(f"data.demonstrations: the task {taskset.name!r} cannot write its own answers; give data.path")
+
+
+def taskset_of(stage: OfflineStage | OnlineStage) -> TaskSet | None:
+    """The task set that the stage names, made anew."""
+    from aurify import tasks
+
+    if stage.task is None:
+        return None
+    options = dict(stage.task)
+    if "name" not in options:
+        raise UserError(f"task: no name in {options}; write for example `task: {{name: largest_number}}`")
+    return tasks.make(options.pop("name"), **options)
+
+
+def describe(recipe: Recipe) -> list[dict[str, str]]:
+    """One row a stage, for a table: what it starts from, what it learns from, how long."""
+    return [
+        {
+            "stage": name,
+            "method": stage.method,
+            "model": stage.model.name,
+            "weights": "all" if stage.lora is None else f"LoRA rank {stage.lora.rank}",
+            "learns from": source(stage),
+            "length": duration(stage),
+        }
+        for name, stage in recipe.stages.items()
+    ]
+
+
+def source(stage: OfflineStage | OnlineStage) -> str:
+    task = (stage.task or {}).get("name", "")
+    if isinstance(stage, OnlineStage):
+        judge = f", judged by {stage.reward.model}" if stage.reward else ""
+        return f"its own answers to {task}: {stage.prompts_per_step} x {stage.completions_per_prompt} a step{judge}"
+    data = stage.data
+    if data.path:
+        return f"{data.path} ({len(load_rows(data.path))} rows)"
+    if data.demonstrations:
+        return f"{data.demonstrations} demonstrations of {task}"
+    if data.sample:
+        judge = f", judged by {data.sample.reward}" if data.sample.reward else ""
+        return f"pairs from its own answers to {data.sample.num_tasks} x {task}{judge}"
+    return f"the pairs of {data.stage}"
+
+
+def duration(stage: OfflineStage | OnlineStage) -> str:
+    if stage.steps is not None:
+        size = stage.prompts_per_step * stage.completions_per_prompt if isinstance(stage, OnlineStage) else stage.batch_size
+        return f"{stage.steps} steps of {size}"
+    return f"{stage.epochs or 1:g} epochs, {stage.batch_size} a step"
