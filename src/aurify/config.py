@@ -1,8 +1,9 @@
 """From a YAML file to validated options, without a silent step.
 
-`load_config` reads a recipe, lays it over the files it names under `base:`, applies dotted overrides, and only then resolves
-`${...}`, so that an override reaches everything that refers to it. `build` turns such values into frozen dataclasses: an unknown
-key, a missing key and a wrong type are errors that name the key. Options live beside the code that reads them; this file knows none.
+`load_config` reads a recipe, lays it over the files it names under `base:`, applies dotted overrides, and only then
+resolves `${...}`, so that an override reaches everything that refers to it. `build` turns such values into frozen
+dataclasses: an unknown key, a missing key and a wrong type are errors that name the key. Options live beside the code that
+reads them; this file knows none.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The values of a YAML file: base files first, then the file, then overrides such as `stages.sft.steps=3`, then `${...}`."""
+    """The values of a YAML file over those of its bases, with overrides such as `stages.sft.steps=3`, then `${...}`."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -67,7 +68,8 @@ def read_with_bases(path: Path, opened: tuple[Path, ...]) -> DictConfig:
     from omegaconf import DictConfig, OmegaConf
 
     if path.resolve() in opened:
-        raise UserError(f"{path}: `base:` leads back to this file; remove it from one of {', '.join(p.name for p in opened)}")
+        circle = ", ".join(file.name for file in opened)
+        raise UserError(f"{path}: `base:` leads back to this file; remove it from one of {circle}")
     values = read_yaml(path)
     bases = OmegaConf.to_container(values, resolve=False).pop("base", None)  # type: ignore[union-attr, call-arg]
     values.pop("base", None)
@@ -98,7 +100,8 @@ def read_yaml(path: Path) -> DictConfig:
     except (YAMLError, ValueError) as error:
         raise UserError(f"{path}{yaml_problem(error)}") from error
     if values is None:
-        raise UserError(f"{path}: expected a mapping of keys to values, such as `name: my-run`; found {text.strip()[:40]!r}")
+        found = repr(text.strip()[:40])
+        raise UserError(f"{path}: expected a mapping of keys to values, such as `name: my-run`; found {found}")
     assert isinstance(values, DictConfig)
     return values
 
@@ -127,13 +130,17 @@ def apply_override(values: DictConfig, override: str) -> None:
 
     key, sign, text = override.partition("=")
     if not sign or not key or any(character.isspace() for character in key):
-        raise UserError(f"override {override!r}: expected dotted.key=value without spaces around '=', such as stages.sft.steps=3")
+        raise UserError(
+            f"override {override!r}: expected dotted.key=value without spaces around '=', such as stages.sft.steps=3"
+        )
     parts = key.split(".")
     for depth in range(1, len(parts)):
         parent = ".".join(parts[:depth])
         node = OmegaConf.select(values, parent, throw_on_resolution_failure=False)
         if node is not None and not OmegaConf.is_config(node):
-            raise UserError(f"override {override!r}: {parent!r} is {node!r} and has no keys of its own; set it as a whole: {parent}=...")
+            raise UserError(
+                f"override {override!r}: {parent!r} is {node!r} and has no keys of its own; set it as a whole: {parent}=..."
+            )
     try:
         typed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
         OmegaConf.update(values, key, typed["value"], merge=False, force_add=True)  # type: ignore[call-overload, index]
@@ -142,8 +149,8 @@ def apply_override(values: DictConfig, override: str) -> None:
 
 
 def build(cls: type[T], values: Any, where: str = "") -> T:
-    """A dataclass out of plain values, nested ones included. `where` is the place of `values` for error texts: a file's name, the
-    dotted key inside it, or both ("recipe.yaml: stages.sft")."""
+    """A dataclass out of plain values, nested ones included. `where` is the place of `values` for error texts: a file's name,
+    the dotted key inside it, or both ("recipe.yaml: stages.sft")."""
     file, _, key = where.rpartition(": ")
     if key.endswith(FILE_SUFFIXES):
         file, key = key, ""
@@ -182,7 +189,8 @@ def build_at(cls: type[T], values: Any, key: str) -> T:
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:
-    """One value to one type. Dataclasses and containers are walked here, so that errors name the inner key; pydantic does the rest."""
+    """One value to one type. Dataclasses and containers are walked here, so that errors name the inner key; pydantic does the
+    rest."""
     choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in choices:
         return None
@@ -204,7 +212,7 @@ def convert(hint: Any, value: Any, key: str) -> Any:
 def convert_leaf(hint: Any, choices: Sequence[Any], value: Any, key: str) -> Any:
     from pydantic import ValidationError
 
-    shown = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, (bool, type(None))) else repr(value)
+    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     problem = f"{quoted(key)} is {shown}; expected {expected(hint)}"
     plain = [choice for choice in choices if not dataclasses.is_dataclass(choice)]
     loose = any(choice in (bool, Any, object) or get_origin(choice) is Literal for choice in plain)

@@ -1,7 +1,8 @@
 """Names for things that a recipe can ask for: tasks, rewards, environments, algorithms and data sets.
 
-What Aurify brings along is declared as "module:attribute" and imported when it is asked for, so that a name costs nothing. People
-add their own with the decorators `@aurify.task`, `@aurify.reward`, ..., in a file that the recipe lists under `plugins:`.
+What Aurify brings along is declared as "module:attribute" and imported when it is asked for, so that a name costs nothing.
+People add their own with the decorators `@aurify.task`, `@aurify.reward`, ..., in a file that the recipe lists under
+`plugins:`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from aurify.errors import UserError
 T = TypeVar("T")
 Kind = Literal["task", "reward", "environment", "algorithm", "dataset"]
 
-ENTRIES: dict[str, dict[str, Any]] = {kind: {} for kind in get_args(Kind)}  # name -> object, or "module:attribute" until it is asked for
+# name -> object, or "module:attribute" until it is asked for
+ENTRIES: dict[str, dict[str, Any]] = {kind: {} for kind in get_args(Kind)}
 
 
 def declare(kind: Kind, entries: Mapping[str, str]) -> None:
@@ -117,4 +119,5 @@ def run_plugin(path: str, run: Callable[..., object], *arguments: object) -> Non
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"plugin {path}: {type(error).__name__}: {error}; it must run on its own with `python {path}`") from error
+        problem = f"{type(error).__name__}: {error}"
+        raise UserError(f"plugin {path}: {problem}; it must run on its own with `python {path}`") from error

@@ -1,0 +1,108 @@
+"""`aurify chat`: talk to a model in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aurify.cli.places import RUNS, RunsFolder, find_model
+
+if TYPE_CHECKING:
+    from aurify.cli.writer import Writer
+    from aurify.types import Message, SamplingParams
+
+COMMANDS = "/reset forgets the conversation, /system TEXT sets a system prompt, /quit or Ctrl-D ends"
+
+
+def chat(
+    model: Annotated[
+        str, typer.Argument(help="A run, RUN:stage, a folder, a GGUF file, a catalogue name or a hub id.")
+    ] = "last",
+    system: Annotated[str, typer.Option(help="A system prompt.")] = "",
+    max_tokens: Annotated[int, typer.Option(help="Tokens of one answer.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
+    top_p: Annotated[
+        float, typer.Option(help="Sample from the smallest set of tokens with this much probability.")
+    ] = 0.95,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same conversation.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    runs: RunsFolder = RUNS,
+) -> None:
+    """Chat with a model, a run or one stage of a run."""
+    from aurify import config
+    from aurify.cli.writer import open_writer
+    from aurify.types import SamplingParams
+
+    place = find_model(model, runs)
+    values = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+    params = config.build(SamplingParams, values, "options")
+    with open_writer(place.name, device=device) as writer:
+        typer.secho(f"{place.name}. {COMMANDS}.", dim=True)
+        converse(writer, params, system)
+
+
+def converse(writer: Writer, params: SamplingParams, system: str) -> None:
+    messages = opening(system)
+    while True:
+        text = ask()
+        if text is None or text in ("/quit", "/exit"):
+            return
+        if text == "/reset":
+            messages = [message for message in messages if message["role"] == "system"]
+            typer.secho("(forgotten)", dim=True)
+        elif text.startswith("/system"):
+            messages = opening(text.removeprefix("/system").strip())
+            typer.secho("(new conversation)", dim=True)
+        elif text.startswith("/"):
+            typer.secho(f"({COMMANDS})", dim=True)
+        elif text:
+            messages.append({"role": "user", "content": text})
+            answer(writer, params, messages)
+
+
+def opening(system: str) -> list[Message]:
+    return [{"role": "system", "content": system}] if system else []
+
+
+def ask() -> str | None:
+    """None at the end of the input."""
+    if sys.stdin.isatty():
+        import readline  # noqa: F401 (gives input() editing and history)
+    try:
+        return input("you> ").strip()
+    except EOFError:
+        print()
+        return None
+
+
+def answer(writer: Writer, params: SamplingParams, messages: list[Message]) -> None:
+    """Appends the model's answer. Ctrl-C takes the question back and keeps the conversation."""
+    from rich.console import Console
+
+    num_forgotten = shorten(writer, params, messages)
+    if num_forgotten:
+        typer.secho(f"(the context is full: the oldest {num_forgotten} messages were dropped)", dim=True)
+    try:
+        with Console(stderr=True).status("..."):
+            [reply] = writer.write(messages, params)
+    except KeyboardInterrupt:
+        messages.pop()
+        typer.secho("(stopped)", dim=True)
+        return
+    messages.append({"role": "assistant", "content": reply})
+    typer.echo(typer.style("model> ", fg=typer.colors.CYAN) + reply)
+
+
+def shorten(writer: Writer, params: SamplingParams, messages: list[Message]) -> int:
+    """Drops the oldest messages, never the system prompt or the question, until the answer has room."""
+    first = 1 if messages[0]["role"] == "system" else 0
+    dropped = 0
+    while (
+        len(messages) - first > 1
+        and len(writer.renderer.prompt(messages)) + params.max_tokens > writer.sampler.max_context
+    ):
+        del messages[first : first + 2]
+        dropped += 2
+    return dropped

@@ -1,0 +1,101 @@
+"""The `aurify` command. One file a command; each imports what is heavy when it runs, so that `--help` answers at once.
+
+What a person did wrong (`UserError`) ends as one paragraph on stderr with exit code 2, never as a traceback; `--debug` shows it.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from aurify.cli.chat import chat
+from aurify.cli.demo import demo
+from aurify.cli.doctor import doctor
+from aurify.cli.evaluate import evaluate
+from aurify.cli.models import models
+from aurify.cli.report import report
+from aurify.cli.runs import runs
+from aurify.cli.sample import sample
+from aurify.cli.train import train
+from aurify.errors import UserError
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+class Commands(TyperGroup):
+    """The group of all commands: the one place where errors become exit codes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """`--debug` may stand anywhere."""
+        if "--debug" in args:
+            args = ["--debug", *(argument for argument in args if argument != "--debug")]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        debug = ctx.params.get("debug", False)
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            if debug:
+                traceback.print_exc()
+            else:
+                complain("error", " ".join(str(error).split()))
+            raise typer.Exit(USER_ERROR) from None
+        except KeyboardInterrupt as error:
+            complain("stopped", str(error))
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def complain(label: str, text: str) -> None:
+    styled = typer.style(f"{label}:", fg=typer.colors.RED, bold=True)
+    typer.echo(f"{styled} {text}".rstrip(" :"), err=True)
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        from aurify import __version__
+
+        typer.echo(f"aurify {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show it and exit.")
+    ] = False,
+) -> None:
+    """Turn base models into gold: SFT, reward models, preferences and reinforcement learning from one recipe."""
+
+
+app.command()(demo)
+app.command()(train)
+app.command(name="eval")(evaluate)
+app.command()(sample)
+app.command()(chat)
+app.command()(runs)
+app.command()(report)
+app.command()(models)
+app.command()(doctor)
+
+
+def main() -> None:
+    sys.exit(app())
+
+
+if __name__ == "__main__":
+    main()

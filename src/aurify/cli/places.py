@@ -1,0 +1,114 @@
+"""What people write for a run or a model on the command line, and where that is.
+
+A run is its folder, its name under the folder of runs (the beginning is enough where it is unique), or `last`. A model is a run
+(its last finished stage), `RUN:stage`, a folder, a GGUF file, a catalogue name or a hub id.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from aurify.config import did_you_mean
+from aurify.errors import UserError
+
+RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.", show_default=True)]
+RUNS = Path("runs")
+FINAL = "final"
+
+
+@dataclass(frozen=True)
+class ModelPlace:
+    """`name` is for `ModelConfig`; run and stage are known where the model came out of a run."""
+
+    name: str
+    run: Path | None = None
+    stage: str | None = None
+
+    def recipe(self) -> dict[str, Any]:
+        """The values of the run's recipe; empty where there is none."""
+        from aurify.config import load_config
+
+        if self.run is None or not (self.run / "recipe.yaml").is_file():
+            return {}
+        return load_config(self.run / "recipe.yaml")
+
+
+def all_runs(runs: Path) -> list[Path]:
+    """Oldest first: their names begin with the time."""
+    if not runs.is_dir():
+        return []
+    return sorted(folder for folder in runs.iterdir() if is_run(folder))
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "recipe.yaml").is_file() or (folder / "run_info.json").is_file()
+
+
+def find_run(name: str, runs: Path = RUNS) -> Path:
+    known = all_runs(runs)
+    if is_run(Path(name)):
+        return Path(name)
+    if name in ("last", "latest"):
+        if not known:
+            raise UserError(f"there is no run in {runs}/ yet; `aurify demo` or `aurify train RECIPE` makes one")
+        return known[-1]
+    matches = [run for run in known if run.name.startswith(name)]
+    if (runs / name) in known or len(matches) == 1:
+        return runs / name if (runs / name) in known else matches[0]
+    if matches:
+        raise UserError(f"run {name!r} could be {', '.join(run.name for run in matches[:5])}; give more of the name")
+    raise UserError(f"there is no run {name!r} in {runs}/{did_you_mean(name, [run.name for run in known])}")
+
+
+def finished_stages(run: Path) -> list[str]:
+    """Stages with a model, in the order they were finished."""
+    finals = [folder / FINAL for folder in run.iterdir() if (folder / FINAL).is_dir()]
+    return [final.parent.name for final in sorted(finals, key=lambda final: final.stat().st_mtime)]
+
+
+def find_model(name: str, runs: Path = RUNS) -> ModelPlace:
+    """Text models only: a reward model cannot write."""
+    run_name, colon, stage = name.rpartition(":")
+    if colon and run_name and run_name != "random" and not Path(name).exists():
+        return stage_model(find_run(run_name, runs), stage)
+    folder = Path(name).expanduser()
+    if (name in ("last", "latest")) or is_run(folder) or is_run(runs / name):
+        run = find_run(name, runs)
+        writers = [stage for stage in finished_stages(run) if not is_reward_model(run / stage / FINAL)]
+        if not writers:
+            raise UserError(
+                f"run {run.name} has no finished stage with a model yet; `aurify train --resume {run}` goes on with it"
+            )
+        return stage_model(run, writers[-1])
+    if folder.is_dir() and is_reward_model(folder):
+        raise UserError(f"{folder} is a reward model: it scores answers and cannot write any")
+    return ModelPlace(name)
+
+
+def stage_model(run: Path, stage: str) -> ModelPlace:
+    finished = finished_stages(run)
+    if stage not in finished:
+        raise UserError(f"run {run.name} has no finished stage {stage!r}{did_you_mean(stage, finished)}")
+    if is_reward_model(run / stage / FINAL):
+        raise UserError(f"stage {stage!r} of run {run.name} is a reward model: it scores answers and cannot write any")
+    return ModelPlace(str(run / stage / FINAL), run, stage)
+
+
+def is_reward_model(folder: Path) -> bool:
+    config = read_json(folder / "config.json") or {}
+    adapter = read_json(folder / "adapter_config.json") or {}
+    architectures = config.get("architectures") or [""]
+    return "SequenceClassification" in architectures[0] or adapter.get("task_type") == "SEQ_CLS"
+
+
+def read_json(path: Path) -> Any:
+    """None where there is no such file, or where it is being written."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

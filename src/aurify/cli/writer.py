@@ -1,0 +1,52 @@
+"""A model that only writes: what `chat`, `sample` and `eval` open."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from aurify.renderer import Renderer
+    from aurify.samplers.inprocess import InProcessSampler
+    from aurify.types import Message, SamplingParams
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Writer:
+    sampler: InProcessSampler
+    renderer: Renderer
+    runner: asyncio.Runner  # one event loop for the sampler's whole life
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(work)
+
+    def write(self, messages: list[Message], params: SamplingParams, n: int = 1) -> list[str]:
+        """Answers to a conversation, as text."""
+        completions = self.run(self.sampler.sample(self.renderer.prompt(messages), params, n))
+        return [self.renderer.parse(completion.tokens)["content"] for completion in completions]
+
+
+@contextmanager
+def open_writer(name: str, *, device: str = "auto", seed: int = 0) -> Iterator[Writer]:
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"loading {name} ..."):
+        from aurify import config
+        from aurify.engine.engine import Engine
+        from aurify.engine.model import ModelConfig, load_model
+        from aurify.renderer import Renderer
+        from aurify.samplers.inprocess import InProcessSampler
+
+        loaded = load_model(config.build(ModelConfig, {"name": name, "device": device}, "model"))
+        engine = Engine(loaded, trainable=False)
+        sampler = InProcessSampler(engine, seed=seed)
+    with asyncio.Runner() as runner:
+        try:
+            yield Writer(sampler, Renderer(loaded.tokenizer), runner)
+        finally:
+            runner.run(sampler.close())

@@ -1,0 +1,71 @@
+"""The public interface, pinned: whoever adds or removes a name does it on purpose, here too."""
+
+from __future__ import annotations
+
+import pytest
+
+import aurify
+
+PUBLIC = [
+    "Batch",
+    "Completion",
+    "DPO",
+    "Datum",
+    "Engine",
+    "Environment",
+    "GRPO",
+    "Group",
+    "InProcessSampler",
+    "LoadedModel",
+    "LoraConfig",
+    "Message",
+    "ModelConfig",
+    "OptimConfig",
+    "Outputs",
+    "Renderer",
+    "RewardModel",
+    "Rubric",
+    "SFT",
+    "Sampler",
+    "SamplingParams",
+    "ScriptedSampler",
+    "Segment",
+    "Step",
+    "Task",
+    "TaskSet",
+    "Trajectory",
+    "UserError",
+    "__version__",
+    "algorithm",
+    "dataset",
+    "datum_of",
+    "environment",
+    "evaluate",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "lr_at",
+    "make_task",
+    "reward",
+    "rollout",
+    "run_pipeline",
+    "task",
+    "tiny_model",
+]
+
+
+def test_the_public_names():
+    assert sorted(aurify.__all__) == sorted(PUBLIC)
+    assert dir(aurify) == sorted(PUBLIC)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_a_public_name_is_there(name):
+    thing = getattr(aurify, name)
+    if name not in ("__version__", "task", "reward", "environment", "algorithm", "dataset", "make_task", "Message"):
+        assert thing.__name__ == name
+
+
+def test_another_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
+        aurify.Trainer  # noqa: B018
