@@ -1,4 +1,5 @@
-"""Who may import whom, read from the syntax tree: a file imports lower layers, or its own folder, and nothing else of Aurify."""
+"""Who may import whom, read from the syntax tree: a file imports lower layers, or its own folder, and nothing else of
+Aurify."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def layer_of(module: str) -> int:
 
 
 def imports_of(tree: ast.AST) -> Iterator[tuple[str, int]]:
-    """(absolute module, line) of each import, wherever it stands. `from aurify import config` counts as aurify.config."""
+    """(absolute module, line) of each import, wherever it stands. `from aurify import config` counts as
+    aurify.config."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)

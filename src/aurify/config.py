@@ -2,8 +2,8 @@
 
 `load_config` reads a recipe, lays it over the files it names under `base:`, applies dotted overrides, and only then
 resolves `${...}`, so that an override reaches everything that refers to it. `build` turns such values into frozen
-dataclasses: an unknown key, a missing key and a wrong type are errors that name the key. Options live beside the code that
-reads them; this file knows none.
+dataclasses: an unknown key, a missing key and a wrong type are errors that name the key. Options live beside the code
+that reads them; this file knows none.
 """
 
 from __future__ import annotations
@@ -139,7 +139,8 @@ def apply_override(values: DictConfig, override: str) -> None:
         node = OmegaConf.select(values, parent, throw_on_resolution_failure=False)
         if node is not None and not OmegaConf.is_config(node):
             raise UserError(
-                f"override {override!r}: {parent!r} is {node!r} and has no keys of its own; set it as a whole: {parent}=..."
+                f"override {override!r}: {parent!r} is {node!r} and has no keys of its own; "
+                f"set it as a whole: {parent}=..."
             )
     try:
         typed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
@@ -149,8 +150,8 @@ def apply_override(values: DictConfig, override: str) -> None:
 
 
 def build(cls: type[T], values: Any, where: str = "") -> T:
-    """A dataclass out of plain values, nested ones included. `where` is the place of `values` for error texts: a file's name,
-    the dotted key inside it, or both ("recipe.yaml: stages.sft")."""
+    """A dataclass out of plain values, nested ones included. `where` is the place of `values` for error texts: a file's
+    name, the dotted key inside it, or both ("recipe.yaml: stages.sft")."""
     file, _, key = where.rpartition(": ")
     if key.endswith(FILE_SUFFIXES):
         file, key = key, ""
@@ -189,8 +190,8 @@ def build_at(cls: type[T], values: Any, key: str) -> T:
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:
-    """One value to one type. Dataclasses and containers are walked here, so that errors name the inner key; pydantic does the
-    rest."""
+    """One value to one type. Dataclasses and containers are walked here, so that errors name the inner key; pydantic
+    does the rest."""
     choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     if value is None and type(None) in choices:
         return None

@@ -1,8 +1,8 @@
 """Names for things that a recipe can ask for: tasks, rewards, environments, algorithms and data sets.
 
-What Aurify brings along is declared as "module:attribute" and imported when it is asked for, so that a name costs nothing.
-People add their own with the decorators `@aurify.task`, `@aurify.reward`, ..., in a file that the recipe lists under
-`plugins:`.
+What Aurify brings along is declared as "module:attribute" and imported when it is asked for, so that a name costs
+nothing. People add their own with the decorators `@aurify.task`, `@aurify.reward`, ..., in a file that the recipe lists
+under `plugins:`.
 """
 
 from __future__ import annotations

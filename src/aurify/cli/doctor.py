@@ -51,7 +51,7 @@ def doctor() -> None:
             worst = max(worst, finding.verdict, key=list(MARKS).index)
     endings = {
         "ok": "Everything is in place; `aurify demo` shows it at work.",
-        "note": "Aurify can run; `aurify demo` shows it at work. The notes say what would make it faster or more complete.",
+        "note": "Aurify can run; `aurify demo` shows it at work. The notes say what would make it more complete.",
         "problem": "Mend the problems above first.",
     }
     typer.echo(endings[worst])

@@ -1,6 +1,7 @@
 """The `aurify` command. One file a command; each imports what is heavy when it runs, so that `--help` answers at once.
 
-What a person did wrong (`UserError`) ends as one paragraph on stderr with exit code 2, never as a traceback; `--debug` shows it.
+What a person did wrong (`UserError`) ends as one paragraph on stderr with exit code 2, never as a traceback; `--debug`
+shows it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What people write for a run or a model on the command line, and where that is.
 
-A run is its folder, its name under the folder of runs (the beginning is enough where it is unique), or `last`. A model is a run
-(its last finished stage), `RUN:stage`, a folder, a GGUF file, a catalogue name or a hub id.
+A run is its folder, its name under the folder of runs (the beginning is enough where it is unique), or `last`. A model
+is a run (its last finished stage), `RUN:stage`, a folder, a GGUF file, a catalogue name or a hub id.
 """
 
 from __future__ import annotations
