@@ -38,6 +38,26 @@ declare(
         "grpo": "aurify.algorithms.grpo:GRPO",
     },
 )
+declare(
+    "task",
+    {
+        "largest_number": "aurify.tasks.procedural:largest_number",
+        "arithmetic": "aurify.tasks.procedural:arithmetic",
+        "sorting": "aurify.tasks.procedural:sorting",
+        "count_letters": "aurify.tasks.procedural:count_letters",
+        "reverse_words": "aurify.tasks.procedural:reverse_words",
+        "gsm8k": "aurify.tasks.rows:gsm8k",
+        "jsonl": "aurify.tasks.rows:jsonl",
+    },
+)
+declare(
+    "reward",
+    {
+        "number_match": "aurify.rewards.math:number_match",
+        "exact_match": "aurify.rewards.text:exact_match",
+        "contains_answer": "aurify.rewards.text:contains_answer",
+    },
+)
 
 
 def register(kind: Kind, name: str | None = None) -> Callable[[T], T]:

@@ -1,0 +1,41 @@
+"""A sampler that says what it is told to: for every test that needs no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from aurify.types import Completion, SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Reply = str | list[int]  # text, or exact token ids
+
+
+class ScriptedSampler:
+    """replies: taken in turn, again from the start when used up; or a function of the prompt's token ids.
+
+    A text is encoded and closed with the end token, as a model would; log-probs are -1."""
+
+    def __init__(self, replies: Sequence[Reply] | Callable[[list[int]], Reply], tokenizer: Any) -> None:
+        self.replies, self.tokenizer, self.version = replies, tokenizer, 0
+        self.prompts: list[list[int]] = []  # what it was asked, in order
+
+    async def sample(self, prompt: list[int], params: SamplingParams, n: int = 1) -> list[Completion]:
+        return [self._complete(prompt, params) for _ in range(n)]
+
+    def _complete(self, prompt: list[int], params: SamplingParams) -> Completion:
+        reply = self.replies(prompt) if callable(self.replies) else self.replies[len(self.prompts) % len(self.replies)]
+        self.prompts.append(list(prompt))
+        if isinstance(reply, str):
+            reply = [*self.tokenizer(reply, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
+        tokens = reply[: params.max_tokens]
+        ended = bool(tokens) and tokens[-1] in (self.tokenizer.eos_token_id, *params.stop_tokens)
+        return Completion(tokens, [-1.0] * len(tokens), "stop" if ended else "length", [self.version] * len(tokens))
+
+    async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self.version = version
+
+    async def close(self) -> None:
+        pass
