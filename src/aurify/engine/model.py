@@ -1,16 +1,17 @@
-"""Loads and saves models. A name is a hub id, a local folder, a GGUF file, a short name of the catalogue, an adapter folder, or
-"random:tiny": a two-layer model with a byte-level tokenizer, made in code, for tests and for trying a recipe in seconds."""
+"""Loads and saves models. A name is a hub id, a local folder, a GGUF file, a short name of the catalogue, an adapter
+folder, or "random:tiny": a two-layer model with a byte-level tokenizer, made in code, for tests and for trying a recipe
+in seconds."""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,12 +19,17 @@ import torch
 from torch import nn
 
 from aurify.engine import catalog
+from aurify.engine.checkpoint import replace_folder
 from aurify.errors import UserError
 
 log = logging.getLogger("aurify")
 
 RANDOM_TINY = "random:tiny"
 HUB_TIMEOUT = 5.0  # seconds for the first answer of the hub
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,12 @@ class Place:
     base: str  # a folder, a hub id, or random:tiny
     gguf: Path | None = None
     adapter: Path | None = None
+    snapshot: Path | None = None  # of a hub id in the hub's local cache, where the hub does not answer
+
+    @property
+    def files(self) -> str:
+        """What transformers is to load."""
+        return str(self.snapshot or self.base)
 
 
 def load_model(config: ModelConfig | str, *, scalar_head: bool = False, seed: int = 0) -> LoadedModel:
@@ -58,63 +70,102 @@ def load_model(config: ModelConfig | str, *, scalar_head: bool = False, seed: in
     if place.base == RANDOM_TINY:
         loaded = tiny_model(scalar_head=scalar_head, seed=seed)
         module, tokenizer = loaded.module.to(dtype), loaded.tokenizer
-    elif place.gguf is not None:
-        if scalar_head:
-            raise UserError(f"{place.gguf}: a reward model starts from a folder or hub id, not from a GGUF file; export one first")
-        module, tokenizer = load_gguf(place.gguf, dtype)
     else:
-        module = load_folder(place.base, dtype, scalar_head, seed)
-        tokenizer = load_tokenizer(config.name)
+        tokenizer = tokenizer_at(place)
+        if place.gguf is None:
+            module = load_folder(place, dtype, scalar_head, seed)
+        else:
+            module = load_gguf(place.gguf, dtype)
+            module = with_scalar_head(module, seed) if scalar_head else module
     if scalar_head:
         module.score.float()
-        module.config.pad_token_id = tokenizer.pad_token_id
+        module.config.pad_token_id = tokenizer.pad_token_id  # plain transformers finds the last token by it
     return LoadedModel(module.to(device).eval(), tokenizer, place.base, place.adapter)
 
 
-def load_folder(base: str, dtype: torch.dtype, scalar_head: bool, seed: int) -> Any:
+def load_folder(place: Place, dtype: torch.dtype, scalar_head: bool, seed: int) -> Any:
+    """A folder or hub id. transformers only warns of weights that it does not find, and draws them at random: here that
+    is an error."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    with quiet(), complain(base):
-        if not scalar_head:
-            return AutoModelForCausalLM.from_pretrained(base, dtype=dtype)
-        module, info = AutoModelForSequenceClassification.from_pretrained(
-            base, dtype=dtype, num_labels=1, output_loading_info=True
+    kind = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
+    options: dict[str, Any] = {"num_labels": 1} if scalar_head else {}
+    with quiet(), complain(place.base):
+        module, info = kind.from_pretrained(
+            place.files, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
-    if any("score" in key for key in info["missing_keys"]):
-        if not isinstance(getattr(module, "score", None), nn.Linear):
-            raise UserError(f"{base}: {type(module).__name__} has no linear 'score' head; it cannot become a reward model")
-        generator = torch.Generator().manual_seed(seed)
-        weight = torch.randn(module.score.weight.shape, generator=generator) / module.config.hidden_size**0.5
-        module.score.weight.data.copy_(0.1 * weight)  # scores start near zero
+    headless = scalar_head and any(key.startswith("score.") for key in info["missing_keys"])
+    absent = sorted(key for key in info["missing_keys"] if not (headless and key.startswith("score.")))
+    if absent:
+        raise UserError(
+            f"model {place.base!r}: {len(absent)} weights of {type(module).__name__} are not in its files, such as "
+            f"{absent[0]!r}. The folder is incomplete, or holds another kind of model (a reward model is no language "
+            "model); fetch or export it again"
+        )
+    if wrong := sorted(info["mismatched_keys"]):
+        name, found, expected = wrong[0]
+        raise UserError(
+            f"model {place.base!r}: weight {name!r} has shape {list(found)}, config.json asks for {list(expected)}; "
+            "its files do not belong together"
+        )
+    if headless:
+        init_score(module, seed)
     return module
 
 
-def load_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+def with_scalar_head(causal: Any, seed: int) -> Any:
+    """The reward model on a language model's body."""
+    from transformers import AutoModelForSequenceClassification
+
+    values = {k: v for k, v in causal.config.to_dict().items() if k not in ("id2label", "label2id")}
+    config = type(causal.config).from_dict(values | {"num_labels": 1})
+    with complain(type(causal).__name__):
+        module = AutoModelForSequenceClassification.from_config(config)
+        module.base_model.load_state_dict(causal.base_model.state_dict())
+    init_score(module, seed)
+    return module.to(next(causal.parameters()).dtype)
+
+
+def init_score(module: Any, seed: int) -> None:
+    """A new head: small, so that scores start near zero, and the same for the same seed."""
+    if not isinstance(getattr(module, "score", None), nn.Linear):
+        raise UserError(f"{type(module).__name__} has no linear 'score' head; it cannot become a reward model")
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(module.score.weight.shape, generator=generator) / module.score.in_features**0.5
+    module.score.weight.data.copy_(0.1 * weight)
+
+
+def load_gguf(path: Path, dtype: torch.dtype) -> Any:
     """Dequantised. transformers cannot save a model that it read from GGUF, so the weights move into a plain one."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     with quiet(), complain(str(path)):
         loaded = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(str(path.parent), gguf_file=path.name)
     config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
     module = type(loaded)(config)
     module.load_state_dict(loaded.state_dict())
     module.tie_weights()
     module.generation_config = loaded.generation_config
-    return module.to(dtype).eval(), with_padding(tokenizer, str(path))
+    return module.to(dtype).eval()
 
 
 def load_tokenizer(name: str) -> Any:
-    place = resolve(name)
+    return tokenizer_at(resolve(name))
+
+
+def tokenizer_at(place: Place) -> Any:
+    """An adapter's own tokenizer, if its folder has one; else the base's."""
     if place.base == RANDOM_TINY:
         return byte_tokenizer()
-    if place.gguf is not None:
-        return load_gguf(place.gguf, torch.float32)[1]
     from transformers import AutoTokenizer
 
-    source = place.adapter if place.adapter and (place.adapter / "tokenizer_config.json").exists() else place.base
-    with quiet(), complain(str(source)):
-        return with_padding(AutoTokenizer.from_pretrained(str(source)), str(source))
+    source = str(place.adapter if place.adapter and (place.adapter / "tokenizer_config.json").exists() else place.files)
+    with quiet(), complain(source):
+        if place.gguf is not None and source == place.files:
+            tokenizer = AutoTokenizer.from_pretrained(str(place.gguf.parent), gguf_file=place.gguf.name)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+    return with_padding(tokenizer, source)
 
 
 def with_padding(tokenizer: Any, name: str) -> Any:
@@ -137,48 +188,84 @@ def resolve(name: str) -> Place:
         return Place(str(path), gguf=path)
     if path.is_dir():
         if (path / "adapter_config.json").exists():
-            base = resolve(json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"])
-            return Place(base.base, base.gguf, adapter=path)
+            return resolve_adapter(path)
         if not (path / "config.json").exists():
             files = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
-            raise UserError(f"model {name!r}: the folder has no config.json (it holds {files}); give the folder of a saved model")
+            raise UserError(
+                f"model {name!r}: the folder has no config.json (it holds {files}); give the folder of a saved model"
+            )
         return Place(str(path))
     known = catalog.find(name)
-    if known is not None and (name == known.name or catalog.is_cached(known)):
+    if known is not None and name.lower() == known.name:
         return Place(str(catalog.fetch(known)))
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise unknown(name)
     return hub(name, known)
 
 
-def hub(name: str, known: catalog.KnownModel | None) -> Place:
-    """A hub id, if the hub (or its local cache) answers; else the catalogue's way to the same model."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
-
+def resolve_adapter(folder: Path) -> Place:
+    """The base may have been named on another machine: a folder of the catalogue is found again by its name."""
     try:
-        with quiet():
-            hf_hub_download(name, "config.json", etag_timeout=HUB_TIMEOUT)
-        return Place(name)
-    except GatedRepoError:
-        raise UserError(f"model {name!r}: the hub wants you to accept its terms; do so, then `hf auth login`") from None
-    except RepositoryNotFoundError:
-        raise unknown(name) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
-        if known is not None:
-            log.info("%s: the model hub does not answer", name)
-            return Place(str(catalog.fetch(known)))
-        raise UserError(
-            f"model {name!r}: it is not in the local cache and the model hub does not answer. Download it where there is a "
-            f"network and give its folder, or use one of: {', '.join(catalog.KNOWN)}"
-        ) from None
+        name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        base = resolve(Path(name).name if not Path(name).exists() and Path(name).name in catalog.KNOWN else name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error if isinstance(error, UserError) else f"adapter_config.json cannot be read ({error!r})"
+        raise UserError(f"adapter {str(folder)!r}: its base model cannot be found: {reason}") from error
+    if base.adapter is not None:
+        raise UserError(f"adapter {str(folder)!r}: its base {name!r} is an adapter too; merge that one first")
+    return replace(base, adapter=folder)
+
+
+def hub(name: str, known: catalog.KnownModel | None) -> Place:
+    """A hub id, if the hub answers; else its local cache, else the catalogue's way to the same model."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    if hub_answers():
+        try:
+            with quiet():
+                hf_hub_download(name, "config.json", etag_timeout=HUB_TIMEOUT)
+            return Place(name)
+        except GatedRepoError:
+            raise UserError(
+                f"model {name!r}: the hub wants you to accept its terms; do so, then `hf auth login`"
+            ) from None
+        except RepositoryNotFoundError:
+            raise unknown(name) from None
+        except OSError as error:
+            log.info("%s: the model hub failed (%s)", name, type(error).__name__)
+    if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
+        return Place(name, snapshot=Path(cached).parent)
+    if known is not None:
+        log.info("%s: the model hub does not answer; taking %s", name, known.name)
+        return Place(str(catalog.fetch(known)))
+    raise UserError(
+        f"model {name!r}: it is not in the local cache and the model hub does not answer. Download it where there is a "
+        f"network and give its folder, or use one of: {', '.join(catalog.KNOWN)}"
+    )
+
+
+@functools.cache
+def hub_answers() -> bool:
+    """One quick try, once a process: the hub's own client would repeat each of its requests for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+    except Exception:  # its transport's errors have no common name over versions
+        return False
+    return True
 
 
 def unknown(name: str) -> UserError:
     names = {*catalog.KNOWN, *(known.hub_id for known in catalog.KNOWN.values()), RANDOM_TINY}
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else near(Path(name).expanduser())
-    return UserError(f"model {name!r} is neither a folder, a GGUF file, a catalogue name nor a hub id (owner/name){hint}")
+    return UserError(
+        f"model {name!r} is neither a folder, a GGUF file, a catalogue name nor a hub id (owner/name){hint}"
+    )
 
 
 def near(path: Path) -> str:
@@ -191,18 +278,21 @@ def near(path: Path) -> str:
 def save_model(module: Any, tokenizer: Any, folder: Path) -> None:
     """A plain folder, complete or not there at all."""
     folder = Path(folder)
-    scratch = folder.with_name(folder.name + ".tmp")
+    scratch = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
+    generation = getattr(module, "generation_config", None)
+    if generation is not None and generation.do_sample is not True:
+        try:
+            generation.validate(strict=True)
+        except ValueError:  # models on the hub name a temperature without do_sample; transformers will not save that
+            generation.do_sample = True
     with quiet():
         module.save_pretrained(scratch)
-    if getattr(module, "generation_config", None) is not None:
-        module.generation_config.save_pretrained(scratch)
-    tokenizer.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
     config = json.loads((scratch / "config.json").read_text())
     if config.pop("_attn_implementation", None) or config.pop("attn_implementation", None):
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(scratch, folder)
+    replace_folder(scratch, folder)
 
 
 def device_of(wish: str) -> torch.device:
@@ -212,16 +302,18 @@ def device_of(wish: str) -> torch.device:
 
 
 def dtype_of(wish: str, device: torch.device) -> torch.dtype:
-    if wish != "auto":
-        return torch.float32 if wish == "float32" else torch.bfloat16
-    fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else cpu_has_bf16()
-    return torch.bfloat16 if fast else torch.float32
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
+    if wish == "auto":
+        return torch.bfloat16 if fast else torch.float32
+    if wish == "bfloat16" and not fast:
+        log.warning("model.dtype: this %s only emulates bfloat16, which is very slow; use auto or float32", device.type)
+    return torch.float32 if wish == "float32" else torch.bfloat16
 
 
 def cpu_has_bf16() -> bool:
-    """Whether matrix products in bf16 run in hardware. Emulated ones are hundreds of times slower than fp32."""
-    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    """Whether matrix products in bf16 run in hardware. Emulated ones are many times slower than fp32."""
+    capabilities = torch.cpu.get_capabilities()
+    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one on Arm
 
 
 def byte_tokenizer() -> Any:
@@ -236,12 +328,12 @@ def byte_tokenizer() -> Any:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>", additional_special_tokens=special[:2]
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        additional_special_tokens=special[:2],
     )
-    fast.chat_template = (
-        "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
+    fast.chat_template = CHATML
     return fast
 
 
@@ -295,4 +387,6 @@ def complain(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"model {name!r} cannot be loaded: {reason}. Check that the folder is complete, or fetch it again") from error
+        raise UserError(
+            f"model {name!r} cannot be loaded: {reason}. Check that the folder is complete, or fetch it again"
+        ) from error
