@@ -71,8 +71,7 @@ def read_with_bases(path: Path, opened: tuple[Path, ...]) -> DictConfig:
         circle = ", ".join(file.name for file in opened)
         raise UserError(f"{path}: `base:` leads back to this file; remove it from one of {circle}")
     values = read_yaml(path)
-    bases = OmegaConf.to_container(values, resolve=False).pop("base", None)  # type: ignore[union-attr, call-arg]
-    values.pop("base", None)
+    bases = OmegaConf.to_object(values.pop("base")) if OmegaConf.is_config(values.get("base")) else values.pop("base", None)
     bases = [] if bases is None else [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(f"{path}: 'base' is {bases!r}; expected a path, or a list of paths, relative to this file")

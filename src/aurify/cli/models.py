@@ -9,20 +9,13 @@ import typer
 
 def models() -> None:
     """List the models that Aurify knows by name, and the ones in the local caches."""
-    from rich.console import Console
-    from rich.table import Table
-
     from aurify.engine import catalog
 
-    console = Console()
-    table = Table(title="Known by name", title_justify="left", box=None, pad_edge=False, header_style="bold")
-    for column in ("name", "parameters", "licence", "hub id", "on this machine"):
-        table.add_column(column)
     for known in catalog.KNOWN.values():
-        state = "yes" if catalog.is_cached(known) else "no: fetched on first use"
-        table.add_row(known.name, known.parameters, known.licence, known.hub_id, state)
-    table.add_row("random:tiny", "0.1M", "", "", "made in memory, for tests")
-    console.print(table)
+        state = "on this machine" if catalog.is_cached(known) else "fetched when it is used first"
+        typer.echo(f"{known.name:24}{state}")
+        typer.secho(f"{'':24}{known.hub_id}, {known.parameters} parameters, {known.licence}", dim=True)
+    typer.echo(f"{'random:tiny':24}made in memory: two random layers, for tests")
     typer.echo(f"\nAurify's cache: {catalog.cache_folder()}")
     cached = hub_models()
     typer.echo(f"Hub cache: {', '.join(name for name, _ in cached) or 'empty'}")
