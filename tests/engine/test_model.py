@@ -198,9 +198,11 @@ def test_scalar_head_on_a_language_model_is_small_seeded_and_can_be_saved(folder
     assert torch.equal(reloaded.module.score.weight, first.module.score.weight)
 
 
-def test_head_stays_fp32_on_a_bf16_body(folder):
-    loaded = load_model(ModelConfig(str(folder), dtype="bfloat16"), scalar_head=True)
+@pytest.mark.parametrize("name", [None, "random:tiny"])
+def test_head_and_rotary_frequencies_stay_fp32_on_a_bf16_body(folder, name):
+    loaded = load_model(ModelConfig(name or str(folder), dtype="bfloat16"), scalar_head=True)
     assert loaded.module.score.weight.dtype == torch.float32
+    assert loaded.module.model.rotary_emb.inv_freq.dtype == torch.float32
     assert loaded.module.model.norm.weight.dtype == torch.bfloat16
 
 

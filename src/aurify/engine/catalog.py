@@ -123,7 +123,7 @@ def convert(known: KnownModel, gguf: Path, folder: Path) -> None:
     """A GGUF file into a plain bf16 folder that answers a question rightly."""
     import torch
 
-    from aurify.engine.model import Place, load_gguf, save_model, tokenizer_at
+    from aurify.engine.model import Place, cast, load_gguf, save_model, tokenizer_at
 
     module, tokenizer = load_gguf(gguf, torch.float32), tokenizer_at(Place(str(gguf), gguf=gguf))
     ids = tokenizer(known.question, return_tensors="pt").input_ids
@@ -136,4 +136,4 @@ def convert(known: KnownModel, gguf: Path, folder: Path) -> None:
             f"model {known.name!r}: converted from {gguf.name} it says {text!r}, without {known.answer!r}; it is "
             "not used. Another version of transformers or gguf may read it rightly: constraints.txt has tested ones"
         )
-    save_model(module.to(torch.bfloat16), tokenizer, folder)
+    save_model(cast(module, torch.bfloat16), tokenizer, folder)

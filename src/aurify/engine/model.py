@@ -69,7 +69,7 @@ def load_model(config: ModelConfig | str, *, scalar_head: bool = False, seed: in
     dtype = dtype_of(config.dtype, device)
     if place.base == RANDOM_TINY:
         loaded = tiny_model(scalar_head=scalar_head, seed=seed)
-        module, tokenizer = loaded.module.to(dtype), loaded.tokenizer
+        module, tokenizer = cast(loaded.module, dtype), loaded.tokenizer
     else:
         tokenizer = tokenizer_at(place)
         if place.gguf is None:
@@ -123,7 +123,7 @@ def with_scalar_head(causal: Any, seed: int) -> Any:
         module = AutoModelForSequenceClassification.from_config(config)
         module.base_model.load_state_dict(causal.base_model.state_dict())
     init_score(module, seed)
-    return module.to(next(causal.parameters()).dtype)
+    return cast(module, next(causal.parameters()).dtype)
 
 
 def init_score(module: Any, seed: int) -> None:
@@ -146,7 +146,14 @@ def load_gguf(path: Path, dtype: torch.dtype) -> Any:
     module.load_state_dict(loaded.state_dict())
     module.tie_weights()
     module.generation_config = loaded.generation_config
-    return module.to(dtype).eval()
+    return cast(module, dtype).eval()
+
+
+def cast(module: Any, dtype: torch.dtype) -> Any:
+    """The weights alone. Module.to would round the rotary frequencies as well, which transformers keeps in fp32."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return module
 
 
 def load_tokenizer(name: str) -> Any:
