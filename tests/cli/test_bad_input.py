@@ -1,4 +1,5 @@
-"""What people get wrong, kind by kind: each is one paragraph on stderr that says what and how to mend it, with exit code 2.
+"""What people get wrong, kind by kind: each is one paragraph on stderr that says what and how to mend it, with exit
+code 2.
 
 A case is the files of the working directory, the command, and what its message must say."""
 

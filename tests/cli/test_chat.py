@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from typer.testing import CliRunner
+
+from aurify.cli.chat import converse, shorten
+from aurify.cli.main import app
+from aurify.cli.writer import Writer, open_writer
+from aurify.renderer import Renderer
+from aurify.samplers.scripted import ScriptedSampler
+from aurify.types import SamplingParams
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from aurify.engine.model import tiny_model
+
+    return tiny_model().tokenizer
+
+
+@pytest.fixture
+def talk(tokenizer, monkeypatch, capsys):
+    """Types the lines; returns what the model was shown each time, and what was printed."""
+
+    def typed(*lines: str, system: str = "", max_context: int = 10_000):
+        shown: list[str] = []
+
+        def reply(prompt: list[int]) -> str:
+            shown.append(tokenizer.decode(prompt))
+            return f"answer {len(shown)}"
+
+        sampler = ScriptedSampler(reply, tokenizer)
+        sampler.max_context = max_context
+        waiting = iter(lines)
+
+        def read(prompt: str = "") -> str:
+            try:
+                return next(waiting)
+            except StopIteration:
+                raise EOFError from None
+
+        monkeypatch.setattr("builtins.input", read)
+        with asyncio.Runner() as runner:
+            converse(Writer(sampler, Renderer(tokenizer), runner), SamplingParams(max_tokens=16), system)
+        return shown, capsys.readouterr().out
+
+    return typed
+
+
+def test_a_conversation_remembers_until_it_is_reset(talk):
+    shown, printed = talk("first", "second", "/reset", "third")
+    assert "first" in shown[1] and "answer 1" in shown[1]
+    assert "first" not in shown[2]
+    assert "model> answer 3" in printed
+
+
+def test_the_system_prompt_outlives_a_reset_and_can_be_changed(talk):
+    shown, _ = talk("first", "/reset", "second", "/system Be rude.", "third", system="Be kind.")
+    assert all("Be kind." in prompt for prompt in shown[:2])
+    assert "Be rude." in shown[2] and "Be kind." not in shown[2]
+
+
+def test_quit_ends_and_blank_lines_and_unknown_commands_ask_nothing(talk):
+    shown, printed = talk("", "  ", "/hepl", "/quit", "never")
+    assert shown == []
+    assert "/reset forgets" in printed
+
+
+def test_a_full_context_drops_the_oldest_messages_and_says_so(talk):
+    shown, printed = talk("x" * 100, "second", system="Stay.", max_context=180)
+    assert "xxx" not in shown[1] and "Stay." in shown[1] and "second" in shown[1]
+    assert "the oldest 2 messages were dropped" in printed
+
+
+def test_what_fits_is_kept(tokenizer):
+    sampler = ScriptedSampler(["a"], tokenizer)
+    sampler.max_context = 1000
+    writer = Writer(sampler, Renderer(tokenizer), None)  # type: ignore[arg-type]
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    assert shorten(writer, SamplingParams(max_tokens=16), messages) == 0
+    assert len(messages) == 3
+
+
+def test_a_real_model_answers_from_the_command_line():
+    result = CliRunner().invoke(app, ["chat", "random:tiny", "--max-tokens", "4", "--seed", "1"], input="hi\n/quit\n")
+    assert result.exit_code == 0, result.output
+    assert "model> " in result.stdout
+
+
+def test_sample_repeats_itself_with_a_seed():
+    with open_writer("random:tiny") as writer:
+        params = SamplingParams(max_tokens=8, seed=3)
+        messages = [{"role": "user", "content": "hi"}]
+        first, second = writer.write(messages, params, 2)
+        assert writer.write(messages, params, 2) == [first, second]
+    assert first != second

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+
+from aurify.cli import recipes
+from aurify.cli.places import ModelPlace, find_model, find_run
+from aurify.cli.recipes import find_recipe
+from aurify.errors import UserError
+
+TEXT = {"architectures": ["LlamaForCausalLM"]}
+SCORES = {"architectures": ["LlamaForSequenceClassification"]}
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """Two runs; the stages of the second were finished in the order sft, grpo, reward."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "runs"
+    for run in ("20260101_120000_aaaa", "20260102_120000_bbbb"):
+        (folder / run).mkdir(parents=True)
+        (folder / run / "recipe.yaml").write_text("name: x\ntask: sorting\n")
+    for age, (stage, config) in enumerate([("sft", TEXT), ("grpo", TEXT), ("reward", SCORES)]):
+        final = folder / "20260102_120000_bbbb" / stage / "final"
+        final.mkdir(parents=True)
+        (final / "config.json").write_text(json.dumps(config))
+        os.utime(final, (1000 + age, 1000 + age))
+    (folder / "20260102_120000_bbbb" / "dpo").mkdir()  # not finished
+    (folder / "notes").mkdir()  # no run
+    return folder
+
+
+@pytest.mark.parametrize("name", ["last", "20260102_120000_bbbb", "20260102", "runs/20260102_120000_bbbb"])
+def test_a_run_by_every_name(runs, name):
+    assert find_run(name, runs).resolve() == runs / "20260102_120000_bbbb"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("2026", "run '2026' could be 20260101_120000_aaaa, 20260102_120000_bbbb"),
+        ("20260102_120000_bbbc", "did you mean '20260102_120000_bbbb'"),
+        ("notes", "there is no run 'notes'"),
+    ],
+)
+def test_a_run_that_is_not_one(runs, name, expected):
+    with pytest.raises(UserError, match=expected):
+        find_run(name, runs)
+
+
+def test_the_model_of_a_run_is_its_last_finished_stage_that_can_write(runs):
+    run = runs / "20260102_120000_bbbb"
+    assert find_model("last", runs) == ModelPlace(str(run / "grpo" / "final"), run, "grpo")
+    assert find_model("last:sft", runs) == ModelPlace(str(run / "sft" / "final"), run, "sft")
+    assert find_model("last", runs).recipe() == {"name": "x", "task": "sorting"}
+
+
+@pytest.mark.parametrize("name", ["random:tiny", "owner/name", "smollm2-135m-instruct", "model.gguf"])
+def test_other_names_are_left_to_the_engine(runs, name):
+    assert find_model(name, runs) == ModelPlace(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("last:reward", "stage 'reward' of run 20260102_120000_bbbb is a reward model"),
+        ("last:grop", "no finished stage 'grop'; did you mean 'grpo'"),
+        ("20260101", "run 20260101_120000_aaaa has no finished stage with a model yet"),
+        ("runs/20260102_120000_bbbb/reward/final", "is a reward model"),
+    ],
+)
+def test_models_that_cannot_write(runs, name, expected):
+    name = "20260101_120000_aaaa" if name == "20260101" else name
+    with pytest.raises(UserError, match=expected):
+        find_model(name, runs)
+
+
+def test_an_adapter_with_a_scalar_head_is_a_reward_model(runs):
+    final = runs / "20260102_120000_bbbb" / "grpo" / "final"
+    (final / "config.json").unlink()
+    (final / "adapter_config.json").write_text(json.dumps({"task_type": "SEQ_CLS"}))
+    assert find_model("last", runs).stage == "sft"
+
+
+def test_recipes_that_come_along_are_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shipped = tmp_path / "shipped"
+    (shipped / "tiny").mkdir(parents=True)
+    (shipped / "tiny" / "sft.yaml").write_text("name: shipped")
+    monkeypatch.setattr(recipes, "SHIPPED", (tmp_path / "nowhere", shipped))
+    for name in ("tiny/sft", "tiny/sft.yaml", "recipes/tiny/sft.yaml"):
+        assert find_recipe(name) == shipped / "tiny" / "sft.yaml"
+    assert str(find_recipe("mine.yaml")) == "mine.yaml"
+    (tmp_path / "tiny").mkdir()
+    (tmp_path / "tiny" / "sft.yaml").write_text("name: own")
+    assert str(find_recipe("tiny/sft.yaml")) == "tiny/sft.yaml"  # a file of the user's goes first
+
+
+def test_the_quickstart_is_there():
+    assert find_recipe("quickstart").is_file()
