@@ -1,0 +1,15 @@
+"""How much memory the run has needed at most."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+
+def peak_memory_gb() -> float:
+    """Of the GPU where one is used, else of the process, in GiB."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return float(torch.cuda.max_memory_allocated()) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
