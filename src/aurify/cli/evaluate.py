@@ -16,9 +16,13 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A run, RUN:stage, a folder, a GGUF file, a catalogue name or a hub id.")],
+    model: Annotated[
+        str, typer.Argument(help="A run, RUN:stage, a folder, a GGUF file, a catalogue name or a hub id.")
+    ],
     options: Annotated[list[str] | None, typer.Argument(help="Options of the task, as key=value.")] = None,
-    task: Annotated[str | None, typer.Option(help="Name of the task; the one of the run if the model is a run's.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Name of the task; the one of the run if the model is a run's.")
+    ] = None,
     num_tasks: Annotated[int, typer.Option(help="Held-out tasks to ask.")] = 200,
     samples: Annotated[int, typer.Option(help="Answers to each task.")] = 1,
     max_tokens: Annotated[int, typer.Option(help="Tokens of one answer.")] = 256,
@@ -72,7 +76,9 @@ def task_options(place: ModelPlace, task: str | None, options: Sequence[str]) ->
     if task is not None and task != known.get("name"):
         known = {"name": task}
     if not known:
-        raise UserError(f"{place.name} does not say what to evaluate it on; add --task NAME, such as --task largest_number")
+        raise UserError(
+            f"{place.name} does not say what to evaluate it on; add --task NAME, such as --task largest_number"
+        )
     for option in options:
         if "=" not in option:
             raise UserError(f"task option {option!r}: expected key=value")

@@ -6,7 +6,6 @@ is a run (its last finished stage), `RUN:stage`, a folder, a GGUF file, a catalo
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -100,15 +99,18 @@ def stage_model(run: Path, stage: str) -> ModelPlace:
 
 
 def is_reward_model(folder: Path) -> bool:
-    config = read_json(folder / "config.json") or {}
-    adapter = read_json(folder / "adapter_config.json") or {}
+    config = read_values(folder / "config.json")
+    adapter = read_values(folder / "adapter_config.json")
     architectures = config.get("architectures") or [""]
     return "SequenceClassification" in architectures[0] or adapter.get("task_type") == "SEQ_CLS"
 
 
-def read_json(path: Path) -> Any:
-    """None where there is no such file, or where it is being written."""
+def read_values(path: Path) -> dict[str, Any]:
+    """A mapping out of a JSON or YAML file that Aurify wrote; empty where there is none, or only half of one."""
+    import yaml
+
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
