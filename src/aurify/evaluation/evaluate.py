@@ -1,4 +1,4 @@
-"""Numbers on data that training never sees: task accuracy by sampling, pair accuracy, loss of held-out rows."""
+"""Numbers on data that training never sees: task accuracy by sampling, pair accuracy, the loss of held-out rows."""
 
 from __future__ import annotations
 
@@ -7,32 +7,41 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aurify.environments.rollout import rollout
 from aurify.errors import UserError
 from aurify.types import Datum, Group, Metrics, SamplingParams, Task
 
 if TYPE_CHECKING:
-    from aurify.engine.engine import Engine
     from aurify.renderer import Renderer
     from aurify.samplers.sampler import Sampler
     from aurify.tasks.taskset import TaskSet
 
+CHUNK = 64  # data in one call of the engine
+
+
+class Judge(Protocol):
+    """What pair accuracy and loss need of an engine."""
+
+    def logprobs(self, data: Sequence[Datum]) -> list[list[float]]: ...
+
+    def scores(self, data: Sequence[Datum]) -> list[float]: ...
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """accuracy: the mean of the rubric's first reward, the one that judges the answer, over held-out tasks; an answer to which it
-    does not apply counts as 0. error: its standard error."""
+    """accuracy: the mean over held-out tasks of the rubric's first reward, the one that judges the answer; where it does not
+    apply, the answer counts as wrong. error: standard error over tasks."""
 
     accuracy: float
     error: float
     num_tasks: int
-    metrics: Metrics = field(default_factory=dict)  # reward, length, truncated
+    metrics: Metrics = field(default_factory=dict)
     groups: Sequence[Group] = ()  # the transcripts
 
     def record(self) -> dict[str, Any]:
-        return {"value": self.accuracy, "error": self.error, "num": self.num_tasks, **self.metrics}
+        return {"accuracy": self.accuracy, "error": self.error, "num_tasks": self.num_tasks, **self.metrics}
 
 
 async def evaluate(
@@ -46,21 +55,68 @@ async def evaluate(
     seed: int = 0,
     max_context: int | None = None,
 ) -> Evaluation:
-    """Answers to the first `num_tasks` held-out tasks (None: all), judged by the task's rubric."""
+    """Answers to the first `num_tasks` held-out tasks (None: all), judged by the task's own rubric."""
     tasks = list(taskset.heldout)[:num_tasks]
     if not tasks:
         raise UserError(f"task {taskset.name!r} has no held-out tasks to evaluate on")
 
-    async def answer(place: int, task: Task) -> Group:
-        own = replace(params, seed=params.seed if params.seed is not None else seed * 1_000_003 + place)
+    async def answers(place: int, task: Task) -> Group:
+        seeds = [(seed * 1_000_003 + place) * 1_000 + k for k in range(samples_per_task)]
         trajectories = await asyncio.gather(
             *(
-                rollout(task, taskset.environment(task), sampler, renderer, replace(own, seed=own.seed + k * 7919), max_context=max_context)
-                for k in range(samples_per_task)
+                rollout(task, taskset.environment(task), sampler, renderer, replace(params, seed=s), max_context=max_context)
+                for s in seeds
             )
         )
         await taskset.rubric.score(task, trajectories)
         return Group(task, list(trajectories))
 
-    groups = await asyncio.gather(*(answer(place, task) for place, task in enumerate(tasks)))
-    return summarise(taskset, groups)
+    groups = await asyncio.gather(*(answers(place, task) for place, task in enumerate(tasks)))
+    return summary(groups, taskset.rubric.rewards[0].name)
+
+
+def summary(groups: Sequence[Group], answer_reward: str) -> Evaluation:
+    """Tasks weigh the same, however many answers each has."""
+    trajectories = [trajectory for group in groups for trajectory in group.trajectories]
+    by_task = [statistics.fmean(t.rewards.get(answer_reward) or 0.0 for t in group.trajectories) for group in groups]
+    rewards = [t.reward for t in trajectories if t.reward is not None]
+    metrics = {
+        "length": statistics.fmean(t.num_policy_tokens for t in trajectories),
+        "truncated": statistics.fmean(t.truncated for t in trajectories),
+    }
+    if rewards:
+        metrics["reward"] = statistics.fmean(rewards)
+    error = statistics.stdev(by_task) / math.sqrt(len(by_task)) if len(by_task) > 1 else 0.0
+    return Evaluation(statistics.fmean(by_task), error, len(groups), metrics, groups)
+
+
+def pair_accuracy(values: Sequence[float]) -> float:
+    """Share of pairs (chosen, rejected, chosen, ...) whose chosen one has the larger value. A tie counts as wrong."""
+    if not values or len(values) % 2:
+        raise ValueError(f"pair accuracy needs pairs; there are {len(values)} values")
+    return statistics.fmean(chosen > rejected for chosen, rejected in zip(values[::2], values[1::2], strict=True))
+
+
+def scored_pair_accuracy(judge: Judge, pairs: Sequence[Datum]) -> float:
+    """How often a reward model prefers the chosen completion."""
+    return pair_accuracy([score for part in chunks(pairs) for score in judge.scores(part)])
+
+
+def likelier_pair_accuracy(judge: Judge, pairs: Sequence[Datum]) -> float:
+    """How often a language model finds the chosen completion the more likely one, per token."""
+    return pair_accuracy([math.fsum(row) / max(1, sum(map(bool, datum.weights))) for datum, row in logprobs_of(judge, pairs)])
+
+
+def heldout_loss(judge: Judge, data: Sequence[Datum]) -> float:
+    """Mean negative log-likelihood of a trained token."""
+    known = logprobs_of(judge, data)
+    num = sum(sum(map(bool, datum.weights)) for datum, _ in known)
+    return -math.fsum(value for _, row in known for value in row) / num
+
+
+def logprobs_of(judge: Judge, data: Sequence[Datum]) -> list[tuple[Datum, list[float]]]:
+    return [pair for part in chunks(data) for pair in zip(part, judge.logprobs(part), strict=True)]
+
+
+def chunks(data: Sequence[Datum]) -> list[Sequence[Datum]]:
+    return [data[begin : begin + CHUNK] for begin in range(0, len(data), CHUNK)]

@@ -15,7 +15,7 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(Exception):
+class Interrupted(KeyboardInterrupt):
     """A loop stopped on request; its checkpoint is written."""
 
     def __init__(self, step: int) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from aurify.engine.optim import lr_at
 from aurify.loops.interrupt import Interrupt
-from aurify.loops.progress import Checkpoints, derive_seed, rng_state
+from aurify.loops.progress import Checkpoints, derive_seed
 from aurify.loops.recipe import OfflineStage
 from aurify.types import Algorithm, Datum
 
@@ -99,7 +99,7 @@ def train_offline(
     tracker.start(total, start)
     with Interrupt() as interrupt:
         for step in range(start, total):
-            begin, rng = time.perf_counter(), rng_state()
+            begin = time.perf_counter()
             batch = batch_of(units, indices_at(step, stage, len(units), seed))
             metrics = engine.forward_backward(batch, algorithm)
             metrics |= engine.optim_step(lr_at(stage.optim, step, total))
@@ -113,6 +113,5 @@ def train_offline(
                 "time/tokens_per_second": num_tokens / seconds,
             }
             tracker.step(step + 1, metrics)
-            checkpoints.after(step + 1, total, engine, interrupt)
-            del rng
+            checkpoints.after(step + 1, engine, interrupt)
     return total

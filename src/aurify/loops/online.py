@@ -14,12 +14,13 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
+from aurify.engine.checkpoint import rng_state
 from aurify.engine.optim import lr_at
 from aurify.environments.rollout import datum_of, rollout
 from aurify.errors import UserError
 from aurify.loops.interrupt import Interrupt, Interrupted
 from aurify.loops.ledger import rollout_metrics
-from aurify.loops.progress import Checkpoints, derive_seed, rng_state
+from aurify.loops.progress import Checkpoints, derive_seed
 from aurify.loops.recipe import OnlineStage
 from aurify.types import Datum, Group, Metrics, OnlineAlgorithm, Task, Trajectory
 
@@ -169,7 +170,7 @@ def train_online(
                 data_of(group, values, stage) for group, values in zip(groups, advantages, strict=True) if any(values)
             ]
             chosen = [data for data in chosen if data]
-            metrics = rollout_metrics(groups, advantages, rollouts.rubric, stage)
+            metrics = rollout_metrics(groups, advantages, stage)
             if chosen:
                 lr = lr_at(stage.optim, step, total)
                 metrics |= update(engine, algorithm, chosen, stage, lr=lr, seed=derive_seed(rollouts.seed, "minibatches", step))
@@ -184,5 +185,5 @@ def train_online(
             tracker.step(step + 1, metrics)
             if stage.samples_every and (step % stage.samples_every == 0 or step + 1 == total):
                 tracker.samples(step + 1, groups)
-            checkpoints.after(step + 1, total, engine, interrupt)
+            checkpoints.after(step + 1, engine, interrupt)
     return total

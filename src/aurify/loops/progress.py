@@ -1,35 +1,34 @@
-"""Where a stage stands: checkpoints from which a killed run goes on as if nothing had happened.
+"""Where a stage stands: checkpoints from which a killed run goes on as if nothing had happened, and the seeds that make it so.
 
-A checkpoint holds the engine (weights, optimiser), the state of every random number generator, the number of finished steps and
-a fingerprint of the data. Nothing else decides the future: which rows or tasks a step takes, and the seed of every sampled
-completion, are functions of the recipe's seed and the step.
+A checkpoint holds the engine (weights, optimiser), the global random number generators, the number of finished steps and a
+fingerprint of what the stage was told. Nothing else decides the future: which rows or tasks a step takes, and the seed of every
+sampled completion, are functions of the recipe's seed and the step.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from aurify.engine import checkpoint
 from aurify.errors import UserError
+from aurify.loops.interrupt import Interrupt, Interrupted
 
 if TYPE_CHECKING:
     from aurify.engine.engine import Engine
-
-PROGRESS_FILE, RNG_FILE = "progress.json", "rng.pt"
 
 
 def derive_seed(*parts: object) -> int:
     """A seed that depends on all parts and on nothing else: the same in every process, whatever was drawn before."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:7], "big")  # 56 bits: exact in every format it may pass through
+    return int.from_bytes(digest[:7], "big")  # 56 bits
 
 
 def seed_everything(seed: int) -> None:
@@ -44,3 +43,39 @@ def fingerprint(items: Iterable[object]) -> str:
     for item in items:
         digest.update(repr(item).encode())
     return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Those of one stage. `identity` is a fingerprint of everything that a resumed run must have in common with the first one."""
+
+    folder: Path
+    every: int
+    keep: int
+    identity: str
+
+    def restore(self, engine: Engine) -> int:
+        """Loads the newest checkpoint and returns its number of finished steps; 0 where there is none."""
+        path = checkpoint.latest(self.folder)
+        if path is None:
+            return 0
+        found = checkpoint.load(path)
+        if found.state["identity"] != self.identity:
+            raise UserError(
+                f"{path}: this checkpoint belongs to other options or other data than the stage has now; going on would mix the two. "
+                f"Undo the change, or remove {self.folder} to train the stage from its start"
+            )
+        engine.load(path)
+        checkpoint.set_rng_state(found.rng)
+        return found.step
+
+    def save(self, step: int, engine: Engine, rng: dict[str, Any] | None = None) -> None:
+        checkpoint.save(self.folder, step, engine.save, {"identity": self.identity}, rng=rng, keep=self.keep)
+
+    def after(self, step: int, engine: Engine, interrupt: Interrupt) -> None:
+        """To be called after every step: saves when it is time to; saves and raises when the run was asked to stop."""
+        due = self.every and step % self.every == 0
+        if due or interrupt.requested:
+            self.save(step, engine)
+        if interrupt.requested:
+            raise Interrupted(step)

@@ -1,0 +1,47 @@
+"""The chain of stages. Each one leaves a folder with its model, and later stages name it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aurify.loops.plan import describe, validate
+from aurify.loops.recipe import Recipe
+from aurify.loops.stages import StageRun, is_finished
+from aurify.tracking.console import Console
+from aurify.tracking.run_folder import RunFolder
+
+
+def run_pipeline(
+    recipe: Recipe, folder: RunFolder, *, console: Console | None = None, show_samples: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Runs all stages that are not finished yet, and returns what each came to. Raises KeyboardInterrupt with a text that says how
+    to go on, after a checkpoint."""
+    console = console or Console()
+    validate(recipe)
+    plans = {row["stage"]: row for row in describe(recipe)}
+    try:
+        for number, name in enumerate(recipe.stages, 1):
+            title = f"{number}/{len(recipe.stages)} {name}"
+            if is_finished(folder, name):
+                console.print(f"[dim]{title}: finished already[/]")
+                continue
+            plan = plans[name]
+            console.header(title, f"{plan['method']} of {plan['model']} ({plan['weights']}), {plan['learns from']}, {plan['length']}")
+            StageRun(recipe, folder, name, console, show_samples).run()
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(f"{error or 'interrupted'}; go on with: aurify train --resume {folder.path}") from None
+    results = folder.results()
+    console.summary(results)
+    if (hint := chat_hint(recipe, folder)) is not None:
+        console.print(hint)
+    return results
+
+
+def chat_hint(recipe: Recipe, folder: RunFolder) -> str | None:
+    """How to talk to the last model that can write."""
+    from aurify.loops.recipe import algorithm_of
+
+    for name, stage in reversed(recipe.stages.items()):
+        if "scores" not in algorithm_of(stage, f"stages.{name}").needs:
+            return f"Chat with it: aurify chat {folder.path}:{name}"
+    return None

@@ -1,0 +1,293 @@
+"""One stage from its options to a finished model: gather data, measure, train, export, measure again."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from aurify.data.preferences import sample_preferences
+from aurify.engine import checkpoint
+from aurify.engine.engine import Engine
+from aurify.engine.model import ModelConfig, load_model
+from aurify.errors import UserError
+from aurify.evaluation.evaluate import evaluate, heldout_loss, likelier_pair_accuracy, scored_pair_accuracy
+from aurify.loops import examples as data
+from aurify.loops.offline import train_offline
+from aurify.loops.online import Rollouts, train_online
+from aurify.loops.plan import taskset_of
+from aurify.loops.progress import Checkpoints, derive_seed, fingerprint, seed_everything
+from aurify.loops.recipe import OfflineStage, OnlineStage, Recipe, algorithm_of, reference
+from aurify.renderer import Renderer
+from aurify.rewards.model import ModelReward
+from aurify.rewards.rubric import Reward, Rubric
+from aurify.samplers.inprocess import InProcessSampler
+from aurify.tasks.taskset import TaskSet
+from aurify.tracking.console import Console
+from aurify.tracking.run_folder import RunFolder, StageFolder
+from aurify.tracking.tracker import StageTracker
+
+Number = tuple[float, dict[str, Any]]  # a held-out number, and what belongs to it
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How a stage's model is judged on data that training never sees."""
+
+    name: str
+    take: Callable[[], Number]
+
+
+@dataclass
+class StageRun:
+    """A stage of a run. `run` does all of it; what was done before a kill is not done again."""
+
+    recipe: Recipe
+    run_folder: RunFolder
+    name: str
+    console: Console
+    show_samples: bool = False
+
+    def __post_init__(self) -> None:
+        self.stage: OfflineStage | OnlineStage = self.recipe.stages[self.name]
+        self.seed = derive_seed(self.recipe.seed, self.name)
+        self.folder: StageFolder = self.run_folder.stage(self.name)
+        self.algorithm = algorithm_of(self.stage, f"stages.{self.name}")
+        self.taskset: TaskSet | None = taskset_of(self.stage)
+        self.tracker = StageTracker(self.folder, self.console, show_samples=self.show_samples)
+
+    def run(self) -> None:
+        began = time.perf_counter()
+        self.run_folder.record(
+            self.name, status="running", method=self.stage.method, model=self.stage.model.name, task=self.stage.task
+        )
+        try:
+            engine = self.online(self.stage) if isinstance(self.stage, OnlineStage) else self.offline(self.stage)
+            engine.close()
+        finally:
+            self.tracker.finish()
+        self.run_folder.record(self.name, status="finished", seconds=round(time.perf_counter() - began, 1))
+
+    # ------------------------------------------------------------------ the two kinds of stage
+
+    def offline(self, stage: OfflineStage) -> Engine:
+        pairs, scores = self.algorithm.per == "unit", "scores" in self.algorithm.needs
+        rows = self.rows(stage, pairs)
+        engine = self.open(scalar_head=scores)
+        examples = data.examples_of(rows, stage, Renderer(engine.tokenizer), pairs=pairs, limit=engine.max_context)
+        if examples.num_dropped:
+            self.tracker.event(f"{examples.num_dropped} rows are longer than allowed and left out")
+        measure = self.measure(engine, examples, pairs=pairs, scores=scores)
+        self.before(measure)
+        checkpoints = self.checkpoints([len(examples.train), *(d.tokens for unit in examples.train for d in unit)])
+        seed_everything(self.seed)
+        train_offline(
+            engine, self.algorithm, examples.train, stage, seed=self.seed, tracker=self.tracker, checkpoints=checkpoints
+        )
+        self.export(engine)
+        self.after(measure)
+        return engine
+
+    def online(self, stage: OnlineStage) -> Engine:
+        assert self.taskset is not None
+        engine = self.open()
+        measure = self.measure(engine)
+        self.before(measure)
+        rubric, judge = self.rubric(stage, self.taskset)
+        rollouts = Rollouts(self.sampler(engine), Renderer(engine.tokenizer), self.taskset, rubric, stage, self.seed)
+        checkpoints = self.checkpoints([])
+        seed_everything(self.seed)
+        train_online(engine, self.algorithm, rollouts, tracker=self.tracker, checkpoints=checkpoints)
+        asyncio.run(rollouts.sampler.close())
+        if judge is not None:
+            judge.close()
+        self.export(engine)
+        self.after(measure)
+        return engine
+
+    # ------------------------------------------------------------------ models
+
+    def open(self, *, scalar_head: bool = False, trainable: bool = True) -> Engine:
+        stage = self.stage
+        return Engine(
+            load_model(self.resolved(stage.model), scalar_head=scalar_head),
+            lora=stage.lora if trainable else None,
+            optim=stage.optim,
+            micro_batch_tokens=stage.engine.micro_batch_tokens,
+            checkpointing=stage.engine.checkpointing and trainable,
+            trainable=trainable,
+            seed=self.seed,
+        )
+
+    def resolved(self, model: ModelConfig) -> ModelConfig:
+        """A reference becomes the folder of that stage's model: absolute, for an adapter writes down its base."""
+        stage = reference(model.name)
+        if stage is None:
+            return model
+        final = self.run_folder.stage(stage).final.resolve()
+        if not final.is_dir():
+            raise UserError(f"stages.{self.name}: stage '@{stage}' has left no model in {final}; resume the run to train it again")
+        return replace(model, name=str(final))
+
+    def sampler(self, engine: Engine) -> InProcessSampler:
+        options = self.stage.sampler
+        return InProcessSampler(engine, max_batch=options.max_batch, max_context=options.max_context, seed=self.seed)
+
+    def judge(self, name: str) -> Engine:
+        """A reward model, from an earlier stage or a folder."""
+        config = self.resolved(replace(self.stage.model, name=name))
+        return Engine(load_model(config, scalar_head=True), trainable=False, micro_batch_tokens=self.stage.engine.micro_batch_tokens)
+
+    def rubric(self, stage: OnlineStage, taskset: TaskSet) -> tuple[Rubric, Engine | None]:
+        """The task's rewards, and a reward model's. Rewards that are left out still show up, with weight 0."""
+        if stage.reward is None:
+            return taskset.rubric, None
+        judge = self.judge(stage.reward.model)
+        own = [Reward(r.function, 0.0 if stage.reward.alone else r.weight, r.name) for r in taskset.rubric.rewards]
+        return Rubric([*own, (ModelReward(judge), stage.reward.weight, "reward_model")]), judge
+
+    def export(self, engine: Engine) -> None:
+        """`final/` is complete or not there."""
+        scratch = self.folder.path / ".final.tmp"
+        shutil.rmtree(scratch, ignore_errors=True)
+        engine.export(scratch)
+        checkpoint.replace_folder(scratch, self.folder.final)
+
+    def checkpoints(self, items: list[Any]) -> Checkpoints:
+        stage = self.stage
+        same = replace(stage, checkpoint_every=0, keep_checkpoints=1)  # how often to save may change between two runs
+        identity = fingerprint([self.seed, same, *items])
+        return Checkpoints(self.folder.checkpoints, stage.checkpoint_every, stage.keep_checkpoints, identity)
+
+    # ------------------------------------------------------------------ data
+
+    def rows(self, stage: OfflineStage, pairs: bool) -> data.Rows:
+        source = stage.data
+        if source.path is not None:
+            hold_out = self.taskset is None or "scores" in self.algorithm.needs
+            return data.rows_of_file(source, self.seed, hold_out=hold_out)
+        if source.demonstrations is not None:
+            assert self.taskset is not None
+            return data.rows_of_demonstrations(self.taskset, source.demonstrations, self.seed)
+        owner = self.folder.path if source.stage is None else self.run_folder.stage(source.stage[1:]).path
+        rows = data.saved_pairs(owner)
+        if rows is None:
+            rows = self.sample_pairs(stage)
+            data.save_pairs(owner, rows)
+        return rows
+
+    def sample_pairs(self, stage: OfflineStage) -> data.Rows:
+        """Best against worst of the starting model's own answers, for training tasks and for held-out ones."""
+        sample, taskset = stage.data.sample, self.taskset
+        assert sample is not None and taskset is not None
+        engine = self.open(trainable=False)
+        sampler, renderer = self.sampler(engine), Renderer(engine.tokenizer)
+        judge = self.judge(sample.reward) if sample.reward else None
+        rubric = Rubric([ModelReward(judge)]) if judge else taskset.rubric
+        parts = (
+            list(islice(taskset.train(derive_seed(self.seed, "pairs")), sample.num_tasks)),
+            taskset.heldout[: sample.num_heldout],
+        )
+
+        async def sample_all() -> list[tuple[list[data.Row], int]]:
+            results = [
+                await sample_preferences(
+                    tasks, taskset.environment, rubric, sampler, renderer, sample.sampling, sample.group_size,
+                    derive_seed(self.seed, "pairs", part),
+                )
+                for part, tasks in enumerate(parts)
+            ]  # fmt: skip
+            await sampler.close()
+            return results
+
+        with self.waiting(f"sampling {sample.group_size} answers to each of {sum(map(len, parts))} tasks"):
+            (train, num_flat), (heldout, _) = asyncio.run(sample_all())
+        engine.close()
+        if judge is not None:
+            judge.close()
+        self.tracker.event(f"{len(train)} preference pairs; {num_flat} tasks without a better and a worse answer; {len(heldout)} held out")
+        if not train:
+            raise UserError(
+                f"stages.{self.name}.data.sample: no preference pair: to each of {len(parts[0])} tasks all {sample.group_size} answers "
+                "earned the same reward. Take an easier or a harder task, a larger group_size, a higher sampling.temperature, or a "
+                "model that is right sometimes (a short sft stage before this one)"
+            )
+        return data.Rows(train, heldout)
+
+    # ------------------------------------------------------------------ held-out numbers
+
+    def measure(
+        self, engine: Engine, examples: data.Examples | None = None, *, pairs: bool = False, scores: bool = False
+    ) -> Measure | None:
+        """A reward model is judged on pairs; a model with a task by its answers; any other one on held-out rows."""
+        options = self.recipe.evaluation
+        heldout = [datum for unit in examples.heldout for datum in unit] if examples else []
+        if options.num_tasks == 0:
+            return None
+        if not scores and self.taskset is not None:
+            return Measure("accuracy", lambda: self.accuracy(engine))
+        if not heldout:
+            self.tracker.event("nothing is held out to evaluate on")
+            return None
+        if scores:
+            return Measure("pair accuracy", lambda: (scored_pair_accuracy(engine, heldout), {"num": len(heldout) // 2}))
+        if pairs:
+            return Measure("likelier pairs", lambda: (likelier_pair_accuracy(engine, heldout), {"num": len(heldout) // 2}))
+        return Measure("held-out loss", lambda: (heldout_loss(engine, heldout), {"num": len(heldout)}))
+
+    def accuracy(self, engine: Engine) -> Number:
+        assert self.taskset is not None
+        options, taskset, sampler = self.recipe.evaluation, self.taskset, self.sampler(engine)
+
+        async def answer() -> Any:
+            try:
+                return await evaluate(
+                    taskset, sampler, Renderer(engine.tokenizer), options.sampling, num_tasks=options.num_tasks, seed=self.recipe.seed
+                )
+            finally:
+                await sampler.close()
+
+        with self.waiting(f"evaluating {min(options.num_tasks, len(taskset.heldout))} held-out tasks"):
+            result = asyncio.run(answer())
+        return result.accuracy, {key: value for key, value in result.record().items() if key != "accuracy"}
+
+    def before(self, measure: Measure | None) -> None:
+        """Measures the model that the stage starts from, unless this is known: from before a kill, or from another stage."""
+        results = self.run_folder.results()
+        if measure is None or results[self.name].get("before") is not None:
+            return
+        known = known_number(results, self.stage.model.name, self.stage.task) if measure.name == "accuracy" else None
+        value, details = known or measure.take()
+        self.run_folder.record(self.name, measure=measure.name, before=value, details_before=details)
+        self.tracker.event(f"{measure.name} before: {value:.3f}" + (" (known)" if known else ""))
+
+    def after(self, measure: Measure | None) -> None:
+        if measure is None:
+            return
+        value, details = measure.take()
+        self.run_folder.record(self.name, after=value, details_after=details)
+        self.tracker.event(f"{measure.name} after: {value:.3f}")
+
+    def waiting(self, text: str) -> Any:
+        """A sign of life on a terminal while something takes seconds."""
+        return self.console.rich.status(f"{self.name}: {text} ...")
+
+
+def known_number(results: dict[str, dict[str, Any]], model: str, task: Any) -> Number | None:
+    """The accuracy of a model on a task, if another stage has measured it: as its result, or as its own start."""
+    for stage, result in results.items():
+        if result.get("measure") != "accuracy" or result.get("task") != task:
+            continue
+        for name, when in ((f"@{stage}", "after"), (result["model"], "before")):
+            if name == model and result.get(when) is not None:
+                return result[when], result[f"details_{when}"]
+    return None
+
+
+def is_finished(folder: RunFolder, stage: str) -> bool:
+    return folder.results().get(stage, {}).get("status") == "finished" and Path(folder.stage(stage).final).is_dir()
