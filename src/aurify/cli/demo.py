@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from aurify.cli.places import RUNS, RunsFolder
+from aurify.cli.recipes import find_recipe
 
 
 def demo(
@@ -16,4 +17,4 @@ def demo(
     """Train a small real model through all four stages: a few minutes on two CPU cores."""
     from aurify.cli.train import run_recipe
 
-    run = run_recipe("quickstart", list(overrides or ()), runs=runs)
+    run_recipe(find_recipe("quickstart"), list(overrides or ()), runs=runs)

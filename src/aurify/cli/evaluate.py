@@ -23,9 +23,11 @@ def evaluate(
     task: Annotated[
         str | None, typer.Option(help="Name of the task; the one of the run if the model is a run's.")
     ] = None,
-    num_tasks: Annotated[int, typer.Option(help="Held-out tasks to ask.")] = 200,
+    num_tasks: Annotated[int | None, typer.Option(help="Held-out tasks to ask.", show_default="all")] = None,
     samples: Annotated[int, typer.Option(help="Answers to each task.")] = 1,
-    max_tokens: Annotated[int, typer.Option(help="Tokens of one answer.")] = 256,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of one answer.", show_default="as in the run, or 256")
+    ] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy: the same model always gets the same number.")] = 0.0,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
     show: Annotated[int, typer.Option(help="Print so many questions with their answers.")] = 0,
@@ -40,10 +42,12 @@ def evaluate(
     from aurify.types import SamplingParams
 
     for name, number in (("--num-tasks", num_tasks), ("--samples", samples)):
-        if number < 1:
+        if number is not None and number < 1:
             raise UserError(f"{name} is {number}; expected at least 1")
-    params = config.build(SamplingParams, {"max_tokens": max_tokens, "temperature": temperature}, "options")
     place = find_model(model, runs)
+    if max_tokens is None:
+        max_tokens = place.recipe().get("evaluation", {}).get("sampling", {}).get("max_tokens", 256)
+    params = config.build(SamplingParams, {"max_tokens": max_tokens, "temperature": temperature}, "options")
     chosen = task_options(place, task, options or [])
     taskset = tasks.make(chosen.pop("name"), **chosen)
     with open_writer(place.name, device=device) as writer:

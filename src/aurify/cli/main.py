@@ -6,6 +6,7 @@ shows it.
 
 from __future__ import annotations
 
+import logging
 import sys
 import traceback
 from typing import Annotated, Any
@@ -65,6 +66,13 @@ app = typer.Typer(
 )
 
 
+class Lines(logging.Handler):
+    """What the library has to say, a line each on the stderr of the moment: a progress bar stays below it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(typer.style(record.getMessage(), dim=True), err=True)
+
+
 def show_version(wanted: bool) -> None:
     if wanted:
         from aurify import __version__
@@ -81,6 +89,10 @@ def options(
     ] = False,
 ) -> None:
     """Turn base models into gold: SFT, reward models, preferences and reinforcement learning from one recipe."""
+    log = logging.getLogger("aurify")
+    log.setLevel(logging.DEBUG if debug else logging.INFO)
+    if not log.handlers:
+        log.addHandler(Lines())
 
 
 app.command()(demo)

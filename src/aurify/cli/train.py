@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from aurify.cli.places import RUNS, RunsFolder, find_run
+from aurify.cli.recipes import find_recipe
 from aurify.errors import UserError
 
 
@@ -19,11 +20,12 @@ def train(
         list[str] | None, typer.Argument(help="dotted.key=value, such as stages.grpo.steps=10.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and show the plan; train nothing.")
+        bool, typer.Option("--dry-run", help="Check everything, show the plan and the first example; train nothing.")
     ] = False,
     resume: Annotated[
         str | None, typer.Option(metavar="RUN", help="Go on with a run: its folder, its name, or last.")
     ] = None,
+    samples: Annotated[bool, typer.Option("--samples", help="Show answers of the model now and then.")] = False,
     runs: RunsFolder = RUNS,
 ) -> None:
     """Train a model by a recipe: all stages in order, each evaluated before and after."""
@@ -36,8 +38,44 @@ def train(
         raise UserError(
             "no recipe; write `aurify train recipe.yaml`, or `aurify train --resume RUN` to go on with a run"
         )
-    run_recipe(recipe, changes, dry_run=dry_run, resume=run, runs=runs)
+    path = find_recipe(recipe) if recipe is not None else run / "recipe.yaml"  # type: ignore[operator]
+    run_recipe(path, changes, dry_run=dry_run, resume=run, samples=samples, runs=runs)
 
 
-def run_recipe(recipe: str | None, overrides: list[str], *, dry_run: bool, resume: Path | None, runs: Path) -> None:
-    raise NotImplementedError
+def run_recipe(
+    path: Path,
+    overrides: list[str],
+    *,
+    dry_run: bool = False,
+    resume: Path | None = None,
+    samples: bool = False,
+    runs: Path = RUNS,
+) -> None:
+    """Everything is checked before a folder is made, so that a mistake leaves nothing behind."""
+    from rich.console import Console
+
+    from aurify import config
+
+    values = config.load_config(path, overrides)
+    with Console(stderr=True).status("checking the recipe ..."), config.errors_of(path):
+        from aurify.loops.plan import validate
+        from aurify.loops.recipe import recipe_of
+
+        recipe = recipe_of(values)
+        validate(recipe)
+    if dry_run:
+        from aurify.cli.plan import show_plan
+
+        show_plan(recipe)
+        return
+
+    from aurify.loops.pipeline import run_pipeline
+    from aurify.tracking.report import write_report
+    from aurify.tracking.run_folder import RunFolder
+
+    folder = RunFolder.open(resume) if resume else RunFolder.create(runs, values)
+    typer.echo(f"{'Going on with' if resume else 'Run'} {folder.path}")
+    try:
+        run_pipeline(recipe, folder, show_samples=samples)
+    finally:
+        typer.echo(f"Report: {write_report(folder.path)}")

@@ -1,0 +1,89 @@
+"""What `aurify train --dry-run` shows: a row a stage, and what the model will read, token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from aurify.loops.recipe import OfflineStage, OnlineStage, Recipe
+    from aurify.renderer import Renderer
+    from aurify.types import Datum
+
+
+def show_plan(recipe: Recipe) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from aurify.loops.plan import describe
+
+    console = Console(highlight=False)
+    rows = describe(recipe)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in rows[0]:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row.values())
+    console.print(table)
+    for name, stage in recipe.stages.items():
+        example = first_example(recipe, stage)
+        if example is not None:
+            console.rule(f"the first example of {name} ({len(example.tokens)} tokens)", align="left", style="dim")
+            console.print(highlighted(renderer_of(recipe, stage), example))
+    console.print("[dim]Green is trained, the rest is context.[/] The recipe is fine; leave out --dry-run to train.")
+
+
+def first_example(recipe: Recipe, stage: OfflineStage | OnlineStage) -> Datum | None:
+    """None where the example does not exist yet: pairs are sampled by the model of an earlier stage."""
+    from aurify.data.formats import preference_data, sft_data
+    from aurify.data.sources import load_rows
+    from aurify.loops.examples import rows_of_demonstrations
+    from aurify.loops.plan import makes_pairs, taskset_of
+    from aurify.loops.recipe import OnlineStage
+    from aurify.types import Datum
+
+    renderer, taskset = renderer_of(recipe, stage), taskset_of(stage)
+    if isinstance(stage, OnlineStage):
+        assert taskset is not None
+        tokens = renderer.prompt(next(iter(taskset.train(recipe.seed))).prompt)
+        return Datum(tokens, [0.0] * len(tokens))
+    if stage.data.path is not None:
+        rows = load_rows(stage.data.path)[:1]
+        return preference_data(rows, renderer)[0] if makes_pairs(stage) else sft_data(rows, renderer, stage.train_on)[0]
+    if stage.data.demonstrations is not None:
+        assert taskset is not None
+        return sft_data(rows_of_demonstrations(taskset, 1, recipe.seed).train, renderer, stage.train_on)[0]
+    return None
+
+
+def renderer_of(recipe: Recipe, stage: OfflineStage | OnlineStage) -> Renderer:
+    """Of the model that the chain of stages begins with: training does not change the tokenizer."""
+    from aurify.engine.model import load_tokenizer
+    from aurify.loops.recipe import reference
+    from aurify.renderer import Renderer
+
+    while (earlier := reference(stage.model.name)) is not None:
+        stage = recipe.stages[earlier]
+    return Renderer(load_tokenizer(stage.model.name))
+
+
+def highlighted(renderer: Renderer, example: Datum) -> Text:
+    """The text with special tokens, trained parts in green."""
+    from rich.text import Text
+
+    text = Text()
+    for tokens, trained in runs_of(example):
+        text.append(renderer.tokenizer.decode(tokens), style="green" if trained else "dim")
+    return text
+
+
+def runs_of(example: Datum) -> list[tuple[list[int], bool]]:
+    """Neighbouring tokens that are all trained, or all not, together: a character may span several tokens."""
+    runs: list[tuple[list[int], bool]] = []
+    for token, weight in zip(example.tokens, example.weights, strict=True):
+        if not runs or runs[-1][1] != (weight != 0):
+            runs.append(([], weight != 0))
+        runs[-1][0].append(token)
+    return runs
