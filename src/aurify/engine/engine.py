@@ -76,7 +76,9 @@ class Engine:
         self.trainable = [p for p in self.module.parameters() if p.requires_grad] if trainable else []
         self.optimizer = MasterAdamW(self.trainable, self.optim_config) if trainable else None
         if checkpointing:
-            self.module.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # the old name of transformers < 5.20 is the deprecated alias of the new one
+            new = getattr(self.module, "activation_checkpointing_enable", None)
+            (new or self.module.gradient_checkpointing_enable)({"use_reentrant": False})
         self.module.train(checkpointing or (self.adapter is not None and self.adapter.config.dropout > 0))
         self.body = Body(self.module, self.head)
         self.reference_body: Body | None = None

@@ -70,7 +70,8 @@ class Body:
     def __init__(self, module: Any, head: Head | None) -> None:
         self.module, self.head = module, head
         self.decoder: Any = module.base_model
-        self.fallback: str = module.config._attn_implementation or "sdpa"
+        chosen = module.config._attn_implementation
+        self.fallback: str = "sdpa" if chosen in (None, IMPLEMENTATION) else chosen
         self._packs: bool | None = None
 
     @property

@@ -1,0 +1,195 @@
+"""The embedded sampler against the engine that it shares its weights with."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+import torch
+from models import random_model
+
+from aurify.algorithms.sft import SFT
+from aurify.engine.engine import Engine
+from aurify.engine.lora import LoraConfig
+from aurify.errors import UserError
+from aurify.samplers.draw import draw, keep_likely
+from aurify.samplers.inprocess import InProcessSampler
+from aurify.types import Datum, SamplingParams
+
+PROMPTS = [[5, 6, 7, 8], [5, 6, 9], [100, 101, 102, 103, 104, 105], [5, 6, 7, 8, 9, 10, 11]]
+ARCHITECTURES = [("Llama", {}), ("Mistral", {"sliding_window": 8}), ("Gemma2", {"sliding_window": 8, "head_dim": 16})]
+
+
+def engine_of(architecture: str = "Llama", lora: LoraConfig | None = None, **options) -> Engine:
+    engine = Engine(random_model(architecture, **options), lora=lora)
+    if engine.adapter is not None:
+        for k, layer in enumerate(engine.adapter.layers.values()):
+            torch.nn.init.normal_(layer.lora_B, std=0.05, generator=torch.Generator().manual_seed(k))
+        engine.adapter.merge()
+    return engine
+
+
+def run(engine: Engine, body, **options):
+    """`await body(sampler)` with a sampler that is closed afterwards."""
+
+    async def main():
+        sampler = InProcessSampler(engine, **options)
+        try:
+            return await body(sampler)
+        finally:
+            await sampler.close()
+
+    return asyncio.run(main())
+
+
+def sample_all(engine, params, n=3, prompts=PROMPTS, **options):
+    async def body(sampler):
+        return await asyncio.gather(*(sampler.sample(prompt, params, n) for prompt in prompts))
+
+    return run(engine, body, **options)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize(("architecture", "options"), ARCHITECTURES)
+def test_logprobs_are_the_trainers(architecture, options, lora):
+    """T8: at the sampling temperature; with few slots, so that sequences wait, leave and take each other's places."""
+    engine = engine_of(architecture, lora, **options)
+    params = SamplingParams(max_tokens=20, temperature=0.7, seed=1)
+    results = sample_all(engine, params, max_batch=5)
+    for prompt, completions in zip(PROMPTS, results, strict=True):
+        for completion in completions:
+            weights = [0.0] * len(prompt) + [1.0] * len(completion.tokens)
+            [expected] = engine.logprobs([Datum(prompt + completion.tokens, weights)], temperature=0.7)
+            assert completion.logprobs == pytest.approx(expected[len(prompt) :], abs=1e-4)
+
+
+def test_the_same_request_gives_the_same_tokens_in_any_company():
+    engine = engine_of()
+    params = SamplingParams(max_tokens=30, seed=3)
+    together = sample_all(engine, params, max_batch=4)
+    alone = [sample_all(engine, params, prompts=[prompt])[0] for prompt in PROMPTS]
+    assert [[c.tokens for c in row] for row in together] == [[c.tokens for c in row] for row in alone]
+    assert len({tuple(c.tokens) for c in together[0]}) == 3, "the completions of a request differ"
+    other = sample_all(engine, SamplingParams(max_tokens=30, seed=4))
+    assert [c.tokens for c in other[0]] != [c.tokens for c in together[0]]
+
+
+def test_greedy_equals_the_arg_max_of_the_model():
+    """T24"""
+    engine = engine_of()
+    [[completion]] = sample_all(engine, SamplingParams(max_tokens=12, temperature=0.0), n=1, prompts=PROMPTS[:1])
+    tokens = list(PROMPTS[0])
+    engine.module.config._attn_implementation = "sdpa"
+    with torch.no_grad():
+        for _ in completion.tokens:
+            tokens.append(int(engine.module(torch.tensor([tokens])).logits[0, -1].argmax()))
+    assert completion.tokens == tokens[len(PROMPTS[0]) :]
+
+
+def test_new_weights_change_the_tokens_and_their_version():
+    engine = engine_of()
+    params = SamplingParams(max_tokens=10, temperature=0.0)
+
+    async def body(sampler):
+        [before] = await sampler.sample(PROMPTS[0], params)
+        for _ in range(15):
+            engine.forward_backward([Datum([*PROMPTS[0], 42, 43, 44], [0.0] * 4 + [1.0] * 3)], SFT())
+            engine.optim_step(1e-2)
+        await sampler.load_weights(engine.weights(), engine.version)
+        [after] = await sampler.sample(PROMPTS[0], params)
+        return before, after
+
+    before, after = run(engine, body)
+    assert before.tokens != after.tokens
+    assert after.tokens[:3] == [42, 43, 44]
+    assert set(before.versions) == {0} and set(after.versions) == {15}
+
+
+def test_samples_while_training_goes_on():
+    """Two threads, one model: tokens carry the version they came from, and neither side fails."""
+    engine = engine_of(lora=LoraConfig(rank=4))
+    stop = threading.Event()
+
+    def train() -> None:
+        while not stop.is_set():
+            engine.forward_backward([Datum([1, 2, 3, 4], [0.0, 1.0, 1.0, 1.0])], SFT())
+            engine.optim_step(1e-3)
+
+    async def body(sampler):
+        thread = threading.Thread(target=train)
+        thread.start()
+        rounds = []
+        while not rounds or (engine.version < 3 and len(rounds) < 500):
+            rounds.append(await sampler.sample(PROMPTS[0], SamplingParams(max_tokens=15), n=4))
+            await sampler.load_weights(engine.weights(), engine.version)
+        stop.set()
+        thread.join()
+        return rounds
+
+    rounds = run(engine, body)
+    assert all(len(c.tokens) == len(c.logprobs) == len(c.versions) for row in rounds for c in row)
+    assert max(v for row in rounds for c in row for v in c.versions) <= engine.version
+
+
+def test_stop_strings_end_tokens_and_lengths():
+    engine = engine_of()
+    engine.module.get_output_embeddings().weight.data[65] = 0.0
+    [[free]] = sample_all(engine, SamplingParams(max_tokens=30, seed=0), n=1, prompts=PROMPTS[:1])
+    text = engine.tokenizer.decode(free.tokens[:6])
+    [[stopped]] = sample_all(engine, SamplingParams(max_tokens=30, seed=0, stop=(text[-2:],)), n=1, prompts=PROMPTS[:1])
+    assert stopped.finish == "stop"
+    assert stopped.tokens == free.tokens[: len(stopped.tokens)]
+    assert text[-2:] in engine.tokenizer.decode(stopped.tokens)
+    [[ended]] = sample_all(
+        engine, SamplingParams(max_tokens=30, seed=0, stop_tokens=(free.tokens[4],)), n=1, prompts=PROMPTS[:1]
+    )
+    assert ended.finish == "stop" and ended.tokens == free.tokens[: free.tokens.index(free.tokens[4]) + 1]
+    [[short]] = sample_all(engine, SamplingParams(max_tokens=3, seed=0), n=1, prompts=PROMPTS[:1])
+    assert short.finish == "length" and len(short.tokens) == 3
+
+
+def test_the_context_bounds_prompt_and_completion():
+    engine = engine_of(max_position_embeddings=16)
+    [[completion]] = sample_all(engine, SamplingParams(max_tokens=100, seed=0), n=1, prompts=[[5] * 10])
+    assert completion.finish == "length" and len(completion.tokens) == 6
+    with pytest.raises(UserError, match="16 tokens"):
+        sample_all(engine, SamplingParams(), n=1, prompts=[[5] * 16])
+
+
+def test_a_failure_in_the_worker_reaches_the_caller():
+    engine = engine_of()
+    engine.head = None
+    with pytest.raises(AttributeError):
+        sample_all(engine, SamplingParams(max_tokens=3), n=1, prompts=PROMPTS[:1])
+
+
+@pytest.mark.parametrize("size", [300, 1024])
+def test_draws_follow_the_distribution(size):
+    """20,000 draws against the probabilities: total variation below 0.06."""
+    torch.manual_seed(0)
+    logits = 4 * torch.randn(size)
+    num = 20_000
+    uniforms = [(k + 0.5) / num for k in range(num)]  # a grid: an exact inverse hits every token in proportion
+    tokens, logprobs = draw(logits.repeat(num, 1), [SamplingParams()] * num, uniforms)
+    expected = logits.softmax(0)
+    counts = torch.bincount(torch.tensor(tokens), minlength=size) / num
+    assert float((counts - expected).abs().sum() / 2) < 0.01
+    assert logprobs == pytest.approx(expected.log()[tokens].tolist(), abs=1e-4)
+
+
+def test_filters_keep_the_likely_and_report_processed_logprobs():
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    cases = {
+        SamplingParams(top_k=2): [0, 1],
+        SamplingParams(top_p=0.65): [0, 1],
+        SamplingParams(top_p=0.71): [0, 1, 2],
+        SamplingParams(min_p=0.6): [0, 1],
+        SamplingParams(top_p=0.01): [0],
+    }
+    for params, kept in cases.items():
+        filtered = keep_likely(logits.clone(), [params])
+        assert torch.isfinite(filtered[0]).nonzero().flatten().tolist() == kept, params
+    tokens, logprobs = draw(logits.repeat(2, 1), [SamplingParams(top_k=2)] * 2, [0.5, 0.9])
+    assert tokens == [0, 1]
+    assert logprobs == pytest.approx(torch.tensor([4 / 7, 3 / 7]).log().tolist(), abs=1e-5)
