@@ -15,7 +15,7 @@ LAYERS = (
     {"types", "errors", "config", "registry"},
     {"renderer", "algorithms", "tracking", "samplers.sampler", "rewards"},
     {"data", "engine", "environments"},
-    {"tasks", "samplers"},
+    {"tasks", "samplers", "data.preferences"},
     {"evaluation"},
     {"loops"},
     {"cli"},

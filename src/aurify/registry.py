@@ -54,8 +54,11 @@ declare(
     "reward",
     {
         "number_match": "aurify.rewards.math:number_match",
+        "numbers_match": "aurify.rewards.math:numbers_match",
         "exact_match": "aurify.rewards.text:exact_match",
         "contains_answer": "aurify.rewards.text:contains_answer",
+        "format": "aurify.rewards.text:format_match",
+        "length": "aurify.rewards.text:length_penalty",
     },
 )
 

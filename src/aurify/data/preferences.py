@@ -1,9 +1,9 @@
-"""Preferences out of a model's own samples: of the answers to one task, the best against the worst by the task's reward."""
+"""Preferences out of a model's own samples: of the answers to a task, the best against the worst by its reward."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from aurify.data.sources import Row
@@ -14,10 +14,12 @@ from aurify.rewards.rubric import Rubric
 from aurify.samplers.sampler import Sampler
 from aurify.types import SamplingParams, Task, Trajectory
 
+SEEDS_PER_TASK = 1_000_003
+
 
 async def sample_preferences(
     tasks: Sequence[Task],
-    environment: object,
+    environment: Callable[[Task], Environment],
     rubric: Rubric,
     sampler: Sampler,
     renderer: Renderer,
@@ -25,35 +27,32 @@ async def sample_preferences(
     group_size: int,
     seed: int,
 ) -> tuple[list[Row], int]:
-    """Preference rows, and the number of tasks left out because all their answers earned the same (or read the same).
+    """Preference rows, and the number of tasks left out because their answers all earned the same."""
 
-    environment: makes one for a task."""
-
-    async def group(place: int, task: Task) -> Row | None:
-        seeds = [(seed + 1_000_003 * place + k) % 2**63 for k in range(group_size)]
+    async def sampled_pair(place: int, task: Task) -> Row | None:
+        seeds = [(seed + SEEDS_PER_TASK * place + k) % 2**63 for k in range(group_size)]
         trajectories = await asyncio.gather(
-            *(rollout(task, made(environment, task), sampler, renderer, replace(params, seed=s)) for s in seeds)
+            *(rollout(task, environment(task), sampler, renderer, replace(params, seed=own)) for own in seeds)
         )
         await rubric.score(task, trajectories)
         return pair(task, trajectories)
 
-    rows = await asyncio.gather(*(group(place, task) for place, task in enumerate(tasks)))
+    rows = await asyncio.gather(*(sampled_pair(place, task) for place, task in enumerate(tasks)))
     kept = [row for row in rows if row is not None]
     return kept, len(rows) - len(kept)
 
 
-def made(environment: object, task: Task) -> Environment:
-    return environment(task)  # type: ignore[operator,no-any-return]
-
-
 def pair(task: Task, trajectories: Sequence[Trajectory]) -> Row | None:
-    """The best and the worst complete answer; None where they earned the same."""
-    judged = [t for t in trajectories if t.reward is not None and t.text.strip()]
-    if not judged:
+    """The best answer against the worst; None where nothing tells them apart. An answer that was cut off cannot be the
+    best: as an example it would teach to stop there."""
+    judged = [(trajectory.reward, trajectory) for trajectory in trajectories if trajectory.reward is not None]
+    judged = [(reward, trajectory) for reward, trajectory in judged if trajectory.text.strip()]
+    complete = [(reward, trajectory) for reward, trajectory in judged if not trajectory.truncated]
+    if not complete:
         return None
-    best = max(judged, key=lambda t: t.reward or 0.0)
-    worst = min(judged, key=lambda t: t.reward or 0.0)
-    if best.reward == worst.reward or best.text.strip() == worst.text.strip():
+    best_reward, best = max(complete, key=lambda entry: entry[0])
+    worst_reward, worst = min(judged, key=lambda entry: entry[0])
+    if best_reward <= worst_reward or best.text.strip() == worst.text.strip():
         return None
-    values = {"prompt": task.prompt, "chosen": best.text, "rejected": worst.text, "rewards": [best.reward, worst.reward]}
-    return Row(values, task.id)
+    rewards = [best_reward, worst_reward]
+    return Row({"prompt": task.prompt, "chosen": best.text, "rejected": worst.text, "rewards": rewards}, task.id)

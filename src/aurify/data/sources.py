@@ -42,7 +42,7 @@ def load_rows(path: str | Path) -> list[Row]:
     if not path.is_file():
         raise UserError(missing_file(path))
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected JSON lines") from None
     rows = list(rows_of(path, text))
@@ -59,12 +59,13 @@ def rows_of(path: Path, text: str) -> Iterator[Row]:
             raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     else:
         entries = []
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028, inside of texts
             if line.strip():
+                place = f"{path}:{number}"
                 try:
-                    entries.append((f"{path}:{number}", json.loads(line)))
+                    entries.append((place, json.loads(line)))
                 except json.JSONDecodeError as error:
-                    raise UserError(f"{path}:{number}: not JSON: {error.msg} (column {error.colno}): {line[:80]!r}") from None
+                    raise UserError(f"{place}: not JSON: {error.msg} (column {error.colno}): {line[:80]!r}") from None
     for place, entry in entries:
         if not isinstance(entry, dict):
             raise UserError(f"{place}: a row is a JSON object; this is {type(entry).__name__}")
@@ -76,10 +77,10 @@ def load_hub(name: str, config: str | None, split: str) -> list[Row]:
     try:
         import datasets
     except ImportError:
-        raise UserError(f"data set {name!r} comes from the hub; install its client with: pip install 'aurify[hub]'") from None
+        raise UserError(f"data set {name!r} is on the hub; to read it: pip install 'aurify[hub]'") from None
     try:
         rows = datasets.load_dataset(name, config, split=split)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"data set {name!r}: the hub did not give it ({reason}); give a local JSONL file as `path`") from error
+        raise UserError(f"data set {name!r}: the hub did not give it ({reason}); give a JSONL file as path") from error
     return [Row(dict(row), f"{name}/{split}: row {k}") for k, row in enumerate(rows)]

@@ -1,4 +1,4 @@
-"""Lets a policy act in an environment and keeps every token: who wrote it, and how likely it was when it was sampled."""
+"""Lets a policy act in an environment and keeps every token: who wrote it, and how likely it was when it was drawn."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from collections import defaultdict
 from dataclasses import replace
 
 from aurify.environments.env import Environment
+from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.sampler import Sampler
 from aurify.types import Datum, Metrics, SamplingParams, Segment, Task, Trajectory
+
+TURN_STRIDE = 0x9E3779B97F4A7C15  # keeps the seeds of later turns away from those of neighbouring trajectories
 
 
 async def rollout(
@@ -21,26 +24,35 @@ async def rollout(
     max_context: int | None = None,
     max_turns: int = 16,
 ) -> Trajectory:
-    """One trajectory. It is truncated where a completion ran into `max_tokens`, or the whole into `max_context` or `max_turns`."""
+    """One trajectory. It is truncated where a completion ran into `max_tokens`, or the whole into `max_context` or
+    `max_turns`. params.max_tokens counts for each turn. max_context: None takes the sampler's, if it has one."""
     params = replace(params, stop_tokens=(*params.stop_tokens, *sorted(renderer.stop_tokens)))
+    if max_context is None:
+        max_context = getattr(sampler, "max_context", None)
+    rewards: dict[str, float] = defaultdict(float)
+    metrics: Metrics = {}
+    truncated = False
     try:
         observation = await environment.start()
         messages, tools = list(observation.messages), observation.tools
-        segments = [Segment(renderer.prompt(messages, tools), "prompt")]
-        rewards: dict[str, float] = defaultdict(float)
-        metrics: Metrics = {}
-        truncated = False
+        tokens = renderer.prompt(messages, tools)
+        segments = [Segment(tokens, "prompt")]
+        if max_context is not None and len(tokens) >= max_context:
+            raise UserError(
+                f"task {task.id!r}: its prompt has {len(tokens)} tokens and the context {max_context}, so there is no "
+                f"room to answer {renderer.describe(tokens)}; shorten the prompt, or raise sampler.max_context if the "
+                "model allows more"
+            )
         for turn in range(max_turns):
-            tokens = [token for segment in segments for token in segment.tokens]
             room = params.max_tokens if max_context is None else min(params.max_tokens, max_context - len(tokens))
-            if room < 1 and turn > 0:
+            if room < 1:
                 truncated = True
                 break
-            seed = None if params.seed is None else params.seed + turn
-            [completion] = await sampler.sample(tokens, replace(params, max_tokens=max(1, room), seed=seed))
+            seed = None if params.seed is None else (params.seed + turn * TURN_STRIDE) % 2**64
+            [completion] = await sampler.sample(tokens, replace(params, max_tokens=room, seed=seed))
             segments.append(Segment(completion.tokens, "policy", completion.logprobs, completion.versions))
-            message = renderer.parse(completion.tokens)
-            before, messages = messages, [*messages, message]
+            before, message = messages, renderer.parse(completion.tokens)
+            messages = [*before, message]
             if completion.finish == "length":
                 truncated = True
                 break
@@ -50,17 +62,21 @@ async def rollout(
             metrics |= step.metrics
             if step.done:
                 break
-            segments.append(Segment(renderer.delta(before, completion.tokens, step.messages, tools), "environment"))
+            delta = renderer.delta(before, completion.tokens, step.messages, tools)
+            segments.append(Segment(delta, "environment"))
+            tokens = [*tokens, *completion.tokens, *delta]
             messages = [*messages, *step.messages]
         else:
             truncated = True
     finally:
         await environment.close()
-    return Trajectory(segments, messages, len(observation.messages), dict(rewards), truncated=truncated, metrics=metrics)
+    num_prompt_messages = len(observation.messages)
+    return Trajectory(segments, messages, num_prompt_messages, dict(rewards), truncated=truncated, metrics=metrics)
 
 
 def datum_of(trajectory: Trajectory, advantage: float = 0.0) -> Datum:
-    """What the engine trains on: tokens of the policy weigh 1 (of a guide too, where the algorithm imitates), all others 0."""
+    """What the engine trains on: tokens of the policy weigh 1 (those of a guide too, for algorithms that imitate), all
+    others 0."""
     tokens: list[int] = []
     weights: list[float] = []
     logprobs: list[float] = []
@@ -69,7 +85,7 @@ def datum_of(trajectory: Trajectory, advantage: float = 0.0) -> Datum:
         tokens += segment.tokens
         weights += [float(trained)] * len(segment.tokens)
         logprobs += segment.logprobs if trained and segment.logprobs else [0.0] * len(segment.tokens)
-    sampled = all(segment.logprobs for segment in trajectory.segments if segment.origin == "policy")
+    sampled = all(segment.logprobs is not None for segment in trajectory.segments if segment.origin == "policy")
     return Datum(
         tokens,
         weights,

@@ -15,7 +15,7 @@ class Scorer(Protocol):
 
 
 class ModelReward:
-    """Scores the tokens that were sampled, exactly as the reward model was trained on them: prompt, reply, end token."""
+    """Scores the very tokens that were sampled, as the reward model was trained on them: prompt, reply, end token."""
 
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer

@@ -1,22 +1,26 @@
 """Scores trajectories by a weighted list of reward functions, and keeps the breakdown.
 
-A reward function is any callable, plain or async. Ours: `(task, trajectory) -> float | None`. TRL's works unchanged:
-`(prompts, completions, **columns) -> list[float | None]`. None means "does not apply" and is masked, not zero. So is a reward that
-raises or is not a number: it says nothing about the answer. It is counted, and where it happens to a whole group it is an error."""
+A reward function is any callable, plain or async. Ours: `(task, trajectory) -> float | None`. TRL's works unchanged,
+with conversational completions: `(prompts, completions, **columns) -> list[float | None]`. None means "does not apply"
+and is masked, not zero. So is a reward that raises or is not a finite number, since it says nothing about the answer;
+it is counted, and a reward that does nothing but fail is an error."""
 
 from __future__ import annotations
 
 import inspect
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aurify import registry
+from aurify.config import did_you_mean
 from aurify.errors import UserError
 from aurify.types import Task, Trajectory
 
 RewardFunction = Callable[..., Any]
+MAX_FAILURES_IN_A_ROW = 64  # completions; a reward that has worked may fail for a few bad tasks, but not for so many
 
 
 @dataclass(frozen=True)
@@ -29,52 +33,51 @@ class Reward:
         if not self.name:
             object.__setattr__(self, "name", getattr(self.function, "__name__", type(self.function).__name__))
 
-    @property
-    def batched(self) -> bool:
-        """TRL's signature: it takes whole lists. (Ours may have a method `batch(task, trajectories)` to the same end.)"""
-        return "completions" in inspect.signature(self.function).parameters
-
     async def __call__(self, task: Task, trajectories: Sequence[Trajectory]) -> list[Any]:
         """A value, or the exception that came instead, for each trajectory."""
-        batch = getattr(self.function, "batch", None)
-        if self.batched or batch:
-            try:
-                call = batch(task, trajectories) if batch else self.function(**self.columns(task, trajectories))
-                values = await resolved(call)
-                if len(values) != len(trajectories):
-                    raise ValueError(f"returned {len(values)} values for {len(trajectories)} completions")
-                return list(values)
-            except Exception as error:
-                return [error] * len(trajectories)
-        results: list[Any] = []
-        for trajectory in trajectories:
-            try:
-                results.append(await resolved(self.function(task, trajectory)))
-            except Exception as error:
-                results.append(error)
-        return results
-
-    def columns(self, task: Task, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-        """Those of TRL's keyword arguments that the function takes."""
-        num = len(trajectories)
-        columns = {name: [value] * num for name, value in {**task.info, "answer": task.answer}.items()}
-        columns |= {
-            "prompts": [list(task.prompt)] * num,
-            "completions": [trajectory.completion for trajectory in trajectories],
-            "completion_ids": [[t for s in trajectory.segments if s.origin == "policy" for t in s.tokens] for trajectory in trajectories],
-        }
-        parameters = inspect.signature(self.function).parameters
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-            return columns
-        return {name: value for name, value in columns.items() if name in parameters}
+        batch = getattr(self.function, "batch", None)  # ours may have it, to judge a whole group in one call
+        if batch is None and not is_trl(self.function):
+            return [await caught(self.function, task, trajectory) for trajectory in trajectories]
+        if batch is not None:
+            values = await caught(batch, task, trajectories)
+        else:
+            values = await caught(self.function, **columns(self.function, task, trajectories))
+        if not isinstance(values, Exception) and len(values) != len(trajectories):
+            values = ValueError(f"it gave {len(values)} values for {len(trajectories)} completions")
+        return [values] * len(trajectories) if isinstance(values, Exception) else list(values)
 
 
-async def resolved(value: Any) -> Any:
-    return await value if inspect.isawaitable(value) else value
+def is_trl(function: RewardFunction) -> bool:
+    return "completions" in inspect.signature(function).parameters
+
+
+async def caught(function: RewardFunction, *arguments: Any, **keywords: Any) -> Any:
+    try:
+        value = function(*arguments, **keywords)
+        return await value if inspect.isawaitable(value) else value
+    except Exception as error:
+        return error
+
+
+def columns(function: RewardFunction, task: Task, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+    """Those of TRL's keyword arguments that the function takes."""
+    num = len(trajectories)
+    known: dict[str, Any] = {name: [value] * num for name, value in {**task.info, "answer": task.answer}.items()}
+    known["prompts"] = [list(task.prompt)] * num
+    known["completions"] = [trajectory.completion for trajectory in trajectories]
+    known["completion_ids"] = [
+        [token for segment in trajectory.segments if segment.origin == "policy" for token in segment.tokens]
+        for trajectory in trajectories
+    ]
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return known
+    return {name: value for name, value in known.items() if name in parameters}
 
 
 class Rubric:
-    """rewards: functions, or (function, weight) or (function, weight, name), or `Reward`s."""
+    """rewards: functions, or (function, weight) or (function, weight, name), or `Reward`s. The first one judges the
+    answer: accuracy is its mean."""
 
     def __init__(self, rewards: Sequence[Any]) -> None:
         self.rewards = [
@@ -86,6 +89,8 @@ class Rubric:
             raise UserError(f"rewards: the name {repeated[0]!r} is used twice; give each reward its own")
         self.failures: dict[str, str] = {}  # reward -> the first thing that went wrong
         self.num_failures: Counter[str] = Counter()
+        self._worked: set[str] = set()
+        self._failed_in_a_row: Counter[str] = Counter()
 
     def plus(self, *rewards: Any) -> Rubric:
         return Rubric([*self.rewards, *rewards])
@@ -94,37 +99,76 @@ class Rubric:
         """Fills `rewards` (the breakdown) and `reward` (the weighted sum of those that apply) of every trajectory.
 
         What the environment gave on the way counts with weight 1."""
+        own = {reward.name for reward in self.rewards}
         for trajectory in trajectories:
-            given = list(trajectory.rewards.values())
-            trajectory.reward = math.fsum(value for value in given if value is not None) if given else None
+            given = [value for name, value in trajectory.rewards.items() if name not in own and value is not None]
+            trajectory.reward = math.fsum(given) if given else None
         for reward in self.rewards:
             values = await reward(task, trajectories)
-            problems = [problem(value) for value in values]
-            for trajectory, value, wrong in zip(trajectories, values, problems, strict=True):
-                valid = None if wrong or value is None else float(value)
+            problems = [problem_of(value) for value in values]
+            for trajectory, value, problem in zip(trajectories, values, problems, strict=True):
+                valid = None if problem or value is None else float(value)
                 trajectory.rewards[reward.name] = valid
                 if valid is not None:
                     trajectory.reward = (trajectory.reward or 0.0) + reward.weight * valid
-            self._count(reward, task, problems)
+            self._count(reward.name, task, [problem for problem in problems if problem], len(values))
 
-    def _count(self, reward: Reward, task: Task, problems: Sequence[str | None]) -> None:
-        wrong = [text for text in problems if text]
-        if not wrong:
+    def _count(self, name: str, task: Task, problems: Sequence[str], num_values: int) -> None:
+        if len(problems) < num_values:
+            self._worked.add(name)
+            self._failed_in_a_row[name] = 0
+        if not problems:
             return
-        self.num_failures[reward.name] += len(wrong)
-        self.failures.setdefault(reward.name, wrong[0])
-        if len(wrong) == len(problems):
+        self.failures.setdefault(name, problems[0])
+        self.num_failures[name] += len(problems)
+        self._failed_in_a_row[name] += len(problems)
+        if name not in self._worked or self._failed_in_a_row[name] >= MAX_FAILURES_IN_A_ROW:
             raise UserError(
-                f"reward {reward.name!r} failed for all {len(wrong)} completions of task {task.id!r}: {wrong[0]}. "
-                "Mend the reward; let it return None where it does not apply"
+                f"reward {name!r} failed for all of the last {self._failed_in_a_row[name]} completions; for task "
+                f"{task.id!r} {problems[0]}. Mend the reward, or let it return None where it does not apply"
             )
 
 
-def problem(value: Any) -> str | None:
+def problem_of(value: Any) -> str | None:
+    """What is wrong with a reward; None if it is a finite number, or None."""
     if isinstance(value, Exception):
         return f"it raised {type(value).__name__}: {value}"
     if value is None:
         return None
-    if isinstance(value, str) or not hasattr(value, "__float__"):
-        return f"it returned {value!r}, which is no number"
-    return None if math.isfinite(float(value)) else f"it returned {float(value)}"
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, str) or not math.isfinite(number):
+        return f"it returned {value!r}, which is not a finite number"
+    return None
+
+
+def rubric_of(entries: Any) -> Rubric:
+    """From a recipe: a name, or a list of names, of [name, weight], or of {name: ..., weight: ..., options of it}."""
+    return Rubric([reward_of(entry) for entry in (entries if isinstance(entries, list) else [entries])])
+
+
+def reward_of(entry: Any) -> Reward:
+    if isinstance(entry, str):
+        entry = {"name": entry}
+    elif isinstance(entry, list) and len(entry) == 2:
+        entry = {"name": entry[0], "weight": entry[1]}
+    if not isinstance(entry, Mapping) or "name" not in entry:
+        raise UserError(f"reward {entry!r}: expected a name, [name, weight] or {{name: ..., weight: ...}}")
+    options = {key: value for key, value in entry.items() if key not in ("name", "weight")}
+    name, weight, found = entry["name"], entry.get("weight", 1.0), registry.get("reward", entry["name"])
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise UserError(f"reward {name!r}: its weight is {weight!r}; expected a number")
+    parameters = inspect.signature(found).parameters
+    if "trajectory" in parameters or "completions" in parameters:
+        if options:
+            raise UserError(f"reward {name!r} takes no options; {next(iter(options))!r} is given")
+        return Reward(found, float(weight), name)
+    for option in options:
+        if option not in parameters:
+            raise UserError(f"reward {name!r} has no option {option!r}{did_you_mean(option, parameters)}")
+    for option, parameter in parameters.items():
+        if parameter.default is parameter.empty and option not in options:
+            raise UserError(f"reward {name!r} needs the option {option!r}; write {{name: {name}, {option}: ...}}")
+    return Reward(found(**options), float(weight), name)

@@ -11,7 +11,7 @@ from aurify.types import Task, Trajectory
 
 def normalised(text: str) -> str:
     """Lower case, white space collapsed, no closing full stop."""
-    return " ".join(text.lower().split()).rstrip(".")
+    return " ".join(text.lower().split()).removesuffix(".")
 
 
 def exact_match(task: Task, trajectory: Trajectory) -> float | None:
@@ -20,7 +20,7 @@ def exact_match(task: Task, trajectory: Trajectory) -> float | None:
 
 
 def contains_answer(task: Task, trajectory: Trajectory) -> float | None:
-    """1 if the answer stands somewhere in the reply. Easily hacked by listing everything: a first signal, not a goal."""
+    """1 if the answer stands somewhere in the reply. Hacked by listing everything: a first signal, not a goal."""
     return None if task.answer is None else float(normalised(task.answer) in normalised(trajectory.text))
 
 
@@ -29,20 +29,20 @@ def format_match(pattern: str) -> Callable[[Task, Trajectory], float]:
     try:
         compiled = re.compile(pattern, re.DOTALL)
     except re.error as error:
-        raise UserError(f"reward format: {pattern!r} is no regular expression: {error}") from error
+        raise UserError(f"reward 'format': {pattern!r} is no regular expression: {error}") from error
 
-    def format_reward(task: Task, trajectory: Trajectory) -> float:
+    def matches(task: Task, trajectory: Trajectory) -> float:
         return float(compiled.fullmatch(trajectory.text.strip()) is not None)
 
-    return format_reward
+    return matches
 
 
 def length_penalty(max_tokens: int, over: int) -> Callable[[Task, Trajectory], float]:
     """0 up to `max_tokens` sampled tokens, falling to -1 at `max_tokens + over` (the soft overlong penalty of DAPO)."""
     if over < 1:
-        raise UserError(f"reward length: over is {over}; it must be at least 1 token")
+        raise UserError(f"reward 'length': over is {over}; it must be at least 1 token")
 
-    def length(task: Task, trajectory: Trajectory) -> float:
+    def penalty(task: Task, trajectory: Trajectory) -> float:
         return -min(1.0, max(0.0, (trajectory.num_policy_tokens - max_tokens) / over))
 
-    return length
+    return penalty

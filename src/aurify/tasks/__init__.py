@@ -26,8 +26,8 @@ def make(name: str, **options: Any) -> TaskSet:
         for option in options:
             if option not in parameters:
                 raise UserError(f"task {name!r} has no option {option!r}{did_you_mean(option, parameters)}")
-    missing = [key for key, parameter in parameters.items() if parameter.default is parameter.empty and key not in options]
-    if missing:
+    required = (key for key, parameter in parameters.items() if parameter.default is parameter.empty)
+    if missing := [key for key in required if key not in options]:
         raise UserError(f"task {name!r} needs the option {missing[0]!r}")
     try:
         result = function(**options)

@@ -1,30 +1,37 @@
-"""Small problems made by the dozen, easy to hard: enough to see a method learn on a laptop, without any download."""
+"""Small problems made by the dozen: enough to see a method learn on a laptop, without any download. The options of each
+set how hard it is."""
 
 from __future__ import annotations
 
 import operator
 import random
+from string import ascii_lowercase
 
 from aurify.errors import UserError
+from aurify.rewards.math import numbers_match
 from aurify.rewards.rubric import Rubric
 from aurify.rewards.text import exact_match
 from aurify.tasks.taskset import Problem, TaskSet, generated
 
-WORDS = (
-    "apple river stone window garden silver thunder pencil orange winter bottle forest mirror summer rocket candle "
-    "island monkey basket copper falcon hammer jacket kitten ladder market needle oyster pepper quartz ribbon saddle "
-    "teapot umbrella velvet walnut yellow zipper anchor button cherry dragon engine feather ginger harbor"
-).split()
+# fmt: off
+WORDS = [
+    "apple", "river", "stone", "window", "garden", "silver", "thunder", "pencil", "orange", "winter", "bottle",
+    "forest", "mirror", "summer", "rocket", "candle", "island", "monkey", "basket", "copper", "falcon", "hammer",
+    "jacket", "kitten", "ladder", "market", "needle", "oyster", "pepper", "quartz", "ribbon", "saddle", "teapot",
+    "umbrella", "velvet", "walnut", "yellow", "zipper", "anchor", "button", "cherry", "dragon", "engine", "feather",
+    "ginger", "harbor",
+]
+# fmt: on
 
 
-def in_range(name: str, value: int, low: int, high: int) -> None:
+def check_range(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise UserError(f"task.{name}: {value} is out of range; it must be from {low} to {high}")
 
 
 def largest_number(count: int = 5, maximum: int = 99, num_heldout: int = 200) -> TaskSet:
     """The largest of `count` different numbers from 1 to `maximum`."""
-    in_range("count", count, 2, maximum)
+    check_range("count", count, 2, maximum)
 
     def make(generator: random.Random) -> Problem:
         numbers = generator.sample(range(1, maximum + 1), count)
@@ -34,12 +41,14 @@ def largest_number(count: int = 5, maximum: int = 99, num_heldout: int = 200) ->
     return generated("largest_number", make, num_heldout=num_heldout)
 
 
-def arithmetic(digits: int = 1, operators: str = "+", num_heldout: int = 20) -> TaskSet:
-    """a op b with numbers of up to `digits` digits; operators: some of + - *"""
-    in_range("digits", digits, 1, 9)
+def arithmetic(digits: int = 1, operators: str = "+", num_heldout: int | None = None) -> TaskSet:
+    """a op b with numbers of up to `digits` digits; operators: some of + - *. Held out: a fifth, at most 200."""
+    check_range("digits", digits, 1, 9)
     known = {"+": operator.add, "-": operator.sub, "*": operator.mul}
     if not operators or set(operators) - set(known):
         raise UserError(f"task.operators: {operators!r} must be made of some of '+', '-' and '*', such as '+-'")
+    if num_heldout is None:
+        num_heldout = min(200, 100**digits * len(set(operators)) // 5)
 
     def make(generator: random.Random) -> Problem:
         a, b = (generator.randrange(10**digits) for _ in range(2))
@@ -50,32 +59,35 @@ def arithmetic(digits: int = 1, operators: str = "+", num_heldout: int = 20) -> 
 
 
 def sorting(count: int = 4, maximum: int = 99, num_heldout: int = 200) -> TaskSet:
-    """`count` numbers in ascending order, written with commas."""
-    in_range("count", count, 2, maximum)
+    """`count` different numbers from 1 to `maximum` in ascending order."""
+    check_range("count", count, 2, maximum)
 
     def make(generator: random.Random) -> Problem:
         numbers = generator.sample(range(1, maximum + 1), count)
-        asked = f"Sort these numbers from small to large: {', '.join(map(str, numbers))}. Answer with the sorted list."
-        return Problem(asked, ", ".join(map(str, sorted(numbers))))
+        listing = ", ".join(map(str, numbers))
+        answer = ", ".join(map(str, sorted(numbers)))
+        return Problem(f"Sort these numbers from small to large: {listing}. Answer with the sorted numbers.", answer)
 
-    return generated("sorting", make, num_heldout=num_heldout, rubric=Rubric([exact_match]))
+    return generated("sorting", make, num_heldout=num_heldout, rubric=Rubric([numbers_match]))
 
 
-def count_letters(num_heldout: int = 50) -> TaskSet:
-    """How often a letter stands in a word."""
+def count_letters(words: int = 2, num_heldout: int = 200) -> TaskSet:
+    """How often a letter stands in a few words. All counts that occur are equally likely, so that no guess pays."""
+    check_range("words", words, 1, len(WORDS))
 
     def make(generator: random.Random) -> Problem:
-        word = generator.choice(WORDS)
-        letter = generator.choice(sorted(set(word)) + ["e", "t"])
-        asked = f"How many times does the letter '{letter}' occur in the word '{word}'? Answer with the number."
-        return Problem(asked, str(word.count(letter)))
+        text = " ".join(generator.sample(WORDS, words))
+        counts = {letter: text.count(letter) for letter in ascii_lowercase}
+        count = generator.choice(sorted(set(counts.values())))
+        letter = generator.choice([letter for letter in counts if counts[letter] == count])
+        return Problem(f"How many times is the letter {letter} in '{text}'? Answer with the number.", str(count))
 
     return generated("count_letters", make, num_heldout=num_heldout)
 
 
 def reverse_words(count: int = 3, num_heldout: int = 200) -> TaskSet:
-    """A few words in reverse order."""
-    in_range("count", count, 2, len(WORDS))
+    """`count` words in reverse order."""
+    check_range("count", count, 2, len(WORDS))
 
     def make(generator: random.Random) -> Problem:
         words = generator.sample(WORDS, count)

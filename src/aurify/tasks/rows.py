@@ -2,52 +2,85 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
-from aurify import registry
-from aurify.data.sources import load_hub, load_rows
+from aurify.data.formats import messages_of
+from aurify.data.sources import Row, load_hub, load_rows
 from aurify.errors import UserError
 from aurify.rewards.math import number_match
-from aurify.rewards.rubric import Rubric
+from aurify.rewards.rubric import Rubric, rubric_of
 from aurify.tasks.taskset import TaskSet, listed, question
 from aurify.types import Task
 
-GSM8K_HUB = "openai/gsm8k"
+GSM8K = "openai/gsm8k"
+CALCULATOR = re.compile(r"<<[^>]*>>")  # annotations in its solutions, such as <<48/2=24>>
 
 
-def gsm8k(path: str | None = None, num_heldout: int = 100, system: str | None = None) -> TaskSet:
-    """Grade-school word problems. path: JSONL with `question` and `answer` (ending in '#### number'); without it, the hub."""
-    rows = load_rows(path) if path else load_hub(GSM8K_HUB, "main", "train")
-    tasks, demonstrations = [], {}
-    for index, row in enumerate(rows):
-        solution = row.text("answer")
-        _, found, answer = solution.rpartition("####")
+def gsm8k(
+    path: str | None = None,
+    heldout_path: str | None = None,
+    num_heldout: int | None = None,
+    system: str | None = None,
+) -> TaskSet:
+    """Grade-school word problems (Cobbe et al. 2021). path, heldout_path: JSONL files with `question` and `answer`,
+    which ends in '#### number'; without a path, both splits of the hub. num_heldout: so many of those held out."""
+
+    def task(row: Row) -> Task:
+        solution, found, answer = row.text("answer").rpartition("####")
         if not found:
-            raise UserError(f"{row.place}: 'answer' has no '#### number' at its end: {solution[-60:]!r}")
-        task = Task(f"gsm8k/{index}", question(row.text("question"), system), answer.strip())
-        tasks.append(task)
-        demonstrations[task.id] = solution
-    return listed("gsm8k", tasks, Rubric([number_match]), num_heldout=num_heldout, demonstration=lambda task: demonstrations[task.id])
+            raise UserError(f"{row.place}: 'answer' ends in {answer[-40:]!r}; expected '#### number' at its end")
+        shown = f"{CALCULATOR.sub('', solution).strip()}\n#### {answer.strip()}"
+        return Task(row.place, question(row.text("question"), system), answer.strip(), {"solution": shown})
+
+    heldout = None
+    if path is None:
+        rows, heldout = load_hub(GSM8K, "main", "train"), load_hub(GSM8K, "main", "test")
+    else:
+        rows = load_rows(path)
+        heldout = load_rows(heldout_path) if heldout_path else None
+    return listed(
+        "gsm8k",
+        [task(row) for row in rows],
+        Rubric([number_match]),
+        num_heldout=num_heldout,
+        heldout=None if heldout is None else [task(row) for row in heldout[:num_heldout]],
+        demonstration=lambda task: task.info["solution"],
+    )
 
 
 def jsonl(
     path: str,
-    prompt: str = "prompt",
-    answer: str = "answer",
-    reward: str | list[Any] = "exact_match",
+    prompt_column: str = "prompt",
+    answer_column: str | None = "answer",
+    reward: Any = "exact_match",
+    heldout_path: str | None = None,
     num_heldout: int | None = None,
     system: str | None = None,
 ) -> TaskSet:
-    """prompt, answer: names of columns; the prompt is a text or a list of messages. reward: one name, or a list of names or of
-    [name, weight]. Every other column reaches reward functions by its name. num_heldout: a tenth, if not given."""
-    rows = load_rows(path)
-    tasks = []
-    for index, row in enumerate(rows):
-        given = row.need(prompt)
-        messages = given if isinstance(given, list) else question(row.text(prompt), system)
-        info = {key: value for key, value in row.items() if key not in (prompt, answer)}
-        tasks.append(Task(f"{path}/{index}", messages, row.text(answer), info))
-    chosen = [reward] if isinstance(reward, str) else reward
-    pairs = [(entry, 1.0) if isinstance(entry, str) else tuple(entry) for entry in chosen]
-    rubric = Rubric([(registry.get("reward", name), weight, name) for name, weight in pairs])
-    return listed(path, tasks, rubric, num_heldout=num_heldout or max(1, len(tasks) // 10))
+    """A file of people's own. The prompt is a text or a list of messages; answer_column: null if no reward needs one.
+    reward: a name or a list, see `rubric_of`. Further columns reach reward functions by their names. Held out are the
+    rows of `heldout_path`, or num_heldout of `path` (a tenth, if not given)."""
+
+    def tasks(rows: Sequence[Row]) -> list[Task]:
+        return [Task(row.place, prompt(row), answer(row), info(row)) for row in rows]
+
+    def prompt(row: Row) -> Any:
+        if isinstance(row.get(prompt_column), list):
+            return messages_of(row, prompt_column)
+        return question(row.text(prompt_column), system)
+
+    def answer(row: Row) -> str | None:
+        return row.text(answer_column) if answer_column else None
+
+    def info(row: Row) -> dict[str, Any]:
+        return {name: value for name, value in row.items() if name not in (prompt_column, answer_column)}
+
+    return listed(
+        path,
+        tasks(load_rows(path)),
+        rubric_of(reward),
+        num_heldout=num_heldout,
+        heldout=tasks(load_rows(heldout_path)[:num_heldout]) if heldout_path else None,
+    )

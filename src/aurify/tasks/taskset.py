@@ -1,8 +1,10 @@
-"""A task set: problems, the environment they are played in, and the rubric that judges them, in one object. Training and evaluation
-use the same one, so that what is measured is what was trained."""
+"""A task set: problems, the environment they are played in, and the rubric that judges them, in one object. Training
+and evaluation use the same one, so that what is measured is what was trained."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,19 +21,24 @@ Demonstrate = Callable[[Task], str | None]
 
 @dataclass
 class TaskSet:
-    """`train(seed)` gives training tasks (endless, or one epoch), `heldout` is fixed and disjoint from them."""
+    """`train(seed)` gives training tasks (endless, or one epoch); `heldout` is fixed and disjoint from them."""
 
     name: str
     train: Callable[[int], Iterator[Task]]
     heldout: Sequence[Task]
     rubric: Rubric
     environment: Callable[[Task], Environment] = SingleTurn
-    demonstration: Demonstrate = field(default=lambda task: task.answer)  # the reply that SFT should learn; None: unknown
+    demonstration: Demonstrate = field(default=lambda task: task.answer)  # what SFT should learn; None: unknown
 
 
 def question(text: str, system: str | None = None) -> list[Message]:
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     return [*messages, {"role": "user", "content": text}]
+
+
+def digest(prompt: Sequence[Message]) -> str:
+    """Ids made of it agree only for equal prompts, whatever sets are merged, and are the same in every run."""
+    return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,9 @@ def generated(
 ) -> TaskSet:
     """A task set made by a function of a random generator: endless training tasks, none of which is a held-out one."""
     if num_heldout < 1:
-        raise UserError(f"task {name}: num_heldout is {num_heldout}; at least 1 is needed to evaluate")
-    generator, problems = random.Random(f"{name}/heldout"), {}
+        raise UserError(f"task {name!r}: num_heldout is {num_heldout}; at least 1 is needed to evaluate")
+    generator = random.Random(f"{name}/heldout")
+    problems: dict[str, Problem] = {}
     for _ in range(1000 * num_heldout):
         problem = make(generator)
         problems[problem.question] = problem
@@ -59,25 +67,25 @@ def generated(
             break
     else:
         raise UserError(
-            f"task {name}: only {len(problems)} different problems exist with these options, and {num_heldout} are to be held out; "
-            "widen the options or lower num_heldout"
+            f"task {name!r}: {num_heldout} problems are to be held out, and only {len(problems)} different ones exist "
+            "with these options; widen the options or lower num_heldout"
         )
 
-    def task(problem: Problem, key: str) -> Task:
-        return Task(f"{name}/{key}", question(problem.question, system), problem.answer)
+    def task(problem: Problem) -> Task:
+        prompt = question(problem.question, system)
+        return Task(f"{name}/{digest(prompt)}", prompt, problem.answer)
 
     def train(seed: int) -> Iterator[Task]:
-        generator, misses = random.Random(f"{name}/train/{seed}"), 0
+        generator, num_misses = random.Random(f"{name}/train/{seed}"), 0
         while True:
             problem = make(generator)
             if problem.question not in problems:
-                misses = 0
-                yield task(problem, problem.question)
-            elif (misses := misses + 1) > 10_000:
-                raise UserError(f"task {name}: all problems are held out; lower num_heldout or widen the options")
+                num_misses = 0
+                yield task(problem)
+            elif (num_misses := num_misses + 1) > 10_000:
+                raise UserError(f"task {name!r}: all problems are held out; lower num_heldout or widen the options")
 
-    heldout = [task(problem, f"heldout/{k}") for k, problem in enumerate(problems.values())]
-    return TaskSet(name, train, heldout, rubric or Rubric([number_match]))
+    return TaskSet(name, train, [task(problem) for problem in problems.values()], rubric or Rubric([number_match]))
 
 
 def listed(
@@ -85,19 +93,30 @@ def listed(
     tasks: Sequence[Task],
     rubric: Rubric,
     *,
-    num_heldout: int,
+    num_heldout: int | None = None,
+    heldout: Sequence[Task] | None = None,
     demonstration: Demonstrate = lambda task: task.answer,
 ) -> TaskSet:
-    """A task set out of a fixed list: a seeded share is held out, the rest is shuffled for each epoch."""
-    if not 0 < num_heldout < len(tasks):
-        raise UserError(f"task {name}: {num_heldout} of {len(tasks)} tasks are to be held out; leave at least one on each side")
-    order = list(range(len(tasks)))
-    random.Random(f"{name}/split").shuffle(order)
-    held, rest = sorted(order[:num_heldout]), sorted(order[num_heldout:])
+    """A task set out of a fixed list, shuffled anew for each epoch. Either `heldout` comes with it, or a share of the
+    list is held out (num_heldout; None: a tenth). Tasks whose prompt is also a held-out one are not trained."""
+    if heldout is None:
+        prompts = sorted({digest(task.prompt) for task in tasks})
+        num_heldout = max(1, len(prompts) // 10) if num_heldout is None else num_heldout
+        if not 0 < num_heldout < len(prompts):
+            raise UserError(
+                f"task {name!r}: {num_heldout} of {len(prompts)} different prompts are to be held out; "
+                "leave at least one on each side, or give held-out tasks of their own"
+            )
+        chosen = set(random.Random("heldout").sample(prompts, num_heldout))
+        heldout = [task for task in tasks if digest(task.prompt) in chosen]
+    known = {digest(task.prompt) for task in heldout}
+    kept = [task for task in tasks if digest(task.prompt) not in known]
+    if not kept:
+        raise UserError(f"task {name!r}: every task is a held-out one too, so there is nothing to train on")
 
     def train(seed: int) -> Iterator[Task]:
-        shuffled = list(rest)
-        random.Random(f"{name}/train/{seed}").shuffle(shuffled)
-        return (tasks[k] for k in shuffled)
+        shuffled = list(kept)
+        random.Random(f"train/{seed}").shuffle(shuffled)
+        return iter(shuffled)
 
-    return TaskSet(name, train, [tasks[k] for k in held], rubric, demonstration=demonstration)
+    return TaskSet(name, train, list(heldout), rubric, demonstration=demonstration)
