@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from aurify import registry
 from aurify.cli.main import app
 
 CHAT = json.dumps({"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]})
@@ -53,7 +54,7 @@ CASES = {
         ("recipes.yaml: no such file", "did you mean 'recipe.yaml'"), command=("train", "recipes.yaml")
     ),
     "broken YAML": Case(("recipe.yaml:2: not valid YAML",), "stages:\n\tsft: {}\n"),
-    "unknown key": Case(("unknown key 'stages.sft.lora.rnak'", "did you mean 'rank'"), SFT + "lora: {rnak: 4}\n"),
+    "unknown key": Case(("unknown key 'lora.rnak'", "did you mean 'rank'"), SFT + "lora: {rnak: 4}\n"),
     "unknown key at the top": Case(("unknown key 'stagse'", "did you mean 'stages'"), SFT + "stagse: 1\n"),
     "wrong type": Case(("'stages.sft.steps' is 'many'", "an integer"), SFT.replace("steps: 1", "steps: many")),
     "out of range": Case(("sampling.max_tokens", "0"), GRPO.replace("max_tokens: 4", "max_tokens: 0")),
@@ -130,6 +131,12 @@ CASES = {
 }
 
 
+@pytest.fixture(autouse=True)
+def own_registry(monkeypatch):
+    """The plugins of the cases all register a reward of one name."""
+    monkeypatch.setattr(registry, "ENTRIES", {kind: dict(entries) for kind, entries in registry.ENTRIES.items()})
+
+
 def run(*command: str) -> Any:
     return CliRunner().invoke(app, list(command), env={"HF_HUB_OFFLINE": "1"})
 
@@ -154,3 +161,47 @@ def test_bad_input_is_one_paragraph_with_the_mend(name, tmp_path, monkeypatch):
     said = complaint(run(*case.command))
     assert [part for part in case.says if part not in said] == [], said
     assert len(said) < 600
+
+
+@pytest.fixture
+def finished(tmp_path, monkeypatch):
+    """A run of one step that lost its result: resuming it reads the checkpoint."""
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(SFT.replace("steps: 1", "steps: 1, checkpoint_every: 1"))
+    Path("rows.jsonl").write_text(CHAT)
+    assert run("train", "recipe.yaml").exit_code == 0
+    [final] = Path("runs").glob("*/sft/final")
+    final.rename("final")
+    return final.parent
+
+
+def test_a_run_without_its_result_goes_on_from_the_checkpoint(finished):
+    assert run("train", "--resume", "last").exit_code == 0
+    assert (finished / "final" / "model.safetensors").read_bytes() == Path("final/model.safetensors").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_named(finished):
+    [file] = finished.glob("checkpoints/*/engine.pt")
+    file.write_bytes(file.read_bytes()[:1000])
+    said = complaint(run("train", "--resume", "last"))
+    assert "engine.pt: the checkpoint is damaged" in said
+    assert "Remove the folder" in said
+
+
+def test_a_run_goes_on_with_the_options_it_began_with(finished):
+    said = complaint(run("train", "--resume", "last", "stages.sft.optim.lr=0.5"))
+    assert "belongs to other options or other data" in said
+
+
+def test_a_model_that_was_cut_off_is_named(finished):
+    file = Path("final/model.safetensors")
+    file.write_bytes(file.read_bytes()[:1000])
+    said = complaint(run("sample", "./final", "hi"))
+    assert "model 'final' cannot be loaded" in said
+
+
+def test_a_mistake_leaves_no_run_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("recipe.yaml").write_text(SFT)
+    complaint(run("train", "recipe.yaml"))
+    assert not Path("runs").exists()

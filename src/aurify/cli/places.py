@@ -65,9 +65,10 @@ def find_run(name: str, runs: Path = RUNS) -> Path:
 
 
 def finished_stages(run: Path) -> list[str]:
-    """Stages with a model, in the order they were finished."""
-    finals = [folder / FINAL for folder in run.iterdir() if (folder / FINAL).is_dir()]
-    return [final.parent.name for final in sorted(finals, key=lambda final: final.stat().st_mtime)]
+    """Stages with a model, in the order of the recipe."""
+    order = list(read_values(run / "results.json"))
+    found = sorted(folder.name for folder in run.iterdir() if (folder / FINAL).is_dir())
+    return sorted(found, key=lambda stage: order.index(stage) if stage in order else len(order))
 
 
 def find_model(name: str, runs: Path = RUNS) -> ModelPlace:
@@ -76,7 +77,8 @@ def find_model(name: str, runs: Path = RUNS) -> ModelPlace:
     if colon and run_name and run_name != "random" and not Path(name).exists():
         return stage_model(find_run(run_name, runs), stage)
     folder = Path(name).expanduser()
-    if (name in ("last", "latest")) or is_run(folder) or is_run(runs / name):
+    begins_a_run = not folder.exists() and any(run.name.startswith(name) for run in all_runs(runs))
+    if name in ("last", "latest") or is_run(folder) or begins_a_run:
         run = find_run(name, runs)
         writers = [stage for stage in finished_stages(run) if not is_reward_model(run / stage / FINAL)]
         if not writers:

@@ -1,0 +1,125 @@
+"""The commands on one tiny run, as a person would give them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from aurify.cli.main import app
+
+RECIPE = """
+name: small
+model: random:tiny
+task: {name: largest_number, count: 2, maximum: 9, num_heldout: 12}
+evaluation: {num_tasks: 4, sampling: {max_tokens: 2, temperature: 0.0}}
+stages:
+  sft: {method: sft, data: {demonstrations: 16}, steps: 2, batch_size: 4, optim: {lr: 3e-3}}
+  grpo:
+    {method: grpo, model: "@sft", lora: {rank: 2}, steps: 1, prompts_per_step: 2, completions_per_prompt: 2, sampling: {max_tokens: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a recipe and one finished run of it."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "small.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        text = output("train", "small.yaml", "stages.sft.steps=1")
+    assert "Chat with it: aurify chat" in text
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+
+
+def output(*command: str) -> str:
+    result = CliRunner().invoke(app, list(command))
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout
+
+
+def last_run() -> Path:
+    return sorted(Path("runs").iterdir())[-1]
+
+
+def metrics(stage: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (last_run() / stage / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_leaves_both_models_the_overridden_steps_and_a_report():
+    assert len(metrics("sft")) == 1
+    assert (last_run() / "sft" / "final" / "model.safetensors").is_file()
+    assert (last_run() / "grpo" / "final" / "adapter_model.safetensors").is_file()
+    assert "grpo" in (last_run() / "report.html").read_text()
+
+
+def test_a_dry_run_shows_the_plan_and_what_is_read_and_leaves_nothing():
+    num_runs = len(list(Path("runs").iterdir()))
+    text = output("train", "small.yaml", "--dry-run")
+    assert "16 demonstrations" in text
+    assert "<|im_start|>assistant" in text
+    assert len(list(Path("runs").iterdir())) == num_runs
+
+
+def test_resuming_a_finished_run_trains_nothing():
+    text = output("train", "--resume", "last")
+    assert text.count("finished already") == 2
+    assert len(metrics("sft")) == 1
+
+
+def test_runs_lists_the_run_with_its_numbers():
+    text = output("runs")
+    assert last_run().name in text
+    assert "small" in text and "finished" in text and "→" in text
+
+
+def test_report_is_made_anew():
+    page = last_run() / "report.html"
+    page.unlink()
+    assert output("report").strip() == str(page)
+    assert page.is_file()
+
+
+def test_eval_takes_the_task_from_the_run_and_says_the_same_as_training():
+    found = json.loads(output("eval", "last", "--json", "--num-tasks", "4"))
+    results = json.loads((last_run() / "results.json").read_text())
+    assert found["task"] == "largest_number"
+    assert (found["num_tasks"], found["accuracy"]) == (4, results["grpo"]["after"])
+
+
+def test_eval_of_another_task_with_options_and_transcripts():
+    text = output(
+        "eval", "random:tiny", "--task", "sorting", "count=3", "--num-tasks", "2", "--max-tokens", "2", "--show", "1"
+    )
+    assert "on sorting: accuracy" in text
+    assert text.count("expected") == 1
+
+
+def test_sample_gives_as_many_answers_as_asked_and_reads_from_stdin():
+    text = output("sample", "last:sft", "hi", "-n", "3", "--max-tokens", "2", "--seed", "0")
+    assert [line for line in text.splitlines() if line.startswith("---")] == ["--- 1", "--- 2", "--- 3"]
+    piped = CliRunner().invoke(app, ["sample", "last", "-", "--max-tokens", "2", "--seed", "0"], input="hi\n")
+    assert piped.exit_code == 0
+
+
+def test_models_lists_what_is_known_and_where():
+    text = output("models")
+    assert "smollm2-135m-instruct" in text and "random:tiny" in text
+
+
+def test_the_demo_is_the_quickstart_recipe(monkeypatch):
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        "aurify.cli.train.run_recipe", lambda path, overrides, **options: seen.append((path, overrides))
+    )
+    output("demo", "seed=3")
+    [(path, overrides)] = seen
+    assert (path.name, overrides) == ("quickstart.yaml", ["seed=3"])
