@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "transformers", "numpy", "pydantic", "omegaconf")
+HEAVY = ("torch", "transformers", "numpy", "omegaconf", "huggingface_hub")
 
 
 def imported_by(code: str) -> set[str]:

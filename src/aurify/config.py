@@ -71,7 +71,9 @@ def read_with_bases(path: Path, opened: tuple[Path, ...]) -> DictConfig:
         circle = ", ".join(file.name for file in opened)
         raise UserError(f"{path}: `base:` leads back to this file; remove it from one of {circle}")
     values = read_yaml(path)
-    bases = OmegaConf.to_object(values.pop("base")) if OmegaConf.is_config(values.get("base")) else values.pop("base", None)
+    bases = (
+        OmegaConf.to_object(values.pop("base")) if OmegaConf.is_config(values.get("base")) else values.pop("base", None)
+    )
     bases = [] if bases is None else [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases):
         raise UserError(f"{path}: 'base' is {bases!r}; expected a path, or a list of paths, relative to this file")
@@ -170,9 +172,9 @@ def errors_of(file: str | Path) -> Iterator[None]:
 
 
 def build_at(cls: type[T], values: Any, key: str) -> T:
+    hints = field_hints(cls)  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
-        raise UserError(f"{quoted(key)} is {values!r}; expected a mapping with {list_names(field_hints(cls))}")
-    hints = field_hints(cls)
+        raise UserError(f"{quoted(key)} is {values!r}; expected a mapping with {list_names(hints)}")
     for name in values:
         if name not in hints:
             raise UserError(f"unknown key {quoted(join(key, name))}{did_you_mean(str(name), hints)}")

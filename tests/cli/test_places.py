@@ -22,7 +22,7 @@ def runs(tmp_path, monkeypatch):
         (folder / run).mkdir(parents=True)
         (folder / run / "recipe.yaml").write_text("name: x\ntask: sorting\n")
     stages = {"sft": TEXT, "grpo": TEXT, "dpo": None, "reward": SCORES}
-    (folder / "20260102_120000_bbbb" / "results.json").write_text(json.dumps(dict.fromkeys(stages, {})))
+    (folder / "20260102_120000_bbbb" / "results.json").write_text(json.dumps({stage: {} for stage in stages}))
     for stage, config in stages.items():
         if config is None:  # not finished
             continue
