@@ -72,6 +72,7 @@ class InProcessSampler:
         self.cache = SlotCache(max_batch, num_kv_heads, embedding.device, embedding.dtype)
         self.stop_tokens = end_tokens(engine)
         self.seeds = np.random.default_rng(seed)  # for requests without a seed
+        self.arriving: list[Sequence] = []  # of the callers of this moment; see `_hand_over`
         self.waiting: deque[Sequence] = deque()
         self.active: list[Sequence] = []  # sequence k is in slot k
         self.wakeup = threading.Condition()
@@ -94,12 +95,21 @@ class InProcessSampler:
             for index in range(n):
                 generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, index]))
                 limit = min(params.max_tokens, room)
-                self.waiting.append(Sequence(request, index, prompt, params, limit, generator))
+                self.arriving.append(Sequence(request, index, prompt, params, limit, generator))
+        loop.call_soon(self._hand_over)
+        return await request.future
+
+    def _hand_over(self) -> None:
+        """Called when the event loop has let everybody ask who is ready to. All of them then start in the same batch: a worker that
+        began with the first would batch the others by chance, and the last bits of log-probs, which depend on the
+        batch, would differ from run to run."""
+        with self.wakeup:
+            self.waiting.extend(self.arriving)
+            self.arriving = []
             if self.thread is None:
                 self.thread = threading.Thread(target=self._work, name="aurify-sampler", daemon=True)
                 self.thread.start()
             self.wakeup.notify()
-        return await request.future
 
     async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """The engine's own weights need no copying, only their new version; others are copied into the model."""
