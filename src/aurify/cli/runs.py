@@ -28,7 +28,7 @@ def runs(
             f"there are no runs in {folder}/; `aurify demo` or `aurify train RECIPE` makes one (--runs: another folder)"
         )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("run", "recipe", "status", "stages and their held-out numbers"):
+    for column in ("run", "recipe", "status", "held-out numbers"):
         table.add_column(column, overflow="fold")
     for run in found[-num:]:
         table.add_row(run.name, *row_of(run))
@@ -45,7 +45,7 @@ def row_of(run: Path) -> tuple[str, str, str]:
         status = DONE
     else:
         stopped = next(stage for stage in stages if stage not in finished)
-        status = f"{results.get(stopped, {}).get('status', 'not started')}: {stopped}"
+        status = f"{'unfinished' if results.get(stopped) else 'before'}: {stopped}"  # running, or stopped: no file tells
     return str(recipe.get("name", "")), status, ", ".join(result_of(stage, results.get(stage, {})) for stage in stages)
 
 
