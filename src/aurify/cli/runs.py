@@ -45,7 +45,7 @@ def row_of(run: Path) -> tuple[str, str, str]:
         status = DONE
     else:
         stopped = next(stage for stage in stages if stage not in finished)
-        status = f"{'unfinished' if results.get(stopped) else 'before'}: {stopped}"  # running, or stopped: no file tells
+        status = f"unfinished: {stopped}"  # it may be running, or have been stopped: no file tells
     return str(recipe.get("name", "")), status, ", ".join(result_of(stage, results.get(stage, {})) for stage in stages)
 
 
