@@ -48,8 +48,9 @@ class Renderer:
     ) -> tuple[list[int], list[float]]:
         """Tokens and their weights: 1 on what the assistant writes, its end token included, 0 elsewhere.
 
-        "last": everything before the last reply is its prompt. What follows the last reply is left out."""
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+        "last": everything before the last reply is its prompt. What follows the last reply is left out, and a greeting
+        that nothing comes before is context."""
+        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > 0]
         if not turns:
             raise UserError(f"no assistant message to train on in {outline(messages)}")
         tokens: list[int] = []
@@ -68,7 +69,6 @@ class Renderer:
             tokens += context + reply
             weights += [0.0] * len(context) + [1.0] * len(reply)
             written = before + said + self._end_text
-        weights[0] = 0.0  # where a conversation begins with the assistant: nothing predicts the first token
         return tokens, weights
 
     def delta(

@@ -114,14 +114,14 @@ class Rubric:
             self._count(reward.name, task, [problem for problem in problems if problem], len(values))
 
     def _count(self, name: str, task: Task, problems: Sequence[str], num_values: int) -> None:
+        if problems:
+            self.failures.setdefault(name, problems[0])
+            self.num_failures[name] += len(problems)
         if len(problems) < num_values:
             self._worked.add(name)
             self._failed_in_a_row[name] = 0
-        if not problems:
             return
-        self.failures.setdefault(name, problems[0])
-        self.num_failures[name] += len(problems)
-        self._failed_in_a_row[name] += len(problems)
+        self._failed_in_a_row[name] += num_values
         if name not in self._worked or self._failed_in_a_row[name] >= MAX_FAILURES_IN_A_ROW:
             raise UserError(
                 f"reward {name!r} failed for all of the last {self._failed_in_a_row[name]} completions; for task "

@@ -60,16 +60,16 @@ def generated(
         raise UserError(f"task {name!r}: num_heldout is {num_heldout}; at least 1 is needed to evaluate")
     generator = random.Random(f"{name}/heldout")
     problems: dict[str, Problem] = {}
-    for _ in range(1000 * num_heldout):
+    num_misses = 0
+    while len(problems) < num_heldout:
         problem = make(generator)
+        num_misses = num_misses + 1 if problem.question in problems else 0
         problems[problem.question] = problem
-        if len(problems) == num_heldout:
-            break
-    else:
-        raise UserError(
-            f"task {name!r}: {num_heldout} problems are to be held out, and only {len(problems)} different ones exist "
-            "with these options; widen the options or lower num_heldout"
-        )
+        if num_misses > 1000 + 20 * num_heldout:
+            raise UserError(
+                f"task {name!r}: {num_heldout} problems are to be held out, and only {len(problems)} different ones "
+                "exist with these options; widen the options or lower num_heldout"
+            )
 
     def task(problem: Problem) -> Task:
         prompt = question(problem.question, system)

@@ -1,0 +1,82 @@
+"""Preference pairs from a model's own samples."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import tokenizers_in_code as made
+
+from aurify.data.formats import preference_data
+from aurify.data.preferences import sample_preferences
+from aurify.environments.single_turn import SingleTurn
+from aurify.renderer import Renderer
+from aurify.rewards.math import number_match
+from aurify.rewards.rubric import Rubric
+from aurify.samplers.scripted import ScriptedSampler
+from aurify.tasks.taskset import question
+from aurify.types import SamplingParams, Task
+
+TASKS = [Task(f"t/{n}", question(f"{n}?"), str(n)) for n in range(3)]
+
+
+@pytest.fixture
+def renderer():
+    return Renderer(made.byte_level())
+
+
+def sample(renderer, replies, tasks=TASKS, group_size=2, rubric=None, max_tokens=50):
+    return asyncio.run(
+        sample_preferences(
+            tasks,
+            SingleTurn,
+            rubric or Rubric([number_match]),
+            ScriptedSampler(replies, renderer.tokenizer),
+            renderer,
+            SamplingParams(max_tokens=max_tokens),
+            group_size,
+            0,
+        )
+    )
+
+
+def test_best_against_worst_and_ties_are_counted(renderer):
+    rows, num_ties = sample(renderer, ["is 0", "is 5", "is 1", "is 1", "is 0", "is 2"])
+    assert num_ties == 1
+    assert [(row["chosen"], row["rejected"]) for row in rows] == [("is 0", "is 5"), ("is 2", "is 0")]
+    assert rows[1]["prompt"] == TASKS[2].prompt
+    assert rows[1]["rewards"] == [1.0, 0.0]
+    data = preference_data(rows, renderer)
+    assert [datum.unit for datum in data] == [0, 0, 1, 1]
+
+
+def test_a_reward_that_does_not_apply_makes_no_pair(renderer):
+    def short_ones(task, trajectory):
+        return float(trajectory.text) if len(trajectory.text) < 2 else None
+
+    rows, num_ties = sample(renderer, ["300", "1", "2", "44"], TASKS[:1], 4, Rubric([short_ones]))
+    assert num_ties == 0
+    assert (rows[0]["chosen"], rows[0]["rejected"]) == ("2", "1")
+
+
+def test_an_answer_that_was_cut_is_never_the_best(renderer):
+    rows, num_ties = sample(renderer, ["0 and then some more", "7", "5 6 0 0 0 0 0 0"], TASKS[:1], 3, max_tokens=9)
+    assert (rows, num_ties) == ([], 1)
+    rows, _ = sample(renderer, ["0", "7 and then some more"], TASKS[:1], max_tokens=9)
+    assert (rows[0]["chosen"], rows[0]["rejected"]) == ("0", "7 and then")
+
+
+def test_every_sample_has_its_own_seed(renderer):
+    seeds = []
+
+    class Recording(ScriptedSampler):
+        async def sample(self, prompt, params, n=1):
+            seeds.append(params.seed)
+            return await super().sample(prompt, params, n)
+
+    sampler = Recording(["1"], renderer.tokenizer)
+    arguments = (SingleTurn, Rubric([number_match]), sampler, renderer, SamplingParams(), 4)
+    asyncio.run(sample_preferences(TASKS, *arguments, 7))
+    assert len(set(seeds)) == 12
+    asyncio.run(sample_preferences(TASKS, *arguments, 7))
+    assert seeds[:12] == seeds[12:]
