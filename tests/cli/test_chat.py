@@ -74,6 +74,20 @@ def test_a_full_context_drops_the_oldest_messages_and_says_so(talk):
     assert "the oldest 2 messages were dropped" in printed
 
 
+def test_ctrl_c_takes_the_question_back_and_the_conversation_goes_on(talk, monkeypatch):
+    write = Writer.write
+
+    def interrupted(self, messages, params, n=1):
+        if messages[-1]["content"] == "too long":
+            raise KeyboardInterrupt
+        return write(self, messages, params, n)
+
+    monkeypatch.setattr(Writer, "write", interrupted)
+    shown, printed = talk("first", "too long", "second")
+    assert "(stopped)" in printed
+    assert "first" in shown[1] and "too long" not in shown[1]
+
+
 def test_what_fits_is_kept(tokenizer):
     sampler = ScriptedSampler(["a"], tokenizer)
     sampler.max_context = 1000

@@ -72,7 +72,7 @@ def ask() -> str | None:
         import readline  # noqa: F401 (gives input() editing and history)
     try:
         return input("you> ").strip()
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
         print()
         return None
 

@@ -53,8 +53,8 @@ class Commands(TyperGroup):
 
 
 def complain(label: str, text: str) -> None:
-    styled = typer.style(f"{label}:", fg=typer.colors.RED, bold=True)
-    typer.echo(f"{styled} {text}".rstrip(" :"), err=True)
+    styled = typer.style(label, fg=typer.colors.RED, bold=True)
+    typer.echo(f"{styled}: {text}" if text else styled, err=True)
 
 
 app = typer.Typer(
