@@ -31,8 +31,8 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """accuracy: the mean over held-out tasks of the rubric's first reward, the one that judges the answer; where it does not
-    apply, the answer counts as wrong. error: standard error over tasks."""
+    """accuracy: the mean over held-out tasks of the rubric's first reward, the one that judges the answer; where it
+    does not apply, the answer counts as wrong. error: standard error over tasks."""
 
     accuracy: float
     error: float
@@ -64,7 +64,9 @@ async def evaluate(
         seeds = [(seed * 1_000_003 + place) * 1_000 + k for k in range(samples_per_task)]
         trajectories = await asyncio.gather(
             *(
-                rollout(task, taskset.environment(task), sampler, renderer, replace(params, seed=s), max_context=max_context)
+                rollout(
+                    task, taskset.environment(task), sampler, renderer, replace(params, seed=s), max_context=max_context
+                )
                 for s in seeds
             )
         )
@@ -104,7 +106,9 @@ def scored_pair_accuracy(judge: Judge, pairs: Sequence[Datum]) -> float:
 
 def likelier_pair_accuracy(judge: Judge, pairs: Sequence[Datum]) -> float:
     """How often a language model finds the chosen completion the more likely one, per token."""
-    return pair_accuracy([math.fsum(row) / max(1, sum(map(bool, datum.weights))) for datum, row in logprobs_of(judge, pairs)])
+    return pair_accuracy(
+        [math.fsum(row) / max(1, sum(map(bool, datum.weights))) for datum, row in logprobs_of(judge, pairs)]
+    )
 
 
 def heldout_loss(judge: Judge, data: Sequence[Datum]) -> float:

@@ -69,7 +69,10 @@ def prompt_key(row: Row) -> str:
 def rows_of_demonstrations(taskset: TaskSet, num: int, seed: int) -> Rows:
     """Training tasks with the answer that the task itself would give."""
     rows = [
-        Row({"messages": [*task.prompt, {"role": "assistant", "content": taskset.demonstration(task)}]}, f"task {task.id}")
+        Row(
+            {"messages": [*task.prompt, {"role": "assistant", "content": taskset.demonstration(task)}]},
+            f"task {task.id}",
+        )
         for task in islice(taskset.train(derive_seed(seed, "demonstrations")), num)
     ]
     if not rows:
@@ -88,8 +91,8 @@ def examples_of(rows: Rows, stage: OfflineStage, renderer: Renderer, *, pairs: b
             kept.append(unit)
         elif stage.overlong == "error":
             raise UserError(
-                f"{place}: the row has {longest} tokens; at most {limit} fit (max_length, or the model's context). Raise max_length, "
-                "shorten the row, or set `overlong: drop` to leave such rows out"
+                f"{place}: the row has {longest} tokens; at most {limit} fit (max_length, or the model's context). "
+                "Raise max_length, shorten the row, or set `overlong: drop` to leave such rows out"
             )
     if not kept:
         raise UserError(f"data: none of the {len(train)} rows fits into {limit} tokens; raise max_length")

@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM: a step is done or not done, never half.
 
-The first signal lets the running step end, unless the loop is in a part that changes nothing (sampling), which stops at once.
-The loop then writes a checkpoint and raises `Interrupted`. A second signal stops at once; what is lost then is what `kill -9` loses.
+The first signal lets the running step end, unless the loop is in a part that changes nothing (sampling), which stops
+at once. The loop then writes a checkpoint and raises `Interrupted`. A second signal stops at once; what is lost then
+is what `kill -9` loses.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupt:
-    """Use as a context manager around a loop. Outside of the main thread, where Python allows no handlers, it does nothing."""
+    """Use as a context manager around a loop. Outside of the main thread, where Python allows no handlers, it does
+    nothing."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -58,3 +60,16 @@ class Interrupt:
             yield
         finally:
             self.harmless = False
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """Inside, SIGTERM is what Ctrl-C is: a KeyboardInterrupt, and not the end of the process without a word."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

@@ -1,7 +1,8 @@
 """The loop over static data: supervised fine-tuning, reward models, preferences.
 
-A unit is what a batch counts: one row, or the two completions of a preference pair. Epochs are shuffled by the seed alone, so the
-rows of a step are a function of its number, and the number of finished steps is all that a resumed run needs to know.
+A unit is what a batch counts: one row, or the two completions of a preference pair. Epochs are shuffled by the seed
+alone, so the rows of a step are a function of its number, and the number of finished steps is all that a resumed run
+needs to know.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ REFERENCE_CHUNK = 64  # units in one call for reference log-probs: a sign of lif
 
 
 def num_steps(stage: OfflineStage, num_units: int) -> int:
-    """Optimiser steps of the stage. The last step of whole epochs may be smaller: no row is seen once more than another."""
+    """Optimiser steps of the stage. The last step of whole epochs may be smaller: no row is seen once more than
+    another."""
     if stage.steps is not None:
         return stage.steps
     return math.ceil(num_rows(stage, num_units) / stage.batch_size)
@@ -66,8 +68,8 @@ def batch_of(units: Sequence[Unit], indices: Sequence[int]) -> list[Datum]:
 
 
 def with_reference(engine: Engine, units: Sequence[Unit], used: set[int], tracker: StageTracker) -> list[Unit]:
-    """Adds the log-probs of the reference, once, to the units that the stage will see."""
-    engine.keep_reference()
+    """Adds the log-probs of the reference, once, to the units that the stage will see. To be called before the first
+    step and before a checkpoint is loaded: then the engine needs no second copy of the model."""
     result, chosen = list(units), sorted(used)
     tracker.event(f"reference log-probs of {len(chosen)} rows")
     for begin in range(0, len(chosen), REFERENCE_CHUNK):
@@ -89,8 +91,8 @@ def train_offline(
     tracker: StageTracker,
     checkpoints: Checkpoints,
 ) -> int:
-    """Trains from the newest checkpoint, or from the start, to the end. Returns the number of steps. Raises `Interrupted` after a
-    checkpoint when asked to stop."""
+    """Trains from the newest checkpoint, or from the start, to the end. Returns the number of steps. Raises
+    `Interrupted` after a checkpoint when asked to stop."""
     total = num_steps(stage, len(units))
     if "ref_logprobs" in algorithm.needs:
         used = {index for step in range(total) for index in indices_at(step, stage, len(units), seed)}

@@ -1,7 +1,8 @@
 """The loop over the model's own answers: sample, score, advantage, update, and sample again from the new weights.
 
-Every completion has a sampling seed of its own, made of the run's seed, the step, the task and its place in the group. So a
-resumed run samples what the straight run would have sampled, and of the past nothing has to be stored but the number of steps.
+Every completion has a sampling seed of its own, made of the run's seed, the step, the task and its place in the
+group. So a resumed run samples what the straight run would have sampled, and of the past nothing has to be stored but
+the number of steps.
 """
 
 from __future__ import annotations
@@ -50,7 +51,10 @@ class Rollouts:
     async def group(self, step: int, place: int, task: Task) -> Group:
         """All trajectories of one task at the same time; scored as soon as the last of them ends."""
         trajectories = await asyncio.gather(
-            *(self.trajectory(task, derive_seed(self.seed, step, place, task.id, k)) for k in range(self.stage.completions_per_prompt))
+            *(
+                self.trajectory(task, derive_seed(self.seed, step, place, task.id, k))
+                for k in range(self.stage.completions_per_prompt)
+            )
         )
         await self.rubric.score(task, trajectories)
         if self.stage.truncated == "penalise":
@@ -59,15 +63,18 @@ class Rollouts:
         return Group(task, list(trajectories))
 
     async def trajectory(self, task: Task, seed: int) -> Trajectory:
-        return await rollout(
-            task,
-            self.taskset.environment(task),
-            self.sampler,
-            self.renderer,
-            replace(self.stage.sampling, seed=seed),
-            max_context=self.stage.sampler.max_context,
-            max_turns=self.stage.max_turns,
-        )
+        try:
+            return await rollout(
+                task,
+                self.taskset.environment(task),
+                self.sampler,
+                self.renderer,
+                replace(self.stage.sampling, seed=seed),
+                max_context=self.stage.sampler.max_context,
+                max_turns=self.stage.max_turns,
+            )
+        except UserError as error:
+            raise UserError(f"task {task.id!r}: {error}") from error
 
 
 def penalise(trajectory: Trajectory, penalty: float) -> None:
@@ -98,13 +105,21 @@ def minibatches(groups: Sequence[Sequence[Datum]], stage: OnlineStage, seed: int
 
 
 def update(
-    engine: Engine, algorithm: OnlineAlgorithm, groups: Sequence[Sequence[Datum]], stage: OnlineStage, *, lr: float, seed: int
+    engine: Engine,
+    algorithm: OnlineAlgorithm,
+    groups: Sequence[Sequence[Datum]],
+    stage: OnlineStage,
+    *,
+    lr: float,
+    seed: int,
 ) -> Metrics:
     """One round's optimiser steps; metrics are means over them, ledger entries sums."""
     temperature = stage.sampling.temperature
     if "ref_logprobs" in algorithm.needs:
         groups = with_logprobs(engine, groups, "ref_logprobs", temperature)
-    if stage.num_minibatches > 1 or stage.num_epochs > 1:  # else the policy of the update is the one that sampled: the ratio is 1
+    if (
+        stage.num_minibatches > 1 or stage.num_epochs > 1
+    ):  # else the policy of the update is the one that sampled: the ratio is 1
         groups = with_logprobs(engine, groups, "old_logprobs", temperature)
     results = []
     for batch in minibatches(groups, stage, seed):
@@ -117,10 +132,12 @@ def update(
     }
 
 
-def with_logprobs(engine: Engine, groups: Sequence[Sequence[Datum]], stream: str, temperature: float) -> list[list[Datum]]:
+def with_logprobs(
+    engine: Engine, groups: Sequence[Sequence[Datum]], stream: str, temperature: float
+) -> list[list[Datum]]:
     flat = [datum for group in groups for datum in group]
     known = iter(engine.logprobs(flat, reference=stream == "ref_logprobs", temperature=temperature))
-    return [[replace(datum, **{stream: next(known)}) for datum in group] for group in groups]
+    return [[replace(datum, **{stream: next(known)}) for datum in group] for group in groups]  # type: ignore[arg-type]
 
 
 def tasks_from(taskset: TaskSet, seed: int, begin: int) -> Iterator[Task]:
@@ -146,44 +163,63 @@ def train_online(
     tracker: StageTracker,
     checkpoints: Checkpoints,
 ) -> int:
-    """Trains from the newest checkpoint, or from the start, to the end. Returns the number of steps. Raises `Interrupted` after a
-    checkpoint when asked to stop."""
+    """Trains from the newest checkpoint, or from the start, to the end; then closes the sampler. Returns the number of
+    steps. Raises `Interrupted` after a checkpoint when asked to stop."""
     stage, sampler, total = rollouts.stage, rollouts.sampler, rollouts.stage.steps
     if "ref_logprobs" in algorithm.needs:
         engine.keep_reference()
     start = checkpoints.restore(engine)
     tracker.start(total, start)
     tasks = tasks_from(rollouts.taskset, rollouts.seed, start * stage.prompts_per_step)
+    reported: set[str] = set()  # rewards whose failure was told
     with Interrupt() as interrupt, asyncio.Runner() as runner:
-        runner.run(sampler.load_weights(engine.weights(), engine.version))
-        for step in range(start, total):
-            begin, rng = time.perf_counter(), rng_state()
-            try:
-                with interrupt.at_once():
-                    groups = runner.run(rollouts.groups(step, list(islice(tasks, stage.prompts_per_step))))
-            except KeyboardInterrupt:  # this step has changed nothing yet
-                checkpoints.save(step, engine, rng)
-                raise Interrupted(step) from None
-            sampled = time.perf_counter()
-            advantages = algorithm.advantages(groups)
-            chosen = [
-                data_of(group, values, stage) for group, values in zip(groups, advantages, strict=True) if any(values)
-            ]
-            chosen = [data for data in chosen if data]
-            metrics = rollout_metrics(groups, advantages, stage)
-            if chosen:
-                lr = lr_at(stage.optim, step, total)
-                metrics |= update(engine, algorithm, chosen, stage, lr=lr, seed=derive_seed(rollouts.seed, "minibatches", step))
+        try:
+            runner.run(sampler.load_weights(engine.weights(), engine.version))
+            for step in range(start, total):
+                begin, rng = time.perf_counter(), rng_state()
+                try:
+                    with interrupt.at_once():
+                        groups = runner.run(rollouts.groups(step, list(islice(tasks, stage.prompts_per_step))))
+                except KeyboardInterrupt:  # this step has changed nothing yet
+                    checkpoints.save(step, engine, rng)
+                    raise Interrupted(step) from None
+                sampled = time.perf_counter()
+                metrics = learn(engine, algorithm, groups, rollouts, step)
                 runner.run(sampler.load_weights(engine.weights(), engine.version))
-            ended = time.perf_counter()
-            metrics |= {
-                "time/step": ended - begin,
-                "time/sample": sampled - begin,
-                "time/train": ended - sampled,
-                "time/sampled_per_second": metrics["ledger/tokens_sampled"] / (sampled - begin),
-            }
-            tracker.step(step + 1, metrics)
-            if stage.samples_every and (step % stage.samples_every == 0 or step + 1 == total):
-                tracker.samples(step + 1, groups)
-            checkpoints.after(step + 1, engine, interrupt)
+                ended = time.perf_counter()
+                metrics |= {
+                    "time/step": ended - begin,
+                    "time/sample": sampled - begin,
+                    "time/train": ended - sampled,
+                    "time/sampled_per_second": metrics["ledger/tokens_sampled"] / (sampled - begin),
+                }
+                tracker.step(step + 1, metrics)
+                for name in sorted(rollouts.rubric.failures.keys() - reported):
+                    tracker.event(
+                        f"reward {name!r}: {rollouts.rubric.failures[name]}. Such answers are masked, and counted"
+                    )
+                    reported.add(name)
+                if stage.samples_every and (step % stage.samples_every == 0 or step + 1 == total):
+                    tracker.samples(step + 1, groups)
+                checkpoints.after(step + 1, engine, interrupt)
+        finally:
+            runner.run(sampler.close())
     return total
+
+
+def learn(
+    engine: Engine, algorithm: OnlineAlgorithm, groups: Sequence[Group], rollouts: Rollouts, step: int
+) -> Metrics:
+    """From scored groups to new weights. Where no group has spread, there is nothing to learn: the step counts, the
+    weights stay."""
+    stage, rubric = rollouts.stage, rollouts.rubric
+    advantages = algorithm.advantages(groups)
+    metrics = rollout_metrics(groups, advantages, stage)
+    metrics["ledger/rewards_failed"] = float(sum(rubric.num_failures.values()))
+    rubric.num_failures.clear()
+    chosen = [data_of(group, values, stage) for group, values in zip(groups, advantages, strict=True) if any(values)]
+    chosen = [data for data in chosen if data]
+    if chosen:
+        lr, seed = lr_at(stage.optim, step, stage.steps), derive_seed(rollouts.seed, "minibatches", step)
+        metrics |= update(engine, algorithm, chosen, stage, lr=lr, seed=seed)
+    return metrics

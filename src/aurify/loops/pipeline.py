@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from aurify.loops.interrupt import terminable
 from aurify.loops.plan import describe, validate
-from aurify.loops.recipe import Recipe
+from aurify.loops.recipe import Recipe, algorithm_of
 from aurify.loops.stages import StageRun, is_finished
 from aurify.tracking.console import Console
 from aurify.tracking.run_folder import RunFolder
@@ -14,20 +15,14 @@ from aurify.tracking.run_folder import RunFolder
 def run_pipeline(
     recipe: Recipe, folder: RunFolder, *, console: Console | None = None, show_samples: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Runs all stages that are not finished yet, and returns what each came to. Raises KeyboardInterrupt with a text that says how
-    to go on, after a checkpoint."""
+    """Runs all stages that are not finished yet, and returns what each came to. Raises KeyboardInterrupt with a text
+    that says how to go on, after a checkpoint."""
     console = console or Console()
     validate(recipe)
-    plans = {row["stage"]: row for row in describe(recipe)}
     try:
-        for number, name in enumerate(recipe.stages, 1):
-            title = f"{number}/{len(recipe.stages)} {name}"
-            if is_finished(folder, name):
-                console.print(f"[dim]{title}: finished already[/]")
-                continue
-            plan = plans[name]
-            console.header(title, f"{plan['method']} of {plan['model']} ({plan['weights']}), {plan['learns from']}, {plan['length']}")
-            StageRun(recipe, folder, name, console, show_samples).run()
+        with terminable():
+            for number, name in enumerate(recipe.stages, 1):
+                run_stage(recipe, folder, name, f"{number}/{len(recipe.stages)} {name}", console, show_samples)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(f"{error or 'interrupted'}; go on with: aurify train --resume {folder.path}") from None
     results = folder.results()
@@ -37,10 +32,19 @@ def run_pipeline(
     return results
 
 
+def run_stage(recipe: Recipe, folder: RunFolder, name: str, title: str, console: Console, show_samples: bool) -> None:
+    if is_finished(folder, name):
+        console.print(f"[dim]{title}: finished already[/]")
+        return
+    [plan] = [row for row in describe(recipe) if row["stage"] == name]
+    console.header(
+        title, f"{plan['method']} of {plan['model']} ({plan['weights']}), {plan['learns from']}, {plan['length']}"
+    )
+    StageRun(recipe, folder, name, console, show_samples).run()
+
+
 def chat_hint(recipe: Recipe, folder: RunFolder) -> str | None:
     """How to talk to the last model that can write."""
-    from aurify.loops.recipe import algorithm_of
-
     for name, stage in reversed(recipe.stages.items()):
         if "scores" not in algorithm_of(stage, f"stages.{name}").needs:
             return f"Chat with it: aurify chat {folder.path}:{name}"

@@ -1,7 +1,8 @@
 """Checks a whole recipe before anything runs, and says what it would do (`--dry-run`).
 
-A run of hours must not end in its third stage over a mistake that could be seen at the start: references to stages, files, methods,
-their options, tasks and models are all looked at here. What only the data can tell (an over-long row) is seen when a stage begins.
+A run of hours must not end in its third stage over a mistake that could be seen at the start: references to stages,
+files, methods, their options, tasks and models are all looked at here. What only the data can tell (an over-long row)
+is seen when a stage begins.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ def validate(recipe: Recipe) -> None:
             check_references(recipe, name, stage)
             algorithm = algorithm_of(stage, where)
             check_files(stage)
-            if not stage.model.name.startswith("@"):
-                models.resolve(stage.model.name)
+            for model in (stage.model.name, *judges(stage)):
+                if not model.startswith("@"):
+                    models.resolve(model)
             models.device_of(stage.model.device)
             taskset = taskset_of(stage)
             if isinstance(stage, OnlineStage):
@@ -46,11 +48,22 @@ def check_references(recipe: Recipe, name: str, stage: OfflineStage | OnlineStag
             raise UserError(f"{place}: '@{target}' {reason}; the stages before {name!r} are {known}")
         scores = "scores" in algorithm_of(recipe.stages[target], f"stages.{target}").needs
         if place in ("reward", "data.sample.reward") and not scores:
-            raise UserError(f"{place}: '@{target}' trains no reward model (its method is {recipe.stages[target].method})")
+            raise UserError(
+                f"{place}: '@{target}' trains no reward model (its method is {recipe.stages[target].method})"
+            )
         if place == "model" and scores and "scores" not in algorithm_of(stage, f"stages.{name}").needs:
-            raise UserError(f"{place}: '@{target}' is a reward model: it has a scalar head and cannot write; name a stage before it")
+            raise UserError(
+                f"{place}: '@{target}' is a reward model: it has a scalar head and cannot write; name a stage before it"
+            )
         if place == "data.stage" and not makes_pairs(recipe.stages[target]):
             raise UserError(f"{place}: '@{target}' has no preference pairs to take over")
+
+
+def judges(stage: OfflineStage | OnlineStage) -> list[str]:
+    """The reward models that the stage uses."""
+    if isinstance(stage, OnlineStage):
+        return [stage.reward.model] if stage.reward else []
+    return [stage.data.sample.reward] if stage.data.sample and stage.data.sample.reward else []
 
 
 def makes_pairs(stage: OfflineStage | OnlineStage) -> bool:
@@ -67,26 +80,39 @@ def check_files(stage: OfflineStage | OnlineStage) -> None:
 
 def check_online(stage: OnlineStage, taskset: TaskSet | None) -> None:
     if taskset is None:
-        raise UserError(f"{stage.method} samples answers to tasks: set `task:` in the stage or at the top of the recipe")
+        raise UserError(
+            f"{stage.method} samples answers to tasks: set `task:` in the stage or at the top of the recipe"
+        )
     if stage.sampling.temperature <= 0:
         raise UserError(
-            "sampling.temperature: 0 is greedy: all completions of a group are the same and nothing can be learnt; use 1.0"
+            "sampling.temperature: 0 is greedy: all completions of a group are the same and nothing can be learnt; "
+            "use 1.0"
         )
     limit = stage.sampler.max_context
     if limit is not None and stage.sampling.max_tokens >= limit:
-        raise UserError(f"sampling.max_tokens: {stage.sampling.max_tokens} leaves no room for a prompt in max_context {limit}")
+        raise UserError(
+            f"sampling.max_tokens: {stage.sampling.max_tokens} leaves no room for a prompt in max_context {limit}"
+        )
     if stage.num_minibatches > stage.prompts_per_step:
-        raise UserError(f"num_minibatches: {stage.num_minibatches} is more than the {stage.prompts_per_step} groups of a step")
+        raise UserError(
+            f"num_minibatches: {stage.num_minibatches} is more than the {stage.prompts_per_step} groups of a step"
+        )
 
 
 def check_offline(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) -> None:
     data, pairs = stage.data, algorithm.per == "unit"
     if taskset is None and (data.demonstrations or data.sample):
-        raise UserError("data: demonstrations and samples come from a task: set `task:` in the stage or at the top of the recipe")
+        raise UserError(
+            "data: demonstrations and samples come from a task: set `task:` in the stage or at the top of the recipe"
+        )
     if pairs and data.demonstrations:
-        raise UserError(f"data.demonstrations: {stage.method} learns from preference pairs; use data.sample or data.path")
+        raise UserError(
+            f"data.demonstrations: {stage.method} learns from preference pairs; use data.sample or data.path"
+        )
     if not pairs and (data.sample or data.stage):
-        raise UserError(f"data: {stage.method} learns from single answers, not from preference pairs; use demonstrations or path")
+        raise UserError(
+            f"data: {stage.method} learns from single answers, not from preference pairs; use demonstrations or path"
+        )
     if data.demonstrations and taskset is not None and taskset.demonstration(taskset.heldout[0]) is None:
         raise UserError(f"data.demonstrations: the task {taskset.name!r} cannot write its own answers; give data.path")
 
@@ -136,6 +162,10 @@ def source(stage: OfflineStage | OnlineStage) -> str:
 
 def duration(stage: OfflineStage | OnlineStage) -> str:
     if stage.steps is not None:
-        size = stage.prompts_per_step * stage.completions_per_prompt if isinstance(stage, OnlineStage) else stage.batch_size
+        size = (
+            stage.prompts_per_step * stage.completions_per_prompt
+            if isinstance(stage, OnlineStage)
+            else stage.batch_size
+        )
         return f"{stage.steps} steps of {size}"
     return f"{stage.epochs or 1:g} epochs, {stage.batch_size} a step"

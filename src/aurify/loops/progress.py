@@ -1,8 +1,9 @@
-"""Where a stage stands: checkpoints from which a killed run goes on as if nothing had happened, and the seeds that make it so.
+"""Where a stage stands: checkpoints from which a killed run goes on as if nothing had happened, and the seeds that
+make it so.
 
-A checkpoint holds the engine (weights, optimiser), the global random number generators, the number of finished steps and a
-fingerprint of what the stage was told. Nothing else decides the future: which rows or tasks a step takes, and the seed of every
-sampled completion, are functions of the recipe's seed and the step.
+A checkpoint holds the engine (weights, optimiser), the global random number generators, the number of finished steps
+and a fingerprint of what the stage was told. Nothing else decides the future: which rows or tasks a step takes, and
+the seed of every sampled completion, are functions of the recipe's seed and the step.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ def derive_seed(*parts: object) -> int:
 
 
 def seed_everything(seed: int) -> None:
-    """The global generators. Ours are all explicit; these are for the code of others: a user's reward, a model's dropout."""
+    """The global generators. Ours are all explicit; these are for the code of others: a user's reward, a model's
+    dropout."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -47,7 +49,8 @@ def fingerprint(items: Iterable[object]) -> str:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Those of one stage. `identity` is a fingerprint of everything that a resumed run must have in common with the first one."""
+    """Those of one stage. `identity` is a fingerprint of everything that a resumed run must have in common with the
+    first one."""
 
     folder: Path
     every: int
@@ -62,8 +65,8 @@ class Checkpoints:
         found = checkpoint.load(path)
         if found.state["identity"] != self.identity:
             raise UserError(
-                f"{path}: this checkpoint belongs to other options or other data than the stage has now; going on would mix the two. "
-                f"Undo the change, or remove {self.folder} to train the stage from its start"
+                f"{path}: this checkpoint belongs to other options or other data than the stage has now; going on "
+                f"would mix the two. Undo the change, or remove {self.folder} to train the stage from its start"
             )
         engine.load(path)
         checkpoint.set_rng_state(found.rng)

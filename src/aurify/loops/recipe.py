@@ -1,16 +1,17 @@
 """What a run is told to do: a recipe, its stages, and the check of all of it before anything runs.
 
-A recipe names a model, a task and stages in order. A stage trains one model by one method, and later stages take its result by
-name: `model: "@sft"`, `reward: "@reward"`, `data: {stage: "@reward"}`. What stands at the top of a recipe (`model`, `task`, `lora`,
-`engine`, `sampler`) holds for every stage that does not say otherwise. Which options a stage has follows from its method: an
-algorithm that computes advantages is trained online, every other one on static data.
+A recipe names a model, a task and stages in order. A stage trains one model by one method, and later stages take its
+result by name: `model: "@sft"`, `reward: "@reward"`, `data: {stage: "@reward"}`. What stands at the top of a recipe
+(`model`, `task`, `lora`, `engine`, `sampler`) holds for every stage that does not say otherwise. Which options a
+stage has follows from its method: an algorithm that computes advantages is trained online, every other one on static
+data.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,15 +87,18 @@ class DataOptions:
     sample: PairSampling | None = None
     stage: str | None = None  # "@stage": the pairs that stage was trained on
     heldout_path: str | None = None  # rows to evaluate on
-    heldout_share: float = 0.1  # of the rows of `path`, where neither a task nor heldout_path gives something to evaluate on
+    heldout_share: float = (
+        0.1  # of the rows of `path`, where neither a task nor heldout_path gives something to evaluate on
+    )
 
     def __post_init__(self) -> None:
         at_least(1, demonstrations=self.demonstrations)
         given = [name for name in ("path", "demonstrations", "sample", "stage") if getattr(self, name) is not None]
         if len(given) != 1:
             raise UserError(
-                f"{' and '.join(given) or 'no source'} given; set exactly one of path (a JSONL file), demonstrations (a number "
-                'of the task\'s own answers), sample (pairs from the model\'s answers) and stage ("@name": the pairs of that stage)'
+                f"{' and '.join(given) or 'no source'} given; set exactly one of path (a JSONL file), demonstrations "
+                "(a number of the task's own answers), sample (pairs from the model's answers) and stage "
+                '("@name": the pairs of that stage)'
             )
         if not 0 <= self.heldout_share < 1:
             raise UserError(f"heldout_share: {self.heldout_share!r} is out of range; it must be in [0, 1)")
@@ -144,7 +148,9 @@ class OfflineStage(Stage):
         at_least(1, steps=self.steps, batch_size=self.batch_size)
         at_least(2, max_length=self.max_length)
         if self.steps is not None and self.epochs is not None:
-            raise UserError(f"steps ({self.steps}) and epochs ({self.epochs}) both say how long to train; give one of them")
+            raise UserError(
+                f"steps ({self.steps}) and epochs ({self.epochs}) both say how long to train; give one of them"
+            )
         if self.epochs is not None and self.epochs <= 0:
             raise UserError(f"epochs: {self.epochs!r} is out of range; it must be above 0")
 
@@ -167,7 +173,13 @@ class OnlineStage(Stage):
 
     def __post_init__(self) -> None:
         Stage.__post_init__(self)
-        at_least(1, steps=self.steps, max_turns=self.max_turns, num_epochs=self.num_epochs, num_minibatches=self.num_minibatches)
+        at_least(
+            1,
+            steps=self.steps,
+            max_turns=self.max_turns,
+            num_epochs=self.num_epochs,
+            num_minibatches=self.num_minibatches,
+        )
         at_least(1, prompts_per_step=self.prompts_per_step, completions_per_prompt=self.completions_per_prompt)
         at_least(0, samples_every=self.samples_every, truncation_penalty=self.truncation_penalty)
 
@@ -187,7 +199,8 @@ class Recipe:
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """Builds the recipe from what `config.load_config` read. Unknown keys and wrong types are errors that name their place."""
+    """Builds the recipe from what `config.load_config` read. Unknown keys and wrong types are errors that name their
+    place."""
     values = dict(values)
     registry.load_plugins(values.get("plugins") or ())
     for key in ("model", "task"):
@@ -198,11 +211,15 @@ def recipe_of(values: Mapping[str, Any]) -> Recipe:
         raise UserError("stages: a recipe needs at least one stage; write `stages: {sft: {method: sft, ...}}`")
     config.build(Recipe, {**values, "stages": {}})  # names a mistake at the top before one that it causes in a stage
     shared = {name: values[name] for name in INHERITED if name in values}
-    values["stages"] = {str(name): stage_of(str(name), stage, values.get("model"), shared) for name, stage in stages.items()}
+    values["stages"] = {
+        str(name): stage_of(str(name), stage, values.get("model"), shared) for name, stage in stages.items()
+    }
     return config.build(Recipe, values)
 
 
-def stage_of(name: str, values: Any, model: Mapping[str, Any] | None, shared: Mapping[str, Any]) -> OfflineStage | OnlineStage:
+def stage_of(
+    name: str, values: Any, model: Mapping[str, Any] | None, shared: Mapping[str, Any]
+) -> OfflineStage | OnlineStage:
     """One stage, with what it inherits from the recipe."""
     where = f"stages.{name}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
@@ -218,8 +235,9 @@ def stage_of(name: str, values: Any, model: Mapping[str, Any] | None, shared: Ma
         values["task"] = shorthand(values["task"], "name")
     if values.get("reward") is not None:
         values["reward"] = shorthand(values["reward"], "model")
-    kind = OnlineStage if is_online(values["method"]) else OfflineStage
-    return config.build(kind, values, where)
+    if is_online(values["method"]):
+        return config.build(OnlineStage, values, where)
+    return config.build(OfflineStage, values, where)
 
 
 def shorthand(value: Any, key: str) -> dict[str, Any] | None:

@@ -103,7 +103,6 @@ class StageRun:
         checkpoints = self.checkpoints([])
         seed_everything(self.seed)
         train_online(engine, self.algorithm, rollouts, tracker=self.tracker, checkpoints=checkpoints)
-        asyncio.run(rollouts.sampler.close())
         if judge is not None:
             judge.close()
         self.export(engine)
@@ -131,7 +130,9 @@ class StageRun:
             return model
         final = self.run_folder.stage(stage).final.resolve()
         if not final.is_dir():
-            raise UserError(f"stages.{self.name}: stage '@{stage}' has left no model in {final}; resume the run to train it again")
+            raise UserError(
+                f"stages.{self.name}: stage '@{stage}' has left no model in {final}; resume the run to train it again"
+            )
         return replace(model, name=str(final))
 
     def sampler(self, engine: Engine) -> InProcessSampler:
@@ -141,12 +142,16 @@ class StageRun:
     def judge(self, name: str) -> Engine:
         """A reward model, from an earlier stage or a folder."""
         config = self.resolved(replace(self.stage.model, name=name))
-        return Engine(load_model(config, scalar_head=True), trainable=False, micro_batch_tokens=self.stage.engine.micro_batch_tokens)
+        return Engine(
+            load_model(config, scalar_head=True),
+            trainable=False,
+            micro_batch_tokens=self.stage.engine.micro_batch_tokens,
+        )
 
     def rubric(self, stage: OnlineStage, taskset: TaskSet) -> tuple[Rubric, Engine | None]:
         """The task's rewards, and a reward model's. Rewards that are left out still show up, with weight 0."""
         if stage.reward is None:
-            return taskset.rubric, None
+            return Rubric(taskset.rubric.rewards), None  # counts its failures apart from those of evaluations
         judge = self.judge(stage.reward.model)
         own = [Reward(r.function, 0.0 if stage.reward.alone else r.weight, r.name) for r in taskset.rubric.rewards]
         return Rubric([*own, (ModelReward(judge), stage.reward.weight, "reward_model")]), judge
@@ -195,27 +200,30 @@ class StageRun:
         )
 
         async def sample_all() -> list[tuple[list[data.Row], int]]:
-            results = [
-                await sample_preferences(
-                    tasks, taskset.environment, rubric, sampler, renderer, sample.sampling, sample.group_size,
-                    derive_seed(self.seed, "pairs", part),
-                )
-                for part, tasks in enumerate(parts)
-            ]  # fmt: skip
-            await sampler.close()
-            return results
+            try:
+                return [
+                    await sample_preferences(
+                        tasks, taskset.environment, rubric, sampler, renderer, sample.sampling, sample.group_size,
+                        derive_seed(self.seed, "pairs", part),
+                    )
+                    for part, tasks in enumerate(parts)
+                ]  # fmt: skip
+            finally:
+                await sampler.close()
 
         with self.waiting(f"sampling {sample.group_size} answers to each of {sum(map(len, parts))} tasks"):
             (train, num_flat), (heldout, _) = asyncio.run(sample_all())
         engine.close()
         if judge is not None:
             judge.close()
-        self.tracker.event(f"{len(train)} preference pairs; {num_flat} tasks without a better and a worse answer; {len(heldout)} held out")
+        self.tracker.event(
+            f"{len(train)} preference pairs, {len(heldout)} held out; {num_flat} tasks had no better and worse answer"
+        )
         if not train:
             raise UserError(
-                f"stages.{self.name}.data.sample: no preference pair: to each of {len(parts[0])} tasks all {sample.group_size} answers "
-                "earned the same reward. Take an easier or a harder task, a larger group_size, a higher sampling.temperature, or a "
-                "model that is right sometimes (a short sft stage before this one)"
+                f"stages.{self.name}.data.sample: no preference pair: to each of {len(parts[0])} tasks all "
+                f"{sample.group_size} answers earned the same reward. Take an easier or a harder task, a larger "
+                "group_size, a higher sampling.temperature, or a model that is sometimes right (after a short sft)"
             )
         return data.Rows(train, heldout)
 
@@ -237,7 +245,9 @@ class StageRun:
         if scores:
             return Measure("pair accuracy", lambda: (scored_pair_accuracy(engine, heldout), {"num": len(heldout) // 2}))
         if pairs:
-            return Measure("likelier pairs", lambda: (likelier_pair_accuracy(engine, heldout), {"num": len(heldout) // 2}))
+            return Measure(
+                "likelier pairs", lambda: (likelier_pair_accuracy(engine, heldout), {"num": len(heldout) // 2})
+            )
         return Measure("held-out loss", lambda: (heldout_loss(engine, heldout), {"num": len(heldout)}))
 
     def accuracy(self, engine: Engine) -> Number:
@@ -247,7 +257,12 @@ class StageRun:
         async def answer() -> Any:
             try:
                 return await evaluate(
-                    taskset, sampler, Renderer(engine.tokenizer), options.sampling, num_tasks=options.num_tasks, seed=self.recipe.seed
+                    taskset,
+                    sampler,
+                    Renderer(engine.tokenizer),
+                    options.sampling,
+                    num_tasks=options.num_tasks,
+                    seed=self.recipe.seed,
                 )
             finally:
                 await sampler.close()
@@ -257,7 +272,8 @@ class StageRun:
         return result.accuracy, {key: value for key, value in result.record().items() if key != "accuracy"}
 
     def before(self, measure: Measure | None) -> None:
-        """Measures the model that the stage starts from, unless this is known: from before a kill, or from another stage."""
+        """Measures the model that the stage starts from, unless this is known: from before a kill, or from another
+        stage."""
         results = self.run_folder.results()
         if measure is None or results[self.name].get("before") is not None:
             return

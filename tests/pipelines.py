@@ -1,0 +1,64 @@
+"""Runs recipes in processes of their own, which can then be killed. The processes are forks of a server that has
+imported everything once, so each costs a moment and not ten seconds."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["aurify.loops.pipeline", "aurify.samplers.inprocess", "pipelines"])
+
+
+def run(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Runs a recipe in `path`, or goes on with what is there. Returns the stages' results."""
+    import torch
+    from rich.console import Console as RichConsole
+
+    from aurify.loops.pipeline import run_pipeline
+    from aurify.loops.recipe import recipe_of
+    from aurify.tracking.console import Console
+    from aurify.tracking.run_folder import RunFolder
+
+    torch.set_num_threads(1)
+    path.mkdir(parents=True, exist_ok=True)
+    return run_pipeline(recipe_of(values), RunFolder(path), console=Console(RichConsole(file=StringIO())))
+
+
+def start(values: dict[str, Any], path: Path) -> Any:
+    process = SERVER.Process(target=run, args=(values, path))
+    process.start()
+    return process
+
+
+def run_to_the_end(values: dict[str, Any], path: Path) -> None:
+    process = start(values, path)
+    process.join()
+    assert process.exitcode == 0
+
+
+def signal_at(values: dict[str, Any], path: Path, stage: str, step: int, number: signal.Signals) -> int:
+    """Sends a signal once the metrics of a step are written. Returns the exit code."""
+    process = start(values, path)
+    metrics = path / stage / "metrics.jsonl"
+    while process.is_alive() and len(steps(metrics)) < step:
+        time.sleep(0.002)
+    assert process.is_alive(), f"ended before step {step} of {stage}"
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode is not None
+    return int(process.exitcode)
+
+
+def steps(path: Path) -> list[dict[str, Any]]:
+    """What was recorded at each step, without what no two runs have in common: times and memory."""
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
