@@ -17,7 +17,10 @@ def append(path: Path, value: Mapping[str, Any]) -> None:
 def read(path: Path) -> list[dict[str, Any]]:
     """Complete lines; one that a kill cut short is left out."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    # not splitlines: a text may hold other line separators, such as U+2028
+    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
+        if not line:
+            continue
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:
