@@ -166,8 +166,14 @@ def missing(side: str) -> str | None:
     return None
 
 
+def case_name(text: str) -> str:
+    if text not in CASES:
+        raise argparse.ArgumentTypeError(f"no such case: {text}; there are {', '.join(CASES)}")
+    return text
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("cases", nargs="*", metavar="case", help=f"of {', '.join(CASES)}; default: all")
+    parser.add_argument("cases", nargs="*", type=case_name, metavar="case", help=f"of {', '.join(CASES)}; default: all")
     parser.add_argument("--repeats", type=int, default=3, help="measured steps of each side, after a warm one")
     parser.add_argument("--sides", help="only these beside ours, with commas")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for the JSON and Markdown files")
@@ -178,8 +184,6 @@ def benchmark(args: argparse.Namespace, *, name: str, device: str, dtype: str, f
     import torch
     import transformers
 
-    if unknown := set(args.cases) - set(CASES):
-        raise SystemExit(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     before = gemm_peak(dtype, device)
     print(f"{device}, {torch.get_num_threads()} threads, {dtype}, large matrix products {before / 1e9:.0f} GFLOP/s")

@@ -189,10 +189,11 @@ def test_scalar_head_on_a_language_model_is_small_seeded_and_can_be_saved(folder
     assert torch.equal(first.module.model.embed_tokens.weight, tiny_model(seed=1).module.model.embed_tokens.weight)
 
     save_model(first.module, first.tokenizer, tmp_path / "reward")
-    from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
-    assert plain.config.pad_token_id == first.tokenizer.pad_token_id
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
+    assert plain.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id  # else it scores another token
     assert torch.equal(logits(plain), logits(first.module)) and plain(IDS).logits.shape == (2, 1)
     reloaded = load_model(str(tmp_path / "reward"), scalar_head=True, seed=9)
     assert torch.equal(reloaded.module.score.weight, first.module.score.weight)

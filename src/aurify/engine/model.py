@@ -20,16 +20,13 @@ from torch import nn
 
 from aurify.engine import catalog
 from aurify.engine.checkpoint import replace_folder
+from aurify.engine.tiny import byte_tokenizer, random_llama
 from aurify.errors import UserError
 
 log = logging.getLogger("aurify")
 
 RANDOM_TINY = "random:tiny"
 HUB_TIMEOUT = 5.0  # seconds for the first answer of the hub
-CHATML = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,9 @@ def load_model(config: ModelConfig | str, *, scalar_head: bool = False, seed: in
             module = with_scalar_head(module, seed) if scalar_head else module
     if scalar_head:
         module.score.float()
-        module.config.pad_token_id = tokenizer.pad_token_id  # plain transformers finds the last token by it
+        module.config.pad_token_id = with_own_padding(tokenizer).pad_token_id
+    # transformers gives the padding token's embedding no gradient; where that is the end token, it has to be trained.
+    module.get_input_embeddings().padding_idx = None
     return LoadedModel(module.to(device).eval(), tokenizer, place.base, place.adapter)
 
 
@@ -181,6 +180,16 @@ def with_padding(tokenizer: Any, name: str) -> Any:
         raise UserError(f"{name}: the tokenizer names no end token; set eos_token in its tokenizer_config.json")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def with_own_padding(tokenizer: Any) -> Any:
+    """For reward models. Plain transformers takes the score of the last token whose id is not the padding's. With
+    pad = eos it would miss the end token of a text, on which we train the score."""
+    taken = (tokenizer.eos_token, tokenizer.bos_token)
+    others = [token for token in tokenizer.all_special_tokens if token not in taken]
+    if tokenizer.pad_token_id == tokenizer.eos_token_id and others:
+        tokenizer.pad_token = tokenizer.unk_token if tokenizer.unk_token in others else others[0]
     return tokenizer
 
 
@@ -323,50 +332,10 @@ def cpu_has_bf16() -> bool:
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one on Arm
 
 
-def byte_tokenizer() -> Any:
-    """256 bytes and three special tokens, with a ChatML template."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|im_end|>",
-        pad_token="<|im_end|>",
-        additional_special_tokens=special[:2],
-    )
-    fast.chat_template = CHATML
-    return fast
-
-
-def tiny_model(*, scalar_head: bool = False, seed: int = 0, **sizes: int) -> LoadedModel:
-    """A random two-layer Llama, the same for the same seed."""
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
-
+def tiny_model(*, scalar_head: bool = False, seed: int = 0, **sizes: Any) -> LoadedModel:
+    """A random two-layer Llama, the same for the same seed; sizes: values of its configuration."""
     tokenizer = byte_tokenizer()
-    options: dict[str, Any] = {
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 1024,
-        "tie_word_embeddings": True,
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config = LlamaConfig(**(options | sizes), num_labels=1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = (LlamaForSequenceClassification if scalar_head else LlamaForCausalLM)(config)
-    return LoadedModel(module.float().eval(), tokenizer, RANDOM_TINY)
+    return LoadedModel(random_llama(tokenizer, scalar_head=scalar_head, seed=seed, **sizes), tokenizer, RANDOM_TINY)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,33 @@
+"""The benchmarks' plumbing, with the random model and our side alone: processes, turns, counts, files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+CPU = Path(__file__).parents[1] / "benchmarks" / "cpu.py"
+
+
+def test_cases_run_and_are_written(tmp_path):
+    command = [sys.executable, str(CPU), "dpo-lora", "grpo-full", "--model", "random:tiny", "--sides", "none"]
+    command += ["--threads", "1", "--repeats", "2", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    record = json.loads((tmp_path / "cpu.json").read_text())
+    assert record["threads"] == 1 and min(record["gemm_peak"]) > 1e8
+    results = {case: sides["aurify"] for case, sides in record["results"].items()}
+    assert set(results) == {"dpo-lora", "grpo-full"}
+    for result in results.values():
+        assert len(result["steps"]) == 2 and result["peak_bytes"] > 2**26
+    dpo, grpo = results.values()
+    assert dpo["steps"][0]["computed"] < 0.8 * dpo["tokens"]  # the two of a pair share their prompt
+    assert dpo["flops"] > 6 * 90_000 * dpo["steps"][0]["computed"]  # forward and backward of 90,000 weights, and more
+    assert 64 <= grpo["tokens"] <= 64 * 32
+    assert (tmp_path / "cpu.md").read_text().count("\n") == 4
+
+
+def test_unknown_case_is_named():
+    done = subprocess.run([sys.executable, str(CPU), "sft"], capture_output=True, text=True)
+    assert done.returncode != 0 and "no such case: sft; there are sft-full" in done.stderr
