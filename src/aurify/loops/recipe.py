@@ -235,7 +235,9 @@ def stage_of(
         values["task"] = shorthand(values["task"], "name")
     if values.get("reward") is not None:
         values["reward"] = shorthand(values["reward"], "model")
-    if is_online(values["method"]):
+    with config.errors_of(f"{where}.method"):
+        online = is_online(values["method"])
+    if online:
         return config.build(OnlineStage, values, where)
     return config.build(OfflineStage, values, where)
 

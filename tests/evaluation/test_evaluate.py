@@ -1,0 +1,108 @@
+"""Held-out numbers, on scripted answers where they can be counted by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from typing import Any
+
+import pytest
+
+from aurify import tasks
+from aurify.engine.engine import Engine
+from aurify.engine.model import byte_tokenizer, tiny_model
+from aurify.errors import UserError
+from aurify.evaluation.evaluate import (
+    evaluate,
+    heldout_loss,
+    likelier_pair_accuracy,
+    pair_accuracy,
+    scored_pair_accuracy,
+)
+from aurify.renderer import Renderer
+from aurify.rewards.rubric import Rubric
+from aurify.samplers.inprocess import InProcessSampler
+from aurify.samplers.scripted import ScriptedSampler
+from aurify.types import Datum, SamplingParams
+
+PARAMS = SamplingParams(max_tokens=8)
+
+
+def scored(replies: list[str], *, rubric: Rubric | None = None, **options: Any) -> Any:
+    tokenizer = byte_tokenizer()
+    taskset = tasks.make("largest_number", count=2, maximum=9, num_heldout=10)
+    if rubric:
+        taskset.rubric = rubric
+    return asyncio.run(
+        evaluate(taskset, ScriptedSampler(replies, tokenizer), Renderer(tokenizer), PARAMS, **options)
+    ), taskset
+
+
+def test_accuracy_is_the_share_of_tasks_answered_rightly():
+    _, taskset = scored(["0"])
+    answers = [str(task.answer) for task in taskset.heldout]
+    result, _ = scored(["it is " + answer if k < 3 else "0" for k, answer in enumerate(answers)])
+    assert (result.accuracy, result.num_tasks) == (0.3, 10)
+    assert result.error == pytest.approx(math.sqrt(0.3 * 0.7 / 9))
+    assert result.metrics["truncated"] == 0 and result.metrics["reward"] == 0.3
+    assert result.record()["accuracy"] == 0.3
+    assert [group.task.id for group in result.groups] == [task.id for task in taskset.heldout]
+
+
+def test_further_rewards_do_not_touch_accuracy_and_missing_ones_count_as_wrong():
+    def answer(task: Any, trajectory: Any) -> float | None:
+        return None if trajectory.text == "0" else 1.0
+
+    def bonus(task: Any, trajectory: Any) -> float:
+        return 5.0
+
+    result, _ = scored(["0", "1"], rubric=Rubric([answer, (bonus, 2.0)]), num_tasks=4)
+    assert result.accuracy == 0.5 and result.num_tasks == 4
+    assert result.metrics["reward"] == 10.5
+
+
+def test_several_answers_a_task_are_averaged_first():
+    _, taskset = scored(["0"])
+    right = str(taskset.heldout[0].answer)
+    result, _ = scored([right, "0", "0", "0"], num_tasks=1, samples_per_task=4)
+    assert (result.accuracy, result.error, result.num_tasks) == (0.25, 0.0, 1)
+    with pytest.raises(UserError, match="no held-out tasks"):
+        scored(["0"], num_tasks=0)
+
+
+def test_the_same_seed_gives_the_same_answers():
+    engine = Engine(tiny_model(), trainable=False)
+    taskset = tasks.make("largest_number", num_heldout=6)
+
+    def texts(seed: int) -> list[str]:
+        async def answer() -> Any:
+            sampler = InProcessSampler(engine)
+            try:
+                return await evaluate(
+                    taskset, sampler, Renderer(engine.tokenizer), PARAMS, samples_per_task=2, seed=seed
+                )
+            finally:
+                await sampler.close()
+
+        return [trajectory.text for group in asyncio.run(answer()).groups for trajectory in group.trajectories]
+
+    assert texts(0) == texts(0) != texts(1)
+    assert len(set(texts(0))) == 12, "no two answers of one task come from one seed"
+
+
+def test_pair_accuracy_counts_ties_as_wrong():
+    assert pair_accuracy([2.0, 1.0, 1.0, 1.0, 0.0, 3.0, 5.0, -5.0]) == 0.5
+    with pytest.raises(ValueError, match="3 values"):
+        pair_accuracy([1.0, 2.0, 3.0])
+
+
+def test_losses_and_pairs_agree_with_the_log_probs_of_the_engine():
+    engine = Engine(tiny_model(), trainable=False)
+    data = [Datum([9, 8, 7, 6, 5][:n], [0.0, 0.0] + [1.0] * (n - 2)) for n in (3, 5, 4, 3)]
+    known = engine.logprobs(data)
+    assert heldout_loss(engine, data) == pytest.approx(-sum(map(sum, known)) / 7)
+    means = [sum(row) / (len(row) - 2) for row in known]
+    assert likelier_pair_accuracy(engine, data) == ((means[0] > means[1]) + (means[2] > means[3])) / 2
+    scores = Engine(tiny_model(scalar_head=True), trainable=False)
+    values = scores.scores(data)
+    assert scored_pair_accuracy(scores, data) == ((values[0] > values[1]) + (values[2] > values[3])) / 2

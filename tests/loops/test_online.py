@@ -1,0 +1,189 @@
+"""One step of the online loop, part by part: what is sampled, judged, left out and trained."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurify.algorithms.grpo import GRPO
+from aurify.engine.engine import Engine
+from aurify.engine.model import ModelConfig, tiny_model
+from aurify.errors import UserError
+from aurify.loops.ledger import rollout_metrics
+from aurify.loops.online import Rollouts, data_of, learn, minibatches, tasks_from, train_online
+from aurify.loops.progress import Checkpoints
+from aurify.loops.recipe import OnlineStage
+from aurify.renderer import Renderer
+from aurify.rewards.rubric import Rubric
+from aurify.samplers.scripted import ScriptedSampler
+from aurify.tasks.taskset import TaskSet, question
+from aurify.types import Datum, Group, Task, Trajectory
+
+TASKS = [Task(f"t{k}", question(f"say {k}"), str(k)) for k in range(3)]
+MODEL = ModelConfig("random:tiny")
+
+
+def stage(**options: Any) -> OnlineStage:
+    small = {"steps": 2, "prompts_per_step": 2, "completions_per_prompt": 4}
+    return OnlineStage(method="grpo", model=MODEL, **small | options)
+
+
+def contains(task: Task, trajectory: Trajectory) -> float:
+    return float(str(task.answer) in trajectory.text)
+
+
+def rollouts(replies: Any, options: OnlineStage, reward: Any = contains) -> tuple[Rollouts, Engine]:
+    engine = Engine(tiny_model())
+    taskset = TaskSet("toy", lambda seed: iter(TASKS), TASKS, Rubric([reward]))
+    sampler = ScriptedSampler(replies, engine.tokenizer)
+    return Rollouts(sampler, Renderer(engine.tokenizer), taskset, taskset.rubric, options, seed=1), engine
+
+
+def groups_of(replies: Any, options: OnlineStage, reward: Any = contains) -> tuple[list[Group], Rollouts, Engine]:
+    sampled, engine = rollouts(replies, options, reward)
+    return asyncio.run(sampled.groups(0, TASKS[: options.prompts_per_step])), sampled, engine
+
+
+def test_groups_belong_to_their_tasks_and_are_scored():
+    groups, _, _ = groups_of(["0", "1"], stage())
+    assert [group.task.id for group in groups] == ["t0", "t1"]
+    assert [group.rewards for group in groups] == [[1, 0, 1, 0], [0, 1, 0, 1]]
+
+
+def test_seeds_depend_on_step_task_and_place_alone():
+    seen: list[int | None] = []
+
+    class Spy(ScriptedSampler):
+        async def sample(self, prompt, params, n=1):
+            seen.append(params.seed)
+            return await super().sample(prompt, params, n)
+
+    sampled, engine = rollouts(["0"], stage())
+    spied = Rollouts(Spy(["0"], engine.tokenizer), sampled.renderer, sampled.taskset, sampled.rubric, sampled.stage, 1)
+    for step in (0, 1, 0):
+        asyncio.run(spied.groups(step, TASKS[:2]))
+    first, second, again = seen[:8], seen[8:16], seen[16:]
+    assert len(set(first + second)) == 16 and first == again
+
+
+@pytest.mark.parametrize(
+    ("how", "rewards", "num"), [("keep", [1, 0], 2), ("mask", [1, 0], 1), ("penalise", [0.5, 0], 2)]
+)
+def test_truncated_completions(how, rewards, num):
+    options = stage(truncated=how, truncation_penalty=0.5, completions_per_prompt=2, prompts_per_step=1)
+    [group], _, _ = groups_of(["0" * 300, "no"], options)  # the first one never ends
+    assert [trajectory.truncated for trajectory in group.trajectories] == [True, False]
+    assert group.rewards == rewards
+    assert len(data_of(group, [1.0, -1.0], options)) == num
+    metrics = rollout_metrics([group], [[1.0, -1.0]], options)
+    assert metrics["rollout/truncated"] == 0.5
+    assert metrics["ledger/trajectories_masked"] == (how == "mask")
+    assert metrics.get("reward/truncated") == (-0.5 if how == "penalise" else None)
+    assert metrics["reward/contains"] == 0.5, "the task's own reward is told unchanged"
+
+
+def test_groups_without_spread_and_answers_without_reward_are_left_out():
+    def moody(task: Task, trajectory: Trajectory) -> float | None:
+        if trajectory.text == "fail":
+            raise RuntimeError("bad mood")
+        return {"nan": float("nan"), "none": None}.get(trajectory.text, float(trajectory.text == "0"))
+
+    groups, sampled, engine = groups_of(["0", "fail", "nan", "none", "1", "1", "1", "1"], stage(), moody)
+    trained: list[Datum] = []
+    original = engine.forward_backward
+    engine.forward_backward = lambda data, *rest, **options: trained.extend(data) or original(data, *rest, **options)  # type: ignore[method-assign]
+    metrics = learn(engine, GRPO(), groups, sampled, 0)
+    assert groups[0].rewards == [1.0, None, None, None]
+    assert not trained and "loss" not in metrics, "one valid reward is no spread"
+    assert engine.version == 0
+    assert metrics["ledger/groups_without_spread"] == 2
+    assert metrics["ledger/trajectories_without_reward"] == 3
+    assert metrics["ledger/rewards_failed"] == 2
+
+    groups, sampled, _ = groups_of(["0", "1", "none", "fail", "1", "1", "1", "1"], stage(), moody)
+    metrics = learn(engine, GRPO(), groups, sampled, 1)
+    assert [datum.advantages[-1] > 0 for datum in trained] == [True, False]
+    assert metrics["ledger/groups_without_spread"] == 1 and engine.version == 1
+    assert metrics["ledger/tokens_trained"] == 4, "two answers of one letter and an end token"
+
+
+@dataclass
+class Recorder:
+    """Stands in for a tracker."""
+
+    rows: list[dict[str, float]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+
+    def start(self, total: int, start: int) -> None:
+        self.first = start
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        self.rows.append({"step": step, **metrics})
+
+    def samples(self, step: int, groups: list[Group]) -> None:
+        pass
+
+    def event(self, text: str, **_: Any) -> None:
+        self.texts.append(text)
+
+
+def loop(sampled: Rollouts, engine: Engine, folder: Path) -> Recorder:
+    recorder = Recorder()
+    checkpoints = Checkpoints(folder, every=0, keep=1, identity="x")
+    train_online(engine, GRPO(), sampled, tracker=recorder, checkpoints=checkpoints)  # type: ignore[arg-type]
+    return recorder
+
+
+def test_a_run_without_any_spread_counts_its_steps_and_changes_nothing(tmp_path):
+    sampled, engine = rollouts(["nothing"], stage())
+    recorder = loop(sampled, engine, tmp_path)
+    assert [row["step"] for row in recorder.rows] == [1, 2]
+    assert [row["ledger/groups_without_spread"] for row in recorder.rows] == [2, 2]
+    assert engine.version == 0
+
+
+def test_several_updates_a_round_start_at_ratio_one(tmp_path):
+    options = stage(steps=1, prompts_per_step=3, num_minibatches=3, num_epochs=2)
+    sampled, engine = rollouts(["0", "1", "2", "3"], options)
+    recorder = loop(sampled, engine, tmp_path)
+    assert engine.version == 6 and sampled.sampler.version == 6
+    assert recorder.rows[0]["loss/ratio"] == pytest.approx(1, abs=0.05) and recorder.rows[0]["loss/ratio"] != 1
+    assert recorder.rows[0]["ledger/tokens_trained"] == 2 * 3 * 4 * 2, "two epochs of three groups of four answers"
+
+
+def test_groups_stay_whole_in_minibatches():
+    groups = [[Datum([1, number], [0.0, 1.0])] * 2 for number in range(5)]
+    parts = list(minibatches(groups, stage(num_minibatches=2, num_epochs=2), seed=3))
+    assert [len(part) for part in parts] == [6, 4, 6, 4]
+    for epoch in (parts[:2], parts[2:]):
+        assert sorted(datum.tokens[1] for part in epoch for datum in part) == sorted([*range(5)] * 2)
+        assert all(part[k].tokens == part[k + 1].tokens for part in epoch for k in range(0, len(part), 2))
+    assert parts[:2] != parts[2:]
+
+
+def test_tasks_go_round_and_can_be_entered_anywhere():
+    taskset = TaskSet("toy", lambda seed: iter(TASKS if seed % 2 else TASKS[::-1]), TASKS, Rubric([contains]))
+    straight = [task.id for task in islice(tasks_from(taskset, 0, 0), 20)]
+    assert [task.id for task in islice(tasks_from(taskset, 0, 7), 13)] == straight[7:]
+    assert all(set(straight[k : k + 3]) == {"t0", "t1", "t2"} for k in range(0, 18, 3))
+    empty = TaskSet("empty", lambda seed: iter([]), TASKS, Rubric([contains]))
+    with pytest.raises(UserError, match="no training task"):
+        next(tasks_from(empty, 0, 0))
+
+
+def test_an_error_of_a_rollout_names_its_task():
+    class Refusing(ScriptedSampler):
+        async def sample(self, prompt, params, n=1):
+            raise UserError("the prompt has 9999 tokens")
+
+    sampled, engine = rollouts(["0"], stage())
+    refused = Rollouts(
+        Refusing([], engine.tokenizer), sampled.renderer, sampled.taskset, sampled.rubric, sampled.stage, 1
+    )
+    with pytest.raises(UserError, match="'t0': the prompt has 9999 tokens"):
+        asyncio.run(refused.groups(0, TASKS[:1]))

@@ -1,0 +1,92 @@
+"""Checkpoints of a stage, seeds, and what a signal does."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+
+import numpy as np
+import pytest
+import torch
+
+from aurify.algorithms.sft import SFT
+from aurify.engine.engine import Engine
+from aurify.engine.model import tiny_model
+from aurify.errors import UserError
+from aurify.loops.interrupt import Interrupt, Interrupted, terminable
+from aurify.loops.progress import Checkpoints, derive_seed, fingerprint, seed_everything
+from aurify.types import Datum
+
+DATA = [Datum([5, 6, 7, 8], [0.0, 1.0, 1.0, 1.0])]
+
+
+def train(engine: Engine) -> None:
+    engine.forward_backward(DATA, SFT())
+    engine.optim_step(1e-3)
+
+
+def drawn() -> tuple[float, float, float]:
+    return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+
+def test_a_checkpoint_brings_back_weights_and_random_numbers(tmp_path):
+    checkpoints = Checkpoints(tmp_path, every=2, keep=1, identity="a")
+    engine, other = Engine(tiny_model()), Engine(tiny_model())
+    assert checkpoints.restore(other) == 0
+    seed_everything(3)
+    for step in (1, 2):
+        train(engine)
+        checkpoints.after(step, engine, Interrupt())
+    expected = drawn()
+    train(engine)
+    assert checkpoints.restore(other) == 2 and drawn() == expected
+    train(other)
+    assert other.version == engine.version == 3
+    assert all(ours.equal(theirs) for (_, ours), (_, theirs) in zip(engine.weights(), other.weights(), strict=True))
+
+
+def test_a_checkpoint_of_other_options_is_refused(tmp_path):
+    engine = Engine(tiny_model())
+    Checkpoints(tmp_path, every=1, keep=1, identity="a").save(1, engine)
+    with pytest.raises(UserError, match="other options or other data"):
+        Checkpoints(tmp_path, every=1, keep=1, identity="b").restore(engine)
+
+
+def test_seeds_and_fingerprints_are_the_same_in_every_process():
+    assert derive_seed(0, "sft") == 40962508039363143
+    assert derive_seed(0, "sft") != derive_seed(1, "sft") != derive_seed("0/s", "ft")
+    assert fingerprint([1, "a", (2.5, None)]) == fingerprint([1, "a", (2.5, None)]) != fingerprint([1, "a", (2.5, 0)])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_lets_the_step_end_and_the_second_does_not(number, tmp_path, capsys):
+    checkpoints, engine = Checkpoints(tmp_path, every=0, keep=1, identity="a"), Engine(tiny_model())
+    handlers = [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+    with pytest.raises(Interrupted, match="after step 5"), Interrupt() as interrupt:
+        os.kill(os.getpid(), number)
+        train(engine)  # goes on
+        checkpoints.after(5, engine, interrupt)
+    assert "after this step" in capsys.readouterr().out
+    assert checkpoints.restore(engine) == 5
+    with pytest.raises(KeyboardInterrupt), Interrupt():
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        pytest.fail("the second one stops at once")
+    assert handlers == [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
+
+
+def test_while_nothing_changes_the_first_signal_stops_at_once():
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt, interrupt.at_once():
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("it did not stop")
+    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        with interrupt.at_once():
+            pytest.fail("it was asked to stop before")
+
+
+def test_a_termination_is_an_interruption():
+    with pytest.raises(KeyboardInterrupt), terminable():
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("it did not stop")
