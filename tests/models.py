@@ -17,7 +17,9 @@ SIZES = {
 }
 
 
-def random_model(architecture: str = "Llama", *, scalar_head: bool = False, seed: int = 0, **options: object) -> LoadedModel:
+def random_model(
+    architecture: str = "Llama", *, scalar_head: bool = False, seed: int = 0, **options: object
+) -> LoadedModel:
     """A randomly initialised model with the byte-level tokenizer of random:tiny."""
     torch.manual_seed(seed)
     config = getattr(transformers, f"{architecture}Config")(**{**SIZES, "pad_token_id": 0, **options})

@@ -1,9 +1,9 @@
 """The nouns that every part of Aurify shares. No torch here: rewards, environments and the CLI import this file alone.
 
-A `Task` is one problem. A sampler answers a prompt with `Completion`s. A rollout is a `Trajectory` of token `Segment`s, and the
-trajectories of one task form a `Group`. What the engine trains on is a `Datum`. While it trains, an algorithm sees `Outputs`
-(what the model said, with gradient) and a `Batch` (what the data say), both flat and ragged: one entry for each trained token.
-"""
+A `Task` is one problem. A sampler answers a prompt with `Completion`s. A rollout is a `Trajectory` of token
+`Segment`s, and the trajectories of one task form a `Group`. What the engine trains on is a `Datum`. While it
+trains, an algorithm sees `Outputs` (what the model said, with gradient) and a `Batch` (what the data say), both
+flat and ragged: one entry for each trained token."""
 
 from __future__ import annotations
 
@@ -127,14 +127,16 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Datum:
-    """One sequence to train on. Every stream has len(tokens); index t describes tokens[t]. The first token has no predictor:
-    its weight must be 0."""
+    """One sequence to train on. Every stream has len(tokens); index t describes tokens[t]. The first token has no
+    predictor: its weight must be 0."""
 
     tokens: list[int]
     weights: list[float]  # 0 = context only
     advantages: list[float] | None = None
     logprobs: list[float] | None = None  # of the sampler
-    old_logprobs: list[float] | None = None  # of the trainer before the first update on this datum; None: the ratio is 1
+    old_logprobs: list[float] | None = (
+        None  # of the trainer before the first update on this datum; None: the ratio is 1
+    )
     ref_logprobs: list[float] | None = None
     unit: int = -1  # data of one unit (a preference pair: chosen first, then rejected) share a micro-batch; -1 = alone
     source: Source = "data"
@@ -144,7 +146,9 @@ class Datum:
         for name in ("weights", "advantages", "logprobs", "old_logprobs", "ref_logprobs"):
             stream = getattr(self, name)
             if stream is not None and len(stream) != len(self.tokens):
-                raise ValueError(f"Datum.{name} has {len(stream)} entries for {len(self.tokens)} tokens; they must be equal")
+                raise ValueError(
+                    f"Datum.{name} has {len(stream)} entries for {len(self.tokens)} tokens; they must be equal"
+                )
         if self.weights and self.weights[0] != 0:
             raise ValueError("Datum.weights[0] must be 0: nothing predicts the first token of a sequence")
 
@@ -160,7 +164,8 @@ class Outputs:
 
 @dataclass(slots=True)
 class Batch:
-    """What the data say about the same micro-batch. Sequences of a unit stand next to each other, in the order they were given."""
+    """What the data say about the same micro-batch. Sequences of a unit stand next to each other, in the order they
+    were given."""
 
     weights: Tensor  # [tokens] fp32, never 0
     sequence: Tensor  # [tokens] int64, index of the sequence each token belongs to
@@ -195,11 +200,13 @@ class Algorithm(Protocol):
 
     @property
     def per(self) -> Per:
-        """What the sum that `loss` returns is divided by: all tokens (by weight), sequences or units of the optimiser step."""
+        """What the sum that `loss` returns is divided by: all tokens (by weight), sequences or units of the
+        optimiser step."""
         ...
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
-        """The *sum* of the loss over the micro-batch, and sums of metrics in the same unit (divided by the same denominator)."""
+        """The *sum* of the loss over the micro-batch, and sums of metrics in the same unit (divided by the same
+        denominator)."""
         ...
 
 

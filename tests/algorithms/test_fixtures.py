@@ -55,7 +55,8 @@ def test_batch_scaling_divides_every_group_by_the_same_number():
 @pytest.mark.parametrize("scale", ["group", "none", "batch"])
 @pytest.mark.parametrize("rewards", [[0.1, 0.1, 0.1], [0.7], [None, None], [0.3, None], [None, 0.1, 0.1]])
 def test_no_spread_means_exactly_no_advantage(scale, rewards):
-    """T13. 0.1 three times has the floating-point mean 0.10000000000000002: the advantage must still be 0, not 1e-13."""
+    """T13. 0.1 three times has the floating-point mean 0.10000000000000002: the advantage must still be 0, not
+    1e-13."""
     assert group_advantages([rewards, [1.0, 0.0]], scale)[0] == [0.0] * len(rewards)
 
 

@@ -108,7 +108,8 @@ def test_zero_advantage_gives_zero_gradient(name):
 @pytest.mark.parametrize("name", ONLINE)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_logprob_follows_the_advantage(name, lora, sign):
-    """T10: after one step a completion with A > 0 is likelier, with A < 0 less likely, and every trainable part moved."""
+    """T10: after one step a completion with A > 0 is likelier, with A < 0 less likely, and every trainable part
+    moved."""
     algorithm = dataclasses.replace(CASES[name], kl_coef=0.0, entropy_coef=0.0)
     engine = make_engine(algorithm, lora)
     datum = dataclasses.replace(make_data(1, 1, advantage=sign)[0], old_logprobs=None, unit=-1)
@@ -163,5 +164,7 @@ def test_first_ratio_is_one():
 def test_label_smoothing_changes_the_sigmoid_loss():
     """T15 (TRL ignores it)"""
     data = make_data(1, 2)
-    losses = [make_engine(a).forward_backward(data, a)["loss"] for a in (DPO(beta=1.0), DPO(beta=1.0, label_smoothing=0.2))]
+    losses = [
+        make_engine(a).forward_backward(data, a)["loss"] for a in (DPO(beta=1.0), DPO(beta=1.0, label_smoothing=0.2))
+    ]
     assert abs(losses[0] - losses[1]) > 1e-3

@@ -1,4 +1,5 @@
-"""T23: the chunked log-prob equals the plain one in value and in every gradient, for any upstream gradient and chunk size."""
+"""T23: the chunked log-prob equals the plain one in value and in every gradient, for any upstream gradient and
+chunk size."""
 
 from __future__ import annotations
 

@@ -50,7 +50,9 @@ def test_pack_keeps_units_together_and_loses_nothing(max_tokens, generator):
     for row in rows:
         units = [data[k].unit for k in row.data]
         assert all(units.count(unit) == 2 for unit in units)
-        assert all(units[k] == units[k + 1] for k in range(0, len(units), 2)), "the data of a unit stand next to each other"
+        assert all(units[k] == units[k + 1] for k in range(0, len(units), 2)), (
+            "the data of a unit stand next to each other"
+        )
         assert len(row.tokens) <= max_tokens or len(set(units)) == 1
 
 
@@ -61,7 +63,7 @@ def test_rows_are_equal_rather_than_full_with_a_rest(generator):
 
 def test_blocks_cover_the_row_and_begin_where_branches_do(generator):
     prompt = generator.integers(0, 100, 60).tolist()
-    sequences = [prompt + [100 + k] + generator.integers(0, 100, 140).tolist() for k in range(4)]
+    sequences = [[*prompt, 100 + k, *generator.integers(0, 100, 140).tolist()] for k in range(4)]
     row = build_row(sequences, range(4))
     sizes = block_sizes(row)
     assert sum(sizes) == len(row.tokens)

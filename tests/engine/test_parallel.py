@@ -56,5 +56,5 @@ def test_two_ranks_equal_one(tmp_path):
             assert abs(found_loss - loss) < 1e-5 * max(1, abs(loss)), name
             assert abs(found_norm - norm) < 1e-5 * norm, name
             for a, b in zip(weights, engine.trainable, strict=True):
-                # Adam divides by the size of the gradient: where that is rounding noise, so is the direction of the step
+                # Adam divides by the size of the gradient: where that is noise, so is the step
                 assert float((a - b.detach()).abs().mean()) < 1e-5, name

@@ -44,7 +44,9 @@ class GRPO:
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise UserError(f"grpo.dual_clip: {self.dual_clip} must be greater than 1 (3 is usual), or null")
         if self.aggregator == "constant" and not self.constant_length:
-            raise UserError("grpo.aggregator 'constant' divides by a length: set grpo.constant_length, usually to sampling.max_tokens")
+            raise UserError(
+                "grpo.aggregator 'constant' divides by a length: set grpo.constant_length, usually to sampling.max_tokens"
+            )
         for name in ("clip_low", "clip_high", "kl_coef"):
             if getattr(self, name) < 0:
                 raise UserError(f"grpo.{name}: {getattr(self, name)} must not be negative")

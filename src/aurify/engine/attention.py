@@ -1,10 +1,10 @@
 """Attention over packed rows, registered with transformers as the implementation "aurify".
 
-A transformers model computes its projections and rotary positions as always and then calls `attend` here with a `Layout` that the
-caller passed as the keyword argument `layout`. The layout knows who sees whom: `Forest` for packed rows (training, prefill), and
-the sampler's cache for decoding. So no model code is touched, and no [tokens, tokens] mask is ever made: a row is cut into
-blocks of queries, and each block gathers just the keys that one of its queries sees.
-"""
+A transformers model computes its projections and rotary positions as always and then calls `attend` here with a
+`Layout` that the caller passed as the keyword argument `layout`. The layout knows who sees whom: `Forest` for
+packed rows (training, prefill), and the sampler's cache for decoding. So no model code is touched, and no [tokens,
+tokens] mask is ever made: a row is cut into blocks of queries, and each block gathers just the keys that one of its
+queries sees."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class Forest:
             self.flex_masks[window] = create_block_mask(visible, None, None, size, size, device=str(self.device))
         mask, gqa = self.flex_masks[window], query.shape[1] != key.shape[1]
         result = compiled_flex_attention()(query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa)
-        return result  # type: ignore[no-any-return]
+        return result
 
 
 _compiled: list[Any] = []
@@ -149,7 +149,8 @@ def compiled_flex_attention() -> Any:
 
 
 def block_sizes(row: Row) -> list[int]:
-    """Cuts a row into blocks of BLOCK to 2 x BLOCK queries, where a branch begins if one does: then few keys are gathered."""
+    """Cuts a row into blocks of BLOCK to 2 x BLOCK queries, where a branch begins if one does: then few keys are
+    gathered."""
     total = len(row.tokens)
     forks = np.flatnonzero(row.parent != np.arange(total) - 1)
     sizes, start = [], 0

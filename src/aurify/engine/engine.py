@@ -6,9 +6,8 @@
     save(folder), load(folder)          everything that decides the future
 
 The engine is blind to algorithms: it turns data into packed rows, runs the model, hands `Outputs` and `Batch` to
-`algorithm.loss`, which returns a sum, and divides by the one denominator of the whole call (all micro-batches, all ranks).
-Algorithms are blind to models, memory and devices.
-"""
+`algorithm.loss`, which returns a sum, and divides by the one denominator of the whole call (all micro-batches, all
+ranks). Algorithms are blind to models, memory and devices."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ from aurify.engine.model import LoadedModel, save_model
 from aurify.engine.optim import MasterAdamW, OptimConfig
 from aurify.engine.packing import Row, pack
 from aurify.errors import UserError
-from aurify.types import Algorithm, Batch, Datum, Metrics, Outputs
+from aurify.types import Algorithm, Datum, Metrics, Outputs
 
 log = logging.getLogger("aurify")
 
@@ -44,10 +43,10 @@ DEFAULT_TOKENS = {"cpu": 2048, "cuda": 16384}  # of one micro-batch
 class Engine:
     """A model with its optimiser.
 
-    lora: train low-rank adapters instead of all weights. A model loaded from an adapter folder goes on with that adapter (its
-    initial state is then the reference), unless lora is None: then the adapter is merged and all weights are trained.
-    micro_batch_tokens: nodes of a packed row. checkpointing: recompute activations in backward. share: prompt sharing.
-    """
+    lora: train low-rank adapters instead of all weights. A model loaded from an adapter folder goes on with that
+    adapter (its initial state is then the reference), unless lora is None: then the adapter is merged and all
+    weights are trained. micro_batch_tokens: nodes of a packed row. checkpointing: recompute activations in
+    backward. share: prompt sharing."""
 
     def __init__(
         self,
@@ -93,7 +92,7 @@ class Engine:
             if (saved.rank, saved.alpha) != (lora.rank, lora.alpha):
                 raise UserError(
                     f"lora: rank {lora.rank} and alpha {lora.alpha} differ from the adapter in {folder} "
-                    f"({saved.rank}, {saved.alpha}), which this stage goes on with; give the same, or lora: null to merge it"
+                    f"({saved.rank}, {saved.alpha}), which this stage goes on with; give the same, or lora: null"
                 )
         adapter = Adapter.attach(self.module, config, seed)
         if folder is not None:
@@ -119,7 +118,8 @@ class Engine:
     def forward_backward(self, data: Sequence[Datum], algorithm: Algorithm, *, temperature: float = 1.0) -> Metrics:
         """Adds the gradient of `algorithm`'s loss over `data` to the step. Calls add up until `optim_step`.
 
-        Returns the loss and the algorithm's metrics, divided by the denominator, and what was computed (`ledger/...`)."""
+        Returns the loss and the algorithm's metrics, divided by the denominator, and what was computed
+        (`ledger/...`)."""
         if self.optimizer is None:
             raise ValueError("this engine was made with trainable=False")
         scores = "scores" in algorithm.needs
@@ -134,8 +134,8 @@ class Engine:
         denominator = totals[algorithm.per]
         if denominator == 0:
             raise UserError(
-                f"no trainable token in {len(data)} sequences: every weight is 0. Look at the chat template and at what is "
-                "masked; `aurify train --dry-run` shows the first example"
+                f"no trainable token in {len(data)} sequences: every weight is 0. Look at the chat template and at "
+                "what is masked; `aurify train --dry-run` shows the first example"
             )
         sums: dict[str, float] = defaultdict(float)
         for row in rows:
@@ -178,8 +178,9 @@ class Engine:
     ) -> list[list[float]]:
         """Log-prob of every token with weight != 0, in the place of its token; 0.0 elsewhere.
 
-        reference: under the policy that training began with. With an adapter that is the same model with the adapter switched
-        off (or set back to its initial state); without one it is the frozen copy of `keep_reference`."""
+        reference: under the policy that training began with. With an adapter that is the same model with the
+        adapter switched off (or set back to its initial state); without one it is the frozen copy of
+        `keep_reference`."""
         results = [[0.0] * len(datum.tokens) for datum in data]
         wanted = [i for i, datum in enumerate(data) if any(datum.weights)]
         chosen = [data[i] for i in wanted]
@@ -223,8 +224,9 @@ class Engine:
     # ------------------------------------------------------------------ around them
 
     def keep_reference(self) -> None:
-        """Keeps the present weights as the reference. An adapter needs no copy; full fine-tuning makes a frozen one. Call it
-        before the first step and before `load`, where an algorithm needs reference log-probs all along."""
+        """Keeps the present weights as the reference. An adapter needs no copy; full fine-tuning makes a frozen
+        one. Call it before the first step and before `load`, where an algorithm needs reference log-probs all
+        along."""
         if self.adapter is None and self.reference_body is None:
             frozen = copy.deepcopy(self.module).requires_grad_(False).eval()
             self.reference_body = Body(frozen, Head.of(frozen))
@@ -276,7 +278,9 @@ class Engine:
         limit, vocabulary = self.max_context, self.vocabulary
         for index, datum in enumerate(data):
             if len(datum.tokens) > limit:
-                raise UserError(f"sequence {index} has {len(datum.tokens)} tokens; the model's context is {limit}: shorten or drop it")
+                raise UserError(
+                    f"sequence {index} has {len(datum.tokens)} tokens; the model's context is {limit}: shorten it"
+                )
             if not datum.tokens or not 0 <= min(datum.tokens) <= max(datum.tokens) < vocabulary:
                 raise UserError(f"sequence {index} is empty or has token ids outside 0..{vocabulary - 1}")
             for need in ("ref_logprobs", "advantages", "logprobs"):
@@ -287,7 +291,9 @@ class Engine:
                 raise UserError("a reward model needs a scalar head; load the model with scalar_head=True")
             return list(data)
         if self.head is None:
-            raise UserError(f"{type(algorithm).__name__} trains a language model; this one has a scalar head (a reward model)")
+            raise UserError(
+                f"{type(algorithm).__name__} trains a language model; this one has a scalar head (a reward model)"
+            )
         if algorithm.per == "unit":  # a pair stays whole
             return list(data)
         return [datum for datum in data if any(datum.weights)]
@@ -301,7 +307,12 @@ class Engine:
             head: nn.Linear = self.score  # type: ignore[assignment]
             return Outputs(hidden.new_zeros(0), scores=head(hidden[last].to(head.weight.dtype)).float().squeeze(-1))
         logprobs, entropies = row_logprobs(
-            hidden, body.head, row, inputs.distinct, temperature=temperature, entropy=entropy  # type: ignore[arg-type]
+            hidden,
+            body.head,
+            row,
+            inputs.distinct,
+            temperature=temperature,
+            entropy=entropy,
         )
         picked = logprobs[inputs.scatter]
         return Outputs(picked, entropies[inputs.scatter] if entropy else None)

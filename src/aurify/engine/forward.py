@@ -43,7 +43,9 @@ class Inputs:
                 if any(getattr(data[k], name) is not None for k in row.data):
                     raise ValueError(f"some data of one call have {name} and some have none")
                 return None
-            values = [np.asarray(getattr(data[k], name), dtype=np.float32)[t] for k, t in zip(row.data, trained, strict=True)]
+            values = [
+                np.asarray(getattr(data[k], name), dtype=np.float32)[t] for k, t in zip(row.data, trained, strict=True)
+            ]
             return torch.from_numpy(np.concatenate(values)).to(device)
 
         weights = stream("weights")
@@ -61,7 +63,9 @@ class Inputs:
             ref_logprobs=stream("ref_logprobs"),
         )
         places = [(k, int(t)) for k, ts in zip(row.data, trained, strict=True) for t in ts]
-        return Inputs(batch, torch.from_numpy(distinct).to(device), torch.from_numpy(scatter.reshape(-1)).to(device), places)
+        return Inputs(
+            batch, torch.from_numpy(distinct).to(device), torch.from_numpy(scatter.reshape(-1)).to(device), places
+        )
 
 
 class Body:
@@ -92,7 +96,7 @@ class Body:
         positions = torch.from_numpy(row.positions)[None].to(embedding.device)
         forest = Forest(row, embedding.device, embedding.dtype)
         result = self.decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=forest)
-        return result.last_hidden_state[0]  # type: ignore[no-any-return]
+        return result.last_hidden_state[0]
 
     def _plain(self, row: Row) -> Tensor:
         """One padded row a sequence. `row` shares nothing, so its sequences are contiguous."""
@@ -134,6 +138,10 @@ class Body:
             expected, found = (self.head.logits(h).log_softmax(-1) for h in (expected, found))
         gap = float((expected.float() - found.float()).abs().max())
         if not gap <= TOLERANCE[self.module.get_input_embeddings().weight.dtype]:
-            log.warning("packed rows are off, each sequence gets a plain row: with them %s differs by %.2g", type(self.module).__name__, gap)
+            log.warning(
+                "packed rows are off, each sequence gets a plain row: with them %s differs by %.2g",
+                type(self.module).__name__,
+                gap,
+            )
             return False
         return True

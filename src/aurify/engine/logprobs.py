@@ -1,10 +1,10 @@
 """Log-probs and entropies of tokens without ever holding all logits.
 
-For 4,096 completion tokens and a vocabulary of 151,936 the logits alone take 2.3 GiB in fp32, several times over in a naive
-loss. Here the head runs over chunks of positions; forward keeps one number a position (log Z), backward makes the chunk's
-logits again. Upstream gradients are per token, so this composes with any surrogate (unlike fused cross-entropy kernels, which
-know the loss's weights in advance). Only positions that predict a trained token pass the head at all.
-"""
+For 4,096 completion tokens and a vocabulary of 151,936 the logits alone take 2.3 GiB in fp32, several times over in
+a naive loss. Here the head runs over chunks of positions; forward keeps one number a position (log Z), backward
+makes the chunk's logits again. Upstream gradients are per token, so this composes with any surrogate (unlike fused
+cross-entropy kernels, which know the loss's weights in advance). Only positions that predict a trained token pass
+the head at all."""
 
 from __future__ import annotations
 
@@ -35,7 +35,9 @@ class Head:
         if type(layer) is not nn.Linear:
             return None
         config = model.config.get_text_config()
-        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+        scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
         return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -52,7 +54,7 @@ class LinearLogProb(torch.autograd.Function):
     """hidden [n, hidden], targets [n] -> log-probs [n] and entropies [n], both fp32."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, head: Head, temperature: float,
         entropy: bool, chunk: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -72,7 +74,7 @@ class LinearLogProb(torch.autograd.Function):
         return logprobs, entropies
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> Any:
         hidden, weight, bias, targets, log_z, entropies = ctx.saved_tensors
         head: Head = ctx.head
         need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
@@ -115,20 +117,26 @@ def slices(total: int, size: int) -> list[slice]:
 
 
 def linear_logprobs(
-    hidden: Tensor, head: Head, targets: Tensor, *, temperature: float = 1.0, entropy: bool = False, chunk: int | None = None
+    hidden: Tensor,
+    head: Head,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target and entropy of its distribution (zeros unless asked for), at `temperature`.
 
     hidden [n, hidden], targets [n] int64 -> two [n] fp32. chunk: positions whose logits exist at the same time."""
     chunk = chunk or max(16, CHUNK_BYTES // (4 * head.weight.shape[0]))
-    return LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)  # type: ignore[no-any-return]
+    return LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)
 
 
 def row_logprobs(
     hidden: Tensor, head: Head, row: Row, nodes: Tensor, *, temperature: float, entropy: bool
 ) -> tuple[Tensor, Tensor]:
-    """Log-probs of the tokens at `nodes` of a packed row. This is the one place where predictions are shifted: the token at a
-    node is predicted by the hidden state of its parent.
+    """Log-probs of the tokens at `nodes` of a packed row. This is the one place where predictions are shifted: the
+    token at a node is predicted by the hidden state of its parent.
 
     hidden [nodes of the row, hidden], nodes [n] int64 -> two [n] fp32"""
     parents = torch.from_numpy(row.parent).to(hidden.device)[nodes]

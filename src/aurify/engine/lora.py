@@ -1,11 +1,11 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) on linear layers: fp32 adapters on a base of any dtype, stored in peft's format.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) on linear layers: fp32 adapters on a base of any dtype, stored in
+peft's format.
 
-The usual layer computes base(x) + s B(A x), two thin matrix products more in forward and four more in backward. Where the base
-is fp32 and no dropout asks for the thin products, we keep the merged weight W + s B A instead and compute one product, with a
-backward of our own that still gives the exact gradients of A and B. Trainer and sampler then multiply by the very same matrix,
-so nothing needs syncing and their log-probs agree. In bf16 a merged weight would round small updates away: there the trainer
-uses the plain form, and only the sampler uses a merged copy.
-"""
+The usual layer computes base(x) + s B(A x), two thin matrix products more in forward and four more in backward.
+Where the base is fp32 and no dropout asks for the thin products, we keep the merged weight W + s B A instead and
+compute one product, with a backward of our own that still gives the exact gradients of A and B. Trainer and sampler
+then multiply by the very same matrix, so nothing needs syncing and their log-probs agree. In bf16 a merged weight
+would round small updates away: there the trainer uses the plain form, and only the sampler uses a merged copy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class MergedProduct(torch.autograd.Function):
     """x [n, in] times merged [out, in]; gradients of x, A [rank, in] and B [out, rank], none of the merged weight."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x: Tensor, a: Tensor, b: Tensor, merged: Tensor, bias: Tensor | None, scale: float
     ) -> Tensor:
         ctx.save_for_backward(x, a, b)
@@ -52,7 +52,7 @@ class MergedProduct(torch.autograd.Function):
         return F.linear(x, merged, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Any:
         x, a, b = ctx.saved_tensors
         rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
         grad_x = (grads @ ctx.merged).view_as(x) if ctx.needs_input_grad[0] else None
@@ -62,7 +62,8 @@ class MergedProduct(torch.autograd.Function):
 
 
 class AdapterState(threading.local):
-    """Shared by all adapted layers of a model. One for each thread: the sampler and the reference never disturb training."""
+    """Shared by all adapted layers of a model. One for each thread: the sampler and the reference never disturb
+    training."""
 
     use: Literal["adapter", "reference", "merged"] = "adapter"
 
@@ -112,7 +113,7 @@ class LoraLinear(nn.Module):
         if self.merged is not None and (exact or self.state.use == "merged"):
             if not torch.is_grad_enabled():
                 return F.linear(x, self.merged, bias)
-            return MergedProduct.apply(x, self.lora_A, self.lora_B, self.merged, bias, self.scale)  # type: ignore[no-any-return]
+            return MergedProduct.apply(x, self.lora_A, self.lora_B, self.merged, bias, self.scale)
         output = F.linear(x, weight, bias)
         dropped = F.dropout(x, self.dropout, self.training)
         thin = F.linear(dropped, self.lora_A.to(x.dtype)).mul(self.scale)
@@ -131,7 +132,8 @@ class Adapter:
 
     @staticmethod
     def attach(module: nn.Module, config: LoraConfig, seed: int) -> Adapter:
-        """Freezes the model and puts fresh adapters (B = 0: nothing changes yet) on the layers that `config.targets` names."""
+        """Freezes the model and puts fresh adapters (B = 0: nothing changes yet) on the layers that
+        `config.targets` names."""
         generator = torch.Generator().manual_seed(seed)
         head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None  # type: ignore[operator]
         state, layers = AdapterState(), {}
@@ -141,7 +143,9 @@ class Adapter:
             if type(layer) is nn.Linear and layer is not head and name.rpartition(".")[2] not in ("score", "lm_head")
         }
         if isinstance(config.targets, str) and config.targets != "all-linear":
-            raise UserError(f"lora.targets: {config.targets!r} is not known; write 'all-linear' or a list of layer names")
+            raise UserError(
+                f"lora.targets: {config.targets!r} is not known; write 'all-linear' or a list of layer names"
+            )
         chosen = {
             name: layer
             for name, layer in linears.items()
@@ -207,14 +211,18 @@ class Adapter:
                 parameter = getattr(layer, part)
                 if key not in tensors or tensors[key].shape != parameter.shape:
                     found = list(tensors[key].shape) if key in tensors else "missing"
-                    raise UserError(f"{folder}: adapter weight {key!r} is {found}; this model needs {list(parameter.shape)}")
+                    raise UserError(
+                        f"{folder}: adapter weight {key!r} is {found}; this model needs {list(parameter.shape)}"
+                    )
                 parameter.copy_(tensors.pop(key))
             layer.reference = (layer.lora_A.detach().clone(), layer.lora_B.detach().clone())
         saved_score = tensors.pop("base_model.model.score.weight", None)
         if score is not None and saved_score is not None:
             score.weight.copy_(saved_score)
         if tensors:
-            raise UserError(f"{folder}: {len(tensors)} adapter weights fit no layer of this model, such as {next(iter(tensors))!r}")
+            raise UserError(
+                f"{folder}: {len(tensors)} adapter weights fit no layer of this model, such as {next(iter(tensors))!r}"
+            )
 
 
 def read_config(folder: Path) -> LoraConfig:

@@ -36,15 +36,18 @@ def lr_at(config: OptimConfig, step: int, total_steps: int) -> float:
     if step < config.warmup_steps:
         return config.lr * (step + 1) / config.warmup_steps
     progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    falling = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[config.schedule]
+    falling = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[
+        config.schedule
+    ]
     return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * falling)
 
 
 class MasterAdamW:
-    """AdamW that keeps an fp32 copy of every parameter of lower precision: updates smaller than a bf16 step would be lost.
+    """AdamW that keeps an fp32 copy of every parameter of lower precision: updates smaller than a bf16 step would
+    be lost.
 
-    Parameters that are fp32 already are their own master. Gradients of several backward passes add up in the masters' fp32
-    gradients (`collect`), so that accumulation does not round either."""
+    Parameters that are fp32 already are their own master. Gradients of several backward passes add up in the
+    masters' fp32 gradients (`collect`), so that accumulation does not round either."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: OptimConfig) -> None:
         self.config = config

@@ -1,10 +1,10 @@
 """Packs sequences into rows: forests of token trees in depth-first order.
 
-Sequences that begin alike share those tokens: the packer sorts them, and in sorted order the tree of common prefixes *is* the
-row (each sequence adds what it does not share with the one before). A prompt with eight completions is stored once, a
-preference pair shares its prompt, a common system prompt is shared by everybody, and unrelated sequences simply stand side by
-side. One rule says who sees whom: query `i` sees key `j` iff `j <= i < end[j]`, where `end[j]` closes the subtree of `j`.
-"""
+Sequences that begin alike share those tokens: the packer sorts them, and in sorted order the tree of common
+prefixes *is* the row (each sequence adds what it does not share with the one before). A prompt with eight
+completions is stored once, a preference pair shares its prompt, a common system prompt is shared by everybody, and
+unrelated sequences simply stand side by side. One rule says who sees whom: query `i` sees key `j` iff `j <= i <
+end[j]`, where `end[j]` closes the subtree of `j`."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def build_row(sequences: Sequence[Sequence[int]], data: Sequence[int], share: bo
 def pack(data: Sequence[Datum], max_tokens: int, share: bool = True) -> list[Row]:
     """Rows of about `max_tokens` nodes each, the data of a unit never apart.
 
-    A unit larger than `max_tokens` gets a row of its own. Units that begin alike are put next to each other, so that they
-    meet in one row; the budget counts nodes, that is, tokens after sharing."""
+    A unit larger than `max_tokens` gets a row of its own. Units that begin alike are put next to each other, so
+    that they meet in one row; the budget counts nodes, that is, tokens after sharing."""
     units: dict[tuple[str, int], list[int]] = {}
     for index, datum in enumerate(data):
         units.setdefault(("alone", index) if datum.unit < 0 else ("unit", datum.unit), []).append(index)

@@ -1,4 +1,5 @@
-"""What a step needs from other ranks: sums. Data-parallel training is these two calls; nothing else knows the world size."""
+"""What a step needs from other ranks: sums. Data-parallel training is these two calls; nothing else knows the world
+size."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
 
 
 def sum_grads(parameters: Sequence[Tensor]) -> None:
-    """Adds up gradients over ranks in one flat buffer; a rank whose data did not reach a parameter contributes zeros."""
+    """Adds up gradients over ranks in one flat buffer; a rank whose data did not reach a parameter contributes
+    zeros."""
     if world_size() == 1 or not parameters:
         return
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters])

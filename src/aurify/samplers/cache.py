@@ -1,4 +1,5 @@
-"""The key-value cache of the in-process sampler: slots of one sequence each, preallocated, always the first `active` ones in use."""
+"""The key-value cache of the in-process sampler: slots of one sequence each, preallocated, always the first
+`active` ones in use."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ ROUND = 32  # lengths are rounded up: cache views keep their shape for a while
 
 
 class SlotCache:
-    """Keys and values of up to `max_slots` sequences. Attends as a `Layout` for one decoding step of the first `active` slots."""
+    """Keys and values of up to `max_slots` sequences. Attends as a `Layout` for one decoding step of the first
+    `active` slots."""
 
     def __init__(self, max_slots: int, num_kv_heads: int, device: torch.device, dtype: torch.dtype) -> None:
         self.max_slots, self.num_kv_heads = max_slots, num_kv_heads

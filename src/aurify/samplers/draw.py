@@ -1,8 +1,8 @@
 """Draws tokens from logits.
 
-`torch.multinomial` makes an exponential variate for every entry of the vocabulary: a quarter of the time of a sampling step on a
-CPU. Inverting the cumulative distribution needs one uniform number a row: the vocabulary is summed up in blocks, the number
-finds its block, then its token in the block."""
+`torch.multinomial` makes an exponential variate for every entry of the vocabulary: a quarter of the time of a
+sampling step on a CPU. Inverting the cumulative distribution needs one uniform number a row: the vocabulary is
+summed up in blocks, the number finds its block, then its token in the block."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[fl
 
 
 def invert(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which the cumulative distribution passes the uniform number. [rows, vocabulary], [rows] -> [rows] int64"""
+    """The token at which the cumulative distribution passes the uniform number. [rows, vocabulary], [rows] ->
+    [rows] int64"""
     rows, size = probabilities.shape
     if size % BLOCK:
         probabilities = torch.nn.functional.pad(probabilities, (0, BLOCK - size % BLOCK))

@@ -1,8 +1,10 @@
-"""The embedded sampler: generates with the engine's own weights, no copy and no sync, on a CPU or a GPU, while training goes on.
+"""The embedded sampler: generates with the engine's own weights, no copy and no sync, on a CPU or a GPU, while
+training goes on.
 
-Continuous batching: a worker thread keeps the sequences in flight in the first slots of a preallocated cache; each step samples
-one token for all of them, finished ones leave at once and waiting ones take their place. Prompts that wait together are prefilled
-in one packed row, so a group's prompt, and even a common system prompt, is computed once."""
+Continuous batching: a worker thread keeps the sequences in flight in the first slots of a preallocated cache; each
+step samples one token for all of them, finished ones leave at once and waiting ones take their place. Prompts that
+wait together are prefilled in one packed row, so a group's prompt, and even a common system prompt, is computed
+once."""
 
 from __future__ import annotations
 
@@ -67,7 +69,7 @@ class InProcessSampler:
         self.engine, self.max_batch, self.version = engine, max_batch, engine.version
         self.max_context = min(max_context or engine.max_context, engine.max_context)
         config = engine.module.config.get_text_config()
-        num_kv_heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)
+        num_kv_heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
         embedding = engine.module.get_input_embeddings().weight
         self.cache = SlotCache(max_batch, num_kv_heads, embedding.device, embedding.dtype)
         self.stop_tokens = end_tokens(engine)
@@ -83,7 +85,7 @@ class InProcessSampler:
         room = self.max_context - len(prompt)
         if not prompt or room < 1:
             raise UserError(
-                f"the prompt has {len(prompt)} tokens; the context of {self.engine.name} has room for 1 to {self.max_context - 1}: "
+                f"the prompt has {len(prompt)} tokens; the context has room for 1 to {self.max_context - 1}: "
                 "shorten the prompt, or raise sampler.max_context if the model allows more"
             )
         loop = asyncio.get_running_loop()
@@ -100,9 +102,9 @@ class InProcessSampler:
         return await request.future
 
     def _hand_over(self) -> None:
-        """Called when the event loop has let everybody ask who is ready to. All of them then start in the same batch: a worker that
-        began with the first would batch the others by chance, and the last bits of log-probs, which depend on the
-        batch, would differ from run to run."""
+        """Called when the event loop has let everybody ask who is ready to. All of them then start in the same
+        batch: a worker that began with the first would batch the others by chance, and the last bits of log-probs,
+        which depend on the batch, would differ from run to run."""
         with self.wakeup:
             self.waiting.extend(self.arriving)
             self.arriving = []
@@ -117,7 +119,9 @@ class InProcessSampler:
             own = dict(self.engine.weights())
             for name, tensor in weights:
                 if name not in own or own[name].shape != tensor.shape:
-                    raise UserError(f"weight {name!r} {list(tensor.shape)} does not fit the sampler's model {self.engine.name}")
+                    raise UserError(
+                        f"weight {name!r} {list(tensor.shape)} does not fit the sampler's model {self.engine.name}"
+                    )
                 if own[name].data_ptr() != tensor.data_ptr():
                     own[name].copy_(tensor)
             self.version = version
@@ -175,7 +179,9 @@ class InProcessSampler:
         self._retire(["length" if s.request.future.cancelled() else None for s in self.active])
 
     def _admit(self) -> list[Sequence]:
-        admitted, prompts, size = [], set(), 0
+        admitted: list[Sequence] = []
+        prompts: set[tuple[int, ...]] = set()
+        size = 0
         with self.wakeup:
             while self.waiting and len(self.active) + len(admitted) < self.max_batch:
                 prompt = tuple(self.waiting[0].prompt)
@@ -187,7 +193,8 @@ class InProcessSampler:
         return admitted
 
     def _prefill(self, admitted: list[Sequence]) -> tuple[Tensor, list[Sequence]]:
-        """Hidden state at the end of each admitted prompt, [admitted, hidden]; their keys and values go into free slots."""
+        """Hidden state at the end of each admitted prompt, [admitted, hidden]; their keys and values go into free
+        slots."""
         prompts: dict[tuple[int, ...], list[int]] = {}
         for offset, sequence in enumerate(admitted):
             prompts.setdefault(tuple(sequence.prompt), []).append(len(self.active) + offset)
@@ -195,7 +202,10 @@ class InProcessSampler:
         row = build_row(list(prompts), range(len(prompts)))
         layout = Prefill(row, self.cache, list(prompts.values()))
         device = self.cache.device
-        tokens, positions = torch.from_numpy(row.tokens)[None].to(device), torch.from_numpy(row.positions)[None].to(device)
+        tokens, positions = (
+            torch.from_numpy(row.tokens)[None].to(device),
+            torch.from_numpy(row.positions)[None].to(device),
+        )
         decoder = self.engine.body.decoder
         result = decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout)
         last = {prompt: int(path[-1]) for prompt, path in zip(prompts, row.nodes, strict=True)}
@@ -212,7 +222,7 @@ class InProcessSampler:
         decoder = self.engine.body.decoder
         places = self.cache.positions[:, None]
         result = decoder(input_ids=tokens, position_ids=places, use_cache=False, layout=self.cache)
-        return result.last_hidden_state[:, 0]  # type: ignore[no-any-return]
+        return result.last_hidden_state[:, 0]
 
     def _draw(self, hidden: Tensor, sequences: list[Sequence]) -> None:
         """Samples a token for each of `sequences` and lets finished ones go."""
@@ -235,7 +245,8 @@ class InProcessSampler:
         return "length" if len(sequence.tokens) >= sequence.max_tokens else None
 
     def _retire(self, finishes: list[str | None]) -> None:
-        """Hands over finished sequences, and closes the gaps with the last ones in flight. finishes: one entry a slot."""
+        """Hands over finished sequences, and closes the gaps with the last ones in flight. finishes: one entry a
+        slot."""
         for slot in reversed(range(len(finishes))):
             if finishes[slot] is None:
                 continue
@@ -255,7 +266,11 @@ class InProcessSampler:
 def end_tokens(engine: Engine) -> frozenset[int]:
     """Ids that end a completion: those of the generation config and of the tokenizer."""
     generation = getattr(engine.module, "generation_config", None)
-    found = [getattr(generation, "eos_token_id", None), engine.module.config.eos_token_id, engine.tokenizer.eos_token_id]
+    found = [
+        getattr(generation, "eos_token_id", None),
+        engine.module.config.eos_token_id,
+        engine.tokenizer.eos_token_id,
+    ]
     return frozenset(i for ids in found for i in (ids if isinstance(ids, list) else [ids]) if i is not None)
 
 

@@ -1,5 +1,5 @@
-"""Sampling for models that cannot run packed rows (recurrent layers, unusual attention): one sequence at a time, with the
-model's own cache. Slow, and right for every model that transformers can run."""
+"""Sampling for models that cannot run packed rows (recurrent layers, unusual attention): one sequence at a time,
+with the model's own cache. Slow, and right for every model that transformers can run."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What generates: a sampler turns a prompt (token ids) into completions (token ids with log-probs). It is asynchronous, takes many
-callers at once and batches them itself. The weight version travels with every token."""
+"""What generates: a sampler turns a prompt (token ids) into completions (token ids with log-probs). It is
+asynchronous, takes many callers at once and batches them itself. The weight version travels with every token."""
 
 from __future__ import annotations
 
