@@ -1,4 +1,7 @@
-"""What a person did wrong, said so that they can mend it. The command line prints it as one paragraph, without a traceback."""
+"""What a person did wrong, said so that they can mend it.
+
+The command line prints it as one paragraph, without a traceback.
+"""
 
 
 class UserError(ValueError):

@@ -24,7 +24,7 @@ SFT = (
 DPO = (
     "name: bad\nmodel: random:tiny\nstages:\n  dpo: {method: dpo, data: {path: rows.jsonl}, steps: 1, batch_size: 1}\n"
 )
-GRPO = """
+GRPO ="""
 name: bad
 model: random:tiny
 task: largest_number
@@ -113,6 +113,7 @@ CASES = {
     "reward that is not a number": Case(
         ("reward 'mine'", "nan"), REWARDED, files={"tasks.jsonl": TASKS, "mine.py": PLUGIN + "float('nan')\n"}
     ),
+    "runs in a file": Case(("no run can be kept", "--runs"), command=("train", "recipe.yaml", "--runs", "rows.jsonl")),
     "unknown run": Case(("no run 'yesterday'",), command=("train", "--resume", "yesterday")),
     "chat with nothing": Case(("no run in runs",), command=("chat", "last")),
     "unknown stage of a run": Case(

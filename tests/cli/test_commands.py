@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from aurify.cli.main import app
 
-RECIPE = """
+RECIPE ="""
 name: small
 model: random:tiny
 task: {name: largest_number, count: 2, maximum: 9, num_heldout: 12}
@@ -92,6 +92,16 @@ def test_report_is_made_anew():
     page.unlink()
     assert output("report").strip() == str(page)
     assert page.is_file()
+
+
+def test_a_report_that_fails_does_not_fail_the_run(monkeypatch):
+    def broken(run: Path) -> Path:
+        raise KeyError("reward")
+
+    monkeypatch.setattr("aurify.tracking.report.write_report", broken)
+    result = CliRunner().invoke(app, ["train", "--resume", "last"])
+    assert result.exit_code == 0
+    assert "The report could not be written (KeyError: 'reward'); `aurify report" in result.stderr
 
 
 def test_eval_takes_the_task_from_the_run_and_says_the_same_as_training():

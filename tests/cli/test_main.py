@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
+
+import pytest
 import typer
 from typer.testing import CliRunner
 
 import aurify
-from aurify.cli.main import Commands, app
+from aurify.cli.main import Commands, app, refusal
 from aurify.errors import UserError
 
 broken = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
@@ -49,6 +52,28 @@ def test_ctrl_c_ends_with_130_and_says_how_to_go_on():
 def test_a_bug_is_not_dressed_up_as_a_user_error():
     result = CliRunner().invoke(broken, ["bug"])
     assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "runs/x"), "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "/runs"), "--runs FOLDER"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory. Tried to"), "engine.micro_batch_tokens"),
+    ],
+)
+def test_what_the_machine_refuses_is_said_in_one_line_with_the_mend(error, says):
+    @broken.command()
+    def refused() -> None:
+        raise error
+
+    result = CliRunner().invoke(broken, ["refused"])
+    assert result.exit_code == 2
+    assert says in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_another_error_of_the_system_is_a_bug():
+    assert refusal(FileNotFoundError(errno.ENOENT, "No such file")) is None
 
 
 def test_version_and_an_unknown_command():

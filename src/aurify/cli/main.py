@@ -1,11 +1,12 @@
 """The `aurify` command. One file a command; each imports what is heavy when it runs, so that `--help` answers at once.
 
-What a person did wrong (`UserError`) ends as one paragraph on stderr with exit code 2, never as a traceback; `--debug`
-shows it.
+What a person did wrong (`UserError`), and what the machine refuses (a full disk, too little memory), ends as one
+paragraph on stderr with exit code 2, never as a traceback; `--debug` shows it.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import traceback
@@ -41,15 +42,33 @@ class Commands(TyperGroup):
         debug = ctx.params.get("debug", False)
         try:
             return super().invoke(ctx)
-        except UserError as error:
-            if debug:
-                traceback.print_exc()
-            else:
-                complain("error", " ".join(str(error).split()))
-            raise typer.Exit(USER_ERROR) from None
         except KeyboardInterrupt as error:
             complain("stopped", str(error))
             raise typer.Exit(INTERRUPTED) from None
+        except Exception as error:
+            text = str(error) if isinstance(error, UserError) else refusal(error)
+            if text is None:
+                raise  # a mistake of ours
+            if debug:
+                traceback.print_exc()
+            else:
+                complain("error", " ".join(text.split()))
+            raise typer.Exit(USER_ERROR) from None
+
+
+def refusal(error: Exception) -> str | None:
+    """What the machine would not do, with the mend; None for any other error."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch has its own
+        return (
+            f"out of memory ({str(error).split('. ')[0]}); lower engine.micro_batch_tokens or sampler.max_batch, set "
+            "engine.checkpointing=true, or train an adapter (lora: {rank: 16}), and go on with `aurify train --resume`"
+        )
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error}); make room, and go on with `aurify train --resume last`"
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{error}; use a folder that you may write to, such as --runs FOLDER"
+    return None
 
 
 def complain(label: str, text: str) -> None:

@@ -70,12 +70,25 @@ def run_recipe(
         return
 
     from aurify.loops.pipeline import run_pipeline
-    from aurify.tracking.report import write_report
     from aurify.tracking.run_folder import RunFolder
 
-    folder = RunFolder.open(resume) if resume else RunFolder.create(runs, values)
+    try:
+        folder = RunFolder.open(resume) if resume else RunFolder.create(runs, values)
+    except OSError as error:
+        raise UserError(f"no run can be kept in {runs}/ ({error}); give another folder with --runs") from error
     typer.echo(f"{'Going on with' if resume else 'Run'} {folder.path}")
     try:
         run_pipeline(recipe, folder, show_samples=samples)
     finally:
-        typer.echo(f"Report: {write_report(folder.path)}")
+        add_report(folder.path)
+
+
+def add_report(run: Path) -> None:
+    """A run that ended, well or badly, is not to end in the traceback of its report instead."""
+    from aurify.tracking.report import write_report
+
+    try:
+        typer.echo(f"Report: {write_report(run)}")
+    except Exception as error:
+        problem = f"{type(error).__name__}: {error}"
+        typer.echo(f"The report could not be written ({problem}); `aurify report {run}` tries again", err=True)
