@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.engine.model import tiny_model
 from aurify.errors import UserError
-from aurify.loops.interrupt import Interrupt, Interrupted, terminable
+from aurify.loops.interrupt import Interrupt, Interrupted, run_async, terminable
 from aurify.loops.progress import Checkpoints, derive_seed, fingerprint, seed_everything
 from aurify.types import Datum
 
@@ -76,14 +77,27 @@ def test_the_first_signal_lets_the_step_end_and_the_second_does_not(number, tmp_
     assert handlers == [signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)]
 
 
-def test_while_nothing_changes_the_first_signal_stops_at_once():
-    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt, interrupt.at_once():
-        os.kill(os.getpid(), signal.SIGINT)
-        pytest.fail("it did not stop")
-    with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
-        os.kill(os.getpid(), signal.SIGINT)
-        with interrupt.at_once():
-            pytest.fail("it was asked to stop before")
+def test_work_that_changes_nothing_is_cancelled_by_the_first_signal():
+    cleaned = []
+
+    async def work(number: signal.Signals | None) -> str:
+        try:
+            if number is not None:
+                os.kill(os.getpid(), number)
+                await asyncio.sleep(60)
+            return "done"
+        finally:
+            cleaned.append(number)
+
+    with Interrupt() as interrupt:
+        assert asyncio.run(interrupt.until_stopped(work(None))) == "done"
+        assert asyncio.run(interrupt.until_stopped(work(signal.SIGTERM))) is None
+        assert asyncio.run(interrupt.until_stopped(work(None))) is None, "a loop that was asked to stop begins nothing"
+    assert cleaned == [None, signal.SIGTERM]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with pytest.raises(KeyboardInterrupt):
+            run_async(work(number))
+    assert run_async(work(None)) == "done" and len(cleaned) == 5
 
 
 def test_a_termination_is_an_interruption():

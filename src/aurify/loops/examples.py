@@ -68,15 +68,14 @@ def prompt_key(row: Row) -> str:
 
 def rows_of_demonstrations(taskset: TaskSet, num: int, seed: int) -> Rows:
     """Training tasks with the answer that the task itself would give."""
+    answered = ((task, taskset.demonstration(task)) for task in taskset.train(derive_seed(seed, "demonstrations")))
     rows = [
-        Row(
-            {"messages": [*task.prompt, {"role": "assistant", "content": taskset.demonstration(task)}]},
-            f"task {task.id}",
-        )
-        for task in islice(taskset.train(derive_seed(seed, "demonstrations")), num)
+        Row({"messages": [*task.prompt, {"role": "assistant", "content": answer}]}, f"task {task.id}")
+        for task, answer in islice(answered, num)
+        if answer is not None
     ]
     if not rows:
-        raise UserError(f"task {taskset.name!r}: there is no training task to demonstrate")
+        raise UserError(f"task {taskset.name!r}: there is no training task with an answer to demonstrate")
     return Rows(rows)
 
 

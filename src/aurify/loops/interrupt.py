@@ -7,11 +7,15 @@ is what `kill -9` loses.
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -30,8 +34,8 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.requested = False
-        self.harmless = False
-        self.previous: dict[signal.Signals, object] = {}
+        self.cancel: Callable[[], object] | None = None  # stops what runs now, where nothing is lost by it
+        self.previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
@@ -40,26 +44,43 @@ class Interrupt:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self.previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
         self.previous = {}
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested or self.harmless:
-            self.requested = True
-            raise KeyboardInterrupt
-        self.requested = True
-        print("\nStopping after this step. Once more: stop now, and go back to the last checkpoint.", flush=True)
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Inside, a signal raises KeyboardInterrupt immediately: nothing here has to be finished."""
         if self.requested:
             raise KeyboardInterrupt
-        self.harmless = True
+        self.requested = True
+        if self.cancel is not None:
+            self.cancel()
+        else:
+            print("\nStopping after this step. Once more: stop now, and go back to the last checkpoint.", flush=True)
+
+    async def until_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Does the work, which a signal cancels at once: for work that changes nothing. None if it was cancelled."""
+        task = asyncio.ensure_future(work)
+        if self.requested:
+            task.cancel()
+        loop = asyncio.get_running_loop()
+        self.cancel = lambda: loop.call_soon_threadsafe(task.cancel)
         try:
-            yield
+            return await task
+        except asyncio.CancelledError:
+            if not self.requested:
+                raise
+            return None
         finally:
-            self.harmless = False
+            self.cancel = None
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """asyncio.run, in which both signals are a KeyboardInterrupt that cancels the work in an orderly way."""
+    with Interrupt() as interrupt:
+        result = asyncio.run(interrupt.until_stopped(work))
+    if interrupt.requested:
+        raise KeyboardInterrupt
+    assert result is not None
+    return result
 
 
 @contextmanager

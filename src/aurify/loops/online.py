@@ -177,12 +177,11 @@ def train_online(
             runner.run(sampler.load_weights(engine.weights(), engine.version))
             for step in range(start, total):
                 begin, rng = time.perf_counter(), rng_state()
-                try:
-                    with interrupt.at_once():
-                        groups = runner.run(rollouts.groups(step, list(islice(tasks, stage.prompts_per_step))))
-                except KeyboardInterrupt:  # this step has changed nothing yet
+                chosen = list(islice(tasks, stage.prompts_per_step))
+                groups = runner.run(interrupt.until_stopped(rollouts.groups(step, chosen)))
+                if groups is None:  # this step has changed nothing yet
                     checkpoints.save(step, engine, rng)
-                    raise Interrupted(step) from None
+                    raise Interrupted(step)
                 sampled = time.perf_counter()
                 metrics = learn(engine, algorithm, groups, rollouts, step)
                 runner.run(sampler.load_weights(engine.weights(), engine.version))

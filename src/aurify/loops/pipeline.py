@@ -24,7 +24,9 @@ def run_pipeline(
             for number, name in enumerate(recipe.stages, 1):
                 run_stage(recipe, folder, name, f"{number}/{len(recipe.stages)} {name}", console, show_samples)
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(f"{error or 'interrupted'}; go on with: aurify train --resume {folder.path}") from None
+        raise KeyboardInterrupt(
+            f"{str(error) or 'interrupted'}; go on with: aurify train --resume {folder.path}"
+        ) from None
     results = folder.results()
     console.summary(results)
     if (hint := chat_hint(recipe, folder)) is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import time
 from collections.abc import Callable
@@ -18,6 +17,7 @@ from aurify.engine.model import ModelConfig, load_model
 from aurify.errors import UserError
 from aurify.evaluation.evaluate import evaluate, heldout_loss, likelier_pair_accuracy, scored_pair_accuracy
 from aurify.loops import examples as data
+from aurify.loops.interrupt import run_async
 from aurify.loops.offline import train_offline
 from aurify.loops.online import Rollouts, train_online
 from aurify.loops.plan import taskset_of
@@ -212,7 +212,7 @@ class StageRun:
                 await sampler.close()
 
         with self.waiting(f"sampling {sample.group_size} answers to each of {sum(map(len, parts))} tasks"):
-            (train, num_flat), (heldout, _) = asyncio.run(sample_all())
+            (train, num_flat), (heldout, _) = run_async(sample_all())
         engine.close()
         if judge is not None:
             judge.close()
@@ -268,7 +268,7 @@ class StageRun:
                 await sampler.close()
 
         with self.waiting(f"evaluating {min(options.num_tasks, len(taskset.heldout))} held-out tasks"):
-            result = asyncio.run(answer())
+            result = run_async(answer())
         return result.accuracy, {key: value for key, value in result.record().items() if key != "accuracy"}
 
     def before(self, measure: Measure | None) -> None:
