@@ -306,13 +306,9 @@ class Engine:
             last = torch.from_numpy(np.array([path[-1] for path in row.nodes])).to(self.device)
             head: nn.Linear = self.score  # type: ignore[assignment]
             return Outputs(hidden.new_zeros(0), scores=head(hidden[last].to(head.weight.dtype)).float().squeeze(-1))
+        assert body.head is not None
         logprobs, entropies = row_logprobs(
-            hidden,
-            body.head,
-            row,
-            inputs.distinct,
-            temperature=temperature,
-            entropy=entropy,
+            hidden, body.head, row, inputs.distinct, temperature=temperature, entropy=entropy
         )
         picked = logprobs[inputs.scatter]
         return Outputs(picked, entropies[inputs.scatter] if entropy else None)

@@ -44,9 +44,7 @@ class MergedProduct(torch.autograd.Function):
     """x [n, in] times merged [out, in]; gradients of x, A [rank, in] and B [out, rank], none of the merged weight."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, a: Tensor, b: Tensor, merged: Tensor, bias: Tensor | None, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, a: Tensor, b: Tensor, merged: Tensor, bias: Tensor | None, scale: float) -> Tensor:
         ctx.save_for_backward(x, a, b)
         ctx.merged, ctx.scale = merged, scale
         return F.linear(x, merged, bias)

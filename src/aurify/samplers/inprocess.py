@@ -69,7 +69,7 @@ class InProcessSampler:
         self.engine, self.max_batch, self.version = engine, max_batch, engine.version
         self.max_context = min(max_context or engine.max_context, engine.max_context)
         config = engine.module.config.get_text_config()
-        num_kv_heads = int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+        num_kv_heads = int(getattr(config, "num_key_value_heads", 0) or getattr(config, "num_attention_heads", 1))
         embedding = engine.module.get_input_embeddings().weight
         self.cache = SlotCache(max_batch, num_kv_heads, embedding.device, embedding.dtype)
         self.stop_tokens = end_tokens(engine)
