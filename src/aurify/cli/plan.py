@@ -20,12 +20,12 @@ def show_plan(recipe: Recipe) -> None:
     from aurify.loops.plan import describe
 
     console = Console(highlight=False)
-    rows = describe(recipe)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in rows[0]:
+    for column in ("stage", "what is trained", "on what"):  # three, so that they fit a narrow terminal
         table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row.values())
+    for row in describe(recipe):
+        trained = f"{row['method']} of {row['model']} ({row['weights']})"
+        table.add_row(row["stage"], trained, f"{row['learns from']}, {row['length']}")
     console.print(table)
     for name, stage in recipe.stages.items():
         example = first_example(recipe, stage)
