@@ -263,3 +263,16 @@ def test_algorithms_with_weights_of_data_count_weights():
     assert engine.forward_backward([datum], SFT())["loss"] == pytest.approx(expected, rel=1e-5)
     doubled = dataclasses.replace(datum, weights=[0.0, 1.0, 4.0])
     assert engine.forward_backward([doubled], SFT())["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_dropout_acts_in_training_alone():
+    """T20: log-probs taken for the ratio know no dropout, also in an engine that trains with it."""
+    engines = [Engine(random_model(), lora=LoraConfig(rank=4, dropout=dropout)) for dropout in (0.0, 0.5)]
+    for engine in engines:
+        for layer in engine.adapter.layers.values():
+            torch.nn.init.normal_(layer.lora_B, generator=torch.Generator().manual_seed(0))
+        engine.adapter.merge()
+    data = groups()
+    plain, dropping = engines
+    assert dropping.logprobs(data) == plain.logprobs(data)
+    assert dropping.forward_backward(data, SFT())["loss"] != plain.forward_backward(data, SFT())["loss"]

@@ -107,13 +107,14 @@ class LoraLinear(nn.Module):
             if self.reference is None:
                 return F.linear(x, weight, bias)
             return F.linear(x, (weight.float() + self.delta(*self.reference)).to(weight.dtype), bias)
-        exact = weight.dtype == torch.float32 and not (self.dropout and self.training)
+        dropping = self.dropout > 0 and self.training and torch.is_grad_enabled()  # log-probs are taken without dropout
+        exact = weight.dtype == torch.float32 and not dropping
         if self.merged is not None and (exact or self.state.use == "merged"):
             if not torch.is_grad_enabled():
                 return F.linear(x, self.merged, bias)
             return MergedProduct.apply(x, self.lora_A, self.lora_B, self.merged, bias, self.scale)
         output = F.linear(x, weight, bias)
-        dropped = F.dropout(x, self.dropout, self.training)
+        dropped = F.dropout(x, self.dropout, dropping)
         thin = F.linear(dropped, self.lora_A.to(x.dtype)).mul(self.scale)
         rank, features = self.lora_B.shape[1], self.lora_B.shape[0]
         output.view(-1, features).addmm_(thin.view(-1, rank), self.lora_B.to(x.dtype).t())
