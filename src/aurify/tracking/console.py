@@ -1,91 +1,111 @@
-"""What a person sees while a run goes on: a header a stage, a line a step, a bar with the time left, a table at the end."""
+"""What a person sees while a run goes on: a header a stage, a line a step, a bar with the time left, and at the end a
+table.
+
+Where the output is no terminal there is no bar and no colour: plain lines, as in each stage's console.log.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from aurify.types import Group, Metrics
+from aurify.tracking.figures import change_of, duration, is_share, number, short
+from aurify.types import Group, Metrics, Trajectory
 
-# metric -> (heading, format); a line shows those that its step has, in this order
-COLUMNS: dict[str, tuple[str, str]] = {
-    "reward/mean": ("reward", "{:.3f}"),
-    "reward/accuracy": ("accuracy", "{:.3f}"),
-    "reward/margin": ("margin", "{:+.3f}"),
-    "reward/gap": ("gap", "{:+.3f}"),
-    "rollout/length": ("length", "{:.1f}"),
-    "loss": ("loss", "{:.4f}"),
-    "loss/kl": ("kl", "{:.4f}"),
-    "optim/grad_norm": ("grad", "{:.2f}"),
-    "ledger/groups_without_spread": ("flat groups", "{:.0f}"),
-    "time/tokens_per_second": ("tok/s", "{:.0f}"),
-    "time/sampled_per_second": ("sampled/s", "{:.0f}"),
-    "memory/peak_gb": ("GB", "{:.1f}"),
-    "time/step": ("s", "{:.1f}"),
+# metric -> (heading, width, format); a line shows those that its stage has, in this order
+COLUMNS: dict[str, tuple[str, int, str]] = {
+    "reward/mean": ("reward", 8, ".3f"),
+    "reward/accuracy": ("accuracy", 9, ".3f"),
+    "reward/margin": ("margin", 8, "+.3f"),
+    "reward/gap": ("gap", 8, "+.3f"),
+    "rollout/length": ("length", 8, ".1f"),
+    "rollout/truncated": ("cut", 6, ".0%"),
+    "loss": ("loss", 10, ".4f"),
+    "loss/kl": ("kl", 9, ".4f"),
+    "optim/grad_norm": ("grad", 8, "short"),
+    "ledger/groups_without_spread": ("flat", 6, ".0f"),  # groups of equal rewards: nothing to learn from
+    "time/tokens_per_second": ("tok/s", 8, "short"),
+    "time/sampled_per_second": ("tok/s", 8, "short"),
+    "memory/peak_gb": ("GB", 6, ".1f"),
+    "time/step": ("s", 7, ".1f"),
 }
-
-
-def describe_step(step: int, total: int, metrics: Metrics) -> Text:
-    line = Text(f"{step:>{len(str(total))}}/{total}", style="bold")
-    for name, (heading, form) in COLUMNS.items():
-        if name in metrics:
-            line.append(f"  {heading} ", style="dim")
-            value = form.format(metrics[name])
-            line.append(value, style="green" if name.startswith("reward/") else "")
-    return line
+HEADINGS_EVERY = 40  # lines
+MAX_SHOWN = 600  # characters of a text
 
 
 class Console:
-    """Writes to the terminal and, without colours, to a file. On a terminal a bar stays below the lines; elsewhere there is none."""
+    """Writes to the terminal and, without colours, to the console.log of the stage. On a terminal a bar stays below."""
 
     def __init__(self, rich: RichConsole | None = None) -> None:
         self.rich = rich or RichConsole(highlight=False)
         self.progress: Progress | None = None
         self.bar: Any = None
         self.file: RichConsole | None = None
-        self.total = 0
+        self.title: str = ""  # of a stage whose console.log is not open yet
+        self.description: str = ""
+        self.total, self.num_lines = 0, 0
+        self.columns: list[str] = []
 
     def log_to(self, path: Path | None) -> None:
-        """Further output also goes to this file."""
+        """Further output also goes to this file, the stage's header included."""
         if self.file is not None:
             self.file.file.close()
-        self.file = RichConsole(file=path.open("a", encoding="utf-8"), width=160, highlight=False) if path else None
+        self.file = None
+        if path is not None:
+            stream = path.open("a", encoding="utf-8", errors="backslashreplace")
+            self.file = RichConsole(file=stream, width=120, force_terminal=False, color_system=None, highlight=False)
+            self.print_header(self.file)
 
     def print(self, *objects: Any) -> None:
-        self.rich.print(*objects, soft_wrap=all(isinstance(o, (str, Text)) for o in objects))
+        plain = all(isinstance(thing, (str, Text)) for thing in objects)  # lines are left whole, tables fitted
+        self.rich.print(*objects, soft_wrap=plain)
         if self.file is not None:
-            self.file.print(*objects, soft_wrap=True)
+            self.file.print(*objects, soft_wrap=plain)
             self.file.file.flush()
 
     def header(self, title: str, description: str = "") -> None:
-        self.rich.rule(f"[bold cyan]{escape(title)}[/]", align="left")
-        if self.file is not None:
-            self.file.rule(title, align="left")
-        if description:
-            self.print(Text(description, style="dim"))
+        """Opens a stage. Its console.log, which is not known yet, gets the header when it is opened."""
+        self.title, self.description = title, description
+        self.print_header(self.rich)
+
+    def print_header(self, console: RichConsole) -> None:
+        console.print()
+        console.rule(Text(self.title, style="bold yellow"), align="left", style="dim")
+        if self.description:
+            console.print(Text(self.description, style="dim"), soft_wrap=True)
 
     def begin(self, total: int, start: int) -> None:
-        self.total = total
-        if self.rich.is_terminal and total > 0:
+        """Before step `start + 1` of `total`."""
+        self.total, self.num_lines, self.columns = total, 0, []
+        if self.rich.is_terminal and start < total:
             self.progress = Progress(
-                TextColumn("  "), BarColumn(40), MofNCompleteColumn(), TextColumn("elapsed"), TimeElapsedColumn(),
-                TextColumn("left"), TimeRemainingColumn(), console=self.rich, transient=True,
+                TextColumn("{task.description}"), BarColumn(32), MofNCompleteColumn(), TimeElapsedColumn(),
+                TextColumn("[dim]left[/]"), TimeRemainingColumn(), console=self.rich, transient=True,
+                speed_estimate_period=600,  # a step may take a minute
             )  # fmt: skip
-            self.bar = self.progress.add_task("steps", total=total, completed=start)
+            self.bar = self.progress.add_task(escape(self.title), total=total, completed=start)
             self.progress.start()
 
     def step(self, step: int, metrics: Metrics) -> None:
-        self.print(describe_step(step, self.total, metrics))
+        known = [name for name in COLUMNS if name in metrics or name in self.columns]
+        if known != self.columns or self.num_lines % HEADINGS_EVERY == 0:
+            self.columns, self.num_lines = known, 0
+            self.print(Text(headings(known, self.total), style="dim"))
+        self.print(step_line(step, self.total, metrics, known))
+        self.num_lines += 1
         if self.progress is not None:
             self.progress.update(self.bar, completed=step)
+            if step >= self.total:
+                self.end()
 
     def end(self) -> None:
         if self.progress is not None:
@@ -95,32 +115,92 @@ class Console:
     def samples(self, groups: Sequence[Group], num: int = 2) -> None:
         """The best and the worst trajectory of the first groups."""
         for group in groups[:num]:
-            judged = sorted((t for t in group.trajectories if t.reward is not None), key=lambda t: t.reward or 0.0)
-            if judged:
-                question = group.task.prompt[-1]["content"]
-                body = "\n".join(f"[bold]{t.reward:+.2f}[/] {escape(t.text.strip()[:400])}" for t in {id(t): t for t in (judged[-1], judged[0])}.values())
-                self.print(Panel(body, title=escape(question[:100]), title_align="left", border_style="dim"))
+            shown = best_and_worst(group.trajectories)
+            if not shown:
+                continue
+            expected = f"   expected: {group.task.answer}" if group.task.answer else ""
+            self.print(Text("  " + printable(group.task.prompt[-1]["content"], 160) + printable(expected), style="dim"))
+            grid = Table.grid(padding=(0, 2, 0, 0))
+            grid.add_column(justify="right", style="bold", min_width=8)
+            grid.add_column(overflow="fold")
+            for trajectory in shown:
+                cut = Text(" (cut off)", style="red") if trajectory.truncated else ""
+                grid.add_row(f"{trajectory.reward:+.2f}", Text.assemble(printable(trajectory.text.strip()), cut))
+            self.print(grid)
 
     def summary(self, results: Mapping[str, Mapping[str, Any]]) -> None:
         """The table at the end: one row a stage, its held-out number before and after."""
-        table = Table(title="Held-out numbers", title_justify="left", header_style="bold")
-        for heading in ("stage", "method", "what", "before", "after", "change", "time"):
-            table.add_column(heading, justify="right" if heading in ("before", "after", "change", "time") else "left")
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+        for heading in ("stage", "method", "held-out number"):
+            table.add_column(heading)
+        for heading in ("before", "after", "change"):
+            table.add_column(heading, justify="right", no_wrap=True)
+        bars = not self.rich.options.ascii_only and any(map(is_share, results.values()))
+        if bars:
+            table.add_column("", no_wrap=True)
+        table.add_column("time", justify="right", no_wrap=True)
         for stage, result in results.items():
-            before, after = result.get("before"), result.get("after")
-            change = after - before if before is not None and after is not None else None
-            colour = "green" if change and change > 0 else "red" if change and change < 0 else "dim"
-            table.add_row(
-                stage,
-                str(result.get("method", "")),
-                str(result.get("measure", "")),
-                number(before),
-                number(after),
-                f"[{colour}]{change:+.3f}[/]" if change is not None else "-",
-                f"{result['seconds']:.0f} s" if "seconds" in result else "-",
-            )
+            change, verdict = change_of(result)
+            colour = {"better": "green", "worse": "red", "same": "dim"}[verdict]
+            cells = [
+                Text(stage, style="bold"),
+                Text(str(result.get("method", ""))),
+                Text(str(result.get("measure", "-"))),
+                number(result.get("before")),
+                Text(number(result.get("after")), style="bold"),
+                Text("-" if change is None else f"{change:+.3f}", style=colour),
+            ]
+            if bars:
+                cells.append(share_bar(result))
+            cells.append(duration(result["seconds"]) if "seconds" in result else "-")
+            table.add_row(*cells)
+        self.print()
         self.print(table)
 
 
-def number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+def headings(columns: Sequence[str], total: int) -> str:
+    width = 2 * len(str(total)) + 1
+    return f"{'step':>{width}}" + "".join(f"{COLUMNS[name][0]:>{COLUMNS[name][1]}}" for name in columns)
+
+
+def step_line(step: int, total: int, metrics: Metrics, columns: Sequence[str]) -> Text:
+    """One value under each heading; "-" for what this step does not have."""
+    line = Text(f"{step:>{len(str(total))}}/{total}", style="")
+    line.stylize("dim", len(str(total)))
+    for name in columns:
+        _, width, form = COLUMNS[name]
+        value = metrics.get(name)
+        if value is None:
+            cell, style = "-", "dim"
+        elif not math.isfinite(value):
+            cell, style = str(value), "bold red"
+        else:
+            cell = short(value) if form == "short" else format(value, form)
+            style = "green" if name.startswith("reward/") else "dim" if name.startswith(("time/", "memory/")) else ""
+        line.append(" " + cell.rjust(width - 1), style=style)
+    return line
+
+
+def share_bar(result: Mapping[str, Any], width: int = 20) -> Text:
+    """What was there before, and what the stage won or lost, out of a full bar."""
+    if not is_share(result) or change_of(result)[0] is None:
+        return Text("")
+    before, after = round(result["before"] * width), round(result["after"] * width)
+    kept, moved = min(before, after), abs(after - before)
+    sign, colour = ("━", "green") if after > before else ("╌", "red")
+    return Text.assemble(("━" * kept, "dim"), (sign * moved, colour), ("·" * (width - kept - moved), "dim"))
+
+
+def best_and_worst(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """The best one first; one alone where all earned the same; none where nothing was judged."""
+    judged = sorted((t for t in trajectories if t.reward is not None), key=lambda t: t.reward or 0.0)
+    if not judged:
+        return []
+    return [judged[-1]] if judged[0].reward == judged[-1].reward else [judged[-1], judged[0]]
+
+
+def printable(text: str, limit: int = MAX_SHOWN) -> str:
+    """A model's text without what would steer a terminal, on one screen."""
+    text = text if len(text) <= limit else text[:limit] + " …"
+    text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair
+    return "".join(sign if sign in "\n\t" or sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)

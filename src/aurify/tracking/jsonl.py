@@ -1,41 +1,55 @@
-"""JSON lines that survive a kill: every line is written and flushed on its own."""
+"""JSON lines that survive a kill: every line is complete on disk when `append` returns."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 
-def append(path: Path, value: Mapping[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(value, ensure_ascii=False) + "\n")
+def append(path: Path, *rows: Mapping[str, Any]) -> None:
+    """Adds one line a row. Half a surrogate pair, which UTF-8 cannot hold, is written as its JSON escape."""
+    with path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """Complete lines; one that a kill cut short is left out."""
-    rows = []
-    # not splitlines: a text may hold other line separators, such as U+2028
-    for line in path.read_text(encoding="utf-8").split("\n") if path.exists() else []:
-        if not line:
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
+def lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Complete lines, raw and parsed. What a kill cut short, perhaps within a character, is left out."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:  # bytes: only "\n" ends a line, whatever other separators the texts hold
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict):
+                yield line.rstrip(b"\n") + b"\n", row
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows one after the other: a file of samples may be larger than memory."""
+    return (row for _, row in lines(path))
 
 
 def cut(path: Path, last_step: int) -> None:
     """Drops lines of steps that will be run again, so that a resumed run's file reads like a straight one's."""
-    if path.exists():
-        replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in read(path) if row["step"] <= last_step))
+    if not path.exists():
+        return
+    scratch = scratch_of(path)
+    with scratch.open("wb") as file:
+        file.writelines(line for line, row in lines(path) if row["step"] <= last_step)
+    os.replace(scratch, path)
 
 
 def replace_text(path: Path, text: str) -> None:
     """The whole file or the old one, never half."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
+    scratch = scratch_of(path)
+    scratch.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
     os.replace(scratch, path)
+
+
+def scratch_of(path: Path) -> Path:
+    return path.with_name(path.name + ".tmp")

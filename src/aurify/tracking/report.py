@@ -1,168 +1,256 @@
-"""report.html: a run on one page, made from its files alone, so that it can be made again at any time. No network, no script."""
+"""report.html: a run on one page, made from its files alone, so that it can be made again at any time.
+
+One file that asks nothing of the network: charts are SVG, the style sheet and the few lines of script stand inside, and
+a content security policy forbids the rest. Whatever a model or a data set wrote is escaped.
+"""
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
-from html import escape
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from aurify.tracking import jsonl
-from aurify.tracking.console import number
-from aurify.tracking.plot import histograms, line_chart
+from aurify.tracking.curves import Drawing, Rows, learning, running
+from aurify.tracking.figures import change_of, duration, is_share, number, short
+from aurify.tracking.markup import table, tag, text
+from aurify.tracking.plot import dumbbell, heat_map, sparkline
 from aurify.tracking.run_folder import INFO, RunFolder, StageFolder
+from aurify.tracking.transcripts import gathered, pairs, transcripts
 
-CURVES = {  # in this order; what a stage does not have is left out
-    "reward/mean": "Reward",
-    "reward/accuracy": "Pair accuracy",
-    "reward/margin": "Reward margin",
-    "reward/gap": "Score gap",
-    "loss": "Loss",
-    "rollout/length": "Completion length (tokens)",
-    "loss/kl": "KL to the reference",
-    "loss/entropy": "Entropy",
-    "loss/sampler_gap": "Sampler against trainer, |log p|",
-    "optim/grad_norm": "Gradient norm",
-    "optim/lr": "Learning rate",
-    "time/tokens_per_second": "Tokens a second",
-    "time/sampled_per_second": "Sampled tokens a second",
-    "memory/peak_gb": "Peak memory (GiB)",
-}
-NUM_TRANSCRIPTS = 6
-
-STYLE = """
-:root { --paper: #fbfaf7; --ink: #22211f; --dim: #77736b; --line: #e4e0d6; --card: #ffffff; --accent: #b7791f; --good: #2f7d4f; --bad: #b23b3b; }
-@media (prefers-color-scheme: dark) { :root { --paper: #17171a; --ink: #e9e6df; --dim: #98938a; --line: #313136; --card: #1f1f23;
-  --accent: #e0a94a; --good: #6cc08f; --bad: #e08080; } }
-* { box-sizing: border-box } body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif }
-main { max-width: 1120px; margin: 0 auto; padding: 40px 24px 80px }
-h1 { font-size: 26px; margin: 0 } h2 { font-size: 20px; margin: 48px 0 4px; padding-top: 20px; border-top: 1px solid var(--line) }
-h3 { font-size: 13px; color: var(--dim); font-weight: 600; text-transform: uppercase; letter-spacing: .06em; margin: 28px 0 10px }
-p.dim, .dim { color: var(--dim); margin: 4px 0 } .good { color: var(--good) } .bad { color: var(--bad) }
-table { border-collapse: collapse; width: 100%; margin-top: 20px; background: var(--card); border: 1px solid var(--line); border-radius: 8px }
-th, td { padding: 9px 14px; text-align: left; border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums }
-th { color: var(--dim); font-weight: 600; font-size: 13px } tr:last-child td { border-bottom: 0 } td.n, th.n { text-align: right }
-.grid-of { display: grid; grid-template-columns: repeat(auto-fill, minmax(300px, 1fr)); gap: 16px }
-figure { margin: 0; background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 12px 4px }
-figcaption { font-size: 13px; color: var(--dim); display: flex; justify-content: space-between } figcaption b { color: var(--ink) }
-svg { width: 100%; display: block } .grid { stroke: var(--line) } .tick { fill: var(--dim); font-size: 10px }
-.curve { fill: none; stroke: var(--accent); stroke-width: 2; stroke-linejoin: round } .raw { fill: none; stroke: var(--accent); opacity: .3 }
-.dot, .cell { fill: var(--accent) }
-details { background: var(--card); border: 1px solid var(--line); border-radius: 8px; margin: 8px 0; padding: 10px 14px }
-summary { cursor: pointer; display: flex; gap: 14px } summary .q { flex: 1; overflow: hidden; text-overflow: ellipsis; white-space: nowrap }
-.turn { margin: 10px 0 0; padding-left: 12px; border-left: 3px solid var(--line); white-space: pre-wrap; overflow-wrap: anywhere }
-.turn.assistant { border-color: var(--accent) } .turn b { display: block; font-size: 12px; color: var(--dim) }
-code { font: 13px ui-monospace, monospace }
+HERE = Path(__file__).parent
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta name="color-scheme" content="light dark"><title>{title}</title><style>{style}</style></head>
+<body>{body}<script>{script}</script></body></html>
 """
+# The alchemists' sign for gold
+MARK = (
+    '<svg class="mark" viewBox="0 0 24 24"><circle cx="12" cy="12" r="9.5"/>'
+    '<circle class="point" cx="12" cy="12" r="2.6"/></svg>'
+)
+WHOLE = {  # ledger entry -> the one that it is a part of
+    "ledger/groups_without_spread": "ledger/groups",
+    "ledger/groups_mixing_versions": "ledger/groups",
+    "ledger/trajectories_without_reward": "ledger/trajectories",
+    "ledger/trajectories_masked": "ledger/trajectories",
+}
+Result = Mapping[str, Any]
 
 
 def write_report(run: Path) -> Path:
     """Writes `report.html` into a run's folder and returns its path."""
     folder = RunFolder.open(run)
-    results = folder.results()
-    stages = "".join(stage_section(folder.stage(name), result) for name, result in results.items())
-    page = (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{escape(folder.name)} - Aurify</title><style>{STYLE}</style><main>{heading(folder)}{table(results)}{stages}</main></html>"
+    recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8")) or {}
+    planned, found = recipe.get("stages") or {}, folder.results()
+    results: dict[str, Result] = {name: found.get(name, {}) for name in dict.fromkeys([*planned, *found])}
+    rows = {name: rows_of(folder.stage_folder(name)) for name in results}
+    sections = (
+        stage_section(folder.stage_folder(name), result, rows[name], planned.get(name) or {})
+        for name, result in results.items()
+        if result or rows[name]
+    )
+    title = str(recipe.get("name") or folder.name)
+    page = PAGE.format(
+        title=text(f"{title} · {folder.name} · Aurify"),
+        style=(HERE / "report.css").read_text(encoding="utf-8"),
+        script=(HERE / "report.js").read_text(encoding="utf-8"),
+        body=heading(folder, recipe, title, list(results))
+        + tag("main", tiles(results, rows), results_table(results), *sections, origins(folder)),
     )
     jsonl.replace_text(folder.report, page)
     return folder.report
 
 
-def heading(folder: RunFolder) -> str:
-    info = json.loads((folder.path / INFO).read_text()) if (folder.path / INFO).exists() else {}
-    hardware, versions = info.get("hardware", {}), info.get("versions", {})
-    parts = [
-        info.get("started", ""),
-        f"{hardware.get('cores', '?')} cores, {hardware.get('memory_gb', '?')} GB" + (f", {hardware['gpu']}" if "gpu" in hardware else ""),
-        f"seed {info.get('seed')}",
-        ", ".join(f"{name} {version}" for name, version in versions.items()),
-    ]
-    return f"<h1>{escape(folder.name)}</h1><p class='dim'>{escape(' · '.join(part for part in parts if part))}</p>"
+def rows_of(stage: StageFolder) -> Rows:
+    """Metrics and ledger entries of each step together."""
+    steps: dict[int, dict[str, Any]] = defaultdict(dict)
+    for file in (stage.metrics, stage.ledger):
+        for row in jsonl.read(file):
+            steps[row["step"]] |= row
+    return [steps[step] for step in sorted(steps)]
 
 
-def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+# ---------------------------------------------------------------------- the top of the page
+
+
+def heading(folder: RunFolder, recipe: Mapping[str, Any], title: str, stages: Sequence[str]) -> str:
+    started = run_info(folder).get("started", "")[:16].replace("T", " ")
+    facts = [folder.name, name_of(recipe.get("model")), name_of(recipe.get("task")), started]
+    links = (tag("a", text(stage), href=f"#{stage}") for stage in stages)
+    line = tag("p", text(" · ".join(fact for fact in facts if fact)), class_="dim")
+    nav = tag("nav", tag("div", MARK, tag("b", "Aurify"), *links))
+    return nav + tag("header", tag("h1", text(title)), line, class_="top")
+
+
+def name_of(value: Any) -> str:
+    """A model or task is a name, or a name with options."""
+    return str((value.get("name") if isinstance(value, dict) else value) or "")
+
+
+def run_info(folder: RunFolder) -> dict[str, Any]:
+    file = folder.path / INFO
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+
+
+def tiles(results: Mapping[str, Result], rows: Mapping[str, Rows]) -> str:
+    every = [row for part in rows.values() for row in part]
+    finished = sum(result.get("status") == "finished" for result in results.values())
+    facts = [(f"{finished} of {len(results)}", "stages finished")]
+    if seconds := sum(result.get("seconds", 0) for result in results.values()):
+        facts.append((duration(seconds), "in all stages"))
+    for metric, label, together in (
+        ("ledger/tokens_sampled", "tokens sampled", sum),
+        ("ledger/tokens_trained", "tokens trained", sum),
+        ("memory/peak_gb", "GiB of memory at most", max),
+    ):
+        if values := [row[metric] for row in every if row.get(metric) is not None]:
+            facts.append((short(together(values)), label))
+    plain = (tag("div", tag("b", text(value)), tag("span", label), class_="tile") for value, label in facts)
+    return tag("div", headline(results), *plain, class_="tiles")
+
+
+def headline(results: Mapping[str, Result]) -> str:
+    """The number that most stages report, before the first of them and after the last."""
+    whole = [result for result in results.values() if change_of(result)[0] is not None]
+    if not whole:
+        return ""
+    measures = [result["measure"] for result in whole]
+    measure = max(dict.fromkeys(measures), key=measures.count)
+    chain = [result for result in whole if result["measure"] == measure]
+    ends = {"measure": measure, "before": chain[0]["before"], "after": chain[-1]["after"]}
+    task = name_of(chain[-1].get("task"))
+    label = f"held-out {measure.removeprefix('held-out ')}" + (f" on {task}" if task else "") + ", before and after"
+    after = tag("em", number(ends["after"]), class_=change_of(ends)[1])
+    numbers = tag("b", number(ends["before"]), " <i>→</i> ", after)
+    return tag("div", numbers, tag("span", text(label)), class_="tile lead")
+
+
+def results_table(results: Mapping[str, Result]) -> str:
     """Held-out numbers before and after each stage."""
     rows = []
     for stage, result in results.items():
-        before, after = result.get("before"), result.get("after")
-        change = "" if before is None or after is None else f"{after - before:+.3f}"
-        colour = "good" if change.startswith("+") else "bad"
-        seconds = f"{result['seconds']:.0f} s" if "seconds" in result else ""
-        cells = [escape(str(result.get(key, ""))) for key in ("method", "measure", "status")]
+        change, verdict = change_of(result)
+        shown = change is not None and is_share(result)
         rows.append(
-            f"<tr><td><a href='#{escape(stage)}'>{escape(stage)}</a></td>"
-            + "".join(f"<td>{cell}</td>" for cell in cells)
-            + f"<td class='n'>{number(before)}</td><td class='n'>{number(after)}</td><td class='n {colour}'>{change}</td><td class='n'>{seconds}</td></tr>"
+            [
+                tag("a", text(stage), href=f"#{stage}"),
+                text(result.get("method", "")),
+                text(result.get("model", "")),
+                text(result.get("measure", "")),
+                measured(result, "before"),
+                measured(result, "after"),
+                "" if change is None else tag("span", f"{change:+.3f}", class_=verdict),
+                dumbbell(result["before"], result["after"], verdict) if shown else "",
+                duration(result["seconds"]) if "seconds" in result else badge(result),
+            ]
         )
-    head = "".join(f"<th>{h}</th>" for h in ("Stage", "Method", "Held-out number", "Status"))
-    head += "".join(f"<th class='n'>{h}</th>" for h in ("Before", "After", "Change", "Time"))
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
+    head = dict.fromkeys(("Stage", "Method", "Starts from", "Held-out number")) | dict.fromkeys(
+        ("Before", "After", "Change"), "n"
+    )
+    return tag("div", table({**head, " ": None, "Time": "n"}, rows, class_="results"), class_="scroll")
 
 
-def stage_section(stage: StageFolder, result: Mapping[str, Any]) -> str:
-    rows = jsonl.read(stage.metrics)
-    charts = [
-        line_chart(title, [row["step"] for row in known], [row[name] for row in known])
-        for name, title in CURVES.items()
-        if (known := [row for row in rows if name in row])
-    ]
-    samples = jsonl.read(stage.samples)
-    by_step: dict[int, list[float]] = defaultdict(list)
-    for sample in samples:
-        if sample["reward"] is not None:
-            by_step[sample["step"]].append(sample["reward"])
-    if by_step:
-        charts.insert(1, histograms("Rewards of sampled completions", sorted(by_step.items())))
-    html = f"<h2 id='{escape(stage.name)}'>{escape(stage.name)}</h2><p class='dim'>{escape(str(result.get('method', '')))}, {len(rows)} steps</p>"
-    if charts:
-        html += f"<h3>Curves</h3><div class='grid-of'>{''.join(charts)}</div>"
-    html += ledger_section(stage)
-    if samples:
-        html += f"<h3>Transcripts</h3>{''.join(map(transcript, chosen_samples(samples)))}"
-    return html
-
-
-def ledger_section(stage: StageFolder) -> str:
-    """Sums over the stage: where every token and group went."""
-    sums: dict[str, float] = defaultdict(float)
-    for row in jsonl.read(stage.ledger):
-        for name, value in row.items():
-            if name not in ("step", "ledger/epoch"):
-                sums[name] += value
-    if not sums:
+def measured(result: Result, when: str) -> str:
+    """The number, with its standard error where there is one."""
+    value, error = result.get(when), (result.get(f"details_{when}") or {}).get("error")
+    if value is None:
         return ""
-    cells = "".join(
-        f"<tr><td>{escape(name.removeprefix('ledger/').replace('_', ' '))}</td><td class='n'>{value:,.0f}</td></tr>"
-        for name, value in sums.items()
+    return number(value) + (" " + tag("small", f"±{error:.3f}") if error else "")
+
+
+def badge(result: Result) -> str:
+    status = result.get("status", "not started")
+    return tag("span", text("unfinished" if status == "running" else status), class_="badge")
+
+
+# ---------------------------------------------------------------------- a stage
+
+
+def stage_section(stage: StageFolder, result: Result, rows: Rows, options: Mapping[str, Any]) -> str:
+    samples = gathered(jsonl.read(stage.samples))
+    charts = learning(rows)
+    if samples.rewards:
+        charts.insert(1, lambda wide=False: heat_map("Rewards of the completions", samples.columns, wide=wide))
+    facts = [result.get("method"), f"from {result['model']}" if result.get("model") else None, f"{len(rows)} steps"]
+    facts.append(duration(result["seconds"]) if "seconds" in result else None)
+    line = text(" · ".join(fact for fact in facts if fact))
+    if result.get("status") != "finished":
+        line += " " + badge(result)
+    html = tag("h2", text(stage.name)) + tag("p", line, class_="dim") + grid(charts)
+    if samples.rewards:
+        html += tag("h3", "What it wrote") + transcripts(samples)
+    elif examples := list(islice(jsonl.read(stage.path / "pairs.jsonl"), 3)):
+        html += tag("h3", "Pairs it learned from") + pairs(examples)
+    events = stage.events.read_text(encoding="utf-8", errors="replace") if stage.events.exists() else ""
+    html += tag(
+        "div",
+        folded("Speed, memory and optimiser", grid(running(rows))),
+        folded("Ledger: what became of tokens, groups and rewards", ledger(rows)),
+        folded("Settings", code(yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True) if options else "")),
+        folded("Events", code(events)),
+        class_="folds",
     )
-    return f"<details><summary><span class='q'>Ledger: what became of every token</span></summary><table>{cells}</table></details>"
+    return tag("section", html, id=stage.name)
 
 
-def chosen_samples(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Best and worst of the first and of the last step that was written down, and some between."""
-    steps = sorted({sample["step"] for sample in samples})
-    chosen = []
-    for step in {steps[0]: 0, steps[len(steps) // 2]: 0, steps[-1]: 0}:
-        judged = sorted((s for s in samples if s["step"] == step and s["reward"] is not None), key=lambda s: s["reward"])
-        if judged:
-            chosen += [judged[-1], judged[0]] if len(judged) > 1 else judged
-    return chosen[:NUM_TRANSCRIPTS]
+def grid(charts: Sequence[Drawing]) -> str:
+    """Three places a row; the first chart, or the first and the last, are wide where that fills the last row."""
+    num_wide = -len(charts) % 3
+    wide = ({0} if num_wide else set()) | ({len(charts) - 1} if num_wide == 2 else set())
+    drawn = (chart(wide=place in wide) for place, chart in enumerate(charts))
+    return tag("div", *drawn, class_="charts") if charts else ""
 
 
-def transcript(sample: Mapping[str, Any]) -> str:
-    turns = "".join(
-        f"<div class='turn {escape(message['role'])}'><b>{escape(message['role'])}</b>{escape(message['content'])}</div>"
-        for message in sample["messages"]
-    )
-    breakdown = ", ".join(f"{name} {'-' if value is None else f'{value:.3g}'}" for name, value in sample["rewards"].items())
-    question = next((m["content"] for m in sample["messages"] if m["role"] == "user"), sample["task"])
-    answer = f" · answer: {sample['answer']}" if sample.get("answer") else ""
-    reward = "-" if sample["reward"] is None else f"{sample['reward']:.2f}"
-    return (
-        f"<details><summary><b>{reward}</b><span class='q'>{escape(question)}</span><span class='dim'>step {sample['step']}</span></summary>"
-        f"<p class='dim'>{escape(breakdown + answer)} · {sample['tokens']} tokens{' · truncated' if sample['truncated'] else ''}</p>{turns}</details>"
-    )
+def ledger(rows: Rows) -> str:
+    """Sums over the stage, and how they went."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        for name, value in row.items():
+            if name.startswith("ledger/") and name != "ledger/epoch" and value is not None:
+                values[name].append(value)
+    lines = []
+    for name, series in values.items():
+        whole = sum(values.get(WHOLE.get(name, ""), ()))
+        share = f"{sum(series) / whole:.1%} of {WHOLE[name].partition('/')[2]}" if whole else ""
+        title, mean = name.partition("/")[2].replace("_", " "), short(sum(series) / len(series))
+        lines.append([text(title), f"{sum(series):,.0f}", share, mean, sparkline(series)])
+    head = {"Entry": None, "Sum": "n", " ": "dim", "Mean of a step": "n", "Over the steps": None}
+    return table(head, lines) if lines else ""
+
+
+def folded(title: str, body: str) -> str:
+    return tag("details", tag("summary", text(title)), body) if body else ""
+
+
+def code(words: str) -> str:
+    return tag("pre", text(words.rstrip())) if words.strip() else ""
+
+
+# ---------------------------------------------------------------------- the end of the page
+
+
+def origins(folder: RunFolder) -> str:
+    """What is needed to run it again."""
+    facts = [[text(key), text(value)] for key, value in flat(run_info(folder))]
+    folds = folded("Recipe", code(folder.recipe.read_text(encoding="utf-8")))
+    folds += folded("Versions and hardware", table({" ": "dim", "  ": None}, facts) if facts else "")
+    line = f"Made from the files of {folder.name}; aurify report {folder.name} makes it anew."
+    return tag("footer", tag("div", folds, class_="folds"), tag("p", text(line), class_="dim"))
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            rows += flat(value, f"{prefix}{key} ")
+        else:
+            rows.append((f"{prefix}{key}", " ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows

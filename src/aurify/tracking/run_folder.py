@@ -99,9 +99,13 @@ class RunFolder:
     def report(self) -> Path:
         return self.path / REPORT
 
+    def stage_folder(self, name: str) -> StageFolder:
+        """Where a stage's files are, if it has any."""
+        return StageFolder(self.path / name)
+
     def stage(self, name: str) -> StageFolder:
         (self.path / name).mkdir(exist_ok=True)
-        return StageFolder(self.path / name)
+        return self.stage_folder(name)
 
     def results(self) -> dict[str, dict[str, Any]]:
         """What each stage came to: status, method, and held-out numbers before and after."""
@@ -135,11 +139,24 @@ def run_info(seed: Any) -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    found: dict[str, Any] = {"machine": platform.machine(), "cores": os.cpu_count(), "memory_gb": round(memory / 2**30, 1)}
+    found: dict[str, Any] = {
+        "machine": platform.machine(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_gb": round(memory / 2**30, 1),
+    }
     torch = sys.modules.get("torch")  # never imported for this alone
     if torch is not None and torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name(0)
     return found
+
+
+def cpu_name() -> str:
+    """Linux tells in a file; elsewhere it is what Python knows."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def git_commit() -> str | None:

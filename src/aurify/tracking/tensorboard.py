@@ -9,7 +9,7 @@ from aurify.types import Metrics
 
 
 def open_writer(folder: Path, first_step: int) -> Any:
-    """A writer, or None where the package is missing. Steps from `first_step` on replace what an interrupted run wrote."""
+    """A writer, or None where the package is missing. Steps from `first_step` on replace those of a killed run."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

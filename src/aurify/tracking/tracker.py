@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
+
+from rich.text import Text
 
 from aurify.tracking import jsonl, tensorboard
 from aurify.tracking.console import Console
@@ -19,6 +22,7 @@ class StageTracker:
     def __init__(self, folder: StageFolder, console: Console, *, show_samples: bool = False) -> None:
         self.folder, self.console, self.show_samples = folder, console, show_samples
         self.writer: Any = None
+        self.broken: set[str] = set()  # metrics that have been told to be no number
         console.log_to(folder.console)
 
     def start(self, total: int, start: int = 0) -> None:
@@ -32,28 +36,35 @@ class StageTracker:
         self.console.begin(total, start)
 
     def step(self, step: int, metrics: Metrics) -> None:
-        metrics = metrics | {"memory/peak_gb": peak_memory_gb()}
+        """Metrics are named `area/name`; those of the area `ledger` get a file of their own. What differs from run to
+        run of the same recipe is named `time/` or `memory/`."""
+        metrics = {name: float(value) for name, value in metrics.items()} | {"memory/peak_gb": peak_memory_gb()}
         counted = {name: value for name, value in metrics.items() if name.startswith("ledger/")}
-        jsonl.append(self.folder.metrics, {"step": step, **{n: v for n, v in metrics.items() if n not in counted}})
+        measured = {name: value for name, value in metrics.items() if name not in counted}
+        jsonl.append(self.folder.metrics, {"step": step, **valid(measured)})
         if counted:
-            jsonl.append(self.folder.ledger, {"step": step, **counted})
+            jsonl.append(self.folder.ledger, {"step": step, **valid(counted)})
         if self.writer is not None:
             tensorboard.write(self.writer, step, metrics)
         self.console.step(step, metrics)
+        for name, value in metrics.items():
+            if not math.isfinite(value) and name not in self.broken:
+                self.event(f"step {step}: {name} is {value}")
+                self.broken.add(name)
 
     def samples(self, step: int, groups: Sequence[Group]) -> None:
-        for group in groups:
-            for trajectory in group.trajectories:
-                jsonl.append(self.folder.samples, {"step": step, **sample_record(group, trajectory)})
+        """All trajectories of a step, with what they earned."""
+        records = (sample_record(group, trajectory) for group in groups for trajectory in group.trajectories)
+        jsonl.append(self.folder.samples, *({"step": step, **record} for record in records))
         if self.show_samples:
             self.console.samples(groups)
 
     def event(self, text: str, *, quiet: bool = False) -> None:
         """Something worth a line in events.log and, unless quiet, on the console."""
-        with self.folder.events.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        with self.folder.events.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(text.splitlines())}\n")
         if not quiet:
-            self.console.print(f"[dim]{text}[/]")
+            self.console.print(Text(text, style="dim"))
 
     def finish(self) -> None:
         self.console.end()
@@ -61,6 +72,11 @@ class StageTracker:
         if self.writer is not None:
             self.writer.close()
             self.writer = None
+
+
+def valid(metrics: Metrics) -> dict[str, float | None]:
+    """JSON has no word for NaN and infinity: they become null, and an event tells which it was."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 def sample_record(group: Group, trajectory: Trajectory) -> dict[str, Any]:

@@ -1,0 +1,59 @@
+"""How numbers are written for people, the same on the console and in the report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def number(value: float | None) -> str:
+    """A held-out number."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def change_of(result: Mapping[str, Any]) -> tuple[float | None, str]:
+    """How far a stage moved its held-out number, and whether that is "better", "worse" or "same". Losses improve by
+    falling."""
+    before, after = result.get("before"), result.get("after")
+    if before is None or after is None:
+        return None, "same"
+    change = after - before
+    if abs(change) < 5e-4 or not math.isfinite(change):
+        return change, "same"
+    return change, "better" if (change > 0) != is_loss(result) else "worse"
+
+
+def is_loss(result: Mapping[str, Any]) -> bool:
+    return str(result.get("measure", "")).endswith("loss")
+
+
+def is_share(result: Mapping[str, Any]) -> bool:
+    """Whether the held-out number goes from 0 to 1, with 1 the best."""
+    known = [value for key in ("before", "after") if (value := result.get(key)) is not None]
+    return bool(known) and not is_loss(result) and all(0 <= value <= 1 for value in known)
+
+
+def short(value: float) -> str:
+    """Three or four digits that say the size: 0.0123, 12.3, 65.3k, 1.2M, 3e-5."""
+    size = abs(value)
+    if not math.isfinite(value):
+        return str(value)
+    for limit, unit, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if size >= limit:
+            return f"{value / unit:.4g}{suffix}" if size / unit >= 100 else f"{value / unit:.3g}{suffix}"
+    if size >= 1000:
+        return f"{value:.0f}"
+    if size and size < 1e-3:
+        mantissa, _, exponent = f"{value:.2g}".partition("e")
+        return f"{mantissa}e{int(exponent)}" if exponent else mantissa
+    return f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
