@@ -1,0 +1,49 @@
+"""The folder of a run."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import yaml
+
+from aurify.errors import UserError
+from aurify.tracking.run_folder import RunFolder
+
+RECIPE = {"name": "größe", "seed": 7, "stages": {"sft": {"method": "sft"}}}
+
+
+def test_a_new_run_holds_its_recipe_and_what_it_runs_on(tmp_path):
+    folder = RunFolder.create(tmp_path / "runs", RECIPE)
+    assert re.fullmatch(r"\d{8}_\d{6}_[0-9a-f]{4}", folder.name)
+    assert yaml.safe_load(folder.recipe.read_text(encoding="utf-8")) == RECIPE
+    info = json.loads((folder.path / "run_info.json").read_text())
+    assert info["seed"] == 7 and info["versions"].keys() >= {"aurify", "torch", "transformers"}
+    assert info["hardware"]["cores"] >= 1 and info["hardware"]["memory_gb"] > 0 and "git" in info
+
+
+def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path):
+    assert len({RunFolder.create(tmp_path, RECIPE).path for _ in range(5)}) == 5
+
+
+def test_a_folder_without_a_recipe_is_no_run(tmp_path):
+    with pytest.raises(UserError, match=r"no run folder \(it has no recipe.yaml\)"):
+        RunFolder.open(tmp_path)
+
+
+def test_results_of_stages_add_up_and_keep_their_order(tmp_path):
+    folder = RunFolder.create(tmp_path, RECIPE)
+    assert folder.results() == {}
+    folder.record("sft", status="running", before=0.1)
+    folder.record("grpo", status="running")
+    folder.record("sft", status="finished", after=0.3)
+    again = RunFolder.open(folder.path).results()
+    assert again == {"sft": {"status": "finished", "before": 0.1, "after": 0.3}, "grpo": {"status": "running"}}
+    assert list(again) == ["sft", "grpo"]
+
+
+def test_looking_at_a_stage_makes_no_folder(tmp_path):
+    folder = RunFolder.create(tmp_path, RECIPE)
+    assert not folder.stage_folder("sft").path.exists()
+    assert folder.stage("sft").path.is_dir() and folder.stage("sft").name == "sft"
