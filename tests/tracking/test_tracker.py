@@ -159,4 +159,5 @@ def test_peak_memory_is_that_of_the_process_alone_in_gib():
     )
     result = subprocess.run([sys.executable, "-c", "\n".join(code)], capture_output=True, check=True)
     before, during, after = map(float, result.stdout.split())
-    assert 0 < before < 0.1 and 0.24 < during - before < 0.27 and after >= during
+    assert 0 < before < 0.1 and 0.24 < during - before < 0.27
+    assert after == pytest.approx(during, abs=0.01)  # the kernel counts pages lazily
