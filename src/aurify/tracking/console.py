@@ -159,14 +159,14 @@ class Console:
 
 
 def headings(columns: Sequence[str], total: int) -> str:
-    width = 2 * len(str(total)) + 1
-    return f"{'step':>{width}}" + "".join(f"{COLUMNS[name][0]:>{COLUMNS[name][1]}}" for name in columns)
+    return "step".rjust(2 * len(str(total)) + 1) + "".join(f"{COLUMNS[name][0]:>{COLUMNS[name][1]}}" for name in columns)
 
 
 def step_line(step: int, total: int, metrics: Metrics, columns: Sequence[str]) -> Text:
     """One value under each heading; "-" for what this step does not have."""
-    line = Text(f"{step:>{len(str(total))}}/{total}", style="")
-    line.stylize("dim", len(str(total)))
+    place = f"{step:>{len(str(total))}}/{total}".rjust(len("step"))
+    line = Text(place)
+    line.stylize("dim", place.index("/"))
     for name in columns:
         _, width, form = COLUMNS[name]
         value = metrics.get(name)
