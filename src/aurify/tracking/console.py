@@ -23,15 +23,15 @@ from aurify.types import Group, Metrics, Trajectory
 
 # metric -> (heading, width, format); a line shows those that its stage has, in this order
 COLUMNS: dict[str, tuple[str, int, str]] = {
-    "reward/mean": ("reward", 8, ".3f"),
     "reward/accuracy": ("accuracy", 9, ".3f"),
+    "reward/mean": ("reward", 8, ".3f"),
     "reward/margin": ("margin", 8, "+.3f"),
     "reward/gap": ("gap", 8, "+.3f"),
     "rollout/length": ("length", 8, ".1f"),
     "rollout/truncated": ("cut", 6, ".0%"),
     "loss": ("loss", 10, ".4f"),
     "loss/kl": ("kl", 9, ".4f"),
-    "optim/grad_norm": ("grad", 8, "short"),
+    "optim/grad_norm": ("grad", 8, ".2f"),
     "ledger/groups_without_spread": ("flat", 6, ".0f"),  # groups of equal rewards: nothing to learn from
     "time/tokens_per_second": ("tok/s", 8, "short"),
     "time/sampled_per_second": ("tok/s", 8, "short"),
@@ -39,6 +39,7 @@ COLUMNS: dict[str, tuple[str, int, str]] = {
     "time/step": ("s", 7, ".1f"),
 }
 HEADINGS_EVERY = 40  # lines
+BARS_FROM = 100  # columns of the terminal
 MAX_SHOWN = 600  # characters of a text
 
 
@@ -131,21 +132,21 @@ class Console:
     def summary(self, results: Mapping[str, Mapping[str, Any]]) -> None:
         """The table at the end: one row a stage, its held-out number before and after."""
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-        for heading in ("stage", "method", "held-out number"):
-            table.add_column(heading)
+        for heading in ("stage", "method", "held-out"):
+            table.add_column(heading, overflow="fold")
         for heading in ("before", "after", "change"):
             table.add_column(heading, justify="right", no_wrap=True)
-        bars = not self.rich.options.ascii_only and any(map(is_share, results.values()))
+        bars = self.rich.width >= BARS_FROM and not self.rich.options.ascii_only
         if bars:
             table.add_column("", no_wrap=True)
         table.add_column("time", justify="right", no_wrap=True)
         for stage, result in results.items():
             change, verdict = change_of(result)
             colour = {"better": "green", "worse": "red", "same": "dim"}[verdict]
-            cells = [
+            cells: list[str | Text] = [
                 Text(stage, style="bold"),
                 Text(str(result.get("method", ""))),
-                Text(str(result.get("measure", "-"))),
+                Text(str(result.get("measure", "-")).removeprefix("held-out ")),
                 number(result.get("before")),
                 Text(number(result.get("after")), style="bold"),
                 Text("-" if change is None else f"{change:+.3f}", style=colour),
@@ -159,7 +160,8 @@ class Console:
 
 
 def headings(columns: Sequence[str], total: int) -> str:
-    return "step".rjust(2 * len(str(total)) + 1) + "".join(f"{COLUMNS[name][0]:>{COLUMNS[name][1]}}" for name in columns)
+    place = "step".rjust(2 * len(str(total)) + 1)
+    return place + "".join(f"{COLUMNS[name][0]:>{COLUMNS[name][1]}}" for name in columns)
 
 
 def step_line(step: int, total: int, metrics: Metrics, columns: Sequence[str]) -> Text:

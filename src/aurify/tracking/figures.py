@@ -35,13 +35,13 @@ def is_share(result: Mapping[str, Any]) -> bool:
 
 
 def short(value: float) -> str:
-    """Three or four digits that say the size: 0.0123, 12.3, 65.3k, 1.2M, 3e-5."""
+    """Three or four digits that say the size: 0.0123, 12.3, 1234, 65.3k, 1.2M, 3e-5."""
     size = abs(value)
     if not math.isfinite(value):
         return str(value)
     for limit, unit, suffix in ((1e9, 1e9, "G"), (1e6, 1e6, "M"), (1e4, 1e3, "k")):
         if size >= limit:
-            return f"{value / unit:.4g}{suffix}" if size / unit >= 100 else f"{value / unit:.3g}{suffix}"
+            return f"{value / unit:.3g}{suffix}"
     if size >= 1000:
         return f"{value:.0f}"
     if size and size < 1e-3:

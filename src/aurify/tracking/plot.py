@@ -29,6 +29,14 @@ class Series:
     values: Sequence[float]
     spread: Sequence[float] | None = None  # half the height of the band around each value
 
+    @property
+    def lower(self) -> Sequence[float]:
+        return [v - s for v, s in zip(self.values, self.spread, strict=True)] if self.spread else self.values
+
+    @property
+    def upper(self) -> Sequence[float]:
+        return [v + s for v, s in zip(self.values, self.spread, strict=True)] if self.spread else self.values
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -67,7 +75,7 @@ def tick_label(value: float, step: float) -> str:
     """As many digits as tell one tick from the next."""
     if abs(value) < step / 1e3:
         return "0"
-    if step >= 1000 or step < 1e-4:
+    if step >= 1000 or (step < 1e-4 and abs(value) < 100 * step):
         return short(value)
     num_digits = max(0, 1 - math.floor(math.log10(step)))
     label = f"{value:.{num_digits}f}"
@@ -86,7 +94,14 @@ def thinned(values: Sequence[float], limit: int = MAX_POINTS) -> list[int]:
     return sorted(kept)
 
 
-def smoothed(values: Sequence[float], weight: float = 0.8) -> list[float]:
+def smoothed(values: Sequence[float]) -> list[float]:
+    """Exponential averages from both ends, in the middle between the two: unlike one alone, this does not lag."""
+    weight = 1 - 1 / max(2.0, len(values) / 25)
+    forth, back = averaged(values, weight), averaged(values[::-1], weight)[::-1]
+    return [(one + other) / 2 for one, other in zip(forth, back, strict=True)]
+
+
+def averaged(values: Sequence[float], weight: float) -> list[float]:
     """Exponential moving average without the bias of its start."""
     result, total, norm = [], 0.0, 0.0
     for value in values:
@@ -100,8 +115,8 @@ def line_chart(
 ) -> str:
     """Curves over steps. Where there are many points, a smoothed curve lies over them. `bounds` are the ends of the
     values' axis, unless a value lies outside."""
-    low = min(min(one.values) for one in series)
-    high = max(max(one.values) for one in series)
+    low = min(min(one.lower) for one in series)
+    high = max(max(one.upper) for one in series)
     if bounds is not None and bounds[0] <= low and high <= bounds[1]:
         low, high = bounds
     marks = ticks(low, high)
@@ -163,12 +178,10 @@ def curve(frame: Frame, series: Series, number: int) -> str:
 
 
 def band(frame: Frame, series: Series, middle: Sequence[float], kept: Sequence[int]) -> str:
-    """The spread around a curve, as far as the frame reaches."""
     assert series.spread is not None
     half = series.spread if middle is series.values else smoothed(series.spread)
-    low, high = frame.values
-    upper = [min(high, middle[k] + half[k]) for k in kept]
-    lower = [max(low, middle[k] - half[k]) for k in kept]
+    upper = [middle[k] + half[k] for k in kept]
+    lower = [middle[k] - half[k] for k in kept]
     steps = [series.steps[k] for k in kept]
     return f'<polygon class="band" points="{frame.path([*steps, *steps[::-1]], [*upper, *lower[::-1]])}"/>'
 

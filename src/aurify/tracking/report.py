@@ -152,10 +152,9 @@ def results_table(results: Mapping[str, Result]) -> str:
                 duration(result["seconds"]) if "seconds" in result else badge(result),
             ]
         )
-    head = dict.fromkeys(("Stage", "Method", "Starts from", "Held-out number")) | dict.fromkeys(
-        ("Before", "After", "Change"), "n"
-    )
-    return tag("div", table({**head, " ": None, "Time": "n"}, rows, class_="results"), class_="scroll")
+    head = {"Stage": None, "Method": None, "Starts from": "from-model", "Held-out number": None}
+    head |= {"Before": "n", "After": "n", "Change": "n", " ": None, "Time": "n"}
+    return tag("div", table(head, rows, class_="results"), class_="scroll")
 
 
 def measured(result: Result, when: str) -> str:
