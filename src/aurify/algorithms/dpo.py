@@ -1,9 +1,10 @@
-"""Direct preference optimisation (arXiv 2305.18290): raise the chosen completion over the rejected one, measured against the
-reference. With h = log pi(y) - log pi_ref(y) summed over completion tokens and D = h_c - h_r:
+"""Direct preference optimisation (arXiv 2305.18290): raise the chosen completion over the rejected one, measured
+against the reference. With h = log pi(y) - log pi_ref(y) summed over completion tokens and D = h_c - h_r:
 
     loss = -(1 - e) log sigmoid(beta D) - e log sigmoid(-beta D)
 
-e is label smoothing (conservative DPO), for labels that are wrong now and then. TRL's "sigmoid" ignores it; we honour it."""
+e is label smoothing (conservative DPO), for labels that are wrong now and then. TRL's "sigmoid" ignores it; we
+honour it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Advantage estimators: from the rewards of groups to one number a trajectory. Pure functions on lists; None is a reward that
-does not apply, and gets advantage 0 without touching the baseline of the others."""
+"""Advantage estimators: from the rewards of groups to one number a trajectory. Pure functions on lists; None is a
+reward that does not apply, and gets advantage 0 without touching the baseline of the others."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def deviation(rewards: Rewards) -> float:
 
 
 def group_advantages(groups: Sequence[Rewards], scale: Scale) -> list[list[float]]:
-    """Centred on the group, then divided by the deviation of the group (GRPO, arXiv 2402.03300), of all rewards of the step
-    ("batch"), or by nothing."""
+    """Centred on the group, then divided by the deviation of the group (GRPO, arXiv 2402.03300), of all rewards of
+    the step ("batch"), or by nothing."""
     whole = deviation([reward for group in groups for reward in group]) if scale == "batch" else 0.0
     advantages = []
     for group in groups:

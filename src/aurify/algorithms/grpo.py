@@ -1,15 +1,15 @@
-"""Group relative policy optimisation (arXiv 2402.03300) as three choices: how advantages are scaled, which surrogate, and how
-token losses are summed up.
+"""Group relative policy optimisation (arXiv 2402.03300) as three choices: how advantages are scaled, which
+surrogate, and how token losses are summed up.
 
     advantage   (r - mean of the group) / (deviation of the group | of the batch | nothing)
-    surrogate   clip: -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), for A < 0 bounded by -dual_clip A if that is set
+    surrogate   clip: -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A), bounded by -dual_clip A for A < 0
                 plain: -rho A
     aggregator  token: mean over all tokens of the step (DAPO); sequence: mean of the sequences' means (the paper);
                 constant: sum over tokens / (sequences * constant_length) (Dr. GRPO)
 
-rho = pi / pi_old. With one update a rollout pi_old is the policy itself and rho = 1: only its gradient matters. KL (k1, k2 or k3
-of http://joschu.net/blog/kl-approx.html) and the entropy bonus are added per token. We default to the token mean without
-KL, and add no dual clip unless asked (verl always clips dually, at 3)."""
+rho = pi / pi_old. With one update a rollout pi_old is the policy itself and rho = 1: only its gradient matters. KL
+(k1, k2 or k3 of http://joschu.net/blog/kl-approx.html) and the entropy bonus are added per token. We default to the
+token mean without KL, and add no dual clip unless asked (verl always clips dually, at 3)."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class GRPO:
             raise UserError(f"grpo.dual_clip: {self.dual_clip} must be greater than 1 (3 is usual), or null")
         if self.aggregator == "constant" and not self.constant_length:
             raise UserError(
-                "grpo.aggregator 'constant' divides by a length: set grpo.constant_length, usually to sampling.max_tokens"
+                "grpo.aggregator 'constant' divides by a length: set grpo.constant_length, usually sampling.max_tokens"
             )
         for name in ("clip_low", "clip_high", "kl_coef"):
             if getattr(self, name) < 0:
@@ -99,7 +99,8 @@ class GRPO:
         }
 
     def total(self, values: Tensor, batch: Batch, constant_length: int | None = None) -> Tensor:
-        """[tokens] -> the sum that belongs to `per`. Metrics give no length: they are means over the sequence, always."""
+        """[tokens] -> the sum that belongs to `per`. Metrics give no length: they are means over the sequence,
+        always."""
         weighted = batch.weights * values
         if self.aggregator == "token":
             return weighted.sum()

@@ -1,7 +1,8 @@
-"""Bradley-Terry reward model: a scalar head on the last token learns which of two completions people (or a reward) prefer.
+"""Bradley-Terry reward model: a scalar head on the last token learns which of two completions people (or a reward)
+prefer.
 
--log sigmoid(s_c - s_r - margin) + centering (s_c + s_r)^2, the second term from arXiv 2312.09244: without it only differences
-are determined, and scores drift."""
+-log sigmoid(s_c - s_r - margin) + centering (s_c + s_r)^2, the second term from arXiv 2312.09244: without it only
+differences are determined, and scores drift."""
 
 from __future__ import annotations
 
