@@ -39,7 +39,7 @@ COLUMNS: dict[str, tuple[str, int, str]] = {
     "time/step": ("s", 7, ".1f"),
 }
 HEADINGS_EVERY = 40  # lines
-BARS_FROM = 100  # columns of the terminal
+BARS_FROM = 104  # columns of the terminal
 MAX_SHOWN = 600  # characters of a text
 
 
