@@ -22,7 +22,7 @@ def test_cases_run_and_are_written(tmp_path):
     for result in results.values():
         assert len(result["steps"]) == 2 and result["peak_bytes"] > 2**26
     dpo, grpo = results.values()
-    assert dpo["steps"][0]["computed"] < 0.8 * dpo["tokens"]  # the two of a pair share their prompt
+    assert dpo["steps"][0]["computed"] < 0.9 * dpo["tokens"]  # a pair shares its prompt (generated rows: a fifth)
     assert dpo["flops"] > 6 * 90_000 * dpo["steps"][0]["computed"]  # forward and backward of 90,000 weights, and more
     assert 64 <= grpo["tokens"] <= 64 * 32
     assert (tmp_path / "cpu.md").read_text().count("\n") == 4
