@@ -1,4 +1,4 @@
-"""What `aurify train --dry-run` shows: the stages, and what the model will read, token by token."""
+"""What `aurify train --dry-run` shows: a row a stage, and what the model will read, token by token."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ if TYPE_CHECKING:
 
 
 def show_plan(recipe: Recipe) -> None:
+    from rich import box
     from rich.console import Console
+    from rich.table import Table
 
     from aurify.loops.plan import describe
 
     console = Console(highlight=False)
-    for number, row in enumerate(describe(recipe), 1):
-        console.print(
-            f"[bold]{number} {row['stage']}[/]  {row['method']} of {row['model']} ({row['weights']}), {row['length']}"
-        )
-        console.print(f"   learns from {row['learns from']}", soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("stage", "what is trained", "on what"):  # three, so that they fit a narrow terminal
+        table.add_column(column, overflow="fold")
+    for row in describe(recipe):
+        trained = f"{row['method']} of {row['model']} ({row['weights']})"
+        table.add_row(row["stage"], trained, f"{row['learns from']}, {row['length']}")
+    console.print(table)
     for name, stage in recipe.stages.items():
         example = first_example(recipe, stage)
         if example is not None:
