@@ -1,7 +1,7 @@
 """TRL's side: its trainers, set up as its documentation advises for the machine, one optimiser step at a time.
 
 On a CPU: no gradient checkpointing (the memory is there, and recomputing costs a third), one micro-batch of the whole
-batch, bf16 only where the hardware has it, no padding-free rows (its documentation: FlashAttention only). What its
+batch (GRPO: 16 completions), bf16 only where the hardware has it, no padding-free rows (its documentation: FlashAttention only). What its
 callbacks cannot see, such as collating the next batch, is not charged to it.
 """
 
@@ -20,6 +20,8 @@ from side import Channel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 from work import ALPHA, GRPO_TOKENS, LR, NUM_COMPLETIONS, NUM_PROMPTS, NUM_ROWS, RANK, Work, reward
+
+GRPO_MICRO_BATCH = 16
 
 
 class Turns(TrainerCallback):
@@ -106,7 +108,9 @@ def grpo(work: Work, arguments: dict[str, Any], common: dict[str, Any], tokens: 
         tokens.append(float(sum(len(ids) for ids in completion_ids)))
         return [reward(ids) for ids in completion_ids]
 
-    arguments["per_device_train_batch_size"] = NUM_PROMPTS * NUM_COMPLETIONS
+    # the logits of all 64 at once need more memory than a desk machine has; TRL still generates all 64 together
+    arguments["per_device_train_batch_size"] = GRPO_MICRO_BATCH
+    arguments["gradient_accumulation_steps"] = NUM_PROMPTS * NUM_COMPLETIONS // GRPO_MICRO_BATCH
     config = GRPOConfig(
         num_generations=NUM_COMPLETIONS, max_completion_length=GRPO_TOKENS, temperature=1.0, beta=0.0, **arguments
     )
