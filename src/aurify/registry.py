@@ -35,7 +35,13 @@ declare(
         "sft": "aurify.algorithms.sft:SFT",
         "reward_model": "aurify.algorithms.reward_model:RewardModel",
         "dpo": "aurify.algorithms.dpo:DPO",
+        "simpo": "aurify.algorithms.simpo:SimPO",
+        "cpo": "aurify.algorithms.cpo:CPO",
+        "orpo": "aurify.algorithms.orpo:ORPO",
+        "kto": "aurify.algorithms.kto:KTO",
         "grpo": "aurify.algorithms.grpo:GRPO",
+        "luffy": "aurify.algorithms.luffy:LUFFY",
+        "exgrpo": "aurify.algorithms.exgrpo:ExGRPO",
     },
 )
 declare(
@@ -43,6 +49,7 @@ declare(
     {
         "largest_number": "aurify.tasks.procedural:largest_number",
         "arithmetic": "aurify.tasks.procedural:arithmetic",
+        "addition": "aurify.tasks.procedural:addition",
         "sorting": "aurify.tasks.procedural:sorting",
         "count_letters": "aurify.tasks.procedural:count_letters",
         "reverse_words": "aurify.tasks.procedural:reverse_words",

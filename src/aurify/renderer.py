@@ -24,6 +24,7 @@ DEFAULT_TEMPLATE = (
     "{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
+THOUGHTS = ("<think>", "<thinking>", "<thought>", "<reasoning>")  # what some templates open an answer with
 MARK = "aurify-sampled-reply"  # stands for a reply where only the text around it is wanted
 
 
@@ -87,6 +88,19 @@ class Renderer:
             following = following.partition(self._end_text)[2]
         ended = bool(reply_tokens) and reply_tokens[-1] in self.stop_tokens
         return ([] if ended else [self.end_token]) + self._encode(following, continued=True)
+
+    def reply(self, prompt: Sequence[int], text: str) -> list[int]:
+        """An answer that somebody else wrote, as a policy would sample it after `prompt`: its own text, which no
+        template rewrites, and the end token. A thought that the prompt opens already is not opened once more."""
+        opened = self.tokenizer.decode(list(prompt)[-16:])
+        for tag in THOUGHTS:
+            if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):
+                text = text.lstrip()[len(tag) :]
+                text = text if opened.endswith(tag) else text.lstrip("\n")
+        closed = text.rstrip()
+        if self._end_text and closed.endswith(self._end_text):
+            text = closed.removesuffix(self._end_text)
+        return [*self._encode(text, continued=True), self.end_token]
 
     def parse(self, tokens: Sequence[int]) -> Message:
         """The assistant message that these sampled tokens say, without special tokens."""

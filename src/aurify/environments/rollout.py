@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 
 from aurify.environments.env import Environment
@@ -23,9 +24,11 @@ async def rollout(
     *,
     max_context: int | None = None,
     max_turns: int = 16,
+    guidance: Sequence[int] = (),
 ) -> Trajectory:
     """One trajectory. It is truncated where a completion ran into `max_tokens`, or the whole into `max_context` or
-    `max_turns`. params.max_tokens counts for each turn. max_context: None takes the sampler's, if it has one."""
+    `max_turns`. params.max_tokens counts for each turn. max_context: None takes the sampler's, if it has one.
+    guidance: how a guide begins the first answer. The policy goes on from there, unless it ends with an end token."""
     params = replace(params, stop_tokens=(*params.stop_tokens, *sorted(renderer.stop_tokens)))
     if max_context is None:
         max_context = getattr(sampler, "max_context", None)
@@ -44,16 +47,25 @@ async def rollout(
                 "model allows more"
             )
         for turn in range(max_turns):
-            room = params.max_tokens if max_context is None else min(params.max_tokens, max_context - len(tokens))
-            if room < 1:
-                truncated = True
-                break
-            seed = None if params.seed is None else (params.seed + turn * TURN_STRIDE) % 2**64
-            [completion] = await sampler.sample(tokens, replace(params, max_tokens=room, seed=seed))
-            segments.append(Segment(completion.tokens, "policy", completion.logprobs, completion.versions))
-            before, message = messages, renderer.parse(completion.tokens)
+            reply = list(guidance) if turn == 0 else []
+            if reply:
+                segments.append(Segment(list(reply), "guidance"))
+            finished = bool(reply) and reply[-1] in renderer.stop_tokens
+            if not finished:
+                room = params.max_tokens - len(reply)
+                if max_context is not None:
+                    room = min(room, max_context - len(tokens) - len(reply))
+                if room < 1:
+                    truncated = True
+                    break
+                seed = None if params.seed is None else (params.seed + turn * TURN_STRIDE) % 2**64
+                [completion] = await sampler.sample([*tokens, *reply], replace(params, max_tokens=room, seed=seed))
+                segments.append(Segment(completion.tokens, "policy", completion.logprobs, completion.versions))
+                reply += completion.tokens
+                finished = completion.finish == "stop"
+            before, message = messages, renderer.parse(reply)
             messages = [*before, message]
-            if completion.finish == "length":
+            if not finished:
                 truncated = True
                 break
             step = await environment.step(message)
@@ -62,21 +74,29 @@ async def rollout(
             metrics |= step.metrics
             if step.done:
                 break
-            delta = renderer.delta(before, completion.tokens, step.messages, tools)
+            delta = renderer.delta(before, reply, step.messages, tools)
             segments.append(Segment(delta, "environment"))
-            tokens = [*tokens, *completion.tokens, *delta]
+            tokens = [*tokens, *reply, *delta]
             messages = [*messages, *step.messages]
         else:
             truncated = True
     finally:
         await environment.close()
     num_prompt_messages = len(observation.messages)
-    return Trajectory(segments, messages, num_prompt_messages, dict(rewards), truncated=truncated, metrics=metrics)
+    return Trajectory(
+        segments,
+        messages,
+        num_prompt_messages,
+        dict(rewards),
+        truncated=truncated,
+        metrics=metrics,
+        source="guidance" if guidance else "policy",
+    )
 
 
 def datum_of(trajectory: Trajectory, advantage: float = 0.0) -> Datum:
     """What the engine trains on: tokens of the policy weigh 1 (those of a guide too, for algorithms that imitate), all
-    others 0."""
+    others 0. A guide's tokens count as certain (log-prob 0): nobody knows how likely they were to it."""
     tokens: list[int] = []
     weights: list[float] = []
     logprobs: list[float] = []
@@ -86,10 +106,13 @@ def datum_of(trajectory: Trajectory, advantage: float = 0.0) -> Datum:
         weights += [float(trained)] * len(segment.tokens)
         logprobs += segment.logprobs if trained and segment.logprobs else [0.0] * len(segment.tokens)
     sampled = all(segment.logprobs is not None for segment in trajectory.segments if segment.origin == "policy")
+    origins = {segment.origin for segment in trajectory.segments}
+    partly = origins >= {"policy", "guidance"}
     return Datum(
         tokens,
         weights,
         advantages=[advantage] * len(tokens),
         logprobs=logprobs if sampled else None,
-        source=trajectory.source,
+        source="policy" if partly else trajectory.source,
+        guided=[s.origin == "guidance" for s in trajectory.segments for _ in s.tokens] if partly else None,
     )

@@ -26,13 +26,14 @@ def validate(recipe: Recipe) -> None:
             check_references(recipe, name, stage)
             algorithm = algorithm_of(stage, where)
             check_files(stage)
-            for model in (stage.model.name, *judges(stage)):
+            teachers = [stage.teacher] if isinstance(stage, OnlineStage) and stage.teacher else []
+            for model in (stage.model.name, *judges(stage), *teachers):
                 if not model.startswith("@"):
                     models.resolve(model)
             models.device_of(stage.model.device)
             taskset = taskset_of(stage)
             if isinstance(stage, OnlineStage):
-                check_online(stage, taskset)
+                check_online(stage, algorithm, taskset)
             else:
                 check_offline(stage, algorithm, taskset)
         except UserError as error:
@@ -51,7 +52,7 @@ def check_references(recipe: Recipe, name: str, stage: OfflineStage | OnlineStag
             raise UserError(
                 f"{place}: '@{target}' trains no reward model (its method is {recipe.stages[target].method})"
             )
-        if place == "model" and scores and "scores" not in algorithm_of(stage, f"stages.{name}").needs:
+        if place in ("model", "teacher") and scores and "scores" not in algorithm_of(stage, f"stages.{name}").needs:
             raise UserError(
                 f"{place}: '@{target}' is a reward model: it has a scalar head and cannot write; name a stage before it"
             )
@@ -78,7 +79,7 @@ def check_files(stage: OfflineStage | OnlineStage) -> None:
             raise UserError(f"{place}: {str(path)!r} holds no rows")
 
 
-def check_online(stage: OnlineStage, taskset: TaskSet | None) -> None:
+def check_online(stage: OnlineStage, algorithm: Any, taskset: TaskSet | None) -> None:
     if taskset is None:
         raise UserError(
             f"{stage.method} samples answers to tasks: set `task:` in the stage or at the top of the recipe"
@@ -97,6 +98,31 @@ def check_online(stage: OnlineStage, taskset: TaskSet | None) -> None:
         raise UserError(
             f"num_minibatches: {stage.num_minibatches} is more than the {stage.prompts_per_step} groups of a step"
         )
+    check_sources(stage, algorithm, taskset)
+
+
+def check_sources(stage: OnlineStage, algorithm: Any, taskset: TaskSet) -> None:
+    """What a group holds beside the policy's own answers, and what an algorithm learns from beside the reward."""
+    guidance, size = stage.guidance, stage.completions_per_prompt
+    num_ready = (guidance.num_off if guidance else 0) + (1 if stage.replay else 0)
+    if num_ready >= size:
+        raise UserError(
+            f"completions_per_prompt: {size} leaves none for the policy's own answers, for a guide and the replay "
+            f"buffer take {num_ready}; raise it"
+        )
+    if guidance and guidance.demonstrations and taskset.demonstration(taskset.heldout[0]) is None:
+        raise UserError(
+            f"guidance.demonstrations: the task {taskset.name!r} cannot write its own answers; give guidance.path"
+        )
+    if stage.replay and size < 2:
+        raise UserError("replay: a group of one answer is all right or all wrong; raise completions_per_prompt")
+    learns = "teacher_logprobs" in algorithm.needs
+    if learns and not stage.teacher:
+        raise UserError(f"{stage.method} learns from a teacher: set teacher, a model or an earlier '@stage'")
+    if stage.teacher and not learns:
+        raise UserError(f"teacher: {stage.method} asks no teacher; leave it out, or choose a method that distils")
+    if learns and "ref_logprobs" in algorithm.needs:
+        raise UserError(f"{stage.method} cannot keep near a reference and follow a teacher at once; set kl_coef to 0")
 
 
 def check_offline(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) -> None:
@@ -147,8 +173,17 @@ def describe(recipe: Recipe) -> list[dict[str, str]]:
 def source(stage: OfflineStage | OnlineStage) -> str:
     task = (stage.task or {}).get("name", "")
     if isinstance(stage, OnlineStage):
-        judge = f", judged by {stage.reward.model}" if stage.reward else ""
-        return f"its own answers to {task}: {stage.prompts_per_step} x {stage.completions_per_prompt} a step{judge}"
+        parts = [f"its own answers to {task}: {stage.prompts_per_step} x {stage.completions_per_prompt} a step"]
+        if stage.guidance:
+            traces = stage.guidance.path or "the task's own demonstrations"
+            parts.append(f"{stage.guidance.num_off} of them from {traces}")
+        if stage.replay:
+            parts.append(f"{stage.replay.share:.0%} of the prompts with a past success")
+        if stage.teacher:
+            parts.append(f"taught by {stage.teacher}")
+        if stage.reward:
+            parts.append(f"judged by {stage.reward.model}")
+        return ", ".join(parts)
     data = stage.data
     if data.path:
         return f"{data.path} ({len(load_rows(data.path))} rows)"

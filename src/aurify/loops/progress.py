@@ -1,9 +1,10 @@
 """Where a stage stands: checkpoints from which a killed run goes on as if nothing had happened, and the seeds that
 make it so.
 
-A checkpoint holds the engine (weights, optimiser), the global random number generators, the number of finished steps
-and a fingerprint of what the stage was told. Nothing else decides the future: which rows or tasks a step takes, and
-the seed of every sampled completion, are functions of the recipe's seed and the step.
+A checkpoint holds the engine (weights, optimiser), the global random number generators, the number of finished steps,
+a fingerprint of what the stage was told and what its loop remembers (the tasks that were taken, a replay buffer).
+Nothing else decides the future: which rows a step takes, and the seed of every sampled completion, are functions of the
+recipe's seed and the step.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +25,17 @@ from aurify.loops.interrupt import Interrupt, Interrupted
 
 if TYPE_CHECKING:
     from aurify.engine.engine import Engine
+
+
+MEMORY_FILE = "loop.pt"
+
+
+class Memory(Protocol):
+    """What a loop remembers from step to step: plain values and tensors."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 def derive_seed(*parts: object) -> int:
@@ -56,6 +68,7 @@ class Checkpoints:
     every: int
     keep: int
     identity: str
+    memory: Memory | None = None  # saved beside the engine
 
     def restore(self, engine: Engine) -> int:
         """Loads the newest checkpoint and returns its number of finished steps; 0 where there is none."""
@@ -69,11 +82,22 @@ class Checkpoints:
                 f"would mix the two. Undo the change, or remove {self.folder} to train the stage from its start"
             )
         engine.load(path)
+        if self.memory is not None:
+            if not (path / MEMORY_FILE).is_file():
+                raise UserError(
+                    f"{path}: no {MEMORY_FILE}: an older Aurify wrote this; remove {self.folder} to start again"
+                )
+            self.memory.load_state_dict(torch.load(path / MEMORY_FILE, weights_only=True))
         checkpoint.set_rng_state(found.rng)
         return found.step
 
     def save(self, step: int, engine: Engine, rng: dict[str, Any] | None = None) -> None:
-        checkpoint.save(self.folder, step, engine.save, {"identity": self.identity}, rng=rng, keep=self.keep)
+        def write(folder: Path) -> None:
+            engine.save(folder)
+            if self.memory is not None:
+                torch.save(self.memory.state_dict(), folder / MEMORY_FILE)
+
+        checkpoint.save(self.folder, step, write, {"identity": self.identity}, rng=rng, keep=self.keep)
 
     def after(self, step: int, engine: Engine, interrupt: Interrupt) -> None:
         """To be called after every step: saves when it is time to; saves and raises when the run was asked to stop."""

@@ -20,6 +20,8 @@ from aurify.engine.lora import LoraConfig
 from aurify.engine.model import ModelConfig
 from aurify.engine.optim import OptimConfig
 from aurify.errors import UserError
+from aurify.loops.guidance import GuidanceOptions
+from aurify.loops.replay import ReplayOptions
 from aurify.types import SamplingParams
 
 INHERITED = ("task", "lora", "engine", "sampler")  # of the recipe, for stages that do not set them; `model` is merged
@@ -164,6 +166,10 @@ class OnlineStage(Stage):
     completions_per_prompt: int = 8
     sampling: SamplingParams = SamplingParams()
     reward: RewardModelUse | None = None  # a reward model, beside the task's own rewards
+    guidance: GuidanceOptions | None = None  # a guide's answers, in the groups of the policy's own
+    replay: ReplayOptions | None = None  # the policy's own past successes, in groups of now
+    teacher: str | None = None  # "@stage" or a model, for methods that learn from another one's log-probs
+    dynamic_sampling: int = 0  # how often groups without spread are drawn again, at most, in a step
     truncated: Literal["keep", "mask", "penalise"] = "keep"  # completions that ran into a token limit
     truncation_penalty: float = 1.0  # what "penalise" takes off the reward
     num_minibatches: int = 1  # optimiser steps that share out the groups of one round of sampling
@@ -181,7 +187,12 @@ class OnlineStage(Stage):
             num_minibatches=self.num_minibatches,
         )
         at_least(1, prompts_per_step=self.prompts_per_step, completions_per_prompt=self.completions_per_prompt)
-        at_least(0, samples_every=self.samples_every, truncation_penalty=self.truncation_penalty)
+        at_least(
+            0,
+            samples_every=self.samples_every,
+            truncation_penalty=self.truncation_penalty,
+            dynamic_sampling=self.dynamic_sampling,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +279,8 @@ def references(stage: OfflineStage | OnlineStage) -> dict[str, str]:
     places = {"model": stage.model.name}
     if isinstance(stage, OnlineStage) and stage.reward:
         places["reward"] = stage.reward.model
+    if isinstance(stage, OnlineStage):
+        places["teacher"] = stage.teacher or ""
     if isinstance(stage, OfflineStage):
         places["data.stage"] = stage.data.stage or ""
         places["data.sample.reward"] = (stage.data.sample and stage.data.sample.reward) or ""
@@ -278,6 +291,6 @@ def references(stage: OfflineStage | OnlineStage) -> dict[str, str]:
 
 def data_files(stage: OfflineStage | OnlineStage) -> dict[str, Path]:
     if isinstance(stage, OnlineStage):
-        return {}
+        return {"guidance.path": Path(stage.guidance.path)} if stage.guidance and stage.guidance.path else {}
     places = {"data.path": stage.data.path, "data.heldout_path": stage.data.heldout_path}
     return {place: Path(path) for place, path in places.items() if path}

@@ -17,12 +17,15 @@ from aurify.engine.model import ModelConfig, load_model
 from aurify.errors import UserError
 from aurify.evaluation.evaluate import evaluate, heldout_loss, likelier_pair_accuracy, scored_pair_accuracy
 from aurify.loops import examples as data
+from aurify.loops.guidance import Guide, guide_of
 from aurify.loops.interrupt import run_async
 from aurify.loops.offline import train_offline
-from aurify.loops.online import Rollouts, train_online
+from aurify.loops.online import train_online
 from aurify.loops.plan import taskset_of
 from aurify.loops.progress import Checkpoints, derive_seed, fingerprint, seed_everything
 from aurify.loops.recipe import OfflineStage, OnlineStage, Recipe, algorithm_of, reference
+from aurify.loops.replay import Buffer
+from aurify.loops.rollouts import Rollouts
 from aurify.renderer import Renderer
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
@@ -99,12 +102,25 @@ class StageRun:
         measure = self.measure(engine)
         self.before(measure)
         rubric, judge = self.rubric(stage, self.taskset)
-        rollouts = Rollouts(self.sampler(engine), Renderer(engine.tokenizer), self.taskset, rubric, stage, self.seed)
-        checkpoints = self.checkpoints([])
+        guide = self.guide(stage, engine)
+        teacher = self.teacher(stage.teacher) if stage.teacher else None
+        rollouts = Rollouts(
+            self.sampler(engine),
+            Renderer(engine.tokenizer),
+            self.taskset,
+            rubric,
+            stage,
+            self.seed,
+            guide=guide,
+            buffer=Buffer(stage.replay, stage.completions_per_prompt) if stage.replay else None,
+            teacher=teacher,
+        )
+        checkpoints = self.checkpoints([guide.traces.by_question] if guide and guide.traces else [])
         seed_everything(self.seed)
         train_online(engine, self.algorithm, rollouts, tracker=self.tracker, checkpoints=checkpoints)
-        if judge is not None:
-            judge.close()
+        for other in (judge, teacher):
+            if other is not None:
+                other.close()
         self.export(engine)
         self.after(measure)
         return engine
@@ -147,6 +163,23 @@ class StageRun:
             trainable=False,
             micro_batch_tokens=self.stage.engine.micro_batch_tokens,
         )
+
+    def teacher(self, name: str) -> Engine:
+        """A model whose log-probs are learned from; it must share the vocabulary."""
+        config = self.resolved(replace(self.stage.model, name=name))
+        return Engine(load_model(config), trainable=False, micro_batch_tokens=self.stage.engine.micro_batch_tokens)
+
+    def guide(self, stage: OnlineStage, engine: Engine) -> Guide | None:
+        """Who writes beside the policy. Traces of a file are judged here, once, by rewards of their own count."""
+        if stage.guidance is None:
+            return None
+        assert self.taskset is not None
+        limit = stage.sampler.max_context or engine.max_context
+        with self.waiting("reading and judging traces"):
+            guide = run_async(guide_of(stage, self.taskset, Renderer(engine.tokenizer), limit))
+        if guide.traces is not None:
+            self.tracker.event(guide.traces.report())
+        return guide
 
     def rubric(self, stage: OnlineStage, taskset: TaskSet) -> tuple[Rubric, Engine | None]:
         """The task's rewards, and a reward model's. Rewards that are left out still show up, with weight 0."""

@@ -113,6 +113,11 @@ class Rubric:
                     trajectory.reward = (trajectory.reward or 0.0) + reward.weight * valid
             self._count(reward.name, task, [problem for problem in problems if problem], len(values))
 
+    def succeeded(self, trajectory: Trajectory, threshold: float = 1.0) -> bool:
+        """Whether the first reward, which judges the answer, gave a scored trajectory at least `threshold`."""
+        value = trajectory.rewards.get(self.rewards[0].name)
+        return value is not None and value >= threshold
+
     def _count(self, name: str, task: Task, problems: Sequence[str], num_values: int) -> None:
         if problems:
             self.failures.setdefault(name, problems[0])

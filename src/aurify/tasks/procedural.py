@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import operator
 import random
+import re
+from dataclasses import replace
 from string import ascii_lowercase
 
 from aurify.errors import UserError
@@ -12,6 +14,7 @@ from aurify.rewards.math import numbers_match
 from aurify.rewards.rubric import Rubric
 from aurify.rewards.text import exact_match
 from aurify.tasks.taskset import Problem, TaskSet, generated
+from aurify.types import Task
 
 # fmt: off
 WORDS = [
@@ -56,6 +59,30 @@ def arithmetic(digits: int = 1, operators: str = "+", num_heldout: int | None = 
         return Problem(f"What is {a} {sign} {b}? Answer with the number.", str(known[sign](a, b)))
 
     return generated("arithmetic", make, num_heldout=num_heldout)
+
+
+def addition(digits: int = 3, num_heldout: int = 200) -> TaskSet:
+    """a + b with numbers of exactly `digits` digits. Its demonstration adds column by column, from the right."""
+    check_range("digits", digits, 1, 9)
+    num_heldout = min(num_heldout, (9 * 10 ** (digits - 1)) ** 2 // 5)
+
+    def make(generator: random.Random) -> Problem:
+        a, b = (generator.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
+        return Problem(f"What is {a} + {b}? Add digit by digit from the right, then give the sum.", str(a + b))
+
+    taskset = generated("addition", make, num_heldout=num_heldout)
+    return replace(taskset, demonstration=columns_added)
+
+
+def columns_added(task: Task) -> str:
+    """247 + 385 -> "7+5=12, 4+8+1=13, 2+3+1=6, so 632": short, and each part says what the next one needs."""
+    a, b = re.findall(r"\d+", task.prompt[-1]["content"])[:2]
+    parts, carry = [], 0
+    for x, y in zip(reversed(a), reversed(b), strict=True):
+        total = int(x) + int(y) + carry
+        parts.append(f"{x}+{y}{'+1' if carry else ''}={total}")
+        carry = total // 10
+    return f"{', '.join(parts)}, so {task.answer}"
 
 
 def sorting(count: int = 4, maximum: int = 99, num_heldout: int = 200) -> TaskSet:

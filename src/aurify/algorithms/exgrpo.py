@@ -1,0 +1,45 @@
+"""ExGRPO (arXiv 2510.02245): GRPO over groups that hold a past success of the policy beside its answers of now.
+
+    policy's tokens of now   -rho A, or clipped as in GRPO (clip_on_policy)
+    replayed tokens          -f(w) A with the true ratio w = pi / pi_then and f(w) = w / (w + 0.1), without clipping
+
+w f'(w) is 0.0826 at w = 1 and 0.25 at w = 0.1: a fresh memory teaches a twelfth of an answer of now, and tokens that
+have become less likely since teach most. It extends LUFFY, so that a guide's tokens in the same groups are treated as
+there. The reference clips until its buffer starts; here that is one choice for the whole stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from aurify.algorithms.luffy import LUFFY
+from aurify.algorithms.shaping import shaped
+from aurify.errors import UserError
+from aurify.types import Batch, Need, Outputs
+
+
+@dataclass(frozen=True)
+class ExGRPO(LUFFY):
+    replay_gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.replay_gamma <= 0:
+            raise UserError(f"exgrpo.replay_gamma: {self.replay_gamma} must be above 0")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return super().needs | {"old_logprobs"}
+
+    def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.advantages is not None and batch.old_logprobs is not None
+        losses, metrics = super().surrogate_losses(out, batch, ratio)
+        replayed = batch.written_by("replay")
+        change = out.logprobs - batch.old_logprobs
+        losses = torch.where(replayed, -shaped(change, self.shape, self.replay_gamma) * batch.advantages, losses)
+        return losses, {name: torch.where(replayed, 0.0, values) for name, values in metrics.items()} | {
+            "loss/replay_share": replayed.float(),
+            "loss/replay_ratio": replayed * change.detach().clamp(-20, 20).exp(),
+        }

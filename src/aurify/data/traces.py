@@ -1,0 +1,200 @@
+"""Traces: answers that a stronger model, or a person, has written, thoughts included. A policy learns from them beside
+its own answers (LUFFY, arXiv 2504.14945).
+
+Files of several kinds are read, row by row: OpenR1's (`problem`, `generations`, `answer`), chats whose last turn is the
+answer, with or without `reasoning_content`, LUFFY's own (`prompt`, `target`, `reward_model`), and plain `prompt`,
+`trace` or `traces`, `answer`. Every trace is judged by the task's own reward before it is used, and what is refused is
+counted by its reason. Kept are token ids alone."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aurify.data.sources import Row, load_rows
+from aurify.errors import UserError
+from aurify.renderer import Renderer
+from aurify.rewards.rubric import Rubric
+from aurify.types import Message, Segment, Task, Trajectory
+
+QUESTIONS = ("prompt", "problem", "question", "instruction", "query")
+TRACES = ("traces", "trace", "generations", "target_lst", "target", "response", "completion", "output")
+ANSWERS = ("answer", "ground_truth", "final_answer", "expected_answer", "gold")
+CHATS = ("messages", "conversations", "conversation")
+
+
+@dataclass
+class Traces:
+    """Token ids, end token included, by the question they answer."""
+
+    path: str
+    by_question: dict[str, list[array[int]]] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)  # by reason
+    first: dict[str, str] = field(default_factory=dict)  # reason -> the first place
+
+    def of(self, messages: Sequence[Message]) -> list[array[int]]:
+        """The traces for a prompt, whatever its system prompt says."""
+        return self.by_question.get(question_of(messages), [])
+
+    def refuse(self, reason: str, place: str) -> None:
+        self.refused[reason] += 1
+        self.first.setdefault(reason, place)
+
+    @property
+    def num(self) -> int:
+        return sum(map(len, self.by_question.values()))
+
+    def report(self) -> str:
+        """One line: what was kept, and what was refused and why."""
+        kept = f"{self.path}: {self.num} traces for {len(self.by_question)} questions"
+        if not self.refused:
+            return kept
+        reasons = (f"{num} {reason} (first: {self.first[reason]})" for reason, num in self.refused.most_common())
+        return f"{kept}; refused: {', '.join(reasons)}"
+
+
+async def load_traces(
+    path: str,
+    renderer: Renderer,
+    rubric: Rubric,
+    *,
+    heldout: Iterable[Task] = (),
+    max_tokens: int | None = None,
+    max_context: int | None = None,
+    success: float = 1.0,
+) -> Traces:
+    """Reads a file and keeps the traces that the first reward of `rubric` gives at least `success`. Refused are those
+    for held-out tasks, those above `max_tokens` or, with their prompt, `max_context`, copies, and traces without an
+    answer to judge them by."""
+    traces = Traces(path)
+    hidden = {question_of(task.prompt) for task in heldout}
+    for row in load_rows(path):
+        try:
+            prompt, texts, answer = prompt_of(row), texts_of(row), answer_of(row)
+            question = question_of(prompt)
+            if not texts:
+                traces.refuse("without a trace", row.place)
+            elif question in hidden:
+                traces.refuse("for a held-out task", row.place)
+            elif answer is None:
+                traces.refuse("without an answer to judge it by", row.place)
+            else:
+                task = Task(row.place, prompt, answer, {name: row[name] for name in row if name != "answer"})
+                for text in texts:
+                    tokens = array("i", renderer.reply(renderer.prompt(prompt), text))
+                    known = traces.by_question.setdefault(question, [])
+                    trajectory = ready(task, tokens, renderer)
+                    if (max_tokens is not None and len(tokens) > max_tokens) or (
+                        max_context is not None and len(trajectory.tokens) > max_context
+                    ):
+                        traces.refuse("too long", row.place)
+                    elif tokens in known:
+                        traces.refuse("a copy", row.place)
+                    elif not await is_right(task, trajectory, rubric, success):
+                        traces.refuse("judged wrong", row.place)
+                    else:
+                        known.append(tokens)
+        except UserError as error:
+            traces.refuse("that cannot be used", f"{error}")
+    traces.by_question = {question: found for question, found in traces.by_question.items() if found}
+    if not traces.by_question:
+        raise UserError(f"{traces.report()}. None can be used; look at the answers, the task's reward and max_tokens")
+    return traces
+
+
+def ready(task: Task, tokens: Sequence[int], renderer: Renderer) -> Trajectory:
+    """A whole answer that a guide wrote."""
+    segments = [Segment(renderer.prompt(task.prompt), "prompt"), Segment(list(tokens), "guidance")]
+    return Trajectory(segments, [*task.prompt, renderer.parse(tokens)], len(task.prompt), source="guidance")
+
+
+async def is_right(task: Task, trajectory: Trajectory, rubric: Rubric, success: float) -> bool:
+    await rubric.score(task, [trajectory])
+    return rubric.succeeded(trajectory, success)
+
+
+def question_of(messages: Sequence[Message]) -> str:
+    """What a prompt asks: its last user turn, white space aside. System prompts differ between a file and a task."""
+    asked = [message["content"] for message in messages if message["role"] == "user"]
+    return " ".join((asked[-1] if asked else messages[-1]["content"]).split())
+
+
+def prompt_of(row: Row) -> list[Message]:
+    for column in QUESTIONS:
+        value = row.get(column)
+        if isinstance(value, str) and value.strip():
+            return [{"role": "user", "content": value}]
+        if isinstance(value, list) and value:
+            return chat(row, column, value)
+    for column in CHATS:
+        value = row.get(column)
+        if isinstance(value, list) and len(value) > 1:
+            return chat(row, column, value)[:-1]
+    raise UserError(f"{row.place}: no question; expected one of the columns {', '.join((*QUESTIONS, *CHATS))}")
+
+
+def texts_of(row: Row) -> list[str]:
+    """The traces of a row; empty ones, which data sets use for "none", are left out."""
+    reasoning = row.get("reasoning_content") or row.get("reasoning")
+    for column in TRACES:
+        value = row.get(column)
+        if value is None or value in ("", []):
+            continue
+        if isinstance(value, str) and isinstance(reasoning, str) and reasoning.strip():
+            return [thought(reasoning, value)]
+        entries = value if isinstance(value, list) else [value]
+        return [text for entry in entries if (text := text_of(row, column, entry)).strip()]
+    for column in CHATS:
+        value = row.get(column)
+        if isinstance(value, list) and len(value) > 1:
+            text = text_of(row, column, value[-1])
+            return [text] if text.strip() else []
+    return []
+
+
+def text_of(row: Row, column: str, entry: Any) -> str:
+    """A text, a message, or a list with one message."""
+    if isinstance(entry, str):
+        return entry
+    if entry is None:
+        return ""
+    if isinstance(entry, list) and len(entry) == 1:
+        entry = entry[0]
+    if isinstance(entry, dict):
+        content = entry.get("content", entry.get("value"))
+        reasoning = entry.get("reasoning_content") or entry.get("reasoning")
+        if isinstance(content, str):
+            return thought(reasoning, content) if isinstance(reasoning, str) and reasoning.strip() else content
+    raise UserError(f"{row.place}: {column!r} holds {str(entry)[:80]!r}; expected a text or an assistant message")
+
+
+def thought(reasoning: str, content: str) -> str:
+    return f"<think>\n{reasoning.strip()}\n</think>\n\n{content.strip()}"
+
+
+def answer_of(row: Row) -> str | None:
+    judged = row.get("reward_model")
+    values = [row.get(column) for column in ANSWERS]
+    values.append(judged.get("ground_truth") if isinstance(judged, dict) else None)
+    for value in values:
+        if isinstance(value, str) and value.strip():
+            return value
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)
+    return None
+
+
+def chat(row: Row, column: str, value: Any) -> list[Message]:
+    """Messages in the OpenAI form, or with `from` and `value`."""
+    roles = {"human": "user", "gpt": "assistant"}
+    messages: list[Message] = []
+    for entry in value:
+        role = entry.get("role", entry.get("from")) if isinstance(entry, dict) else None
+        content = entry.get("content", entry.get("value")) if isinstance(entry, dict) else None
+        if not isinstance(role, str) or not isinstance(content, str):
+            raise UserError(f"{row.place}: {column!r} holds {str(entry)[:80]!r}; expected a message: role and content")
+        messages.append({"role": roles.get(role, role), "content": content})
+    return messages

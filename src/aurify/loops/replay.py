@@ -1,0 +1,297 @@
+"""Replay: the policy's own past successes stand in a group again (ExGRPO, arXiv 2510.02245). A source of trajectories
+and no loop, as guidance is.
+
+Kept are, by question, the successes of groups that were neither all wrong nor all right: their token ids (never text
+that would have to be encoded again) with the trainer's log-probs of that time. A step takes a share of its prompts
+from the buffer: first a bucket (questions with k successes of n) by a normal density around n / 2, then a question of
+it, then the trajectory that the policy of now is surest of. Questions that are always answered right retire.
+
+Where we leave the reference: the entropy is that of the answer's own tokens (its mask is negated there, and rows are
+not aligned); a replayed question that the policy fails completely goes down to the lowest bucket and one whose stored
+answer is judged wrong is dropped (it keeps its old place there); copies are told by ids; and the buffer is bounded for
+each question and as a whole, the oldest entry going first. Sigma is 1 in counts: taken as shares, as the paper writes
+it, all buckets would be about equal."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from aurify.environments.rollout import datum_of
+from aurify.errors import UserError
+from aurify.types import Datum, Group, Message, Metrics, Origin, Policy, Segment, Task, Trajectory
+
+if TYPE_CHECKING:
+    from aurify.rewards.rubric import Rubric
+
+BYTES_PER_TOKEN = 8  # an id and a log-prob
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions:
+    share: float = 0.5  # of a step's prompts, as far as the buffer has questions
+    start: float = 0.35  # nothing is collected or replayed before a step's success rate is above this
+    sigma: float = 1.0  # of the normal density over buckets, in successes
+    select: Literal["entropy", "nll", "random"] = "entropy"  # which of a question's trajectories: the surest, or any
+    per_question: int = 16  # trajectories
+    max_tokens: int = 8_000_000  # of the whole buffer, prompts included; 8 bytes each
+    success: float = 1.0  # what the task's first reward gives a right answer
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1 or self.sigma <= 0:
+            raise UserError(f"replay: share {self.share} must be in (0, 1] and sigma {self.sigma} above 0")
+        if self.per_question < 1 or self.max_tokens < 1:
+            raise UserError(
+                f"replay: per_question {self.per_question} and max_tokens {self.max_tokens} must be at least 1"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One success, as it was sampled."""
+
+    question: str
+    tokens: array[int]
+    logprobs: array[float]  # of the trainer when it was sampled, 0 on tokens that the policy did not write
+    origins: list[tuple[Origin, int]]  # of the segments, with their lengths
+    messages: list[Message]
+    num_prompt_messages: int
+    rewards: dict[str, float | None]
+    step: int
+
+    @staticmethod
+    def of(group: Group, trajectory: Trajectory, logprobs: Sequence[float], step: int) -> Entry:
+        return Entry(
+            group.task.id,
+            array("i", trajectory.tokens),
+            array("f", logprobs),
+            [(segment.origin, len(segment.tokens)) for segment in trajectory.segments],
+            trajectory.messages,
+            trajectory.num_prompt_messages,
+            dict(trajectory.rewards),
+            step,
+        )
+
+    def trajectory(self) -> Trajectory:
+        """The trajectory again, to be scored again. Its log-probs are the trainer's of that time."""
+        segments, begin = [], 0
+        for origin, length in self.origins:
+            part = slice(begin, begin + length)
+            logprobs = list(self.logprobs[part]) if origin == "policy" else None
+            segments.append(Segment(list(self.tokens[part]), origin, logprobs))
+            begin += length
+        messages = list(self.messages)
+        return Trajectory(segments, messages, self.num_prompt_messages, dict(self.rewards), source="replay")
+
+
+@dataclass
+class Question:
+    task: Task
+    num_successes: int  # of its latest group
+    entries: list[int] = field(default_factory=list)  # keys, oldest first
+
+
+class Buffer:
+    """What is remembered. `state_dict` holds all of it, so that a resumed run replays what the straight run would."""
+
+    def __init__(self, options: ReplayOptions, group_size: int) -> None:
+        self.options, self.group_size = options, group_size
+        self.entries: dict[int, Entry] = {}  # oldest first
+        self.questions: dict[str, Question] = {}
+        self.retired: set[str] = set()
+        self.started = False
+        self.num_tokens = 0
+        self.next_key = 0
+        self.evicted = 0
+
+    # ------------------------------------------------------------------ taking out
+
+    def choose(self, num_prompts: int, policy: Policy, temperature: float, seed: int) -> list[tuple[Task, Entry]]:
+        """The questions that a step of `num_prompts` replays, each with one of its trajectories."""
+        if not self.started:
+            return []
+        generator = random.Random(seed)
+        chosen = self.draw(min(int(self.options.share * num_prompts), len(self.questions)), generator)
+        surest = self.surest(chosen, policy, temperature, generator)
+        return [(self.questions[question].task, self.entries[surest[question]]) for question in chosen]
+
+    def draw(self, num: int, generator: random.Random) -> list[str]:
+        """Different questions: each time a bucket by its weight, among those that have one left, then any of it."""
+        buckets: dict[int, list[str]] = {}
+        for name, question in self.questions.items():
+            buckets.setdefault(question.num_successes, []).append(name)
+        weights = bucket_weights(self.group_size, self.options.sigma)
+        chosen = []
+        for _ in range(num):
+            [k] = generator.choices(list(buckets), [max(weights[k], 1e-300) for k in buckets])
+            bucket = buckets[k]
+            place = generator.randrange(len(bucket))
+            bucket[place], bucket[-1] = bucket[-1], bucket[place]
+            chosen.append(bucket.pop())
+            if not bucket:
+                del buckets[k]
+        return chosen
+
+    def surest(
+        self, questions: Sequence[str], policy: Policy, temperature: float, generator: random.Random
+    ) -> dict[str, int]:
+        """For each question the key of the trajectory with the lowest mean entropy (or negative log-prob) of the
+        tokens that the policy wrote, under the policy of now."""
+        known = {name: self.questions[name].entries for name in questions}
+        if self.options.select == "random":
+            return {name: generator.choice(keys) for name, keys in known.items()}
+        keys = [key for entries in known.values() if len(entries) > 1 for key in entries]
+        data = [datum_of(self.entries[key].trajectory()) for key in keys]
+        if self.options.select == "entropy":
+            values = policy.entropies(data, temperature=temperature)
+        else:
+            values = [[-value for value in row] for row in policy.logprobs(data, temperature=temperature)]
+        rows = zip(keys, values, data, strict=True)
+        means = {key: weighted_mean(row, datum) for key, row, datum in rows}
+        return {name: min(entries, key=lambda key: (means.get(key, 0.0), key)) for name, entries in known.items()}
+
+    # ------------------------------------------------------------------ putting in
+
+    def learn(
+        self,
+        groups: Sequence[Group],
+        logprobs: dict[int, Sequence[float]],
+        rubric: Rubric,
+        step: int,
+    ) -> Metrics:
+        """Takes in a step's groups. logprobs: the trainer's, by the id() of the trajectory; successes without are not
+        kept. Returns what to report."""
+        num_right = num_own = 0
+        used = [t for group in groups for t in group.trajectories if t.source == "replay"]
+        self.evicted = 0
+        for group in groups:
+            own = [t for t in group.trajectories if t.source == "policy"]
+            right = [t for t in own if rubric.succeeded(t, self.options.success)]
+            stored = [t for t in group.trajectories if t.source == "replay"]
+            still_right = [t for t in stored if rubric.succeeded(t, self.options.success)]
+            num_right, num_own = num_right + len(right), num_own + len(own)
+            if self.started:
+                num = len(right) + len(still_right)
+                self.update(group, num, num == len(own) + len(stored))
+                kept = [t for t in right if not t.truncated and id(t) in logprobs]
+                for trajectory in kept if group.task.id not in self.retired else []:
+                    self.add(group, num, Entry.of(group, trajectory, logprobs[id(trajectory)], step))
+        rate = num_right / max(1, num_own)
+        self.started = self.started or rate > self.options.start
+        return {"replay/success_rate": rate, "replay/used": float(len(used)), **self.metrics()}
+
+    def update(self, group: Group, num_successes: int, all_right: bool) -> None:
+        """What a group says about its question, whether or not anything of it is kept."""
+        name = group.task.id
+        if all_right:
+            self.retired.add(name)
+        if all_right or num_successes == 0:
+            self.forget(name)
+        elif name in self.questions:
+            self.questions[name].num_successes = num_successes
+
+    def add(self, group: Group, num_successes: int, entry: Entry) -> None:
+        question = self.questions.setdefault(group.task.id, Question(group.task, num_successes))
+        for key in question.entries:
+            if self.entries[key].tokens == entry.tokens:  # the newer log-probs are nearer to the policy of now
+                self.remove(key, drop=False)
+                break
+        self.entries[self.next_key] = entry
+        question.entries.append(self.next_key)
+        self.next_key += 1
+        self.num_tokens += len(entry.tokens)
+        if len(question.entries) > self.options.per_question:
+            self.evict(question.entries[0])
+        while self.num_tokens > self.options.max_tokens:
+            self.evict(next(iter(self.entries)))
+
+    def evict(self, key: int) -> None:
+        self.remove(key)
+        self.evicted += 1
+
+    def remove(self, key: int, *, drop: bool = True) -> None:
+        """drop: a question without any trajectory goes too."""
+        entry = self.entries.pop(key)
+        self.num_tokens -= len(entry.tokens)
+        question = self.questions[entry.question]
+        question.entries.remove(key)
+        if drop and not question.entries:
+            del self.questions[entry.question]
+
+    def forget(self, name: str) -> None:
+        for key in list(self.questions[name].entries) if name in self.questions else []:
+            self.remove(key)
+
+    # ------------------------------------------------------------------ telling
+
+    def metrics(self) -> Metrics:
+        sizes = Counter(question.num_successes for question in self.questions.values())
+        metrics = {
+            "replay/questions": float(len(self.questions)),
+            "replay/trajectories": float(len(self.entries)),
+            "replay/retired": float(len(self.retired)),
+            "replay/evicted": float(self.evicted),
+            "replay/started": float(self.started),
+            "replay/megabytes": self.num_tokens * BYTES_PER_TOKEN / 2**20,
+        }
+        for k in range(1, self.group_size):
+            metrics[f"replay/bucket_{k}"] = float(sizes[k])
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        entries = list(self.entries.values())
+        try:
+            tasks = json.dumps([[name, plain_task(q.task)] for name, q in self.questions.items()])
+        except TypeError as error:
+            raise UserError(f"replay: a task has a column that JSON cannot hold ({error}); leave it out") from error
+        return {
+            "tasks": tasks,
+            "questions": {name: [q.num_successes, list(q.entries)] for name, q in self.questions.items()},
+            "keys": list(self.entries),
+            "facts": json.dumps(
+                [[e.question, e.origins, e.messages, e.num_prompt_messages, e.rewards, e.step] for e in entries]
+            ),
+            "lengths": [len(entry.tokens) for entry in entries],
+            "tokens": torch.tensor([token for e in entries for token in e.tokens], dtype=torch.int32),
+            "logprobs": torch.tensor([value for e in entries for value in e.logprobs], dtype=torch.float32),
+            "retired": sorted(self.retired),
+            "started": self.started,
+            "next_key": self.next_key,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.__init__(self.options, self.group_size)  # type: ignore[misc]
+        tokens, logprobs = (state[name].split(state["lengths"]) for name in ("tokens", "logprobs"))
+        facts = zip(state["keys"], json.loads(state["facts"]), tokens, logprobs, strict=True)
+        for key, (question, origins, *rest), ids, values in facts:
+            segments = [(origin, length) for origin, length in origins]
+            self.entries[key] = Entry(question, array("i", ids.tolist()), array("f", values.tolist()), segments, *rest)
+        for name, task in json.loads(state["tasks"]):
+            num_successes, keys = state["questions"][name]
+            self.questions[name] = Question(Task(**task), num_successes, list(keys))
+        self.retired, self.started = set(state["retired"]), state["started"]
+        self.next_key, self.num_tokens = state["next_key"], sum(state["lengths"])
+
+
+def bucket_weights(group_size: int, sigma: float) -> dict[int, float]:
+    """Normal density of k successes of `group_size` around the half, for every k that a kept question can have."""
+    scale = sigma * math.sqrt(2 * math.pi)
+    return {k: math.exp(-(((k - group_size / 2) / sigma) ** 2) / 2) / scale for k in range(1, group_size + 1)}
+
+
+def weighted_mean(values: Sequence[float], datum: Datum) -> float:
+    """Over the trained tokens of a sequence."""
+    return fmean(value for value, weight in zip(values, datum.weights, strict=True) if weight)
+
+
+def plain_task(task: Task) -> dict[str, Any]:
+    return {"id": task.id, "prompt": task.prompt, "answer": task.answer, "info": dict(task.info)}

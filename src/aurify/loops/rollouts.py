@@ -1,0 +1,172 @@
+"""From tasks to scored groups: what the policy samples, and what is put beside it from other sources.
+
+Every completion has a sampling seed of its own, made of the run's seed, the step, the task and its place in the
+group. So a resumed run samples what the straight run would have sampled, and of the past nothing has to be stored but
+how many tasks were taken."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from aurify.environments.rollout import rollout
+from aurify.errors import UserError
+from aurify.loops.progress import derive_seed
+from aurify.types import Group, OnlineAlgorithm, Task, Trajectory
+
+if TYPE_CHECKING:
+    from aurify.engine.engine import Engine
+    from aurify.loops.guidance import Guide
+    from aurify.loops.recipe import OnlineStage
+    from aurify.loops.replay import Buffer, Entry
+    from aurify.renderer import Renderer
+    from aurify.rewards.rubric import Rubric
+    from aurify.samplers.sampler import Sampler
+    from aurify.tasks.taskset import TaskSet
+
+PATIENCE = 20  # unwanted tasks in a row, beyond a step's worth, before one of them is taken all the same
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """What is needed to turn tasks into scored groups."""
+
+    sampler: Sampler
+    renderer: Renderer
+    taskset: TaskSet
+    rubric: Rubric
+    stage: OnlineStage
+    seed: int
+    guide: Guide | None = None
+    buffer: Buffer | None = None  # of past successes
+    teacher: Engine | None = None  # whose log-probs an algorithm may ask for
+    discarded: list[Group] = field(default_factory=list)  # sampled in this step, and not trained
+
+    async def sample(
+        self, step: int, algorithm: OnlineAlgorithm, tasks: TaskStream, replayed: Sequence[tuple[Task, Entry]]
+    ) -> list[Group]:
+        """The groups of a step. Those without spread are drawn again with other tasks, up to `dynamic_sampling`
+        times (DAPO, arXiv 2503.14476); what then still has none stays."""
+        stage = self.stage
+        avoid = {task.id for task, _ in replayed} | (self.buffer.retired if self.buffer else set())
+        fresh = tasks.take(stage.prompts_per_step - len(replayed), avoid)
+        groups = await self.groups(step, [*(task for task, _ in replayed), *fresh], [entry for _, entry in replayed])
+        for draw in range(1, stage.dynamic_sampling + 1):
+            flat = [place for place, values in enumerate(algorithm.advantages(groups)) if not any(values)]
+            if not flat:
+                break
+            self.discarded.extend(groups[place] for place in flat)
+            first = draw * stage.prompts_per_step
+            again = await self.groups(step, tasks.take(len(flat), avoid), first=first)
+            for place, group in zip(flat, again, strict=True):
+                groups[place] = group
+        return groups
+
+    async def groups(
+        self, step: int, tasks: Sequence[Task], stored: Sequence[Entry] = (), *, first: int = 0
+    ) -> list[Group]:
+        """One for each task, at the same time. The first tasks have a stored trajectory."""
+        entries = [*stored, *[None] * (len(tasks) - len(stored))]
+        pairs = zip(tasks, entries, strict=True)
+        return await asyncio.gather(
+            *(self.group(step, first + place, task, entry) for place, (task, entry) in enumerate(pairs))
+        )
+
+    async def group(self, step: int, place: int, task: Task, stored: Entry | None = None) -> Group:
+        """All trajectories of one task at the same time; scored as soon as the last of them ends. The policy's own
+        come first, then a guide's, then the stored one."""
+        seeds = [derive_seed(self.seed, step, place, task.id, k) for k in range(self.stage.completions_per_prompt)]
+        given = self.guide.beginnings(task, step, derive_seed(self.seed, step, task.id, "guide")) if self.guide else []
+        late = self.guide is not None and self.guide.options.replace == "all_failed"
+        replayed = [stored.trajectory()] if stored else []
+        num_given = 0 if late else len(given)
+        num_own = len(seeds) - len(replayed) - num_given
+        beginnings = [[]] * num_own + given[:num_given]
+        trajectories = await asyncio.gather(*map(self.trajectory, [task] * len(beginnings), seeds, beginnings))
+        trajectories = await self.scored(task, [*trajectories, *replayed])
+        if late and given and not any(self.rubric.succeeded(t, self.success) for t in trajectories):
+            guided = await asyncio.gather(*(self.trajectory(task, 0, tokens) for tokens in given))
+            kept = num_own - len(given)
+            self.discarded.append(Group(task, trajectories[kept:num_own]))
+            trajectories[kept:num_own] = await self.scored(task, guided)
+        return Group(task, trajectories)
+
+    async def scored(self, task: Task, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+        await self.rubric.score(task, trajectories)
+        if self.stage.truncated == "penalise":
+            for trajectory in trajectories:
+                penalise(trajectory, self.stage.truncation_penalty)
+        return list(trajectories)
+
+    async def trajectory(self, task: Task, seed: int, guidance: Sequence[int] = ()) -> Trajectory:
+        try:
+            return await rollout(
+                task,
+                self.taskset.environment(task),
+                self.sampler,
+                self.renderer,
+                replace(self.stage.sampling, seed=seed),
+                max_context=self.stage.sampler.max_context,
+                max_turns=self.stage.max_turns,
+                guidance=guidance,
+            )
+        except UserError as error:
+            raise UserError(f"task {task.id!r}: {error}") from error
+
+    @property
+    def success(self) -> float:
+        return self.stage.guidance.success if self.stage.guidance else 1.0
+
+
+def penalise(trajectory: Trajectory, penalty: float) -> None:
+    """A completion cut by a token limit costs `penalty`; it stands among the rewards under its own name."""
+    if trajectory.truncated and trajectory.reward is not None:
+        trajectory.rewards["truncated"] = -penalty
+        trajectory.reward -= penalty
+
+
+class TaskStream:
+    """The training tasks in their order, and how many were taken."""
+
+    def __init__(self, taskset: TaskSet, seed: int, taken: int = 0) -> None:
+        self.taskset, self.seed, self.taken = taskset, seed, taken
+        self.tasks = tasks_from(taskset, seed, taken)
+
+    def take(self, num: int, avoid: Collection[str] = ()) -> list[Task]:
+        """The next tasks whose ids are not to be avoided; where hardly any other is left, those too."""
+        chosen: list[Task] = []
+        num_avoided = 0
+        while len(chosen) < num:
+            [task] = islice(self.tasks, 1)
+            self.taken += 1
+            if task.id in avoid and num_avoided < num + PATIENCE:
+                num_avoided += 1
+                continue
+            num_avoided = 0
+            chosen.append(task)
+        return chosen
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken = state["taken"]
+        self.tasks = tasks_from(self.taskset, self.seed, self.taken)
+
+
+def tasks_from(taskset: TaskSet, seed: int, begin: int) -> Iterator[Task]:
+    """The training tasks from place `begin` on. A finite set starts again, in its own order, when it is used up."""
+    place, epoch = 0, 0
+    while True:
+        num = 0
+        for task in taskset.train(derive_seed(seed, "tasks", epoch)):
+            num += 1
+            if place >= begin:
+                yield task
+            place += 1
+        if num == 0:
+            raise UserError(f"task {taskset.name!r}: there is no training task; look at its options")
+        epoch += 1
