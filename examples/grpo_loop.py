@@ -35,7 +35,7 @@ class Player:
     renderer: Renderer
     max_tokens: int
 
-    async def play(self, task: Task, num: int, seed: int, temperature: float = 1.0) -> Group:
+    async def play(self, task: Task, num: int, seed: int) -> Group:
         """A group: `num` answers to one task, each with its reward."""
         rollouts = [
             rollout(
@@ -43,7 +43,7 @@ class Player:
                 self.taskset.environment(task),
                 self.sampler,
                 self.renderer,
-                SamplingParams(max_tokens=self.max_tokens, temperature=temperature, seed=seed + k),
+                SamplingParams(max_tokens=self.max_tokens, seed=seed + k),
             )
             for k in range(num)
         ]
@@ -52,9 +52,9 @@ class Player:
         return Group(task, list(trajectories))
 
     async def accuracy(self, num_tasks: int) -> float:
-        """Share of held-out tasks that a greedy answer solves."""
+        """Share of held-out tasks that one answer, sampled as in training, solves."""
         heldout = self.taskset.heldout[:num_tasks]
-        groups = await asyncio.gather(*(self.play(task, 1, 0, temperature=0.0) for task in heldout))
+        groups = await asyncio.gather(*(self.play(task, 1, seed) for seed, task in enumerate(heldout)))
         return sum(group.rewards[0] or 0.0 for group in groups) / len(heldout)
 
 
@@ -68,7 +68,7 @@ async def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--eval-tasks", type=int, default=64)
+    parser.add_argument("--eval-tasks", type=int, default=128)
     parser.add_argument("--log", type=Path, help="append one JSON object a step to this file")
     args = parser.parse_args()
 
