@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Metrics = dict[str, float]
 Origin = Literal["prompt", "policy", "environment", "guidance"]
 Source = Literal["data", "policy", "guidance", "replay"]
+SOURCES: tuple[Source, ...] = ("data", "policy", "guidance", "replay")  # Batch.source counts in this order
 
 
 class Message(TypedDict, total=False):
@@ -141,9 +142,12 @@ class Datum:
     unit: int = -1  # data of one unit (a preference pair: chosen first, then rejected) share a micro-batch; -1 = alone
     source: Source = "data"
     margin: float = 0.0  # preference pairs: how much better the chosen one should score
+    label: float = 1.0  # unpaired preferences: 1 desirable, -1 undesirable
+    baseline: float = 0.0  # a constant of this sequence that a loss measures it against, such as KTO's divergence
+    guided: list[bool] | None = None  # written by a guide, where a sequence is only partly so
 
     def __post_init__(self) -> None:
-        for name in ("weights", "advantages", "logprobs", "old_logprobs", "ref_logprobs"):
+        for name in ("weights", "advantages", "logprobs", "old_logprobs", "ref_logprobs", "guided"):
             stream = getattr(self, name)
             if stream is not None and len(stream) != len(self.tokens):
                 raise ValueError(
@@ -173,10 +177,17 @@ class Batch:
     num_sequences: int
     num_units: int
     margin: Tensor  # [sequences] fp32
+    label: Tensor  # [sequences] fp32
+    baseline: Tensor  # [sequences] fp32
+    source: Tensor  # [tokens] int64, who wrote the token, as an index into SOURCES
     advantages: Tensor | None = None  # [tokens]
     logprobs: Tensor | None = None  # [tokens] of the sampler
     old_logprobs: Tensor | None = None  # [tokens] of the trainer
     ref_logprobs: Tensor | None = None  # [tokens]
+
+    def written_by(self, source: Source) -> Tensor:
+        """[tokens] bool"""
+        return self.source == SOURCES.index(source)
 
     def sum_by_sequence(self, values: Tensor) -> Tensor:
         """[tokens] -> [sequences]"""
@@ -188,12 +199,32 @@ class Batch:
         return self.sum_by_sequence(self.weights)
 
 
-Need = Literal["advantages", "logprobs", "old_logprobs", "ref_logprobs", "entropy", "scores"]
+Need = Literal["advantages", "logprobs", "old_logprobs", "ref_logprobs", "teacher_logprobs", "entropy", "scores", "reference"]
+# "reference": `prepare` asks the policy for its reference
 Per = Literal["token", "sequence", "unit"]
+Lesson = Literal["answers", "pairs", "labels", "rollouts"]
+
+
+class Policy(Protocol):
+    """What `prepare` may ask of a model: numbers without gradient, len(tokens) for each sequence."""
+
+    def logprobs(
+        self, data: Sequence[Datum], *, reference: bool = False, temperature: float = 1.0
+    ) -> list[list[float]]: ...
+
+    def entropies(self, data: Sequence[Datum], *, temperature: float = 1.0) -> list[list[float]]: ...
 
 
 class Algorithm(Protocol):
-    """A frozen dataclass whose fields are the method's options."""
+    """A frozen dataclass whose fields are the method's options.
+
+    It may also have `prepare(data, policy, temperature) -> data`, called once for each optimiser step before the
+    gradient: the place for what depends on the whole batch, such as a quantile or a baseline (see `prepared`)."""
+
+    @property
+    def learns_from(self) -> Lesson:
+        """Answers to imitate, preference pairs, answers with a label, or the model's own rollouts."""
+        ...
 
     @property
     def needs(self) -> frozenset[Need]: ...
@@ -214,3 +245,9 @@ class OnlineAlgorithm(Algorithm, Protocol):
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         """One advantage for each trajectory of each group; 0 where the reward is None."""
         ...
+
+
+def prepared(algorithm: Algorithm, data: Sequence[Datum], policy: Policy, temperature: float = 1.0) -> list[Datum]:
+    """The data of one optimiser step as the algorithm wants them."""
+    prepare = getattr(algorithm, "prepare", None)
+    return list(data) if prepare is None else prepare(data, policy, temperature)

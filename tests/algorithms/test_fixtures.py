@@ -12,7 +12,7 @@ from aurify.algorithms.estimators import center, group_advantages
 from aurify.algorithms.grpo import GRPO, kl_estimate
 from aurify.algorithms.reward_model import RewardModel
 from aurify.algorithms.sft import SFT
-from aurify.types import Batch, Outputs
+from aurify.types import SOURCES, Batch, Outputs
 
 
 def batch_of(lengths: list[int], **streams: list[float] | float) -> Batch:
@@ -28,6 +28,9 @@ def batch_of(lengths: list[int], **streams: list[float] | float) -> Batch:
         num_sequences=num,
         num_units=num // 2,
         margin=tensors.pop("margin", torch.zeros(num)),
+        label=tensors.pop("label", torch.ones(num)),
+        baseline=tensors.pop("baseline", torch.zeros(num)),
+        source=tensors.pop("source", torch.full((total,), SOURCES.index("policy"))),
         **tensors,
     )
 

@@ -7,11 +7,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from aurify.types import Batch, Metrics, Need, Outputs, Per
+from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
 
 
 @dataclass(frozen=True)
 class SFT:
+    learns_from: ClassVar[Lesson] = "answers"
     needs: ClassVar[frozenset[Need]] = frozenset()
     per: ClassVar[Per] = "token"
 

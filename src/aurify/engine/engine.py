@@ -12,10 +12,9 @@ ranks). Algorithms are blind to models, memory and devices."""
 from __future__ import annotations
 
 import copy
-import logging
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -33,8 +32,6 @@ from aurify.engine.optim import MasterAdamW, OptimConfig
 from aurify.engine.packing import Row, pack
 from aurify.errors import UserError
 from aurify.types import Algorithm, Datum, Metrics, Outputs
-
-log = logging.getLogger("aurify")
 
 STATE_FILE = "engine.pt"
 DEFAULT_TOKENS = {"cpu": 2048, "cuda": 16384}  # of one micro-batch
@@ -124,7 +121,7 @@ class Engine:
             raise ValueError("this engine was made with trainable=False")
         scores = "scores" in algorithm.needs
         data = self._trained(data, algorithm)
-        rows = pack(data, self.micro_batch_tokens, self.share and self.body.packs)
+        rows = self._rows(data)
         counts = [
             sum(sum(datum.weights) for datum in data),
             len(data),
@@ -181,23 +178,24 @@ class Engine:
         reference: under the policy that training began with. With an adapter that is the same model with the
         adapter switched off (or set back to its initial state); without one it is the frozen copy of
         `keep_reference`."""
-        results = [[0.0] * len(datum.tokens) for datum in data]
-        wanted = [i for i, datum in enumerate(data) if any(datum.weights)]
-        chosen = [data[i] for i in wanted]
-        for row in pack(chosen, self.micro_batch_tokens, self.share and self.body.packs):
-            inputs = Inputs.of(row, chosen, self.device)
-            body = self._reference() if reference else self.body
-            with self.adapter.using("reference") if reference and self.adapter is not None else nullcontext():
-                values = self._outputs(body, row, inputs, temperature).logprobs.tolist()
-            for (k, t), value in zip(inputs.places, values, strict=True):
-                results[wanted[k]][t] = value
-        return results
+        body = self._reference() if reference else self.body
+        with self.adapter.using("reference") if reference and self.adapter is not None else nullcontext():
+            return self._by_token(data, lambda row, inputs: self._outputs(body, row, inputs, temperature).logprobs)
+
+    @torch.no_grad()
+    def entropies(self, data: Sequence[Datum], *, temperature: float = 1.0) -> list[list[float]]:
+        """Entropy, in nats, of the distribution that predicts each token with weight != 0; 0.0 elsewhere."""
+
+        def entropy(row: Row, inputs: Inputs) -> Tensor:
+            return self._outputs(self.body, row, inputs, temperature, entropy=True).entropy  # type: ignore[return-value]
+
+        return self._by_token(data, entropy)
 
     @torch.no_grad()
     def scores(self, data: Sequence[Datum]) -> list[float]:
         """The scalar head on the last token of each sequence."""
         results = [0.0] * len(data)
-        for row in pack(data, self.micro_batch_tokens, self.share and self.body.packs):
+        for row in self._rows(data):
             inputs = Inputs.of(row, data, self.device)
             outputs = self._outputs(self.body, row, inputs, 1.0, scores=True)
             for k, value in zip(row.data, outputs.scores.tolist(), strict=True):  # type: ignore[union-attr]
@@ -283,7 +281,7 @@ class Engine:
                 )
             if not datum.tokens or not 0 <= min(datum.tokens) <= max(datum.tokens) < vocabulary:
                 raise UserError(f"sequence {index} is empty or has token ids outside 0..{vocabulary - 1}")
-            for need in ("ref_logprobs", "advantages", "logprobs"):
+            for need in ("ref_logprobs", "advantages", "logprobs", "old_logprobs"):
                 if need in algorithm.needs and getattr(datum, need) is None:
                     raise ValueError(f"{type(algorithm).__name__} needs {need}; sequence {index} has none")
         if "scores" in algorithm.needs:
@@ -297,6 +295,20 @@ class Engine:
         if algorithm.per == "unit":  # a pair stays whole
             return list(data)
         return [datum for datum in data if any(datum.weights)]
+
+    def _rows(self, data: Sequence[Datum]) -> list[Row]:
+        return pack(data, self.micro_batch_tokens, self.share and self.body.packs)
+
+    def _by_token(self, data: Sequence[Datum], values: Callable[[Row, Inputs], Tensor]) -> list[list[float]]:
+        """What `values` gives for the trained tokens of each row, in the places of those tokens."""
+        results = [[0.0] * len(datum.tokens) for datum in data]
+        wanted = [i for i, datum in enumerate(data) if any(datum.weights)]
+        chosen = [data[i] for i in wanted]
+        for row in self._rows(chosen):
+            inputs = Inputs.of(row, chosen, self.device)
+            for (k, t), value in zip(inputs.places, values(row, inputs).tolist(), strict=True):
+                results[wanted[k]][t] = value
+        return results
 
     def _outputs(
         self, body: Body, row: Row, inputs: Inputs, temperature: float, entropy: bool = False, scores: bool = False

@@ -14,7 +14,7 @@ from torch import Tensor
 from aurify.engine.attention import IMPLEMENTATION, Forest, Unsupported
 from aurify.engine.logprobs import Head
 from aurify.engine.packing import Row, build_row
-from aurify.types import Batch, Datum
+from aurify.types import SOURCES, Batch, Datum
 
 log = logging.getLogger("aurify")
 
@@ -57,6 +57,11 @@ class Inputs:
             num_sequences=len(row.data),
             num_units=len(units),
             margin=torch.tensor([data[k].margin for k in row.data], device=device),
+            label=torch.tensor([data[k].label for k in row.data], device=device),
+            baseline=torch.tensor([data[k].baseline for k in row.data], device=device),
+            source=torch.from_numpy(
+                np.concatenate([writers(data[k])[t] for k, t in zip(row.data, trained, strict=True)])
+            ).to(device),
             advantages=stream("advantages"),
             logprobs=stream("logprobs"),
             old_logprobs=stream("old_logprobs"),
@@ -66,6 +71,14 @@ class Inputs:
         return Inputs(
             batch, torch.from_numpy(distinct).to(device), torch.from_numpy(scatter.reshape(-1)).to(device), places
         )
+
+
+def writers(datum: Datum) -> np.ndarray:
+    """[tokens] int64, index into SOURCES: a token of a guide is one, whatever its sequence is."""
+    source = np.full(len(datum.tokens), SOURCES.index(datum.source))
+    if datum.guided is not None:
+        source[np.asarray(datum.guided, dtype=bool)] = SOURCES.index("guidance")
+    return source
 
 
 class Body:
