@@ -15,6 +15,7 @@ from aurify.errors import UserError
 from aurify.evaluation.evaluate import (
     evaluate,
     heldout_loss,
+    length_correlation,
     likelier_pair_accuracy,
     pair_accuracy,
     scored_pair_accuracy,
@@ -106,3 +107,11 @@ def test_losses_and_pairs_agree_with_the_log_probs_of_the_engine():
     scores = Engine(tiny_model(scalar_head=True), trainable=False)
     values = scores.scores(data)
     assert scored_pair_accuracy(scores, data) == ((values[0] > values[1]) + (values[2] > values[3])) / 2
+
+
+def test_length_correlation_counts_trained_tokens():
+    """Lengths 1, 2, 3 with scores 1, 3, 2: covariance 1/2, both deviations 1. A prompt's length says nothing."""
+    data = [Datum([5] * (20 - 3 * n) + [6] * n, [0.0] * (20 - 3 * n) + [1.0] * n) for n in (1, 2, 3)]
+    assert length_correlation([1.0, 3.0, 2.0], data) == pytest.approx(0.5)
+    assert length_correlation([3.0, 2.0, 1.0], data) == pytest.approx(-1.0)
+    assert length_correlation([2.0, 2.0, 2.0], data) == 0 == length_correlation([1.0, 2.0], [data[0]] * 2)

@@ -1,44 +1,156 @@
-"""Direct preference optimisation (arXiv 2305.18290): raise the chosen completion over the rejected one, measured
-against the reference. With h = log pi(y) - log pi_ref(y) summed over completion tokens and D = h_c - h_r:
+"""Direct preference optimisation (arXiv 2305.18290) and the losses that came after it: raise the chosen completion
+over the rejected one, measured against the reference. With h = log pi(y) - log pi_ref(y), summed over the tokens of a
+completion (or their mean: ipo, sigmoid_norm), c the chosen and r the rejected one, e the label smoothing:
 
-    loss = -(1 - e) log sigmoid(beta D) - e log sigmoid(-beta D)
+    sigmoid       -(1 - e) log s(b (h_c - h_r)) - e log s(-b (h_c - h_r))              DPO; conservative DPO with e > 0
+    sigmoid_norm  the same on means; beta is then about 5                              Tulu 3, arXiv 2411.15124
+    robust        unbiased where a share e of the labels is wrong                      arXiv 2403.00409
+    hinge         max(0, 1 - b (h_c - h_r))                                            SLiC, arXiv 2305.10425
+    ipo           (h_c - h_r - 1 / 2b)^2 on means, as its authors meant it             arXiv 2310.12036
+    apo_zero      h_c up, h_r down: where chosen ones are better than the model        arXiv 2408.06266
+    apo_down      both down, h_r more: where chosen ones are worse than the model      arXiv 2408.06266
+    nca, bco      each completion against the reference alone                          arXiv 2402.05369, 2404.04656
+    sppo          h_c to 1 / 2b and h_r to -1 / 2b (hard labels)                       arXiv 2405.00675
+    exo           KL of s(b (h_c - h_r)) from the label 1 - e                          arXiv 2402.00856
 
-e is label smoothing (conservative DPO), for labels that are wrong now and then. TRL's "sigmoid" ignores it; we
-honour it."""
+`length_alpha` weights the tokens beyond the length that both completions have (LD-DPO, arXiv 2409.06411); `sft_coef`
+adds the mean negative log-likelihood of the chosen one (see `pairs.chosen_nll`). TRL's "sigmoid" ignores label
+smoothing; we honour it, and refuse it where a loss has no place for it."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aurify.algorithms.pairs import chosen_nll, lengths_of, reward_metrics, split
 from aurify.errors import UserError
-from aurify.types import Batch, Metrics, Need, Outputs, Per
+from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
+
+Name = Literal[
+    "sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "apo_zero", "apo_down", "nca", "bco", "sppo", "exo"
+]  # fmt: skip
+PairLoss = Callable[[Tensor, Tensor, float, float], Tensor]  # (h_c, h_r, beta, e), [pairs] -> [pairs]
+
+
+def sigmoid(chosen: Tensor, rejected: Tensor, beta: float, e: float) -> Tensor:
+    gap = beta * (chosen - rejected)
+    return -(1 - e) * F.logsigmoid(gap) - e * F.logsigmoid(-gap)
+
+
+def robust(chosen: Tensor, rejected: Tensor, beta: float, e: float) -> Tensor:
+    gap = beta * (chosen - rejected)
+    return (-(1 - e) * F.logsigmoid(gap) + e * F.logsigmoid(-gap)) / (1 - 2 * e)
+
+
+def hinge(chosen: Tensor, rejected: Tensor, beta: float, e: float) -> Tensor:
+    return F.relu(1 - beta * (chosen - rejected))
+
+
+def ipo(chosen: Tensor, rejected: Tensor, beta: float, e: float) -> Tensor:
+    return (chosen - rejected - 1 / (2 * beta)) ** 2
+
+
+def apo_zero(chosen: Tensor, rejected: Tensor, beta: float, e: float) -> Tensor:
+    return torch.sigmoid(-beta * chosen) + torch.sigmoid(beta * rejected)
+
+
+def apo_down(chosen: Tensor, rejected: Tensor, beta: float, e: float) -> Tensor:
+    return torch.sigmoid(beta * chosen) + torch.sigmoid(-beta * (chosen - rejected))
+
+
+def nca(chosen: Tensor, rejected: Tensor, beta: float, e: float) -> Tensor:
+    pull = F.logsigmoid(-beta * chosen) + F.logsigmoid(-beta * rejected)
+    return -F.logsigmoid(beta * chosen) - 0.5 * pull
+
+
+def bco(chosen: Tensor, rejected: Tensor, beta: float, e: float) -> Tensor:
+    return -F.logsigmoid(beta * chosen) - F.logsigmoid(-beta * rejected)
+
+
+def sppo(chosen: Tensor, rejected: Tensor, beta: float, e: float) -> Tensor:
+    return (chosen - 1 / (2 * beta)) ** 2 + (rejected + 1 / (2 * beta)) ** 2
+
+
+def exo(chosen: Tensor, rejected: Tensor, beta: float, e: float) -> Tensor:
+    gap = beta * (chosen - rejected)
+    agree = torch.sigmoid(gap) * (F.logsigmoid(gap) - math.log1p(-e))
+    return agree + torch.sigmoid(-gap) * (F.logsigmoid(-gap) - math.log(e))
+
+
+LOSSES: dict[Name, PairLoss] = {
+    "sigmoid": sigmoid,
+    "sigmoid_norm": sigmoid,
+    "robust": robust,
+    "hinge": hinge,
+    "ipo": ipo,
+    "apo_zero": apo_zero,
+    "apo_down": apo_down,
+    "nca": nca,
+    "bco": bco,
+    "sppo": sppo,
+    "exo": exo,
+}
+PER_TOKEN = ("sigmoid_norm", "ipo")  # h is a mean over tokens there
+SMOOTHED = ("sigmoid", "sigmoid_norm", "robust", "exo")  # those that e changes
 
 
 @dataclass(frozen=True)
 class DPO:
     beta: float = 0.1
-    label_smoothing: float = 0.0
+    loss_type: Name = "sigmoid"
+    label_smoothing: float | None = None  # None: 0.001 for exo, which needs some, and 0 for the others
+    length_alpha: float = 1.0  # 1 = off; 0 = only the length that both completions have counts
+    sft_coef: float = 0.0
 
+    learns_from: ClassVar[Lesson] = "pairs"
     needs: ClassVar[frozenset[Need]] = frozenset({"ref_logprobs"})
     per: ClassVar[Per] = "unit"
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or not 0 <= self.label_smoothing < 0.5:
-            raise UserError(f"dpo: beta {self.beta} must be > 0 and label_smoothing {self.label_smoothing} in [0, 0.5)")
+        if self.beta <= 0 or self.sft_coef < 0 or not 0 <= self.length_alpha <= 1:
+            raise UserError(
+                f"dpo: beta {self.beta} must be > 0, sft_coef {self.sft_coef} >= 0 and length_alpha "
+                f"{self.length_alpha} in [0, 1]"
+            )
+        if not 0 <= self.smoothing < 0.5 or (self.loss_type == "exo" and self.smoothing == 0):
+            lowest = "(0" if self.loss_type == "exo" else "[0"
+            raise UserError(f"dpo.label_smoothing: {self.label_smoothing} must be in {lowest}, 0.5)")
+        if self.smoothing and self.loss_type not in SMOOTHED:
+            raise UserError(
+                f"dpo.label_smoothing: the loss {self.loss_type!r} has no label smoothing; leave it out, or take one "
+                f"of {', '.join(SMOOTHED)}"
+            )
+
+    @property
+    def smoothing(self) -> float:
+        if self.label_smoothing is None:
+            return 1e-3 if self.loss_type == "exo" else 0.0
+        return self.label_smoothing
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
         assert batch.ref_logprobs is not None
-        h = batch.sum_by_sequence(batch.weights * (out.logprobs - batch.ref_logprobs))  # [sequences]
-        chosen, rejected = h.view(-1, 2).unbind(1)  # [pairs]
-        gap = self.beta * (chosen - rejected)
-        losses = -(1 - self.label_smoothing) * F.logsigmoid(gap) - self.label_smoothing * F.logsigmoid(-gap)
-        return losses.sum(), {
-            "reward/accuracy": float((gap > 0).sum()),
-            "reward/margin": float(gap.detach().sum()),
-            "reward/chosen": float(self.beta * chosen.detach().sum()),
-            "reward/rejected": float(self.beta * rejected.detach().sum()),
-        }
+        weights = batch.weights if self.length_alpha == 1 else batch.weights * beyond(batch, self.length_alpha)
+        h = batch.sum_by_sequence(weights * (out.logprobs - batch.ref_logprobs))  # [sequences]
+        measured = h / lengths_of(batch) if self.loss_type in PER_TOKEN else h
+        losses = LOSSES[self.loss_type](*split(measured), self.beta, self.smoothing)  # [pairs]
+        chosen, rejected = split(self.beta * h)
+        metrics = reward_metrics(chosen, rejected)
+        if self.sft_coef:
+            nll = chosen_nll(out.logprobs, batch)
+            losses = losses + self.sft_coef * nll
+            metrics["loss/sft"] = float(nll.detach().sum())
+        return losses.sum(), metrics
+
+
+def beyond(batch: Batch, alpha: float) -> Tensor:
+    """[tokens] alpha for what a completion has beyond the length of its pair's shorter one, 1 before that."""
+    lengths = torch.bincount(batch.sequence, minlength=batch.num_sequences)  # [sequences] trained tokens
+    place = torch.arange(len(batch.sequence), device=lengths.device) - (lengths.cumsum(0) - lengths)[batch.sequence]
+    shared = lengths.view(-1, 2).amin(1).repeat_interleave(2)  # [sequences]
+    return torch.where(place < shared[batch.sequence], 1.0, alpha)

@@ -99,9 +99,22 @@ def pair_accuracy(values: Sequence[float]) -> float:
     return statistics.fmean(chosen > rejected for chosen, rejected in zip(values[::2], values[1::2], strict=True))
 
 
+def scores_of(judge: Judge, data: Sequence[Datum]) -> list[float]:
+    return [score for part in chunks(data) for score in judge.scores(part)]
+
+
 def scored_pair_accuracy(judge: Judge, pairs: Sequence[Datum]) -> float:
     """How often a reward model prefers the chosen completion."""
-    return pair_accuracy([score for part in chunks(pairs) for score in judge.scores(part)])
+    return pair_accuracy(scores_of(judge, pairs))
+
+
+def length_correlation(scores: Sequence[float], data: Sequence[Datum]) -> float:
+    """Pearson's correlation of the scores with the lengths of the completions, in trained tokens; 0 where either does
+    not vary. Far above that of the labels, a reward model has learnt to count."""
+    lengths = [sum(map(bool, datum.weights)) for datum in data]
+    if len(set(lengths)) < 2 or len(set(scores)) < 2:
+        return 0.0
+    return statistics.correlation(scores, lengths)
 
 
 def likelier_pair_accuracy(judge: Judge, pairs: Sequence[Datum]) -> float:

@@ -13,13 +13,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurify.engine.optim import lr_at
+from aurify.errors import UserError
+from aurify.loops import reference_cache
 from aurify.loops.interrupt import Interrupt
 from aurify.loops.progress import Checkpoints, derive_seed
 from aurify.loops.recipe import OfflineStage
-from aurify.types import Algorithm, Datum
+from aurify.types import Algorithm, Datum, prepared
 
 if TYPE_CHECKING:
     from aurify.engine.engine import Engine
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 
 Unit = tuple[Datum, ...]
 
-REFERENCE_CHUNK = 64  # units in one call for reference log-probs: a sign of life between two calls
+REFERENCE_CHUNK = 128  # data in one call for reference log-probs
 
 
 def num_steps(stage: OfflineStage, num_units: int) -> int:
@@ -67,18 +70,44 @@ def batch_of(units: Sequence[Unit], indices: Sequence[int]) -> list[Datum]:
     ]
 
 
-def with_reference(engine: Engine, units: Sequence[Unit], used: set[int], tracker: StageTracker) -> list[Unit]:
+def with_reference(
+    engine: Engine, units: Sequence[Unit], used: set[int], tracker: StageTracker, cache: Path | None = None
+) -> list[Unit]:
     """Adds the log-probs of the reference, once, to the units that the stage will see. To be called before the first
-    step and before a checkpoint is loaded: then the engine needs no second copy of the model."""
+    step and before a checkpoint is loaded: then the engine needs no second copy of the model.
+
+    cache: the file that keeps them. One of another model or of other data is refused, and written anew."""
     result, chosen = list(units), sorted(used)
-    tracker.event(f"reference log-probs of {len(chosen)} rows")
-    for begin in range(0, len(chosen), REFERENCE_CHUNK):
-        part = chosen[begin : begin + REFERENCE_CHUNK]
-        flat = [datum for index in part for datum in units[index]]
-        known = iter(engine.logprobs(flat, reference=True))
-        for index in part:
-            result[index] = tuple(replace(datum, ref_logprobs=next(known)) for datum in units[index])
+    flat = [datum for index in chosen for datum in units[index]]
+    known, model = None, ""
+    if cache is not None:
+        model = reference_cache.model_fingerprint(engine)
+        known, refused = reference_cache.load(cache, model, flat)
+        if refused:
+            tracker.event(f"{cache}: refused: {refused}")
+    if known is None:
+        tracker.event(f"reference log-probs of {len(chosen)} rows")
+        known = []
+        for begin in range(0, len(flat), REFERENCE_CHUNK):
+            known += engine.logprobs(flat[begin : begin + REFERENCE_CHUNK], reference=True)
+        if cache is not None:
+            reference_cache.save(cache, model, flat, known)
+    else:
+        tracker.event(f"reference log-probs of {len(chosen)} rows: read from {cache}")
+    rest = iter(known)
+    for index in chosen:
+        result[index] = tuple(replace(datum, ref_logprobs=next(rest)) for datum in units[index])
     return result
+
+
+def check_company(stage: OfflineStage, num_units: int) -> None:
+    """Seen before the first step, not in the last: a method that compares the rows of a step needs two in each."""
+    rows = num_rows(stage, num_units)
+    if min(stage.batch_size, rows) < 2 or rows % stage.batch_size == 1:
+        raise UserError(
+            f"batch_size: {stage.method} compares the rows of a step with each other, and a step of this stage has one "
+            f"row ({rows} rows in steps of {stage.batch_size}); set another batch_size, or steps instead of epochs"
+        )
 
 
 def train_offline(
@@ -96,14 +125,18 @@ def train_offline(
     total = num_steps(stage, len(units))
     if "ref_logprobs" in algorithm.needs:
         used = {index for step in range(total) for index in indices_at(step, stage, len(units), seed)}
-        units = with_reference(engine, units, used, tracker)
+        cache = tracker.folder.path / reference_cache.FILE
+        units = with_reference(engine, units, used, tracker, cache)
+    if "reference" in algorithm.needs:
+        check_company(stage, len(units))
+        engine.keep_reference()
     start = checkpoints.restore(engine)
     tracker.start(total, start)
     with Interrupt() as interrupt:
         for step in range(start, total):
             begin = time.perf_counter()
             batch = batch_of(units, indices_at(step, stage, len(units), seed))
-            metrics = engine.forward_backward(batch, algorithm)
+            metrics = engine.forward_backward(prepared(algorithm, batch, engine), algorithm)
             metrics |= engine.optim_step(lr_at(stage.optim, step, total))
             seconds = time.perf_counter() - begin
             num_tokens = sum(len(datum.tokens) for datum in batch)

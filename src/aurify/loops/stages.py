@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,14 @@ from aurify.engine import checkpoint
 from aurify.engine.engine import Engine
 from aurify.engine.model import ModelConfig, load_model
 from aurify.errors import UserError
-from aurify.evaluation.evaluate import evaluate, heldout_loss, likelier_pair_accuracy, scored_pair_accuracy
+from aurify.evaluation.evaluate import (
+    evaluate,
+    heldout_loss,
+    length_correlation,
+    likelier_pair_accuracy,
+    pair_accuracy,
+    scores_of,
+)
 from aurify.loops import examples as data
 from aurify.loops.guidance import Guide, guide_of
 from aurify.loops.interrupt import run_async
@@ -34,6 +41,7 @@ from aurify.tasks.taskset import TaskSet
 from aurify.tracking.console import Console
 from aurify.tracking.run_folder import RunFolder, StageFolder
 from aurify.tracking.tracker import StageTracker
+from aurify.types import Datum
 
 Number = tuple[float, dict[str, Any]]  # a held-out number, and what belongs to it
 
@@ -276,12 +284,18 @@ class StageRun:
             self.tracker.event("nothing is held out to evaluate on")
             return None
         if scores:
-            return Measure("pair accuracy", lambda: (scored_pair_accuracy(engine, heldout), {"num": len(heldout) // 2}))
+            return Measure("pair accuracy", lambda: self.pair_accuracy(engine, heldout))
         if pairs:
             return Measure(
                 "likelier pairs", lambda: (likelier_pair_accuracy(engine, heldout), {"num": len(heldout) // 2})
             )
         return Measure("held-out loss", lambda: (heldout_loss(engine, heldout), {"num": len(heldout)}))
+
+    def pair_accuracy(self, engine: Engine, heldout: Sequence[Datum]) -> Number:
+        scores = scores_of(engine, heldout)
+        length = length_correlation(scores, heldout)
+        self.tracker.event(f"correlation of score and length: {length:+.2f}")
+        return pair_accuracy(scores), {"num": len(heldout) // 2, "length_correlation": length}
 
     def accuracy(self, engine: Engine) -> Number:
         assert self.taskset is not None

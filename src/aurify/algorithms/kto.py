@@ -1,0 +1,97 @@
+"""Kahneman-Tversky optimisation (arXiv 2402.01306): single answers, each labelled desirable (1) or not (-1). With
+h = log pi(y) - log pi_ref(y), summed over the completion, and z the divergence of the policy from the reference:
+
+    weight (1 - sigmoid(label beta (h - z))),   weight = w_d or w_u by the label
+
+z is what h is on average for completions that do not belong to their prompts: within the step's batch each prompt gets
+the completion before it. It is one number for the step, not below 0, and has no gradient. Keep
+w_d n_desirable / (w_u n_undesirable) between 1 and 4/3. "apo_zero_unpaired" (arXiv 2408.06266) sets z = 0.
+
+TRL estimates z from each micro-batch; we from the whole step, so that it does not depend on memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from aurify.errors import UserError
+from aurify.types import Batch, Datum, Lesson, Metrics, Need, Outputs, Per, Policy
+
+
+@dataclass(frozen=True)
+class KTO:
+    beta: float = 0.1
+    loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+
+    learns_from: ClassVar[Lesson] = "labels"
+    per: ClassVar[Per] = "sequence"
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0 or min(self.desirable_weight, self.undesirable_weight) < 0:
+            raise UserError(
+                f"kto: beta {self.beta} must be > 0, desirable_weight {self.desirable_weight} and undesirable_weight "
+                f"{self.undesirable_weight} >= 0"
+            )
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return frozenset({"ref_logprobs", "reference"} if self.loss_type == "kto" else {"ref_logprobs"})
+
+    def prepare(self, data: Sequence[Datum], policy: Policy, temperature: float) -> list[Datum]:
+        if wrong := {datum.label for datum in data} - {1.0, -1.0}:
+            raise UserError(f"kto: a label is {min(wrong)}; it must be 1 (desirable) or -1 (undesirable)")
+        if self.loss_type != "kto":
+            return list(data)
+        trained = [datum for datum in data if any(datum.weights)]
+        if len(trained) < 2:
+            raise UserError(
+                "kto: a step of one row has no other completion to estimate the divergence from; set batch_size to at "
+                "least 2 (8 or more is usual), or take loss_type apo_zero_unpaired, which needs no estimate"
+            )
+        baseline = divergence(trained, policy, temperature)
+        return [replace(datum, baseline=baseline) for datum in data]
+
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+        assert batch.ref_logprobs is not None
+        h = batch.sum_by_sequence(batch.weights * (out.logprobs - batch.ref_logprobs))  # [sequences]
+        baseline = batch.baseline if self.loss_type == "kto" else torch.zeros_like(h)
+        gain = batch.label * self.beta * (h - baseline)
+        weight = torch.where(batch.label > 0, self.desirable_weight, self.undesirable_weight)
+        return (weight * torch.sigmoid(-gain)).sum(), {  # 1 - sigmoid(x) = sigmoid(-x)
+            "reward/accuracy": float((gain > 0).sum()),
+            "reward/margin": float(gain.detach().sum()),  # positive: desirable ones above, undesirable ones below z
+            "reward/desirable": float((batch.label > 0).sum()),
+            "loss/divergence": float(baseline.sum()),
+        }
+
+
+def divergence(data: Sequence[Datum], policy: Policy, temperature: float) -> float:
+    """The mean of h over mismatched completions, at least 0."""
+    mismatched = rotated(data)
+    now = policy.logprobs(mismatched, temperature=temperature)
+    before = policy.logprobs(mismatched, reference=True, temperature=temperature)
+    ratios = [
+        math.fsum(w * (a - b) for w, a, b in zip(datum.weights, new, old, strict=True))
+        for datum, new, old in zip(mismatched, now, before, strict=True)
+    ]
+    return max(0.0, math.fsum(ratios) / len(ratios))
+
+
+def rotated(data: Sequence[Datum]) -> list[Datum]:
+    """Each prompt with the completion of the row before it, the first with that of the last. What is longer than the
+    longest row of the batch is cut there: every row fits into the model, and so do these."""
+    limit = max(len(datum.tokens) for datum in data)
+    starts = [next((t for t, weight in enumerate(d.weights) if weight), len(d.tokens)) for d in data]
+    result = []
+    for k, datum in enumerate(data):
+        prompt, other, begin = datum.tokens[: starts[k]], data[k - 1], starts[k - 1]
+        tokens, weights = prompt + other.tokens[begin:], [0.0] * len(prompt) + other.weights[begin:]
+        result.append(Datum(tokens[:limit], weights[:limit]))
+    return result

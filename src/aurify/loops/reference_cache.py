@@ -1,0 +1,85 @@
+"""Log-probs of the reference on disk, so that a stage that is resumed does not compute them again.
+
+They belong to one model and to one list of data. The file carries a fingerprint of each; where one differs from what
+the stage has now, the file is refused, and the tracker's events say which it was. It is written beside its place and
+renamed, and it keeps float32: what is read back is what was computed, bit for bit."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from aurify.types import Datum
+
+if TYPE_CHECKING:
+    from aurify.engine.engine import Engine
+
+FILE = "reference_logprobs.safetensors"
+
+
+def model_fingerprint(engine: Engine) -> str:
+    """Of the model as it is now: its name and every weight, those of an adapter merged in. A second for each GB."""
+    digest = hashlib.blake2b(f"{engine.name}/{type(engine.module).__name__}".encode(), digest_size=16)
+    for name, weight in engine.weights():
+        digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def data_fingerprint(data: Sequence[Datum]) -> str:
+    """Of the tokens, of which of them are trained, and of their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for datum in data:
+        digest.update(len(datum.tokens).to_bytes(8, "little"))
+        digest.update(np.asarray(datum.tokens, dtype=np.int64))
+        digest.update(np.asarray(datum.weights, dtype=np.float32))
+    return digest.hexdigest()
+
+
+def trained(datum: Datum) -> list[int]:
+    return [place for place, weight in enumerate(datum.weights) if weight]
+
+
+def save(path: Path, model: str, data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> None:
+    """logprobs: len(tokens) for each datum; those of trained tokens are kept."""
+    values = [row[place] for datum, row in zip(data, logprobs, strict=True) for place in trained(datum)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        identity = {"model": model, "data": data_fingerprint(data)}
+        save_file({"logprobs": torch.tensor(values, dtype=torch.float32)}, scratch, metadata=identity)
+        with scratch.open("rb+") as file:
+            os.fsync(file.fileno())
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def load(path: Path, model: str, data: Sequence[Datum]) -> tuple[list[list[float]] | None, str]:
+    """The log-probs, or None and why the file is refused ("" where there is none)."""
+    if not path.exists():
+        return None, ""
+    try:
+        with safe_open(path, framework="pt") as file:
+            identity, values = file.metadata() or {}, file.get_tensor("logprobs").tolist()
+    except (OSError, SafetensorError) as error:
+        return None, f"it cannot be read ({error})"
+    if identity.get("model") != model:
+        return None, "it belongs to another model, or to other weights of this one"
+    places = [trained(datum) for datum in data]
+    if identity.get("data") != data_fingerprint(data) or len(values) != sum(map(len, places)):
+        return None, "it belongs to other data"
+    rest = iter(values)
+    rows = [[0.0] * len(datum.tokens) for datum in data]
+    for row, chosen in zip(rows, places, strict=True):
+        for place in chosen:
+            row[place] = next(rest)
+    return rows, ""
