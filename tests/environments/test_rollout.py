@@ -186,6 +186,8 @@ def test_guidance_is_trained_without_log_probs():
     datum = datum_of(Trajectory(segments, [], 0, source="guidance"))
     assert datum.weights == [0, 0, 1, 1]
     assert datum.logprobs == [0, 0, 0, -0.5]
-    assert datum.source == "guidance"
+    assert datum.source == "policy" and datum.guided == [False, False, True, False]
+    whole = datum_of(Trajectory(segments[:2], [], 0, source="guidance"))
+    assert whole.source == "guidance" and whole.guided is None and whole.logprobs == [0, 0, 0]
     without = [Segment([1], "prompt"), Segment([4], "policy")]
     assert datum_of(Trajectory(without, [], 0)).logprobs is None

@@ -7,10 +7,11 @@ import asyncio
 import pytest
 import tokenizers_in_code as made
 
-from aurify.environments.rollout import rollout
+from aurify.environments.rollout import datum_of, rollout
 from aurify.environments.single_turn import SingleTurn
-from aurify.loops.online import data_of, penalise
+from aurify.loops.online import trained
 from aurify.loops.recipe import OnlineStage, recipe_of
+from aurify.loops.rollouts import penalise
 from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import Group, SamplingParams, Task
@@ -40,18 +41,22 @@ def group():
     return Group(task, trajectories)
 
 
-def trained(data):
+def data_of(*arguments):
+    return [datum_of(*pair) for pair in trained(*arguments)]
+
+
+def num_trained(data):
     return [sum(datum.weights) for datum in data]
 
 
 def test_keep(group):
     assert [t.truncated for t in group.trajectories] == [False, True, False]
-    assert trained(data_of(group, [1.0, 0.0, -1.0], stage_with("keep"))) == [2, 6, 2]
+    assert num_trained(data_of(group, [1.0, 0.0, -1.0], stage_with("keep"))) == [2, 6, 2]
 
 
 def test_mask(group):
     data = data_of(group, [1.0, 0.5, -1.0], stage_with("mask"))
-    assert trained(data) == [2, 2]  # the denominator is the sum of these weights: nothing of the cut one counts
+    assert num_trained(data) == [2, 2]  # the denominator is the sum of these weights: nothing of the cut one counts
     assert [datum.advantages[0] for datum in data] == [1.0, -1.0]
 
 
@@ -60,11 +65,11 @@ def test_penalise(group):
         penalise(trajectory, 0.75)
     assert group.rewards == [1.0, -0.25, 0.0]
     assert [t.rewards for t in group.trajectories] == [{}, {"truncated": -0.75}, {}]
-    assert trained(data_of(group, [1.0, -1.0, 0.0], stage_with("penalise"))) == [2, 6, 2]
+    assert num_trained(data_of(group, [1.0, -1.0, 0.0], stage_with("penalise"))) == [2, 6, 2]
 
 
 def test_without_a_reward_nothing_is_trained_or_penalised(group):
     group.trajectories[1].reward = None
     penalise(group.trajectories[1], 0.75)
     assert group.trajectories[1].reward is None
-    assert trained(data_of(group, [1.0, 0.0, -1.0], stage_with("keep"))) == [2, 2]
+    assert num_trained(data_of(group, [1.0, 0.0, -1.0], stage_with("keep"))) == [2, 2]

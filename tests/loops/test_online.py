@@ -15,9 +15,10 @@ from aurify.engine.engine import Engine
 from aurify.engine.model import ModelConfig, tiny_model
 from aurify.errors import UserError
 from aurify.loops.ledger import rollout_metrics
-from aurify.loops.online import Rollouts, data_of, learn, minibatches, tasks_from, train_online
+from aurify.loops.online import learn, minibatches, train_online, trained
 from aurify.loops.progress import Checkpoints
 from aurify.loops.recipe import OnlineStage
+from aurify.loops.rollouts import Rollouts, tasks_from
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler
@@ -79,7 +80,7 @@ def test_truncated_completions(how, rewards, num):
     [group], _, _ = groups_of(["0" * 300, "no"], options)  # the first one never ends
     assert [trajectory.truncated for trajectory in group.trajectories] == [True, False]
     assert group.rewards == rewards
-    assert len(data_of(group, [1.0, -1.0], options)) == num
+    assert len(trained(group, [1.0, -1.0], options)) == num
     metrics = rollout_metrics([group], [[1.0, -1.0]], options)
     assert metrics["rollout/truncated"] == 0.5
     assert metrics["ledger/trajectories_masked"] == (how == "mask")
@@ -94,12 +95,12 @@ def test_groups_without_spread_and_answers_without_reward_are_left_out():
         return {"nan": float("nan"), "none": None}.get(trajectory.text, float(trajectory.text == "0"))
 
     groups, sampled, engine = groups_of(["0", "fail", "nan", "none", "1", "1", "1", "1"], stage(), moody)
-    trained: list[Datum] = []
+    seen: list[Datum] = []
     original = engine.forward_backward
-    engine.forward_backward = lambda data, *rest, **options: trained.extend(data) or original(data, *rest, **options)  # type: ignore[method-assign]
+    engine.forward_backward = lambda data, *rest, **options: seen.extend(data) or original(data, *rest, **options)  # type: ignore[method-assign]
     metrics = learn(engine, GRPO(), groups, sampled, 0)
     assert groups[0].rewards == [1.0, None, None, None]
-    assert not trained and "loss" not in metrics, "one valid reward is no spread"
+    assert not seen and "loss" not in metrics, "one valid reward is no spread"
     assert engine.version == 0
     assert metrics["ledger/groups_without_spread"] == 2
     assert metrics["ledger/trajectories_without_reward"] == 3
@@ -107,7 +108,7 @@ def test_groups_without_spread_and_answers_without_reward_are_left_out():
 
     groups, sampled, _ = groups_of(["0", "1", "none", "fail", "1", "1", "1", "1"], stage(), moody)
     metrics = learn(engine, GRPO(), groups, sampled, 1)
-    assert [datum.advantages[-1] > 0 for datum in trained] == [True, False]
+    assert [datum.advantages[-1] > 0 for datum in seen] == [True, False]
     assert metrics["ledger/groups_without_spread"] == 1 and engine.version == 1
     assert metrics["ledger/tokens_trained"] == 4, "two answers of one letter and an end token"
 

@@ -114,8 +114,8 @@ def check_sources(stage: OnlineStage, algorithm: Any, taskset: TaskSet) -> None:
         raise UserError(
             f"guidance.demonstrations: the task {taskset.name!r} cannot write its own answers; give guidance.path"
         )
-    if stage.replay and size < 2:
-        raise UserError("replay: a group of one answer is all right or all wrong; raise completions_per_prompt")
+    if guidance and guidance.prefix and getattr(algorithm, "sft_coef", 0.0):
+        raise UserError("guidance.prefix: sft_coef imitates whole traces; set one of the two")
     learns = "teacher_logprobs" in algorithm.needs
     if learns and not stage.teacher:
         raise UserError(f"{stage.method} learns from a teacher: set teacher, a model or an earlier '@stage'")

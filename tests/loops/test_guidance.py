@@ -1,0 +1,168 @@
+"""Guidance in groups: whose answers stand there, that a trace never reaches the sampler, and how prefixes are cut."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from aurify.engine.model import ModelConfig, tiny_model
+from aurify.environments.rollout import datum_of
+from aurify.errors import UserError
+from aurify.loops.guidance import Guide, GuidanceOptions, PrefixOptions, guide_of
+from aurify.loops.ledger import rollout_metrics
+from aurify.loops.plan import validate
+from aurify.loops.recipe import OnlineStage, recipe_of
+from aurify.loops.rollouts import Rollouts
+from aurify.renderer import Renderer
+from aurify.rewards.rubric import Rubric
+from aurify.samplers.scripted import ScriptedSampler
+from aurify.tasks.taskset import TaskSet, question
+from aurify.types import Group, Task, Trajectory
+
+TASKS = [Task(f"t{k}", question(f"say {k}"), f"it is {k}") for k in range(3)]
+TOKENIZER = tiny_model().tokenizer
+TRACE = "it is 0"
+
+
+def contains(task: Task, trajectory: Trajectory) -> float:
+    return float(str(task.answer) in trajectory.text)
+
+
+def rollouts(replies: Any, **guidance: Any) -> Rollouts:
+    stage = OnlineStage(
+        method="luffy",
+        model=ModelConfig("random:tiny"),
+        steps=10,
+        completions_per_prompt=4,
+        guidance=GuidanceOptions(**{"demonstrations": True} | guidance),
+    )
+    taskset = TaskSet("toy", lambda seed: iter(TASKS), TASKS, Rubric([contains]))
+    renderer = Renderer(TOKENIZER)
+    guide = asyncio.run(guide_of(stage, taskset, renderer, 1000))
+    return Rollouts(ScriptedSampler(replies, TOKENIZER), renderer, taskset, taskset.rubric, stage, 1, guide=guide)
+
+
+def group_of(sampled: Rollouts, step: int = 0) -> Group:
+    return asyncio.run(sampled.group(step, 0, TASKS[0]))
+
+
+def sources(group: Group) -> dict[str, int]:
+    return dict(Counter(trajectory.source for trajectory in group.trajectories))
+
+
+def test_one_of_n_is_the_guides_and_the_sampler_never_hears_of_it():
+    """T17"""
+    sampled = rollouts(["no"], num_off=1)
+    group = group_of(sampled)
+    assert sources(group) == {"policy": 3, "guidance": 1}
+    assert len(sampled.sampler.prompts) == 3, "three prompts of the policy's own"  # type: ignore[attr-defined]
+    assert group.rewards == [0, 0, 0, 1], "the trace is judged as any answer"
+    guided = group.trajectories[-1]
+    assert guided.text == TRACE and not guided.truncated
+    assert guided.segments[1].tokens[-1] == TOKENIZER.eos_token_id
+    metrics = rollout_metrics([group], [[-0.25, -0.25, -0.25, 0.75]], sampled.stage)
+    assert metrics["reward/mean"] == 0, "what the policy earns, not what its guide does"
+    assert metrics["guidance/reward"] == 1 and metrics["guidance/trajectories"] == 1
+    assert metrics["ledger/tokens_guided"] == len(TRACE) + 1
+    assert metrics["ledger/tokens_sampled"] == 3 * 3
+
+
+def test_only_where_all_fail():
+    sampled = rollouts(["no"], replace="all_failed")
+    group = group_of(sampled)
+    assert sources(group) == {"policy": 3, "guidance": 1} and group.rewards == [0, 0, 0, 1]
+    [discarded] = sampled.discarded
+    assert len(discarded.trajectories) == 1
+    metrics = rollout_metrics([group], [[1.0] * 4], sampled.stage, sampled.discarded)
+    assert metrics["ledger/tokens_sampled"] == 4 * 3 and metrics["ledger/tokens_discarded"] == 3
+
+    sampled = rollouts(["no", "it is 0", "no", "no"], replace="all_failed")
+    group = group_of(sampled)
+    assert sources(group) == {"policy": 4} and group.rewards == [0, 1, 0, 0] and not sampled.discarded
+
+
+def test_a_task_without_a_trace_gets_a_whole_group_of_its_own(tmp_path):
+    path = tmp_path / "traces.jsonl"
+    path.write_text('{"prompt": "say 9", "traces": ["it is 9", "oh, it is 9"], "answer": "it is 9"}\n')
+    sampled = rollouts(["no"], demonstrations=False, path=str(path), num_off=2)
+    group = group_of(sampled)
+    assert sources(group) == {"policy": 4}
+    assert rollout_metrics([group], [[0.0] * 4], sampled.stage)["ledger/groups_without_guidance"] == 1
+    known = Task("t9", question("say 9"), "it is 9")
+    group = asyncio.run(sampled.group(0, 0, known))
+    assert sources(group) == {"policy": 2, "guidance": 2}
+    assert {t.text for t in group.trajectories[2:]} == {"it is 9", "oh, it is 9"}, "different ones"
+
+
+def test_demonstrations_that_are_too_long_are_not_used():
+    assert sources(group_of(rollouts(["no"], max_tokens=len(TRACE)))) == {"policy": 4}
+    assert sources(group_of(rollouts(["no"], max_tokens=len(TRACE) + 1))) == {"policy": 3, "guidance": 1}
+
+
+def test_the_policy_goes_on_from_a_prefix():
+    sampled = rollouts([" 0"], num_off=2, prefix=PrefixOptions(schedule="fixed", low=0.0, high=0.7))
+    group = group_of(sampled)
+    assert sources(group) == {"policy": 3, "guidance": 1}, "a prefix of length 0 is no guidance"
+    guided = group.trajectories[-1]
+    assert [segment.origin for segment in guided.segments] == ["prompt", "guidance", "policy"]
+    assert guided.text == "it is 0" and guided.reward == 1, "5 of 8 tokens, and what the policy made of them"
+    prompt = sampled.renderer.prompt(TASKS[0].prompt)
+    assert sampled.sampler.prompts[-1] == [*prompt, *guided.segments[1].tokens]  # type: ignore[attr-defined]
+    datum = datum_of(guided, 1.0)
+    assert datum.source == "policy" and datum.guided is not None
+    assert datum.guided[len(prompt) :] == [True] * 5 + [False] * 3
+    assert datum.weights[len(prompt) :] == [1.0] * 8
+    assert datum.logprobs is not None and datum.logprobs[len(prompt) :] == [0.0] * 5 + [-1.0] * 3
+
+
+def test_schedules():
+    def shares(schedule: str, step: int, total: int = 10) -> list[float]:
+        options = PrefixOptions(schedule=schedule, low=0.0, high=0.8)  # type: ignore[arg-type]
+        generator = random.Random(0)
+        return [options.share(place % 4, 4, step, total, generator) for place in range(400)]
+
+    assert shares("fixed", 3)[:4] == pytest.approx([0, 0.8 / 3, 1.6 / 3, 0.8])
+    assert set(shares("linear", 0)) == {0.8} and shares("linear", 5)[0] == pytest.approx(0.4)
+    assert 0.75 < max(shares("random", 9)) <= 0.8 and min(shares("random", 9)) < 0.05
+    assert 0.75 < max(shares("linear_max", 0)) <= 0.8 and 0.07 < max(shares("linear_max", 9)) <= 0.08
+    assert 0.07 < max(shares("reverse_linear", 0)) <= 0.08 and 0.75 < max(shares("reverse_linear", 9)) <= 0.8
+
+
+def test_what_is_given_depends_on_the_seed_alone():
+    guide = rollouts(["no"]).guide
+    assert isinstance(guide, Guide)
+    guide = replace(guide, options=GuidanceOptions(demonstrations=True, prefix=PrefixOptions(schedule="random", low=0.1)))
+    lengths = [[len(tokens) for tokens in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
+    assert lengths == [[len(tokens) for tokens in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
+    assert len({length for [length] in lengths}) > 3
+
+
+RECIPE = {"model": "random:tiny", "task": "largest_number", "stages": {"rl": {"method": "luffy"}}}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidance": {}}, "set one of path"),
+        ({"guidance": {"demonstrations": True, "num_off": 8}}, "leaves none for the policy's own"),
+        ({"guidance": {"demonstrations": True, "num_off": 7}, "replay": {}}, "take 8"),
+        ({"guidance": {"path": "no.jsonl"}}, "guidance.path: there is no file"),
+        ({"guidance": {"demonstrations": True, "replace": "all_failed", "prefix": {}}}, "does not go with all_failed"),
+        ({"guidance": {"demonstrations": True, "prefix": {"low": 0.9}}}, "must be in"),
+        (
+            {"guidance": {"demonstrations": True, "prefix": {}}, "algorithm": {"sft_coef": 1.0}},
+            "sft_coef",
+        ),
+        ({"replay": {"share": 0}}, "share"),
+        ({"teacher": "random:tiny"}, "luffy asks no teacher"),
+        ({"dynamic_sampling": -1}, "dynamic_sampling"),
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(options, message):
+    with pytest.raises(UserError, match=message):
+        validate(recipe_of({**RECIPE, "stages": {"rl": {"method": "luffy", **options}}}))
