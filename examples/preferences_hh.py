@@ -4,10 +4,10 @@ the reward margin on pairs it has not seen?
     python examples/preferences_hh.py harmless-base-test.jsonl.gz       # the real SmolLM2-135M: 10 minutes on two cores
     python examples/preferences_hh.py FILE --model random:tiny --steps 3 --methods dpo,kto
 
-The file has one {"chosen": transcript, "rejected": transcript} a line. Two margins are printed, because the methods mean
-different things by reward: how much likelier the model finds the chosen answer per token, before and after (what SimPO
-and ORPO train), and how much its log-prob rose over the start's compared with the rejected one's (what DPO, IPO and KTO
-train; 0 before).
+The file has one {"chosen": transcript, "rejected": transcript} a line. Two margins are printed, because the methods
+mean different things by reward: how much likelier the model finds the chosen answer per token, before and after (what
+SimPO and ORPO train), and how much its log-prob rose over the start's compared with the rejected one's (what DPO, IPO
+and KTO train; 0 before).
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def transcript(text: str) -> list[Message]:
     """Messages out of "\\n\\nHuman: ...\\n\\nAssistant: ...", which is how the file writes a conversation."""
     messages: list[Message] = []
     for part in text.split("\n\n"):
-        speaker, _, rest = part.partition(": ")
+        speaker, _, rest = part.partition(":")
         if speaker in SPEAKERS:
-            messages.append({"role": SPEAKERS[speaker], "content": rest})
+            messages.append({"role": SPEAKERS[speaker], "content": rest.strip()})
         elif messages:  # a blank line inside of what somebody said
             messages[-1]["content"] += "\n\n" + part
     return messages
@@ -71,9 +71,8 @@ def transcript(text: str) -> list[Message]:
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """Pairs whose transcripts differ in the last answer alone; the file has a few others."""
-    opened = gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
     rows = []
-    with opened as file:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
         for line in file:
             pair = json.loads(line)
             chosen, rejected = transcript(pair["chosen"]), transcript(pair["rejected"])

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aurify.algorithms.dpo import DPO
+from aurify.algorithms.kto import KTO
 from aurify.engine.engine import Engine
 from aurify.engine.model import ModelConfig, tiny_model
-from aurify.loops.offline import batch_of, indices_at, num_steps, with_reference
+from aurify.engine.optim import OptimConfig
+from aurify.errors import UserError
+from aurify.loops.offline import batch_of, indices_at, num_steps, train_offline, with_reference
+from aurify.loops.progress import Checkpoints
 from aurify.loops.recipe import DataOptions, OfflineStage
+from aurify.tracking.run_folder import StageFolder
 from aurify.types import Datum
 
 
@@ -71,3 +80,93 @@ def test_the_reference_is_the_model_before_training():
     now = engine.logprobs([known[0][0], known[2][0]])
     assert before[0] is not None and before[0][3:] != now[0][3:]
     assert engine.reference_body is None, "no second model for it"
+
+
+class Steps:
+    """Takes down what a stage reports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.events, self.metrics = StageFolder(folder), [], []  # type: ignore[var-annotated]
+
+    def event(self, text: str) -> None:
+        self.events.append(text)
+
+    def start(self, total: int, start: int) -> None:
+        assert total > start
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        self.metrics.append(metrics)
+
+
+def labelled(number: int) -> tuple[Datum]:
+    """Desirable answers end in token 20, undesirable ones in 30."""
+    label = 1.0 if number % 2 else -1.0
+    return (Datum([number + 3, 7, 20 if label > 0 else 30, 2], [0.0, 0.0, 1.0, 1.0], label=label),)
+
+
+def train_kto(folder: Path, steps: int, num: int = 8) -> Steps:
+    tracker = Steps(folder)
+    options = replace(stage(steps=10), method="kto", optim=OptimConfig(lr=1e-2))
+    engine = Engine(tiny_model())
+    checkpoints = Checkpoints(folder / "checkpoints", every=1, keep=1, identity="x")
+    try:
+        with stopped_after(tracker, steps):
+            train_offline(
+                engine, KTO(), [labelled(k) for k in range(num)], options, seed=0, tracker=tracker,  # type: ignore[arg-type]
+                checkpoints=checkpoints,
+            )  # fmt: skip
+    except Killed:
+        pass
+    return tracker
+
+
+class Killed(Exception):
+    pass
+
+
+@contextmanager
+def stopped_after(tracker: Steps, steps: int) -> Iterator[None]:
+    """The process dies when it has reported so many steps, before it saves the last one."""
+    record = tracker.step
+
+    def step(number: int, metrics: dict[str, float]) -> None:
+        record(number, metrics)
+        if len(tracker.metrics) == steps:
+            raise Killed
+
+    tracker.step = step  # type: ignore[method-assign]
+    yield
+
+
+def numbers(tracker: Steps) -> list[dict[str, float]]:
+    return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in tracker.metrics]
+
+
+def test_kto_learns_and_measures_its_divergence(tmp_path):
+    """All weights are trained: the reference is a frozen copy, made before the first step. At the first step the
+    policy is the reference, so the divergence is 0; later it is not."""
+    whole = train_kto(tmp_path / "whole", 99)
+    first, last = whole.metrics[0], whole.metrics[-1]
+    assert len(whole.metrics) == 10
+    assert first["loss/divergence"] == 0 and first["loss"] == pytest.approx(0.5)
+    assert last["loss"] < 0.45 and last["reward/margin"] > 0.1
+    assert max(row["loss/divergence"] for row in whole.metrics) > 0.01
+
+
+def test_a_resumed_stage_reads_the_reference_and_goes_on_exactly(tmp_path):
+    whole = train_kto(tmp_path / "whole", 99)
+    first, second = train_kto(tmp_path / "resumed", 4), train_kto(tmp_path / "resumed", 99)
+    assert "read from" not in "".join(first.events) and "read from" in "".join(second.events)
+    assert numbers(first)[:3] + numbers(second) == numbers(whole)
+
+
+@pytest.mark.parametrize(("options", "num"), [({"batch_size": 1, "steps": 3}, 4), ({"epochs": 1}, 9)])
+def test_a_step_of_one_row_is_refused_before_the_first_step(tmp_path, options, num):
+    """T15, and not in the last step of a long stage: nine rows in steps of four leave one."""
+    tracker = Steps(tmp_path)
+    with pytest.raises(UserError, match=r"batch_size: .* a step of this stage has one row"):
+        train_offline(
+            Engine(tiny_model()), KTO(), [labelled(k) for k in range(num)], stage(**options), seed=0,
+            tracker=tracker, checkpoints=None,  # type: ignore[arg-type]
+        )  # fmt: skip
+    assert not tracker.metrics

@@ -275,4 +275,5 @@ def test_kto(tmp_path, case, policy, reference):
     data = with_reference([datum(p, c, label=1.0 if x else -1.0) for p, c, x in rows], other)
     data = algorithm.prepare(data, TwoModels(engine, Engine(other, trainable=False)), 1.0)
     metrics = engine.forward_backward(data, algorithm)
+    assert (metrics["loss/divergence"] > 0) == ((algorithm.loss_type, policy) == ("kto", 1))
     compare(model, metrics["loss"], trainer.model, oracle)

@@ -3,8 +3,8 @@ log-prob a = log pi(y) / |y| per token, what sampling looks at too, and the chos
 
     -log sigmoid(beta (a_c - a_r) - gamma) + sft_coef NLL(chosen)
 
-The defaults are the paper's range (beta 2 to 2.5, gamma / beta .3 to .6). Those of TRL's CPO trainer, which has the loss
-as loss_type "simpo", are beta 0.1, gamma 0.5 and an NLL term of weight 1."""
+The defaults are in the paper's range (beta 2 to 2.5, gamma / beta .3 to .6). Those of TRL's CPO trainer, which has the
+loss as loss_type "simpo", are beta 0.1, gamma 0.5 and an NLL term of weight 1."""
 
 from __future__ import annotations
 
