@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # for models.py
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "algorithms")]  # for models.py, variants.py
 torch.set_num_threads(1)
 
 

@@ -13,14 +13,14 @@ SCRIPT = """
 import sys, torch
 import torch.distributed as dist
 sys.path[:0] = {paths!r}
-from test_properties import CASES, make_data, make_engine
+from test_properties import CASES, make_engine, prepared_data
 torch.set_num_threads(1)
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 results = {{}}
 for name, algorithm in CASES.items():
-    data = make_data()
     engine = make_engine(algorithm)
+    data = prepared_data(algorithm)
     mine = data[:6] if rank == 0 else data[6:]  # uneven: 3 units and 7
     metrics = engine.forward_backward(mine, algorithm)
     norm = engine.optim_step(1e-3)["optim/grad_norm"]
@@ -46,11 +46,11 @@ def test_two_ranks_equal_one(tmp_path):
     first, second = (torch.load(tmp_path / f"result{rank}") for rank in range(2))
 
     sys.path.insert(0, str(tests / "algorithms"))
-    from test_properties import CASES, make_data, make_engine
+    from test_properties import CASES, make_engine, prepared_data
 
     for name, algorithm in CASES.items():
         engine = make_engine(algorithm)
-        loss = engine.forward_backward(make_data(), algorithm)["loss"]
+        loss = engine.forward_backward(prepared_data(algorithm), algorithm)["loss"]
         norm = engine.optim_step(1e-3)["optim/grad_norm"]
         for found_loss, found_norm, weights in (first[name], second[name]):
             assert abs(found_loss - loss) < 1e-5 * max(1, abs(loss)), name
