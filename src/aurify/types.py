@@ -199,8 +199,16 @@ class Batch:
         return self.sum_by_sequence(self.weights)
 
 
-Need = Literal["advantages", "logprobs", "old_logprobs", "ref_logprobs", "teacher_logprobs", "entropy", "scores", "reference"]
-# "reference": `prepare` asks the policy for its reference
+Need = Literal[
+    "advantages",
+    "logprobs",
+    "old_logprobs",
+    "ref_logprobs",
+    "teacher_logprobs",  # in the place of ref_logprobs
+    "entropy",
+    "scores",
+    "reference",  # `prepare` asks the policy for log-probs of its reference
+]
 Per = Literal["token", "sequence", "unit"]
 Lesson = Literal["answers", "pairs", "labels", "rollouts"]
 
