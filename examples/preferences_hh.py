@@ -69,6 +69,11 @@ def transcript(text: str) -> list[Message]:
     return messages
 
 
+def answer(messages: Sequence[Message]) -> str:
+    """What the assistant says last; "" where it does not have the last word."""
+    return messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else ""
+
+
 def rows_of(path: Path) -> list[dict[str, Any]]:
     """Pairs whose transcripts differ in the last answer alone; the file has a few others."""
     rows = []
@@ -76,8 +81,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
         for line in file:
             pair = json.loads(line)
             chosen, rejected = transcript(pair["chosen"]), transcript(pair["rejected"])
-            last = [messages[-1] if messages else {} for messages in (chosen, rejected)]
-            answers = [m.get("content", "").strip() if m.get("role") == "assistant" else "" for m in last]
+            answers = [answer(messages) for messages in (chosen, rejected)]
             if chosen[:-1] == rejected[:-1] and all(answers) and answers[0] != answers[1]:
                 rows.append({"prompt": chosen[:-1], "chosen": answers[0], "rejected": answers[1]})
     return rows
@@ -149,7 +153,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, tuple[Margins, Mar
     random.Random(args.seed).shuffle(rows)
     pairs: list[Pair] = []
     results = {}
-    table = [("method", "per token before", "after", "likelier before", "after", "summed, over the start", "seconds")]
+    table: list[tuple[str, ...]] = [
+        ("method", "per token before", "after", "likelier before", "after", "summed, over the start", "seconds")
+    ]
     for name in chosen:
         print(f"{name}: {METHODS[name]}", flush=True)
         begin = time.perf_counter()

@@ -30,7 +30,7 @@ def model_fingerprint(engine: Engine) -> str:
     digest = hashlib.blake2b(f"{engine.name}/{type(engine.module).__name__}".encode(), digest_size=16)
     for name, weight in engine.weights():
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
-        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -39,8 +39,8 @@ def data_fingerprint(data: Sequence[Datum]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for datum in data:
         digest.update(len(datum.tokens).to_bytes(8, "little"))
-        digest.update(np.asarray(datum.tokens, dtype=np.int64))
-        digest.update(np.asarray(datum.weights, dtype=np.float32))
+        digest.update(np.asarray(datum.tokens, dtype=np.int64).data)
+        digest.update(np.asarray(datum.weights, dtype=np.float32).data)
     return digest.hexdigest()
 
 
