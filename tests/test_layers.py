@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "aurify"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
-    {"types", "errors", "config", "registry"},
+    {"types", "errors", "config", "signatures", "registry"},
     {"renderer", "algorithms", "tracking", "samplers.sampler", "rewards"},
     {"data", "engine", "environments"},
     {"tasks", "samplers", "data.preferences"},

@@ -50,16 +50,18 @@ def test_the_decorators_take_a_name_or_the_functions_own():
 
 def test_a_name_is_taken_once_per_kind():
     aurify.reward("same")(dict)
-    aurify.task("same")(list)
-    aurify.reward("same")(dict)  # the same thing again, as when a file is read twice
-    with pytest.raises(UserError, match="reward 'same' is registered already, as builtins:dict"):
+    aurify.dataset("same")(lambda: [])
+    aurify.reward("same")(dict)  # the same thing again
+    with pytest.raises(UserError, match=r"test_registry\.py:\d+: reward 'same' is registered already, at .*test_regis"):
         aurify.reward("same")(list)
+    with pytest.raises(UserError, match=r"algorithm 'grpo' is registered already, at aurify\.algorithms\.grpo:GRPO"):
+        aurify.algorithm("grpo")(aurify.SFT)
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_one():
     with pytest.raises(UserError, match="unknown algorithm 'gpro'; did you mean 'grpo'"):
         registry.get("algorithm", "gpro")
-    with pytest.raises(UserError, match="unknown algorithm 'qqqqqq'; known: dpo, grpo, reward_model, sft"):
+    with pytest.raises(UserError, match=r"unknown algorithm 'qqqqqq'; known: .*dpo, .*grpo"):
         registry.get("algorithm", "qqqqqq")
 
 
@@ -76,8 +78,12 @@ def test_a_plugin_registers_and_runs_once(plugin):
     ("text", "paths", "expected"),
     [
         ("x = 1", ["plugni.py"], "plugin plugni.py: no such file; did you mean 'plugin.py'?"),
-        ("1 / 0", ["plugin.py"], "plugin plugin.py: ZeroDivisionError: division by zero"),
-        ("def f(:", ["plugin.py"], "plugin plugin.py: SyntaxError"),
+        ("\n1 / 0", ["plugin.py"], "plugin plugin.py:2: ZeroDivisionError: division by zero"),
+        ("\ndef f(:", ["plugin.py"], "plugin plugin.py:2: SyntaxError"),
+        ("import no_such_module", ["plugin.py"], "plugin plugin.py:1: ModuleNotFoundError"),
+        ("raise SystemExit(1)", ["plugin.py"], "plugin plugin.py:1: SystemExit: 1"),
+        ("import aurify\naurify.make_task('tsak')", ["plugin.py"], "plugin plugin.py:2: unknown task 'tsak'"),
+        ("x = 1", ["plugin.py"], "plugin plugin.py registers nothing; put one of @aurify.task"),
         ("", ["no_such_module"], "plugin no_such_module: ModuleNotFoundError"),
         ("", "plugin.py", "'plugins' is 'plugin.py'; expected a list of Python files"),
     ],
@@ -88,3 +94,94 @@ def test_a_plugin_that_does_not_load_is_an_error_that_names_it(plugin, text, pat
         registry.load_plugins(paths)
     assert expected in str(caught.value)
     assert not [name for name in sys.modules if name.startswith("aurify_plugin_")]
+
+
+def test_a_plugin_that_failed_leaves_no_names_and_can_be_mended(plugin):
+    plugin("import aurify\n@aurify.reward\ndef mine(task, trajectory): return 0.5\n1 / 0\n")
+    with pytest.raises(UserError, match=r"plugin\.py:4: ZeroDivisionError"):
+        registry.load_plugins(["plugin.py"])
+    assert "mine" not in registry.names("reward")
+    plugin("import aurify\n\n\n@aurify.reward\ndef mine(task, trajectory): return 0.25\n")
+    registry.load_plugins(["plugin.py"])
+    assert registry.get("reward", "mine")(None, None) == 0.25
+
+
+def test_a_name_used_twice_names_both_places(plugin):
+    plugin("import aurify\n@aurify.task\ndef mine(): ...\n\n@aurify.task\ndef mine(): ...\n")
+    with pytest.raises(
+        UserError, match=r"^plugin\.py:5: task 'mine' is registered already, at plugin\.py:2; choose an"
+    ):
+        registry.load_plugins(["plugin.py"])
+
+
+ENVIRONMENT = """@aurify.environment('mine')
+class Mine:
+    def __init__(self, task): ...
+    async def start(self): ...
+    async def step(self, message): ...
+    async def close(self): ...
+"""
+ALGORITHM = """@aurify.algorithm('mine')
+@dataclass(frozen=True)
+class Mine:
+    learns_from = "rollouts"
+    needs = frozenset({"advantages"})
+    per = "token"
+    def advantages(self, groups): ...
+    def loss(self, out, batch): ...
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "expected"),
+    [
+        ("task", "def mine(*, count: int = 3, **more): ...", None),
+        ("task", "def mine(count, /): ...", "takes (count, /), and options come by name"),
+        ("task", "async def mine(): ...", "takes () and is async; expected a function of its options that returns a T"),
+        ("dataset", "def mine(path: str = ''): yield {}", None),
+        ("dataset", "def mine(*paths): ...", "takes (*paths), and options come by name"),
+        ("reward", "def mine(task, trajectory): ...", None),
+        ("reward", "async def mine(task, trajectory): ...", None),
+        ("reward", "def mine(completions, answer, **columns): ...", None),
+        ("reward", "def mine(at_most: int): ...", None),
+        ("reward", "def mine(trajectory): ...", "takes (trajectory); expected (task, trajectory), (prompts, "),
+        ("reward", "def mine(task, text): ...", "takes (task, text); expected (task, trajectory)"),
+        ("environment", ENVIRONMENT, None),
+        ("environment", ENVIRONMENT.replace("self, task", "self"), "takes (); expected (task, ...options)"),
+        ("environment", ENVIRONMENT.replace("close", "end"), "has no close(); expected"),
+        ("environment", ENVIRONMENT.replace("async def step", "def step"), "has a step() that is not async"),
+        ("environment", ENVIRONMENT.replace("self, message", "self"), "has step(self); expected"),
+        ("algorithm", ALGORITHM, None),
+        ("algorithm", ALGORITHM.replace("@dataclass(frozen=True)", ""), "is not a dataclass; expected a dataclass"),
+        ("algorithm", ALGORITHM.replace("per =", "pre ="), "has no per"),
+        ("algorithm", ALGORITHM.replace("token", "word"), "has per = 'word', which is none of token, sequence, unit"),
+        ("algorithm", ALGORITHM.replace("advantages(self", "advantage(self"), "and has no advantages(groups)"),
+        ("algorithm", ALGORITHM.replace("out, batch", "out"), "has loss(self, out); expected"),
+        (
+            "algorithm",
+            ALGORITHM.replace("per =", "x: 'Tensor' = 0\n    per ="),
+            "has an annotation that cannot be read",
+        ),
+    ],
+)
+def test_a_wrong_signature_is_named_with_its_line(plugin, kind, text, expected):
+    text = text if text.startswith("@") else f"@aurify.{kind}('mine')\n{text}"
+    plugin(f"import aurify\nfrom dataclasses import dataclass\n{text}")
+    if expected is None:
+        registry.load_plugins(["plugin.py"])
+        assert registry.get(kind, "mine")
+        return
+    with pytest.raises(UserError) as caught:
+        registry.load_plugins(["plugin.py"])
+    assert str(caught.value).startswith(f"plugin.py:3: {kind} 'mine' ")
+    assert expected in str(caught.value)
+    assert "mine" not in registry.names(kind)
+
+
+def test_what_cannot_be_called_or_has_no_name_is_refused():
+    with pytest.raises(
+        UserError, match="task 'three' is 3, which cannot be called; expected a function of its options"
+    ):
+        aurify.task("three")(3)
+    with pytest.raises(UserError, match=r"give one, as in @aurify.reward\('my_name'\)"):
+        aurify.reward()(3)

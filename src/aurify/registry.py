@@ -10,18 +10,21 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from aurify.config import did_you_mean, missing_file
 from aurify.errors import UserError
+from aurify.signatures import EXPECTED, problem_of, shown
 
 T = TypeVar("T")
 Kind = Literal["task", "reward", "environment", "algorithm", "dataset"]
 
 # name -> object, or "module:attribute" until it is asked for
 ENTRIES: dict[str, dict[str, Any]] = {kind: {} for kind in get_args(Kind)}
+PLACES: dict[tuple[str, str], str] = {}  # (kind, name) -> file and line that registered it
 
 
 def declare(kind: Kind, entries: Mapping[str, str]) -> None:
@@ -69,19 +72,42 @@ declare(
     },
 )
 
+declare("environment", {"single_turn": "aurify.environments.single_turn:SingleTurn"})
+
 
 def register(kind: Kind, name: str | None = None) -> Callable[[T], T]:
     """Decorator: `@register("task", "riddles")`. Without a name, the function's or class's own name is taken."""
 
     def add(entry: T) -> T:
-        key = name or entry.__name__  # type: ignore[attr-defined]
+        place = calling_place()
+        key = name or getattr(entry, "__name__", "")
+        if not key:
+            raise UserError(f"{place}: {entry!r} has no name of its own; give one, as in @aurify.{kind}('my_name')")
+        if problem := problem_of(kind, entry):
+            raise UserError(f"{place}: {kind} {key!r} {problem}; expected {EXPECTED[kind]}")
         known = ENTRIES[kind].get(key)
-        if known is not None and location(known) != location(entry):
-            raise UserError(f"{kind} {key!r} is registered already, as {location(known)}; choose another name")
-        ENTRIES[kind][key] = entry
+        if known is not None and not same(known, entry, PLACES.get((kind, key)), place):
+            first = PLACES.get((kind, key)) or location(known)
+            raise UserError(f"{place}: {kind} {key!r} is registered already, at {first}; choose another name")
+        ENTRIES[kind][key], PLACES[kind, key] = entry, place
         return entry
 
     return add
+
+
+def same(known: Any, entry: Any, first: str | None, place: str) -> bool:
+    """Whether a name is given to the same thing again: a module that is read anew, or a notebook's cell."""
+    if known is entry:
+        return True
+    return location(known) == location(entry) and (first == place or entry.__module__ == "__main__")
+
+
+def calling_place() -> str:
+    """File and line of whoever called into this file."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename == __file__:
+        frame = frame.f_back
+    return f"{shown(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
 def decorator(kind: Kind) -> Callable[..., Any]:
@@ -112,7 +138,9 @@ def names(kind: Kind) -> list[str]:
 
 
 def location(entry: Any) -> str:
-    return entry if isinstance(entry, str) else f"{entry.__module__}:{entry.__qualname__}"
+    if isinstance(entry, str):
+        return entry
+    return f"{entry.__module__}:{getattr(entry, '__qualname__', type(entry).__qualname__)}"
 
 
 def load_plugins(paths: Iterable[str | Path]) -> None:
@@ -121,7 +149,8 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
         raise UserError(f"'plugins' is {paths!r}; expected a list of Python files: plugins: [{paths}]")
     for path in paths:
         if not str(path).endswith(".py"):
-            run_plugin(str(path), importlib.import_module, str(path))
+            if str(path) not in sys.modules:
+                run_plugin(str(path), None, importlib.import_module, str(path))
             continue
         file = Path(path).resolve()
         name = "aurify_plugin_" + str(file.with_suffix("")).strip("/").replace("/", "_")
@@ -129,7 +158,7 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
             continue
         if not file.is_file():
             raise UserError(f"plugin {missing_file(Path(path))}")
-        run_plugin(str(path), run_file, name, file)
+        run_plugin(str(path), file, run_file, name, file)
 
 
 def run_file(name: str, file: Path) -> None:
@@ -143,11 +172,29 @@ def run_file(name: str, file: Path) -> None:
         raise
 
 
-def run_plugin(path: str, run: Callable[..., object], *arguments: object) -> None:
+def run_plugin(path: str, file: Path | None, run: Callable[..., object], *arguments: object) -> None:
+    """All or nothing: what a plugin registered before it failed is forgotten, so that it can be mended and run anew."""
+    before = {kind: dict(entries) for kind, entries in ENTRIES.items()}
     try:
         run(*arguments)
-    except UserError:
-        raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        for kind, entries in before.items():
+            ENTRIES[kind].clear()
+            ENTRIES[kind].update(entries)
+        place = f"{path}{line_of(error, file)}"
+        if isinstance(error, UserError):
+            raise error if str(error).startswith(place) else UserError(f"plugin {place}: {error}") from error
         problem = f"{type(error).__name__}: {error}"
-        raise UserError(f"plugin {path}: {problem}; it must run on its own with `python {path}`") from error
+        raise UserError(f"plugin {place}: {problem}; it must run on its own with `python {path}`") from error
+    if all(before[kind].keys() == entries.keys() for kind, entries in ENTRIES.items()):
+        sys.modules.pop(str(arguments[0]), None)
+        decorators = ", ".join(f"@aurify.{kind}" for kind in ENTRIES)
+        raise UserError(f"plugin {path} registers nothing; put one of {decorators} above a function or class in it")
+
+
+def line_of(error: BaseException, file: Path | None) -> str:
+    """`:3`, where in a plugin's file an exception came from."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return f":{error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]
+    return f":{lines[-1]}" if lines else ""

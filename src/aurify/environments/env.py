@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
-from aurify.types import Message, Metrics
+from aurify import registry
+from aurify.errors import UserError
+from aurify.signatures import options_for
+from aurify.types import Message, Metrics, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,3 +37,13 @@ class Environment(Protocol):
     async def step(self, message: Message) -> Step: ...
 
     async def close(self) -> None: ...
+
+
+def environment_of(entry: Any) -> Callable[[Task], Environment]:
+    """From a recipe: a registered name, or {name: ..., options of it}. The options are checked here, once."""
+    options = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    if not isinstance(options.get("name"), str):
+        raise UserError(f"environment {entry!r}: expected a name, or {{name: ..., options}}")
+    name = options.pop("name")
+    found = registry.get("environment", name)
+    return partial(found, **options_for(f"environment {name!r}", found, options, num_given=1))

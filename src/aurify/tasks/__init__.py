@@ -3,36 +3,37 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import replace
 from typing import Any
 
 from aurify import registry
-from aurify.config import did_you_mean
+from aurify.environments.env import environment_of
 from aurify.errors import UserError
+from aurify.rewards.rubric import rubric_of
+from aurify.signatures import call
 from aurify.tasks.taskset import TaskSet
 
 __all__ = ["TaskSet", "make"]
 
 
 def make(name: str, **options: Any) -> TaskSet:
-    """The task set of that name, with its options; `gym:<data set>` for those of reasoning-gym."""
+    """The task set of that name, with its options; `gym:<data set>` for those of reasoning-gym. Every task set also
+    takes `reward` and `environment`, which replace its own (see `rubric_of` and `environment_of`)."""
     prefix, _, rest = name.partition(":")
     if prefix == "gym" and rest:
         from aurify.tasks.gym import gym
 
-        return gym(rest, **options)
-    function = registry.get("task", name)
-    parameters = inspect.signature(function).parameters
-    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        for option in options:
-            if option not in parameters:
-                raise UserError(f"task {name!r} has no option {option!r}{did_you_mean(option, parameters)}")
-    required = (key for key, parameter in parameters.items() if parameter.default is parameter.empty)
-    if missing := [key for key in required if key not in options]:
-        raise UserError(f"task {name!r} needs the option {missing[0]!r}")
-    try:
-        result = function(**options)
-    except TypeError as error:
-        raise UserError(f"task {name!r}: an option has the wrong type: {error}") from error
-    if not isinstance(result, TaskSet):
-        raise UserError(f"task {name!r} gave a {type(result).__name__}; it must return a TaskSet")
-    return result
+        replaced = {key: options.pop(key) for key in ("reward", "environment") if key in options}
+        taskset = gym(rest, **options)
+    else:
+        function = registry.get("task", name)
+        known = inspect.signature(function).parameters
+        replaced = {key: options.pop(key) for key in ("reward", "environment") if key in options and key not in known}
+        taskset = call(f"task {name!r}", function, options)
+    if not isinstance(taskset, TaskSet):
+        raise UserError(f"task {name!r} gave a {type(taskset).__name__}; it must return a TaskSet")
+    if "reward" in replaced:
+        taskset = replace(taskset, rubric=rubric_of(replaced["reward"]))
+    if "environment" in replaced:
+        taskset = replace(taskset, environment=environment_of(replaced["environment"]))
+    return taskset

@@ -1,0 +1,173 @@
+"""What a person's own part must look like, and how the options of a recipe reach it.
+
+`problem_of` is asked when a part is registered, so that a wrong signature is named with its file and line before
+anything runs. `options_for` and `call` check the options by the signature: their names, and their types where they are
+annotated."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from aurify.config import convert, did_you_mean, errors_of
+from aurify.errors import UserError
+from aurify.types import Lesson, Per
+
+EXPECTED = {
+    "task": "a function of its options that returns a TaskSet",
+    "dataset": "a function of its options that returns rows, such as [{'messages': [...]}]",
+    "reward": "(task, trajectory), (prompts, completions, ...), or only options, to return one of those two",
+    "environment": "(task, ...options), with the async methods start(), step(message) and close()",
+    "algorithm": "a dataclass with learns_from, needs, per and loss(out, batch); put the decorator above @dataclass",
+}
+NO_OPTIONS = ("task", "prompt", "prompts", "completion", "response")  # a reward's parameters that no recipe can give
+
+
+def problem_of(kind: str, entry: Any) -> str | None:
+    """What is wrong with something that is to be registered, as the end of a sentence that begins with its name."""
+    if not callable(entry):
+        return f"is {entry!r}, which cannot be called"
+    try:
+        signature = inspect.signature(entry)
+    except (TypeError, ValueError):  # written in C: it says nothing about itself
+        return None
+    if kind == "algorithm":
+        return problem_of_algorithm(entry)
+    if kind == "environment":
+        return problem_of_environment(entry, signature)
+    if kind == "reward" and ({"trajectory", "completions"} & set(signature.parameters)):
+        given = (None, None) if "trajectory" in signature.parameters else ()
+        return None if not given or binds(signature, *given) else f"takes {signature}"
+    if inspect.iscoroutinefunction(entry) or inspect.isasyncgenfunction(entry):
+        return f"takes {signature} and is async"
+    for name, parameter in signature.parameters.items():
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
+            return f"takes {signature}, and options come by name, not by place"
+        if kind == "reward" and name in NO_OPTIONS and parameter.default is parameter.empty:
+            return f"takes {signature}"
+    return None
+
+
+def problem_of_environment(entry: Any, signature: inspect.Signature) -> str | None:
+    if not places(signature, 1):
+        return f"takes {signature}"
+    if not inspect.isclass(entry):
+        return None
+    for name, given in (("start", ()), ("step", (None,)), ("close", ())):
+        method = getattr(entry, name, None)
+        if method is None:
+            return f"has no {name}()"
+        if not inspect.iscoroutinefunction(method):
+            return f"has a {name}() that is not async; write `async def {name}`"
+        if not binds(inspect.signature(method), None, *given):
+            return f"has {name}{inspect.signature(method)}"
+    return None
+
+
+def problem_of_algorithm(entry: Any) -> str | None:
+    if not inspect.isclass(entry) or not dataclasses.is_dataclass(entry):
+        return "is not a dataclass"
+    for name in ("learns_from", "needs", "per", "loss"):
+        if not hasattr(entry, name):
+            return f"has no {name}"
+    if not binds(inspect.signature(entry.loss), None, None, None):  # type: ignore[attr-defined]
+        return f"has loss{inspect.signature(entry.loss)}"  # type: ignore[attr-defined]
+    for name, hint in (("learns_from", Lesson), ("per", Per)):
+        value = getattr(entry, name)
+        if isinstance(value, str) and value not in get_args(hint):
+            return f"has {name} = {value!r}, which is none of {', '.join(get_args(hint))}"
+    if entry.learns_from == "rollouts" and not hasattr(entry, "advantages"):  # type: ignore[attr-defined]
+        return "learns from rollouts and has no advantages(groups)"
+    try:
+        get_type_hints(entry)
+    except NameError as error:
+        return f"has an annotation that cannot be read ({error}); import that name outside of `if TYPE_CHECKING:`"
+    return None
+
+
+def binds(signature: inspect.Signature, *given: Any) -> bool:
+    try:
+        signature.bind(*given)
+    except TypeError:
+        return False
+    return True
+
+
+def places(signature: inspect.Signature, num: int) -> bool:
+    """Whether `num` arguments can be given by place, whatever options come beside them."""
+    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
+    return sum(kind in by_place for kind in kinds) >= num or inspect.Parameter.VAR_POSITIONAL in kinds
+
+
+def options_for(
+    what: str, function: Callable[..., Any], options: Mapping[str, Any], num_given: int = 0
+) -> dict[str, Any]:
+    """The options as `function` takes them beside `num_given` arguments by place. `what` names it in errors: "task
+    'sorting'"."""
+    parameters = dict(list(inspect.signature(function).parameters.items())[num_given:])
+    open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    for option in options:
+        if option not in named and not open_ended:
+            none = "; it has none" if not named else ""
+            raise UserError(f"{what} has no option {str(option)!r}{did_you_mean(str(option), named)}{none}")
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in options:
+            raise UserError(f"{what} needs the option {name!r}")
+    hints = hints_of(function)
+    with errors_of(what):
+        return {
+            name: convert(hints[name], value, name) if name in named and name in hints else value
+            for name, value in options.items()
+        }
+
+
+def hints_of(function: Any) -> dict[str, Any]:
+    """Annotations of the parameters; none where they cannot be read, such as names that only a type checker sees."""
+    try:
+        return get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    except (NameError, TypeError, AttributeError):
+        return {}
+
+
+def call(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """`function(**options)` with checked options. What a person's own function raises is told with its place."""
+    values = options_for(what, function, options)
+    with crashes_of(what, function):
+        return function(**values)
+
+
+@contextmanager
+def crashes_of(what: str, function: Any) -> Iterator[None]:
+    """What a person's own code raises becomes a user error with file and line; mistakes of Aurify stay what they
+    are."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if str(getattr(function, "__module__", "")).startswith("aurify."):
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [frame for frame in frames if frame.filename == file_of(function)] or frames
+        where = f"{shown(own[-1].filename)}:{own[-1].lineno}"
+        raise UserError(f"{what} raised {type(error).__name__}: {error} ({where})") from error
+
+
+def file_of(function: Any) -> str | None:
+    try:
+        return inspect.getsourcefile(function)
+    except TypeError:
+        return None
+
+
+def shown(file: str) -> str:
+    """A path as people would write it from where they are."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
