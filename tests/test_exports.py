@@ -20,6 +20,7 @@ PUBLIC = [
     "LoraConfig",
     "Message",
     "ModelConfig",
+    "Observation",
     "OptimConfig",
     "Outputs",
     "Renderer",

@@ -53,7 +53,7 @@ def test_a_name_is_taken_once_per_kind():
     aurify.dataset("same")(lambda: [])
     aurify.reward("same")(dict)  # the same thing again
     with pytest.raises(UserError, match=r"test_registry\.py:\d+: reward 'same' is registered already, at .*test_regis"):
-        aurify.reward("same")(list)
+        aurify.reward("same")(lambda task, trajectory: 1.0)
     with pytest.raises(UserError, match=r"algorithm 'grpo' is registered already, at aurify\.algorithms\.grpo:GRPO"):
         aurify.algorithm("grpo")(aurify.SFT)
 

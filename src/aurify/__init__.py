@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aurify.engine.lora import LoraConfig
     from aurify.engine.model import LoadedModel, ModelConfig, load_model, load_tokenizer, tiny_model
     from aurify.engine.optim import OptimConfig, lr_at
-    from aurify.environments.env import Environment, Step
+    from aurify.environments.env import Environment, Observation, Step
     from aurify.environments.rollout import datum_of, rollout
     from aurify.evaluation.evaluate import evaluate
     from aurify.loops.pipeline import run_pipeline
@@ -61,6 +61,7 @@ __all__ = [
     "LoraConfig",
     "Message",
     "ModelConfig",
+    "Observation",
     "OptimConfig",
     "Outputs",
     "Renderer",
@@ -111,7 +112,7 @@ HOMES = {
     "aurify.engine.lora": ("LoraConfig",),
     "aurify.engine.model": ("LoadedModel", "ModelConfig", "load_model", "load_tokenizer", "tiny_model"),
     "aurify.engine.optim": ("OptimConfig", "lr_at"),
-    "aurify.environments.env": ("Environment", "Step"),
+    "aurify.environments.env": ("Environment", "Observation", "Step"),
     "aurify.environments.rollout": ("datum_of", "rollout"),
     "aurify.evaluation.evaluate": ("evaluate",),
     "aurify.loops.pipeline": ("run_pipeline",),

@@ -31,12 +31,15 @@ def evaluate(
     temperature: Annotated[float, typer.Option(help="0 is greedy: the same model always gets the same number.")] = 0.0,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
     show: Annotated[int, typer.Option(help="Print so many questions with their answers.")] = 0,
+    plugin: Annotated[
+        list[str] | None, typer.Option(help="A file with tasks and rewards of yours; those of the run are known.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     runs: RunsFolder = RUNS,
 ) -> None:
     """Evaluate a model on the held-out tasks of a task set."""
-    from aurify import config, tasks
+    from aurify import config, registry, tasks
     from aurify.cli.writer import open_writer
     from aurify.evaluation.evaluate import evaluate as evaluate_with
     from aurify.types import SamplingParams
@@ -48,6 +51,7 @@ def evaluate(
     if max_tokens is None:
         max_tokens = place.recipe().get("evaluation", {}).get("sampling", {}).get("max_tokens", 256)
     params = config.build(SamplingParams, {"max_tokens": max_tokens, "temperature": temperature}, "options")
+    registry.load_plugins([*(place.recipe().get("plugins") or ()), *(plugin or ())])
     chosen = task_options(place, task, options or [])
     taskset = tasks.make(chosen.pop("name"), **chosen)
     with open_writer(place.name, device=device) as writer:
