@@ -37,8 +37,10 @@ def batch_of(lengths: list[int], sources: list[str], **streams: list[float]) -> 
 
 @pytest.mark.parametrize(
     ("x", "slope"),
-    [(0.001, 0.0098), (0.01, 0.0826), (0.05, 0.2222), (0.1, 0.25), (0.2, 0.2222), (0.5, 0.1389), (1.0, 0.0826)]
-    + [(2.0, 0.0454), (5.0, 0.0192)],
+    [
+        *((0.001, 0.0098), (0.01, 0.0826), (0.05, 0.2222), (0.1, 0.25), (0.2, 0.2222), (0.5, 0.1389)),
+        *((1.0, 0.0826), (2.0, 0.0454), (5.0, 0.0192)),
+    ],
 )
 def test_gradient_of_the_shaped_weight(x, slope):
     """f(x) = x / (x + .1), so x f'(x) = .1 x / (x + .1)^2: at .05 it is .005 / .0225 = .2222"""
@@ -82,9 +84,7 @@ def test_each_token_has_the_loss_of_its_writer():
 def test_clipping_touches_the_policys_own_tokens_alone():
     """rho = e^1 = 2.71828 for all three; clipped at 1.2 it has no gradient, and only one clipped token is counted."""
     logprobs = torch.tensor([-1.0, -1.0, -1.0], requires_grad=True)
-    batch = batch_of(
-        [1, 1, 1], ["policy", "guidance", "replay"], advantages=[1.0] * 3, old_logprobs=[-2.0, -2.0, -2.0]
-    )
+    batch = batch_of([1, 1, 1], ["policy", "guidance", "replay"], advantages=[1.0] * 3, old_logprobs=[-2.0, -2.0, -2.0])
     loss, metrics = ExGRPO(clip_on_policy=True).loss(Outputs(logprobs), batch)
     loss.backward()
     assert logprobs.grad[0] == 0 and bool((logprobs.grad[1:] != 0).all())

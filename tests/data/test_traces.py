@@ -41,14 +41,21 @@ def said(tokens) -> str:
         {"question": "1+1?", "traces": ["<think>a</think> 2"], "answer": 2},
         {"problem": "1+1?", "solution": "no", "answer": "2", "generations": ["<think>a</think> 2", "", "it is 3"]},
         {"messages": [*ask("1+1?"), {"role": "assistant", "content": "<think>a</think> 2"}], "answer": "2"},
-        {"conversations": [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "<think>a</think> 2"}], "answer": "2"},
+        {
+            "conversations": [{"from": "human", "value": "1+1?"}, {"from": "gpt", "value": "<think>a</think> 2"}],
+            "answer": "2",
+        },
         {
             "prompt": [{"role": "system", "content": "think"}, *ask("1+1?")],
             "target": [{"role": "assistant", "content": "<think>a</think> 2"}],
             "reward_model": {"style": "rule", "ground_truth": "2"},
             "data_source": "openr1",
         },
-        {"prompt": ask("1+1?"), "target_lst": [[{"role": "assistant", "content": "<think>a</think> 2"}]], "answer": "2"},
+        {
+            "prompt": ask("1+1?"),
+            "answer": "2",
+            "target_lst": [[{"role": "assistant", "content": "<think>a</think> 2"}]],
+        },
     ],
     ids=["plain", "several", "openr1", "chat", "sharegpt", "luffy", "luffy_list"],
 )  # fmt: skip
@@ -97,7 +104,7 @@ def test_prompt_and_trace_must_fit_the_context(tmp_path):
     row = {"prompt": "1+1?", "trace": "2", "answer": "2"}
     length = len(RENDERER.prompt(ask("1+1?"))) + 2
     assert load(tmp_path / "t.jsonl", [row], max_context=length).num == 1
-    with pytest.raises(UserError, match="1 too long .*None can be used"):
+    with pytest.raises(UserError, match=r"1 too long .*None can be used"):
         load(tmp_path / "t.jsonl", [row], max_context=length - 1)
 
 

@@ -13,7 +13,7 @@ import pytest
 from aurify.engine.model import ModelConfig, tiny_model
 from aurify.environments.rollout import datum_of
 from aurify.errors import UserError
-from aurify.loops.guidance import Guide, GuidanceOptions, PrefixOptions, guide_of
+from aurify.loops.guidance import GuidanceOptions, Guide, PrefixOptions, guide_of
 from aurify.loops.ledger import rollout_metrics
 from aurify.loops.plan import validate
 from aurify.loops.recipe import OnlineStage, recipe_of
@@ -136,7 +136,9 @@ def test_schedules():
 def test_what_is_given_depends_on_the_seed_alone():
     guide = rollouts(["no"]).guide
     assert isinstance(guide, Guide)
-    guide = replace(guide, options=GuidanceOptions(demonstrations=True, prefix=PrefixOptions(schedule="random", low=0.1)))
+    guide = replace(
+        guide, options=GuidanceOptions(demonstrations=True, prefix=PrefixOptions(schedule="random", low=0.1))
+    )
     lengths = [[len(tokens) for tokens in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
     assert lengths == [[len(tokens) for tokens in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
     assert len({length for [length] in lengths}) > 3

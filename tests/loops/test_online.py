@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
+from recorder import Recorder
 
 from aurify.algorithms.grpo import GRPO
 from aurify.engine.engine import Engine
@@ -111,26 +111,6 @@ def test_groups_without_spread_and_answers_without_reward_are_left_out():
     assert [datum.advantages[-1] > 0 for datum in seen] == [True, False]
     assert metrics["ledger/groups_without_spread"] == 1 and engine.version == 1
     assert metrics["ledger/tokens_trained"] == 4, "two answers of one letter and an end token"
-
-
-@dataclass
-class Recorder:
-    """Stands in for a tracker."""
-
-    rows: list[dict[str, float]] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-
-    def start(self, total: int, start: int) -> None:
-        self.first = start
-
-    def step(self, step: int, metrics: dict[str, float]) -> None:
-        self.rows.append({"step": step, **metrics})
-
-    def samples(self, step: int, groups: list[Group]) -> None:
-        pass
-
-    def event(self, text: str, **_: Any) -> None:
-        self.texts.append(text)
 
 
 def loop(sampled: Rollouts, engine: Engine, folder: Path) -> Recorder:
