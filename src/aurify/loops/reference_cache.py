@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from aurify.types import Datum
 
@@ -26,12 +27,25 @@ FILE = "reference_logprobs.safetensors"
 
 
 def model_fingerprint(engine: Engine) -> str:
-    """Of the model as it is now: its name and every weight, those of an adapter merged in. A second for each GB."""
+    """Of the engine's reference: name, kind and every weight, with the adapter that it began with, if any. To be asked
+    for before the first step. Takes about a second for each GB."""
     digest = hashlib.blake2b(f"{engine.name}/{type(engine.module).__name__}".encode(), digest_size=16)
-    for name, weight in engine.weights():
+    for name, weight in reference_weights(engine):
         digest.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
         digest.update(weight.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def reference_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
+    """A fresh adapter is none: its reference is the model below it."""
+    for name, parameter in engine.module.named_parameters():
+        if not name.endswith((".lora_A", ".lora_B")):
+            yield name.replace(".base.", "."), parameter
+    for name, layer in engine.adapter.layers.items() if engine.adapter is not None else ():
+        if layer.reference is not None:
+            a, b = layer.reference
+            yield f"{name} {layer.scale} A", a
+            yield f"{name} {layer.scale} B", b
 
 
 def data_fingerprint(data: Sequence[Datum]) -> str:
