@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,9 +54,9 @@ def dump_config(values: Mapping[str, Any]) -> str:
 
 
 def escape(value: Any) -> Any:
-    """Values are resolved already: a `${` that is left in one is text."""
+    """Values are resolved already: a `${` that is left in one is text, and so are the backslashes before it."""
     if isinstance(value, str):
-        return value.replace("${", "\\${")
+        return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if isinstance(value, Mapping):
         return {key: escape(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

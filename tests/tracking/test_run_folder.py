@@ -8,6 +8,7 @@ import re
 import pytest
 import yaml
 
+from aurify.config import load_config
 from aurify.errors import UserError
 from aurify.tracking.run_folder import RunFolder
 
@@ -21,6 +22,14 @@ def test_a_new_run_holds_its_recipe_and_what_it_runs_on(tmp_path):
     info = json.loads((folder.path / "run_info.json").read_text())
     assert info["seed"] == 7 and info["versions"].keys() >= {"aurify", "torch", "transformers"}
     assert info["hardware"]["cores"] >= 1 and info["hardware"]["memory_gb"] > 0 and "git" in info
+
+
+def test_the_recipe_reads_back_the_same_even_where_a_text_looks_like_an_interpolation(tmp_path):
+    recipe = RECIPE | {
+        "task": {"name": "jsonl", "system": "Fill in ${name} and \\\\${x}.", "pattern": r"\d+\$"},
+        "lr": 1e-05,
+    }
+    assert load_config(RunFolder.create(tmp_path, recipe).recipe) == recipe
 
 
 def test_two_runs_of_one_second_have_folders_of_their_own(tmp_path):

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from aurify.config import dump_config
 from aurify.errors import UserError
 from aurify.tracking.jsonl import replace_text
 
@@ -77,7 +76,7 @@ class RunFolder:
         path = root / f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(2)}"
         path.mkdir(parents=True)
         folder = RunFolder(path)
-        replace_text(path / RECIPE, yaml.safe_dump(dict(recipe), sort_keys=False, allow_unicode=True))
+        replace_text(path / RECIPE, dump_config(recipe))
         replace_text(path / INFO, json.dumps(run_info(recipe.get("seed")), indent=2) + "\n")
         return folder
 
