@@ -1,6 +1,6 @@
 """A data set of one's own: a function that gives rows, in any form that a file may have too.
 
-    data: {dataset: {name: corrected, task: next_number, num: 400}}
+    data: {dataset: {name: corrected, task: odd_or_even, num: 400}}
 
 It is called when a stage begins, and may return a list or yield one row after the other."""
 
