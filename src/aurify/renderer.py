@@ -25,7 +25,12 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 THOUGHTS = ("<think>", "<thinking>", "<thought>", "<reasoning>")  # what some templates open an answer with
+TrainOn = Literal["assistant", "last", "marked"]
 MARK = "aurify-sampled-reply"  # stands for a reply where only the text around it is wanted
+TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": MARK, "description": "a", "parameters": {"type": "object", "properties": {}}},
+}
 
 
 class Renderer:
@@ -45,15 +50,20 @@ class Renderer:
         self,
         messages: Sequence[Message],
         tools: Sequence[dict[str, Any]] = (),
-        train: Literal["assistant", "last"] = "assistant",
+        train: TrainOn = "assistant",
     ) -> tuple[list[int], list[float]]:
-        """Tokens and their weights: 1 on what the assistant writes, its end token included, 0 elsewhere.
+        """Tokens and their weights: 1 on what the assistant writes, its end token included, 0 elsewhere. A message may
+        have a `weight` of its own; one with 0 is context.
 
-        "last": everything before the last reply is its prompt. What follows the last reply is left out, and a greeting
-        that nothing comes before is context."""
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > 0]
+        "last": everything before the last reply is its prompt. "marked": only messages that have a weight are trained.
+        What follows the last trained reply is left out, and a greeting that nothing comes before is context."""
+        otherwise = 0.0 if train == "marked" else 1.0
+        said_by_assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > 0]
+        turns = [i for i in said_by_assistant if messages[i].get("weight", otherwise) > 0]
         if not turns:
-            raise UserError(f"no assistant message to train on in {outline(messages)}")
+            reason = " that has a weight above 0" if said_by_assistant else ""
+            raise UserError(f"no assistant message to train on{reason} in {outline(messages)}")
+        self._check_tools(messages, tools)
         tokens: list[int] = []
         weights: list[float] = []
         written = ""  # what the tokens so far say
@@ -68,9 +78,16 @@ class Renderer:
             context = self._encode(before[len(written) :], continued=bool(written))
             reply = [*self._encode(said, continued=True), self.end_token]
             tokens += context + reply
-            weights += [0.0] * len(context) + [1.0] * len(reply)
+            weights += [0.0] * len(context) + [messages[i].get("weight", 1.0)] * len(reply)
             written = before + said + self._end_text
         return tokens, weights
+
+    def text(self, text: str) -> tuple[list[int], list[float]]:
+        """Plain text, as a base model reads it: every token is trained but the first, and the end token closes it."""
+        tokens = list(self.tokenizer(text).input_ids)
+        if tokens[-1:] != [self.tokenizer.eos_token_id]:
+            tokens.append(self.tokenizer.eos_token_id)
+        return tokens, [0.0, *[1.0] * (len(tokens) - 1)]
 
     def delta(
         self,
@@ -137,6 +154,38 @@ class Renderer:
         found = [token for token in self._encode(self._closing) if token in special]
         return str(self.tokenizer.convert_ids_to_tokens(found[0])) if found else ""
 
+    def _check_tools(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
+        """Many templates leave calls and tools out without a word: then a model would learn to say nothing."""
+        lost = []
+        if tools and not self._writes_tools:
+            lost.append("the tools")
+        if any(message.get("tool_calls") for message in messages) and not self._writes_calls:
+            lost.append("tool calls")
+        if lost:
+            raise UserError(
+                f"the model's chat template leaves out {' and '.join(lost)} of {outline(messages)}; set "
+                "data.tools_as_text: true to write them into the text, or take a model whose template knows tools"
+            )
+
+    @cached_property
+    def _writes_tools(self) -> bool:
+        return self._probe([{"role": "user", "content": "a"}], [TOOL])
+
+    @cached_property
+    def _writes_calls(self) -> bool:
+        call = {"id": "a12345678", "type": "function", "function": {"name": MARK, "arguments": {}}}
+        calling: Message = {"role": "assistant", "content": "", "tool_calls": [call]}
+        return self._probe([{"role": "user", "content": "a"}, calling], [TOOL])
+
+    def _probe(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> bool:
+        try:
+            written = self._text(messages, tools)
+        except UserError:  # what the template refuses is told for the row itself
+            return True
+        if messages[-1].get("tool_calls"):
+            return written.count(MARK) > self._text(messages[:-1], tools).count(MARK)
+        return MARK in written
+
     def _text(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, generate: bool = False
     ) -> str:
@@ -144,7 +193,10 @@ class Renderer:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=generate
+                    [{key: value for key, value in message.items() if key != "weight"} for message in messages],
+                    tools=list(tools) or None,
+                    tokenize=False,
+                    add_generation_prompt=generate,
                 )
             )
         except Exception as error:
@@ -154,7 +206,12 @@ class Renderer:
         """What the template makes of the last message, an assistant's, between `before` and its end token."""
         after = self._text(messages, tools)
         if not after.startswith(before):  # new replies are opened in another way than old ones, such as with a thought
-            return messages[-1]["content"]
+            if not messages[-1].get("tool_calls"):
+                return messages[-1]["content"]
+            marked: Message = {"role": "assistant", "content": MARK}
+            before = self._text([*messages[:-1], marked], tools).rpartition(MARK)[0]
+            if not after.startswith(before):
+                raise UserError(f"the chat template opens a tool call in a way of its own in {outline(messages)}")
         said = after[len(before) :]
         return said.rpartition(self._end_text)[0] if self._end_text else said.removesuffix(self._closing)
 

@@ -28,6 +28,7 @@ class Message(TypedDict, total=False):
     name: str
     tool_calls: list[dict[str, Any]]
     tool_call_id: str
+    weight: float  # of an assistant message in training; 0 = context
 
 
 @dataclass(frozen=True, slots=True)

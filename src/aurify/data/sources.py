@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-import json
+import glob
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from aurify.config import did_you_mean, missing_file
+from aurify.data.files import Reject, entries_of
+from aurify.data.tally import BadRow
 from aurify.errors import UserError
+
+SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz")  # files of a folder; for no format
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Row(dict[str, Any]):
-    """A row, and where it stands ("pairs.jsonl:17")."""
+    """A row, where it stands ("pairs.jsonl:17"), and which source of a mixture it belongs to."""
 
-    def __init__(self, values: Mapping[str, Any], place: str) -> None:
+    def __init__(self, values: Mapping[str, Any], place: str, part: int = 0) -> None:
         super().__init__(values)
-        self.place = place
+        self.place, self.part = place, part
+
+    def bad(self, problem: str, kind: str = "") -> BadRow:
+        return BadRow(self.place, problem, kind)
 
     def need(self, column: str) -> Any:
         """The value of a column that must be there."""
         if column not in self:
-            raise UserError(f"{self.place}: no column {column!r}{did_you_mean(column, self)}")
+            raise self.bad(f"no column {column!r}{did_you_mean(column, map(str, self))}", f"no column {column!r}")
         value = self[column]
         if value is None or value == "" or value == []:
-            raise UserError(f"{self.place}: column {column!r} is empty ({value!r}); fill it or remove the row")
+            problem = f"column {column!r} is empty"
+            raise self.bad(f"{problem} ({value!r}); fill it or remove the row", problem)
         return value
 
     def text(self, column: str) -> str:
@@ -32,55 +42,91 @@ class Row(dict[str, Any]):
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return str(value)
         if not isinstance(value, str):
-            raise UserError(f"{self.place}: column {column!r} holds {type(value).__name__}; expected text")
+            raise self.bad(f"column {column!r} holds {type(value).__name__}; expected text")
         return value
 
 
-def load_rows(path: str | Path) -> list[Row]:
-    """JSONL (one object a line) or JSON (a list of objects)."""
+def raising(error: BadRow) -> None:
+    raise error
+
+
+def iter_rows(path: str | Path, reject: Reject = raising) -> Iterator[Row]:
+    """The rows of a file, one after the other: JSON lines, JSON, CSV, parquet or plain text, by its content."""
     path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(missing_file(path))
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); expected JSON lines") from None
-    rows = list(rows_of(path, text))
+    for place, entry in entries_of(path, reject):
+        if isinstance(entry, dict):
+            yield Row(entry, place)
+        else:
+            reject(BadRow(place, f"a row is a JSON object; this is {type(entry).__name__}"))
+
+
+def load_rows(path: str | Path) -> list[Row]:
+    """All rows of a file; the first that cannot be read is an error."""
+    rows = list(iter_rows(path))
     if not rows:
         raise UserError(f"{path}: the file has no rows; expected one JSON object a line")
     return rows
 
 
-def rows_of(path: Path, text: str) -> Iterator[Row]:
-    if text.lstrip().startswith("["):
-        try:
-            entries = [(f"{path}: row {k}", entry) for k, entry in enumerate(json.loads(text), 1)]
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
-    else:
-        entries = []
-        for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also cut at U+2028, inside of texts
-            if line.strip():
-                place = f"{path}:{number}"
-                try:
-                    entries.append((place, json.loads(line)))
-                except json.JSONDecodeError as error:
-                    raise UserError(f"{place}: not JSON: {error.msg} (column {error.colno}): {line[:80]!r}") from None
-    for place, entry in entries:
-        if not isinstance(entry, dict):
-            raise UserError(f"{place}: a row is a JSON object; this is {type(entry).__name__}")
-        yield Row(entry, place)
-
-
 def load_hub(name: str, config: str | None, split: str) -> list[Row]:
     """A data set of the Hugging Face hub (extra `hub`)."""
+    return list(hub_rows(name, config, split, stream=False))
+
+
+def hub_rows(name: str, config: str | None, split: str, *, stream: bool) -> Iterator[Row]:
+    """stream: rows come over the network as they are asked for, and nothing is kept."""
     try:
         import datasets
     except ImportError:
         raise UserError(f"data set {name!r} is on the hub; to read it: pip install 'aurify[hub]'") from None
     try:
-        rows = datasets.load_dataset(name, config, split=split)
+        rows = datasets.load_dataset(name, config, split=split, streaming=stream)
+        for number, row in enumerate(rows):
+            yield Row(dict(row), f"{name}/{split}: row {number}")
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"data set {name!r}: the hub did not give it ({reason}); give a JSONL file as path") from error
-    return [Row(dict(row), f"{name}/{split}: row {k}") for k, row in enumerate(rows)]
+
+
+def is_hub_id(path: str) -> bool:
+    """`owner/name` that is no file here."""
+    if not HUB_ID.fullmatch(path) or path.lower().endswith(SUFFIXES):
+        return False
+    return not Path(path).exists() and not Path(path).parent.is_dir()
+
+
+def files_at(path: str, split: str) -> list[Path]:
+    """The files that a path means: one, those of a pattern, or those of a folder whose names hold the split."""
+    place = Path(path).expanduser()
+    if place.is_dir():
+        inside = [file for file in sorted(place.rglob("*")) if file.name.lower().endswith(SUFFIXES)]
+        files = [file for file in inside if split in str(file.relative_to(place))] or inside
+        if not files:
+            raise UserError(f"{path}: the folder holds no data; expected files that end in {', '.join(SUFFIXES)}")
+        return files
+    if not place.exists() and glob.has_magic(path):
+        files = [Path(name) for name in sorted(glob.glob(str(place), recursive=True)) if Path(name).is_file()]
+        if not files:
+            raise UserError(f"{path}: no file matches the pattern")
+        return files
+    return [place]
+
+
+def source_rows(
+    path: str, *, config: str | None = None, split: str = "train", stream: bool = False, reject: Reject = raising
+) -> Iterator[Row]:
+    """The rows that a path means: of a file, a pattern, a folder or a data set of the hub."""
+    if is_hub_id(path):
+        yield from hub_rows(path, config, split, stream=stream)
+        return
+    found = False
+    for file in files_at(path, split):
+        for row in iter_rows(file, reject):
+            found = True
+            yield row
+    if not found and reject is raising:
+        raise UserError(f"{path}: the file has no rows; expected one JSON object a line")
+
+
