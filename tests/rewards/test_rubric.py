@@ -164,7 +164,7 @@ def test_a_reward_that_has_worked_may_fail_for_a_task_but_not_for_good():
 def test_names_are_unique():
     with pytest.raises(UserError, match="'length' is used twice"):
         Rubric([length, length])
-    assert [reward.name for reward in Rubric([length]).plus((length, 2.0, "again")).rewards] == ["length", "again"]
+    assert [reward.name for reward in Rubric([length, (length, 2.0, "again")]).rewards] == ["length", "again"]
 
 
 def test_a_reward_model_scores_the_sampled_tokens_a_group_at_a_time():

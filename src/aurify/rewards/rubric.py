@@ -92,9 +92,6 @@ class Rubric:
         self._worked: set[str] = set()
         self._failed_in_a_row: Counter[str] = Counter()
 
-    def plus(self, *rewards: Any) -> Rubric:
-        return Rubric([*self.rewards, *rewards])
-
     async def score(self, task: Task, trajectories: Sequence[Trajectory]) -> None:
         """Fills `rewards` (the breakdown) and `reward` (the weighted sum of those that apply) of every trajectory.
 
