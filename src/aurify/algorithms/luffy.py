@@ -72,14 +72,14 @@ class LUFFY(GRPO):
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
         """Nobody knows how likely its tokens were to the guide: to whatever compares policies, they look as now."""
         guided, now = batch.written_by("guidance"), out.logprobs.detach()
-        streams = {
-            name: torch.where(guided, now, stream)
-            for name in ("logprobs", "old_logprobs")
-            if (stream := getattr(batch, name)) is not None
-        }
+
+        def as_now(stream: Tensor | None) -> Tensor | None:
+            return None if stream is None else torch.where(guided, now, stream)
+
         if out.entropy is not None and self.entropy_on == "policy":
             out = replace(out, entropy=torch.where(batch.written_by("policy"), out.entropy, 0.0))
-        return super().loss(out, replace(batch, **streams))
+        batch = replace(batch, logprobs=as_now(batch.logprobs), old_logprobs=as_now(batch.old_logprobs))
+        return super().loss(out, batch)
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.advantages is not None

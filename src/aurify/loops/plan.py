@@ -114,7 +114,7 @@ def check_sources(stage: OnlineStage, algorithm: Any, taskset: TaskSet) -> None:
         raise UserError(
             f"guidance.demonstrations: the task {taskset.name!r} cannot write its own answers; give guidance.path"
         )
-    if guidance and guidance.prefix and getattr(algorithm, "sft_coef", 0.0):
+    if guidance and guidance.prefix and getattr(algorithm, "sft_coef", 0.0) > 0:
         raise UserError("guidance.prefix: sft_coef imitates whole traces; set one of the two")
     learns = "teacher_logprobs" in algorithm.needs
     if learns and not stage.teacher:

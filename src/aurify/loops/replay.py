@@ -19,7 +19,7 @@ import math
 import random
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
@@ -164,7 +164,7 @@ class Buffer:
     def learn(
         self,
         groups: Sequence[Group],
-        logprobs: dict[int, Sequence[float]],
+        logprobs: Mapping[int, Sequence[float]],
         rubric: Rubric,
         step: int,
     ) -> Metrics:

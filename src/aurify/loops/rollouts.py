@@ -84,7 +84,7 @@ class Rollouts:
         replayed = [stored.trajectory()] if stored else []
         num_given = 0 if late else len(given)
         num_own = len(seeds) - len(replayed) - num_given
-        beginnings = [[]] * num_own + given[:num_given]
+        beginnings: list[list[int]] = [[]] * num_own + given[:num_given]
         trajectories = await asyncio.gather(*map(self.trajectory, [task] * len(beginnings), seeds, beginnings))
         trajectories = await self.scored(task, [*trajectories, *replayed])
         if late and given and not any(self.rubric.succeeded(t, self.success) for t in trajectories):

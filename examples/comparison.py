@@ -1,0 +1,202 @@
+"""What `guided.py` and `replay.py` share: one model, trained step by step until a budget of tokens is used up, measured
+before and after, and a table of several such runs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from aurify import tasks
+from aurify.algorithms.sft import SFT
+from aurify.engine.engine import Engine
+from aurify.engine.lora import LoraConfig
+from aurify.engine.model import ModelConfig, load_model
+from aurify.engine.optim import OptimConfig
+from aurify.evaluation.evaluate import evaluate
+from aurify.loops.guidance import GuidanceOptions, guide_of
+from aurify.loops.online import learn, replay
+from aurify.loops.recipe import OnlineStage
+from aurify.loops.replay import Buffer, ReplayOptions
+from aurify.loops.rollouts import Rollouts, TaskStream
+from aurify.renderer import Renderer
+from aurify.rewards.rubric import Rubric
+from aurify.samplers.inprocess import InProcessSampler
+from aurify.types import Datum, Metrics, OnlineAlgorithm, SamplingParams
+
+
+class Learner:
+    """A model with its sampler, its task and what it has used up so far."""
+
+    def __init__(self, args: argparse.Namespace, taskset: tasks.TaskSet, seed: int) -> None:
+        self.args, self.taskset, self.seed = args, taskset, seed
+        lora = None if args.model == "random:tiny" else LoraConfig(rank=32, alpha=32)  # random weights need all of it
+        self.engine = Engine(load_model(args.model), lora=lora, seed=seed)
+        self.sampler = InProcessSampler(self.engine, seed=seed)
+        self.renderer = Renderer(self.engine.tokenizer)
+        self.stream = TaskStream(taskset, seed)
+        self.runner = asyncio.Runner()
+        self.step = self.tokens_trained = self.tokens_sampled = 0
+        self.curve: list[dict[str, float]] = []
+
+    def accuracy(self) -> float:
+        """Share of held-out tasks that a greedy answer solves."""
+        params = SamplingParams(max_tokens=self.args.max_tokens, temperature=0.0)
+        work = evaluate(self.taskset, self.sampler, self.renderer, params, num_tasks=self.args.eval_tasks)
+        return self.runner.run(work).accuracy
+
+    def imitate(self, num_tokens: int, lr: float, batch_size: int) -> None:
+        """Supervised fine-tuning on the task's own demonstrations, each seen once."""
+        end = self.tokens_trained + num_tokens
+        while self.tokens_trained < end:
+            data = []
+            for task in self.stream.take(batch_size):
+                prompt = self.renderer.prompt(task.prompt)
+                answer = self.renderer.reply(prompt, str(self.taskset.demonstration(task)))
+                data.append(Datum(prompt + answer, [0.0] * len(prompt) + [1.0] * len(answer)))
+            metrics = self.engine.forward_backward(data, SFT())
+            self.engine.optim_step(lr)
+            self.tokens_trained += round(metrics["ledger/tokens_trained"])
+            self.after({"loss": metrics["loss"]})
+        self.refresh()
+
+    def explore(
+        self,
+        algorithm: OnlineAlgorithm,
+        *,
+        trained: int | None = None,
+        sampled: int | None = None,
+        guidance: GuidanceOptions | None = None,
+        past: ReplayOptions | None = None,
+    ) -> None:
+        """Learns from its own answers, a guide's and its past, until so many more tokens were trained, or sampled.
+        Answers of groups without spread count as trained: they were offered, and had nothing to say."""
+        args = self.args
+        stage = OnlineStage(
+            method="grpo",
+            model=ModelConfig(args.model),
+            prompts_per_step=args.prompts,
+            completions_per_prompt=args.completions,
+            sampling=SamplingParams(max_tokens=args.max_tokens),
+            optim=OptimConfig(lr=args.lr, warmup_steps=2),
+            guidance=guidance,
+            replay=past,
+        )
+        limit = self.engine.max_context
+        rollouts = Rollouts(
+            self.sampler,
+            self.renderer,
+            self.taskset,
+            Rubric(self.taskset.rubric.rewards),
+            stage,
+            self.seed,
+            guide=self.runner.run(guide_of(stage, self.taskset, self.renderer, limit)) if guidance else None,
+            buffer=Buffer(past, args.completions) if past else None,
+        )
+        ends = (trained and self.tokens_trained + trained, sampled and self.tokens_sampled + sampled)
+        step = 0
+        while not any(end and used >= end for end, used in zip(ends, self.used, strict=True)):
+            replayed = replay(self.engine, rollouts, step)
+            groups = self.runner.run(rollouts.sample(step, algorithm, self.stream, replayed))
+            metrics = learn(self.engine, algorithm, groups, rollouts, step)
+            self.refresh()
+            written = [s for g in groups for t in g.trajectories for s in t.segments if s.origin != "prompt"]
+            self.tokens_trained += sum(len(segment.tokens) for segment in written)
+            self.tokens_sampled += round(metrics["ledger/tokens_sampled"])
+            shown = ("reward/mean", "loss/guidance_probability", "guidance/reward", "loss/replay_ratio")
+            kept = {name: metrics[name] for name in metrics if name in shown or name.startswith("replay/")}
+            self.after(kept | {"flat": metrics["ledger/groups_without_spread"]})
+            step += 1
+
+    @property
+    def used(self) -> tuple[int, int]:
+        return self.tokens_trained, self.tokens_sampled
+
+    def refresh(self) -> None:
+        self.runner.run(self.sampler.load_weights(self.engine.weights(), self.engine.version))
+
+    def after(self, metrics: Metrics) -> None:
+        self.step += 1
+        facts = {"trained": float(self.tokens_trained), "sampled": float(self.tokens_sampled), **metrics}
+        self.curve.append({name: round(value, 4) for name, value in facts.items()})
+        shown = ("trained", "sampled", "loss", "reward/mean", "flat", "replay/used", "replay/trajectories")
+        print("  ", "  ".join(f"{name} {facts[name]:g}" for name in shown if name in facts), flush=True)
+
+    def close(self) -> None:
+        self.runner.run(self.sampler.close())
+        self.runner.close()
+        self.engine.close()
+
+
+def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--methods", default=defaults.pop("methods"), help="names with commas between them")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=defaults.pop("tokens"), help="the budget of each run")
+    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--completions", type=int, default=defaults.pop("completions"))
+    parser.add_argument("--max-tokens", type=int, default=defaults.pop("max_tokens"))
+    parser.add_argument("--lr", type=float, default=defaults.pop("lr"))
+    parser.add_argument("--eval-tasks", type=int, default=100)
+    parser.add_argument("--log", type=Path, help="append one JSON object a run to this file")
+    assert not defaults
+    return parser
+
+
+def record(args: argparse.Namespace, method: str, learner: Learner, before: float, seconds: float) -> dict[str, Any]:
+    """One run as a row of the table; appended to the log as soon as it is known."""
+    facts = {
+        "method": method,
+        "seed": learner.seed,
+        "before": before,
+        "after": learner.accuracy(),
+        "tokens_trained": learner.tokens_trained,
+        "tokens_sampled": learner.tokens_sampled,
+        "steps": learner.step,
+        "seconds": round(seconds, 1),
+    }
+    print(json.dumps(facts), flush=True)
+    if args.log:
+        settings = {name: str(value) for name, value in vars(args).items() if name != "log"}
+        with args.log.open("a") as file:
+            file.write(json.dumps(facts | {"curve": learner.curve, "settings": settings}) + "\n")
+    return facts
+
+
+def compare(args: argparse.Namespace, taskset: tasks.TaskSet, run: Any) -> None:
+    """Every method with every seed; run(learner, method) trains."""
+    rows = []
+    for method, seed in ((m, s) for m in args.methods.split(",") for s in range(args.seeds)):
+        print(f"{method}, seed {seed}", flush=True)
+        learner = Learner(args, taskset, seed)
+        before, began = learner.accuracy(), time.perf_counter()
+        run(learner, method)
+        rows.append(record(args, method, learner, before, time.perf_counter() - began))
+        learner.close()
+    print(table(rows))
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: held-out accuracy of each method, mean and deviation over seeds."""
+    lines = [
+        "| method | before | after | each seed | tokens trained | tokens sampled | steps | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        own = [row for row in rows if row["method"] == method]
+        mean = {name: statistics.fmean(row[name] for row in own) for name in own[0] if name != "method"}
+        spread = statistics.stdev(row["after"] for row in own) if len(own) > 1 else 0.0
+        each = ", ".join(f"{row['after']:.2f}" for row in islice(own, 9))
+        lines.append(
+            f"| {method} | {mean['before']:.2f} | {mean['after']:.2f} ± {spread:.2f} | {each} | "
+            f"{mean['tokens_trained']:,.0f} | {mean['tokens_sampled']:,.0f} | {mean['steps']:.0f} | "
+            f"{mean['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
