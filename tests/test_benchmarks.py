@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+from aurify.engine.model import load_tokenizer
+
 CPU = Path(__file__).parents[1] / "benchmarks" / "cpu.py"
+
+
+def pairs() -> list[list[list[int]]]:
+    """The sequences of the case `dpo`, for the tokenizer of the random model."""
+    spec = importlib.util.spec_from_file_location("benchmark_work", CPU.parent / "work.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    rows = module.make_work(load_tokenizer("random:tiny")).rows
+    return [[row.prompt + row.chosen, row.prompt + row.rejected] for row in rows]
+
+
+def num_nodes(sequences: list[list[int]]) -> int:
+    """Tokens that are left when what sequences begin with alike is counted once."""
+    return len({tuple(sequence[:length]) for sequence in sequences for length in range(1, len(sequence) + 1)})
 
 
 def test_cases_run_and_are_written(tmp_path):
@@ -22,7 +39,9 @@ def test_cases_run_and_are_written(tmp_path):
     for result in results.values():
         assert len(result["steps"]) == 2 and result["peak_bytes"] > 2**26
     dpo, grpo = results.values()
-    assert dpo["steps"][0]["computed"] < 0.9 * dpo["tokens"]  # a pair shares its prompt (generated rows: a fifth)
+    assert dpo["tokens"] == sum(len(sequence) for pair in pairs() for sequence in pair)
+    each, together = sum(map(num_nodes, pairs())), num_nodes([sequence for pair in pairs() for sequence in pair])
+    assert together <= dpo["steps"][0]["computed"] <= each < dpo["tokens"]  # a pair shares its prompt at least
     assert dpo["flops"] > 6 * 90_000 * dpo["steps"][0]["computed"]  # forward and backward of 90,000 weights, and more
     assert 64 <= grpo["tokens"] <= 64 * 32
     assert (tmp_path / "cpu.md").read_text().count("\n") == 4
