@@ -73,7 +73,7 @@ def test_what_is_dumped_reads_back_the_same(write):
 
 
 @pytest.mark.parametrize(
-    "text", ["${", "${a}", "a ${oc.env:HOME} b", r"\${a}", r"\\${a}", "${a}\\", "a\\", "$a", "1e3", "~"]
+    "text", ["${", "${a}", "a ${oc.env:HOME} b", r"\${a}", r"\\${a}", "${a}\\", "a\\", "$a", "1e3"]
 )
 def test_text_that_looks_like_something_else_stays_text(write, text):
     write("recipe.yaml", dump_config({"text": text, "list": [text], "nested": {"text": text}}))

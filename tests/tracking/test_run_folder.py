@@ -26,7 +26,7 @@ def test_a_new_run_holds_its_recipe_and_what_it_runs_on(tmp_path):
 
 def test_the_recipe_reads_back_the_same_even_where_a_text_looks_like_an_interpolation(tmp_path):
     recipe = RECIPE | {
-        "task": {"name": "jsonl", "system": "Fill in ${name} and \\\\${x}.", "pattern": r"\d+\$"},
+        "task": {"name": "jsonl", "system": "Fill in ${name}, \\\\${x}", "pattern": r"\d+\$"},
         "lr": 1e-05,
     }
     assert load_config(RunFolder.create(tmp_path, recipe).recipe) == recipe
