@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 from aurify.loops.interrupt import terminable
@@ -25,7 +29,7 @@ def run_pipeline(
                 run_stage(recipe, folder, name, f"{number}/{len(recipe.stages)} {name}", console, show_samples)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
-            f"{str(error) or 'interrupted'}; go on with: aurify train --resume {folder.path}"
+            f"{str(error) or 'interrupted'}; go on with: {program()} train --resume {folder.path}"
         ) from None
     results = folder.results()
     console.summary(results)
@@ -49,5 +53,17 @@ def chat_hint(recipe: Recipe, folder: RunFolder) -> str | None:
     """How to talk to the last model that can write."""
     for name, stage in reversed(recipe.stages.items()):
         if "scores" not in algorithm_of(stage, f"stages.{name}").needs:
-            return f"Chat with it: aurify chat {folder.path}:{name}"
+            return f"Chat with it: {program()} chat {folder.path}:{name}"
     return None
+
+
+def program() -> str:
+    """How a shell finds the `aurify` that is running: by its path, where its environment is not activated."""
+    called = Path(sys.argv[0])
+    if called.name != "aurify" or not called.is_file():  # `python -m`, or a program of one's own
+        return "aurify"
+    found = shutil.which("aurify")
+    if found is not None and Path(found).absolute() == called.absolute():
+        return "aurify"
+    path = os.path.relpath(called)
+    return str(called) if path.startswith(os.pardir) else path
