@@ -28,4 +28,6 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("grpo", {"aggregator": "sequence", "scale": "none", "kl_coef": 0.1}),
     ("grpo", {"aggregator": "constant", "constant_length": 50, "kl_coef": 0.1, "kl": "k1", "dual_clip": 3.0}),
     ("grpo", {"surrogate": "plain", "kl_coef": 0.1, "kl": "k2", "entropy_coef": 0.05}),
+    ("luffy", {"clip_on_policy": True, "aggregator": "sequence", "kl_coef": 0.1}),
+    ("exgrpo", {"aggregator": "constant", "constant_length": 50, "entropy_coef": 0.05}),
 ]

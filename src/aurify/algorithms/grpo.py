@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from aurify.algorithms.estimators import Scale, group_advantages
 from aurify.errors import UserError
-from aurify.types import Batch, Group, Metrics, Need, Outputs, Per
+from aurify.types import Batch, Group, Lesson, Metrics, Need, Outputs, Per
 
 MAX_LOG_RATIO = 20.0
 
@@ -39,6 +39,8 @@ class GRPO:
     kl_coef: float = 0.0
     kl: Literal["k1", "k2", "k3"] = "k3"
     entropy_coef: float = 0.0
+
+    learns_from: ClassVar[Lesson] = "rollouts"
 
     def __post_init__(self) -> None:
         if self.dual_clip is not None and self.dual_clip <= 1:
@@ -68,20 +70,9 @@ class GRPO:
         return group_advantages([group.rewards for group in groups], self.scale)
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
-        assert batch.advantages is not None
-        advantages = batch.advantages
         old = out.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         ratio = (out.logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-        losses = -ratio * advantages
-        metrics: dict[str, Tensor] = {}
-        if self.surrogate == "clip":
-            clipped = -ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
-            metrics["loss/clip_low"] = ((clipped > losses) & (advantages < 0)).float()
-            metrics["loss/clip_high"] = ((clipped > losses) & (advantages > 0)).float()
-            losses = torch.maximum(losses, clipped)
-            if self.dual_clip is not None:
-                bounded = torch.minimum(losses, -self.dual_clip * advantages)
-                losses = torch.where(advantages < 0, bounded, losses)
+        losses, metrics = self.surrogate_losses(out, batch, ratio)
         if self.kl_coef:
             assert batch.ref_logprobs is not None
             divergence = kl_estimate(out.logprobs, batch.ref_logprobs, self.kl)
@@ -97,6 +88,22 @@ class GRPO:
         return self.total(losses, batch, self.constant_length), {
             name: float(self.total(values, batch)) for name, values in metrics.items()
         }
+
+    def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """[tokens] losses and metrics. What treats some tokens in another way overrides it."""
+        assert batch.advantages is not None
+        advantages = batch.advantages
+        losses = -ratio * advantages
+        metrics: dict[str, Tensor] = {}
+        if self.surrogate == "clip":
+            clipped = -ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
+            metrics["loss/clip_low"] = ((clipped > losses) & (advantages < 0)).float()
+            metrics["loss/clip_high"] = ((clipped > losses) & (advantages > 0)).float()
+            losses = torch.maximum(losses, clipped)
+            if self.dual_clip is not None:
+                bounded = torch.minimum(losses, -self.dual_clip * advantages)
+                losses = torch.where(advantages < 0, bounded, losses)
+        return losses, metrics
 
     def total(self, values: Tensor, batch: Batch, constant_length: int | None = None) -> Tensor:
         """[tokens] -> the sum that belongs to `per`. Metrics give no length: they are means over the sequence,

@@ -50,7 +50,8 @@ class LUFFY(GRPO):
 
     def prepare(self, data: Sequence[Datum], policy: Policy, temperature: float) -> list[Datum]:
         """With sft_coef the two terms have denominators of their own: each is divided by what it has of the step."""
-        data = super().prepare(data, policy, temperature)
+        inherited = getattr(super(), "prepare", None)
+        data = list(data) if inherited is None else inherited(data, policy, temperature)
         if not self.sft_coef:
             return data
         guided = [datum for datum in data if datum.source == "guidance"]
@@ -83,8 +84,9 @@ class LUFFY(GRPO):
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.advantages is not None
+        metrics: dict[str, Tensor] = {}
         if self.surrogate == "clip" and not self.clip_on_policy:
-            losses, metrics = -ratio * batch.advantages, {}
+            losses = -ratio * batch.advantages
         else:
             losses, metrics = super().surrogate_losses(out, batch, ratio)
         guided = batch.written_by("guidance")
