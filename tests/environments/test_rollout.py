@@ -191,3 +191,21 @@ def test_guidance_is_trained_without_log_probs():
     assert whole.source == "guidance" and whole.guided is None and whole.logprobs == [0, 0, 0]
     without = [Segment([1], "prompt"), Segment([4], "policy")]
     assert datum_of(Trajectory(without, [], 0)).logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        (lambda: 1 / 0, r"environment 'Broken' raised ZeroDivisionError: division by zero \(.*test_rollout.py:\d+\)"),
+        (lambda: None, "environment 'Broken': step\\(\\) gave a NoneType; it must return an aurify.Step"),
+    ],
+)
+def test_what_an_environment_does_wrong_is_named_and_it_is_closed(renderer, reply, expected):
+    class Broken(Echo):
+        async def step(self, message):
+            return reply()
+
+    environment = Broken()
+    with pytest.raises(UserError, match=expected):
+        play(renderer, ["hello"], environment)
+    assert environment.closed

@@ -6,10 +6,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from aurify.environments.env import Environment
+from aurify.environments.env import Environment, Step
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.sampler import Sampler
+from aurify.signatures import crashes_of
 from aurify.types import Datum, Metrics, SamplingParams, Segment, Task, Trajectory
 
 TURN_STRIDE = 0x9E3779B97F4A7C15  # keeps the seeds of later turns away from those of neighbouring trajectories
@@ -35,8 +36,10 @@ async def rollout(
     rewards: dict[str, float] = defaultdict(float)
     metrics: Metrics = {}
     truncated = False
+    what = f"environment {type(environment).__name__!r}"
     try:
-        observation = await environment.start()
+        with crashes_of(what, type(environment)):
+            observation = await environment.start()
         messages, tools = list(observation.messages), observation.tools
         tokens = renderer.prompt(messages, tools)
         segments = [Segment(tokens, "prompt")]
@@ -68,7 +71,10 @@ async def rollout(
             if not finished:
                 truncated = True
                 break
-            step = await environment.step(message)
+            with crashes_of(what, type(environment)):
+                step = await environment.step(message)
+            if not isinstance(step, Step):
+                raise UserError(f"{what}: step() gave a {type(step).__name__}; it must return an aurify.Step")
             for name, value in step.rewards.items():
                 rewards[name] += value
             metrics |= step.metrics
