@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aurify.data.formats import preference_data, sft_data
+from aurify.data.named import load_dataset
 from aurify.data.sources import Row, load_rows
 from aurify.errors import UserError
 from aurify.loops.offline import Unit
@@ -39,9 +40,8 @@ class Examples:
 
 
 def rows_of_file(data: DataOptions, seed: int, *, hold_out: bool) -> Rows:
-    """A user's file. hold_out: without `heldout_path`, a share of its rows is kept for evaluation."""
-    assert data.path is not None
-    rows = load_rows(data.path)
+    """A user's file, or function. hold_out: without `heldout_path`, a share of its rows is kept for evaluation."""
+    rows = load_rows(data.path) if data.dataset is None else load_dataset(data.dataset)  # type: ignore[arg-type]
     if data.heldout_path is not None:
         return Rows(rows, load_rows(data.heldout_path))
     return split(rows, data.heldout_share, seed) if hold_out else Rows(rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from aurify.data.named import check_dataset, named
 from aurify.data.sources import load_rows
 from aurify.engine import model as models
 from aurify.errors import UserError
@@ -139,6 +140,8 @@ def check_offline(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) 
         raise UserError(
             f"data: {stage.method} learns from single answers, not from preference pairs; use demonstrations or path"
         )
+    if data.dataset is not None:
+        check_dataset(data.dataset)
     if data.demonstrations and taskset is not None and taskset.demonstration(taskset.heldout[0]) is None:
         raise UserError(f"data.demonstrations: the task {taskset.name!r} cannot write its own answers; give data.path")
 
@@ -187,6 +190,8 @@ def source(stage: OfflineStage | OnlineStage) -> str:
     data = stage.data
     if data.path:
         return f"{data.path} ({len(load_rows(data.path))} rows)"
+    if data.dataset:
+        return f"the data set {named(data.dataset)[0]}"
     if data.demonstrations:
         return f"{data.demonstrations} demonstrations of {task}"
     if data.sample:

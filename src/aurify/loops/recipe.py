@@ -82,9 +82,10 @@ class PairSampling:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Where an offline stage takes its rows from: one of path, demonstrations, sample and stage."""
+    """Where an offline stage takes its rows from: one of path, dataset, demonstrations, sample and stage."""
 
     path: str | None = None  # JSONL of chats ({"messages": [...]}) or of preferences ({"prompt", "chosen", "rejected"})
+    dataset: str | dict[str, Any] | None = None  # registered by @aurify.dataset: a name, or {name: ..., options of it}
     demonstrations: int | None = None  # so many training tasks with the answer that the task itself would give
     sample: PairSampling | None = None
     stage: str | None = None  # "@stage": the pairs that stage was trained on
@@ -95,12 +96,13 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         at_least(1, demonstrations=self.demonstrations)
-        given = [name for name in ("path", "demonstrations", "sample", "stage") if getattr(self, name) is not None]
+        sources = ("path", "dataset", "demonstrations", "sample", "stage")
+        given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
             raise UserError(
-                f"{' and '.join(given) or 'no source'} given; set exactly one of path (a JSONL file), demonstrations "
-                "(a number of the task's own answers), sample (pairs from the model's answers) and stage "
-                '("@name": the pairs of that stage)'
+                f"{' and '.join(given) or 'no source'} given; set exactly one of path (a file), dataset (a name), "
+                "demonstrations (a number of the task's own answers), sample (pairs from the model's answers) and stage"
+                ' ("@name": the pairs of that stage)'
             )
         if not 0 <= self.heldout_share < 1:
             raise UserError(f"heldout_share: {self.heldout_share!r} is out of range; it must be in [0, 1)")

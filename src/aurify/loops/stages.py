@@ -214,7 +214,7 @@ class StageRun:
 
     def rows(self, stage: OfflineStage, pairs: bool) -> data.Rows:
         source = stage.data
-        if source.path is not None:
+        if source.path is not None or source.dataset is not None:
             hold_out = self.taskset is None or "scores" in self.algorithm.needs
             return data.rows_of_file(source, self.seed, hold_out=hold_out)
         if source.demonstrations is not None:
