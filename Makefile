@@ -9,6 +9,10 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 PYTHON ?= $(shell for python in python3 python3.12 python3.13 python3.11; do \
 	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+# Generated code runs in bubblewrap. Where it is missing it is installed, if this is Debian or Ubuntu and we are root.
+APT := DEBIAN_FRONTEND=noninteractive apt-get -qq --yes --no-install-recommends install bubblewrap
+SANDBOX := command -v bwrap >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
+	{ $(APT) || { apt-get -qq update && $(APT); }; } >/dev/null 2>&1; }
 
 .PHONY: demo test check bench setup clean
 .DEFAULT_GOAL := setup
@@ -45,6 +49,7 @@ setup: .venv/test.stamp
 .venv/test.stamp: .venv/torch.stamp pyproject.toml
 	@echo "Installing what the tests need (a minute or two the first time) ..."
 	$(INSTALL) --editable '.[test]'
+	@$(SANDBOX) || echo "bubblewrap is not installed; generated code runs under Landlock, if this kernel has it"
 	@touch $@ .venv/demo.stamp
 
 clean:

@@ -69,6 +69,10 @@ declare(
         "contains_answer": "aurify.rewards.text:contains_answer",
         "format": "aurify.rewards.text:format_match",
         "length": "aurify.rewards.text:length_penalty",
+        "code": "aurify.rewards.code:code",
+        "code_syntax": "aurify.rewards.code:code_syntax",
+        "code_docstrings": "aurify.rewards.code:code_docstrings",
+        "code_type_hints": "aurify.rewards.code:code_type_hints",
     },
 )
 
