@@ -128,5 +128,3 @@ def source_rows(
             yield row
     if not found and reject is raising:
         raise UserError(f"{path}: the file has no rows; expected one JSON object a line")
-
-
