@@ -76,6 +76,17 @@ declare(
     },
 )
 
+declare(
+    "dataset",
+    {
+        "at_least": "aurify.data.filters:at_least",
+        "at_most": "aurify.data.filters:at_most",
+        "equals": "aurify.data.filters:equals",
+        "matches": "aurify.data.filters:matches",
+        "rename": "aurify.data.filters:rename",
+        "margin_from_scores": "aurify.data.filters:margin_from_scores",
+    },
+)
 declare("environment", {"single_turn": "aurify.environments.single_turn:SingleTurn"})
 
 
