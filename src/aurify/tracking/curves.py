@@ -36,6 +36,8 @@ LEARNING = (
     Chart("KL to the reference", {"loss/kl": "kl"}),
     Chart("Entropy", {"loss/entropy": "entropy"}),
     Chart("Gradient norm", {"optim/grad_norm": "norm"}),
+    Chart("A guide's tokens: mean probability", {"loss/guidance_probability": "probability"}, bounds=(0, 1)),
+    Chart("Replay buffer", {"replay/trajectories": "trajectories", "replay/questions": "questions"}),
 )
 # How it ran: folded
 RUNNING = (
@@ -44,6 +46,9 @@ RUNNING = (
     Chart("Clipped tokens", {"loss/clip_low": "low", "loss/clip_high": "high"}),
     Chart("Ratio to the old policy", {"loss/ratio": "ratio"}),
     Chart("Groups without spread", {"ledger/groups_without_spread": "groups"}),
+    Chart("Groups drawn again", {"ledger/groups_discarded": "groups"}),
+    Chart("Questions that are always right", {"replay/retired": "retired"}),
+    Chart("Questions by successes", {f"replay/bucket_{k}": f"{k} right" for k in range(1, 64)}),
     Chart("Tokens a second", {"time/tokens_per_second": "trained", "time/sampled_per_second": "sampled"}),
     Chart("Seconds a step", {"time/step": "all", "time/sample": "sampling", "time/train": "training"}),
     Chart("Peak memory in GiB", {"memory/peak_gb": "memory"}),
