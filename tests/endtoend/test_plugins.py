@@ -1,0 +1,148 @@
+"""The examples of `examples/plugins` from their recipe, on a random model: a person's own task, reward, environment,
+data set and algorithm all do what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+from pipelines import run_to_the_end, steps
+
+from aurify import registry
+from aurify.config import load_config
+from aurify.errors import UserError
+from aurify.loops.plan import validate
+from aurify.loops.recipe import recipe_of
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "examples" / "plugins" / "recipe.yaml"
+
+
+def values_of(*overrides: str) -> dict[str, Any]:
+    values = load_config(RECIPE, overrides)
+    return values | {"plugins": [str(ROOT / plugin) for plugin in values["plugins"]]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("plugins")
+    (path / "recipe.yaml").write_text(json.dumps(values_of()))
+    run_to_the_end(values_of(), path)
+    return path
+
+
+@pytest.fixture
+def own_entries(monkeypatch):
+    """The examples are registered for one test."""
+    monkeypatch.setattr(registry, "ENTRIES", {kind: dict(entries) for kind, entries in registry.ENTRIES.items()})
+    yield
+    for name in [name for name in sys.modules if name.startswith("aurify_plugin_")]:
+        del sys.modules[name]
+
+
+def samples_of(stage: Path) -> str:
+    return (stage / "samples.jsonl").read_text()
+
+
+def test_every_kind_is_in_the_recipe():
+    assert {Path(plugin).stem for plugin in values_of()["plugins"]} == registry.ENTRIES.keys()
+
+
+def test_the_data_set_teaches_the_task(run):
+    sft = json.loads((run / "results.json").read_text())["sft"]
+    assert sft["before"] < 0.1 and sft["after"] > 0.3
+
+
+def test_the_rewards_are_weighed_and_written_down(run):
+    for row in steps(run / "rl" / "metrics.jsonl"):
+        assert 0 <= row["reward/last_answer"] <= 1 and -1 <= row["reward/brevity"] <= 0
+        assert row["reward/mean"] == pytest.approx(row["reward/last_answer"] + 0.1 * row["reward/brevity"])
+
+
+def test_the_environment_gives_a_second_chance(run):
+    tries = [row["rollout/tries"] for row in steps(run / "rl" / "metrics.jsonl")]
+    assert all(1 < number < 2 for number in tries), "right at once, and right or wrong at the second try"
+    assert fmean(tries[-5:]) < fmean(tries[:5]) - 0.05, "with practice, fewer second tries"
+    assert '"No."' in samples_of(run / "rl")
+
+
+def test_the_algorithm_raises_the_reward(run):
+    rewards = [row["reward/mean"] for row in steps(run / "rl" / "metrics.jsonl")]
+    assert fmean(rewards[-5:]) > fmean(rewards[:5]) + 0.1
+    assert {row["method"] for row in json.loads((run / "results.json").read_text()).values()} == {
+        "sft",
+        "best_of_group",
+    }
+
+
+def test_a_run_can_be_evaluated_by_name_with_its_plugins(run):
+    command = [sys.executable, "-m", "aurify.cli.main", "eval", str(run), "--num-tasks", "10", "--json", "digits=2"]
+    done = subprocess.run([*command, "num_heldout=20"], capture_output=True, text=True, cwd=run)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["task"] == "odd_or_even" and result["num_tasks"] == 10 and "reward" in result
+
+
+def test_paths_are_those_of_the_working_folder():
+    command = [sys.executable, "-m", "aurify.cli.main", "train", "examples/plugins/recipe.yaml", "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "the data set corrected" in done.stdout, done.stderr
+    lost = subprocess.run([*command[:4], str(RECIPE)], capture_output=True, text=True, cwd=ROOT / "tests")
+    assert lost.returncode == 2 and "plugin examples/plugins/task.py: no such file" in lost.stderr
+
+
+def test_what_the_documentation_shows_stands_in_the_examples():
+    text = (ROOT / "docs" / "plugins.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    examples = [file.read_text() for file in sorted(RECIPE.parent.glob("*.py"))]
+    assert len(blocks) == len(examples) == 5
+    assert all(sum(block in example for example in examples) == 1 for block in blocks)
+
+
+def test_the_data_set_holds_no_held_out_question(own_entries):
+    from aurify import tasks
+    from aurify.data.named import load_dataset
+
+    recipe_of(values_of())
+    rows = load_dataset({"name": "corrected", "task": "odd_or_even", "num": 300})
+    heldout = {task.prompt[0]["content"] for task in tasks.make("odd_or_even").heldout}
+    assert len(rows) == 300 and not heldout & {row["messages"][0]["content"] for row in rows}
+    corrected = [row["messages"] for row in rows if len(row["messages"]) == 4]
+    assert 50 < len(corrected) < 100, "of every second row, those whose other answer is another one"
+    assert all(first["content"] != last["content"] for _, first, _, last in corrected)
+
+
+def test_the_algorithm_by_hand(own_entries):
+    recipe_of(values_of())
+    algorithm = registry.get("algorithm", "best_of_group")()
+    assert algorithm.chosen([0.0, 1.0, None, 1.0]) == [0, 1, 0, 0]
+    assert algorithm.chosen([0.0, 0.5]) == algorithm.chosen([None, None]) == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("task.digist=2", "stages.sft: task 'odd_or_even' has no option 'digist'; did you mean 'digits'"),
+        ("task.digits=two", "stages.sft: task 'odd_or_even': 'digits' is 'two'; expected an integer"),
+        ("task.reward=[last_anwser]", "unknown reward 'last_anwser'; did you mean 'last_answer'"),
+        ("task.reward=[{name: brevity, at_mots: 3}]", "reward 'brevity' has no option 'at_mots'"),
+        ("task.environment=second_chanse", "unknown environment 'second_chanse'; did you mean 'second_chance'"),
+        ("task.environment.chances=many", "environment 'second_chance': 'chances' is 'many'; expected an integer"),
+        ("stages.sft.data.dataset.name=corected", "unknown dataset 'corected'; did you mean 'corrected'"),
+        ("stages.sft.data.dataset={name: corrected}", "dataset 'corrected' needs the option 'task'"),
+        ("stages.sft.data.dataset.num=1.5", "dataset 'corrected': 'num' is 1.5; expected an integer"),
+        ("stages.sft.data.path=x.jsonl", "path and dataset given; set exactly one"),
+        ("stages.rl.method=best_of_groups", "unknown algorithm 'best_of_groups'; did you mean 'best_of_group'"),
+        ("stages.rl.algorithm={minimun: 1}", "'stages.rl.algorithm.minimun'; did you mean 'minimum'"),
+    ],
+)
+def test_mistakes_in_the_recipe_are_seen_before_anything_runs(own_entries, override, expected):
+    with pytest.raises(UserError) as caught:
+        validate(recipe_of(values_of(override)))
+    assert expected in str(caught.value)
