@@ -24,7 +24,7 @@ SFT = (
 DPO = (
     "name: bad\nmodel: random:tiny\nstages:\n  dpo: {method: dpo, data: {path: rows.jsonl}, steps: 1, batch_size: 1}\n"
 )
-GRPO ="""
+GRPO = """
 name: bad
 model: random:tiny
 task: largest_number

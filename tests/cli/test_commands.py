@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from aurify.cli.main import app
 
-RECIPE ="""
+RECIPE = """
 name: small
 model: random:tiny
 task: {name: largest_number, count: 2, maximum: 9, num_heldout: 12}
