@@ -127,3 +127,20 @@ def test_an_end_token_inside_a_trace_cuts_nothing_and_one_at_its_end_is_not_doub
     traces = load(tmp_path / "t.jsonl", [{"prompt": "1+1?", "trace": f"a{end}b 2{end}\n", "answer": "2"}])
     [tokens] = traces.of(ask("1+1?"))
     assert tokens.count(RENDERER.end_token) == 2 and len(tokens) == 6
+
+
+def test_parquet_and_damaged_lines(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    rows = [
+        {"problem": f"{k}+{k}?", "generations": [f"<think>x</think> {2 * k}", "?"], "answer": str(2 * k)}
+        for k in (1, 2)
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
+    traces = asyncio.run(load_traces(str(tmp_path / "t.parquet"), RENDERER, Rubric([number_match])))
+    assert traces.num == 2 and traces.refused == {"judged wrong": 2}
+    path = tmp_path / "t.jsonl"
+    path.write_text(json.dumps(rows[0]) + "\n{ not json\n[1]\n" + json.dumps(rows[1]) + "\n")
+    traces = asyncio.run(load_traces(str(path), RENDERER, Rubric([number_match])))
+    assert traces.num == 2 and traces.refused["that cannot be read"] == 2

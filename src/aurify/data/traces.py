@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aurify.data.sources import Row, load_rows
+from aurify.data.sources import Row, iter_rows
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
@@ -70,50 +70,62 @@ async def load_traces(
     for held-out tasks, those above `max_tokens` or, with their prompt, `max_context`, copies, and traces without an
     answer to judge them by."""
     traces = Traces(path)
-    hidden = {question_of(task.prompt) for task in heldout}
-    for row in load_rows(path):
+    check = Check(renderer, rubric, {question_of(task.prompt) for task in heldout}, max_tokens, max_context, success)
+    for row in iter_rows(path, lambda bad: traces.refuse("that cannot be read", str(bad))):
         try:
-            prompt, texts, answer = prompt_of(row), texts_of(row), answer_of(row)
-            question = question_of(prompt)
-            if not texts:
-                traces.refuse("without a trace", row.place)
-            elif question in hidden:
-                traces.refuse("for a held-out task", row.place)
-            elif answer is None:
-                traces.refuse("without an answer to judge it by", row.place)
-            else:
-                task = Task(row.place, prompt, answer, {name: row[name] for name in row if name != "answer"})
-                for text in texts:
-                    tokens = array("i", renderer.reply(renderer.prompt(prompt), text))
-                    known = traces.by_question.setdefault(question, [])
-                    trajectory = ready(task, tokens, renderer)
-                    if (max_tokens is not None and len(tokens) > max_tokens) or (
-                        max_context is not None and len(trajectory.tokens) > max_context
-                    ):
-                        traces.refuse("too long", row.place)
-                    elif tokens in known:
-                        traces.refuse("a copy", row.place)
-                    elif not await is_right(task, trajectory, rubric, success):
-                        traces.refuse("judged wrong", row.place)
-                    else:
-                        known.append(tokens)
+            task, texts = task_of(row), texts_of(row)
+            reason = check.row(task, texts)
+            if reason:
+                traces.refuse(reason, row.place)
+                continue
+            known = traces.by_question.setdefault(question_of(task.prompt), [])
+            for text in texts:
+                tokens = array("i", renderer.reply(renderer.prompt(task.prompt), text))
+                reason = "a copy" if tokens in known else await check.trace(task, tokens)
+                if reason:
+                    traces.refuse(reason, row.place)
+                else:
+                    known.append(tokens)
         except UserError as error:
-            traces.refuse("that cannot be used", f"{error}")
+            traces.refuse("that cannot be used", str(error))
     traces.by_question = {question: found for question, found in traces.by_question.items() if found}
     if not traces.by_question:
         raise UserError(f"{traces.report()}. None can be used; look at the answers, the task's reward and max_tokens")
     return traces
 
 
-def ready(task: Task, tokens: Sequence[int], renderer: Renderer) -> Trajectory:
-    """A whole answer that a guide wrote."""
-    segments = [Segment(renderer.prompt(task.prompt), "prompt"), Segment(list(tokens), "guidance")]
-    return Trajectory(segments, [*task.prompt, renderer.parse(tokens)], len(task.prompt), source="guidance")
+@dataclass(frozen=True)
+class Check:
+    """What a trace must pass. Both methods say why it does not."""
+
+    renderer: Renderer
+    rubric: Rubric
+    hidden: Collection[str]
+    max_tokens: int | None
+    max_context: int | None
+    success: float
+
+    def row(self, task: Task, texts: Sequence[str]) -> str | None:
+        if not texts:
+            return "without a trace"
+        if question_of(task.prompt) in self.hidden:
+            return "for a held-out task"
+        return None if task.answer is not None else "without an answer to judge it by"
+
+    async def trace(self, task: Task, tokens: Sequence[int]) -> str | None:
+        segments = [Segment(self.renderer.prompt(task.prompt), "prompt"), Segment(list(tokens), "guidance")]
+        messages = [*task.prompt, self.renderer.parse(tokens)]
+        trajectory = Trajectory(segments, messages, len(task.prompt), source="guidance")
+        for limit, length in ((self.max_tokens, len(tokens)), (self.max_context, len(trajectory.tokens))):
+            if limit is not None and length > limit:
+                return "too long"
+        await self.rubric.score(task, [trajectory])
+        return None if self.rubric.succeeded(trajectory, self.success) else "judged wrong"
 
 
-async def is_right(task: Task, trajectory: Trajectory, rubric: Rubric, success: float) -> bool:
-    await rubric.score(task, [trajectory])
-    return rubric.succeeded(trajectory, success)
+def task_of(row: Row) -> Task:
+    """The columns of the row reach rewards by their names, as those of a task do."""
+    return Task(row.place, prompt_of(row), answer_of(row), {name: row[name] for name in row if name != "answer"})
 
 
 def question_of(messages: Sequence[Message]) -> str:

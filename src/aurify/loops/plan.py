@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from aurify.data.named import check_dataset, named
-from aurify.data.sources import load_rows
+from aurify.data.reading import check_part, read_part
+from aurify.data.sources import is_hub_id
+from aurify.data.tally import Tally
 from aurify.engine import model as models
 from aurify.errors import UserError
 from aurify.loops.recipe import OfflineStage, OnlineStage, Recipe, algorithm_of, data_files, references
@@ -76,8 +77,11 @@ def check_files(stage: OfflineStage | OnlineStage) -> None:
     for place, path in data_files(stage).items():
         if not path.is_file():
             raise UserError(f"{place}: there is no file {str(path)!r}{models.near(path)}")
-        if not load_rows(path):
-            raise UserError(f"{place}: {str(path)!r} holds no rows")
+    if isinstance(stage, OfflineStage):
+        for part in stage.data.parts:
+            check_part(part)
+            if part.path and not is_hub_id(part.path):
+                read_part(part, Tally(), skip_bad=stage.data.on_bad_row == "skip")
 
 
 def check_online(stage: OnlineStage, algorithm: Any, taskset: TaskSet | None) -> None:
@@ -140,8 +144,6 @@ def check_offline(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) 
         raise UserError(
             f"data: {stage.method} learns from single answers, not from preference pairs; use demonstrations or path"
         )
-    if data.dataset is not None:
-        check_dataset(data.dataset)
     if data.demonstrations and taskset is not None and taskset.demonstration(taskset.heldout[0]) is None:
         raise UserError(f"data.demonstrations: the task {taskset.name!r} cannot write its own answers; give data.path")
 
@@ -188,10 +190,12 @@ def source(stage: OfflineStage | OnlineStage) -> str:
             parts.append(f"judged by {stage.reward.model}")
         return ", ".join(parts)
     data = stage.data
-    if data.path:
-        return f"{data.path} ({len(load_rows(data.path))} rows)"
-    if data.dataset:
-        return f"the data set {named(data.dataset)[0]}"
+    if data.mix:
+        return ", ".join(f"{part.weight:g} x {part.name}" for part in data.parts)
+    if data.path and not is_hub_id(data.path):
+        return f"{data.path} ({len(read_part(data.parts[0], Tally(), skip_bad=data.on_bad_row == 'skip'))} rows)"
+    if data.parts:
+        return data.parts[0].name
     if data.demonstrations:
         return f"{data.demonstrations} demonstrations of {task}"
     if data.sample:

@@ -171,6 +171,7 @@ class Buffer:
         """Takes in a step's groups. logprobs: the trainer's, by the id() of the trajectory; successes without are not
         kept. Returns what to report."""
         num_right = num_own = 0
+        fresh: list[bool] = []  # of questions from the task: old ones were chosen, so they say less of the policy
         used = [t for group in groups for t in group.trajectories if t.source == "replay"]
         self.evicted = 0
         for group in groups:
@@ -179,6 +180,7 @@ class Buffer:
             stored = [t for t in group.trajectories if t.source == "replay"]
             still_right = [t for t in stored if rubric.succeeded(t, self.options.success)]
             num_right, num_own = num_right + len(right), num_own + len(own)
+            fresh += [any(t is other for other in right) for t in own] if not stored else []
             if self.started:
                 num = len(right) + len(still_right)
                 self.update(group, num, num == len(own) + len(stored))
@@ -187,7 +189,8 @@ class Buffer:
                     self.add(group, num, Entry.of(group, trajectory, logprobs[id(trajectory)], step))
         rate = num_right / max(1, num_own)
         self.started = self.started or rate > self.options.start
-        return {"replay/success_rate": rate, "replay/used": float(len(used)), **self.metrics()}
+        metrics = {"replay/success_rate": rate, "replay/used": float(len(used)), **self.metrics()}
+        return metrics | ({"replay/success_rate_fresh": fmean(fresh)} if fresh else {})
 
     def update(self, group: Group, num_successes: int, all_right: bool) -> None:
         """What a group says about its question, whether or not anything of it is kept."""
