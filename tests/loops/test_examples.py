@@ -60,7 +60,7 @@ def test_a_file_with_a_file_to_evaluate_on(tmp_path):
 
 def test_pairs_become_units_of_two_that_share_their_prompt():
     renderer = Renderer(byte_tokenizer())
-    examples = examples_of(Rows([Row(row, "") for row in PAIRS]), stage(), renderer, pairs=True, limit=500)
+    examples = examples_of(Rows([Row(row, "") for row in PAIRS]), stage(), renderer, lesson="pairs", limit=500)
     assert len(examples.train) == 20 and examples.num_dropped == 0
     for chosen, rejected in examples.train:
         start = chosen.weights.index(1.0)
@@ -71,12 +71,12 @@ def test_rows_that_are_too_long_are_named_or_counted(tmp_path):
     renderer = Renderer(byte_tokenizer())
     rows = Rows(load_rows(write(tmp_path / "pairs.jsonl", PAIRS)))
     with pytest.raises(UserError, match=r"pairs.jsonl:1[0-9]: the row has \d+ tokens; at most 60 fit.*overlong: drop"):
-        examples_of(rows, stage(max_length=60), renderer, pairs=True, limit=500)
-    examples = examples_of(rows, stage(overlong="drop"), renderer, pairs=True, limit=60)
+        examples_of(rows, stage(max_length=60), renderer, lesson="pairs", limit=500)
+    examples = examples_of(rows, stage(overlong="drop"), renderer, lesson="pairs", limit=60)
     assert 0 < examples.num_dropped < 20 and len(examples.train) == 20 - examples.num_dropped
     assert max(len(datum.tokens) for unit in examples.train for datum in unit) <= 60
     with pytest.raises(UserError, match="none of the 20 rows fits"):
-        examples_of(rows, stage(overlong="drop", max_length=5), renderer, pairs=True, limit=60)
+        examples_of(rows, stage(overlong="drop", max_length=5), renderer, lesson="pairs", limit=60)
 
 
 def test_demonstrations_are_training_tasks_with_their_answers():

@@ -37,10 +37,10 @@ def show_plan(recipe: Recipe) -> None:
 
 def first_example(recipe: Recipe, stage: OfflineStage | OnlineStage) -> Datum | None:
     """None where the example does not exist yet: pairs are sampled by the model of an earlier stage."""
-    from aurify.data.formats import preference_data, sft_data
-    from aurify.loops.examples import rows_of_demonstrations, rows_of_file
-    from aurify.loops.plan import makes_pairs, taskset_of
-    from aurify.loops.recipe import OnlineStage
+    from aurify.data.formats import sft_data
+    from aurify.loops.examples import first_datum, rows_of_demonstrations, rows_of_file
+    from aurify.loops.plan import taskset_of
+    from aurify.loops.recipe import OnlineStage, algorithm_of
     from aurify.types import Datum
 
     renderer, taskset = renderer_of(recipe, stage), taskset_of(stage)
@@ -48,9 +48,9 @@ def first_example(recipe: Recipe, stage: OfflineStage | OnlineStage) -> Datum | 
         assert taskset is not None
         tokens = renderer.prompt(next(iter(taskset.train(recipe.seed))).prompt)
         return Datum(tokens, [0.0] * len(tokens))
-    if stage.data.path is not None or stage.data.dataset is not None:
-        rows = rows_of_file(stage.data, recipe.seed, hold_out=False).train[:1]
-        return preference_data(rows, renderer)[0] if makes_pairs(stage) else sft_data(rows, renderer, stage.train_on)[0]
+    if stage.data.parts:
+        rows = rows_of_file(stage.data, recipe.seed, hold_out=False)
+        return first_datum(rows, stage, renderer, algorithm_of(stage, stage.method).learns_from)
     if stage.data.demonstrations is not None:
         assert taskset is not None
         return sft_data(rows_of_demonstrations(taskset, 1, recipe.seed).train, renderer, stage.train_on)[0]

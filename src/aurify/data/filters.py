@@ -1,6 +1,6 @@
 """Filters and maps over rows, by name: built-in ones, and a person's own functions registered by `@aurify.dataset`.
 
-A filter takes a row and says whether it stays; a map takes a row and returns the new one. Both have `row` as their first
+A filter takes a row and says whether it stays; a map takes a row and returns the new one. Both have `row` as first
 parameter, which tells them from data sets; their other parameters are options.
 
     data: {path: rows.jsonl, filters: [{name: at_least, column: score, least: 4}], maps: [{name: rename, ...}]}

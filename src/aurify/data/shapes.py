@@ -208,7 +208,8 @@ def read_capybara(row: Row, columns: Columns) -> Chat:
                 f"{columns['turns']}[{k}] is {str(turn)[:80]}; expected an object with an input and an output",
                 f"{columns['turns']!r} holds something that is no turn with input and output",
             )
-        messages += [{"role": "user", "content": said[0]}, {"role": "assistant", "content": said[1]}]
+        asked, answered = map(str, said)
+        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
     return Chat([*system_of(row, system_column(row), messages), *messages])
 
 

@@ -97,6 +97,12 @@ def is_hub_id(path: str) -> bool:
     return not Path(path).exists() and not Path(path).parent.is_dir()
 
 
+def is_one_file(path: str) -> bool:
+    """No pattern, no folder and no data set of the hub. The file itself may be missing."""
+    place = Path(path).expanduser()
+    return place.is_file() or not (place.is_dir() or glob.has_magic(path) or is_hub_id(path))
+
+
 def files_at(path: str, split: str) -> list[Path]:
     """The files that a path means: one, those of a pattern, or those of a folder whose names hold the split."""
     place = Path(path).expanduser()

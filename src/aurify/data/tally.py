@@ -31,6 +31,20 @@ class Tally:
         self.rejected[error.kind] += 1
         self.first.setdefault(error.kind, str(error))
 
+    def reject_unread(self, error: BadRow) -> None:
+        """A line that never became a row."""
+        self.num_rows += 1
+        self.reject(error)
+
+    def add(self, other: Tally, prefix: str = "") -> None:
+        self.num_rows += other.num_rows
+        for name in ("rejected", "filtered", "cut", "dropped"):
+            mine, counts = getattr(self, name), getattr(other, name)
+            mine.update({prefix + reason: num for reason, num in counts.items()})
+        for reason, error in other.first.items():
+            self.first.setdefault(prefix + reason, error)
+        self.recognised += [prefix + line for line in other.recognised]
+
     def lines(self) -> list[str]:
         """For the event log: what was left out or changed, one reason a line."""
         lines = list(self.recognised)

@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from aurify.data.formats import preference_data, sft_data
-from aurify.data.named import load_dataset
-from aurify.data.sources import Row, load_rows
+from aurify.data.detect import LOOKED_AT, Detected, detect
+from aurify.data.formats import Encoding, encode_rows
+from aurify.data.mixing import Mixture
+from aurify.data.reading import read_part
+from aurify.data.shapes import Chat, Example, Text
+from aurify.data.sources import Row
+from aurify.data.tally import Tally
 from aurify.errors import UserError
 from aurify.loops.offline import Unit
 from aurify.loops.progress import derive_seed
 from aurify.loops.recipe import DataOptions, OfflineStage
 from aurify.tracking.jsonl import replace_text
+from aurify.types import Datum, Lesson
 
 if TYPE_CHECKING:
     from aurify.renderer import Renderer
     from aurify.tasks.taskset import TaskSet
 
+PLAIN = ("messages", "pairs", "labels")  # forms that need no mention: they are what Aurify itself writes
 PAIRS_FILE, HELDOUT_FILE = "pairs.jsonl", "heldout_pairs.jsonl"
 
 
@@ -30,6 +36,7 @@ PAIRS_FILE, HELDOUT_FILE = "pairs.jsonl", "heldout_pairs.jsonl"
 class Rows:
     train: Sequence[Row]
     heldout: Sequence[Row] = ()
+    tally: Tally = field(default_factory=Tally)  # lines that never became rows, and rows that filters left out
 
 
 @dataclass(frozen=True)
@@ -37,19 +44,23 @@ class Examples:
     train: list[Unit]
     heldout: list[Unit]
     num_dropped: int  # training units above the length limit
+    tally: Tally = field(default_factory=Tally)
+    mixture: Mixture | None = None  # the order of `train`, where it comes from several sources
 
 
 def rows_of_file(data: DataOptions, seed: int, *, hold_out: bool) -> Rows:
-    """A user's file, or function. hold_out: without `heldout_path`, a share of its rows is kept for evaluation."""
-    rows = load_rows(data.path) if data.dataset is None else load_dataset(data.dataset)  # type: ignore[arg-type]
-    if data.heldout_path is not None:
-        return Rows(rows, load_rows(data.heldout_path))
-    return split(rows, data.heldout_share, seed) if hold_out else Rows(rows)
+    """The rows of a user's files or functions. hold_out: without `heldout_path`, a share of them is kept for
+    evaluation."""
+    tally, skip = Tally(), data.on_bad_row == "skip"
+    rows = [row for n, part in enumerate(data.parts) for row in read_part(part, tally, skip_bad=skip, number=n)]
+    if data.heldout_part is not None:
+        return Rows(rows, read_part(data.heldout_part, tally, skip_bad=skip), tally)
+    return replace(split(rows, data.heldout_share, seed), tally=tally) if hold_out else Rows(rows, (), tally)
 
 
 def split(rows: Sequence[Row], share: float, seed: int) -> Rows:
     """Rows with the same prompt stay on one side: a held-out prompt is one that training never saw."""
-    keys = [prompt_key(row) for row in rows]
+    keys = prompt_keys(rows)
     prompts = sorted(set(keys))
     random.Random(derive_seed(seed, "heldout")).shuffle(prompts)
     chosen = set(prompts[: int(len(prompts) * share)])
@@ -57,13 +68,40 @@ def split(rows: Sequence[Row], share: float, seed: int) -> Rows:
     return Rows(train, [row for row, key in zip(rows, keys, strict=True) if key in chosen])
 
 
-def prompt_key(row: Row) -> str:
-    """What comes before the first answer."""
-    if "prompt" in row:
-        return json.dumps(row["prompt"])
-    messages = row.get("messages") or []
-    roles = [message.get("role") if isinstance(message, dict) else None for message in messages]
-    return json.dumps(messages[: roles.index("assistant")] if "assistant" in roles else messages)
+def prompt_keys(rows: Sequence[Row]) -> list[str]:
+    """What comes before the first answer of each row. A row that cannot be read stands for itself."""
+    forms: dict[int, Detected | None] = {}
+    for number, inside in by_part(rows).items():
+        try:
+            forms[number] = detect([rows[k] for k in inside])
+        except UserError:
+            forms[number] = None
+    keys = []
+    for row in rows:
+        form = forms[row.part]
+        try:
+            example = form.read(row)[0] if form else None
+        except UserError:
+            example = None
+        keys.append(row.place or json.dumps(row, default=str) if example is None else json.dumps(asked(example)))
+    return keys
+
+
+def asked(example: Example) -> Any:
+    if isinstance(example, Text):
+        return example.text
+    if not isinstance(example, Chat):
+        return example.prompt
+    roles = [message["role"] for message in example.messages]
+    return example.messages[: roles.index("assistant")] if "assistant" in roles else example.messages
+
+
+def by_part(rows: Sequence[Row]) -> dict[int, list[int]]:
+    """The indices of the rows of each source."""
+    parts: dict[int, list[int]] = {}
+    for index, row in enumerate(rows):
+        parts.setdefault(getattr(row, "part", 0), []).append(index)
+    return parts
 
 
 def rows_of_demonstrations(taskset: TaskSet, num: int, seed: int) -> Rows:
@@ -79,38 +117,72 @@ def rows_of_demonstrations(taskset: TaskSet, num: int, seed: int) -> Rows:
     return Rows(rows)
 
 
-def examples_of(rows: Rows, stage: OfflineStage, renderer: Renderer, *, pairs: bool, limit: int) -> Examples:
-    """Tokens. Units above `limit` (or the stage's own max_length) are an error that names the row, or are dropped."""
+def examples_of(
+    rows: Rows, stage: OfflineStage, renderer: Renderer, *, lesson: Lesson, limit: int, seed: int = 0
+) -> Examples:
+    """Tokens. What is above `limit` (or the stage's own max_length) is an error that names the row, or is cut or
+    dropped; what becomes of every row is counted."""
     limit = min(stage.max_length or limit, limit)
-    train, places = units_of(rows.train, stage, renderer, pairs), [getattr(row, "place", "a row") for row in rows.train]
-    kept = []
-    for unit, place in zip(train, places, strict=True):
-        longest = max(len(datum.tokens) for datum in unit)
-        if longest <= limit:
-            kept.append(unit)
-        elif stage.overlong == "error":
+    parts, mixing = stage.data.parts, stage.data.mix is not None
+    tally, sources = Tally(), list[list[Unit]]()
+    tally.add(rows.tally)
+    for number, inside in sorted(by_part(rows.train).items()):
+        form = parts[number].form if number < len(parts) else None
+        options = replace(encoding(stage, lesson, limit), form=form)
+        encoded = encode_rows([rows.train[k] for k in inside], renderer, options)
+        name = f"{parts[number].name}: " if mixing else "data: "
+        if encoded.detected is not None and encoded.detected.form.name not in PLAIN:
+            tally.recognised.append(f"{name}recognised as {encoded.detected.line()}")
+        tally.add(encoded.tally)
+        if not encoded.units:
+            reasons = "; ".join(encoded.tally.lines())
             raise UserError(
-                f"{place}: the row has {longest} tokens; at most {limit} fit (max_length, or the model's context). "
-                "Raise max_length, shorten the row, or set `overlong: drop` to leave such rows out"
+                f"data: none of the {len(inside)} rows fits into {limit} tokens; raise max_length"
+                if not encoded.tally.rejected
+                else f"{name}none of the {len(inside)} rows can be used: {reasons}"
             )
-    if not kept:
-        raise UserError(f"data: none of the {len(train)} rows fits into {limit} tokens; raise max_length")
-    heldout = [u for u in units_of(rows.heldout, stage, renderer, pairs) if max(len(d.tokens) for d in u) <= limit]
-    return Examples(kept, heldout, len(train) - len(kept))
+        sources.append(encoded.units)
+    heldout: list[Unit] = []
+    for inside in by_part(rows.heldout).values():
+        options = replace(encoding(stage, lesson, limit), overlong="drop")  # a number is taken of whole rows
+        encoded = encode_rows([rows.heldout[k] for k in inside], renderer, options)
+        tally.add(encoded.tally, "held out: ")
+        heldout += encoded.units
+    train = [unit for source in sources for unit in source]
+    mixture = None
+    if mixing:
+        sizes = [[sum(len(datum.tokens) for datum in unit) for unit in source] for source in sources]
+        weights = [part.weight for part in parts]
+        mixture = Mixture(sizes, weights, stage.data.mix_by, stage.data.mix_stop, seed)
+    num_dropped = sum(num for reason, num in tally.dropped.items() if not reason.startswith("held out"))
+    return Examples(train, heldout, num_dropped, tally, mixture)
 
 
-def units_of(rows: Sequence[Row], stage: OfflineStage, renderer: Renderer, pairs: bool) -> list[Unit]:
-    if not pairs:
-        return [(datum,) for datum in sft_data(rows, renderer, stage.train_on)]
-    data = preference_data(rows, renderer)
-    return list(zip(data[::2], data[1::2], strict=True))
+def encoding(stage: OfflineStage, lesson: Lesson, limit: int) -> Encoding:
+    return Encoding(
+        lesson=lesson,
+        train_on=stage.train_on,
+        tools_as_text=stage.data.tools_as_text,
+        limit=limit,
+        overlong=stage.overlong,
+        on_bad_row=stage.data.on_bad_row,
+    )
+
+
+def first_datum(rows: Rows, stage: OfflineStage, renderer: Renderer, lesson: Lesson) -> Datum | None:
+    """The first row that can be used, for a look; what is wrong with others is told when the stage begins."""
+    part, options = stage.data.parts[0], replace(encoding(stage, lesson, 0), limit=None)
+    first = [row for row in rows.train[:LOOKED_AT] if row.part == 0]
+    options = replace(options, form=part.form)
+    units = encode_rows(first if options.on_bad_row == "skip" else first[:1], renderer, options).units
+    return units[0][0] if units else None
 
 
 def saved_pairs(folder: Path) -> Rows | None:
     """The pairs that a stage has sampled: a resumed run, or a later stage, takes the very same."""
     if not (folder / PAIRS_FILE).exists():
         return None
-    return Rows(*(read_rows(folder / name) for name in (PAIRS_FILE, HELDOUT_FILE)))
+    return Rows(read_rows(folder / PAIRS_FILE), read_rows(folder / HELDOUT_FILE))
 
 
 def save_pairs(folder: Path, rows: Rows) -> None:

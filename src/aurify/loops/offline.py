@@ -16,6 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from aurify.data.mixing import Mixture
 from aurify.engine.optim import lr_at
 from aurify.errors import UserError
 from aurify.loops import reference_cache
@@ -54,10 +55,12 @@ def epoch_order(num_units: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(indices)
 
 
-def indices_at(step: int, stage: OfflineStage, num_units: int, seed: int) -> list[int]:
-    """The units of step 0, 1, ...: epochs one after the other, each in its own order."""
+def indices_at(step: int, stage: OfflineStage, num_units: int, seed: int, mixture: Mixture | None = None) -> list[int]:
+    """The units of step 0, 1, ...: epochs one after the other, each in its own order, or those of a mixture."""
     begin = step * stage.batch_size
     end = min(begin + stage.batch_size, num_rows(stage, num_units))
+    if mixture is not None:
+        return [mixture.at(place) for place in range(begin, end)]
     return [epoch_order(num_units, seed, place // num_units)[place % num_units] for place in range(begin, end)]
 
 
@@ -119,23 +122,25 @@ def train_offline(
     seed: int,
     tracker: StageTracker,
     checkpoints: Checkpoints,
+    mixture: Mixture | None = None,
 ) -> int:
     """Trains from the newest checkpoint, or from the start, to the end. Returns the number of steps. Raises
     `Interrupted` after a checkpoint when asked to stop."""
-    total = num_steps(stage, len(units))
+    num_units = len(units) if mixture is None else mixture.num_rows  # of an epoch
+    total = num_steps(stage, num_units)
     if "ref_logprobs" in algorithm.needs:
-        used = {index for step in range(total) for index in indices_at(step, stage, len(units), seed)}
+        used = {index for step in range(total) for index in indices_at(step, stage, num_units, seed, mixture)}
         cache = tracker.folder.path / reference_cache.FILE
         units = with_reference(engine, units, used, tracker, cache)
     if "reference" in algorithm.needs:
-        check_company(stage, len(units))
+        check_company(stage, num_units)
         engine.keep_reference()
     start = checkpoints.restore(engine)
     tracker.start(total, start)
     with Interrupt() as interrupt:
         for step in range(start, total):
             begin = time.perf_counter()
-            batch = batch_of(units, indices_at(step, stage, len(units), seed))
+            batch = batch_of(units, indices_at(step, stage, num_units, seed, mixture))
             metrics = engine.forward_backward(prepared(algorithm, batch, engine), algorithm)
             metrics |= engine.optim_step(lr_at(stage.optim, step, total))
             seconds = time.perf_counter() - begin
@@ -143,7 +148,7 @@ def train_offline(
             metrics |= {
                 "ledger/rows": float(len(batch)),
                 "ledger/tokens": float(num_tokens),
-                "ledger/epoch": step * stage.batch_size / len(units),
+                "ledger/epoch": step * stage.batch_size / num_units,
                 "time/step": seconds,
                 "time/tokens_per_second": num_tokens / seconds,
             }

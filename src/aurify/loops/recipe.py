@@ -11,17 +11,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from aurify import config, registry
+from aurify.data.formats import OnBadRow
+from aurify.data.mixing import By, Stop
+from aurify.data.overlong import Overlong
+from aurify.data.reading import Part
+from aurify.data.sources import is_one_file
 from aurify.engine.lora import LoraConfig
 from aurify.engine.model import ModelConfig
 from aurify.engine.optim import OptimConfig
 from aurify.errors import UserError
 from aurify.loops.guidance import GuidanceOptions
 from aurify.loops.replay import ReplayOptions
+from aurify.renderer import TrainOn
 from aurify.types import SamplingParams
 
 INHERITED = ("task", "lora", "engine", "sampler")  # of the recipe, for stages that do not set them; `model` is merged
@@ -82,30 +88,62 @@ class PairSampling:
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """Where an offline stage takes its rows from: one of path, dataset, demonstrations, sample and stage."""
+    """Where an offline stage takes its rows from: one of path, dataset, mix, demonstrations, sample and stage."""
 
-    path: str | None = None  # JSONL of chats ({"messages": [...]}) or of preferences ({"prompt", "chosen", "rejected"})
+    path: str | None = None  # a file, a pattern such as data/*.jsonl, a folder, or owner/name of the hub, in any form
     dataset: str | dict[str, Any] | None = None  # registered by @aurify.dataset: a name, or {name: ..., options of it}
+    mix: list[Part] | None = None  # several sources with weights
     demonstrations: int | None = None  # so many training tasks with the answer that the task itself would give
     sample: PairSampling | None = None
     stage: str | None = None  # "@stage": the pairs that stage was trained on
+    split: str = "train"  # `split` to `form` describe the source in `path` or `dataset`; see `Part`
+    subset: str | None = None
+    max_rows: int | None = None
+    form: str | None = None
+    maps: list[str | dict[str, Any]] = field(default_factory=list)  # of every source, before its own
+    filters: list[str | dict[str, Any]] = field(default_factory=list)  # of every source, before its own
+    mix_by: By = "rows"  # what the weights of `mix` count
+    mix_stop: Stop = "exhaust"  # an epoch of `mix` ends when the first source is used up, or (cycle) when all are
+    on_bad_row: OnBadRow = "error"  # rows that cannot be used; skipped ones are counted by their reason
+    tools_as_text: bool = False  # writes tools and calls into the text, for chat templates that leave them out
     heldout_path: str | None = None  # rows to evaluate on
-    heldout_share: float = (
-        0.1  # of the rows of `path`, where neither a task nor heldout_path gives something to evaluate on
-    )
+    heldout_share: float = 0.1  # of the rows, where neither a task nor heldout_path gives something to evaluate on
 
     def __post_init__(self) -> None:
         at_least(1, demonstrations=self.demonstrations)
-        sources = ("path", "dataset", "demonstrations", "sample", "stage")
+        sources = ("path", "dataset", "mix", "demonstrations", "sample", "stage")
         given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
             raise UserError(
-                f"{' and '.join(given) or 'no source'} given; set exactly one of path (a file), dataset (a name), "
-                "demonstrations (a number of the task's own answers), sample (pairs from the model's answers) and stage"
-                ' ("@name": the pairs of that stage)'
+                f"{' and '.join(given) or 'no source'} given; set exactly one of path (a file), dataset (a name), mix "
+                "(several of them), demonstrations (a number of the task's own answers), sample (pairs from the "
+                'model\'s answers) and stage ("@name": the pairs of that stage)'
             )
         if not 0 <= self.heldout_share < 1:
             raise UserError(f"heldout_share: {self.heldout_share!r} is out of range; it must be in [0, 1)")
+        if self.mix is not None and (len(self.mix) < 2 or self.subset or self.max_rows or self.form):
+            raise UserError(
+                f"mix: {len(self.mix)} sources; it needs two or more, and subset, max_rows and form stand in each of "
+                "them"
+            )
+        self.parts  # noqa: B018 (their own checks)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The sources that rows are read from; none where they are made."""
+        steps = {"maps": self.maps, "filters": self.filters}
+        if self.mix is not None:
+            return [replace(part, **{name: steps[name] + getattr(part, name) for name in steps}) for part in self.mix]
+        if self.path is None and self.dataset is None:
+            return []
+        where = {"path": self.path, "dataset": self.dataset, "split": self.split, "subset": self.subset}
+        return [Part(**where, max_rows=self.max_rows, form=self.form, **steps)]  # type: ignore[arg-type]
+
+    @property
+    def heldout_part(self) -> Part | None:
+        if self.heldout_path is None:
+            return None
+        return Part(path=self.heldout_path, split="test", maps=self.maps, filters=self.filters)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,8 +182,8 @@ class OfflineStage(Stage):
     epochs: float | None = None  # passes over the rows; 1 if `steps` is not given either
     batch_size: int = 8  # rows, or pairs, of one optimiser step
     max_length: int | None = None  # tokens of a row; None: what the model can take
-    overlong: Literal["error", "drop"] = "error"  # rows above max_length; dropped ones are counted
-    train_on: Literal["assistant", "last"] = "assistant"  # SFT: all assistant turns, or the last one
+    overlong: Overlong = "error"  # rows above max_length: dropped, or cut where a message ends; all are counted
+    train_on: TrainOn = "assistant"  # SFT: all assistant turns, the last one, or those marked by `train` or `weight`
 
     def __post_init__(self) -> None:
         Stage.__post_init__(self)
@@ -294,5 +332,6 @@ def references(stage: OfflineStage | OnlineStage) -> dict[str, str]:
 def data_files(stage: OfflineStage | OnlineStage) -> dict[str, Path]:
     if isinstance(stage, OnlineStage):
         return {"guidance.path": Path(stage.guidance.path)} if stage.guidance and stage.guidance.path else {}
-    places = {"data.path": stage.data.path, "data.heldout_path": stage.data.heldout_path}
-    return {place: Path(path) for place, path in places.items() if path}
+    parts = {"data.path": stage.data.path, "data.heldout_path": stage.data.heldout_path}
+    parts |= {f"data.mix.{number}.path": part.path for number, part in enumerate(stage.data.mix or ())}
+    return {place: Path(path) for place, path in parts.items() if path and is_one_file(path)}

@@ -90,16 +90,18 @@ class StageRun:
         pairs, scores = self.algorithm.per == "unit", "scores" in self.algorithm.needs
         rows = self.rows(stage, pairs)
         engine = self.open(scalar_head=scores)
-        examples = data.examples_of(rows, stage, Renderer(engine.tokenizer), pairs=pairs, limit=engine.max_context)
-        if examples.num_dropped:
-            self.tracker.event(f"{examples.num_dropped} rows are longer than allowed and left out")
+        lesson, renderer = self.algorithm.learns_from, Renderer(engine.tokenizer)
+        examples = data.examples_of(rows, stage, renderer, lesson=lesson, limit=engine.max_context, seed=self.seed)
+        for line in examples.tally.lines():
+            self.tracker.event(line)
         measure = self.measure(engine, examples, pairs=pairs, scores=scores)
         self.before(measure)
         checkpoints = self.checkpoints([len(examples.train), *(d.tokens for unit in examples.train for d in unit)])
         seed_everything(self.seed)
         train_offline(
-            engine, self.algorithm, examples.train, stage, seed=self.seed, tracker=self.tracker, checkpoints=checkpoints
-        )
+            engine, self.algorithm, examples.train, stage, seed=self.seed, tracker=self.tracker,
+            checkpoints=checkpoints, mixture=examples.mixture,
+        )  # fmt: skip
         self.export(engine)
         self.after(measure)
         return engine
@@ -214,7 +216,7 @@ class StageRun:
 
     def rows(self, stage: OfflineStage, pairs: bool) -> data.Rows:
         source = stage.data
-        if source.path is not None or source.dataset is not None:
+        if source.parts:
             hold_out = self.taskset is None or "scores" in self.algorithm.needs
             return data.rows_of_file(source, self.seed, hold_out=hold_out)
         if source.demonstrations is not None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from aurify.data.formats import messages_of
+from aurify.data.messages import messages_of
 from aurify.data.sources import Row, load_hub, load_rows
 from aurify.errors import UserError
 from aurify.rewards.math import number_match
