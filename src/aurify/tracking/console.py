@@ -116,7 +116,7 @@ class Console:
     def samples(self, groups: Sequence[Group], num: int = 2) -> None:
         """The best and the worst trajectory of the first groups."""
         for group in groups[:num]:
-            shown = best_and_worst(group.trajectories)
+            shown = best_and_worst([t for t in group.trajectories if t.source == "policy"])
             if not shown:
                 continue
             expected = f"   expected: {group.task.answer}" if group.task.answer else ""

@@ -88,4 +88,5 @@ def sample_record(group: Group, trajectory: Trajectory) -> dict[str, Any]:
         "rewards": trajectory.rewards,
         "tokens": trajectory.num_policy_tokens,
         "truncated": trajectory.truncated,
+        "source": trajectory.source,
     }

@@ -27,7 +27,7 @@ class Samples:
 
     def add(self, sample: Sample) -> None:
         step, reward = sample["step"], sample["reward"]
-        if reward is None:
+        if reward is None or sample.get("source", "policy") != "policy":  # a guide's answers are not the model's
             return
         self.rewards[step].append(reward)
         if step not in self.best or reward > self.best[step]["reward"]:
