@@ -75,17 +75,37 @@ def test_a_full_context_drops_the_oldest_messages_and_says_so(talk):
 
 
 def test_ctrl_c_takes_the_question_back_and_the_conversation_goes_on(talk, monkeypatch):
-    write = Writer.write
+    stream = Writer.stream
 
-    def interrupted(self, messages, params, n=1):
+    def interrupted(self, messages, params, show):
         if messages[-1]["content"] == "too long":
+            show("well, ")
             raise KeyboardInterrupt
-        return write(self, messages, params, n)
+        return stream(self, messages, params, show)
 
-    monkeypatch.setattr(Writer, "write", interrupted)
+    monkeypatch.setattr(Writer, "stream", interrupted)
     shown, printed = talk("first", "too long", "second")
-    assert "(stopped)" in printed
+    assert "model> well, \n(stopped)\n" in printed
     assert "first" in shown[1] and "too long" not in shown[1]
+
+
+def test_an_answer_shows_while_it_is_written_and_in_whole_characters(tokenizer):
+    text = "größer € ja"
+    pieces: list[str] = []
+    with asyncio.Runner() as runner:
+        writer = Writer(ScriptedSampler([text], tokenizer), Renderer(tokenizer), runner)
+        said = writer.stream([{"role": "user", "content": "?"}], SamplingParams(max_tokens=64), pieces.append)
+    assert said == text and pieces == list(text), "a piece for each character, though some have several tokens"
+
+
+def test_a_real_model_is_heard_token_by_token():
+    with open_writer("random:tiny") as writer:
+        params = SamplingParams(max_tokens=40, seed=3)
+        messages = [{"role": "user", "content": "hi"}]
+        pieces: list[str] = []
+        said = writer.stream(messages, params, pieces.append)
+        assert "".join(pieces) == said == writer.write(messages, params)[0]
+        assert len(pieces) > 5
 
 
 def test_what_fits_is_kept(tokenizer):

@@ -78,21 +78,31 @@ def ask() -> str | None:
 
 
 def answer(writer: Writer, params: SamplingParams, messages: list[Message]) -> None:
-    """Appends the model's answer. Ctrl-C takes the question back and keeps the conversation."""
+    """Appends the model's answer, which shows while it is written. Ctrl-C takes the question back, no more."""
     from rich.console import Console
 
     num_forgotten = shorten(writer, params, messages)
     if num_forgotten:
         typer.secho(f"(the context is full: the oldest {num_forgotten} messages were dropped)", dim=True)
+    name = typer.style("model> ", fg=typer.colors.CYAN)
+    begun = False
+    waiting = Console(stderr=True).status("...")
+
+    def show(piece: str) -> None:
+        nonlocal begun
+        waiting.stop()
+        typer.echo(piece if begun else name + piece, nl=False)
+        begun = True
+
     try:
-        with Console(stderr=True).status("..."):
-            [reply] = writer.write(messages, params)
+        with waiting:
+            reply = writer.stream(messages, params, show)
     except KeyboardInterrupt:
         messages.pop()
-        typer.secho("(stopped)", dim=True)
+        typer.secho("\n(stopped)" if begun else "(stopped)", dim=True)
         return
     messages.append({"role": "assistant", "content": reply})
-    typer.echo(typer.style("model> ", fg=typer.colors.CYAN) + reply)
+    typer.echo("" if begun else name)
 
 
 def shorten(writer: Writer, params: SamplingParams, messages: list[Message]) -> int:

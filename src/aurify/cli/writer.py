@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from aurify.types import Message, SamplingParams
 
 T = TypeVar("T")
+UNFINISHED = "\ufffd"  # what bytes that are no whole character yet are decoded to
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,26 @@ class Writer:
         """Answers to a conversation, as text."""
         completions = self.run(self.sampler.sample(self.renderer.prompt(messages), params, n))
         return [self.renderer.parse(completion.tokens)["content"] for completion in completions]
+
+    def stream(self, messages: list[Message], params: SamplingParams, show: Callable[[str], None]) -> str:
+        """One answer, and each piece of its text as soon as it is there. A character may span several tokens."""
+        tokens: list[int] = []
+        shown = ""
+
+        def hear(token: int) -> None:
+            nonlocal shown
+            tokens.append(token)
+            text = self.renderer.parse(tokens)["content"]
+            if len(text) > len(shown) and text.startswith(shown) and not text.endswith(UNFINISHED):
+                show(text[len(shown) :])
+                shown = text
+
+        prompt = self.renderer.prompt(messages)
+        [completion] = self.run(self.sampler.sample(prompt, params, on_token=hear))
+        text = self.renderer.parse(completion.tokens)["content"]
+        if len(text) > len(shown) and text.startswith(shown):
+            show(text[len(shown) :])
+        return text
 
 
 @contextmanager

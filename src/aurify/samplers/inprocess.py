@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -35,6 +35,7 @@ class Request:
     loop: asyncio.AbstractEventLoop
     future: asyncio.Future[list[Completion]]
     left: int  # completions still to come
+    on_token: Callable[[int], None] | None = None
     results: dict[int, Completion] = field(default_factory=dict)
 
 
@@ -51,6 +52,11 @@ class Sequence:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+
+    def tell(self, token: int) -> None:
+        """Lets a caller who listens know of a new token, in the caller's event loop."""
+        if self.request.on_token is not None:
+            self.request.loop.call_soon_threadsafe(heard, self.request, token)
 
     @property
     def length(self) -> int:
@@ -81,7 +87,16 @@ class InProcessSampler:
         self.closed = False
         self.thread: threading.Thread | None = None
 
-    async def sample(self, prompt: list[int], params: SamplingParams, n: int = 1) -> list[Completion]:
+    async def sample(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        n: int = 1,
+        *,
+        on_token: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        """on_token: called with each token of a single completion as soon as it is drawn."""
+        assert on_token is None or n == 1
         room = self.max_context - len(prompt)
         if not prompt or room < 1:
             raise UserError(
@@ -89,7 +104,7 @@ class InProcessSampler:
                 "shorten the prompt, or raise sampler.max_context if the model allows more"
             )
         loop = asyncio.get_running_loop()
-        request = Request(loop, loop.create_future(), n)
+        request = Request(loop, loop.create_future(), n, on_token)
         with self.wakeup:
             if self.closed:
                 raise ValueError("this sampler is closed")
@@ -233,6 +248,7 @@ class InProcessSampler:
             sequence.tokens.append(token)
             sequence.logprobs.append(logprob)
             sequence.versions.append(self.version)
+            sequence.tell(token)
         drawn = set(map(id, sequences))
         self._retire([self._finish(s) if id(s) in drawn else None for s in self.active])
 
@@ -272,6 +288,11 @@ def end_tokens(engine: Engine) -> frozenset[int]:
         engine.tokenizer.eos_token_id,
     ]
     return frozenset(i for ids in found for i in (ids if isinstance(ids, list) else [ids]) if i is not None)
+
+
+def heard(request: Request, token: int) -> None:
+    if request.on_token is not None and not request.future.done():  # a caller who gave up hears no more
+        request.on_token(token)
 
 
 def succeed(future: asyncio.Future[list[Completion]], completions: list[Completion]) -> None:

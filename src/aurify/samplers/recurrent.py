@@ -28,6 +28,7 @@ def generate_plainly(engine: Engine, sequence: Sequence, stop_tokens: frozenset[
         sequence.tokens += tokens
         sequence.logprobs += logprobs
         sequence.versions.append(version)
+        sequence.tell(tokens[0])
         inputs = torch.tensor([tokens], device=device)
         if tokens[0] in stop_tokens or tokens[0] in sequence.params.stop_tokens or ends_with_stop(engine, sequence):
             return

@@ -22,8 +22,19 @@ class ScriptedSampler:
         self.replies, self.tokenizer, self.version = replies, tokenizer, 0
         self.prompts: list[list[int]] = []  # what it was asked, in order
 
-    async def sample(self, prompt: list[int], params: SamplingParams, n: int = 1) -> list[Completion]:
-        return [self._complete(prompt, params) for _ in range(n)]
+    async def sample(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        n: int = 1,
+        *,
+        on_token: Callable[[int], None] | None = None,
+    ) -> list[Completion]:
+        completions = [self._complete(prompt, params) for _ in range(n)]
+        if on_token is not None:
+            for token in completions[0].tokens:
+                on_token(token)
+        return completions
 
     def _complete(self, prompt: list[int], params: SamplingParams) -> Completion:
         reply = self.replies(prompt) if callable(self.replies) else self.replies[len(self.prompts) % len(self.replies)]
