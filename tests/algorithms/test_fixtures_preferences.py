@@ -193,12 +193,16 @@ ROWS = [
 
 
 def test_kto_rotates_completions():
-    """Each prompt gets the completion of the row before; the longest row is the limit."""
+    """Each prompt gets the completion of the row before, or of the one before that where the prompt is the same; the
+    longest row is the limit."""
     assert [(datum.tokens, datum.weights) for datum in rotated(ROWS)] == [
         ([1, 2, 31, 32, 33], [0.0, 0.0, 1.0, 0.0, 1.0]),
         ([3, 11, 12], [0.0, 1.0, 1.0]),
         ([4, 5, 6, 21], [0.0, 0.0, 0.0, 1.0]),
     ]
+    again = Datum([3, 22, 23], [0.0, 1.0, 1.0])
+    assert [d.tokens for d in rotated([ROWS[0], ROWS[1], again])] == [[1, 2, 22, 23], [3, 11, 12], [3, 11, 12]]
+    assert [d.tokens for d in rotated([ROWS[1], again])] == [[3, 22, 23], [3, 21]], "one prompt: no other row to take"
     long = [Datum([1] * 8 + [2], [0.0] * 8 + [1.0]), Datum([3, *[4] * 8], [0.0] + [1.0] * 8)]
     assert [len(datum.tokens) for datum in rotated(long)] == [9, 2]
 

@@ -16,6 +16,7 @@ from aurify.evaluation.evaluate import (
     evaluate,
     heldout_loss,
     length_correlation,
+    likelier_desirable,
     likelier_pair_accuracy,
     pair_accuracy,
     scored_pair_accuracy,
@@ -115,3 +116,22 @@ def test_length_correlation_counts_trained_tokens():
     assert length_correlation([1.0, 3.0, 2.0], data) == pytest.approx(0.5)
     assert length_correlation([3.0, 2.0, 1.0], data) == pytest.approx(-1.0)
     assert length_correlation([2.0, 2.0, 2.0], data) == 0 == length_correlation([1.0, 2.0], [data[0]] * 2)
+
+
+class Known:
+    """Gives every trained token its own id as its log-prob."""
+
+    def logprobs(self, data: Any) -> list[list[float]]:
+        return [[t * w for t, w in zip(datum.tokens, datum.weights, strict=True)] for datum in data]
+
+    def scores(self, data: Any) -> list[float]:
+        raise AssertionError("not needed")
+
+
+def test_likelier_desirable():
+    """Means per token 5 and 2 (desirable) against 2 and 4: 5 wins twice, 2 ties once and loses once: 2.5 of 4."""
+    rows = [([5, 5], 1.0), ([1, 3], 1.0), ([2], -1.0), ([4, 4, 4], -1.0)]
+    data = [Datum([9, *answer], [0.0] + [1.0] * len(answer), label=label) for answer, label in rows]
+    assert likelier_desirable(Known(), data) == 2.5 / 4
+    with pytest.raises(ValueError, match="one label"):
+        likelier_desirable(Known(), data[:2])

@@ -6,7 +6,8 @@ ours. Where TRL departs from a paper, a test shows by how much, and that we foll
 - ORPO: TRL's NLL also covers the prompt.
 - CPO's trainer adds an NLL of weight 1 to SimPO unless cpo_alpha is 0.
 - DPO "sigmoid" and "sigmoid_norm": TRL ignores label smoothing there. What it should be is TRL's "robust" undone.
-- KTO: TRL estimates the divergence in each micro-batch, we over the step. Compared with one micro-batch a step.
+- KTO: TRL estimates the divergence in each micro-batch, we over the step; TRL takes the completion before even where it
+  answers the same prompt. Compared with one micro-batch a step, in which it does not.
 
 Not in Aurify: aot, aot_unpaired (they sort over the micro-batch), discopop, WPO weighting, other f-divergences."""
 
@@ -254,11 +255,11 @@ KTO_CASES: dict[str, tuple[dict[str, Any], KTO]] = {
 @pytest.mark.parametrize(("policy", "reference"), [(1, 2), (2, 1)], ids=["", "swapped"])
 @pytest.mark.parametrize("case", KTO_CASES)
 def test_kto(tmp_path, case, policy, reference):
-    """Six labelled rows in one batch. For one of the two orders of models the divergence is above 0, for the other one
-    it is clamped."""
+    """Six labelled rows in one batch, neighbours with different prompts. For one of the two orders of models the
+    divergence is above 0, for the other one it is clamped."""
     options, algorithm = KTO_CASES[case]
     model, other = sharp_model(policy), sharp_model(reference)
-    rows = [(prompt, text, k == 0) for prompt, *texts in PAIRS for k, text in enumerate(texts)]
+    rows = [(prompt, texts[k], k == 0) for k in (0, 1) for prompt, *texts in PAIRS]
     config = trl.KTOConfig(
         **arguments(tmp_path, per_device_train_batch_size=6, train_sampling_strategy="sequential", **options)
     )

@@ -4,10 +4,11 @@ h = log pi(y) - log pi_ref(y), summed over the completion, and z the divergence 
     weight (1 - sigmoid(label beta (h - z))),   weight = w_d or w_u by the label
 
 z is what h is on average for completions that do not belong to their prompts: within the step's batch each prompt gets
-the completion before it. It is one number for the step, not below 0, and has no gradient. Keep
+the completion of the row before it. It is one number for the step, not below 0, and has no gradient. Keep
 w_d n_desirable / (w_u n_undesirable) between 1 and 4/3. "apo_zero_unpaired" (arXiv 2408.06266) sets z = 0.
 
-TRL estimates z from each micro-batch; we from the whole step, so that it does not depend on memory."""
+TRL estimates z from each micro-batch; we from the whole step, so that it does not depend on memory. TRL takes the row
+before even where it answers the same prompt, as in pairs that were taken apart; we look for another one."""
 
 from __future__ import annotations
 
@@ -85,13 +86,17 @@ def divergence(data: Sequence[Datum], policy: Policy, temperature: float) -> flo
 
 
 def rotated(data: Sequence[Datum]) -> list[Datum]:
-    """Each prompt with the completion of the row before it, the first with that of the last. What is longer than the
-    longest row of the batch is cut there: every row fits into the model, and so do these."""
+    """Each prompt with the completion of the row before it, the first with that of the last; where that answers the
+    same prompt, with that of the nearest row before it that does not. What is longer than the longest row of the batch
+    is cut there: every row fits into the model, and so do these."""
     limit = max(len(datum.tokens) for datum in data)
     starts = [next((t for t, weight in enumerate(d.weights) if weight), len(d.tokens)) for d in data]
+    prompts = [datum.tokens[:start] for datum, start in zip(data, starts, strict=True)]
     result = []
-    for k, datum in enumerate(data):
-        prompt, other, begin = datum.tokens[: starts[k]], data[k - 1], starts[k - 1]
-        tokens, weights = prompt + other.tokens[begin:], [0.0] * len(prompt) + other.weights[begin:]
+    for k, prompt in enumerate(prompts):
+        earlier = range(k - 1, k - len(data), -1)  # negative ones count from the end
+        other = next((j for j in earlier if prompts[j] != prompt), k - 1)
+        tokens = prompt + data[other].tokens[starts[other] :]
+        weights = [0.0] * len(prompt) + data[other].weights[starts[other] :]
         result.append(Datum(tokens[:limit], weights[:limit]))
     return result

@@ -124,6 +124,17 @@ def likelier_pair_accuracy(judge: Judge, pairs: Sequence[Datum]) -> float:
     )
 
 
+def likelier_desirable(judge: Judge, data: Sequence[Datum]) -> float:
+    """Of all pairs of a desirable and an undesirable answer, the share whose desirable one is more likely, per token:
+    the area under the ROC curve. 0.5 says nothing; a tie counts half."""
+    means = [math.fsum(row) / max(1, sum(map(bool, datum.weights))) for datum, row in logprobs_of(judge, data)]
+    good = [mean for mean, datum in zip(means, data, strict=True) if datum.label > 0]
+    bad = [mean for mean, datum in zip(means, data, strict=True) if datum.label <= 0]
+    if not good or not bad:
+        raise ValueError("answers with one label alone cannot be told apart")
+    return statistics.fmean((a > b) + 0.5 * (a == b) for a in good for b in bad)
+
+
 def heldout_loss(judge: Judge, data: Sequence[Datum]) -> float:
     """Mean negative log-likelihood of a trained token."""
     known = logprobs_of(judge, data)

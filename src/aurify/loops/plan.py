@@ -144,6 +144,11 @@ def check_offline(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) 
         raise UserError(
             f"data: {stage.method} learns from single answers, not from preference pairs; use demonstrations or path"
         )
+    if algorithm.learns_from == "labels" and data.demonstrations:
+        raise UserError(
+            f"data.demonstrations: {stage.method} learns from desirable and undesirable answers, and these would all be "
+            "desirable; give data.path"
+        )
     if data.demonstrations and taskset is not None and taskset.demonstration(taskset.heldout[0]) is None:
         raise UserError(f"data.demonstrations: the task {taskset.name!r} cannot write its own answers; give data.path")
 

@@ -19,6 +19,7 @@ from aurify.evaluation.evaluate import (
     evaluate,
     heldout_loss,
     length_correlation,
+    likelier_desirable,
     likelier_pair_accuracy,
     pair_accuracy,
     scores_of,
@@ -96,7 +97,8 @@ class StageRun:
             self.tracker.event(line)
         measure = self.measure(engine, examples, pairs=pairs, scores=scores)
         self.before(measure)
-        checkpoints = self.checkpoints([len(examples.train), *(d.tokens for unit in examples.train for d in unit)])
+        trained = ((d.tokens, d.weights, d.label, d.margin) for unit in examples.train for d in unit)
+        checkpoints = self.checkpoints([len(examples.train), *trained])
         seed_everything(self.seed)
         train_offline(
             engine, self.algorithm, examples.train, stage, seed=self.seed, tracker=self.tracker,
@@ -291,6 +293,11 @@ class StageRun:
             return Measure(
                 "likelier pairs", lambda: (likelier_pair_accuracy(engine, heldout), {"num": len(heldout) // 2})
             )
+        if self.algorithm.learns_from == "labels":
+            if len({datum.label for datum in heldout}) < 2:
+                self.tracker.event("the held-out answers all have one label: nothing to evaluate on")
+                return None
+            return Measure("likelier desirable", lambda: (likelier_desirable(engine, heldout), {"num": len(heldout)}))
         return Measure("held-out loss", lambda: (heldout_loss(engine, heldout), {"num": len(heldout)}))
 
     def pair_accuracy(self, engine: Engine, heldout: Sequence[Datum]) -> Number:
