@@ -146,8 +146,8 @@ def check_offline(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) 
         )
     if algorithm.learns_from == "labels" and data.demonstrations:
         raise UserError(
-            f"data.demonstrations: {stage.method} learns from desirable and undesirable answers, and these would all be "
-            "desirable; give data.path"
+            f"data.demonstrations: {stage.method} learns from desirable and undesirable answers, and these would all "
+            "be desirable; give data.path"
         )
     if data.demonstrations and taskset is not None and taskset.demonstration(taskset.heldout[0]) is None:
         raise UserError(f"data.demonstrations: the task {taskset.name!r} cannot write its own answers; give data.path")
