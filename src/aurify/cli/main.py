@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from aurify.cli.chat import chat
+from aurify.cli.data import data
 from aurify.cli.demo import demo
 from aurify.cli.doctor import doctor
 from aurify.cli.evaluate import evaluate
@@ -123,6 +124,7 @@ app.command()(runs)
 app.command()(report)
 app.command()(models)
 app.command()(doctor)
+app.add_typer(data, name="data")
 
 
 def main() -> None:
