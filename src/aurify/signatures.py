@@ -20,7 +20,7 @@ from aurify.types import Lesson, Per
 
 EXPECTED = {
     "task": "a function of its options that returns a TaskSet",
-    "dataset": "a function of its options that returns rows, such as [{'messages': [...]}]",
+    "dataset": "a function of its options that returns rows, or one of (row, ...options) that changes or judges one",
     "reward": "(task, trajectory), (prompts, completions, ...), or only options, to return one of those two",
     "environment": "(task, ...options), with the async methods start(), step(message) and close()",
     "algorithm": "a dataclass with learns_from, needs, per and loss(out, batch); put the decorator above @dataclass",

@@ -107,7 +107,9 @@ def test_what_the_documentation_shows_stands_in_the_examples():
 
 def test_the_data_set_holds_no_held_out_question(own_entries):
     from aurify import tasks
+    from aurify.data.filters import apply_steps
     from aurify.data.named import load_dataset
+    from aurify.data.tally import Tally
 
     recipe_of(values_of())
     rows = load_dataset({"name": "corrected", "task": "odd_or_even", "num": 300})
@@ -116,6 +118,10 @@ def test_the_data_set_holds_no_held_out_question(own_entries):
     corrected = [row["messages"] for row in rows if len(row["messages"]) == 4]
     assert 50 < len(corrected) < 100, "of every second row, those whose other answer is another one"
     assert all(first["content"] != last["content"] for _, first, _, last in corrected)
+    tally = Tally()
+    odd = list(apply_steps(rows, [], [{"name": "answered_with", "words": ["odd"]}], tally))
+    assert {row["messages"][-1]["content"] for row in odd} == {"odd"}
+    assert tally.filtered == {"answered_with": 300 - len(odd)} and 100 < len(odd) < 200
 
 
 def test_the_algorithm_by_hand(own_entries):
@@ -137,6 +143,8 @@ def test_the_algorithm_by_hand(own_entries):
         ("stages.sft.data.dataset.name=corected", "unknown dataset 'corected'; did you mean 'corrected'"),
         ("stages.sft.data.dataset={name: corrected}", "dataset 'corrected' needs the option 'task'"),
         ("stages.sft.data.dataset.num=1.5", "dataset 'corrected': 'num' is 1.5; expected an integer"),
+        ("stages.sft.data.filters=[answered_wiht]", "unknown dataset 'answered_wiht'; did you mean 'answered_with'"),
+        ("stages.sft.data.filters=[answered_with]", "filter 'answered_with' needs the option 'words'"),
         ("stages.sft.data.path=x.jsonl", "path and dataset given; set exactly one"),
         ("stages.rl.method=best_of_groups", "unknown algorithm 'best_of_groups'; did you mean 'best_of_group'"),
         ("stages.rl.algorithm={minimun: 1}", "'stages.rl.algorithm.minimun'; did you mean 'minimum'"),
