@@ -81,6 +81,62 @@ def test_the_algorithm_raises_the_reward(run):
     }
 
 
+PAIRS = """
+from dataclasses import dataclass
+from torch.nn.functional import relu
+import aurify
+
+@aurify.dataset
+def letters(num: int):
+    return [{"prompt": f"{k}?", "chosen": "aaa", "rejected": "zz"} for k in range(num)]
+
+@aurify.algorithm("margin")
+@dataclass(frozen=True)
+class Margin:
+    gap: float = 2.0
+    learns_from = "pairs"
+    needs = frozenset()
+    per = "unit"
+
+    def loss(self, out, batch):
+        means = batch.sum_by_sequence(batch.weights * out.logprobs) / batch.lengths
+        return relu(self.gap - means[0::2] + means[1::2]).sum(), {}
+"""
+
+
+def test_a_method_of_ones_own_learns_from_pairs_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text(PAIRS)
+    stage = {
+        "method": "margin",
+        "data": {"dataset": {"name": "letters", "num": 40}},
+        "steps": 12,
+        "optim": {"lr": 2e-3},
+    }
+    values = {"model": "random:tiny", "plugins": [str(tmp_path / "mine.py")], "stages": {"pairs": stage}}
+    run_to_the_end(values, tmp_path / "run")
+    losses = [row["loss"] for row in steps(tmp_path / "run" / "pairs" / "metrics.jsonl")]
+    assert len(losses) == 12 and losses[-1] < 0.2 * losses[0] and losses[0] == pytest.approx(2.0, abs=0.5)
+    result = json.loads((tmp_path / "run" / "results.json").read_text())["pairs"]
+    assert result["measure"] == "likelier pairs" and result["after"] == 1.0
+
+
+def test_a_model_can_be_evaluated_on_a_task_of_ones_own():
+    command = [
+        sys.executable,
+        "-m",
+        "aurify.cli.main",
+        "eval",
+        "random:tiny",
+        "--task",
+        "odd_or_even",
+        "--num-tasks",
+        "3",
+    ]
+    command += ["--max-tokens", "4", "--plugin", "examples/plugins/task.py"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "random:tiny on odd_or_even: accuracy 0.000" in done.stdout, done.stderr
+
+
 def test_a_run_can_be_evaluated_by_name_with_its_plugins(run):
     command = [sys.executable, "-m", "aurify.cli.main", "eval", str(run), "--num-tasks", "10", "--json", "digits=2"]
     done = subprocess.run([*command, "num_heldout=20"], capture_output=True, text=True, cwd=run)
