@@ -102,7 +102,17 @@ CASES = {
     "prompt longer than the context": Case(("max_context", "prompt"), GRPO + "sampler: {max_context: 16}\n"),
     "greedy GRPO": Case(("temperature", "greedy"), GRPO.replace("max_tokens: 4", "max_tokens: 4, temperature: 0")),
     "task without answer": Case(
-        ("tasks.jsonl:1: no column 'answer'",), REWARDED, files={"tasks.jsonl": '{"prompt": "2"}', "mine.py": ""}
+        ("tasks.jsonl:1: no column 'answer'",),
+        REWARDED,
+        files={"tasks.jsonl": '{"prompt": "2"}', "mine.py": PLUGIN + "1\n"},
+    ),
+    "empty plugin": Case(
+        ("plugin mine.py registers nothing", "@aurify.reward"), REWARDED, files={"tasks.jsonl": TASKS, "mine.py": ""}
+    ),
+    "reward of another form": Case(
+        ("mine.py:2: reward 'mine' takes (task, answer)", "(task, trajectory)"),
+        REWARDED,
+        files={"tasks.jsonl": TASKS, "mine.py": PLUGIN.replace("trajectory", "answer") + "1\n"},
     ),
     "broken plugin": Case(
         ("plugin mine.py", "SyntaxError"), REWARDED, files={"tasks.jsonl": TASKS, "mine.py": "def f(:"}
