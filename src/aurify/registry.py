@@ -43,6 +43,15 @@ declare(
         "orpo": "aurify.algorithms.orpo:ORPO",
         "kto": "aurify.algorithms.kto:KTO",
         "grpo": "aurify.algorithms.grpo:GRPO",
+        "dr_grpo": "aurify.algorithms.dr_grpo:DrGRPO",
+        "dapo": "aurify.algorithms.dapo:DAPO",
+        "gspo": "aurify.algorithms.gspo:GSPO",
+        "cispo": "aurify.algorithms.cispo:CISPO",
+        "sapo": "aurify.algorithms.sapo:SAPO",
+        "rloo": "aurify.algorithms.rloo:RLOO",
+        "reinforce_pp": "aurify.algorithms.reinforce_pp:ReinforcePP",
+        "gdpo": "aurify.algorithms.gdpo:GDPO",
+        "distillation": "aurify.algorithms.distillation:Distillation",
         "luffy": "aurify.algorithms.luffy:LUFFY",
         "exgrpo": "aurify.algorithms.exgrpo:ExGRPO",
     },
@@ -69,6 +78,20 @@ declare(
         "contains_answer": "aurify.rewards.text:contains_answer",
         "format": "aurify.rewards.text:format_match",
         "length": "aurify.rewards.text:length_penalty",
+        "auto": "aurify.rewards.auto:auto",
+        "math": "aurify.rewards.math:math",
+        "choice_match": "aurify.rewards.text:choice_match",
+        "rouge_l": "aurify.rewards.text:rouge_l",
+        "word_f1": "aurify.rewards.text:word_f1",
+        "num_words": "aurify.rewards.text:num_words",
+        "repetition": "aurify.rewards.text:repetition",
+        "language": "aurify.rewards.language:language",
+        "tags": "aurify.rewards.format:tags",
+        "judge": "aurify.rewards.judge:judge",
+        "function_call": "aurify.rewards.function_calling:function_call",
+        "call_valid": "aurify.rewards.function_calling:call_valid",
+        "call_name": "aurify.rewards.function_calling:call_name",
+        "call_arguments": "aurify.rewards.function_calling:call_arguments",
         "code": "aurify.rewards.code:code",
         "code_syntax": "aurify.rewards.code:code_syntax",
         "code_docstrings": "aurify.rewards.code:code_docstrings",
@@ -111,10 +134,13 @@ def register(kind: Kind, name: str | None = None) -> Callable[[T], T]:
 
 
 def same(known: Any, entry: Any, first: str | None, place: str) -> bool:
-    """Whether a name is given to the same thing again: a module that is read anew, or a notebook's cell."""
+    """Whether a name is given to the same thing again: a file that runs as a program and as a plugin, or a notebook's
+    cell."""
     if known is entry:
         return True
-    return location(known) == location(entry) and (first == place or entry.__module__ == "__main__")
+    if location(known).partition(":")[2] != location(entry).partition(":")[2]:
+        return False
+    return first == place or location(known) == location(entry) == f"__main__:{entry.__qualname__}"
 
 
 def calling_place() -> str:

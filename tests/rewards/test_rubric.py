@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 
 import pytest
 
@@ -70,6 +71,48 @@ def test_async_rewards():
         return [3.0] * len(completions)
 
     assert score([slow, slow_batch], "a")[0].reward == 5.0
+
+
+def test_async_rewards_of_a_group_run_at_the_same_time():
+    """Two rewards, four completions: all eight wait for one another, which one after the other never could."""
+    waiting = []
+
+    async def meets(task, trajectory):
+        event = asyncio.Event()
+        waiting.append(event)
+        if len(waiting) == 8:
+            for other in waiting:
+                other.set()
+        await asyncio.wait_for(event.wait(), 5)
+        return float(len(trajectory.text))
+
+    async def meets_too(task, trajectory):
+        return -await meets(task, trajectory)
+
+    trajectories = score([meets, (meets_too, 0.5)], "a", "ab", "abc", "abcd")
+    assert [t.reward for t in trajectories] == [0.5, 1.0, 1.5, 2.0]
+    assert trajectories[3].rewards == {"meets": 4.0, "meets_too": -4.0}
+
+
+def test_a_threaded_reward_leaves_the_loop_free():
+    barrier = threading.Barrier(3, timeout=5)
+
+    def slow(task, trajectory):
+        barrier.wait()  # passes only when three threads are here
+        return 1.0
+
+    slow.threaded = True
+    assert [t.reward for t in score([slow], "a", "b", "c")] == [1.0] * 3
+
+
+def test_what_the_user_has_to_mend_stops_the_run():
+    def without_extra(task, trajectory):
+        raise UserError("reward 'x' needs y; install it")
+
+    rubric = Rubric([length, without_extra])
+    score(Rubric([length]), "a")
+    with pytest.raises(UserError, match="reward 'x' needs y"):
+        score(rubric, "a", "b")
 
 
 def test_the_signature_of_trl():

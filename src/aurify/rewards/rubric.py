@@ -3,10 +3,14 @@
 A reward function is any callable, plain or async. Ours: `(task, trajectory) -> float | None`. TRL's works unchanged,
 with conversational completions: `(prompts, completions, **columns) -> list[float | None]`. None means "does not apply"
 and is masked, not zero. So is a reward that raises or is not a finite number, since it says nothing about the answer;
-it is counted, and a reward that does nothing but fail is an error."""
+it is counted, and a reward that does nothing but fail is an error.
+
+Async rewards of a group run at the same time. A plain function blocks the others while it runs; one that takes long
+and may run beside others says so by an attribute: `function.threaded = True`."""
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 from collections import Counter
@@ -37,7 +41,7 @@ class Reward:
         """A value, or the exception that came instead, for each trajectory."""
         batch = getattr(self.function, "batch", None)  # ours may have it, to judge a whole group in one call
         if batch is None and not is_trl(self.function):
-            return [await caught(self.function, task, trajectory) for trajectory in trajectories]
+            return await asyncio.gather(*(caught(self.function, task, trajectory) for trajectory in trajectories))
         if batch is not None:
             values = await caught(batch, task, trajectories)
         else:
@@ -53,8 +57,12 @@ def is_trl(function: RewardFunction) -> bool:
 
 async def caught(function: RewardFunction, *arguments: Any, **keywords: Any) -> Any:
     try:
+        if getattr(getattr(function, "__self__", function), "threaded", False):
+            return await asyncio.to_thread(function, *arguments, **keywords)
         value = function(*arguments, **keywords)
         return await value if inspect.isawaitable(value) else value
+    except UserError:  # not this answer but the set-up is wrong: an extra is missing, or a sandbox
+        raise
     except Exception as error:
         return error
 
@@ -100,8 +108,8 @@ class Rubric:
         for trajectory in trajectories:
             given = [value for name, value in trajectory.rewards.items() if name not in own and value is not None]
             trajectory.reward = math.fsum(given) if given else None
-        for reward in self.rewards:
-            values = await reward(task, trajectories)
+        every = await asyncio.gather(*(reward(task, trajectories) for reward in self.rewards))
+        for reward, values in zip(self.rewards, every, strict=True):
             problems = [problem_of(value) for value in values]
             for trajectory, value, problem in zip(trajectories, values, problems, strict=True):
                 valid = None if problem or value is None else float(value)

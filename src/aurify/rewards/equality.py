@@ -1,0 +1,144 @@
+"""Whether two mathematical expressions are equal, asked of math-verify (extra `math`) in processes of their own.
+
+SymPy can take for ever, or all memory, over a line that a model wrote. math-verify's own time limits rest on signals,
+which only a main thread gets; so each question goes to a worker process that is ended when it takes too long."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import queue
+import resource
+import selectors
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from pathlib import Path
+
+from aurify.errors import UserError
+
+MAX_LENGTH = 2000  # characters; nobody's final answer is longer
+MEMORY = 4 << 30  # of address space; SymPy and NumPy reserve most of one
+START_SECONDS = 120.0  # importing SymPy on a busy machine
+
+
+class EqualityError(ValueError):
+    """The expected answer cannot be read."""
+
+
+class Worker:
+    """One process. It ends when its standard input is closed, so also when we are killed."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", "from aurify.rewards.equality import serve; serve()"]
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+        )
+        self.close = weakref.finalize(self, end, self.process)
+        if self.line(START_SECONDS) != "ready":
+            self.close()
+            raise RuntimeError("the process that compares expressions did not start")
+
+    def ask(self, golds: list[str], answer: str, seconds: float) -> bool | None:
+        """None: it took too long, or too much, and the worker has ended."""
+        assert self.process.stdin is not None
+        try:
+            self.process.stdin.write(json.dumps([golds, answer]) + "\n")
+            self.process.stdin.flush()
+            line = self.line(seconds)
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            self.close()
+            return None
+        reply = json.loads(line)
+        if "problem" in reply:
+            raise EqualityError(reply["problem"])
+        return bool(reply["equal"])
+
+    def line(self, seconds: float) -> str:
+        """The next line that the process writes; empty if there is none in time."""
+        assert self.process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.process.stdout, selectors.EVENT_READ)
+            return self.process.stdout.readline().strip() if selector.select(seconds) else ""
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    for stream in (process.stdin, process.stdout):
+        if stream is not None:
+            stream.close()
+
+
+class Workers:
+    """A few of them, started when they are first needed."""
+
+    def __init__(self, num: int) -> None:
+        self.free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
+        for _ in range(num):
+            self.free.put(None)
+
+    def equal(self, golds: list[str], answer: str, seconds: float) -> bool:
+        """Whether the answer equals one of the golds. What cannot be decided in time is not equal."""
+        if len(answer) > MAX_LENGTH:
+            return False
+        worker = self.free.get()
+        try:
+            worker = worker or Worker()
+            equal = worker.ask(golds, answer, seconds)
+            worker = None if equal is None else worker
+            return bool(equal)
+        finally:
+            self.free.put(worker)
+
+
+_workers: Workers | None = None
+_lock = threading.Lock()
+
+
+def workers() -> Workers:
+    global _workers
+    with _lock:
+        if _workers is None:
+            require_math_verify()
+            _workers = Workers(min(4, os.cpu_count() or 1))
+        return _workers
+
+
+def require_math_verify() -> None:
+    if importlib.util.find_spec("math_verify") is None:
+        raise UserError("reward 'math' needs math-verify; install it with: pip install 'aurify[math]'")
+
+
+def serve() -> None:
+    """The worker: one JSON line in, [golds, answer]; one out."""
+    from math_verify import parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of missing time limits; ours are outside
+    report = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints goes elsewhere
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    report.write("ready\n")
+    report.flush()
+    known: dict[str, list[object]] = {}
+    for line in sys.stdin:
+        golds, answer = json.loads(line)
+        began = time.monotonic()
+        for gold in golds:
+            if gold not in known:
+                known[gold] = parse(f"${gold}$", parsing_timeout=None)
+        unreadable = [gold for gold in golds if not known[gold]]
+        if unreadable:
+            reply: dict[str, object] = {"problem": f"the expected answer {unreadable[0]!r} is no expression"}
+        else:
+            read = parse(f"${answer}$", parsing_timeout=None)
+            reply = {"equal": any(verify(known[gold], read, timeout_seconds=None) for gold in golds)}
+        report.write(json.dumps(reply | {"seconds": time.monotonic() - began}) + "\n")
+        report.flush()
