@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -59,8 +60,8 @@ def test_a_name_is_taken_once_per_kind():
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest_one():
-    with pytest.raises(UserError, match="unknown algorithm 'gpro'; did you mean 'grpo'"):
-        registry.get("algorithm", "gpro")
+    with pytest.raises(UserError, match="unknown algorithm 'reward_modle'; did you mean 'reward_model'"):
+        registry.get("algorithm", "reward_modle")
     with pytest.raises(UserError, match=r"unknown algorithm 'qqqqqq'; known: .*dpo, .*grpo"):
         registry.get("algorithm", "qqqqqq")
 
@@ -112,6 +113,16 @@ def test_a_name_used_twice_names_both_places(plugin):
         UserError, match=r"^plugin\.py:5: task 'mine' is registered already, at plugin\.py:2; choose an"
     ):
         registry.load_plugins(["plugin.py"])
+
+
+def test_a_file_may_be_a_program_and_its_own_plugin(plugin):
+    plugin(
+        "import aurify\nfrom aurify import registry\n@aurify.reward\ndef mine(task, trajectory): return 0.5\n"
+        "if __name__ == '__main__':\n    registry.load_plugins(['plugin.py'])\n"
+        "    print(registry.get('reward', 'mine'))\n"
+    )
+    done = subprocess.run([sys.executable, "plugin.py"], capture_output=True, text=True)
+    assert done.returncode == 0 and "<function mine" in done.stdout, done.stderr
 
 
 ENVIRONMENT = """@aurify.environment('mine')

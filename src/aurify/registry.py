@@ -227,7 +227,7 @@ def run_plugin(path: str, file: Path | None, run: Callable[..., object], *argume
             raise error if str(error).startswith(place) else UserError(f"plugin {place}: {error}") from error
         problem = f"{type(error).__name__}: {error}"
         raise UserError(f"plugin {place}: {problem}; it must run on its own with `python {path}`") from error
-    if all(before[kind].keys() == entries.keys() for kind, entries in ENTRIES.items()):
+    if all(before[kind].get(name) is entry for kind, entries in ENTRIES.items() for name, entry in entries.items()):
         sys.modules.pop(str(arguments[0]), None)
         decorators = ", ".join(f"@aurify.{kind}" for kind in ENTRIES)
         raise UserError(f"plugin {path} registers nothing; put one of {decorators} above a function or class in it")
