@@ -119,7 +119,7 @@ def options_for(
             raise UserError(f"{what} has no option {str(option)!r}{did_you_mean(str(option), named)}{none}")
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in options:
-            raise UserError(f"{what} needs the option {name!r}")
+            raise UserError(f"{what} needs the option {name!r}; write {{name: ..., {name}: ...}}")
     hints = hints_of(function)
     with errors_of(what):
         return {

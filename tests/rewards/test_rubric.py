@@ -239,7 +239,10 @@ def test_rewards_of_a_recipe():
     ("entries", "expected"),
     [
         ("exactmatch", "unknown reward 'exactmatch'; did you mean 'exact_match'"),
-        (["format"], r"'format' needs the option 'pattern'; write \{name: format, pattern: ...\}"),
+        ({"name": "length", "max_tokens": "many", "over": 1}, "'length': 'max_tokens' is 'many'; expected an int"),
+        ("tells_nothing", r"'tells_nothing' takes no trajectory, .* and gave 0.5; it must return a reward"),
+        ("breaks", r"reward 'breaks' raised ZeroDivisionError: division by zero \(.*test_rubric.py:\d+\)"),
+        (["format"], r"'format' needs the option 'pattern'; write \{name: ..., pattern: ...\}"),
         ([{"name": "format", "patern": "x"}], "no option 'patern'; did you mean 'pattern'"),
         ([{"name": "number_match", "digits": 2}], "'number_match' takes no options; 'digits' is given"),
         ([["number_match", "high"]], "its weight is 'high'; expected a number"),
@@ -248,6 +251,8 @@ def test_rewards_of_a_recipe():
         ([{"name": "length", "max_tokens": 5, "over": 0}], "over is 0; it must be at least 1"),
     ],
 )
-def test_mistakes_in_a_recipe(entries, expected):
+def test_mistakes_in_a_recipe(entries, expected, monkeypatch):
+    own = {"tells_nothing": lambda: 0.5, "breaks": lambda: 1 / 0}
+    monkeypatch.setitem(registry.ENTRIES, "reward", registry.ENTRIES["reward"] | own)
     with pytest.raises(UserError, match=expected):
         rubric_of(entries)

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from aurify import registry
-from aurify.config import did_you_mean
 from aurify.errors import UserError
+from aurify.signatures import call
 from aurify.types import Task, Trajectory
 
 RewardFunction = Callable[..., Any]
@@ -175,10 +175,10 @@ def reward_of(entry: Any) -> Reward:
         if options:
             raise UserError(f"reward {name!r} takes no options; {next(iter(options))!r} is given")
         return Reward(found, float(weight), name)
-    for option in options:
-        if option not in parameters:
-            raise UserError(f"reward {name!r} has no option {option!r}{did_you_mean(option, parameters)}")
-    for option, parameter in parameters.items():
-        if parameter.default is parameter.empty and option not in options:
-            raise UserError(f"reward {name!r} needs the option {option!r}; write {{name: {name}, {option}: ...}}")
-    return Reward(found(**options), float(weight), name)
+    made = call(f"reward {name!r}", found, options)
+    if not callable(made):
+        raise UserError(
+            f"reward {name!r} takes no trajectory, so it was called with its options, and gave {made!r}; it must "
+            "return a reward: a function (task, trajectory) -> number"
+        )
+    return Reward(made, float(weight), name)
