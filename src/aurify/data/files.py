@@ -122,7 +122,7 @@ def delimiter_of(head: str) -> str | None:
             following = [record for record, _ in zip(records, range(6), strict=False) if record][1:]
         except csv.Error:
             continue
-        if sum(len(record) == len(begin) for record in following) * 2 > len(following):
+        if sum(len(record) == len(begin) for record in following) * 2 >= len(following) > 0:
             return delimiter
     return None
 

@@ -120,6 +120,11 @@ def find_label(row: Mapping[str, Any]) -> Columns | None:
     return {**found, "label": "label"}
 
 
+def unlabelled(find: Callable[[Mapping[str, Any]], Columns | None]) -> Callable[[Mapping[str, Any]], Columns | None]:
+    """Answers with labels are no answers to imitate: half of them are bad."""
+    return lambda row: None if find_label(row) is not None else find(row)
+
+
 def find_pair(row: Mapping[str, Any]) -> Columns | None:
     prompt = "prompt" if "prompt" in row else first(row, PROMPTS, str, list)
     if "chosen" not in row or "rejected" not in row or prompt is None:
@@ -247,7 +252,10 @@ def read_pair(row: Row, columns: Columns) -> Pair:
 
 def read_rated(row: Row, columns: Columns) -> Pair:
     """The best rated completion against the worst."""
-    entries = [entry for entry in row.need("completions") if isinstance(entry, Mapping)]
+    given = row.need("completions")
+    if not isinstance(given, list):
+        raise row.bad(f"'completions' holds {type(given).__name__}; expected a list of rated completions")
+    entries = [entry for entry in given if isinstance(entry, Mapping)]
     rated = [(score, entry) for entry in entries if (score := rating(entry)) is not None]
     if len(rated) < 2 or max(score for score, _ in rated) == min(score for score, _ in rated):
         raise row.bad("no two completions with different ratings")
@@ -301,8 +309,8 @@ FORMS = (
     Form("sharegpt", "answers", find_sharegpt, read_sharegpt),
     Form("capybara", "answers", find_capybara, read_capybara),
     Form("glaive", "answers", find_glaive, read_glaive),
-    Form("alpaca", "answers", find_alpaca, read_answer),
-    Form("prompt and answer", "answers", find_answer, read_answer),
+    Form("alpaca", "answers", unlabelled(find_alpaca), read_answer),
+    Form("prompt and answer", "answers", unlabelled(find_answer), read_answer),
     Form("hh transcript", "answers", find_hh_chat, read_hh_chat),
     Form("text", "answers", find_text, read_text),
 )
