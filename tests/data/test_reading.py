@@ -1,0 +1,87 @@
+"""Sources as a recipe names them: patterns, folders, data sets of the hub, filters and maps."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from aurify import registry
+from aurify.data.reading import Part, check_part, iter_part, read_part
+from aurify.data.sources import is_hub_id, load_hub
+from aurify.data.tally import Tally
+from aurify.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, numbers in (("train-0.jsonl", (0, 1)), ("train-1.jsonl", (2, 3)), ("test.jsonl", (4,))):
+        (tmp_path / name).write_text("".join(json.dumps({"prompt": "q", "completion": n}) + "\n" for n in numbers))
+    return tmp_path
+
+
+def numbers(part: Part) -> list[int]:
+    return [row["completion"] for row in read_part(part, Tally())]
+
+
+def test_patterns_folders_and_splits(folder):
+    assert numbers(Part(path=f"{folder}/train-*.jsonl")) == [0, 1, 2, 3]
+    assert numbers(Part(path=str(folder))) == [0, 1, 2, 3]
+    assert numbers(Part(path=str(folder), split="test")) == [4]
+    assert numbers(Part(path=str(folder), max_rows=3)) == [0, 1, 2]
+    with pytest.raises(UserError, match="no file matches the pattern"):
+        numbers(Part(path=f"{folder}/dev-*.jsonl"))
+
+
+def test_streaming_reads_no_further_than_it_must(folder):
+    (folder / "train-1.jsonl").write_text("{broken\n")
+    assert numbers(Part(path=f"{folder}/train-*.jsonl", max_rows=2)) == [0, 1]
+    with pytest.raises(UserError, match=r"train-1.jsonl:1: not JSON"):
+        numbers(Part(path=f"{folder}/train-*.jsonl", max_rows=3))
+
+
+def test_a_data_set_through_the_hubs_own_client(folder, monkeypatch):
+    pytest.importorskip("datasets")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
+    rows = load_hub(str(folder), None, "train")
+    assert [row["completion"] for row in rows] == [0, 1, 2, 3] and "row 3" in rows[3].place
+
+
+def test_what_is_a_hub_id(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert is_hub_id("openai/gsm8k") and is_hub_id("trl-lib/Capybara")
+    (folder / "data").mkdir()
+    for path in ("rows", "rows.jsonl", "data/rows", "other/rows.jsonl", "./a/b", "a/b/c", "data/*"):
+        assert not is_hub_id(path)
+
+
+def test_filters_and_maps(folder, monkeypatch):
+    monkeypatch.setattr(registry, "ENTRIES", {kind: dict(entries) for kind, entries in registry.ENTRIES.items()})
+
+    @registry.register("dataset")
+    def doubled(row, times: int = 2):
+        return {**row, "completion": row["completion"] * times}
+
+    part = Part(
+        path=str(folder),
+        maps=["doubled", {"name": "rename", "columns": {"prompt": "question"}}],
+        filters=[{"name": "at_least", "column": "completion", "least": 3}],
+    )
+    tally = Tally()
+    rows = list(iter_part(part, tally))
+    assert rows == [{"question": "q", "completion": 4}, {"question": "q", "completion": 6}]
+    assert rows[0].place.endswith("train-1.jsonl:1")
+    assert tally.filtered == {"at_least": 2}
+    with pytest.raises(UserError, match="no option 'lest'; did you mean 'least'"):
+        check_part(Part(path="x", filters=[{"name": "at_least", "column": "completion", "lest": 3}]))
+    with pytest.raises(UserError, match=r"no column 'score', which a filter or map asks for"):
+        read_part(Part(path=str(folder), filters=[{"name": "at_least", "column": "score", "least": 3}]), Tally())
+    with pytest.raises(UserError, match=r"no row is left to train on \(4 rows left out by the filter: equals\)"):
+        read_part(Part(path=str(folder), filters=[{"name": "equals", "column": "prompt", "value": "z"}]), Tally())
+
+
+def test_margins_from_scores(tmp_path):
+    path = tmp_path / "x"
+    path.write_text(json.dumps({"prompt": "a", "chosen": "b", "rejected": "c", "score_chosen": 9, "score_rejected": 2}))
+    [row] = read_part(Part(path=str(path), maps=[{"name": "margin_from_scores", "scale": 0.5}]), Tally())
+    assert row["margin"] == 3.5
