@@ -4,7 +4,6 @@ is handed over as source text."""
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import resource
 import struct
@@ -39,6 +38,8 @@ def confine(options: dict[str, Any]) -> None:
 
 
 def system_call(number: int, *arguments: Any) -> int:
+    import ctypes  # here, since it takes a while and bubblewrap needs none of it
+
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.syscall(ctypes.c_long(number), *arguments)
     if result < 0:
@@ -48,6 +49,8 @@ def system_call(number: int, *arguments: Any) -> int:
 
 def forbid_files(readable: list[str]) -> None:
     """No file may be opened but for reading, below the given paths; no TCP; no signal to a process outside."""
+    import ctypes
+
     abi = system_call(444, None, ctypes.c_size_t(0), ctypes.c_uint(1))
     everything = (1 << {1: 13, 2: 14}.get(abi, 15 if abi < 5 else 16)) - 1
     attributes = struct.pack("<QQQ", everything, 3 if abi >= 4 else 0, 3 if abi >= 6 else 0)
@@ -72,6 +75,8 @@ def forbid_files(readable: list[str]) -> None:
 
 def refuse_calls(code: bytes) -> None:
     """Gives up all capabilities, then installs the filter of system calls."""
+    import ctypes
+
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(1, ctypes.c_ulong(9))  # killed when the thread that waits for it ends (PR_SET_PDEATHSIG)
     if libc.capset(struct.pack("<Ii", 0x20080522, 0), bytes(24)):

@@ -133,6 +133,9 @@ def checks(text: str, entry_point: str | None) -> list[Any]:
 
 
 def main(options: dict[str, Any]) -> None:
+    sys.path += options["packages"]  # the interpreter was started without `site`, which takes long and runs .pth files
+    for name in ("exit", "quit"):
+        setattr(builtins, name, sys.exit)
     sys.set_int_max_str_digits(0)
     confine(options)
     {"script": script, "program": program, "tests": tests}[options["role"]](options)

@@ -13,6 +13,7 @@ import ctypes
 import fcntl
 import functools
 import json
+import marshal
 import math
 import os
 import selectors
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +35,11 @@ from aurify.rewards.seccomp import seccomp_filter, supported
 Backend = Literal["bubblewrap", "landlock"]
 NOBODY = "65534"
 BOOT = """\
-import json, sys, types
-load = json.load(open(int(sys.argv[1])))
-for name, text in load["modules"].items():
+import marshal, sys, types
+load = marshal.load(open(int(sys.argv[1]), "rb"))
+for name, code in load["modules"].items():
     module = sys.modules[name] = types.ModuleType(name)
-    exec(compile(text, name, "exec"), module.__dict__)
+    exec(code, module.__dict__)
 module.main(load["options"])
 """
 SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache", "/nix/store")
@@ -143,12 +145,13 @@ def start(
         "disk_mb": limits.disk_mb,
         "landlock": chosen == "landlock",
         "readable": [*readable(), *DEVICES],
+        "packages": packages(),
         "filter": seccomp_filter(namespaces=False).hex() if chosen == "landlock" else "",
     }
-    order = sealed(json.dumps({"modules": modules(), "options": options}).encode())
+    order = sealed(marshal.dumps({"modules": modules(), "options": options}))
     given = sealed(stdin)
     kernel_filter = sealed(seccomp_filter(namespaces=True))
-    command = [interpreter(), "-I", "-B", "-c", BOOT, str(order)]
+    command = [interpreter(), "-I", "-S", "-B", "-c", BOOT, str(order)]
     if chosen == "bubblewrap":
         command = [*bubblewrap(limits), "--seccomp", str(kernel_filter), "--", *command]
     try:
@@ -239,10 +242,22 @@ def bubblewrap(limits: Limits) -> list[str]:
 
 
 @functools.cache
-def modules() -> dict[str, str]:
-    """What runs inside, as text; the last one has `main`."""
-    folder = Path(__file__).parent
-    return {f"{__package__}.{name}": (folder / f"{name}.py").read_text() for name in ("confine", "peer", "inside")}
+def modules() -> dict[str, types.CodeType]:
+    """What runs inside, compiled once; the last one has `main`."""
+    names = {name: f"{__package__}.{name}" for name in ("confine", "peer", "inside")}
+    texts = {module: (Path(__file__).parent / f"{name}.py").read_text() for name, module in names.items()}
+    return {module: compile(text, module, "exec", dont_inherit=True) for module, text in texts.items()}
+
+
+@functools.cache
+def packages() -> list[str]:
+    """Where the base interpreter's own packages lie: NumPy, say, if it is installed there."""
+    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+    found = [
+        *(sysconfig.get_path(name, vars=base) for name in ("purelib", "platlib")),
+        "/usr/lib/python3/dist-packages",
+    ]
+    return [path for path in dict.fromkeys(found) if any(path.startswith(f"{folder}/") for folder in readable())]
 
 
 @functools.cache
