@@ -29,6 +29,7 @@ EXTRAS = {  # module -> (extra, what it gives)
     "datasets": ("hub", "data sets from the hub"),
     "reasoning_gym": ("gym", "the tasks gym:*"),
     "math_verify": ("math", "answers compared as mathematics"),
+    "httpx": ("judge", "a language model as a judge"),
 }
 GIB = 1024**3
 HUB_SECONDS = 3.0
