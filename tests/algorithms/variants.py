@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from aurify.algorithms.correction import Correction
+
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("reward_model", {"centering": 0.01}),
     ("dpo", {"label_smoothing": 0.1}),
@@ -30,4 +32,14 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("grpo", {"surrogate": "plain", "kl_coef": 0.1, "kl": "k2", "entropy_coef": 0.05}),
     ("luffy", {"clip_on_policy": True, "aggregator": "sequence", "kl_coef": 0.1}),
     ("exgrpo", {"aggregator": "constant", "constant_length": 50, "entropy_coef": 0.05}),
+    ("grpo", {"delta": 3.0, "top_entropy": 0.3}),
+    ("grpo", {"correction": Correction("token_tis")}),
+    ("grpo", {"correction": Correction("sequence_mis", 0.01, 100.0), "aggregator": "sequence"}),
+    ("dr_grpo", {"constant_length": 50}),
+    ("dapo", {"max_length": 40, "buffer": 10}),
+    ("gspo", {"form": "token"}),
+    ("cispo", {"max_ratio": 5.0}),
+    ("reinforce_pp", {"baseline": True}),
+    ("distillation", {"divergence": "forward"}),
+    ("distillation", {"divergence": "jsd"}),
 ]

@@ -45,3 +45,25 @@ def group_advantages(groups: Sequence[Rewards], scale: Scale) -> list[list[float
         divisor = 1.0 if scale == "none" else (whole if scale == "batch" else deviation(group)) + EPSILON
         advantages.append([value / divisor for value in center(group)])
     return advantages
+
+
+def leave_one_out(rewards: Rewards) -> list[float]:
+    """r_i - mean of the other valid rewards (RLOO, arXiv 2402.14740): the centred reward times n / (n - 1)."""
+    num = sum(reward is not None for reward in rewards)
+    return [value * num / max(1, num - 1) for value in center(rewards)]
+
+
+def whiten(groups: Sequence[Rewards], lengths: Sequence[Sequence[int]]) -> list[list[float]]:
+    """(r - mean) / deviation over all tokens of the step, each of which carries its trajectory's reward."""
+    pairs = [
+        (reward, length)
+        for group, row in zip(groups, lengths, strict=True)
+        for reward, length in zip(group, row, strict=True)
+        if reward is not None
+    ]
+    total = sum(length for _, length in pairs)
+    if total < 2 or not spread([reward for reward, length in pairs if length]):
+        return [[0.0] * len(group) for group in groups]
+    mean = math.fsum(reward * length for reward, length in pairs) / total
+    scale = math.sqrt(math.fsum(length * (reward - mean) ** 2 for reward, length in pairs) / (total - 1))
+    return [[0.0 if reward is None else (reward - mean) / (scale + EPSILON) for reward in group] for group in groups]

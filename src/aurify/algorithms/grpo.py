@@ -9,20 +9,26 @@ surrogate, and how token losses are summed up.
 
 rho = pi / pi_old. With one update a rollout pi_old is the policy itself and rho = 1: only its gradient matters. KL
 (k1, k2 or k3 of http://joschu.net/blog/kl-approx.html) and the entropy bonus are added per token. We default to the
-token mean without KL, and add no dual clip unless asked (verl always clips dually, at 3)."""
+token mean without KL, and add no dual clip unless asked (verl always clips dually, at 3).
+
+Its relatives (dapo, gspo, cispo, ...) extend it: they set other defaults, or replace `advantages` or
+`surrogate_losses`. So every one of them has what stands here: `correction` for a sampler that computes otherwise than
+the trainer, `delta` (two-sided clipping, arXiv 2505.07291: for A < 0 the ratio counts as at most delta), `top_entropy`
+(only the least certain tokens of the step learn, arXiv 2506.01939) and `entropy_target` (see loops/entropy.py)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from aurify.algorithms.correction import Correction
 from aurify.algorithms.estimators import Scale, group_advantages
 from aurify.errors import UserError
-from aurify.types import Batch, Group, Lesson, Metrics, Need, Outputs, Per
+from aurify.types import Batch, Datum, Group, Lesson, Metrics, Need, Outputs, Per, Policy
 
 MAX_LOG_RATIO = 20.0
 
@@ -34,17 +40,25 @@ class GRPO:
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
+    delta: float | None = None
     aggregator: Literal["token", "sequence", "constant"] = "token"
     constant_length: int | None = None  # for aggregator "constant"; usually sampling.max_tokens
     kl_coef: float = 0.0
     kl: Literal["k1", "k2", "k3"] = "k3"
     entropy_coef: float = 0.0
+    entropy_target: float | None = None  # nats; the loop then moves entropy_coef
+    top_entropy: float = 1.0  # share of the tokens of a step
+    correction: Correction = Correction()
 
     learns_from: ClassVar[Lesson] = "rollouts"
 
     def __post_init__(self) -> None:
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise UserError(f"grpo.dual_clip: {self.dual_clip} must be greater than 1 (3 is usual), or null")
+        if self.delta is not None and self.delta <= 1 + self.clip_high:
+            raise UserError(f"grpo.delta: {self.delta} must be greater than 1 + clip_high, or null")
+        if not 0 < self.top_entropy <= 1:
+            raise UserError(f"grpo.top_entropy: {self.top_entropy} must be in (0, 1]; 0.2 is usual, 1 is off")
         if self.aggregator == "constant" and not self.constant_length:
             raise UserError(
                 "grpo.aggregator 'constant' divides by a length: set grpo.constant_length, usually sampling.max_tokens"
@@ -58,7 +72,7 @@ class GRPO:
         needs: set[Need] = {"advantages"}
         if self.kl_coef:
             needs.add("ref_logprobs")
-        if self.entropy_coef:
+        if self.entropy_coef or self.entropy_target is not None:
             needs.add("entropy")
         return frozenset(needs)
 
@@ -69,22 +83,29 @@ class GRPO:
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         return group_advantages([group.rewards for group in groups], self.scale)
 
+    def prepare(self, data: Sequence[Datum], policy: Policy, temperature: float) -> list[Datum]:
+        """With `top_entropy`, tokens below the quantile of the step get advantage 0. They stay in the denominator, as
+        in TRL."""
+        if self.top_entropy == 1:
+            return list(data)
+        return keep_uncertain(data, policy.entropies(data, temperature=temperature), self.top_entropy)
+
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
         old = out.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         ratio = (out.logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         losses, metrics = self.surrogate_losses(out, batch, ratio)
+        if batch.logprobs is not None:
+            trust, told = self.correction.weigh(old, batch)
+            losses, metrics = trust * losses, metrics | told
         if self.kl_coef:
             assert batch.ref_logprobs is not None
             divergence = kl_estimate(out.logprobs, batch.ref_logprobs, self.kl)
             losses = losses + self.kl_coef * divergence
             metrics["loss/kl"] = divergence.detach()
-        if self.entropy_coef:
-            assert out.entropy is not None
+        if out.entropy is not None:
             losses = losses - self.entropy_coef * out.entropy
             metrics["loss/entropy"] = out.entropy.detach()
         metrics["loss/ratio"] = ratio.detach()
-        if batch.logprobs is not None:
-            metrics["loss/sampler_gap"] = (old - batch.logprobs).abs()
         return self.total(losses, batch, self.constant_length), {
             name: float(self.total(values, batch)) for name, values in metrics.items()
         }
@@ -94,6 +115,8 @@ class GRPO:
         assert batch.advantages is not None
         advantages = batch.advantages
         losses = -ratio * advantages
+        if self.delta is not None:
+            losses = torch.where(advantages < 0, -ratio.clamp(max=self.delta) * advantages, losses)
         metrics: dict[str, Tensor] = {}
         if self.surrogate == "clip":
             clipped = -ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages
@@ -124,3 +147,26 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: Literal["k1", "k2"
     if kind == "k2":
         return 0.5 * difference**2
     return (-difference).exp() + difference - 1
+
+
+def keep_uncertain(data: Sequence[Datum], entropies: Sequence[Sequence[float]], share: float) -> list[Datum]:
+    """The data with advantage 0 on all trained tokens but the `share` of highest entropy."""
+    trained = sorted(
+        (
+            value
+            for datum, row in zip(data, entropies, strict=True)
+            for value, w in zip(row, datum.weights, strict=True)
+            if w
+        ),
+        reverse=True,
+    )
+    if not trained:
+        return list(data)
+    least = trained[max(1, round(share * len(trained))) - 1]
+    return [
+        replace(
+            datum,
+            advantages=[a if e >= least else 0.0 for a, e in zip(datum.advantages or [], row, strict=True)],
+        )
+        for datum, row in zip(data, entropies, strict=True)
+    ]

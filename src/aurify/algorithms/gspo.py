@@ -1,0 +1,32 @@
+"""Group sequence policy optimisation (arXiv 2507.18071): the ratio of whole sequences, by the geometric mean of their
+tokens', is clipped; so a sequence is kept or left out as one. With s = exp(mean(log pi - log pi_old)):
+
+    sequence   -min(s A, clip(s) A), whose gradient is spread evenly over the tokens
+    token      the same value, with s in the form sg(s) pi / sg(pi): tokens may then have advantages of their own
+
+Ratios of sequences differ far less than those of tokens: hence the narrow clip."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from aurify.algorithms.grpo import GRPO
+from aurify.types import Batch, Outputs
+
+
+@dataclass(frozen=True)
+class GSPO(GRPO):
+    clip_low: float = 3e-4
+    clip_high: float = 4e-4
+    aggregator: Literal["token", "sequence", "constant"] = "sequence"
+    form: Literal["sequence", "token"] = "sequence"
+
+    def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        change = ratio.log()  # [tokens]
+        mean = (batch.sum_by_sequence(batch.weights * change) / batch.lengths)[batch.sequence]
+        if self.form == "token":
+            mean = mean.detach() + out.logprobs - out.logprobs.detach()
+        return super().surrogate_losses(out, batch, mean.exp())

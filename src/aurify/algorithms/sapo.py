@@ -1,0 +1,35 @@
+"""Soft adaptive policy optimisation (arXiv 2511.20347): instead of a clip, a gate that closes smoothly as the ratio
+leaves 1, sooner for negative advantages:
+
+    -(4 / tau) sigmoid(tau (rho - 1)) A,   tau = tau_positive where A > 0, else tau_negative
+
+At rho = 1 its gradient is that of -rho A."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from aurify.algorithms.grpo import GRPO
+from aurify.errors import UserError
+from aurify.types import Batch, Outputs
+
+
+@dataclass(frozen=True)
+class SAPO(GRPO):
+    tau_positive: float = 1.0
+    tau_negative: float = 1.05
+    aggregator: Literal["token", "sequence", "constant"] = "sequence"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.tau_positive, self.tau_negative) <= 0:
+            raise UserError(f"sapo: tau_positive {self.tau_positive} and tau_negative {self.tau_negative} must be > 0")
+
+    def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.advantages is not None
+        tau = torch.where(batch.advantages > 0, self.tau_positive, self.tau_negative)
+        return -(4 / tau) * torch.sigmoid(tau * (ratio - 1)) * batch.advantages, {}
