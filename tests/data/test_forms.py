@@ -140,6 +140,12 @@ def test_every_form_has_a_file_and_every_file_a_form():
     assert {form for form, _ in EXPECTED.values()} == {form.name for form in FORMS}
 
 
+def test_the_page_about_data_names_every_form():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    table = page.partition("| form |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)) == {form.name for form in FORMS}
+
+
 @pytest.mark.parametrize("file", EXPECTED)
 def test_it_is_recognised_by_its_content_and_trains_the_right_tokens(file, renderer, tmp_path):
     form, texts = EXPECTED[file]

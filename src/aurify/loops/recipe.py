@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -86,6 +86,10 @@ class PairSampling:
         at_least(2, group_size=self.group_size)
 
 
+OF_ONE_SOURCE = ("split", "subset", "max_rows", "form")
+OF_ROWS = (*OF_ONE_SOURCE, "maps", "filters")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
     """Where an offline stage takes its rows from: one of path, dataset, mix, demonstrations, sample and stage."""
@@ -121,11 +125,14 @@ class DataOptions:
             )
         if not 0 <= self.heldout_share < 1:
             raise UserError(f"heldout_share: {self.heldout_share!r} is out of range; it must be in [0, 1)")
-        if self.mix is not None and (len(self.mix) < 2 or self.subset or self.max_rows or self.form):
-            raise UserError(
-                f"mix: {len(self.mix)} sources; it needs two or more, and subset, max_rows and form stand in each of "
-                "them"
-            )
+        if self.mix is not None and len(self.mix) < 2:
+            raise UserError(f"mix: {len(self.mix)} sources; it needs two or more")
+        idle = OF_ONE_SOURCE if self.mix is not None else OF_ROWS if not (self.path or self.dataset) else ()
+        defaults = {spec.name: spec for spec in fields(self)}
+        for name in idle:
+            if getattr(self, name) not in (defaults[name].default, []):
+                place = "stands in each source of mix" if self.mix is not None else "needs path, dataset or mix"
+                raise UserError(f"{name}: it has no effect here; it {place}")
         self.parts  # noqa: B018 (their own checks)
 
     @property
