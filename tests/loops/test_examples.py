@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from aurify import tasks
+from aurify.data.reading import Part
 from aurify.data.sources import Row, load_rows
 from aurify.engine.model import ModelConfig, byte_tokenizer
 from aurify.errors import UserError
 from aurify.loops.examples import (
+    Examples,
     Rows,
     examples_of,
     rows_of_demonstrations,
@@ -20,6 +23,7 @@ from aurify.loops.examples import (
     saved_pairs,
     split,
 )
+from aurify.loops.offline import indices_at
 from aurify.loops.recipe import DataOptions, OfflineStage
 from aurify.renderer import Renderer
 
@@ -101,3 +105,32 @@ def test_saved_pairs_come_back_as_they_were(tmp_path):
     assert rows is not None and (list(rows.train), list(rows.heldout)) == ([odd], [PAIRS[0]])
     (tmp_path / "pairs.jsonl").unlink()  # killed between the two files
     assert saved_pairs(tmp_path) is None
+
+
+def test_a_mixture_goes_on_where_its_step_says(tmp_path):
+    chats = write(tmp_path / "a", [{"instruction": f"say {k}", "output": "x" * 30} for k in range(20)])
+    pairs = write(tmp_path / "b", PAIRS)
+    parts = [Part(path=chats, weight=3), Part(path=pairs)]
+    options = replace(stage(steps=12, batch_size=4), data=DataOptions(mix=parts, heldout_share=0.0))
+    rows = rows_of_file(options.data, 0, hold_out=True)
+
+    def units() -> Examples:
+        return examples_of(rows, options, Renderer(byte_tokenizer()), lesson="answers", limit=500, seed=5)
+
+    first, resumed = units(), units()
+    assert first.mixture is not None and len(first.train) == 40
+    assert "'alpaca'" in first.tally.recognised[0] and "'pairs'" in first.tally.recognised[1]
+    assert "taken as answers" in first.tally.recognised[1]
+    steps = [indices_at(step, options, first.mixture.num_rows, 0, first.mixture) for step in range(12)]
+    assert all(sum(index < 20 for index in step) == 3 for step in steps)
+    assert resumed.mixture is not None
+    assert [indices_at(step, options, 99, 0, resumed.mixture) for step in range(7, 12)] == steps[7:]
+    assert len({index for step in steps[:6] for index in step}) == 24  # no row twice in the first pass
+
+
+def test_pairs_and_labels_for_kto():
+    rows = Rows([Row({"prompt": "a", "completion": "b", "label": value}, f"{k}") for k, value in enumerate("10")])
+    examples = examples_of(rows, stage(), Renderer(byte_tokenizer()), lesson="labels", limit=500)
+    assert [[datum.label for datum in unit] for unit in examples.train] == [[1.0], [-1.0]]
+    pairs = examples_of(Rows([Row(PAIRS[1], "")]), stage(), Renderer(byte_tokenizer()), lesson="labels", limit=500)
+    assert [[datum.label for datum in unit] for unit in pairs.train] == [[1.0], [-1.0]]

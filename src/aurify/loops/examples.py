@@ -131,8 +131,9 @@ def examples_of(
         options = replace(encoding(stage, lesson, limit), form=form)
         encoded = encode_rows([rows.train[k] for k in inside], renderer, options)
         name = f"{parts[number].name}: " if mixing else "data: "
-        if encoded.detected is not None and encoded.detected.form.name not in PLAIN:
-            tally.recognised.append(f"{name}recognised as {encoded.detected.line()}")
+        found = encoded.detected
+        if found is not None and (found.form.name not in PLAIN or found.form.holds != lesson):
+            tally.recognised.append(f"{name}recognised as {found.line()}")
         tally.add(encoded.tally)
         if not encoded.units:
             reasons = "; ".join(encoded.tally.lines())
