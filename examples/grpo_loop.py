@@ -67,6 +67,7 @@ async def main() -> None:
     parser.add_argument("--completions", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--entropy", type=float, default=0.01, help="weight of the entropy bonus")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--eval-tasks", type=int, default=128)
     parser.add_argument("--log", type=Path, help="append one JSON object a step to this file")
@@ -77,7 +78,7 @@ async def main() -> None:
     sampler = InProcessSampler(engine, seed=args.seed)
     taskset = tasks.make(args.task)
     player = Player(taskset, sampler, Renderer(engine.tokenizer), args.max_tokens)
-    algorithm = GRPO()
+    algorithm = GRPO(entropy_coef=args.entropy)
     training = taskset.train(args.seed)
 
     before = await player.accuracy(args.eval_tasks)

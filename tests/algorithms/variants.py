@@ -32,7 +32,7 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("grpo", {"surrogate": "plain", "kl_coef": 0.1, "kl": "k2", "entropy_coef": 0.05}),
     ("luffy", {"clip_on_policy": True, "aggregator": "sequence", "kl_coef": 0.1}),
     ("exgrpo", {"aggregator": "constant", "constant_length": 50, "entropy_coef": 0.05}),
-    ("grpo", {"delta": 3.0, "top_entropy": 0.3}),
+    ("grpo", {"top_entropy": 0.3}),
     ("grpo", {"correction": Correction("token_tis")}),
     ("grpo", {"correction": Correction("sequence_mis", 0.01, 100.0), "aggregator": "sequence"}),
     ("dr_grpo", {"constant_length": 50}),

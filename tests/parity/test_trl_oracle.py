@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from aurify.algorithms.cispo import CISPO
 from aurify.algorithms.dpo import DPO
 from aurify.algorithms.grpo import GRPO
+from aurify.algorithms.gspo import GSPO
 from aurify.algorithms.reward_model import RewardModel
+from aurify.algorithms.sapo import SAPO
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.engine.model import LoadedModel, load_model, tiny_model
@@ -166,6 +169,13 @@ GRPO_CASES = {
     "two bounds": ({"loss_type": "grpo", "epsilon_high": 0.28}, GRPO(aggregator="sequence", clip_high=0.28), set()),
     "dual clip": ({"loss_type": "dapo", "delta": 1.5}, GRPO(dual_clip=1.5), set()),
     "KL": ({"loss_type": "dapo", "beta": 0.3, "use_bias_correction_kl": False}, GRPO(kl_coef=0.3), set()),
+    "GSPO": (
+        {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.05, "epsilon_high": 0.1},
+        GSPO(clip_low=0.05, clip_high=0.1),
+        set(),
+    ),
+    "CISPO": ({"loss_type": "cispo", "epsilon_high": 1.2}, CISPO(max_ratio=1.2), set()),
+    "SAPO": ({"loss_type": "sapo"}, SAPO(), set()),
     "entropy bonus": ({"loss_type": "dapo", "entropy_coef": 0.05}, GRPO(entropy_coef=0.05), set()),
 }
 

@@ -7,6 +7,7 @@ otherwise the one that varies most drowns the others. The sums are then normalis
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,7 +27,8 @@ class GDPO(GRPO):
             raise UserError(f"gdpo.weights: there is no reward {unknown[0]!r}; the rewards are {', '.join(names)}")
         sums = [self.sums(group, names) for group in groups]
         flat = [value for row in sums for value in row]
-        mean, scale = sum(v for v in flat if v is not None) / max(1, len(flat)), deviation(flat) + EPSILON
+        valid = [value for value in flat if value is not None]
+        mean, scale = math.fsum(valid) / max(1, len(valid)), deviation(flat) + EPSILON
         return [[0.0 if v is None or not any(row) else (v - mean) / scale for v in row] for row in sums]
 
     def sums(self, group: Group, names: Sequence[str]) -> list[float | None]:

@@ -9,11 +9,12 @@ surrogate, and how token losses are summed up.
 
 rho = pi / pi_old. With one update a rollout pi_old is the policy itself and rho = 1: only its gradient matters. KL
 (k1, k2 or k3 of http://joschu.net/blog/kl-approx.html) and the entropy bonus are added per token. We default to the
-token mean without KL, and add no dual clip unless asked (verl always clips dually, at 3).
+token mean without KL, and add no dual clip unless asked (verl always clips dually, at 3;
+the two-sided clip of INTELLECT-2, TRL's `delta`, is the same bound).
 
 Its relatives (dapo, gspo, cispo, ...) extend it: they set other defaults, or replace `advantages` or
 `surrogate_losses`. So every one of them has what stands here: `correction` for a sampler that computes otherwise than
-the trainer, `delta` (two-sided clipping, arXiv 2505.07291: for A < 0 the ratio counts as at most delta), `top_entropy`
+the trainer, `top_entropy`
 (only the least certain tokens of the step learn, arXiv 2506.01939) and `entropy_target` (see loops/entropy.py)."""
 
 from __future__ import annotations
@@ -40,7 +41,6 @@ class GRPO:
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
-    delta: float | None = None
     aggregator: Literal["token", "sequence", "constant"] = "token"
     constant_length: int | None = None  # for aggregator "constant"; usually sampling.max_tokens
     kl_coef: float = 0.0
@@ -55,8 +55,6 @@ class GRPO:
     def __post_init__(self) -> None:
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise UserError(f"grpo.dual_clip: {self.dual_clip} must be greater than 1 (3 is usual), or null")
-        if self.delta is not None and self.delta <= 1 + self.clip_high:
-            raise UserError(f"grpo.delta: {self.delta} must be greater than 1 + clip_high, or null")
         if not 0 < self.top_entropy <= 1:
             raise UserError(f"grpo.top_entropy: {self.top_entropy} must be in (0, 1]; 0.2 is usual, 1 is off")
         if self.aggregator == "constant" and not self.constant_length:
@@ -115,8 +113,6 @@ class GRPO:
         assert batch.advantages is not None
         advantages = batch.advantages
         losses = -ratio * advantages
-        if self.delta is not None:
-            losses = torch.where(advantages < 0, -ratio.clamp(max=self.delta) * advantages, losses)
         metrics: dict[str, Tensor] = {}
         if self.surrogate == "clip":
             clipped = -ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * advantages

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from aurify.engine.checkpoint import rng_state
 from aurify.engine.optim import lr_at
 from aurify.environments.rollout import datum_of
+from aurify.loops.entropy import EntropyController
 from aurify.loops.interrupt import Interrupt, Interrupted
 from aurify.loops.ledger import means_by_source, rollout_metrics
 from aurify.loops.progress import Checkpoints, derive_seed
@@ -25,15 +26,14 @@ from aurify.types import Datum, Group, Metrics, OnlineAlgorithm, Trajectory, pre
 
 if TYPE_CHECKING:
     from aurify.engine.engine import Engine
-    from aurify.loops.replay import Buffer
     from aurify.tracking.tracker import StageTracker
 
 
 class Memory:
-    """What the loop remembers beside the engine: the tasks that were taken, and the buffer."""
+    """What the loop remembers beside the engine: the tasks that were taken, the buffer, the weight of the entropy."""
 
-    def __init__(self, tasks: TaskStream, buffer: Buffer | None) -> None:
-        self.parts: dict[str, Any] = {"tasks": tasks} | ({"buffer": buffer} if buffer else {})
+    def __init__(self, **parts: Any) -> None:
+        self.parts: dict[str, Any] = {name: part for name, part in parts.items() if part is not None}
 
     def state_dict(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self.parts.items()}
@@ -57,7 +57,8 @@ def train_online(
     if "ref_logprobs" in algorithm.needs:
         engine.keep_reference()
     tasks = TaskStream(rollouts.taskset, rollouts.seed)
-    checkpoints = replace(checkpoints, memory=Memory(tasks, rollouts.buffer))
+    controller = EntropyController.of(algorithm)
+    checkpoints = replace(checkpoints, memory=Memory(tasks=tasks, buffer=rollouts.buffer, entropy=controller))
     start = checkpoints.restore(engine)
     tracker.start(total, start)
     reported: set[str] = set()  # rewards whose failure was told
@@ -73,7 +74,12 @@ def train_online(
                     checkpoints.save(step, engine, rng)
                     raise Interrupted(step)
                 sampled = time.perf_counter()
-                metrics = learn(engine, algorithm, groups, rollouts, step)
+                metrics = learn(
+                    engine, controller.apply(algorithm) if controller else algorithm, groups, rollouts, step
+                )
+                if controller:
+                    controller.observe(metrics.get("loss/entropy"))
+                    metrics["optim/entropy_coef"] = controller.coef
                 runner.run(sampler.load_weights(engine.weights(), engine.version))
                 ended = time.perf_counter()
                 metrics |= {
