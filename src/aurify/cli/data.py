@@ -76,7 +76,7 @@ def inspect(
     console.print(f"[bold]tokens by[/] {model}", markup=True)
     for place, unit in list(zip(encoded.places, encoded.units, strict=True))[:num]:
         console.print()
-        console.print(f"[dim]{'-' * 3} {place}[/]")
+        console.print(f"--- {place}", markup=False, style="dim")
         for name, datum in zip(names_of(unit), unit, strict=True):
             console.print(f"[dim]{name}[/]", end="")
             console.print(marked(renderer, datum, colour=console.color_system is not None))
@@ -120,13 +120,17 @@ def encode(rows: list[Row], renderer: Renderer, options: Encoding, console: Cons
 
 
 def tell_form(console: Console, path: str, encoded: Encoded) -> None:
+    from rich.markup import escape
+
     from aurify.data.detect import ONES
     from aurify.data.tally import rows
 
     found = encoded.detected
     assert found is not None
-    console.print(f"[bold]{path}[/]: {rows(encoded.tally.num_rows)}", soft_wrap=True)
-    console.print(f"[bold]recognised as[/] {found.line()}, by {found.num} of the first {rows(found.num_looked_at)}")
+    console.print(f"[bold]{escape(path)}[/]: {rows(encoded.tally.num_rows)}")
+    console.print(
+        f"[bold]recognised as[/] {escape(found.line())}, by {found.num} of the first {rows(found.num_looked_at)}"
+    )
     console.print(f"[bold]a method learns[/] {ONES[found.lesson]} from it: {len(encoded.units):,} usable")
 
 
