@@ -1,8 +1,8 @@
 """TRL's side: its trainers, set up as its documentation advises for the machine, one optimiser step at a time.
 
 On a CPU: no gradient checkpointing (the memory is there, and recomputing costs a third), one micro-batch of the whole
-batch (GRPO: 16 completions), bf16 only where the hardware has it, no padding-free rows (its documentation: FlashAttention only). What its
-callbacks cannot see, such as collating the next batch, is not charged to it.
+batch (GRPO: 16 completions), bf16 only where the hardware has it, no padding-free rows (its documentation:
+FlashAttention only). What its callbacks cannot see, such as collating the next batch, is not charged to it.
 """
 
 from __future__ import annotations

@@ -115,9 +115,7 @@ def test_gradient_does_not_depend_on_how_data_are_laid_out(name, lora):
     """T11, T21: micro-batch size, packing, tree sharing and order change nothing (fp32, relative 1e-5)."""
     algorithm = CASES[name]
     data = prepared_data(algorithm)
-    plain = make_engine(algorithm, lora, micro_batch_tokens=10**6, share=False)
-    plain.body._packs = False  # one padded row a sequence: nothing of the fast path
-    plain.module.config._attn_implementation = plain.body.fallback
+    plain = make_engine(algorithm, lora, micro_batch_tokens=10**6, share=False, packing=False)
     expected = gradient(plain, data, algorithm)
     assert float(expected.norm()) > 0
     units = [data[k : k + 2] for k in range(0, len(data), 2)]

@@ -43,7 +43,7 @@ class Engine:
     lora: train low-rank adapters instead of all weights. A model loaded from an adapter folder goes on with that
     adapter (its initial state is then the reference), unless lora is None: then the adapter is merged and all
     weights are trained. micro_batch_tokens: nodes of a packed row. checkpointing: recompute activations in
-    backward. share: prompt sharing."""
+    backward. share: prompt sharing. packing: False gives every sequence a padded row of its own, to compare with."""
 
     def __init__(
         self,
@@ -54,6 +54,7 @@ class Engine:
         micro_batch_tokens: int | None = None,
         checkpointing: bool = False,
         share: bool = True,
+        packing: bool = True,
         trainable: bool = True,
         seed: int = 0,
     ) -> None:
@@ -76,7 +77,7 @@ class Engine:
             new = getattr(self.module, "activation_checkpointing_enable", None)
             (new or self.module.gradient_checkpointing_enable)({"use_reentrant": False})
         self.module.train(checkpointing or (self.adapter is not None and self.adapter.config.dropout > 0))
-        self.body = Body(self.module, self.head)
+        self.body = Body(self.module, self.head, packing=packing)
         self.reference_body: Body | None = None
         self.calls = 0  # forward_backward since the last optim_step
 

@@ -84,12 +84,14 @@ def writers(datum: Datum) -> np.ndarray:
 class Body:
     """The decoder of a model, without its head. Checks itself on first use."""
 
-    def __init__(self, module: Any, head: Head | None) -> None:
+    def __init__(self, module: Any, head: Head | None, *, packing: bool = True) -> None:
         self.module, self.head = module, head
         self.decoder: Any = module.base_model
         chosen = module.config._attn_implementation
         self.fallback: str = "sdpa" if chosen in (None, IMPLEMENTATION) else chosen
-        self._packs: bool | None = None
+        self._packs: bool | None = None if packing else False
+        if not packing:
+            module.config._attn_implementation = self.fallback
 
     @property
     def packs(self) -> bool:
