@@ -77,7 +77,7 @@ def fetch(known: KnownModel) -> Path:
     folder = cached_folder(known)
     if is_cached(known):
         return folder
-    from filelock import FileLock  # torch and transformers bring it
+    from filelock import FileLock
 
     from aurify.engine.checkpoint import replace_folder
 

@@ -82,10 +82,6 @@ class LoraLinear(nn.Module):
         self.merged: Tensor | None = None
 
     @property
-    def in_features(self) -> int:
-        return self.base.in_features
-
-    @property
     def weight(self) -> Tensor:  # models ask their layers for dtype and device through it
         return self.base.weight
 
