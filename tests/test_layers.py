@@ -12,8 +12,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "aurify"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
-    {"types", "errors", "config", "signatures", "registry"},
-    {"renderer", "algorithms", "tracking", "samplers.sampler", "rewards"},
+    {"types", "errors", "config", "signatures", "registry", "wheels"},
+    {"renderer", "algorithms", "memory", "tracking", "samplers.sampler", "rewards"},
     {"data", "engine", "environments"},
     {"tasks", "samplers", "data.preferences"},
     {"evaluation"},
