@@ -249,10 +249,12 @@ class Cutting:
     def within(
         self, first: int, last: int, breadcrumb: tuple[str, ...], kind: Kind, head: int | None = None
     ) -> Iterator[Piece]:
-        """Lines as they are, cut where they are too many; later parts keep the line that their definition began with."""
+        """Lines as they are, cut where they are too many; later parts keep the line that a definition began with."""
         while first < last and not self.lines[first].strip():
             first += 1
         head_tokens = self.totals[head + 1] - self.totals[head] if head is not None else 0
+        if head_tokens > self.options.max_tokens // 8:
+            head, head_tokens = None, 0
         units = [self.piece(row, row + 1, breadcrumb, kind) for row in range(first, last)]
 
         def fits(start: int, end: int, tokens: int) -> bool:
@@ -260,8 +262,9 @@ class Cutting:
 
         parts = pack(cut(self.text, units, fits, self.count), fits, self.options.overlap)
         for number, part in enumerate(parts):
-            context = self.lines[head].strip()[:MAX_LINE] if number and head is not None else ""
-            yield Piece(part.start, part.end, part.tokens, breadcrumb, kind, context)
+            context = self.lines[head].strip() if number and head is not None else ""
+            tokens = part.tokens + (head_tokens if context else 0)
+            yield Piece(part.start, part.end, tokens, breadcrumb, kind, context)
 
     def piece(self, first: int, last: int, breadcrumb: tuple[str, ...], kind: Kind) -> Piece:
         tokens = self.totals[last] - self.totals[first]

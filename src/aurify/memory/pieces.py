@@ -49,7 +49,7 @@ class Piece:
 
     start: int
     end: int
-    tokens: int
+    tokens: int  # with those of its context
     breadcrumb: tuple[str, ...] = ()
     kind: Kind = "prose"
     context: str = ""
