@@ -156,13 +156,14 @@ def hub() -> Iterator[Finding]:
 def caches() -> Iterator[Finding]:
     from aurify.cli.models import hub_models
     from aurify.engine import catalog
+    from aurify.wheels import cache_folder
 
     known = [model.name for model in catalog.KNOWN.values() if catalog.is_cached(model)]
     names = known + [name for name, _ in hub_models()]
     yield Finding(
-        "ok", "model cache", f"{', '.join(names) or 'empty'} (in {catalog.cache_folder()} and the hub's cache)"
+        "ok", "model cache", f"{', '.join(names) or 'empty'} (in {cache_folder()} and the hub's cache)"
     )
-    folder = next(parent for parent in (catalog.cache_folder(), *catalog.cache_folder().parents) if parent.exists())
+    folder = next(parent for parent in (cache_folder(), *cache_folder().parents) if parent.exists())
     for subject, place in (("disk, cache", folder), ("disk, here", Path.cwd())):
         free = shutil.disk_usage(place).free
         low = free < 5 * GIB

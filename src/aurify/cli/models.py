@@ -10,13 +10,14 @@ import typer
 def models() -> None:
     """List the models that Aurify knows by name, and the ones in the local caches."""
     from aurify.engine import catalog
+    from aurify.wheels import cache_folder
 
     for known in catalog.KNOWN.values():
         state = "on this machine" if catalog.is_cached(known) else "fetched when it is used first"
         typer.echo(f"{known.name:24}{state}")
         typer.secho(f"{'':24}{known.hub_id}, {known.parameters} parameters, {known.licence}", dim=True)
     typer.echo(f"{'random:tiny':24}made in memory: two random layers, for tests")
-    typer.echo(f"\nAurify's cache: {catalog.cache_folder()}")
+    typer.echo(f"\nAurify's cache: {cache_folder()}")
     cached = hub_models()
     typer.echo(f"Hub cache: {', '.join(name for name, _ in cached) or 'empty'}")
     typer.echo("Any hub id (owner/name), folder of a saved model, adapter folder or .gguf file can be used as well.")

