@@ -2,7 +2,7 @@
 
     python examples/guided.py --log guided.jsonl            # SmolLM2-135M, five methods, three seeds: an hour
     python examples/guided.py --methods luffy --seeds 1     # one run: about four minutes on two cores
-    python examples/guided.py --model random:tiny --digits 1 --tokens 2000 --seeds 1
+    python examples/guided.py --model random:tiny --task addition --size 1 --tokens 2000 --seeds 1
 
     grpo           its own answers alone: no success, so nothing to learn
     luffy          one answer of each group is a trace, with the shaped surrogate
@@ -22,12 +22,14 @@ from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.luffy import LUFFY
 from aurify.loops.guidance import GuidanceOptions
 
+SIZES = {"sorting": "count", "reverse_words": "count", "addition": "digits"}
 METHODS = "grpo,luffy,sft,rl_sft,sft_then_rl"
 
 
 def main() -> None:
     parser = arguments(__doc__, methods=METHODS, tokens=20_000, completions=4, max_tokens=40, lr=4e-4)
-    parser.add_argument("--digits", type=int, default=3, help="of the numbers to add")
+    parser.add_argument("--task", default="sorting", choices=SIZES)
+    parser.add_argument("--size", type=int, default=6, help="numbers to sort, words to reverse, digits to add")
     parser.add_argument("--num-off", type=int, default=1, help="traces in a group")
     parser.add_argument("--gamma", type=float, default=0.1, help="of LUFFY's shaping")
     parser.add_argument("--sft-coef", type=float, default=1.0, help="of the traces in rl_sft")
@@ -51,7 +53,7 @@ def main() -> None:
         else:
             raise SystemExit(f"--methods: unknown method {method!r}; known: {METHODS}")
 
-    compare(args, tasks.make("addition", digits=args.digits), run)
+    compare(args, tasks.make(args.task, **{SIZES[args.task]: args.size}), run)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def example(name: str, *arguments: str, monkeypatch) -> None:
 def test_examples_give_every_method_the_same_budget(tmp_path, monkeypatch, capsys):
     log = tmp_path / "log.jsonl"
     small = ("--tokens", "400", "--prompts", "2", "--max-tokens", "12", "--log", str(log))
-    example("guided", *small, "--digits", "1", "--sft-batch", "2", monkeypatch=monkeypatch)
+    example("guided", *small, "--task", "addition", "--size", "1", "--sft-batch", "2", monkeypatch=monkeypatch)
     example("replay", *small, "--start", "0", monkeypatch=monkeypatch)
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     assert [row["method"] for row in rows] == ["grpo", "luffy", "sft", "rl_sft", "sft_then_rl", "grpo", "exgrpo"]

@@ -28,6 +28,7 @@ from aurify.errors import UserError
 from aurify.loops.guidance import GuidanceOptions
 from aurify.loops.replay import ReplayOptions
 from aurify.renderer import TrainOn
+from aurify.rewards.combine import Combination
 from aurify.types import SamplingParams
 
 INHERITED = ("task", "lora", "engine", "sampler")  # of the recipe, for stages that do not set them; `model` is merged
@@ -213,6 +214,7 @@ class OnlineStage(Stage):
     completions_per_prompt: int = 8
     sampling: SamplingParams = SamplingParams()
     reward: RewardModelUse | None = None  # a reward model, beside the task's own rewards
+    combine_rewards: Combination = "sum"  # several rewards of a group into one; see rewards/combine.py
     guidance: GuidanceOptions | None = None  # a guide's answers, in the groups of the policy's own
     replay: ReplayOptions | None = None  # the policy's own past successes, in groups of now
     teacher: str | None = None  # "@stage" or a model, for methods that learn from another one's log-probs

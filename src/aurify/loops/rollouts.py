@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from aurify.environments.rollout import rollout
 from aurify.errors import UserError
 from aurify.loops.progress import derive_seed
+from aurify.rewards.combine import combine_rewards
 from aurify.types import Group, OnlineAlgorithm, Task, Trajectory
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class Rollouts:
             kept = num_own - len(given)
             self.discarded.append(Group(task, trajectories[kept:num_own]))
             trajectories[kept:num_own] = await self.scored(task, guided)
+        weights = {reward.name: reward.weight for reward in self.rubric.rewards}
+        combine_rewards(trajectories, weights, self.stage.combine_rewards)
         return Group(task, trajectories)
 
     async def scored(self, task: Task, trajectories: Sequence[Trajectory]) -> list[Trajectory]:

@@ -1,0 +1,63 @@
+"""Several rewards of a group made into one, where a weighted sum would let the widest of them drown the others.
+
+X holds a group's answers by its rewards, each times its weight:
+
+    sum      the sum of a row                     uniform  the mean of a row
+    std      each column weighted by its share of all standard deviations: what separates the answers counts most
+    pca      the projection of standardised columns on their first principal component: what the rewards agree on
+    l2       the length of a row, for rewards that are never negative
+
+The sign of a principal component is arbitrary; ours points to where rewards rise, and where it holds one reward against
+another ("pca" would then pay for getting worse at it) the group falls back to "uniform". Deviations have divisor n."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from aurify.errors import UserError
+from aurify.types import Trajectory
+
+Combination = Literal["sum", "uniform", "std", "pca", "l2"]
+EPSILON = 1e-8
+
+
+def combine_rewards(trajectories: Sequence[Trajectory], weights: Mapping[str, float], how: Combination) -> None:
+    """Replaces `reward` of a group's trajectories; those to which no reward applies keep None. A reward that does not
+    apply to one answer counts for it as the mean of the others: it says nothing."""
+    scored = [t for t in trajectories if t.reward is not None]
+    if how == "sum" or not scored:
+        return
+    names = [name for name in scored[0].rewards if any(t.rewards.get(name) is not None for t in scored)]
+    table = np.array([[number(t.rewards.get(name)) for name in names] for t in scored])
+    table = np.where(np.isnan(table), np.nanmean(table, axis=0), table) * [weights.get(name, 1.0) for name in names]
+    if how == "l2" and (table < 0).any():
+        name = names[int(np.argwhere(table < 0)[0, 1])]
+        raise UserError(f"combine_rewards: l2 squares, but reward {name!r} is negative; choose std, pca or uniform")
+    for trajectory, value in zip(scored, combined(table, how), strict=True):
+        trajectory.reward = float(value)
+
+
+def number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def combined(table: np.ndarray, how: Combination) -> np.ndarray:
+    """[answers, rewards] -> [answers]"""
+    if how == "sum":
+        return table.sum(1)
+    if how == "l2":
+        return np.sqrt((table**2).sum(1))
+    deviations = table.std(0)
+    if how == "uniform" or not deviations.any():
+        return table.mean(1)
+    if how == "std":
+        return table @ (deviations / deviations.sum())
+    standardised = (table - table.mean(0)) / (deviations + EPSILON)
+    loadings = np.linalg.svd(standardised, full_matrices=False)[2][0]
+    loadings = loadings if loadings.sum() >= 0 else -loadings
+    if (loadings < -EPSILON).any():
+        return table.mean(1)
+    return standardised @ loadings
