@@ -2,7 +2,7 @@
 readers go on reading.
 
 A document counts as stored once its record is written, and that happens last. Chunks without a record are what an
-interrupted writer left; `sweep` removes them. Readers look at snapshots: every part of one search sees the same version.
+interrupted writer left; `sweep` removes them. A reader looks at a snapshot: one search sees one version.
 """
 
 from __future__ import annotations
