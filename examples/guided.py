@@ -1,7 +1,7 @@
 """A task at which the model never succeeds by itself: what traces of somebody who can are worth, by how they are used.
 
-    python examples/guided.py --log guided.jsonl            # SmolLM2-135M, five methods, three seeds: an hour
-    python examples/guided.py --methods luffy --seeds 1     # one run: about four minutes on two cores
+    python examples/guided.py --log guided.jsonl            # SmolLM2-135M, five methods, three seeds: an hour on two cores
+    python examples/guided.py --methods luffy --seeds 1     # one run: about five minutes
     python examples/guided.py --model random:tiny --task addition --size 1 --tokens 2000 --seeds 1
 
     grpo           its own answers alone: no success, so nothing to learn
@@ -22,14 +22,14 @@ from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.luffy import LUFFY
 from aurify.loops.guidance import GuidanceOptions
 
-SIZES = {"sorting": "count", "reverse_words": "count", "addition": "digits"}
+SIZES = {"reverse_words": "count", "sorting": "count", "addition": "digits"}
 METHODS = "grpo,luffy,sft,rl_sft,sft_then_rl"
 
 
 def main() -> None:
-    parser = arguments(__doc__, methods=METHODS, tokens=20_000, completions=4, max_tokens=40, lr=4e-4)
-    parser.add_argument("--task", default="sorting", choices=SIZES)
-    parser.add_argument("--size", type=int, default=6, help="numbers to sort, words to reverse, digits to add")
+    parser = arguments(__doc__, methods=METHODS, tokens=15_000, completions=4, max_tokens=16, lr=4e-4)
+    parser.add_argument("--task", default="reverse_words", choices=SIZES)
+    parser.add_argument("--size", type=int, default=4, help="words to reverse, numbers to sort, digits to add")
     parser.add_argument("--num-off", type=int, default=1, help="traces in a group")
     parser.add_argument("--gamma", type=float, default=0.1, help="of LUFFY's shaping")
     parser.add_argument("--sft-coef", type=float, default=1.0, help="of the traces in rl_sft")
