@@ -1,0 +1,131 @@
+"""Asks a retriever over HTTP, ours or another's, in the protocol that `service.py` describes. Needs httpx (extra
+`serve`)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from aurify.errors import UserError
+
+if TYPE_CHECKING:
+    import httpx
+
+WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)
+
+
+class RetrieverError(RuntimeError):
+    """No answer, or none that can be understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    id: str
+    title: str
+    text: str
+    score: float | None = None  # None: the retriever gave none
+
+
+@dataclass(frozen=True, slots=True)
+class RetrieverOptions:
+    url: str = "http://127.0.0.1:8765/retrieve"
+    topk: int | None = None  # None: the retriever's own
+    seconds: float = 30.0  # for each attempt
+    retries: int = 3
+    max_queries: int = 128  # of one request; more are sent in several
+
+    def __post_init__(self) -> None:
+        if not self.url.startswith(("http://", "https://")):
+            raise UserError(f"retriever: url is {self.url!r}; expected something like http://127.0.0.1:8765/retrieve")
+        for name, least in (("topk", 1), ("retries", 0), ("max_queries", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"retriever: {name} is {value}; it must be at least {least}")
+        if not self.seconds > 0:
+            raise UserError(f"retriever: seconds is {self.seconds}; it must be above 0")
+
+
+class Retriever:
+    """`async with Retriever(options) as retriever: await retriever.retrieve(["..."])`"""
+
+    def __init__(self, options: RetrieverOptions = RetrieverOptions()) -> None:
+        self.options = options
+        host = urlsplit(options.url).hostname
+        own = host in ("127.0.0.1", "localhost", "::1")  # never by way of a proxy
+        self._client: httpx.AsyncClient = import_httpx().AsyncClient(timeout=options.seconds, trust_env=not own)
+
+    async def __aenter__(self) -> Retriever:
+        return self
+
+    async def __aexit__(self, *problem: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def retrieve(self, queries: Sequence[str], topk: int | None = None) -> list[list[Passage]]:
+        """The passages for each query, best first. Raises RetrieverError when the last attempt has failed."""
+        size = self.options.max_queries
+        parts = [list(queries[begin : begin + size]) for begin in range(0, len(queries), size)]
+        answers = [await self._ask(part, topk or self.options.topk) for part in parts]
+        return [passages for answer in answers for passages in answer]
+
+    async def _ask(self, queries: list[str], topk: int | None) -> list[list[Passage]]:
+        body = {"queries": queries, "topk": topk, "return_scores": True}
+        url, problem = self.options.url, ""
+        for attempt in range(self.options.retries + 1):
+            if attempt:
+                await asyncio.sleep(min(10.0, 0.25 * 2**attempt) * random.uniform(0.5, 1.0))
+            try:
+                response = await self._client.post(url, json=body)
+            except import_httpx().TransportError as error:  # no connection, or out of time
+                problem = f"{type(error).__name__} {error}".strip()
+                continue
+            if response.status_code in WORTH_ANOTHER_TRY:
+                problem = f"status {response.status_code}: {response.text[:300]}"
+                continue
+            if response.status_code != 200:
+                raise RetrieverError(f"{url} answered with status {response.status_code}: {response.text[:300]}")
+            try:
+                return passages_of(response.json(), len(queries))
+            except (ValueError, RecursionError) as error:
+                raise RetrieverError(f"{url} does not speak the retriever protocol: {error}") from error
+        raise RetrieverError(f"{url}: after {self.options.retries + 1} attempts, {problem}")
+
+
+def passages_of(answer: Any, num_queries: int) -> list[list[Passage]]:
+    result = answer.get("result") if isinstance(answer, dict) else None
+    if not isinstance(result, list) or not all(isinstance(entries, list) for entries in result):
+        raise ValueError(f"no list 'result' of lists in {str(answer)[:200]}")
+    if len(result) != num_queries:
+        raise ValueError(f"{len(result)} lists for {num_queries} queries")
+    return [[passage_of(entry) for entry in entries] for entries in result]
+
+
+def passage_of(entry: Any) -> Passage:
+    """From {document, score}, or from a document alone; a title is the first line of `contents`, where it has no place
+    of its own."""
+    document = entry.get("document", entry) if isinstance(entry, dict) else None
+    if not isinstance(document, dict) or not ("contents" in document or "text" in document):
+        raise ValueError(f"no document with contents or text in {str(entry)[:200]}")
+    contents = str(document.get("contents", ""))
+    first, _, rest = contents.partition("\n") if "\n" in contents else ("", "", contents)
+    score = entry.get("score")
+    return Passage(
+        id=str(document.get("id", "")),
+        title=str(document.get("title", first.strip().strip('"'))),
+        text=str(document.get("text", rest)),
+        score=float(score) if isinstance(score, int | float) else None,
+    )
+
+
+def import_httpx() -> Any:
+    try:
+        import httpx
+    except ModuleNotFoundError:
+        raise UserError("asking a retriever needs httpx; install it with: pip install 'aurify[serve]'") from None
+    return httpx
