@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from aurify.cli import recipes
-from aurify.cli.places import ModelPlace, find_model, find_run
+from aurify.cli.places import ModelPlace, find_kb, find_model, find_run
 from aurify.cli.recipes import find_recipe
 from aurify.errors import UserError
 
@@ -101,3 +102,17 @@ def test_recipes_that_come_along_are_found_by_name(tmp_path, monkeypatch):
 
 def test_the_quickstart_is_there():
     assert find_recipe("quickstart").is_file()
+
+
+def test_a_knowledge_base_is_a_name_under_kb_or_a_folder_with_a_slash(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("kb/notes", "elsewhere/papers"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "settings.json").write_text("{}")
+    assert find_kb("notes") == Path("kb/notes")
+    assert find_kb("./elsewhere/papers") == Path("elsewhere/papers")
+    assert find_kb("fresh", new=True) == Path("kb/fresh")
+    with pytest.raises(UserError, match=r"no knowledge base at kb/note .*did you mean 'notes'"):
+        find_kb("note")
+    with pytest.raises(UserError, match="--kb is empty"):
+        find_kb("")

@@ -1,7 +1,8 @@
 """What people write for a run or a model on the command line, and where that is.
 
 A run is its folder, its name under the folder of runs (the beginning is enough where it is unique), or `last`. A model
-is a run (its last finished stage), `RUN:stage`, a folder, a GGUF file, a catalogue name or a hub id.
+is a run (its last finished stage), `RUN:stage`, a folder, a GGUF file, a catalogue name or a hub id. A knowledge base
+is its name under `kb/`, or a folder written with a slash.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from aurify.errors import UserError
 
 RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.", show_default=True)]
 RUNS = Path("runs")
+KBS = Path("kb")
 FINAL = "final"
 
 
@@ -62,6 +64,24 @@ def find_run(name: str, runs: Path = RUNS) -> Path:
     if matches:
         raise UserError(f"run {name!r} could be {', '.join(run.name for run in matches[:5])}; give more of the name")
     raise UserError(f"there is no run {name!r} in {runs}/{did_you_mean(name, [run.name for run in known])}")
+
+
+def find_kb(name: str, *, new: bool = False) -> Path:
+    """The folder of a knowledge base; one that is not there yet is an error unless it may be `new`."""
+    folder = Path(name).expanduser() if "/" in name or name in (".", "..") else KBS / name
+    if not name:
+        raise UserError("--kb is empty; give a name such as --kb notes, or a folder such as --kb ./notes")
+    if not new and not is_kb(folder):
+        known = [other.name for other in KBS.iterdir() if is_kb(other)] if KBS.is_dir() else []
+        raise UserError(
+            f"there is no knowledge base at {folder} (`aurify ingest PATH --kb {name}` makes one)"
+            f"{did_you_mean(folder.name, known)}"
+        )
+    return folder
+
+
+def is_kb(folder: Path) -> bool:
+    return (folder / "settings.json").is_file()
 
 
 def finished_stages(run: Path) -> list[str]:
