@@ -20,6 +20,7 @@ from aurify.cli.data import data
 from aurify.cli.demo import demo
 from aurify.cli.doctor import doctor
 from aurify.cli.evaluate import evaluate
+from aurify.cli.kb import kb
 from aurify.cli.models import models
 from aurify.cli.report import report
 from aurify.cli.runs import runs
@@ -125,6 +126,7 @@ app.command()(report)
 app.command()(models)
 app.command()(doctor)
 app.add_typer(data, name="data")
+app.add_typer(kb, name="kb")
 
 
 def main() -> None:
