@@ -102,17 +102,17 @@ def first_stages(
 ) -> Iterator[Found]:
     def by_words(query: str) -> tuple[Places, float]:
         start = time.perf_counter()
-        return snapshot.bm25(query, options.candidates, where), time.perf_counter() - start
+        return snapshot.bm25(query, options.candidates, among), time.perf_counter() - start
 
+    with timed(times, "filter"):
+        among = snapshot.matching(where)
     # Looking up words leaves the interpreter to others, so it costs little beside embedding.
     with ThreadPoolExecutor(2, "aurify-bm25") as threads:
         words = [threads.submit(by_words, query) for query in queries if options.mode != "dense"]
-        vectors, among = None, None
+        vectors = None
         if options.mode != "bm25":
             with timed(times, "embed"):
                 vectors = embedder().embed_queries(queries)
-            with timed(times, "filter"):
-                among = snapshot.matching(where)
         for number in range(len(queries)):
             lists: dict[str, Places] = {}
             if vectors is not None:
@@ -121,12 +121,12 @@ def first_stages(
             if words:
                 lists["bm25"], seconds = words[number].result()
                 times["bm25"] = times.get("bm25", 0.0) + seconds
+            if vectors is None or not words:
+                yield Found(lists, *lists.values())
+                continue
             with timed(times, "fuse"):
-                if vectors is not None and words:
-                    yield fused(snapshot, lists, vectors[number], options)
-                else:
-                    (only,) = lists.values()
-                    yield Found(lists, only)
+                found = fused(snapshot, lists, vectors[number], options)
+            yield found
 
 
 def fused(snapshot: Snapshot, lists: dict[str, Places], vector: np.ndarray, options: SearchOptions) -> Found:

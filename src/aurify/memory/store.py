@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ CHUNKS, DOCUMENTS, TEXT_INDEX = "chunks", "documents", "passage_idx"
 KEEP_VERSIONS = timedelta(hours=1)  # a search that began before a clean-up still finds its files
 IN_MEMORY = 1 << 30  # bytes of vectors up to which dense search is a product of matrices: exact, and ten times faster
 NAMES_AT_ONCE = 500  # in a condition
+CONDITIONS = 32  # whose matches a snapshot remembers
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +178,7 @@ class Snapshot:
 
         self.table = table
         self.version = version
+        self._matching: dict[str, np.ndarray] = {}
         held = table.search().select(["id"]).with_row_id(True).to_arrow()
         order = pc.sort_indices(held["id"])
         self.ids = held["id"].take(order).combine_chunks()
@@ -201,12 +203,17 @@ class Snapshot:
         return self._by_row_id[np.searchsorted(self._sorted_row_ids, row_ids)]
 
     def matching(self, where: Where | None) -> np.ndarray | None:
-        """The places that a search may find, in order; None for all of them."""
+        """The places that a search may find, in order; None for all of them. The last conditions are remembered: a
+        version does not change, and people ask several questions under one condition."""
         condition = to_sql(where)
         if condition is None:
             return None
-        found = self.table.search().where(condition).select(["_rowid"]).with_row_id(True).to_arrow()
-        return np.sort(self.places(found["_rowid"].to_numpy()))
+        if condition not in self._matching:
+            found = self.table.search().where(condition).select(["_rowid"]).with_row_id(True).to_arrow()
+            if len(self._matching) >= CONDITIONS:
+                self._matching.clear()
+            self._matching[condition] = np.sort(self.places(found["_rowid"].to_numpy()))
+        return self._matching[condition]
 
     def dense(self, vector: np.ndarray, limit: int, among: np.ndarray | None = None) -> list[tuple[int, float]]:
         """(place, cosine), exact, best first."""
@@ -225,18 +232,25 @@ class Snapshot:
         scores = 1 - found["_distance"].to_numpy()
         return ordered(self.places(found["_rowid"].to_numpy()), scores)[:limit]
 
-    def bm25(self, query: str, limit: int, where: Where | None = None) -> list[tuple[int, float]]:
-        """(place, score), best first. More are asked for while the last of them ties with what may follow."""
+    def bm25(self, query: str, limit: int, among: np.ndarray | None = None) -> list[tuple[int, float]]:
+        """(place, score), best first. More are asked for while too few of them are allowed, or the last of them ties
+        with what may follow."""
         from lancedb.query import MatchQuery
 
-        condition, asked = to_sql(where), limit + 1
+        allowed = None
+        if among is not None:
+            allowed = np.zeros(len(self), bool)
+            allowed[among] = True
+        asked = limit + 1 if among is None else limit * len(self) // max(len(among), 1) + limit
         while True:
             search = self.table.search(MatchQuery(query, "passage"), query_type="fts").select(["_score"])
-            search = search.with_row_id(True).limit(asked)
-            found = (search.where(condition) if condition else search).to_arrow()
-            scores = found["_score"].to_numpy()
-            if len(scores) < asked or scores[limit - 1] > scores[-1]:
-                return ordered(self.places(found["_rowid"].to_numpy()), scores)[:limit]
+            found = search.with_row_id(True).limit(asked).to_arrow()
+            places, scores = self.places(found["_rowid"].to_numpy()), found["_score"].to_numpy()
+            last = scores[-1] if len(scores) == asked else -np.inf  # whatever was left out scores no better
+            if allowed is not None:
+                places, scores = places[allowed[places]], scores[allowed[places]]
+            if last == -np.inf or (len(scores) >= limit and scores[limit - 1] > last):
+                return ordered(places, scores)[:limit]
             asked *= 4
 
     def cosines(self, vector: np.ndarray, places: Sequence[int]) -> np.ndarray:
@@ -248,7 +262,8 @@ class Snapshot:
 
     def chunks(self, places: Sequence[int]) -> list[tuple[Chunk, dict[str, Any]]]:
         """With the metadata of their documents, in the order asked for."""
-        return [(to_chunk(row), json.loads(row["metadata"])) for row in self._take(places, CHUNK_COLUMNS)]
+        rows = self._take(places, ["chunk", "passage", "metadata"])
+        return [(unpacked(row["chunk"], row["passage"]), json.loads(row["metadata"])) for row in rows]
 
     def _take(self, places: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
         if not len(places):
@@ -293,39 +308,53 @@ def is_one_of(column: str, names: Iterable[str]) -> str:
     return f"{column} IN ({', '.join(quoted(name) for name in names)})"
 
 
-# Columns. The text of a chunk is the end of its passage, which is what was embedded and what BM25 indexes.
-
-CHUNK_COLUMNS = (
-    "document",
-    "index",
-    "passage",
-    "text_from",
-    "start",
-    "end",
-    "first_line",
-    "last_line",
-    "title",
-    "breadcrumb",
-    "kind",
-    "context",
-    "metadata",
-)
+# Columns: what is searched and asked for by name has its own; the rest of a chunk is one JSON text, since reading a row
+# costs by its columns. The text of a chunk is the end of its passage, which is what was embedded and what BM25 indexes.
 
 
 def chunk_schema(dim: int) -> Any:
     import pyarrow as pa
 
-    texts = ("id", "document", "passage", "title", "kind", "context", "source", "format")
-    numbers = ("index", "text_from", "start", "end", "first_line", "last_line")
+    texts = ("id", "document", "source", "format", "kind", "passage", "chunk")
     return pa.schema(
         [
             *((name, pa.string()) for name in texts),
-            *((name, pa.int64()) for name in numbers),
-            ("breadcrumb", pa.list_(pa.string())),
             ("metadata", pa.json_(pa.utf8())),
             ("vector", pa.list_(pa.float32(), dim)),
         ]
     )
+
+
+def chunk_table(rows: Sequence[Row]) -> Any:
+    import pyarrow as pa
+
+    dim = len(rows[0].vector)
+    vectors = np.stack([row.vector for row in rows]).astype(np.float32, copy=False)
+    metadata = pa.array([json.dumps(dict(row.metadata or {})) for row in rows], pa.utf8())
+    columns = {
+        "id": [row.chunk.id for row in rows],
+        "document": [row.chunk.document for row in rows],
+        "source": [row.source for row in rows],
+        "format": [row.format for row in rows],
+        "kind": [row.chunk.kind for row in rows],
+        "passage": [row.chunk.to_embedding_text() for row in rows],
+        "chunk": [packed(row.chunk) for row in rows],
+        "metadata": pa.ExtensionArray.from_storage(pa.json_(pa.utf8()), metadata),
+        "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim),
+    }
+    return pa.table(columns, schema=chunk_schema(dim))
+
+
+def packed(chunk: Chunk) -> str:
+    values = asdict(chunk)
+    values["text"] = len(chunk.text)
+    return json.dumps(values)
+
+
+def unpacked(packed: str, passage: str) -> Chunk:
+    values = json.loads(packed)
+    text = passage[len(passage) - values.pop("text") :]
+    return Chunk(**{**values, "breadcrumb": tuple(values["breadcrumb"])}, text=text)
 
 
 def record_schema() -> Any:
@@ -340,47 +369,3 @@ def record_table(records: Sequence[Record]) -> Any:
 
     schema = record_schema()
     return pa.table({name: [getattr(record, name) for record in records] for name in schema.names}, schema=schema)
-
-
-def chunk_table(rows: Sequence[Row]) -> Any:
-    import pyarrow as pa
-
-    dim = len(rows[0].vector)
-    vectors = np.stack([row.vector for row in rows]).astype(np.float32, copy=False)
-    metadata = pa.array([json.dumps(dict(row.metadata or {})) for row in rows], pa.utf8())
-    values = [from_chunk(row) for row in rows]
-    schema = chunk_schema(dim)
-    columns: dict[str, Any] = {name: [value[name] for value in values] for name in values[0]}
-    columns["metadata"] = pa.ExtensionArray.from_storage(pa.json_(pa.utf8()), metadata)
-    columns["vector"] = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dim)
-    return pa.table({name: columns[name] for name in schema.names}, schema=schema)
-
-
-def from_chunk(row: Row) -> dict[str, Any]:
-    chunk, passage = row.chunk, row.chunk.to_embedding_text()
-    return {
-        "id": chunk.id,
-        "document": chunk.document,
-        "passage": passage,
-        "title": chunk.title,
-        "kind": chunk.kind,
-        "context": chunk.context,
-        "source": row.source,
-        "format": row.format,
-        "index": chunk.index,
-        "text_from": len(passage) - len(chunk.text),
-        "start": chunk.start,
-        "end": chunk.end,
-        "first_line": chunk.first_line,
-        "last_line": chunk.last_line,
-        "breadcrumb": list(chunk.breadcrumb),
-    }
-
-
-def to_chunk(row: Mapping[str, Any]) -> Chunk:
-    taken = ("document", "index", "start", "end", "first_line", "last_line", "title", "kind", "context")
-    return Chunk(
-        **{name: row[name] for name in taken},
-        text=row["passage"][row["text_from"] :],
-        breadcrumb=tuple(row["breadcrumb"]),
-    )
