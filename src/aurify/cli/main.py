@@ -20,11 +20,13 @@ from aurify.cli.data import data
 from aurify.cli.demo import demo
 from aurify.cli.doctor import doctor
 from aurify.cli.evaluate import evaluate
+from aurify.cli.ingest import ingest
 from aurify.cli.kb import kb
 from aurify.cli.models import models
 from aurify.cli.report import report
 from aurify.cli.runs import runs
 from aurify.cli.sample import sample
+from aurify.cli.search import search
 from aurify.cli.train import train
 from aurify.errors import UserError
 
@@ -123,6 +125,8 @@ app.command()(sample)
 app.command()(chat)
 app.command()(runs)
 app.command()(report)
+app.command()(ingest)
+app.command()(search)
 app.command()(models)
 app.command()(doctor)
 app.add_typer(data, name="data")
