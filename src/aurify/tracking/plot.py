@@ -140,13 +140,16 @@ def points(series: Series) -> tuple[list[int], list[float]]:
 
 
 def axes(frame: Frame, marks: Sequence[float]) -> str:
+    return axes_of_values(frame, marks) + step_labels(frame)
+
+
+def axes_of_values(frame: Frame, marks: Sequence[float]) -> str:
     step = marks[1] - marks[0]
-    grid = "".join(
+    return "".join(
         f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{frame.y(m):.1f}" y2="{frame.y(m):.1f}"/>'
         f'<text class="tick" x="{LEFT - 7}" y="{frame.y(m) + 3.5:.1f}" text-anchor="end">{tick_label(m, step)}</text>'
         for m in marks
     )
-    return grid + step_labels(frame)
 
 
 def step_labels(frame: Frame) -> str:
