@@ -21,7 +21,7 @@ from aurify.errors import UserError
 from aurify.memory.types import Hit
 
 DEPTH = 20  # places of a result that are looked at
-CUTOFFS = (1, 5, 10, 20)
+CUTOFFS = (1, 5, 20)
 
 
 @dataclass(frozen=True)
