@@ -11,6 +11,7 @@ from aurify.cli.places import RUNS, RunsFolder, find_model
 
 if TYPE_CHECKING:
     from aurify.cli.writer import Writer
+    from aurify.memory.sop import SOPLibrary
     from aurify.types import Message, SamplingParams
 
 COMMANDS = "/reset forgets the conversation, /system TEXT sets a system prompt, /quit or Ctrl-D ends"
@@ -27,6 +28,9 @@ def chat(
         float, typer.Option(help="Sample from the smallest set of tokens with this much probability.")
     ] = 0.95,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same conversation.")] = None,
+    sop: Annotated[
+        str | None, typer.Option(help="A folder of procedures; each question gets those that it asks for.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     runs: RunsFolder = RUNS,
 ) -> None:
@@ -38,32 +42,54 @@ def chat(
     place = find_model(model, runs)
     values = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     params = config.build(SamplingParams, values, "options")
+    library = None
+    if sop is not None:
+        from aurify.memory.sop import library_of
+
+        library = library_of(sop)
     with open_writer(place.name, device=device) as writer:
         typer.secho(f"{place.name}. {COMMANDS}.", dim=True)
-        converse(writer, params, system)
+        converse(writer, params, system, library)
 
 
-def converse(writer: Writer, params: SamplingParams, system: str) -> None:
+def converse(writer: Writer, params: SamplingParams, system: str, library: SOPLibrary | None = None) -> None:
     messages = opening(system)
     while True:
         text = ask()
         if text is None or text in ("/quit", "/exit"):
             return
         if text == "/reset":
-            messages = [message for message in messages if message["role"] == "system"]
+            messages = opening(system)
             typer.secho("(forgotten)", dim=True)
         elif text.startswith("/system"):
-            messages = opening(text.removeprefix("/system").strip())
+            system = text.removeprefix("/system").strip()
+            messages = opening(system)
             typer.secho("(new conversation)", dim=True)
         elif text.startswith("/"):
             typer.secho(f"({COMMANDS})", dim=True)
         elif text:
+            if library is not None:
+                consult(library, writer, system, messages, text)
             messages.append({"role": "user", "content": text})
             answer(writer, params, messages)
 
 
 def opening(system: str) -> list[Message]:
     return [{"role": "system", "content": system}] if system else []
+
+
+def consult(library: SOPLibrary, writer: Writer, system: str, messages: list[Message], text: str) -> None:
+    """Puts the procedures that a question asks for under the system prompt. A question that asks for none goes on with
+    those of before."""
+    found = [match.procedure for match in library.find(text, tools=())]
+    if found:
+        prompt = library.prompt_of(found, system, lambda part: len(writer.renderer.tokenizer.encode(part)))
+        messages[:] = opening(prompt) + [message for message in messages if message["role"] != "system"]
+        typer.secho(f"(procedure: {', '.join(procedure.name for procedure in found)})", dim=True)
+    elif meant := library.find(text, limit=1):
+        procedure = meant[0].procedure
+        tools = ", ".join(procedure.tools)
+        typer.secho(f"(procedure {procedure.name} is not used: it needs {tools}, and a chat has no tools)", dim=True)
 
 
 def ask() -> str | None:

@@ -27,6 +27,7 @@ from aurify.cli.report import report
 from aurify.cli.runs import runs
 from aurify.cli.sample import sample
 from aurify.cli.search import search
+from aurify.cli.sop import sop
 from aurify.cli.train import train
 from aurify.errors import UserError
 
@@ -131,6 +132,7 @@ app.command()(models)
 app.command()(doctor)
 app.add_typer(data, name="data")
 app.add_typer(kb, name="kb")
+app.add_typer(sop, name="sop")
 
 
 def main() -> None:

@@ -15,20 +15,23 @@ from aurify.tasks.taskset import TaskSet
 
 __all__ = ["TaskSet", "make"]
 
+REPLACED = ("reward", "environment", "sop")  # options that every task set takes
+
 
 def make(name: str, **options: Any) -> TaskSet:
     """The task set of that name, with its options; `gym:<data set>` for those of reasoning-gym. Every task set also
-    takes `reward` and `environment`, which replace its own (see `rubric_of` and `environment_of`)."""
+    takes `reward` and `environment`, which replace its own (see `rubric_of` and `environment_of`), and `sop`, a folder
+    of procedures for its prompts (see `with_procedures`)."""
     prefix, _, rest = name.partition(":")
     if prefix == "gym" and rest:
         from aurify.tasks.gym import gym
 
-        replaced = {key: options.pop(key) for key in ("reward", "environment") if key in options}
+        replaced = {key: options.pop(key) for key in REPLACED if key in options}
         taskset = gym(rest, **options)
     else:
         function = registry.get("task", name)
         known = inspect.signature(function).parameters
-        replaced = {key: options.pop(key) for key in ("reward", "environment") if key in options and key not in known}
+        replaced = {key: options.pop(key) for key in REPLACED if key in options and key not in known}
         taskset = call(f"task {name!r}", function, options)
     if not isinstance(taskset, TaskSet):
         raise UserError(f"task {name!r} gave a {type(taskset).__name__}; it must return a TaskSet")
@@ -36,4 +39,9 @@ def make(name: str, **options: Any) -> TaskSet:
         taskset = replace(taskset, rubric=rubric_of(replaced["reward"]))
     if "environment" in replaced:
         taskset = replace(taskset, environment=environment_of(replaced["environment"]))
+    if "sop" in replaced:
+        from aurify.memory.sop import library_of
+        from aurify.tasks.procedures import with_procedures
+
+        taskset = with_procedures(taskset, library_of(replaced["sop"]))
     return taskset

@@ -1,0 +1,76 @@
+"""`aurify sop`: a folder of procedures, looked at, checked and searched."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+sop = typer.Typer(no_args_is_help=True, help="Procedures for models to follow.")
+Folder = Annotated[Path, typer.Argument(help="A folder of procedures in Markdown or YAML.")]
+
+
+@sop.callback()
+def group() -> None:
+    """Procedures for models to follow."""
+
+
+@sop.command(name="list")
+def list_all(folder: Folder) -> None:
+    """The procedures of a folder, and when to use them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from aurify.memory.sop import read_folder
+
+    table = Table("name", "when", "steps", "tools", box=None)
+    for procedure in read_folder(folder):
+        table.add_row(procedure.name, procedure.when, str(len(procedure.steps)), ", ".join(procedure.tools))
+    Console().print(table)
+
+
+@sop.command()
+def show(folder: Folder, name: str) -> None:
+    """One procedure, as a model reads it."""
+    from aurify.memory.sop import SOPLibrary, SOPOptions
+
+    typer.echo(SOPLibrary(SOPOptions(str(folder), embedder=None))[name].prompt())
+
+
+@sop.command()
+def check(folder: Folder) -> None:
+    """Everything that is wrong with the procedures of a folder."""
+    from aurify.memory.sop import checked
+
+    read = checked(folder)
+    for path, procedure, problems in read:
+        for problem in problems:
+            typer.secho(f"{path}: {problem}", fg=typer.colors.RED)
+        if procedure and not problems:
+            signs = len(procedure.record()["signs"])
+            typer.echo(f"{path}: {procedure.name}, {len(procedure.steps)} steps, {signs} signs that a reward can see")
+    bad = sum(bool(problems) for _, _, problems in read)
+    typer.echo(f"{len(read)} procedures, {bad} with problems")
+    if bad:
+        raise typer.Exit(1)
+
+
+@sop.command()
+def find(
+    folder: Folder,
+    query: str,
+    limit: Annotated[int, typer.Option(help="Procedures to show.")] = 3,
+    words: Annotated[bool, typer.Option("--words", help="By words alone, without an embedder.")] = False,
+) -> None:
+    """The procedures that a question asks for, with the scores of each stage."""
+    from aurify.memory.embedding import MINILM
+    from aurify.memory.sop import SOPLibrary, SOPOptions
+
+    options = SOPOptions(str(folder), limit=limit, embedder=None if words else MINILM)
+    found = SOPLibrary(options).find(query)
+    for match in found:
+        stages = ", ".join(f"{stage} {score:.3f}" for stage, score in sorted(match.scores.items()))
+        typer.echo(f"{match.score:.3f}  {match.procedure.name}  ({stages})")
+    if not found:
+        typer.echo("no procedure fits")
