@@ -50,6 +50,7 @@ class SentenceEmbedder:
 
 def load_embedder(name: str = MINILM, *, device: str | None = None, batch_size: int = 32) -> SentenceEmbedder:
     """`name`: "all-minilm-l6-v2", a hub id, or a folder. device: where it computes; chosen by torch when None."""
+    path = find_model(name)
     try:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
@@ -57,7 +58,6 @@ def load_embedder(name: str = MINILM, *, device: str | None = None, batch_size: 
         raise UserError(
             "embedding texts needs sentence-transformers; install it with: pip install 'aurify[memory]'"
         ) from None
-    path = find_model(name)
     bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()  # of the weights: it would lie across ours
     try:

@@ -111,8 +111,10 @@ def first_stages(
         words = [threads.submit(by_words, query) for query in queries if options.mode != "dense"]
         vectors = None
         if options.mode != "bm25":
+            with timed(times, "load"):
+                model = embedder()
             with timed(times, "embed"):
-                vectors = embedder().embed_queries(queries)
+                vectors = model.embed_queries(queries)
         for number in range(len(queries)):
             lists: dict[str, Places] = {}
             if vectors is not None:
