@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,7 @@ def test_one_hit_a_document_or_all_that_do_not_overlap(tmp_path):
     several = kb.search("apple", mode="dense", per_document=False)
     assert names(several).count("a") > 1 and len({hit.chunk.id for hit in several}) == len(several)
     ends = sorted((hit.chunk.document, hit.chunk.start, hit.chunk.end) for hit in several)
-    assert all(one[0] != other[0] or one[2] <= other[1] for one, other in zip(ends, ends[1:], strict=False))
+    assert all(one[0] != other[0] or one[2] <= other[1] for one, other in pairwise(ends))
 
 
 def test_unchanged_documents_are_left_alone_and_changed_ones_replaced(kb):
@@ -126,7 +127,8 @@ def test_unchanged_documents_are_left_alone_and_changed_ones_replaced(kb):
 
 def test_what_is_removed_is_not_found(kb):
     assert kb.remove(["zoo/fish.md", "not there"]) == 1
-    assert kb.digests("zoo").keys() == {"zoo/dog.md", "zoo/bird.md"} and kb.digests("notes").keys() == {"notes/empty.md"}
+    assert kb.digests("zoo").keys() == {"zoo/dog.md", "zoo/bird.md"}
+    assert kb.digests("notes").keys() == {"notes/empty.md"}
     assert "zoo/fish.md" not in names(kb.search("fish"))
 
 
@@ -259,7 +261,7 @@ def test_mistakes_are_said_plainly(tmp_path, kb):
         KnowledgeBase.open(tmp_path / "nope")
     with pytest.raises(UserError, match="limit is 0"):
         kb.search("x", 0)
-    with pytest.raises(UserError, match="mode is 'bm26'.*did you mean 'bm25'"):
+    with pytest.raises(UserError, match=r"mode is 'bm26'.*did you mean 'bm25'"):
         kb.search("x", mode="bm26")
     for wrong in ({"dense_weight": 2.0}, {"candidates": 0}, {"fusion": "max"}):
         with pytest.raises(UserError, match="search: "):

@@ -1,0 +1,130 @@
+"""Embedders: a tiny model of our own in a folder; the way of the wheel through pip with a local one; the real MiniLM
+where its package is installed."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import zipfile
+
+import numpy as np
+import pytest
+
+from aurify.errors import UserError
+from aurify.memory import embedding
+from aurify.memory.embedding import MINILM, find_model, load_embedder
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "fish", "swims", "in", "sea", "query", ":", "dog", "runs"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random BERT of two layers, with prompts as E5 has them, and a window of 16 tokens."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Pooling, Transformer
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    place = tmp_path_factory.mktemp("tiny")
+    (place / "vocab.txt").write_text("\n".join(WORDS))
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+    )
+    BertModel(config).save_pretrained(place / "bert")
+    BertTokenizer(str(place / "vocab.txt")).save_pretrained(place / "bert")
+    bert = Transformer(str(place / "bert"), max_seq_length=16)
+    model = SentenceTransformer(modules=[bert, Pooling(24)], prompts={"query": "query: ", "document": ""}, device="cpu")
+    model.save(str(place / "model"))
+    return place / "model"
+
+
+@pytest.fixture(scope="module")
+def embedder(folder):
+    return load_embedder(str(folder))
+
+
+def test_vectors_have_length_one_and_know_queries_from_documents(embedder):
+    texts = ["the fish swims", "the dog runs in the sea", "", "fish"]
+    documents, queries = embedder.embed_documents(texts), embedder.embed_queries(texts)
+    assert embedder.dim == 24 and documents.shape == queries.shape == (4, 24)
+    assert documents.dtype == queries.dtype == np.float32
+    assert np.linalg.norm(documents, axis=1) == pytest.approx(np.ones(4), abs=1e-5)
+    assert np.abs(documents - queries).max() > 0.01
+    assert queries == pytest.approx(embedder.embed_documents([f"query: {text}" for text in texts]), abs=1e-5)
+    assert documents[3:] == pytest.approx(embedder.embed_documents(["fish"]), abs=1e-5)  # padding changes nothing
+    assert embedder.embed_queries([]).shape == (0, 24)
+
+
+def test_tokens_are_counted_beyond_the_window(embedder):
+    assert embedder.max_tokens == 16
+    assert embedder.count_tokens(["", "fish", "the fish " * 100]) == [2, 3, 202] and embedder.count_tokens([]) == []
+    seen, more = "the fish " * 7, "the fish " * 7 + "dog dog dog"
+    assert embedder.embed_documents([seen]) == pytest.approx(embedder.embed_documents([more]), abs=1e-6)
+
+
+def test_what_is_no_model_is_said_plainly(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="neither a folder, a hub id"):
+        load_embedder("minilm")
+    with pytest.raises(UserError, match=r"neither modules\.json nor config\.json \(it holds nothing"):
+        load_embedder(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_embedder(str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert find_model("owner/model") == "owner/model"
+
+
+@pytest.fixture
+def wheel(folder, tmp_path, monkeypatch):
+    """The tiny model in a package that pip finds, and nothing of the kind installed."""
+    made = tmp_path / "registry" / "tiny_words-0.1-py3-none-any.whl"
+    made.parent.mkdir()
+    with zipfile.ZipFile(made, "w") as archive:
+        for file in folder.rglob("*"):
+            archive.write(file, f"tiny_words/model/{file.relative_to(folder)}")
+        archive.writestr("tiny_words/__init__.py", "raise RuntimeError('never imported')")
+        archive.writestr("tiny_words-0.1.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-words\nVersion: 0.1\n")
+        archive.writestr(
+            "tiny_words-0.1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        archive.writestr("tiny_words-0.1.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(made.parent))
+    monkeypatch.setenv("AURIFY_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(embedding, "MODULE", "tiny_words")
+    monkeypatch.setattr(embedding, "INSIDE", "tiny_words/model")
+    monkeypatch.setattr(embedding, "PACKAGE", "tiny-words==0.1")
+    monkeypatch.setattr(embedding, "SHA256", hashlib.sha256(made.read_bytes()).hexdigest())
+    return made
+
+
+def test_the_wheel_is_fetched_once_and_used_from_the_cache(wheel, tmp_path, embedder):
+    cached = tmp_path / "cache" / "models" / MINILM
+    loaded = load_embedder("sentence-transformers/all-MiniLM-L6-v2")
+    assert np.array_equal(loaded.embed_documents(["fish"]), embedder.embed_documents(["fish"]))
+    assert sorted(path.name for path in cached.parent.iterdir()) == [MINILM, f"{MINILM}.lock"]
+    assert {path.name for path in cached.iterdir()} >= {"modules.json", "model.safetensors"}
+    wheel.unlink()
+    assert find_model(MINILM) == str(cached)
+
+
+def test_another_wheel_than_the_known_one_is_not_used(wheel, tmp_path, monkeypatch):
+    monkeypatch.setattr(embedding, "SHA256", "0" * 64)
+    with pytest.raises(UserError, match=r"SHA-256 [0-9a-f]{64}, expected 0{64}; it is not used"):
+        find_model(MINILM)
+    assert not (tmp_path / "cache" / "models" / MINILM).exists()
+
+
+@pytest.mark.skipif(not importlib.util.find_spec(embedding.MODULE), reason="MiniLM's package is not installed")
+def test_minilm_knows_what_belongs_together():
+    minilm = load_embedder()
+    assert (minilm.dim, minilm.max_tokens) == (384, 256)
+    query = minilm.embed_queries(["How do fish breathe?"])[0]
+    scores = minilm.embed_documents(["Gills take oxygen out of water.", "Stocks fell on Monday."]) @ query
+    assert scores[0] > 0.4 > 0.2 > scores[1]
