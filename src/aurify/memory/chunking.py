@@ -13,7 +13,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from aurify.memory.code import LANGUAGES, anchor_text, code_pieces, read_outline
+from aurify.memory.code import anchor_text, code_pieces
+from aurify.memory.outline import LANGUAGES, read_outline
 from aurify.memory.pieces import ChunkOptions, Piece
 from aurify.memory.prose import prose_pieces
 from aurify.memory.types import Chunk, Document

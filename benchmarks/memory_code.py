@@ -1,0 +1,152 @@
+"""The code of this repository as a knowledge base: 30 questions whose answers are functions, with our chunks and with
+naive ones of a fixed size.
+
+    python benchmarks/memory_code.py --work ../memory-code
+    python benchmarks/memory_code.py --show rewards/math.py
+
+memory_code.jsonl holds the questions; they were written before anything was measured. An answer is found if a passage
+shares at least half of its lines, or of the function's, with the function. Naive chunks are 800 characters with
+100 of overlap, under the same title. The folder of --work may be used again: what has not changed is not embedded
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from aurify.memory.chunking import ChunkOptions, chunk
+from aurify.memory.comparison import headings, measure_search, modes, row
+from aurify.memory.embedding import load_embedder
+from aurify.memory.knowledge import KnowledgeBase
+from aurify.memory.measure import Answer, Question, ranks
+from aurify.memory.outline import read_outline
+from aurify.memory.types import Document, Embedder, Hit
+
+HERE = Path(__file__).parent
+SOURCE = HERE.parent / "src" / "aurify"
+SIZE, OVERLAP = 800, 100  # characters of a naive chunk
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="folder for the knowledge bases; a temporary one if not given")
+    parser.add_argument("--show", metavar="FILE", help="only print how a file is cut, ours beside naive")
+    args = parser.parse_args()
+
+    embedder = load_embedder()
+    if args.show:
+        show(args.show, embedder)
+        return
+    questions = read_questions()
+    with tempfile.TemporaryDirectory() as scratch:
+        work = args.work or Path(scratch)
+        ours = filled(work / "ours", embedder, list(files()))
+        naive = Naive(work / "naive", embedder)
+        print(f"{len(questions)} questions, {len(ours.digests())} files\n\n| {' | '.join(headings())} |")
+        print("|---" + "|---:" * (len(headings()) - 1) + "|")
+        for name, base in (("ours", ours), ("fixed size", naive)):
+            for mode, options in modes(base.settings.search).items():
+                found = measure_search(base, questions, f"{name}, {mode}", options, per_document=False, num_timed=30)
+                print(f"| {' | '.join(row(found))} |", flush=True)
+        misses(ours, questions)
+
+
+def files() -> Iterator[Document]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        yield Document(path.relative_to(SOURCE).as_posix(), path.read_text(encoding="utf-8"), format="python")
+
+
+def read_questions() -> list[Question]:
+    """Functions are named in the file, and their lines looked up: they move, and their names stay."""
+    lines = (HERE / "memory_code.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        Question(row["query"], (Answer(row["document"], lines_of(row["document"], row["symbol"])),))
+        for row in map(json.loads, lines)
+    ]
+
+
+def lines_of(file: str, symbol: str) -> tuple[int, int]:
+    stack = list(read_outline((SOURCE / file).read_text(encoding="utf-8"), "python").definitions)
+    found = []
+    while stack:
+        definition = stack.pop()
+        stack += definition.inside
+        if definition.name == symbol:
+            found.append((definition.first + 1, definition.end))
+    if len(found) != 1:
+        raise SystemExit(f"memory_code.jsonl: {file} defines {symbol} {len(found)} times; expected once")
+    return found[0]
+
+
+def filled(folder: Path, embedder: Embedder, documents: Sequence[Document], max_tokens: int = 256) -> KnowledgeBase:
+    if (folder / "settings.json").exists():
+        base = KnowledgeBase.open(folder, embedder)
+    else:
+        base = KnowledgeBase.create(folder, embedder, ChunkOptions(max_tokens=max_tokens))
+    base.remove(base.digests().keys() - {document.id for document in documents})
+    base.add(documents)
+    return base
+
+
+class Naive(KnowledgeBase):
+    """Each window of each file is a document of its own; what is found is told by file and lines."""
+
+    def __init__(self, folder: Path, embedder: Embedder) -> None:
+        windows = [
+            Document(f"{file.id}:{start}", text, title=file.id, metadata={"file": file.id, "line": line})
+            for file in files()
+            for start, line, text in fixed_size(file.text)
+        ]
+        base = filled(folder, embedder, windows)
+        super().__init__(folder, base.settings, embedder)
+
+    def search_many(self, *args, **options) -> list[list[Hit]]:  # type: ignore[no-untyped-def]
+        return [[in_file(hit) for hit in hits] for hits in super().search_many(*args, **options)]
+
+
+def fixed_size(text: str) -> Iterator[tuple[int, int, str]]:
+    """(place, line, text) of each window."""
+    for start in range(0, max(1, len(text) - OVERLAP), SIZE - OVERLAP):
+        if text[start : start + SIZE].strip():
+            yield start, text.count("\n", 0, start) + 1, text[start : start + SIZE]
+
+
+def in_file(hit: Hit) -> Hit:
+    before = int(hit.metadata["line"]) - 1
+    place = replace(
+        hit.chunk,
+        document=str(hit.metadata["file"]),
+        first_line=hit.chunk.first_line + before,
+        last_line=hit.chunk.last_line + before,
+    )
+    return replace(hit, chunk=place)
+
+
+def misses(base: KnowledgeBase, questions: Sequence[Question]) -> None:
+    print("\nNot among the first five:\n")
+    results = base.search_many([one.text for one in questions], 20, per_document=False)
+    for question, hits in zip(questions, results, strict=True):
+        found = ranks(question, hits)
+        if not found or found[0] > 5:
+            best = f"{hits[0].chunk.document} {' > '.join(hits[0].chunk.breadcrumb)}".strip()
+            print(f"- {question.text} (place {found[0] if found else 'beyond 20'}; first is {best})")
+
+
+def show(name: str, embedder: Embedder) -> None:
+    text = (SOURCE / name).read_text(encoding="utf-8")
+    for one in chunk(Document(name, text, format="python"), ChunkOptions(), embedder.count_tokens):
+        begins = one.text.strip().splitlines()[0][:60]
+        print(f"{one.first_line:4}-{one.last_line:<4} {one.kind:10} {' > '.join(one.breadcrumb):30} {begins}")
+    print("\nfixed size")
+    for _, line, window in fixed_size(text):
+        lines = window.strip().splitlines()
+        print(f"{line:4}-{line + window.count(chr(10)):<4} {lines[0][:50]!r} ... {lines[-1][-50:]!r}")
+
+
+if __name__ == "__main__":
+    main()
