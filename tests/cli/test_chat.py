@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from aurify.cli.chat import converse, shorten
 from aurify.cli.main import app
 from aurify.cli.writer import Writer, open_writer
+from aurify.memory.sop import SOPLibrary, SOPOptions
 from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import SamplingParams
@@ -24,7 +25,7 @@ def tokenizer():
 def talk(tokenizer, monkeypatch, capsys):
     """Types the lines; returns what the model was shown each time, and what was printed."""
 
-    def typed(*lines: str, system: str = "", max_context: int = 10_000):
+    def typed(*lines: str, system: str = "", max_context: int = 10_000, library=None):
         shown: list[str] = []
 
         def reply(prompt: list[int]) -> str:
@@ -43,7 +44,7 @@ def talk(tokenizer, monkeypatch, capsys):
 
         monkeypatch.setattr("builtins.input", read)
         with asyncio.Runner() as runner:
-            converse(Writer(sampler, Renderer(tokenizer), runner), SamplingParams(max_tokens=16), system)
+            converse(Writer(sampler, Renderer(tokenizer), runner), SamplingParams(max_tokens=16), system, library)
         return shown, capsys.readouterr().out
 
     return typed
@@ -60,6 +61,19 @@ def test_the_system_prompt_outlives_a_reset_and_can_be_changed(talk):
     shown, _ = talk("first", "/reset", "second", "/system Be rude.", "third", system="Be kind.")
     assert all("Be kind." in prompt for prompt in shown[:2])
     assert "Be rude." in shown[2] and "Be kind." not in shown[2]
+
+
+def test_a_question_gets_its_procedure_and_the_next_goes_on_with_it(talk, tmp_path):
+    (tmp_path / "tea.yaml").write_text("name: tea\nwhen: Tea is wanted\nsteps: [Boil the water]")
+    (tmp_path / "coffee.yaml").write_text("name: coffee\nwhen: Coffee is wanted\nsteps: [Grind]\ntools: [mill]")
+    library = SOPLibrary(SOPOptions(str(tmp_path), embedder=None))
+    lines = ("hello", "some tea please", "go on", "coffee please", "/reset", "hello")
+    shown, printed = talk(*lines, system="Be kind.", library=library)
+    assert ["Boil the water" in prompt for prompt in shown] == [False, True, True, True, False]
+    assert all("Be kind." in prompt for prompt in shown)
+    assert "hello" in shown[1]
+    assert printed.count("(procedure: tea)") == 1
+    assert "procedure coffee is not used: it needs mill" in printed
 
 
 def test_quit_ends_and_blank_lines_and_unknown_commands_ask_nothing(talk):

@@ -48,10 +48,10 @@ def check(folder: Folder) -> None:
         for problem in problems:
             typer.secho(f"{path}: {problem}", fg=typer.colors.RED)
         if procedure and not problems:
-            signs = len(procedure.record()["signs"])
-            typer.echo(f"{path}: {procedure.name}, {len(procedure.steps)} steps, {signs} signs that a reward can see")
+            steps, signs = len(procedure.steps), len(procedure.record()["signs"])
+            typer.echo(f"{path}: {procedure.name}, {count(steps, 'step')}, {count(signs, 'sign')} for a reward to see")
     bad = sum(bool(problems) for _, _, problems in read)
-    typer.echo(f"{len(read)} procedures, {bad} with problems")
+    typer.echo(f"{count(len(read), 'procedure')}, {bad} with problems")
     if bad:
         raise typer.Exit(1)
 
@@ -74,3 +74,7 @@ def find(
         typer.echo(f"{match.score:.3f}  {match.procedure.name}  ({stages})")
     if not found:
         typer.echo("no procedure fits")
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
