@@ -30,6 +30,9 @@ EXTRAS = {  # module -> (extra, what it gives)
     "reasoning_gym": ("gym", "the tasks gym:*"),
     "math_verify": ("math", "answers compared as mathematics"),
     "httpx": ("judge", "a language model as a judge"),
+    "lancedb": ("memory", "knowledge bases"),
+    "sentence_transformers": ("memory", "dense search and rerankers"),
+    "starlette": ("serve", "a knowledge base over HTTP"),
 }
 GIB = 1024**3
 HUB_SECONDS = 3.0
@@ -160,9 +163,7 @@ def caches() -> Iterator[Finding]:
 
     known = [model.name for model in catalog.KNOWN.values() if catalog.is_cached(model)]
     names = known + [name for name, _ in hub_models()]
-    yield Finding(
-        "ok", "model cache", f"{', '.join(names) or 'empty'} (in {cache_folder()} and the hub's cache)"
-    )
+    yield Finding("ok", "model cache", f"{', '.join(names) or 'empty'} (in {cache_folder()} and the hub's cache)")
     folder = next(parent for parent in (cache_folder(), *cache_folder().parents) if parent.exists())
     for subject, place in (("disk, cache", folder), ("disk, here", Path.cwd())):
         free = shutil.disk_usage(place).free
