@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -66,6 +67,16 @@ def test_tokens_are_counted_beyond_the_window(embedder):
     assert embedder.count_tokens(["", "fish", "the fish " * 100]) == [2, 3, 202] and embedder.count_tokens([]) == []
     seen, more = "the fish " * 7, "the fish " * 7 + "dog dog dog"
     assert embedder.embed_documents([seen]) == pytest.approx(embedder.embed_documents([more]), abs=1e-6)
+
+
+def test_threads_do_not_disturb_each_other(embedder):
+    """A service searches in several at once."""
+    texts = [" ".join(WORDS[5 : 6 + number % 9]) for number in range(40)]
+    expected = [(embedder.embed_queries([text]), embedder.count_tokens([text])) for text in texts]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda text: (embedder.embed_queries([text]), embedder.count_tokens([text])), texts))
+    for (vectors, counts), (other_vectors, other_counts) in zip(found, expected, strict=True):
+        assert np.array_equal(vectors, other_vectors) and counts == other_counts
 
 
 def test_what_is_no_model_is_said_plainly(tmp_path, monkeypatch):

@@ -274,6 +274,19 @@ def test_mistakes_are_said_plainly(tmp_path, kb):
         KnowledgeBase.open(kb.folder)
 
 
+@pytest.mark.parametrize(
+    ("language", "found"), [("English", {"run"}), ("German", {"haus"}), ("none", set())], ids=lambda value: str(value)
+)
+def test_words_are_those_of_a_language(tmp_path, language, found):
+    kb = KnowledgeBase.create(tmp_path / "kb", WordEmbedder(), language=language)
+    kb.add([Document("run", "running"), Document("haus", "der Häuser")])
+    again = KnowledgeBase.open(kb.folder, WordEmbedder())
+    assert {*names(again.search("runs", mode="bm25")), *names(again.search("Häusern", mode="bm25"))} == found
+    assert len(again.search("der", mode="bm25")) == (language != "German")
+    with pytest.raises(UserError, match=r"language is 'german'; expected one of Arabic, .*did you mean 'German'"):
+        KnowledgeBase.create(tmp_path / "other", WordEmbedder(), language="german")
+
+
 def test_an_empty_base_finds_nothing(tmp_path):
     kb = KnowledgeBase.create(tmp_path / "kb", WordEmbedder())
     assert kb.search("x") == [] and kb.add([]).documents == 0 and kb.remove(["a"]) == 0

@@ -111,7 +111,7 @@ def show(console: Console, rank: int, hit: Hit) -> None:
     if above:
         console.print(" > ".join(dict.fromkeys(above)), style="cyan", markup=False, soft_wrap=True)
     text = chunk.text.strip()
-    console.print(text[:SHOWN] + (" ..." if len(text) > SHOWN else ""), markup=False)
+    console.print(text[:SHOWN] + (" ..." if len(text) > SHOWN else ""), markup=False, soft_wrap=True)
     console.print()
 
 
@@ -126,7 +126,8 @@ def show_stages(console: Console, hits: list[Hit], times: dict[str, float]) -> N
         table.add_row(str(rank), hit.chunk.id, *cells)
     console.print(table)
     told = ", ".join(f"{stage} {1000 * seconds:.1f} ms" for stage, seconds in times.items() if seconds >= 5e-5)
-    console.print(f"[dim]{told}; dense and bm25 run side by side[/]" if "dense" in times and "bm25" in times else told)
+    both = "; words are looked up while the question is embedded" if {"embed", "bm25"} <= times.keys() else ""
+    console.print(told + both, style="dim", soft_wrap=True)
 
 
 def as_line(hit: Hit) -> str:

@@ -166,7 +166,9 @@ def to_chroma(where: Where | None) -> dict[str, Any] | None:
             clauses += parts
         else:
             clauses.append({key: {"$in": [value for _, value in comparisons]}})
-    return {"$and": clauses} if len(clauses) > 1 else (clauses or [None])[0]
+    if len(clauses) > 1:
+        return {"$and": clauses}
+    return clauses[0] if clauses else None
 
 
 def read_passages(path: Path) -> list[Document]:

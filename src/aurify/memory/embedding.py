@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -28,12 +29,14 @@ class SentenceEmbedder:
         self.batch_size = batch_size
         self.dim: int = model.get_embedding_dimension()
         self.max_tokens: int = model.max_seq_length
+        self._lock = threading.Lock()  # tokenizers change while they work
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """With the special tokens, and not cut at the window: what is above max_tokens would not be seen."""
         if not texts:
             return []
-        return [len(ids) for ids in self.model.tokenizer(list(texts), verbose=False)["input_ids"]]
+        with self._lock:
+            return [len(ids) for ids in self.model.tokenizer(list(texts), verbose=False)["input_ids"]]
 
     def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
         return self._embed(self.model.encode_document, texts)
@@ -44,7 +47,9 @@ class SentenceEmbedder:
     def _embed(self, encode: Any, texts: Sequence[str]) -> np.ndarray:
         if not texts:
             return np.zeros((0, self.dim), np.float32)
-        vectors = encode(list(texts), batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False)
+        options = {"batch_size": self.batch_size, "normalize_embeddings": True, "show_progress_bar": False}
+        with self._lock:
+            vectors = encode(list(texts), **options)
         return cast(np.ndarray, vectors.astype(np.float32, copy=False))
 
 

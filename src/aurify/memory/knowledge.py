@@ -27,7 +27,7 @@ from aurify.errors import UserError
 from aurify.memory.chunking import ChunkOptions, chunk
 from aurify.memory.embedding import MINILM, load_embedder
 from aurify.memory.searching import SearchOptions, Times, search
-from aurify.memory.store import LanceStore, Record, Row
+from aurify.memory.store import LANGUAGES, NO_LANGUAGE, LanceStore, Record, Row
 from aurify.memory.types import Chunk, Document, Embedder, Hit, Mode, Reranker
 from aurify.memory.where import Where
 
@@ -42,8 +42,17 @@ class Settings:
     """What a knowledge base must not forget: settings.json in its folder."""
 
     embedder: str = MINILM
+    language: str = "English"  # whose word endings BM25 ignores; "none" takes words as they are written
     chunking: ChunkOptions = field(default_factory=ChunkOptions)
     search: SearchOptions = field(default_factory=SearchOptions)
+
+    def __post_init__(self) -> None:
+        known = (*LANGUAGES, NO_LANGUAGE)
+        if self.language not in known:
+            raise UserError(
+                f"language is {self.language!r}; expected one of {', '.join(known)}"
+                f"{config.did_you_mean(self.language, known)}"
+            )
 
 
 @dataclass
@@ -70,7 +79,7 @@ class KnowledgeBase:
     def __init__(self, folder: Path, settings: Settings, embedder: Embedder | None = None) -> None:
         self.folder = folder
         self.settings = settings
-        self.store = LanceStore(folder)
+        self.store = LanceStore(folder, settings.language)
         self._embedder = embedder
 
     @classmethod
@@ -80,6 +89,7 @@ class KnowledgeBase:
         embedder: str | Embedder = MINILM,
         chunking: ChunkOptions | None = None,
         search: SearchOptions | None = None,
+        language: str = "English",
     ) -> KnowledgeBase:
         """A new one. An embedder without a name that `load_embedder` knows must be given to `open` again."""
         folder = Path(folder)
@@ -88,7 +98,7 @@ class KnowledgeBase:
         name = embedder if isinstance(embedder, str) else embedder.name
         if Path(name).expanduser().is_dir():
             name = str(Path(name).expanduser().resolve())
-        settings = Settings(name, chunking or ChunkOptions(), search or SearchOptions())
+        settings = Settings(name, language, chunking or ChunkOptions(), search or SearchOptions())
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(folder, settings)
         return cls(folder, settings, None if isinstance(embedder, str) else embedder)

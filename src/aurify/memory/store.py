@@ -22,6 +22,11 @@ from aurify.memory.types import Chunk, Metadata
 from aurify.memory.where import Where, quoted, to_sql
 
 CHUNKS, DOCUMENTS, TEXT_INDEX = "chunks", "documents", "passage_idx"
+LANGUAGES = (
+    *("Arabic", "Danish", "Dutch", "English", "Finnish", "French", "German", "Greek", "Hungarian", "Italian"),
+    *("Norwegian", "Portuguese", "Romanian", "Russian", "Spanish", "Swedish", "Tamil", "Turkish"),
+)
+NO_LANGUAGE = "none"  # words as they are written, all of them
 KEEP_VERSIONS = timedelta(hours=1)  # a search that began before a clean-up still finds its files
 IN_MEMORY = 1 << 30  # bytes of vectors up to which dense search is a product of matrices: exact, and ten times faster
 NAMES_AT_ONCE = 500  # in a condition
@@ -53,8 +58,11 @@ class Row:
 
 
 class LanceStore:
-    def __init__(self, folder: Path) -> None:
+    """`language` is that of the words: their endings are cut and the most frequent ones left out."""
+
+    def __init__(self, folder: Path, language: str = "English") -> None:
         self.folder = folder
+        self.language = language
         self._db = connect(folder)
         self._tables: dict[str, Any] = {}
         self._snapshot: Snapshot | None = None
@@ -157,7 +165,10 @@ class LanceStore:
 
         table = self._tables[name] = self._db.create_table(name, schema=schema)
         if name == CHUNKS:
-            table.create_index("passage", config=FTS(), name=TEXT_INDEX)
+            plain = self.language == NO_LANGUAGE
+            words = FTS() if plain else FTS(language=self.language)
+            words.stem = words.remove_stop_words = not plain
+            table.create_index("passage", config=words, name=TEXT_INDEX)
         return table
 
     def _forget(self, ids: Sequence[str]) -> None:
