@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from aurify.errors import UserError
 from aurify.memory.client import Passage, Retriever, RetrieverError, RetrieverOptions, passages_of
 from aurify.memory.service import LOOPBACK, ServiceOptions, application, bound, read_question
-from aurify.memory.types import Chunk, Hit
+from aurify.memory.types import Chunk, Document, Hit
+
+sys.path.insert(0, str(Path(__file__).parent))
+from words import WordEmbedder
 
 uvicorn = pytest.importorskip("uvicorn")
 httpx = pytest.importorskip("httpx")
@@ -271,3 +279,33 @@ def test_wrong_options_of_the_client_are_named(options, said):
 def test_the_defaults_take_a_whole_batch_of_rollouts():
     body = json.dumps({"queries": ["who wrote it?"] * 512, "topk": 5}).encode()
     assert len(read_question(body, ServiceOptions()).queries) == 512
+
+
+def test_a_knowledge_base_is_served_by_the_command_until_it_is_interrupted(tmp_path):
+    pytest.importorskip("lancedb")
+    from aurify.memory.knowledge import KnowledgeBase
+
+    base = KnowledgeBase.create(tmp_path / "kb" / "notes", WordEmbedder())
+    base.add([Document("sky.txt", TEXTS["sky"], "Sky"), Document("sea.txt", TEXTS["sea"], "Sea")])
+    arguments = ["kb", "serve", "notes", "--port", "0", "--mode", "bm25"]  # by words: no model is loaded
+    command = [sys.executable, "-u", "-m", "aurify.cli.main", *arguments]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
+    ) as process:
+        try:
+            first = process.stdout.readline()
+            assert "kb/notes: POST http://127.0.0.1:" in first, first + process.stdout.read()
+            url = first.split()[2]
+            result = post(url, {"queries": ["salty", "blue"], "topk": 1, "return_scores": True}).json()["result"]
+            found = [[entry["document"]["id"] for entry in entries] for entries in result]
+            assert found == [["sea.txt#0"], ["sky.txt#0"]]
+            base.add([Document("sun.txt", "The sun is hot.", "Sun")])
+            assert post(url, {"queries": ["hot"]}).json()["result"][0][0]["title"] == "Sun"  # at once
+            for query in ('" OR (', "*", "title:x", "a AND NOT", "\x00", "\ud800", "x" * 7_000, "~^\\"):
+                body = json.dumps({"queries": [query]}).encode()
+                assert post(url, body).status_code == 200, query
+        finally:
+            process.send_signal(signal.SIGINT)
+            rest = process.stdout.read()
+    assert process.returncode in (0, 130)
+    assert "Traceback" not in rest

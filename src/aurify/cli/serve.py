@@ -52,4 +52,4 @@ def serve(
     def ready(url: str) -> None:
         typer.echo(f"{folder}: POST {url} answers. Ctrl-C ends.")
 
-    serve(answers, options, {"kb": folder.name, "documents": len(base.digests())}, ready)
+    serve(answers, options, {"kb": folder.name}, ready)
