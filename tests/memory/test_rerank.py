@@ -168,8 +168,14 @@ def test_a_wrong_name_is_an_error_that_shows_a_right_one(name):
 
 @pytest.mark.parametrize("kind", ["cross-encoder", "maxsim"])
 def test_a_missing_model_is_an_error_that_names_the_mend(kind, tmp_path):
-    with pytest.raises(UserError, match=r"there is no model .*Give the folder of a model"):
+    with pytest.raises(UserError, match=r"no model could be loaded from .*Give the folder of a model"):
         load_reranker(f"{kind}:{tmp_path}/nothing")
+
+
+def test_a_folder_that_holds_no_model_is_such_an_error_too(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"Give the folder of a model"):
+        load_reranker(f"cross-encoder:{tmp_path}")
 
 
 def test_an_embedding_model_is_no_cross_encoder(bert):

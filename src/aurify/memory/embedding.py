@@ -6,7 +6,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,24 +59,33 @@ def load_embedder(name: str = MINILM, *, device: str | None = None, batch_size: 
     path = find_model(name)
     try:
         from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging
     except ImportError:
         raise UserError(
             "embedding texts needs sentence-transformers; install it with: pip install 'aurify[memory]'"
         ) from None
-    bars = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # of the weights: it would lie across ours
     try:
-        model = SentenceTransformer(path, device=device)
+        with without_bars():
+            model = SentenceTransformer(path, device=device)
     except (OSError, ValueError) as error:
         raise UserError(
             f"embedder {name!r} cannot be loaded ({str(error).splitlines()[0]}). Give the folder of a "
             f"sentence-transformers model, a hub id that can be reached, or {MINILM!r}, which needs no model hub"
         ) from None
-    finally:
-        if bars:
-            logging.enable_progress_bar()
     return SentenceEmbedder(name, model.eval(), batch_size)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """The bar of the weights would lie across ours."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()
 
 
 def find_model(name: str) -> str:

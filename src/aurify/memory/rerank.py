@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aurify.errors import UserError
-from aurify.memory.embedding import MINILM, minilm_folder
+from aurify.memory.embedding import MINILM, minilm_folder, without_bars
 from aurify.memory.types import Reranker
 
 if TYPE_CHECKING:
@@ -90,16 +90,16 @@ def load(name: str, model: str, device: str) -> Any:
     folder = minilm_folder() if model.lower() == MINILM else Path(model).expanduser()
     place = str(folder) if folder.is_dir() else model
     try:
-        if name.startswith("maxsim:"):
-            return without_random_projection(sentence_transformers.MultiVectorEncoder(place, device=device), place)
-        loaded = sentence_transformers.CrossEncoder(place, device=device)
-    except (OSError, KeyError) as error:
+        with without_bars():
+            if name.startswith("maxsim:"):
+                return without_random_projection(sentence_transformers.MultiVectorEncoder(place, device=device), place)
+            loaded = sentence_transformers.CrossEncoder(place, device=device)
+    except (OSError, ValueError, KeyError) as error:
         raise UserError(
-            f"reranker {name!r}: there is no model {model!r} in a folder of that name, nor could the hub give it "
-            f"({str(error).splitlines()[0]}). Give the folder of a model that you have ({KINDS}), or leave the "
-            "second stage out"
+            f"reranker {name!r}: no model could be loaded from {model!r} ({(str(error).splitlines() or ['?'])[0]}). "
+            f"Give the folder of a model that you have, or a hub id that can be reached ({KINDS}), or leave the second "
+            "stage out"
         ) from error
-
     if not is_cross_encoder(place):
         raise UserError(
             f"reranker {name!r}: this model has no trained layer that scores a pair, so it would rank at random; "
