@@ -3,6 +3,7 @@
 #   make test    all tests
 #   make check   lint, types, layers
 #   make bench   speed against TRL and Hugging Face generate
+#   make bench-memory   how well a knowledge base finds: MEDQUAD=path/of/medquad.jsonl.gz
 #   make setup   everything that tests and development need
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check
@@ -14,7 +15,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get -qq --yes --no-install-recommends 
 SANDBOX := command -v bwrap >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 	{ $(APT) || { apt-get -qq update && $(APT); }; } >/dev/null 2>&1; }
 
-.PHONY: demo test check bench setup clean
+.PHONY: demo test check bench bench-memory setup clean
 .DEFAULT_GOAL := setup
 
 demo: .venv/demo.stamp
@@ -30,6 +31,11 @@ check: .venv/test.stamp
 
 bench: .venv/test.stamp
 	.venv/bin/python benchmarks/cpu.py
+
+MEDQUAD ?= ../shared/data/medquad/medquad.jsonl.gz
+bench-memory: .venv/test.stamp
+	.venv/bin/python benchmarks/memory.py $(MEDQUAD)
+	.venv/bin/python benchmarks/memory_code.py
 
 setup: .venv/test.stamp
 

@@ -46,14 +46,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
         ours = filled(work / "ours", embedder, list(files()))
-        naive = Naive(work / "naive", embedder)
-        print(f"{len(questions)} questions, {len(ours.digests())} files\n\n| {' | '.join(headings())} |")
-        print("|---" + "|---:" * (len(headings()) - 1) + "|")
-        for name, base in (("ours", ours), ("fixed size", naive)):
-            for mode, options in modes(base.settings.search).items():
-                found = measure_search(base, questions, f"{name}, {mode}", options, per_document=False, num_timed=30)
-                print(f"| {' | '.join(row(found))} |", flush=True)
+        print(f"{len(questions)} questions, {len(ours.digests())} files, {ours.store.num_chunks()} passages\n")
+        table("ours", ours, questions)
         misses(ours, questions)
+        naive = Naive(work / "naive", embedder)
+        print(f"\nfixed size: {naive.store.num_chunks()} passages\n")
+        table("fixed size", naive, questions)
+
+
+def table(name: str, base: KnowledgeBase, questions: Sequence[Question]) -> None:
+    print(f"| {' | '.join(headings())} |\n|---" + "|---:" * (len(headings()) - 1) + "|")
+    for mode, options in modes(base.settings.search).items():
+        found = measure_search(base, questions, f"{name}, {mode}", options, per_document=False, num_timed=30)
+        print(f"| {' | '.join(row(found))} |", flush=True)
 
 
 def files() -> Iterator[Document]:
