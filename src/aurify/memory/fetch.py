@@ -11,6 +11,7 @@ import hashlib
 import ipaddress
 import json
 import os
+import re
 import socket
 import time
 import zlib
@@ -33,6 +34,8 @@ REDIRECTS = (301, 302, 303, 307, 308)
 WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)
 GONE = (404, 410)
 NO_TEXT = ("image/", "audio/", "video/", "font/")
+PORTS = {"http": 80, "https": 443}
+HOST = re.compile(r"[\w.:-]+", re.ASCII)
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 KEPT_HEADERS = ("content-type", "location", "etag", "last-modified")
 PRIVATE = "address that is not public (--allow-private reads it)"
@@ -126,7 +129,9 @@ class Fetcher:
             try:
                 answer = self.follow(origin, keep_to_robots=False)
             except Refused as refused:
-                raise Refused(f"robots.txt cannot be read: {refused.reason}", refused.transient) from None
+                if not refused.transient:  # what forbids robots.txt forbids the page as well
+                    raise
+                raise Refused(f"robots.txt cannot be read: {refused.reason}", transient=True) from None
             text = answer.body[:MAX_CHARS].decode("utf-8", "replace") if answer.status == 200 else ""
             forbidden = answer.status >= 500
             self.robots[origin] = ALL_FORBIDDEN if forbidden else parse_robots(text, self.options.agent)
@@ -260,16 +265,17 @@ def normal(url: str) -> str:
     httpx = import_httpx()
     try:
         parsed = httpx.URL(url.partition("#")[0])
-        port = parsed.port
     except (httpx.InvalidURL, ValueError):
         raise Refused("no valid URL") from None
     if parsed.scheme not in ("http", "https") or not parsed.host:
         raise Refused("URL that is not http(s)://host/...")
     if parsed.userinfo:
         raise Refused("URL with a user name or password in it")
-    host = parsed.raw_host.decode("ascii")
+    host, port = parsed.raw_host.decode("ascii"), parsed.port or PORTS[parsed.scheme]
+    if not HOST.fullmatch(host) or port > 65535:
+        raise Refused("no valid URL")
     host = f"[{host}]" if ":" in host else host
-    netloc = host if port is None else f"{host}:{port}"
+    netloc = host if port == PORTS[parsed.scheme] else f"{host}:{port}"
     path, _, query = parsed.raw_path.decode("ascii").partition("?")
     return urlunsplit((parsed.scheme, netloc, path or "/", query, ""))
 

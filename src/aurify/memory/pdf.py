@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class UnreadablePdf(Exception):
 
 def read_pdf(data: bytes, max_chars: int, seconds: float = SECONDS) -> PdfText:
     require_pypdf()
-    command = [sys.executable, "-P", __file__, str(max_chars), str(int(seconds))]  # -P: types.py here is not Python's
+    command = [sys.executable, "-P"]  # -P: types.py beside this file is not Python's
+    command += [__file__, str(max_chars), str(math.ceil(seconds))]
     try:
         child = subprocess.run(command, input=data, capture_output=True, timeout=seconds)
     except subprocess.TimeoutExpired:

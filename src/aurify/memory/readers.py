@@ -188,15 +188,15 @@ def decoded(data: bytes, charset: str | None = None) -> str:
     """By the byte order mark, as declared, as UTF-8, as Windows-1252: the first that fits."""
     marks = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
     marked = next((name for mark, name in marks.items() if data.startswith(mark)), None)
+    head = data[:HEAD]
+    if marked != "utf-16" and (b"\0" in head or len(head.translate(None, PRINTABLE)) * 10 > len(head)):
+        raise Refused("binary file")
     for name in (marked, charset, "utf-8"):
         if name is not None and TEXT_CODEC.match(name):
             try:
                 return data.decode(name)
             except (LookupError, ValueError):
                 continue
-    odd = len(data[:HEAD].translate(None, PRINTABLE))
-    if b"\0" in data or odd * 50 > len(data[:HEAD]):
-        raise Refused("binary file")
     return data.decode("cp1252", "replace")
 
 

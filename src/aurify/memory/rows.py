@@ -95,9 +95,10 @@ def bounded_lines(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes 
     number = 0
     while line := file.readline(max_bytes + 1):
         number += 1
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
         if len(line) <= max_bytes or line.endswith(b"\n"):
             if line.strip():
-                yield number, line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+                yield number, line
             continue
         while (rest := file.readline(STEP)) and not rest.endswith(b"\n"):
             pass
