@@ -81,6 +81,7 @@ class KnowledgeBase:
         self.settings = settings
         self.store = LanceStore(folder, settings.language)
         self._embedder = embedder
+        self._dim: int | None = None  # of the stored vectors, once there are any
 
     @classmethod
     def create(
@@ -115,10 +116,11 @@ class KnowledgeBase:
         """Loaded when it is needed first: words are found without it."""
         if self._embedder is None:
             self._embedder = load_embedder(self.settings.embedder)
-        dim = self.store.dim()
-        if dim is not None and dim != self._embedder.dim:
+        if self._dim is None:
+            self._dim = self.store.dim()
+        if self._dim not in (None, self._embedder.dim):
             raise UserError(
-                f"{self.folder}: its vectors have {dim} numbers, those of embedder {self._embedder.name!r} have "
+                f"{self.folder}: its vectors have {self._dim} numbers, those of embedder {self._embedder.name!r} have "
                 f"{self._embedder.dim}; the embedder must be the one that the knowledge base was made with"
             )
         return self._embedder
