@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -234,35 +234,42 @@ class Snapshot:
         return [(place if among is None else int(among[place]), score) for place, score in best(scores, limit)]
 
     def _dense_on_disk(self, vector: np.ndarray, limit: int, among: np.ndarray | None) -> list[tuple[int, float]]:
-        query = self.table.search(vector).distance_type("dot").select(["_distance"]).with_row_id(True).limit(limit)
-        if among is not None:
-            if not len(among):
-                return []
-            query = query.where(f"_rowid IN ({', '.join(map(str, self.row_ids[among]))})")
-        found = query.to_arrow()
-        scores = 1 - found["_distance"].to_numpy()
-        return ordered(self.places(found["_rowid"].to_numpy()), scores)[:limit]
+        def ask(num: int) -> tuple[np.ndarray, np.ndarray]:
+            search = self.table.search(vector).distance_type("dot").select(["_distance"])
+            found = search.with_row_id(True).limit(num).to_arrow()
+            return found["_rowid"].to_numpy(), 1 - found["_distance"].to_numpy()
+
+        return self._best(ask, limit, among)
 
     def bm25(self, query: str, limit: int, among: np.ndarray | None = None) -> list[tuple[int, float]]:
-        """(place, score), best first. More are asked for while too few of them are allowed, or the last of them ties
-        with what may follow."""
+        """(place, score), best first."""
         from lancedb.query import MatchQuery
 
-        allowed = None
-        if among is not None:
-            allowed = np.zeros(len(self), bool)
-            allowed[among] = True
-        asked = limit + 1 if among is None else limit * len(self) // max(len(among), 1) + limit
-        while True:
+        def ask(num: int) -> tuple[np.ndarray, np.ndarray]:
             search = self.table.search(MatchQuery(query, "passage"), query_type="fts").select(["_score"])
-            found = search.with_row_id(True).limit(asked).to_arrow()
-            places, scores = self.places(found["_rowid"].to_numpy()), found["_score"].to_numpy()
-            last = scores[-1] if len(scores) == asked else -np.inf  # whatever was left out scores no better
-            if allowed is not None:
-                places, scores = places[allowed[places]], scores[allowed[places]]
-            if last == -np.inf or (len(scores) >= limit and scores[limit - 1] > last):
+            found = search.with_row_id(True).limit(num).to_arrow()
+            return found["_rowid"].to_numpy(), found["_score"].to_numpy()
+
+        return self._best(ask, limit, among)
+
+    def _best(
+        self, ask: Callable[[int], tuple[np.ndarray, np.ndarray]], limit: int, among: np.ndarray | None
+    ) -> list[tuple[int, float]]:
+        """Asks for more while too few of the answers are allowed, or the last one ties with what may follow."""
+        allowed = np.ones(len(self), bool)
+        num = limit + 1
+        if among is not None:
+            allowed[:] = False
+            allowed[among] = True
+            num += limit * len(self) // max(len(among), 1)
+        while True:
+            row_ids, scores = ask(num)
+            complete, places = len(scores) < num, self.places(row_ids)
+            least = scores[-1] if len(scores) else 0.0
+            places, scores = places[allowed[places]], scores[allowed[places]]
+            if complete or (len(scores) >= limit and scores[limit - 1] > least):
                 return ordered(places, scores)[:limit]
-            asked *= 4
+            num *= 4
 
     def cosines(self, vector: np.ndarray, places: Sequence[int]) -> np.ndarray:
         """For chunks that only words have found."""
