@@ -92,7 +92,7 @@ def evaluate(
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose the fusion on half of the questions, report the other half, keep it.")
     ] = False,
-    passages: Annotated[bool, typer.Option("--passages", help="Several hits of one document, not the best.")] = False,
+    passages: Annotated[bool, typer.Option("--all-passages", help="Several passages of one document, too.")] = False,
     limit: Annotated[int | None, typer.Option(help="Ask the first so many questions.", show_default="all")] = None,
     timed: Annotated[int, typer.Option(help="Questions asked one by one for the latency.")] = 100,
     plot: Annotated[Path | None, typer.Option(help="Where the picture goes.", show_default="KB/eval.svg")] = None,
