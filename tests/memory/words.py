@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
@@ -30,10 +31,15 @@ class WordEmbedder:
         for row, text in zip(vectors, texts, strict=True):
             row[0] = 1e-3
             for word in WORD.findall(text.lower()):
-                row += np.random.default_rng(zlib.crc32(word.encode())).standard_normal(self.dim)
+                row += direction(word, self.dim)
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
     embed_queries = embed_documents
+
+
+@cache
+def direction(word: str, dim: int) -> np.ndarray:
+    return np.random.default_rng(zlib.crc32(word.encode())).standard_normal(dim)
 
 
 def some_documents(num: int, seed: int = 0) -> list[Document]:
