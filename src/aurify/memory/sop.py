@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ SEVERAL = "Choose the procedure that fits, and follow it. Do its steps in order,
 WORD = re.compile(r"\w+")
 STOP_WORDS = frozenset(
     WORD.findall(
-        "a an and are as at be by can do does for from has have how i in is it me my of on or our please that the "
+        "a an and are as at be by can do does for from has have how i in is it many me much my of on or our please that the "
         "their this to use want wants was we what when which who will with you your"
     )
 )
@@ -140,11 +141,17 @@ class SOPLibrary:
     def _likeness(self, query: str) -> list[float]:
         """The cosine of each procedure's nearest trigger."""
         if self._embedder is None:
-            self._embedder = load_embedder(self.options.embedder or MINILM)
+            self._embedder = embedder_of(self.options.embedder or MINILM)
         if self._vectors is None:
             self._vectors = [self._embedder.embed_documents(procedure.asked_by) for procedure in self.procedures]
         [asked] = self._embedder.embed_queries([query])
         return [float((vectors @ asked).max()) for vectors in self._vectors]
+
+
+@cache
+def embedder_of(name: str) -> Embedder:
+    """Loaded once a process, however many task sets ask for it."""
+    return load_embedder(name)
 
 
 def library_of(entry: Any) -> SOPLibrary:
