@@ -28,8 +28,8 @@ SEVERAL = "Choose the procedure that fits, and follow it. Do its steps in order,
 WORD = re.compile(r"\w+")
 STOP_WORDS = frozenset(
     WORD.findall(
-        "a an and are as at be by can do does for from has have how i in is it many me much my of on or our please that the "
-        "their this to use want wants was we what when which who will with you your"
+        "a an and are as at be by can do does for from has have how i in is it many me much my of on or our please "
+        "that the their this to use want wants was we what when which who will with you your"
     )
 )
 
