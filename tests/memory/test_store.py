@@ -165,6 +165,17 @@ def test_whatever_an_interrupted_writer_left_is_swept(store, monkeypatch, step):
     assert store.sweep() == 0
 
 
+def test_a_writer_stopped_before_it_indexed_the_words(store, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "_index_words", lambda table: None)
+        store.add([], [])
+        store._made(module.CHUNKS, module.chunk_schema(8))
+    again = LanceStore(store.folder)
+    again.sweep()
+    again.add(rows_of("d"), [Record("d", "x")])
+    assert len(again.snapshot().bm25("apple", 5)) == 2
+
+
 def test_scores_after_many_small_writes_are_those_of_one(store, tmp_path):
     rows = [rows_of(f"d{i}", [f"{TEXTS[i % 5]} {i}", TEXTS[(i * 3) % 5]], seed=i) for i in range(20)]
     for i, some in enumerate(rows):

@@ -144,6 +144,7 @@ class LanceStore:
         table = self._table(CHUNKS)
         if table is None:
             return 0
+        self._index_words(table)
         known = self.digests()
         held = set(table.search().select(["document"]).to_arrow()["document"].to_pylist())
         strays = sorted(held - known.keys())
@@ -161,15 +162,21 @@ class LanceStore:
     def _made(self, name: str, schema: Any) -> Any:
         if (table := self._table(name)) is not None:
             return table
-        from lancedb.index import FTS
-
         table = self._tables[name] = self._db.create_table(name, schema=schema)
         if name == CHUNKS:
-            plain = self.language == NO_LANGUAGE
-            words = FTS() if plain else FTS(language=self.language)
-            words.stem = words.remove_stop_words = not plain
-            table.create_index("passage", config=words, name=TEXT_INDEX)
+            self._index_words(table)
         return table
+
+    def _index_words(self, table: Any) -> None:
+        """Before the first row, and where a writer was stopped in between."""
+        from lancedb.index import FTS
+
+        if any(index.name == TEXT_INDEX for index in table.list_indices()):
+            return
+        plain = self.language == NO_LANGUAGE
+        words = FTS() if plain else FTS(language=self.language)
+        words.stem = words.remove_stop_words = not plain
+        table.create_index("passage", config=words, name=TEXT_INDEX)
 
     def _forget(self, ids: Sequence[str]) -> None:
         if ids and (table := self._table(DOCUMENTS)) is not None:
