@@ -229,7 +229,7 @@ def test_large_files_are_refused_and_the_rest_read(kb, folder):
 
 
 INGEST = """
-import sys
+import os, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from words import WordEmbedder
@@ -242,7 +242,8 @@ sys.stdin.readline()
 folder, place = Path(sys.argv[2]), sys.argv[3]
 kb = KnowledgeBase.open(folder, WordEmbedder(16)) if exists(folder) else KnowledgeBase.create(folder, WordEmbedder(16))
 summary = ingest(kb, place, IngestOptions(prune=True))
-print(summary.added.added, summary.added.replaced, summary.added.unchanged, summary.removed)
+print(summary.added.added, summary.added.replaced, summary.added.unchanged, summary.removed, flush=True)
+os._exit(0)  # at once: to tear down all modules takes longer than the work
 """
 
 

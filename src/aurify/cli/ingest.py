@@ -103,13 +103,17 @@ def ingest(
 
 def opened(folder: Path, embedder: str | None, max_tokens: int | None) -> KnowledgeBase:
     """What decides how passages are made is settled when a knowledge base is made."""
+    from pathlib import Path
+
     from aurify.memory.chunking import ChunkOptions
-    from aurify.memory.embedding import MINILM
+    from aurify.memory.embedding import MINILM, load_embedder
     from aurify.memory.knowledge import KnowledgeBase
 
-    chunking = ChunkOptions() if max_tokens is None else ChunkOptions(max_tokens=max_tokens)
+    if embedder is not None and Path(embedder).expanduser().is_dir():
+        embedder = str(Path(embedder).expanduser().resolve())
     if not is_kb(folder):
-        return KnowledgeBase.create(folder, embedder or MINILM, chunking)
+        chunking = ChunkOptions() if max_tokens is None else ChunkOptions(max_tokens=max_tokens)
+        return KnowledgeBase.create(folder, load_embedder(embedder or MINILM), chunking)  # first see that it loads
     base = KnowledgeBase.open(folder)
     for option, wanted, held in (
         ("--embedder", embedder, base.settings.embedder),
@@ -117,8 +121,8 @@ def opened(folder: Path, embedder: str | None, max_tokens: int | None) -> Knowle
     ):
         if wanted is not None and wanted != held:
             raise UserError(
-                f"{folder} was made with {option} {held}, which cannot change to {wanted}: all of its passages "
-                "depend on it; leave the option out, or give another --kb"
+                f"{folder} was made with {option} {held}, which cannot become {wanted}: all of its passages depend on "
+                "it; leave the option out, or give another --kb"
             )
     return base
 
