@@ -140,7 +140,7 @@ def arguments(description: str | None, **defaults: Any) -> argparse.ArgumentPars
     parser.add_argument("--methods", default=defaults.pop("methods"), help="names with commas between them")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=defaults.pop("tokens"), help="the budget of each run")
-    parser.add_argument("--prompts", type=int, default=8)
+    parser.add_argument("--prompts", type=int, default=defaults.pop("prompts", 8))
     parser.add_argument("--completions", type=int, default=defaults.pop("completions"))
     parser.add_argument("--max-tokens", type=int, default=defaults.pop("max_tokens"))
     parser.add_argument("--lr", type=float, default=defaults.pop("lr"))

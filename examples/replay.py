@@ -17,7 +17,9 @@ from aurify.loops.replay import ReplayOptions
 
 
 def main() -> None:
-    parser = arguments(__doc__, methods="grpo,exgrpo", tokens=12_000, completions=8, max_tokens=24, lr=2e-4)
+    parser = arguments(
+        __doc__, methods="grpo,exgrpo", tokens=10_000, prompts=4, completions=8, max_tokens=16, lr=2e-4
+    )
     parser.add_argument("--count", type=int, default=4, help="numbers of which the largest is asked for")
     parser.add_argument("--share", type=float, default=0.5, help="of the prompts, from the buffer")
     parser.add_argument("--start", type=float, default=0.2, help="success rate at which the buffer starts")
