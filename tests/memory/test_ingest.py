@@ -181,16 +181,16 @@ def test_text_that_became_binary_is_removed(kb, folder):
     assert "heart.md" not in kb.digests()
 
 
-def test_equal_ids_and_bad_rows_are_counted(kb, tmp_path):
-    rows = ['{"id": 1, "text": "first"}', '{"id": 1, "text": "second"}', "{broken", '{"id": 2, "text": ""}']
-    place = write(tmp_path, {"rows.jsonl": "\n".join(rows)}) / "rows.jsonl"
+def test_equal_ids_and_bad_rows_lose_nothing_in_silence(kb, tmp_path):
+    rows = [(1, "first"), (1, "second"), ("1~2", "a name that was given"), (1, "first"), (1, "third"), (2, "")]
+    lines = [json.dumps({"id": id, "text": text}) for id, text in rows]
+    place = write(tmp_path, {"rows.jsonl": "\n".join([*lines, "{broken"])}) / "rows.jsonl"
     summary = ingest(kb, str(place))
-    assert dict(summary.refusals.counts) == {
-        "an id for the second time: the first counts": 1,
-        "line that is not JSON": 1,
-    }
-    assert counts(summary) == (2, 0, 0, 0) and summary.added.empty == 1
-    assert best(kb, "first").text == "first" and not kb.search("second", mode="bm25")
+    assert dict(summary.refusals.counts) == {"copy of a document of the same id": 1, "line that is not JSON": 1}
+    assert counts(summary) == (5, 0, 0, 0) and summary.added.empty == 1 and summary.renamed == 3
+    stored = {"first": "1", "second": "1~2", "name": "1~2~2", "third": "1~3"}
+    assert {word: best(kb, word).document for word in stored} == stored
+    assert counts(ingest(kb, str(place), IngestOptions(prune=True))) == (0, 0, 5, 0)
 
 
 def test_instructions_in_documents_are_data(kb, folder):

@@ -67,6 +67,7 @@ def test_facts_for_programs(typed):
         "changed": 0,
         "unchanged": 0,
         "removed": 0,
+        "renamed": 0,
         "empty": 0,
         "passages": 1,
         "tokens": 3,

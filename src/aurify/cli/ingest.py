@@ -157,6 +157,8 @@ def tell(console: Console, folder: Path, summary: IngestSummary) -> None:
     )
     if added.empty:
         console.print(f"{added.empty:,} without text: stored, never found")
+    if summary.renamed:
+        console.print(f"{summary.renamed:,} with an id that another one has: stored as ID~2, ID~3 ...")
     for reason, num in sorted(summary.left_out.items(), key=lambda item: (-item[1], item[0])):
         console.print(f"left out: {num:,} x {escape(reason)}", style="dim")
     for line in summary.refusals.lines():
@@ -173,6 +175,7 @@ def facts(summary: IngestSummary) -> dict[str, object]:
         "changed": added.replaced,
         "unchanged": added.unchanged,
         "removed": summary.removed,
+        "renamed": summary.renamed,
         "empty": added.empty,
         "passages": added.chunks,
         "tokens": added.tokens,

@@ -48,6 +48,7 @@ class IngestOptions:
 class IngestSummary:
     added: AddSummary = field(default_factory=AddSummary)
     removed: int = 0
+    renamed: int = 0  # documents with an id that another one has already: ID~2, ID~3
     refusals: Refusals = field(default_factory=Refusals)
     left_out: Counter[str] = field(default_factory=Counter)  # by rule, not looked at: reason -> files or folders
     kept: str = ""  # why nothing was pruned although it was asked for
@@ -77,17 +78,20 @@ def ingest(
     tell = progress or (lambda _: None)
     known, elsewhere = kb.digests(source), kb.digests()
     sources = {record.id: record.source for record in kb.records()} if len(known) < len(elsewhere) else {}
-    seen: set[str] = set()
+    seen: dict[str, list[str]] = {}  # id -> digests of the documents that go by it
 
     def wanted(documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
-            if document.id in seen:
-                summary.refusals.add(document.id, "an id for the second time: the first counts")
+            if document.digest in (digests := seen.setdefault(document.id, [])):
+                summary.refusals.add(document.id, "copy of a document of the same id")
                 continue
+            digests.append(document.digest)
+            if len(digests) > 1:
+                document = apart(document, len(digests), seen)
+                summary.renamed += 1
             if is_taken(sources.get(document.id, source), source):
                 summary.refusals.add(document.id, OTHER_SOURCE)
                 continue
-            seen.add(document.id)
             yield document
             tell(summary)
 
@@ -104,6 +108,14 @@ def ingest(
         if not summary.kept:
             summary.removed = kb.remove(known.keys() - seen)
     return summary
+
+
+def apart(document: Document, number: int, seen: dict[str, list[str]]) -> Document:
+    """Under a name of its own: data sets give different rows the same id."""
+    while (name := f"{document.id}~{number}") in seen:
+        number += 1
+    seen[name] = [document.digest]
+    return replace(document, id=name)
 
 
 def check_place(place: str) -> None:
