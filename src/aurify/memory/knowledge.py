@@ -218,8 +218,7 @@ class KnowledgeBase:
                         self.store.tidy()
             if batch:
                 self._commit(batch, known, summary)
-            if batch or num_commits:
-                self.store.tidy()
+            self.store.tidy()  # also after no change: the writer before may have been killed just before it
         report()
         return summary
 
@@ -229,8 +228,7 @@ class KnowledgeBase:
             stored = sorted(self.store.digests().keys() & set(ids))
             self.store.remove(stored)
             self.store.sweep()
-            if stored:
-                self.store.tidy()
+            self.store.tidy()
         return len(stored)
 
     def remember(self, search: SearchOptions) -> None:
