@@ -183,15 +183,18 @@ def compare(args: argparse.Namespace, taskset: tasks.TaskSet, run: Any) -> None:
     print(table(rows))
 
 
+LOGGED = ("curve", "settings")  # what a row of the log has besides numbers
+
+
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: held-out accuracy of each method, mean and deviation over seeds."""
+    """Markdown: held-out accuracy of each method, mean and deviation over seeds. Takes rows of the log, too."""
     lines = [
         "| method | before | after | each seed | tokens trained | tokens sampled | steps | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for method in dict.fromkeys(row["method"] for row in rows):
         own = [row for row in rows if row["method"] == method]
-        mean = {name: statistics.fmean(row[name] for row in own) for name in own[0] if name != "method"}
+        mean = {name: statistics.fmean(row[name] for row in own) for name in own[0] if name not in ("method", *LOGGED)}
         spread = statistics.stdev(row["after"] for row in own) if len(own) > 1 else 0.0
         each = ", ".join(f"{row['after']:.2f}" for row in islice(own, 9))
         lines.append(

@@ -1,6 +1,6 @@
 """Draws what `examples/guided.py` and `examples/replay.py` logged: one curve a method, mean and range over seeds.
 
-    python scripts/plot_comparison.py replay.jsonl docs/replay.svg --x sampled --y "reward/mean" --bins 16
+    python scripts/plot_comparison.py replay.jsonl docs/replay.svg --y replay/success_rate_fresh reward/mean --bins 8
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("log", type=Path)
     parser.add_argument("picture", type=Path)
     parser.add_argument("--x", default="sampled", help="tokens: sampled or trained")
-    parser.add_argument("--y", default="reward/mean")
+    parser.add_argument("--y", nargs="+", default=["reward/mean"], help="the first of these that a step has")
     parser.add_argument("--bins", type=int, default=16)
     args = parser.parse_args()
 
@@ -31,24 +31,24 @@ def main() -> None:
         curves = [binned(run["curve"], args.x, args.y, width) for run in runs if run["method"] == method]
         shared = sorted(set.intersection(*map(set, curves)))
         if not shared:
-            print(f"{method}: no {args.y} in its log")
+            print(f"{method}: no {args.y[0]} in its log")
             continue
         places = [(place + 0.5) * width for place in shared]
         columns = [[curve[place] for curve in curves] for place in shared]
         [line] = axes.plot(places, [sum(c) / len(c) for c in columns], label=method)
         low, high = zip(*((min(c), max(c)) for c in columns), strict=True)
         axes.fill_between(places, low, high, color=line.get_color(), alpha=0.15)
-    axes.set(xlabel=f"tokens {args.x}", ylabel=args.y, ylim=(0, None))
+    axes.set(xlabel=f"tokens {args.x}", ylabel=args.y[-1], ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(args.picture, metadata={"Date": None})
 
 
-def binned(curve: list[dict[str, float]], x: str, y: str, width: float) -> dict[int, float]:
+def binned(curve: list[dict[str, float]], x: str, names: list[str], width: float) -> dict[int, float]:
     """Bin -> mean of its points."""
     bins: dict[int, list[float]] = {}
     for point in curve:
-        if y in point:
+        if y := next((name for name in names if name in point), None):
             bins.setdefault(int(point[x] // width), []).append(point[y])
     return {place: sum(values) / len(values) for place, values in bins.items()}
 
