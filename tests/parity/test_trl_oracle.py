@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from aurify.algorithms.dpo import DPO
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.gspo import GSPO
 from aurify.algorithms.reward_model import RewardModel
+from aurify.algorithms.rloo import RLOO
 from aurify.algorithms.sapo import SAPO
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
@@ -63,6 +65,10 @@ def compare(model: LoadedModel, engine: Engine, loss: float, oracle_module: Any,
     """The losses, and the gradient of every weight."""
     assert abs(float(oracle_loss.detach())) > 1e-3, "a loss of nothing compares nothing"
     assert loss == pytest.approx(float(oracle_loss.detach()), abs=TOLERANCE, rel=TOLERANCE)
+    compare_gradients(model, engine, oracle_module, oracle_loss)
+
+
+def compare_gradients(model: LoadedModel, engine: Engine, oracle_module: Any, oracle_loss: torch.Tensor) -> None:
     oracle_loss.backward()
     ours = {name: p.grad for name, p in model.module.named_parameters() if p.grad is not None}
     theirs = {name: p.grad for name, p in oracle_module.named_parameters() if p.grad is not None}
@@ -241,6 +247,43 @@ def test_grpo(model, tmp_path, case, temperature):
 
     metrics = engine.forward_backward(data, algorithm, temperature=temperature)
     compare(model, engine, metrics["loss"], trainer.model, oracle)
+
+
+def test_rloo_with_one_update_a_rollout(model, tmp_path):
+    """TRL clips the ratio of whole sequences, we do not; where the policy still is the one that sampled, that is the
+    same gradient. The values of the losses differ: -A for a sequence there, for each of its tokens here."""
+    prompts = [ids(model, prompt) for prompt, _, _ in PAIRS for _ in range(2)]
+    completions = [ids(model, answer + END) for _, *answers in PAIRS for answer in answers]
+    advantages = [0.9, -0.9, 0.4, -0.4, -1.3, 1.3]
+    engine, oracle_module = Engine(model), copy.deepcopy(model.module)
+    plain = [datum(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    old = [sum(row[len(prompt) :]) for prompt, row in zip(prompts, engine.logprobs(plain), strict=True)]
+
+    trainer = trl.RLOOTrainer(
+        model=oracle_module,
+        reward_funcs=lambda completions, **_: [0.0] * len(completions),
+        args=trl.RLOOConfig(
+            **arguments(tmp_path, per_device_train_batch_size=6, num_generations=2, max_completion_length=40, beta=0.0)
+        ),
+        train_dataset=datasets.Dataset.from_list([{"prompt": "x"}] * 6),
+        processing_class=model.tokenizer,
+    )
+    trainer.model.train()
+    oracle = trainer._compute_loss(
+        trainer.model,
+        {
+            "prompt_ids": padded(prompts, "left"),
+            "prompt_mask": padded([[1] * len(prompt) for prompt in prompts], "left"),
+            "completion_ids": padded(completions, "right"),
+            "completion_mask": padded([[1] * len(completion) for completion in completions], "right"),
+            "advantages": torch.tensor(advantages),
+            "old_logps": torch.tensor(old),
+        },
+    )
+
+    data = [replace(one, advantages=[a] * len(one.tokens)) for one, a in zip(plain, advantages, strict=True)]
+    engine.forward_backward(data, RLOO())
+    compare_gradients(model, engine, trainer.model, oracle)
 
 
 def padded(rows: list[list[int]], side: str) -> torch.Tensor:
