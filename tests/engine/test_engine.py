@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -73,6 +75,24 @@ def test_a_model_with_unusual_attention_falls_back_and_says_so(caplog):
     metrics = engine.forward_backward(data, SFT())
     assert metrics["ledger/tokens_shared"] == 0
     assert engine.optim_step(1e-3)["optim/grad_norm"] > 0
+
+
+def test_threads_that_ask_first_at_once_wait_for_one_check():
+    """A sampler and a trainer that begin together: the check switches the attention that both of them use."""
+    engine, count = Engine(random_model("Llama")), 0
+    plain = engine.body._plain
+
+    def slow_plain(row):
+        nonlocal count
+        count += 1
+        time.sleep(0.2)
+        return plain(row)
+
+    engine.body._plain = slow_plain  # type: ignore[method-assign]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: engine.logprobs(groups(1)), range(4)))
+    assert engine.body.packs and count == 1
+    assert all(result == results[0] for result in results)
 
 
 def test_environment_tokens_are_context_only():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,6 +91,7 @@ class Body:
         chosen = module.config._attn_implementation
         self.fallback: str = "sdpa" if chosen in (None, IMPLEMENTATION) else chosen
         self._packs: bool | None = None if packing else False
+        self.checking = threading.Lock()  # the check switches the model's attention to and fro: one thread at a time
         if not packing:
             module.config._attn_implementation = self.fallback
 
@@ -97,8 +99,11 @@ class Body:
     def packs(self) -> bool:
         """Whether packed rows give what plain rows give (measured once)."""
         if self._packs is None:
-            self._packs = self._check()
-            self.module.config._attn_implementation = IMPLEMENTATION if self._packs else self.fallback
+            with self.checking:
+                if self._packs is None:  # no other thread, a sampler's say, was first
+                    packs = self._check()
+                    self.module.config._attn_implementation = IMPLEMENTATION if packs else self.fallback
+                    self._packs = packs
         return self._packs
 
     def hidden(self, row: Row) -> Tensor:
