@@ -11,7 +11,7 @@ from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.sampler import Sampler
 from aurify.signatures import crashes_of
-from aurify.types import Datum, Metrics, SamplingParams, Segment, Task, Trajectory
+from aurify.types import Datum, Message, Metrics, SamplingParams, Segment, Task, Trajectory
 
 TURN_STRIDE = 0x9E3779B97F4A7C15  # keeps the seeds of later turns away from those of neighbouring trajectories
 
@@ -36,19 +36,13 @@ async def rollout(
     rewards: dict[str, float] = defaultdict(float)
     metrics: Metrics = {}
     truncated = False
-    what = f"environment {type(environment).__name__!r}"
     try:
-        with crashes_of(what, type(environment)):
+        with crashes_of(name_of(environment), type(environment)):
             observation = await environment.start()
         messages, tools = list(observation.messages), observation.tools
         tokens = renderer.prompt(messages, tools)
         segments = [Segment(tokens, "prompt")]
-        if max_context is not None and len(tokens) >= max_context:
-            raise UserError(
-                f"task {task.id!r}: its prompt has {len(tokens)} tokens and the context {max_context}, so there is no "
-                f"room to answer {renderer.describe(tokens)}; shorten the prompt, or raise sampler.max_context if the "
-                "model allows more"
-            )
+        check_room(task, tokens, max_context, renderer)
         for turn in range(max_turns):
             reply = list(guidance) if turn == 0 else []
             if reply:
@@ -71,10 +65,7 @@ async def rollout(
             if not finished:
                 truncated = True
                 break
-            with crashes_of(what, type(environment)):
-                step = await environment.step(message)
-            if not isinstance(step, Step):
-                raise UserError(f"{what}: step() gave a {type(step).__name__}; it must return an aurify.Step")
+            step = await step_of(environment, message)
             for name, value in step.rewards.items():
                 rewards[name] += value
             metrics |= step.metrics
@@ -98,6 +89,27 @@ async def rollout(
         metrics=metrics,
         source="guidance" if guidance else "policy",
     )
+
+
+def check_room(task: Task, tokens: Sequence[int], max_context: int | None, renderer: Renderer) -> None:
+    if max_context is not None and len(tokens) >= max_context:
+        raise UserError(
+            f"task {task.id!r}: its prompt has {len(tokens)} tokens and the context {max_context}, so there is no room "
+            f"to answer {renderer.describe(tokens)}; shorten the prompt, or raise sampler.max_context if the model "
+            "allows more"
+        )
+
+
+async def step_of(environment: Environment, message: Message) -> Step:
+    with crashes_of(name_of(environment), type(environment)):
+        step: object = await environment.step(message)
+    if not isinstance(step, Step):
+        raise UserError(f"{name_of(environment)}: step() gave a {type(step).__name__}; it must return an aurify.Step")
+    return step
+
+
+def name_of(environment: Environment) -> str:
+    return f"environment {type(environment).__name__!r}"
 
 
 def datum_of(trajectory: Trajectory, advantage: float = 0.0) -> Datum:
