@@ -3,19 +3,16 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from aurify.errors import UserError
+from aurify.http import import_httpx, post
 
 if TYPE_CHECKING:
     import httpx
-
-WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)
 
 
 class RetrieverError(RuntimeError):
@@ -56,7 +53,8 @@ class Retriever:
         self.options = options
         host = urlsplit(options.url).hostname
         own = host in ("127.0.0.1", "localhost", "::1")  # never by way of a proxy
-        self._client: httpx.AsyncClient = import_httpx().AsyncClient(timeout=options.seconds, trust_env=not own)
+        client = import_httpx("asking a retriever needs httpx; install it with", "serve").AsyncClient
+        self._client: httpx.AsyncClient = client(timeout=options.seconds, trust_env=not own)
 
     async def __aenter__(self) -> Retriever:
         return self
@@ -76,25 +74,17 @@ class Retriever:
 
     async def _ask(self, queries: list[str], topk: int | None) -> list[list[Passage]]:
         body = {"queries": queries, "topk": topk, "return_scores": True}
-        url, problem = self.options.url, ""
-        for attempt in range(self.options.retries + 1):
-            if attempt:
-                await asyncio.sleep(min(10.0, 0.25 * 2**attempt) * random.uniform(0.5, 1.0))
-            try:
-                response = await self._client.post(url, json=body)
-            except import_httpx().TransportError as error:  # no connection, or out of time
-                problem = f"{type(error).__name__} {error}".strip()
-                continue
-            if response.status_code in WORTH_ANOTHER_TRY:
-                problem = f"status {response.status_code}: {response.text[:300]}"
-                continue
-            if response.status_code != 200:
-                raise RetrieverError(f"{url} answered with status {response.status_code}: {response.text[:300]}")
+        url = self.options.url
+
+        def read(response: httpx.Response) -> list[list[Passage]]:
             try:
                 return passages_of(response.json(), len(queries))
             except (ValueError, RecursionError) as error:
                 raise RetrieverError(f"{url} does not speak the retriever protocol: {error}") from error
-        raise RetrieverError(f"{url}: after {self.options.retries + 1} attempts, {problem}")
+
+        return await post(
+            self._client, url, body, read, retries=self.options.retries, max_pause=10.0, error=RetrieverError
+        )
 
 
 def passages_of(answer: Any, num_queries: int) -> list[list[Passage]]:
@@ -121,11 +111,3 @@ def passage_of(entry: Any) -> Passage:
         text=str(document.get("text", rest)),
         score=float(score) if isinstance(score, int | float) else None,
     )
-
-
-def import_httpx() -> Any:
-    try:
-        import httpx
-    except ModuleNotFoundError:
-        raise UserError("asking a retriever needs httpx; install it with: pip install 'aurify[serve]'") from None
-    return httpx

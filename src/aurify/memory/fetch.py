@@ -18,10 +18,11 @@ import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 
 from aurify.errors import UserError
+from aurify.http import WORTH_ANOTHER_TRY, import_httpx
 from aurify.memory.reading import Refused
 from aurify.memory.robots import ALL_FORBIDDEN, MAX_CHARS, Robots, parse_robots
 from aurify.memory.webpage import joined
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     import httpx
 
 REDIRECTS = (301, 302, 303, 307, 308)
-WORTH_ANOTHER_TRY = (408, 425, 429, 500, 502, 503, 504)
 GONE = (404, 410)
 NO_TEXT = ("image/", "audio/", "video/", "font/")
 PORTS = {"http": 80, "https": 443}
@@ -85,7 +85,7 @@ class Answer:
 
 class Fetcher:
     def __init__(self, options: FetchOptions) -> None:
-        httpx = import_httpx()
+        httpx = import_httpx("to read from the web, install httpx with", "memory")
         self.options = options
         self.folder = Path(options.cache).expanduser() if options.cache else cache_folder() / "web"
         self.client = httpx.Client(
@@ -163,7 +163,8 @@ class Fetcher:
         return addresses[0]
 
     def ask(self, url: str, address: str, held: Answer | None) -> Answer:
-        httpx = import_httpx()
+        import httpx
+
         for attempt in range(self.options.retries + 1):
             try:
                 answer = self.ask_once(url, address, held)
@@ -262,7 +263,8 @@ def is_public(address: str) -> bool:
 
 def normal(url: str) -> str:
     """One spelling for what is the same: small letters in scheme and host, no fragment, no default port."""
-    httpx = import_httpx()
+    import httpx
+
     try:
         parsed = httpx.URL(url.partition("#")[0])
     except (httpx.InvalidURL, ValueError):
@@ -288,11 +290,3 @@ def path_of(url: str) -> str:
 def to_wait(retry_after: str, attempt: int) -> float:
     """Seconds: what the server asks for, up to a minute, else 1, 2, 4 ..."""
     return min(float(retry_after), 60.0) if retry_after.isdigit() else 2.0**attempt
-
-
-def import_httpx() -> Any:
-    try:
-        import httpx
-    except ImportError:
-        raise UserError("to read from the web, install httpx with: pip install 'aurify[memory]'") from None
-    return httpx

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aurify.errors import UserError
+from aurify.http import TryAgain, import_httpx, post
 from aurify.types import Message, Task, Trajectory
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ Grade by this rubric:
 
 Answer with one JSON object and nothing else: {{"reason": "<one or two sentences>", "score": <a number from {low} to \
 {high}>}}"""
-WORTH_ANOTHER_TRY = (408, 409, 429, 500, 502, 503, 504, 529)
 
 
 class JudgeError(RuntimeError):
@@ -77,7 +77,8 @@ class Judge:
 
     async def batch(self, task: Task, trajectories: Sequence[Trajectory]) -> list[Any]:
         """For each trajectory a score, or the exception that came instead: one without a verdict costs no other."""
-        httpx = import_httpx()
+        import httpx
+
         headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(self.options.api_key_env)) else {}
         async with httpx.AsyncClient(timeout=self.options.seconds, headers=headers) as client:
             asked = (self.score(client, task, trajectory) for trajectory in trajectories)
@@ -122,27 +123,15 @@ class Judge:
         return {"model": options.model, "messages": messages, "temperature": 0, "max_tokens": options.max_tokens}
 
     async def ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
-        httpx = import_httpx()
         url = f"{self.options.url.rstrip('/')}/chat/completions"
-        problem = ""
-        for attempt in range(self.options.retries + 1):
-            if attempt:
-                await asyncio.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
-            try:
-                response = await client.post(url, json=body)
-            except httpx.TransportError as error:  # no connection, or out of time
-                problem = f"{type(error).__name__}: {error}"
-                continue
-            if response.status_code in WORTH_ANOTHER_TRY:
-                problem = f"status {response.status_code}"
-                continue
-            if response.status_code != 200:
-                raise JudgeError(f"{url} answered with status {response.status_code}: {response.text[:300]}")
+
+        def read(response: httpx.Response) -> dict[str, Any]:
             try:
                 return self.verdict(response.json()["choices"][0]["message"]["content"])
             except (ValueError, LookupError, TypeError) as error:
-                problem = f"no verdict in {response.text[:300]!r}: {error}"
-        raise JudgeError(f"{url}: after {self.options.retries + 1} attempts, {problem}")
+                raise TryAgain(f"no verdict in {response.text[:300]!r}: {error}") from error
+
+        return await post(client, url, body, read, retries=self.options.retries, max_pause=30.0, error=JudgeError)
 
     def verdict(self, text: str) -> dict[str, Any]:
         """The JSON object that the judge's text ends with, perhaps fenced."""
@@ -175,18 +164,10 @@ def judge(
     cache: str | None = Options.cache,
 ) -> Judge:
     """A judge with these options, as a recipe names them."""
-    import_httpx()
+    import_httpx("reward 'judge' needs httpx; install it with", "judge")
     return Judge(
         Options(url, model, rubric, low, high, api_key_env, seconds, retries, max_concurrent, max_tokens, cache)
     )
-
-
-def import_httpx() -> Any:
-    try:
-        import httpx
-    except ModuleNotFoundError:
-        raise UserError("reward 'judge' needs httpx; install it with: pip install 'aurify[judge]'") from None
-    return httpx
 
 
 def stored(path: Path) -> dict[str, Any] | None:
