@@ -24,6 +24,7 @@ from aurify.engine.packing import build_row
 from aurify.errors import UserError
 from aurify.samplers.cache import Prefill, SlotCache
 from aurify.samplers.draw import draw
+from aurify.samplers.packed import packed_products
 from aurify.samplers.recurrent import ends_with_stop, generate_plainly
 from aurify.types import Completion, SamplingParams
 
@@ -78,6 +79,7 @@ class InProcessSampler:
         num_kv_heads = int(getattr(config, "num_key_value_heads", 0) or getattr(config, "num_attention_heads", 1))
         embedding = engine.module.get_input_embeddings().weight
         self.cache = SlotCache(max_batch, num_kv_heads, embedding.device, embedding.dtype)
+        self.packed = packed_products(engine.module, max_batch) or nullcontext()
         self.stop_tokens = end_tokens(engine)
         self.seeds = np.random.default_rng(seed)  # for requests without a seed
         self.arriving: list[Sequence] = []  # of the callers of this moment; see `_hand_over`
@@ -158,7 +160,7 @@ class InProcessSampler:
                 if self.closed:
                     return
             try:
-                with self.engine.lock, torch.inference_mode(), self._weights():
+                with self.engine.lock, torch.inference_mode(), self._weights(), self.packed:
                     self._step()
             except BaseException as error:
                 with self.wakeup:
