@@ -7,7 +7,7 @@ flat and ragged: one entry for each trained token."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Metrics = dict[str, float]
 Origin = Literal["prompt", "policy", "environment", "guidance"]
 Source = Literal["data", "policy", "guidance", "replay"]
+Divergence = Literal["forward", "reverse", "jsd"]  # KL(teacher || student), KL(student || teacher), between the two
 SOURCES: tuple[Source, ...] = ("data", "policy", "guidance", "replay")  # Batch.source counts in this order
 
 
@@ -165,6 +166,8 @@ class Outputs:
     logprobs: Tensor  # [tokens] fp32, log-prob of each trained token at the training temperature
     entropy: Tensor | None = None  # [tokens] fp32, of the full distribution that predicted the token
     scores: Tensor | None = None  # [sequences] fp32, scalar head on the last token of each sequence
+    # (kind, beta) -> [tokens] fp32, how far the full distribution that predicted the token is from the teacher's
+    divergence: Callable[[Divergence, float], Tensor] | None = None
 
 
 @dataclass(slots=True)
@@ -206,6 +209,7 @@ Need = Literal[
     "old_logprobs",
     "ref_logprobs",
     "teacher_logprobs",  # in the place of ref_logprobs
+    "teacher_divergence",  # Outputs.divergence
     "entropy",
     "scores",
     "reference",  # `prepare` asks the policy for log-probs of its reference

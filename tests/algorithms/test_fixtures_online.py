@@ -185,7 +185,7 @@ def test_distillation_rewards_give_the_gradient_of_the_divergence(divergence):
     generator = torch.Generator().manual_seed(0)
     teacher = torch.randn(6, generator=generator, dtype=torch.float64).log_softmax(0)
     logits = torch.randn(6, generator=generator, dtype=torch.float64).requires_grad_(True)
-    algorithm, beta = Distillation(divergence=divergence, beta=0.3, max_ratio=1e6), 0.3
+    algorithm, beta = Distillation(divergence=divergence, beta=0.3, vocabulary="sampled", max_ratio=1e6), 0.3
 
     student = logits.log_softmax(0)
     p, q = student.exp(), teacher.exp()
@@ -204,7 +204,7 @@ def test_distillation_rewards_give_the_gradient_of_the_divergence(divergence):
 def test_distillation_makes_a_student_like_its_teacher():
     """On sampled tokens' log-probs alone, the divergence from the teacher falls."""
     teacher, student = Engine(random_model(seed=7), trainable=False), Engine(random_model(seed=1))
-    generator, algorithm = torch.Generator().manual_seed(0), Distillation()
+    generator, algorithm = torch.Generator().manual_seed(0), Distillation(vocabulary="sampled")
     prompt = [5, 9, 11]
 
     def distributions(engine: Engine) -> torch.Tensor:

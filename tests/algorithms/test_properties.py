@@ -38,7 +38,8 @@ def every_algorithm() -> dict[str, Any]:
 
 CASES = every_algorithm()
 ONLINE = [name for name, algorithm in CASES.items() if algorithm.learns_from == "rollouts"]
-ADVANTAGE = [name for name in ONLINE if "teacher_logprobs" not in CASES[name].needs]  # a teacher's come from elsewhere
+TAUGHT = [name for name in ONLINE if CASES[name].needs & {"teacher_logprobs", "teacher_divergence"}]
+ADVANTAGE = [name for name in ONLINE if name not in TAUGHT]  # a teacher's come from elsewhere
 OFFLINE = [name for name in CASES if name not in ONLINE]
 LORA = LoraConfig(rank=4)
 
@@ -57,6 +58,8 @@ def make_engine(algorithm, lora=None, **options) -> Engine:
         for parameter in engine.adapter.parameters:
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
         engine.adapter.merge()
+    if "teacher_divergence" in algorithm.needs:
+        engine.follow(Engine(random_model(seed=7, hidden_size=32), trainable=False))
     return engine
 
 

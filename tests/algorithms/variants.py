@@ -40,6 +40,9 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("gspo", {"form": "token"}),
     ("cispo", {"max_ratio": 5.0}),
     ("reinforce_pp", {"baseline": True}),
-    ("distillation", {"divergence": "forward"}),
-    ("distillation", {"divergence": "jsd"}),
+    ("distillation", {"divergence": "forward", "aggregator": "sequence", "entropy_coef": 0.05}),
+    ("distillation", {"divergence": "jsd", "beta": 0.3, "top_entropy": 0.3}),
+    ("distillation", {"vocabulary": "sampled"}),
+    ("distillation", {"vocabulary": "sampled", "divergence": "forward"}),
+    ("distillation", {"vocabulary": "sampled", "divergence": "jsd"}),
 ]

@@ -48,6 +48,8 @@ class Setting:
         small: dict[str, Any] = {"steps": 3, "prompts_per_step": 2, "completions_per_prompt": 4}
         self.stage = OnlineStage(method="exgrpo", model=ModelConfig("random:tiny"), **small | self.options)
         self.engine = Engine(tiny_model())
+        if self.teacher is not None:
+            self.engine.follow(self.teacher)
         self.taskset = TaskSet("toy", endless, list(endless(0))[:2], Rubric([contains]))
         renderer = Renderer(self.engine.tokenizer)
         stage, guidance = self.stage, self.stage.guidance
@@ -60,7 +62,6 @@ class Setting:
             1,
             guide=Guide(guidance, renderer, self.taskset, 16, stage.steps) if guidance else None,
             buffer=Buffer(stage.replay, stage.completions_per_prompt) if stage.replay else None,
-            teacher=self.teacher,
         )
         self.seen: list[list[Datum]] = []
         original = self.engine.forward_backward

@@ -1,13 +1,23 @@
-"""On-policy distillation (arXiv 2306.13649): the student writes, and every token is judged by a teacher. What falls is
-the divergence of the two distributions at the places that the student visits. Only log-probs of sampled tokens are
-needed: with r = p_teacher / p_student the gradient of E_student[f(r)] is that of a reward a token,
+"""On-policy distillation (GKD, arXiv 2306.13649): the student writes, and a teacher judges every token. What falls is
+the divergence of the two distributions at the places that the student visits:
 
-    reverse   KL(student || teacher)    log r
-    forward   KL(teacher || student)    r - 1
-    jsd       generalised Jensen-Shannon with weight beta of the teacher    (1 - beta) log(beta r + 1 - beta)
+    reverse   KL(student || teacher)
+    forward   KL(teacher || student)
+    jsd       beta KL(teacher || m) + (1 - beta) KL(student || m), with m = beta teacher + (1 - beta) student
 
-exactly, on average (the change of which places are visited is left out, as in the paper). `forward` has the highest
-variance: r is bounded by max_ratio. The stage names the `teacher`; no reward is needed."""
+`vocabulary: full` sums over all tokens that might have come next (engine/divergence.py). It is exact, and costs the
+heads of both models at the trained positions. `sampled` needs log-probs of the sampled tokens alone: with
+r = p_teacher / p_student the gradient of E_student[f(r)] is that of a reward a token,
+
+    reverse   log r        forward   r - 1        jsd   (1 - beta) log(beta r + 1 - beta)
+
+on average, where `forward` varies most: r is bounded by max_ratio. Both leave out, as the paper does, that other
+weights visit other places. `full` is the default: it has no noise of sampling, and saves the student's forward pass for
+its old log-probs. `sampled` is for teachers of whom log-probs are all there is.
+
+Temperature is that of the stage's sampling, for both models, as in TRL (without its square as a factor); the paper
+trains at 1. The stage names the `teacher`; no reward is needed. With `vocabulary: full` a stage's `guidance` gives the
+paper's share of fixed data: num_off / completions_per_prompt is its 1 - lambda."""
 
 from __future__ import annotations
 
@@ -16,15 +26,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from torch import Tensor
+
 from aurify.algorithms.grpo import GRPO
 from aurify.errors import UserError
-from aurify.types import Datum, Group, Need, Policy
+from aurify.types import Batch, Datum, Divergence, Group, Need, Outputs, Policy
+
+SAMPLED_ONLY = ("surrogate", "clip_low", "clip_high", "dual_clip", "max_ratio")
 
 
 @dataclass(frozen=True)
 class Distillation(GRPO):
-    divergence: Literal["reverse", "forward", "jsd"] = "reverse"
-    beta: float = 0.5  # jsd: 0 is the limit of reverse, 1 of forward
+    divergence: Divergence = "reverse"
+    beta: float = 0.5  # jsd: towards 0 it becomes like forward, towards 1 like reverse
+    vocabulary: Literal["full", "sampled"] = "full"
     max_ratio: float = 20.0
     surrogate: Literal["clip", "plain"] = "plain"
 
@@ -34,22 +49,32 @@ class Distillation(GRPO):
             raise UserError("distillation.kl_coef: the teacher takes the place of the reference; leave it at 0")
         if not 0 < self.beta < 1 or self.max_ratio <= 1:
             raise UserError(f"distillation: beta {self.beta} must be in (0, 1) and max_ratio {self.max_ratio} above 1")
+        for name in SAMPLED_ONLY if self.vocabulary == "full" else ():
+            if getattr(self, name) != getattr(Distillation, name):
+                raise UserError(
+                    f"distillation.{name}: {getattr(self, name)} is about the estimate from sampled tokens; leave it "
+                    "out, or set vocabulary: sampled"
+                )
 
     @property
     def needs(self) -> frozenset[Need]:
+        if self.vocabulary == "full":
+            return super().needs | {"teacher_divergence"}
         return super().needs | {"teacher_logprobs", "old_logprobs"}
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
-        """Every answer teaches, whatever it earned: the teacher's numbers come in `prepare`."""
+        """Every answer teaches, whatever it earned: the teacher's numbers come later."""
         return [[1.0] * len(group.trajectories) for group in groups]
 
     def prepare(self, data: Sequence[Datum], policy: Policy, temperature: float) -> list[Datum]:
-        judged = []
-        for datum in data:
-            assert datum.ref_logprobs is not None and datum.old_logprobs is not None
-            pairs = zip(datum.ref_logprobs, datum.old_logprobs, strict=True)
-            judged.append(replace(datum, advantages=[self.reward(teacher - student) for teacher, student in pairs]))
-        return super().prepare(judged, policy, temperature)
+        if self.vocabulary == "sampled":
+            data = [self.judged(datum) for datum in data]
+        return super().prepare(data, policy, temperature)
+
+    def judged(self, datum: Datum) -> Datum:
+        assert datum.ref_logprobs is not None and datum.old_logprobs is not None
+        pairs = zip(datum.ref_logprobs, datum.old_logprobs, strict=True)
+        return replace(datum, advantages=[self.reward(teacher - student) for teacher, student in pairs])
 
     def reward(self, log_ratio: float) -> float:
         bound = math.log(self.max_ratio)
@@ -59,3 +84,11 @@ class Distillation(GRPO):
         if self.divergence == "forward":
             return math.exp(log_ratio) - 1
         return (1 - self.beta) * math.log(self.beta * math.exp(log_ratio) + 1 - self.beta)
+
+    def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """In full, an advantage only says how much a token counts: 1, or 0 where `top_entropy` leaves it out."""
+        if self.vocabulary == "sampled":
+            return super().surrogate_losses(out, batch, ratio)
+        assert out.divergence is not None and batch.advantages is not None
+        divergence = out.divergence(self.divergence, self.beta)
+        return batch.advantages * divergence, {"loss/divergence": divergence.detach()}

@@ -24,14 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from aurify.engine import parallel
+from aurify.engine.divergence import linear_divergence
 from aurify.engine.forward import Body, Inputs
-from aurify.engine.logprobs import Head, row_logprobs
+from aurify.engine.logprobs import Head, linear_logprobs, predictors
 from aurify.engine.lora import Adapter, LoraConfig, read_config
 from aurify.engine.model import LoadedModel, save_model
 from aurify.engine.optim import MasterAdamW, OptimConfig
 from aurify.engine.packing import Row, pack
 from aurify.errors import UserError
-from aurify.types import Algorithm, Datum, Metrics, Outputs
+from aurify.types import Algorithm, Datum, Divergence, Metrics, Outputs
 
 STATE_FILE = "engine.pt"
 DEFAULT_TOKENS = {"cpu": 2048, "cuda": 16384}  # of one micro-batch
@@ -79,6 +80,7 @@ class Engine:
         self.module.train(checkpointing or (self.adapter is not None and self.adapter.config.dropout > 0))
         self.body = Body(self.module, self.head, packing=packing)
         self.reference_body: Body | None = None
+        self.teacher: Engine | None = None  # see `follow`
         self.calls = 0  # forward_backward since the last optim_step
 
     def _adapt(self, folder: Path | None, lora: LoraConfig | None, seed: int) -> Adapter | None:
@@ -121,8 +123,9 @@ class Engine:
         if self.optimizer is None:
             raise ValueError("this engine was made with trainable=False")
         scores = "scores" in algorithm.needs
+        teacher = self._teacher() if "teacher_divergence" in algorithm.needs else None
         data = self._trained(data, algorithm)
-        rows = self._rows(data)
+        rows = self._rows(data, teacher)
         counts = [
             sum(sum(datum.weights) for datum in data),
             len(data),
@@ -138,7 +141,7 @@ class Engine:
         sums: dict[str, float] = defaultdict(float)
         for row in rows:
             inputs = Inputs.of(row, data, self.device)
-            outputs = self._outputs(self.body, row, inputs, temperature, "entropy" in algorithm.needs, scores)
+            outputs = self._outputs(self.body, row, inputs, temperature, "entropy" in algorithm.needs, scores, teacher)
             loss, metrics = algorithm.loss(outputs, inputs.batch)
             if not loss.requires_grad:
                 raise ValueError(f"{type(algorithm).__name__}.loss reaches no parameter: it returned a constant")
@@ -230,6 +233,20 @@ class Engine:
             frozen = copy.deepcopy(self.module).requires_grad_(False).eval()
             self.reference_body = Body(frozen, Head.of(frozen))
 
+    def follow(self, teacher: Engine) -> None:
+        """From now on `teacher` is whom `Outputs.divergence` compares with. Its size is free; its tokens must be ours,
+        but for some that only one of the two has."""
+        mine, theirs = self.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+        if not (mine.items() <= theirs.items() or theirs.items() <= mine.items()):
+            token = next(token for token, number in mine.items() if theirs.get(token) != number)
+            raise UserError(
+                f"teacher: {teacher.name} reads other tokens than {self.name} ({token!r} is {mine[token]} here and "
+                f"{theirs.get(token, 'nothing')} there); choose one with the same tokenizer"
+            )
+        if max(mine.values()) >= teacher.vocabulary:
+            raise UserError(f"teacher: {teacher.name} has {teacher.vocabulary} rows for the tokens of {self.name}")
+        self.teacher = teacher
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights to sample from, under the names of the model without adapter."""
         layers = self.adapter.layers if self.adapter is not None else {}
@@ -261,7 +278,7 @@ class Engine:
     def close(self) -> None:
         """Lets go of the model's memory."""
         del self.module, self.body, self.reference_body, self.optimizer, self.trainable
-        self.adapter = self.head = self.score = None
+        self.adapter = self.head = self.score = self.teacher = None
 
     def _reference(self) -> Body:
         if self.adapter is not None:
@@ -272,9 +289,16 @@ class Engine:
             raise ValueError("reference log-probs after the first step need Engine.keep_reference() before it")
         return self.body  # nothing has changed yet
 
+    def _teacher(self) -> Engine:
+        if self.teacher is None:
+            raise ValueError("a divergence from a teacher needs Engine.follow(teacher) before it")
+        return self.teacher
+
     def _trained(self, data: Sequence[Datum], algorithm: Algorithm) -> list[Datum]:
         """Checks ids and lengths, and leaves out sequences that have nothing to train."""
         limit, vocabulary = self.max_context, self.vocabulary
+        if "teacher_divergence" in algorithm.needs:
+            limit = min(limit, self._teacher().max_context)
         for index, datum in enumerate(data):
             if len(datum.tokens) > limit:
                 raise UserError(
@@ -297,8 +321,9 @@ class Engine:
             return list(data)
         return [datum for datum in data if any(datum.weights)]
 
-    def _rows(self, data: Sequence[Datum]) -> list[Row]:
-        return pack(data, self.micro_batch_tokens, self.share and self.body.packs)
+    def _rows(self, data: Sequence[Datum], teacher: Engine | None = None) -> list[Row]:
+        packs = self.body.packs and (teacher is None or teacher.body.packs)
+        return pack(data, self.micro_batch_tokens, self.share and packs)
 
     def _by_token(self, data: Sequence[Datum], values: Callable[[Row, Inputs], Tensor]) -> list[list[float]]:
         """What `values` gives for the trained tokens of each row, in the places of those tokens."""
@@ -312,16 +337,34 @@ class Engine:
         return results
 
     def _outputs(
-        self, body: Body, row: Row, inputs: Inputs, temperature: float, entropy: bool = False, scores: bool = False
-    ) -> Outputs:
+        self, body: Body, row: Row, inputs: Inputs, temperature: float, entropy: bool = False, scores: bool = False,
+        teacher: Engine | None = None,
+    ) -> Outputs:  # fmt: skip
         hidden = body.hidden(row)  # [nodes, hidden]
         if scores:
             last = torch.from_numpy(np.array([path[-1] for path in row.nodes])).to(self.device)
             head: nn.Linear = self.score  # type: ignore[assignment]
             return Outputs(hidden.new_zeros(0), scores=head(hidden[last].to(head.weight.dtype)).float().squeeze(-1))
         assert body.head is not None
-        logprobs, entropies = row_logprobs(
-            hidden, body.head, row, inputs.distinct, temperature=temperature, entropy=entropy
-        )
-        picked = logprobs[inputs.scatter]
-        return Outputs(picked, entropies[inputs.scatter] if entropy else None)
+        states = predictors(hidden, row, inputs.distinct)
+        targets = torch.from_numpy(row.tokens).to(self.device)[inputs.distinct]
+        logprobs, entropies = linear_logprobs(states, body.head, targets, temperature=temperature, entropy=entropy)
+        outputs = Outputs(logprobs[inputs.scatter], entropies[inputs.scatter] if entropy else None)
+        if teacher is not None:
+            outputs.divergence = self._divergence(states, teacher, row, inputs, temperature)
+        return outputs
+
+    def _divergence(
+        self, states: Tensor, teacher: Engine, row: Row, inputs: Inputs, temperature: float
+    ) -> Callable[[Divergence, float], Tensor]:
+        """The hidden states of both are at hand; what is asked of them says the algorithm."""
+        assert self.head is not None and teacher.head is not None
+        mine, theirs = self.head, teacher.head
+        with torch.no_grad():
+            taught = predictors(teacher.body.hidden(row), row, inputs.distinct)
+
+        def divergence(kind: Divergence, beta: float) -> Tensor:
+            values = linear_divergence(states, mine, taught, theirs, temperature=temperature, kind=kind, beta=beta)
+            return values[inputs.scatter]
+
+        return divergence

@@ -8,6 +8,7 @@ the head at all."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +51,40 @@ class Head:
         return logits
 
 
+class HeadGradient:
+    """Gathers, chunk by chunk, what gradients by the logits mean for hidden states, weight and bias."""
+
+    def __init__(self, head: Head, hidden: Tensor, temperature: float, needs: Sequence[bool]) -> None:
+        """needs: which of the three have a gradient."""
+        self.head, self.states, self.temperature = head, hidden, temperature
+        self.hidden = torch.empty_like(hidden) if needs[0] else None
+        # fp32 accumulation over chunks, whatever the dtype of the weights
+        self.weight = torch.zeros_like(head.weight, dtype=torch.float32) if needs[1] else None
+        self.bias = torch.zeros_like(head.bias, dtype=torch.float32) if needs[2] and head.bias is not None else None
+
+    def add(self, rows: slice, grad: Tensor, logits: Tensor) -> None:
+        """grad: by `logits / temperature`, where `logits` are those of the head for these rows. It is overwritten."""
+        if self.head.softcap is not None:
+            grad *= 1 - (logits / self.head.softcap) ** 2
+        grad *= self.head.scale / self.temperature
+        if self.bias is not None:
+            self.bias += grad.sum(0)
+        grad = grad.to(self.head.weight.dtype)
+        if self.hidden is not None:
+            torch.mm(grad, self.head.weight, out=self.hidden[rows])
+        if self.weight is not None:
+            if grad.dtype == torch.float32:
+                self.weight.addmm_(grad.t(), self.states[rows])
+            else:
+                self.weight += grad.t() @ self.states[rows]
+
+    def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """For hidden states, weight and bias, in the dtype of the head."""
+        dtype = self.head.weight.dtype
+        weight, bias = (None if grad is None else grad.to(dtype) for grad in (self.weight, self.bias))
+        return self.hidden, weight, bias
+
+
 class LinearLogProb(torch.autograd.Function):
     """hidden [n, hidden], targets [n] -> log-probs [n] and entropies [n], both fp32."""
 
@@ -75,13 +110,9 @@ class LinearLogProb(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> Any:
-        hidden, weight, bias, targets, log_z, entropies = ctx.saved_tensors
+        hidden, _, _, targets, log_z, entropies = ctx.saved_tensors
         head: Head = ctx.head
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        # fp32 accumulation over chunks, whatever the dtype of the weights
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if need_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if need_bias else None
+        gradient = HeadGradient(head, hidden, ctx.temperature, ctx.needs_input_grad)
         for rows in slices(len(targets), ctx.chunk):
             capped = head.logits(hidden[rows])
             shifted = capped.div(ctx.temperature) if head.softcap is not None else capped.div_(ctx.temperature)
@@ -94,22 +125,8 @@ class LinearLogProb(torch.autograd.Function):
             else:
                 grad = shifted.exp_().mul_(-grad_logprobs[rows, None])
             grad.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
-            if head.softcap is not None:
-                grad *= 1 - (capped / head.softcap) ** 2
-            grad *= head.scale / ctx.temperature
-            if grad_bias is not None:
-                grad_bias += grad.sum(0)
-            grad = grad.to(weight.dtype)
-            if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[rows])
-            if grad_weight is not None:
-                if grad.dtype == torch.float32:
-                    grad_weight.addmm_(grad.t(), hidden[rows])
-                else:
-                    grad_weight += grad.t() @ hidden[rows]
-        grad_weight = grad_weight.to(weight.dtype) if grad_weight is not None else None
-        grad_bias = grad_bias.to(bias.dtype) if grad_bias is not None else None
-        return grad_hidden, grad_weight, grad_bias, None, None, None, None, None
+            gradient.add(rows, grad, capped)
+        return *gradient.results(), None, None, None, None, None
 
 
 def slices(total: int, size: int) -> list[slice]:
@@ -132,13 +149,9 @@ def linear_logprobs(
     return LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)
 
 
-def row_logprobs(
-    hidden: Tensor, head: Head, row: Row, nodes: Tensor, *, temperature: float, entropy: bool
-) -> tuple[Tensor, Tensor]:
-    """Log-probs of the tokens at `nodes` of a packed row. This is the one place where predictions are shifted: the
-    token at a node is predicted by the hidden state of its parent.
+def predictors(hidden: Tensor, row: Row, nodes: Tensor) -> Tensor:
+    """The hidden states that predict the tokens at `nodes` of a packed row. This is the one place where predictions are
+    shifted: the token at a node is predicted by the hidden state of its parent.
 
-    hidden [nodes of the row, hidden], nodes [n] int64 -> two [n] fp32"""
-    parents = torch.from_numpy(row.parent).to(hidden.device)[nodes]
-    targets = torch.from_numpy(row.tokens).to(hidden.device)[nodes]
-    return linear_logprobs(hidden.index_select(0, parents), head, targets, temperature=temperature, entropy=entropy)
+    hidden [nodes of the row, hidden], nodes [n] int64 -> [n, hidden]"""
+    return hidden.index_select(0, torch.from_numpy(row.parent).to(hidden.device)[nodes])

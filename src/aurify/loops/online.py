@@ -125,7 +125,7 @@ def learn(
     chosen = [pairs for pairs in chosen if pairs]
     data = [[datum_of(trajectory, advantage) for trajectory, advantage in pairs] for pairs in chosen]
     if data:
-        data = with_streams(engine, rollouts.teacher, algorithm, data, stage)
+        data = with_streams(engine, algorithm, data, stage)
         lr, seed = lr_at(stage.optim, step, stage.steps), derive_seed(rollouts.seed, "minibatches", step)
         metrics |= means_by_source(update(engine, algorithm, data, stage, lr=lr, seed=seed))
     if rollouts.buffer is not None:
@@ -155,7 +155,6 @@ def trained(group: Group, advantages: Sequence[float], stage: OnlineStage) -> li
 
 def with_streams(
     engine: Engine,
-    teacher: Engine | None,
     algorithm: OnlineAlgorithm,
     groups: Sequence[Sequence[Datum]],
     stage: OnlineStage,
@@ -167,8 +166,8 @@ def with_streams(
         known = engine.logprobs(flat, reference=True, temperature=temperature)
         flat = [replace(datum, ref_logprobs=values) for datum, values in zip(flat, known, strict=True)]
     if "teacher_logprobs" in algorithm.needs:
-        assert teacher is not None
-        known = teacher.logprobs(flat, temperature=temperature)
+        assert engine.teacher is not None
+        known = engine.teacher.logprobs(flat, temperature=temperature)
         flat = [replace(datum, ref_logprobs=values) for datum, values in zip(flat, known, strict=True)]
     several = stage.num_minibatches > 1 or stage.num_epochs > 1  # else the policy of the update is that of the rollouts
     if several or stage.replay is not None or "old_logprobs" in algorithm.needs:

@@ -121,11 +121,16 @@ def check_sources(stage: OnlineStage, algorithm: Any, taskset: TaskSet) -> None:
         )
     if guidance and guidance.prefix and getattr(algorithm, "sft_coef", 0.0) > 0:
         raise UserError("guidance.prefix: sft_coef imitates whole traces; set one of the two")
-    learns = "teacher_logprobs" in algorithm.needs
+    learns = algorithm.needs & {"teacher_logprobs", "teacher_divergence"}
     if learns and not stage.teacher:
         raise UserError(f"{stage.method} learns from a teacher: set teacher, a model or an earlier '@stage'")
     if stage.teacher and not learns:
         raise UserError(f"teacher: {stage.method} asks no teacher; leave it out, or choose a method that distils")
+    if "teacher_logprobs" in algorithm.needs and (stage.guidance or stage.replay):
+        raise UserError(
+            f"{stage.method} with vocabulary: sampled learns from what the student wrote just now; with guidance or "
+            "replay choose vocabulary: full"
+        )
     if learns and "ref_logprobs" in algorithm.needs:
         raise UserError(f"{stage.method} cannot keep near a reference and follow a teacher at once; set kl_coef to 0")
 

@@ -19,7 +19,6 @@ from aurify.rewards.combine import combine_rewards
 from aurify.types import Group, OnlineAlgorithm, Task, Trajectory
 
 if TYPE_CHECKING:
-    from aurify.engine.engine import Engine
     from aurify.loops.guidance import Guide
     from aurify.loops.recipe import OnlineStage
     from aurify.loops.replay import Buffer, Entry
@@ -43,7 +42,6 @@ class Rollouts:
     seed: int
     guide: Guide | None = None
     buffer: Buffer | None = None  # of past successes
-    teacher: Engine | None = None  # whose log-probs an algorithm may ask for
     discarded: list[Group] = field(default_factory=list)  # sampled in this step, and not trained
 
     async def sample(

@@ -116,6 +116,8 @@ class StageRun:
         rubric, judge = self.rubric(stage, self.taskset)
         guide = self.guide(stage, engine)
         teacher = self.teacher(stage.teacher) if stage.teacher else None
+        if teacher is not None:
+            engine.follow(teacher)
         rollouts = Rollouts(
             self.sampler(engine),
             Renderer(engine.tokenizer),
@@ -125,7 +127,6 @@ class StageRun:
             self.seed,
             guide=guide,
             buffer=Buffer(stage.replay, stage.completions_per_prompt) if stage.replay else None,
-            teacher=teacher,
         )
         checkpoints = self.checkpoints([guide.traces.by_question] if guide and guide.traces else [])
         seed_everything(self.seed)
@@ -177,7 +178,7 @@ class StageRun:
         )
 
     def teacher(self, name: str) -> Engine:
-        """A model whose log-probs are learned from; it must share the vocabulary."""
+        """A model to learn from."""
         config = self.resolved(replace(self.stage.model, name=name))
         return Engine(load_model(config), trainable=False, micro_batch_tokens=self.stage.engine.micro_batch_tokens)
 

@@ -1,0 +1,114 @@
+"""How far a student's next-token distributions are from a teacher's, over the whole vocabulary, without ever holding
+all logits (arXiv 2306.13649). With p of the student, q of the teacher, m = beta q + (1 - beta) p:
+
+    forward   KL(q || p)                                    the student covers all that the teacher might say
+    reverse   KL(p || q)                                    the student says only what the teacher might
+    jsd       beta KL(q || m) + (1 - beta) KL(p || m)       beta -> 0 is beta times forward, beta -> 1 is
+                                                            (1 - beta) times reverse
+
+As for log-probs (logprobs.py), both heads run over chunks of positions, and backward makes a chunk's logits again. The
+two models may have any size: only their vocabularies meet. Heads are often padded to different lengths; then both
+distributions are those over the rows that both have."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from aurify.engine.logprobs import CHUNK_BYTES, Head, HeadGradient, slices
+from aurify.types import Divergence
+
+
+class LinearDivergence(torch.autograd.Function):
+    """hidden [n, hidden] of the student -> divergence [n] fp32. The teacher gets no gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, taught: Tensor, head: Head, teacher: Head,
+        temperature: float, kind: Divergence, beta: float, chunk: int,
+    ) -> Tensor:  # fmt: skip
+        result = hidden.new_empty(len(hidden), dtype=torch.float32)
+        for rows in slices(len(hidden), chunk):
+            log_p = log_probabilities(head.logits(hidden[rows]), temperature)
+            log_q = log_probabilities(teacher.logits(taught[rows]), temperature)
+            result[rows] = divergence(log_p, log_q, kind, beta)
+        ctx.save_for_backward(hidden, weight, bias, taught)
+        ctx.head, ctx.teacher, ctx.temperature = head, teacher, temperature
+        ctx.kind, ctx.beta, ctx.chunk = kind, beta, chunk
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad_divergence: Tensor) -> Any:
+        hidden, _, _, taught = ctx.saved_tensors
+        gradient = HeadGradient(ctx.head, hidden, ctx.temperature, ctx.needs_input_grad)
+        for rows in slices(len(hidden), ctx.chunk):
+            logits = ctx.head.logits(hidden[rows])
+            log_p = log_probabilities(logits, ctx.temperature)
+            log_q = log_probabilities(ctx.teacher.logits(taught[rows]), ctx.temperature)
+            grad = by_logits(log_p, log_q, ctx.kind, ctx.beta).mul_(grad_divergence[rows, None])
+            gradient.add(rows, grad, logits)
+        return *gradient.results(), None, None, None, None, None, None, None
+
+
+def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
+    return (logits if temperature == 1.0 else logits / temperature).log_softmax(dim=1)
+
+
+def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: float) -> Tensor:
+    """[n, vocabulary] twice -> [n]"""
+    if kind == "forward":
+        return kl(log_q, log_p)
+    if kind == "reverse":
+        return kl(log_p, log_q)
+    log_m = mixture(log_p, log_q, beta)
+    return beta * kl(log_q, log_m) + (1 - beta) * kl(log_p, log_m)
+
+
+def by_logits(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: float) -> Tensor:
+    """The gradient of `divergence` by the logits of p. Overwrites log_p and log_q."""
+    if kind == "forward":
+        return log_p.exp_().sub_(log_q.exp_())  # p - q
+    # the others are p (f - sum p f), with f their derivative by p, up to a constant
+    slope = log_p - (log_q if kind == "reverse" else mixture(log_p, log_q, beta))
+    p = log_p.exp_()
+    slope -= (p * slope).sum(1, keepdim=True)
+    return slope.mul_(p) if kind == "reverse" else slope.mul_(p).mul_(1 - beta)
+
+
+def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
+    return (log_a - log_b).mul_(log_a.exp()).sum(1)
+
+
+def mixture(log_p: Tensor, log_q: Tensor, beta: float) -> Tensor:
+    return torch.logaddexp(log_p + math.log1p(-beta), log_q + math.log(beta))
+
+
+def linear_divergence(
+    hidden: Tensor,
+    head: Head,
+    taught: Tensor,
+    teacher: Head,
+    *,
+    temperature: float = 1.0,
+    kind: Divergence = "forward",
+    beta: float = 0.5,
+    chunk: int | None = None,
+) -> Tensor:
+    """The divergence at each position, of the two distributions at `temperature`. There is no factor temperature^2.
+
+    hidden [n, hidden] of the student, taught [n, hidden] of the teacher -> [n] fp32. chunk: positions whose logits
+    exist at the same time, twice."""
+    size = min(len(head.weight), len(teacher.weight))
+    head, teacher = first_rows(head, size), first_rows(teacher, size)
+    chunk = chunk or max(16, CHUNK_BYTES // (8 * size))
+    return LinearDivergence.apply(hidden, head.weight, head.bias, taught, head, teacher, temperature, kind, beta, chunk)
+
+
+def first_rows(head: Head, size: int) -> Head:
+    if len(head.weight) == size:
+        return head
+    return replace(head, weight=head.weight[:size], bias=None if head.bias is None else head.bias[:size])
