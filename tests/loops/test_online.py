@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from recorder import Recorder
 
 from aurify.algorithms.grpo import GRPO
+from aurify.algorithms.rloo import RLOO
 from aurify.engine.engine import Engine
 from aurify.engine.model import ModelConfig, tiny_model
+from aurify.environments.rollout import datum_of
 from aurify.errors import UserError
 from aurify.loops.ledger import rollout_metrics
 from aurify.loops.online import learn, minibatches, train_online, trained
@@ -111,6 +114,29 @@ def test_groups_without_spread_and_answers_without_reward_are_left_out():
     assert [datum.advantages[-1] > 0 for datum in seen] == [True, False]
     assert metrics["ledger/groups_without_spread"] == 1 and engine.version == 1
     assert metrics["ledger/tokens_trained"] == 4, "two answers of one letter and an end token"
+
+
+def test_with_a_kl_in_the_reward_equal_rewards_teach_by_their_distance_from_the_reference():
+    groups, sampled, engine = groups_of(["0", "00", "000", "0000"], stage(prompts_per_step=1))
+    assert groups[0].rewards == [1.0] * 4
+    engine.keep_reference()
+    with torch.no_grad():
+        for weight in engine.module.parameters():
+            weight.mul_(1.5)
+    data = [datum_of(trajectory) for trajectory in groups[0].trajectories]
+    known = zip(engine.logprobs(data), engine.logprobs(data, reference=True), strict=True)
+    costs = [
+        sum(o - r for w, o, r in zip(datum.weights, old, ref, strict=True) if w)
+        for datum, (old, ref) in zip(data, known, strict=True)
+    ]
+    seen: list[Datum] = []
+    original = engine.forward_backward
+    engine.forward_backward = lambda data, *rest, **options: seen.extend(data) or original(data, *rest, **options)  # type: ignore[method-assign]
+    metrics = learn(engine, RLOO(reward_kl_coef=2.0), groups, sampled, 0)
+    assert max(costs) - min(costs) > 0.1, "with the same cost for all there is nothing to see"
+    expected = [-2.0 * (cost - (sum(costs) - cost) / 3) for cost in costs]
+    assert [datum.advantages[-1] for datum in seen] == pytest.approx(expected, abs=1e-4)
+    assert metrics["rollout/kl"] == pytest.approx(sum(costs) / 4, abs=1e-4) and engine.version == 1
 
 
 def loop(sampled: Rollouts, engine: Engine, folder: Path) -> Recorder:

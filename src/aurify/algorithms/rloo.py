@@ -3,25 +3,35 @@ sequence's log-probs are summed, not averaged:
 
     A_i = r_i - mean of r_j, j != i,      loss = -sum over its tokens of rho A
 
-A KL penalty goes into the loss (kl_coef); TRL's trainer takes it off the reward, and clips a ratio of whole sequences,
-which one update a rollout never reaches."""
+A KL penalty goes into the loss (kl_coef) or, as in the paper and in TRL's trainer, is taken off the reward:
+r_i - reward_kl_coef * sum over its tokens of log pi_old - log pi_ref. TRL clips a ratio of whole sequences, which one
+update a rollout never reaches."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from aurify.algorithms.estimators import leave_one_out
-from aurify.algorithms.grpo import GRPO
-from aurify.types import Group
+from aurify.algorithms.reward_kl import RewardKL, divergence
+from aurify.types import Datum, Group
 
 
 @dataclass(frozen=True)
-class RLOO(GRPO):
+class RLOO(RewardKL):
     surrogate: Literal["clip", "plain"] = "plain"
     aggregator: Literal["token", "sequence", "constant"] = "constant"
     constant_length: int | None = 1  # sums over tokens
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         return [leave_one_out(group.rewards) for group in groups]
+
+    def penalised(self, rewards: Sequence[Sequence[float]], groups: Sequence[Sequence[Datum]]) -> list[list[Datum]]:
+        coef, result = self.reward_kl_coef, []
+        for row, group in zip(rewards, groups, strict=True):
+            left = [r - coef * math.fsum(divergence(datum)) for r, datum in zip(row, group, strict=True)]
+            pairs = zip(group, leave_one_out(left), strict=True)
+            result.append([replace(datum, advantages=[value] * len(datum.tokens)) for datum, value in pairs])
+        return result

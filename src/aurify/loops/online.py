@@ -11,8 +11,11 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import fsum
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from aurify.algorithms.reward_kl import RewardKL, divergence
 from aurify.engine.checkpoint import rng_state
 from aurify.engine.optim import lr_at
 from aurify.environments.rollout import datum_of
@@ -121,11 +124,17 @@ def learn(
     metrics = rollout_metrics(groups, advantages, stage, discarded)
     metrics["ledger/rewards_failed"] = float(sum(rubric.num_failures.values()))
     rubric.num_failures.clear()
-    chosen = [trained(group, values, stage) for group, values in zip(groups, advantages, strict=True)]
+    penalty = algorithm if isinstance(algorithm, RewardKL) and algorithm.reward_kl_coef else None
+    worth = [[1.0] * len(values) for values in advantages] if penalty else advantages  # equal rewards teach there too
+    chosen = [trained(group, values, stage) for group, values in zip(groups, worth, strict=True)]
     chosen = [pairs for pairs in chosen if pairs]
     data = [[datum_of(trajectory, advantage) for trajectory, advantage in pairs] for pairs in chosen]
     if data:
         data = with_streams(engine, algorithm, data, stage)
+        if penalty:
+            rewards = [[t.reward for t, _ in pairs if t.reward is not None] for pairs in chosen]
+            data = penalty.penalised(rewards, data)
+            metrics["rollout/kl"] = fmean(fsum(divergence(datum)) for group in data for datum in group)
         lr, seed = lr_at(stage.optim, step, stage.steps), derive_seed(rollouts.seed, "minibatches", step)
         metrics |= means_by_source(update(engine, algorithm, data, stage, lr=lr, seed=seed))
     if rollouts.buffer is not None:

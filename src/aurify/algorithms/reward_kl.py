@@ -1,0 +1,45 @@
+"""A KL penalty in the reward, the classical form of RLHF, for the methods that take it there: every token that the
+policy wrote costs
+
+    coef (log pi_old - log pi_ref)
+
+which is taken off the reward *before* advantages are computed from it. It has no gradient, and depends on the policy
+that sampled alone, unlike `kl_coef`, whose term is part of the loss. What a guide wrote costs nothing. Also groups
+whose answers all earned the same teach now, by what they cost."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from aurify.algorithms.grpo import GRPO
+from aurify.errors import UserError
+from aurify.types import Datum, Need
+
+
+@dataclass(frozen=True)
+class RewardKL(GRPO, ABC):
+    reward_kl_coef: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.reward_kl_coef < 0:
+            raise UserError(f"reward_kl_coef: {self.reward_kl_coef} must not be negative; 0.05 is usual, 0 is off")
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        return super().needs | ({"old_logprobs", "ref_logprobs"} if self.reward_kl_coef else set())
+
+    @abstractmethod
+    def penalised(self, rewards: Sequence[Sequence[float]], groups: Sequence[Sequence[Datum]]) -> list[list[Datum]]:
+        """The data of a round, with the advantages that follow from these rewards less the costs. Answers that are
+        not trained (a masked one) are no part of it, nor of any mean."""
+
+
+def divergence(datum: Datum) -> list[float]:
+    """[tokens] log pi_old - log pi_ref where the policy wrote, else 0."""
+    assert datum.old_logprobs is not None and datum.ref_logprobs is not None
+    guided = datum.guided or [datum.source == "guidance"] * len(datum.tokens)
+    rows = zip(datum.weights, guided, datum.old_logprobs, datum.ref_logprobs, strict=True)
+    return [old - ref if weight and not given else 0.0 for weight, given, old, ref in rows]
