@@ -227,6 +227,10 @@ class Policy(Protocol):
 
     def entropies(self, data: Sequence[Datum], *, temperature: float = 1.0) -> list[list[float]]: ...
 
+    def over_ranks(self, values: Sequence[float]) -> list[float]:
+        """The numbers of all ranks; each must call it."""
+        ...
+
 
 class Algorithm(Protocol):
     """A frozen dataclass whose fields are the method's options.

@@ -1,4 +1,4 @@
-"""Two ranks over gloo give the gradients and the weights of one."""
+"""Two ranks over gloo give the gradients and the weights of one, and find the same quantile."""
 
 from __future__ import annotations
 
@@ -9,29 +9,36 @@ from pathlib import Path
 
 import torch
 
+from aurify.algorithms.grpo import GRPO
+
 SCRIPT = """
 import sys, torch
 import torch.distributed as dist
 sys.path[:0] = {paths!r}
-from test_properties import CASES, make_engine, prepared_data
+from test_properties import CASES, make_data, make_engine, prepared_data
+from aurify.algorithms.grpo import GRPO
 torch.set_num_threads(1)
 rank = int(sys.argv[1])
+given = {{name: prepared_data(algorithm) for name, algorithm in CASES.items()}}  # alone, of the whole step
+share = slice(0, 6) if rank == 0 else slice(6, None)  # uneven: 3 units and 7
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
 results = {{}}
 for name, algorithm in CASES.items():
     engine = make_engine(algorithm)
-    data = prepared_data(algorithm)
-    mine = data[:6] if rank == 0 else data[6:]  # uneven: 3 units and 7
-    metrics = engine.forward_backward(mine, algorithm)
+    metrics = engine.forward_backward(given[name][share], algorithm)
     norm = engine.optim_step(1e-3)["optim/grad_norm"]
     results[name] = metrics["loss"], norm, [p.detach().clone() for p in engine.trainable]
+uncertain = GRPO(top_entropy=0.3)
+kept = uncertain.prepare(make_data()[share], make_engine(uncertain), 1.0)
+results["kept"] = [datum.advantages for datum in kept]
 torch.save(results, sys.argv[3] + str(rank))
 dist.destroy_process_group()
 """
 
 
 def test_two_ranks_equal_one(tmp_path):
-    """T11: every algorithm, uneven shares; loss, gradient norm and the weights after a step."""
+    """T11: every algorithm, uneven shares; loss, gradient norm and the weights after a step. The tokens that
+    `top_entropy` keeps are those of the whole step, though each rank sees its own."""
     tests = Path(__file__).parents[1]
     script = tmp_path / "rank.py"
     script.write_text(SCRIPT.format(paths=[str(tests), str(tests / "algorithms")]))
@@ -46,8 +53,13 @@ def test_two_ranks_equal_one(tmp_path):
     first, second = (torch.load(tmp_path / f"result{rank}") for rank in range(2))
 
     sys.path.insert(0, str(tests / "algorithms"))
-    from test_properties import CASES, make_engine, prepared_data
+    from test_properties import CASES, make_data, make_engine, prepared_data
 
+    uncertain = GRPO(top_entropy=0.3)
+    together = [datum.advantages for datum in uncertain.prepare(make_data(), make_engine(uncertain), 1.0)]
+    assert first.pop("kept") + second.pop("kept") == together
+    alone = uncertain.prepare(make_data()[:6], make_engine(uncertain), 1.0)
+    assert [datum.advantages for datum in alone] != together[:6], "a quantile of its own would show"
     for name, algorithm in CASES.items():
         engine = make_engine(algorithm)
         loss = engine.forward_backward(prepared_data(algorithm), algorithm)["loss"]

@@ -19,7 +19,7 @@ the trainer, `top_entropy`
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -82,11 +82,12 @@ class GRPO:
         return group_advantages([group.rewards for group in groups], self.scale)
 
     def prepare(self, data: Sequence[Datum], policy: Policy, temperature: float) -> list[Datum]:
-        """With `top_entropy`, tokens below the quantile of the step get advantage 0. They stay in the denominator, as
-        in TRL."""
+        """With `top_entropy`, tokens below the quantile of the step, over all ranks, get advantage 0. They stay in the
+        denominator, as in TRL."""
         if self.top_entropy == 1:
             return list(data)
-        return keep_uncertain(data, policy.entropies(data, temperature=temperature), self.top_entropy)
+        entropies = policy.entropies(data, temperature=temperature)
+        return keep_uncertain(data, entropies, self.top_entropy, policy.over_ranks)
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
         old = out.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
@@ -145,17 +146,20 @@ def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: Literal["k1", "k2"
     return (-difference).exp() + difference - 1
 
 
-def keep_uncertain(data: Sequence[Datum], entropies: Sequence[Sequence[float]], share: float) -> list[Datum]:
+def keep_uncertain(
+    data: Sequence[Datum],
+    entropies: Sequence[Sequence[float]],
+    share: float,
+    over_ranks: Callable[[Sequence[float]], list[float]] = list,
+) -> list[Datum]:
     """The data with advantage 0 on all trained tokens but the `share` of highest entropy."""
-    trained = sorted(
-        (
-            value
-            for datum, row in zip(data, entropies, strict=True)
-            for value, w in zip(row, datum.weights, strict=True)
-            if w
-        ),
-        reverse=True,
-    )
+    own = [
+        value
+        for datum, row in zip(data, entropies, strict=True)
+        for value, w in zip(row, datum.weights, strict=True)
+        if w
+    ]
+    trained = sorted(over_ranks(own), reverse=True)
     if not trained:
         return list(data)
     least = trained[max(1, round(share * len(trained))) - 1]

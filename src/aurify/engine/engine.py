@@ -195,6 +195,9 @@ class Engine:
 
         return self._by_token(data, entropy)
 
+    def over_ranks(self, values: Sequence[float]) -> list[float]:
+        return parallel.gather(values)
+
     @torch.no_grad()
     def scores(self, data: Sequence[Datum]) -> list[float]:
         """The scalar head on the last token of each sequence."""

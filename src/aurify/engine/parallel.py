@@ -1,5 +1,5 @@
-"""What a step needs from other ranks: sums. Data-parallel training is these two calls; nothing else knows the world
-size."""
+"""What a step needs from other ranks: sums, and for a quantile the numbers themselves. Data-parallel training is these
+calls; nothing else knows the world size."""
 
 from __future__ import annotations
 
@@ -21,6 +21,15 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     tensor = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(tensor)
     return [float(value) for value in tensor.tolist()]
+
+
+def gather(values: Sequence[float]) -> list[float]:
+    """The numbers of all ranks, in the same order on each. Every rank calls it, also one that has none."""
+    if world_size() == 1:
+        return list(values)
+    parts: list[list[float]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(parts, list(values))
+    return [value for part in parts for value in part]
 
 
 def sum_grads(parameters: Sequence[Tensor]) -> None:
