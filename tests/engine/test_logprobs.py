@@ -22,13 +22,14 @@ def plain(hidden, head, targets, temperature):
 @pytest.mark.parametrize("chunk", [1, 7, NUM])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize(("bias", "scale", "softcap"), [(False, 1.0, None), (True, 0.5, None), (True, 1.0, 3.0)])
-def test_values_and_gradients(chunk, temperature, entropy, bias, scale, softcap):
+def test_values_and_gradients(chunk, temperature, entropy, frozen, bias, scale, softcap):
     torch.manual_seed(0)
     hidden = torch.randn(NUM, HIDDEN, dtype=torch.float32, requires_grad=True)
-    weight = torch.randn(VOCABULARY, HIDDEN, requires_grad=True)
-    bias_weight = torch.randn(VOCABULARY, requires_grad=True) if bias else None
-    leaves = [hidden, weight] + ([bias_weight] if bias else [])
+    weight = torch.randn(VOCABULARY, HIDDEN, requires_grad=not frozen)
+    bias_weight = torch.randn(VOCABULARY, requires_grad=not frozen) if bias else None
+    leaves = [leaf for leaf in (hidden, weight, bias_weight) if leaf is not None and leaf.requires_grad]
     head = Head(weight, bias_weight, scale, softcap)
     targets, up, up_entropy = torch.randint(VOCABULARY, (NUM,)), torch.randn(NUM), torch.randn(NUM) * entropy
 

@@ -1,10 +1,10 @@
 """Log-probs and entropies of tokens without ever holding all logits.
 
 For 4,096 completion tokens and a vocabulary of 151,936 the logits alone take 2.3 GiB in fp32, several times over in
-a naive loss. Here the head runs over chunks of positions; forward keeps one number a position (log Z), backward
-makes the chunk's logits again. Upstream gradients are per token, so this composes with any surrogate (unlike fused
-cross-entropy kernels, which know the loss's weights in advance). Only positions that predict a trained token pass
-the head at all."""
+a naive loss. Here the head runs over chunks of positions; forward keeps one number a position (log Z) and backward
+makes the chunk's logits again, or, under a frozen head, forward keeps each position's derivative. Upstream gradients
+are per token, so this composes with any surrogate (unlike fused cross-entropy kernels, which know the loss's weights
+in advance). Only positions that predict a trained token pass the head at all."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class HeadGradient:
         """grad: by `logits / temperature`, where `logits` are those of the head for these rows. It is overwritten."""
         if self.head.softcap is not None:
             grad *= 1 - (logits / self.head.softcap) ** 2
-        grad *= self.head.scale / self.temperature
+        if self.head.scale != self.temperature:
+            grad *= self.head.scale / self.temperature
         if self.bias is not None:
             self.bias += grad.sum(0)
         grad = grad.to(self.head.weight.dtype)
@@ -111,22 +112,69 @@ class LinearLogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> Any:
         hidden, _, _, targets, log_z, entropies = ctx.saved_tensors
-        head: Head = ctx.head
-        gradient = HeadGradient(head, hidden, ctx.temperature, ctx.needs_input_grad)
+        gradient = HeadGradient(ctx.head, hidden, ctx.temperature, ctx.needs_input_grad)
         for rows in slices(len(targets), ctx.chunk):
-            capped = head.logits(hidden[rows])
-            shifted = capped.div(ctx.temperature) if head.softcap is not None else capped.div_(ctx.temperature)
-            shifted -= log_z[rows, None]  # log p
-            if ctx.entropy:
-                log_p = shifted.clone()
-                grad = shifted.exp_()  # p
-                # d log p_target / dz = onehot - p  and  dH / dz = -p (log p + H)
-                grad *= log_p.add_(entropies[rows, None]).mul_(-grad_entropy[rows, None]) - grad_logprobs[rows, None]
-            else:
-                grad = shifted.exp_().mul_(-grad_logprobs[rows, None])
-            grad.scatter_add_(1, targets[rows, None], grad_logprobs[rows, None])
-            gradient.add(rows, grad, capped)
+            logits = ctx.head.logits(hidden[rows])
+            log_p = scaled(logits, ctx.head, ctx.temperature).sub_(log_z[rows, None])
+            upstream = grad_logprobs[rows, None], grad_entropy[rows, None] if ctx.entropy else None
+            gradient.add(rows, by_logits(log_p, targets[rows, None], entropies[rows, None], *upstream), logits)
         return *gradient.results(), None, None, None, None, None
+
+
+def frozen_head_logprobs(
+    hidden: Tensor, head: Head, targets: Tensor, temperature: float, entropy: bool, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """`LinearLogProb` for a head without gradient, as that of a model which an adapter trains: each token's derivative
+    by its hidden state is made while its logits are there. Two products with the head instead of three."""
+    frozen = hidden.detach()
+    by_logprob, by_entropy = (HeadGradient(head, frozen, temperature, (True, False, False)) for _ in range(2))
+    logprobs = frozen.new_empty(len(targets), dtype=torch.float32)
+    entropies = torch.zeros_like(logprobs)
+    for rows in slices(len(targets), chunk):
+        logits, target = head.logits(frozen[rows]), targets[rows, None]
+        log_p = scaled(logits, head, temperature)
+        log_p -= torch.logsumexp(log_p, dim=1, keepdim=True)
+        picked = log_p.gather(1, target)
+        logprobs[rows], one = picked.squeeze(1), torch.ones_like(picked)
+        if entropy:
+            entropies[rows] = -log_p.exp().mul_(log_p).sum(1)
+            by_entropy.add(rows, by_logits(log_p.clone(), target, entropies[rows, None], 0 * one, one), logits)
+        by_logprob.add(rows, by_logits(log_p, target, entropies[rows, None], one, None), logits)
+    logprobs = WithDerivative.apply(hidden, logprobs, by_logprob.hidden)
+    return logprobs, WithDerivative.apply(hidden, entropies, by_entropy.hidden) if entropy else entropies
+
+
+class WithDerivative(torch.autograd.Function):
+    """values [n] whose derivative by hidden [n, hidden] is known: backward multiplies it by the upstream gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, values: Tensor, derivative: Tensor) -> Tensor:
+        ctx.save_for_backward(derivative)
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        [derivative] = ctx.saved_tensors
+        return derivative * grad[:, None].to(derivative.dtype), None, None
+
+
+def scaled(logits: Tensor, head: Head, temperature: float) -> Tensor:
+    """logits / temperature, in place unless the softcap's gradient will ask for them again."""
+    return logits.div(temperature) if head.softcap is not None else logits.div_(temperature)
+
+
+def by_logits(
+    log_p: Tensor, targets: Tensor, entropies: Tensor, grad_logprobs: Tensor, grad_entropy: Tensor | None
+) -> Tensor:
+    """d log p_target / dz = onehot - p  and  dH / dz = -p (log p + H), times their upstream gradients.
+
+    log_p [n, vocabulary], overwritten; the others [n, 1]."""
+    if grad_entropy is None:
+        grad = log_p.exp_().mul_(-grad_logprobs)
+    else:
+        slope = (log_p + entropies).mul_(-grad_entropy).sub_(grad_logprobs)
+        grad = log_p.exp_().mul_(slope)
+    return grad.scatter_add_(1, targets, grad_logprobs)
 
 
 def slices(total: int, size: int) -> list[slice]:
@@ -146,6 +194,9 @@ def linear_logprobs(
 
     hidden [n, hidden], targets [n] int64 -> two [n] fp32. chunk: positions whose logits exist at the same time."""
     chunk = chunk or max(16, CHUNK_BYTES // (4 * head.weight.shape[0]))
+    trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
+    if hidden.requires_grad and not trained:
+        return frozen_head_logprobs(hidden, head, targets, temperature, entropy, chunk)
     return LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)
 
 
