@@ -6,33 +6,14 @@ import math
 
 import pytest
 import torch
+from batches import batch_of
 
 from aurify.algorithms.dpo import DPO
 from aurify.algorithms.estimators import center, group_advantages
 from aurify.algorithms.grpo import GRPO, kl_estimate
 from aurify.algorithms.reward_model import RewardModel
 from aurify.algorithms.sft import SFT
-from aurify.types import SOURCES, Batch, Outputs
-
-
-def batch_of(lengths: list[int], **streams: list[float] | float) -> Batch:
-    """Sequences of the given lengths, every token trained; a stream given as one number is constant."""
-    num, total = len(lengths), sum(lengths)
-    tensors = {
-        name: torch.tensor(value if isinstance(value, list) else [value] * total) for name, value in streams.items()
-    }
-    return Batch(
-        weights=tensors.pop("weights", torch.ones(total)),
-        sequence=torch.repeat_interleave(torch.arange(num), torch.tensor(lengths)),
-        unit=torch.arange(num) // 2,
-        num_sequences=num,
-        num_units=num // 2,
-        margin=tensors.pop("margin", torch.zeros(num)),
-        label=tensors.pop("label", torch.ones(num)),
-        baseline=tensors.pop("baseline", torch.zeros(num)),
-        source=tensors.pop("source", torch.full((total,), SOURCES.index("policy"))),
-        **tensors,
-    )
+from aurify.types import Outputs
 
 
 def test_group_advantages():
@@ -136,6 +117,16 @@ def test_reward_model():
 def test_reward_model_counts_a_tie_as_wrong():
     out = Outputs(torch.zeros(0), scores=torch.tensor([0.2, 0.2]))
     assert RewardModel().loss(out, batch_of([0, 0]))[1]["reward/accuracy"] == 0
+
+
+def test_dynamic_fine_tuning():
+    """p = .5 and .1: -.5 log .5 - .1 log .1 = .346574 + .230259; the gradient by log p is -p, where SFT's is -1"""
+    logprobs = torch.tensor([0.5, 0.1]).log().requires_grad_(True)
+    loss, metrics = SFT("dft").loss(Outputs(logprobs), batch_of([2]))
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0.576832, abs=1e-6)
+    assert logprobs.grad.tolist() == pytest.approx([-0.5, -0.1])
+    assert metrics["loss/nll"] == pytest.approx(0.693147 + 2.302585)
 
 
 def test_sft_weights_tokens():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from batches import batch_of
 from models import random_model
 
 from aurify.algorithms.exgrpo import ExGRPO
@@ -16,23 +17,7 @@ from aurify.algorithms.sft import SFT
 from aurify.algorithms.shaping import shaped
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
-from aurify.types import SOURCES, Batch, Datum, Group, Outputs, Segment, Task, Trajectory
-
-
-def batch_of(lengths: list[int], sources: list[str], **streams: list[float]) -> Batch:
-    num, total = len(lengths), sum(lengths)
-    return Batch(
-        weights=torch.ones(total),
-        sequence=torch.repeat_interleave(torch.arange(num), torch.tensor(lengths)),
-        unit=torch.arange(num),
-        num_sequences=num,
-        num_units=num,
-        margin=torch.zeros(num),
-        label=torch.ones(num),
-        baseline=torch.zeros(num),
-        source=torch.tensor([SOURCES.index(source) for source in sources]),  # type: ignore[arg-type]
-        **{name: torch.tensor(values) for name, values in streams.items()},
-    )
+from aurify.types import Datum, Group, Outputs, Segment, Task, Trajectory
 
 
 @pytest.mark.parametrize(

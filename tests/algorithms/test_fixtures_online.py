@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from batches import batch_of
 from models import random_model
 
 from aurify.algorithms.cispo import CISPO
@@ -14,30 +15,16 @@ from aurify.algorithms.dapo import DAPO
 from aurify.algorithms.distillation import Distillation
 from aurify.algorithms.estimators import leave_one_out, whiten
 from aurify.algorithms.gdpo import GDPO
+from aurify.algorithms.gmpo import GMPO
 from aurify.algorithms.grpo import GRPO, keep_uncertain
 from aurify.algorithms.gspo import GSPO
 from aurify.algorithms.reinforce_pp import ReinforcePP
 from aurify.algorithms.sapo import SAPO
+from aurify.algorithms.vespo import VESPO
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
 from aurify.loops.entropy import EntropyController
-from aurify.types import SOURCES, Batch, Datum, Group, Outputs, Segment, Task, Trajectory
-
-
-def batch_of(lengths: list[int], **streams: list[float]) -> Batch:
-    total, num = sum(lengths), len(lengths)
-    return Batch(
-        weights=torch.ones(total),
-        sequence=torch.repeat_interleave(torch.arange(num), torch.tensor(lengths)),
-        unit=torch.arange(num),
-        num_sequences=num,
-        num_units=num,
-        margin=torch.zeros(num),
-        label=torch.ones(num),
-        baseline=torch.zeros(num),
-        source=torch.full((total,), SOURCES.index("policy")),
-        **{name: torch.tensor(values) for name, values in streams.items()},
-    )
+from aurify.types import Datum, Group, Outputs, Segment, Task, Trajectory
 
 
 def group_of(*rewards: dict[str, float], lengths: tuple[int, ...] = ()) -> Group:
@@ -107,6 +94,61 @@ def test_gspo_spreads_the_gradient_evenly():
     batch = batch_of([3], advantages=[1.0] * 3, old_logprobs=[0.0] * 3)
     GSPO(clip_high=0.5).loss(Outputs(logprobs), batch)[0].backward()
     assert logprobs.grad.tolist() == pytest.approx([-1.105171 / 3] * 3, abs=1e-5)
+
+
+def test_luspo_is_gspo_times_the_length():
+    """The three tokens of the same sequence: -3 e^.1"""
+    batch = batch_of([3], advantages=[1.0] * 3, old_logprobs=[0.0] * 3)
+    luspo = GSPO(clip_high=0.5, aggregator="constant", constant_length=1)
+    assert float(luspo.loss(Outputs(torch.tensor([0.1, -0.2, 0.4])), batch)[0]) == pytest.approx(-3.315513, abs=1e-5)
+
+
+def test_gmpo_clips_tokens_and_takes_their_geometric_mean():
+    """A = 1, log ratios (.1, -.2, .6 cut to .4): -exp(.3 / 3) = -1.105171, and the cut token has no gradient. A = -1,
+    log ratios (.1, -.6 cut to -.4, .2): exp(-.1 / 3) = .967216"""
+    batch = batch_of([3, 3], advantages=[1.0] * 3 + [-1.0] * 3, old_logprobs=[0.0] * 6)
+    logprobs = torch.tensor([0.1, -0.2, 0.6, 0.1, -0.6, 0.2], requires_grad=True)
+    loss, metrics = GMPO().loss(Outputs(logprobs), batch)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(-1.105171 + 0.967216, abs=1e-5)
+    up, down = -1.105171 / 3, 0.967216 / 3
+    assert logprobs.grad.tolist() == pytest.approx([up, up, 0.0, down, 0.0, down], abs=1e-5)
+    assert metrics["loss/clip_high"] == metrics["loss/clip_low"] == pytest.approx(1 / 3)
+
+
+def test_vespo_weighs_whole_sequences():
+    """w = e^.3 = 1.349859: w^2 e^(3 (1 - w)) = exp(.6 - 1.049576) = .637898 for A = 1, w^3 e^(2 (1 - w)) =
+    exp(.9 - .699718) = 1.221748 for A = -1"""
+    batch = batch_of([2, 2], advantages=[1.0, 1.0, -1.0, -1.0], old_logprobs=[-1.0] * 4)
+    logprobs = torch.tensor([-0.9, -0.8, -0.9, -0.8], requires_grad=True)
+    loss, metrics = VESPO().loss(Outputs(logprobs), batch)
+    loss.backward()
+    assert logprobs.grad.tolist() == pytest.approx([-0.637898] * 2 + [1.221748] * 2, abs=1e-5)
+    assert float(loss.detach()) == pytest.approx(1.7 * (0.637898 - 1.221748), abs=1e-5)
+    assert metrics["loss/sequence_weight"] == pytest.approx(2 * (0.637898 + 1.221748), abs=1e-5)
+
+
+@pytest.mark.parametrize("gap", [15.0, -15.0])
+def test_vespo_forgets_sequences_that_are_far_away(gap):
+    """A product of ten ratios of e^15 is beyond float32: weight 0, and no NaN."""
+    logprobs = torch.full((10,), gap, requires_grad=True)
+    loss, _ = VESPO().loss(Outputs(logprobs), batch_of([10], advantages=1.0, old_logprobs=0.0))
+    loss.backward()
+    assert logprobs.grad.tolist() == [0.0] * 10
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: CISPO(max_ratio=5.0, clip_low=0.1),
+        lambda: SAPO(dual_clip=3.0),
+        lambda: VESPO(surrogate="plain"),
+        lambda: GMPO(dual_clip=3.0),
+    ],
+)
+def test_an_option_without_effect_is_an_error(make):
+    with pytest.raises(UserError, match="no effect"):
+        make()
 
 
 def test_cispo_caps_the_weight_and_drops_no_token():

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from batches import batch_of
 
+from aurify.algorithms.aot import AOT
 from aurify.algorithms.cpo import CPO
 from aurify.algorithms.dpo import DPO, LOSSES
 from aurify.algorithms.kto import KTO, rotated
@@ -16,27 +18,7 @@ from aurify.algorithms.orpo import ORPO, log1mexp, log_odds
 from aurify.algorithms.reward_model import RewardModel
 from aurify.algorithms.simpo import SimPO
 from aurify.errors import UserError
-from aurify.types import Batch, Datum, Outputs
-
-
-def batch_of(lengths: list[int], **streams: Any) -> Batch:
-    """Pairs of sequences of the given lengths, every token trained, the reference at 0."""
-    num, total = len(lengths), sum(lengths)
-    return Batch(
-        **{
-            "weights": torch.ones(total),
-            "sequence": torch.repeat_interleave(torch.arange(num), torch.tensor(lengths)),
-            "unit": torch.arange(num) // 2,
-            "num_sequences": num,
-            "num_units": num // 2,
-            "margin": torch.zeros(num),
-            "label": torch.ones(num),
-            "baseline": torch.zeros(num),
-            "source": torch.zeros(total, dtype=torch.int64),
-            "ref_logprobs": torch.zeros(total),
-            **streams,
-        }
-    )
+from aurify.types import Datum, Outputs
 
 
 def spread(sums: list[float], lengths: list[int]) -> Outputs:
@@ -66,6 +48,10 @@ def value(algorithm: Any, sums: list[float], lengths: list[int], **streams: Any)
         ({"loss_type": "bco"}, 1.242536),  # log(1 + e^-.2) + log(1 + e^-.1) = .598139 + .644397
         ({"loss_type": "sppo"}, 25.0),  # (2 - 5)^2 + (-1 + 5)^2
         ({"loss_type": "exo", "label_smoothing": 0.1}, 0.358383),  # .574443 log(.574443/.9) + .425557 log(.425557/.1)
+        ({"loss_type": "discopop"}, 0.740357),  # s(.3 / .05) = .997527 of e^-.3 = .740818, the rest of .554355
+        ({"divergence": "forward_kl"}, 0.572316),  # 1 - e^-2 - (1 - e) = 2.582947 for the gap of 3
+        ({"divergence": "js"}, 0.635589),  # -log((1 + e^-2) / 2) + log((1 + e) / 2) = 1.186334
+        ({"divergence": "alpha"}, 0.573243),  # 2 (1 - e^-1) - 2 (1 - e^.5) = 2.561684
     ],
 )
 def test_dpo(options, expected):
@@ -80,7 +66,16 @@ def test_exo_smooths_by_default():
     assert math.isfinite(value(DPO(loss_type="exo"), [2.0, -1.0], [1, 1]))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def test_discopop_sinks_before_it_climbs():
+    """At a gap of 0 the slope by beta h_c is -.25 - .5 + .25 / .05 (1 - log 2) = .784264; with a lead below 0."""
+    for lead, rising in ((0.0, True), (2.0, False)):
+        out = Outputs(torch.tensor([lead, 0.0], requires_grad=True))
+        DPO(loss_type="discopop").loss(out, batch_of([1, 1]))[0].backward()
+        assert out.logprobs.grad is not None and (out.logprobs.grad[0] > 0) == rising
+        assert not rising or float(out.logprobs.grad[0]) == pytest.approx(0.0784264, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"discopop"}))
 def test_every_loss_prefers_the_chosen_one(name):
     """Where the model equals its reference, the gradient lifts h_c - h_r, and a large lead costs less than none."""
     algorithm, lengths = DPO(loss_type=name), [4, 2]
@@ -122,6 +117,10 @@ def test_simpo():
     """S = (-12, -8), n = (10, 5): a = (-1.2, -1.6); log(1 + exp(-(2.5 * .4 - 1.375))) = log(1 + exp(.375))"""
     assert value(SimPO(), [-12.0, -8.0], [10, 5]) == pytest.approx(0.898123, abs=1e-6)
     assert value(SimPO(sft_coef=0.5), [-12.0, -8.0], [10, 5]) == pytest.approx(0.898123 + 0.6, abs=1e-6)
+    # alpha .25: (1 - e^.3) / .25 = -1.399435 and (1 - e^.4) / .25 = -1.967299, 2.5 times their gap 1.419659
+    assert value(SimPO(alpha=0.25), [-12.0, -8.0], [10, 5]) == pytest.approx(0.671067, abs=1e-6)
+    smoothed = SimPO(alpha=0.25, label_smoothing=0.1)  # .1 * (1.419659 - 1.375) more
+    assert value(smoothed, [-12.0, -8.0], [10, 5]) == pytest.approx(0.675533, abs=1e-6)
 
 
 def test_cpo():
@@ -129,6 +128,8 @@ def test_cpo():
     assert value(CPO(sft_coef=0.0), [-12.0, -8.0], [10, 5]) == pytest.approx(0.913015, abs=1e-6)
     assert value(CPO(), [-12.0, -8.0], [10, 5]) == pytest.approx(0.913015 + 1.2, abs=1e-6)
     assert value(CPO(label_smoothing=0.1), [-12.0, -8.0], [10, 5]) == pytest.approx(0.873015 + 1.2, abs=1e-6)
+    assert value(CPO(loss_type="hinge", sft_coef=0.0), [-12.0, -8.0], [10, 5]) == pytest.approx(1.4)  # 1 + .1 * 4
+    assert value(CPO(loss_type="ipo", sft_coef=0.0), [-12.0, -8.0], [10, 5]) == pytest.approx(21.16)  # (.4 - 5)^2
 
 
 def test_orpo():
@@ -237,6 +238,11 @@ def test_kto_knows_two_labels():
         (lambda: DPO(loss_type="robust", label_smoothing=0.5), "label_smoothing"),
         (lambda: DPO(loss_type="exo", label_smoothing=0.0), "label_smoothing"),
         (lambda: DPO(loss_type="hinge", label_smoothing=0.1), "'hinge' has no label smoothing"),
+        (lambda: DPO(loss_type="bco", divergence="js"), "divergence"),
+        (lambda: DPO(divergence="alpha", divergence_alpha=1.0), "divergence_alpha"),
+        (lambda: CPO(loss_type="ipo", label_smoothing=0.1), "'ipo' has none"),
+        (lambda: SimPO(label_smoothing=0.5), "label_smoothing"),
+        (lambda: AOT(beta=0.0), "beta"),
         (lambda: DPO(length_alpha=1.5), "length_alpha"),
         (lambda: DPO(sft_coef=-1.0), "sft_coef"),
         (lambda: SimPO(gamma=-0.1), "gamma"),

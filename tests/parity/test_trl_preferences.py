@@ -6,10 +6,12 @@ ours. Where TRL departs from a paper, a test shows by how much, and that we foll
 - ORPO: TRL's NLL also covers the prompt.
 - CPO's trainer adds an NLL of weight 1 to SimPO unless cpo_alpha is 0.
 - DPO "sigmoid" and "sigmoid_norm": TRL ignores label smoothing there. What it should be is TRL's "robust" undone.
+- AOT: TRL sorts a micro-batch, we the step. Compared with one micro-batch a step.
+- TPO: we have no third answer to a prompt. Compared where it is the chosen one.
 - KTO: TRL estimates the divergence in each micro-batch, we over the step; TRL takes the completion before even where it
   answers the same prompt. Compared with one micro-batch a step, in which it does not.
 
-Not in Aurify: aot, aot_unpaired (they sort over the micro-batch), discopop, WPO weighting, other f-divergences."""
+docs/preferences.md lists what TRL has and Aurify has not."""
 
 from __future__ import annotations
 
@@ -19,8 +21,22 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-import torch
+from trl_oracle import (
+    PAIRS,
+    ROWS,
+    TOLERANCE,
+    arguments,
+    compare,
+    datasets,
+    datum,
+    pair_data,
+    sharp_model,
+    trl,
+    whole_loss,
+    with_reference,
+)
 
+from aurify.algorithms.aot import AOT
 from aurify.algorithms.cpo import CPO
 from aurify.algorithms.dpo import DPO
 from aurify.algorithms.kto import KTO
@@ -28,85 +44,16 @@ from aurify.algorithms.orpo import ORPO
 from aurify.algorithms.sft import SFT
 from aurify.algorithms.simpo import SimPO
 from aurify.engine.engine import Engine
-from aurify.engine.model import LoadedModel, tiny_model
-from aurify.types import Datum
+from aurify.engine.model import LoadedModel
+from aurify.types import prepared
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    trl = pytest.importorskip("trl", reason="trl is not installed: pip install 'aurify[bench]'")
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed: pip install 'aurify[bench]'")
     from trl.experimental.cpo import CPOConfig, CPOTrainer
     from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+    from trl.experimental.tpo import TPOConfig, TPOTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # TRL's and accelerate's, about themselves
-TOLERANCE = 1e-4
-TOKENIZER = tiny_model().tokenizer
-PAIRS = [
-    ("What is 3 + 4?", "7", "It could be 34."),
-    ("Name a colour of the sky, please.", "It is blue, mostly.", "No"),
-    ("Say hi", "hi there, how are you?", "hi"),
-]
-ROWS = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in PAIRS]
-
-
-def sharp_model(seed: int) -> LoadedModel:
-    """Larger weights than the initial ones, with which every distribution is nearly flat."""
-    model = tiny_model(seed=seed)
-    with torch.no_grad():
-        for weight in model.module.parameters():
-            if weight.ndim == 2:
-                weight.mul_(4)
-    return model
-
-
-def arguments(tmp_path: Any, **options: Any) -> dict[str, Any]:
-    return {
-        "output_dir": str(tmp_path),
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        **options,
-    }
-
-
-def datum(prompt: str, answer: str, **options: Any) -> Datum:
-    before, after = TOKENIZER.encode(prompt), TOKENIZER.encode(answer + TOKENIZER.eos_token)
-    return Datum(before + after, [0.0] * len(before) + [1.0] * len(after), **options)
-
-
-def pair_data() -> list[Datum]:
-    return [datum(prompt, text, unit=unit) for unit, (prompt, *texts) in enumerate(PAIRS) for text in texts]
-
-
-def with_reference(data: list[Datum], reference: LoadedModel) -> list[Datum]:
-    known = Engine(reference, trainable=False).logprobs(data)
-    return [replace(one, ref_logprobs=values) for one, values in zip(data, known, strict=True)]
-
-
-def gradients(module: Any) -> dict[str, torch.Tensor]:
-    return {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-
-
-def compare(model: LoadedModel, loss: float, oracle_module: Any, oracle_loss: torch.Tensor) -> None:
-    """The losses, and the gradient of every weight."""
-    assert abs(float(oracle_loss.detach())) > 1e-3, "a loss of nothing compares nothing"
-    assert loss == pytest.approx(float(oracle_loss.detach()), abs=TOLERANCE, rel=TOLERANCE)
-    oracle_loss.backward()
-    ours, theirs = gradients(model.module), gradients(oracle_module)
-    assert set(ours) == set(theirs)
-    for name, gradient in theirs.items():
-        error = (ours[name] - gradient).norm() / gradient.norm()
-        assert error < TOLERANCE, f"{name}: relative error {float(error):.1e}"
-
-
-def whole_loss(trainer: Any) -> torch.Tensor:
-    """The mean over TRL's micro-batches."""
-    trainer.model.train()
-    losses = [trainer.compute_loss(trainer.model, batch) for batch in trainer.get_train_dataloader()]
-    return torch.stack(losses).mean()
 
 
 def dpo_trainer(model: LoadedModel, reference: LoadedModel, tmp_path: Any, size: int = 3, **options: Any) -> Any:
@@ -134,6 +81,17 @@ DPO_CASES: dict[str, tuple[dict[str, Any], DPO]] = {
     "bco": ({"loss_type": ["bco_pair"]}, DPO(loss_type="bco")),
     "sppo": ({"loss_type": ["sppo_hard"]}, DPO(loss_type="sppo")),
     "exo": ({"loss_type": ["exo_pair"], "label_smoothing": 1e-3}, DPO(loss_type="exo")),
+    "discopop": ({"loss_type": ["discopop"]}, DPO(loss_type="discopop")),
+    "forward KL": ({"f_divergence_type": "forward_kl"}, DPO(divergence="forward_kl")),
+    "Jensen-Shannon": ({"f_divergence_type": "js_divergence", "beta": 1.0}, DPO(divergence="js", beta=1.0)),
+    "alpha": (
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7},
+        DPO(divergence="alpha", divergence_alpha=0.7),
+    ),
+    "alpha, ipo": (
+        {"f_divergence_type": "alpha_divergence", "f_alpha_divergence_coef": 0.7, "loss_type": ["ipo"]},
+        DPO(divergence="alpha", divergence_alpha=0.7, loss_type="ipo"),
+    ),
     "length alpha": ({"loss_type": ["sigmoid"], "ld_alpha": 0.3}, DPO(length_alpha=0.3)),
     "length alpha, ipo": ({"loss_type": ["ipo"], "ld_alpha": 0.3}, DPO(loss_type="ipo", length_alpha=0.3)),
 }
@@ -145,8 +103,9 @@ def test_dpo(tmp_path, case):
     model, reference = sharp_model(1), sharp_model(2)
     trainer = dpo_trainer(model, reference, tmp_path, **options)
     oracle = whole_loss(trainer)
-    metrics = Engine(model).forward_backward(with_reference(pair_data(), reference), algorithm)
-    compare(model, metrics["loss"], trainer.model, oracle)
+    engine = Engine(model)
+    metrics = engine.forward_backward(with_reference(pair_data(), reference), algorithm)
+    compare(engine, metrics["loss"], trainer.model, oracle)
 
 
 def test_dpo_with_sft_term(tmp_path):
@@ -155,8 +114,9 @@ def test_dpo_with_sft_term(tmp_path):
     options = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5]}
     trainer = dpo_trainer(model, reference, tmp_path, size=1, **options)
     oracle = whole_loss(trainer)
-    metrics = Engine(model).forward_backward(with_reference(pair_data(), reference), DPO(sft_coef=0.5))
-    compare(model, metrics["loss"], trainer.model, oracle)
+    engine = Engine(model)
+    metrics = engine.forward_backward(with_reference(pair_data(), reference), DPO(sft_coef=0.5))
+    compare(engine, metrics["loss"], trainer.model, oracle)
 
 
 def test_trl_ignores_label_smoothing_of_the_sigmoid_loss(tmp_path):
@@ -178,10 +138,31 @@ def test_trl_ignores_label_smoothing_of_the_sigmoid_loss(tmp_path):
     assert abs(ours - straight) > 1e-2
 
 
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_aot(tmp_path, paired, smoothing):
+    """In one micro-batch for TRL, in three for us: ranks are those of the step."""
+    model, reference = sharp_model(1), sharp_model(2)
+    options = {"loss_type": ["aot" if paired else "aot_unpaired"], "label_smoothing": smoothing}
+    trainer = dpo_trainer(model, reference, tmp_path, **options)
+    oracle = whole_loss(trainer)
+    engine = Engine(model, micro_batch_tokens=1)
+    algorithm = AOT(paired=paired, label_smoothing=smoothing)
+    data = prepared(algorithm, with_reference(pair_data(), reference), engine)
+    compare(engine, engine.forward_backward(data, algorithm)["loss"], trainer.model, oracle)
+
+
 CPO_CASES: dict[str, tuple[int, dict[str, Any], CPO | SimPO]] = {
     "cpo": (1, {"loss_type": "sigmoid", "cpo_alpha": 1.0}, CPO()),
     "cpo without NLL": (3, {"loss_type": "sigmoid", "cpo_alpha": 0.0}, CPO(sft_coef=0.0)),
     "cpo, smoothed": (1, {"cpo_alpha": 0.5, "label_smoothing": 0.1}, CPO(sft_coef=0.5, label_smoothing=0.1)),
+    "hinge": (3, {"loss_type": "hinge", "cpo_alpha": 0.0}, CPO(loss_type="hinge", sft_coef=0.0)),
+    "ipo": (1, {"loss_type": "ipo"}, CPO(loss_type="ipo")),
+    "alphapo": (
+        3,
+        {"loss_type": "alphapo", "alpha": 0.25, "beta": 2.5, "simpo_gamma": 0.25, "label_smoothing": 0.1},
+        SimPO(alpha=0.25, gamma=0.25, label_smoothing=0.1),
+    ),
     "simpo": (3, {"loss_type": "simpo", "beta": 2.5, "simpo_gamma": 1.375, "cpo_alpha": 0.0}, SimPO()),
     "simpo, NLL": (
         1,
@@ -202,7 +183,32 @@ def test_cpo_and_simpo(tmp_path, case):
         processing_class=model.tokenizer,
     )
     oracle = whole_loss(trainer)
-    compare(model, Engine(model).forward_backward(pair_data(), algorithm)["loss"], trainer.model, oracle)
+    engine = Engine(model)
+    compare(engine, engine.forward_backward(pair_data(), algorithm)["loss"], trainer.model, oracle)
+
+
+TPO_CASES: dict[str, tuple[int, dict[str, Any], CPO | SimPO]] = {
+    "tpo": (1, {"beta": 0.1, "label_smoothing": 0.1}, CPO(label_smoothing=0.1)),
+    "hinge": (3, {"loss_type": "hinge", "beta": 0.1, "tpo_alpha": 0.0}, CPO(loss_type="hinge", sft_coef=0.0)),
+    "ipo": (1, {"loss_type": "ipo", "beta": 0.1, "tpo_alpha": 0.5}, CPO(loss_type="ipo", sft_coef=0.5)),
+    "tpo-l": (1, {"loss_type": "tpo-l", "beta": 2.5, "tpo_l_gamma": 1.375}, SimPO(sft_coef=1.0)),
+}
+
+
+@pytest.mark.parametrize("case", TPO_CASES)
+def test_tpo_whose_gold_answer_is_the_chosen_one(tmp_path, case):
+    """TPO imitates a third answer. Where that is the chosen one, it is CPO, and its tpo-l is SimPO with NLL."""
+    size, options, algorithm = TPO_CASES[case]
+    model = sharp_model(1)
+    trainer = TPOTrainer(
+        model=copy.deepcopy(model.module),
+        args=TPOConfig(**arguments(tmp_path, per_device_train_batch_size=size, **options)),
+        train_dataset=datasets.Dataset.from_list([{**row, "reference": row["chosen"]} for row in ROWS]),
+        processing_class=model.tokenizer,
+    )
+    oracle = whole_loss(trainer)
+    engine = Engine(model)
+    compare(engine, engine.forward_backward(pair_data(), algorithm)["loss"], trainer.model, oracle)
 
 
 def test_orpo(tmp_path):
@@ -225,8 +231,9 @@ def test_orpo(tmp_path):
     nll = Engine(sharp_model(1)).forward_backward(everything, SFT())["loss"]
     assert whole == pytest.approx(nll + float(penalty.detach()), rel=TOLERANCE)
 
-    metrics = Engine(model).forward_backward(pair_data(), ORPO())
-    compare(model, metrics["loss"], trainer.model, penalty - chosen.mean())
+    engine = Engine(model)
+    metrics = engine.forward_backward(pair_data(), ORPO())
+    compare(engine, metrics["loss"], trainer.model, penalty - chosen.mean())
 
 
 class TwoModels:
@@ -277,4 +284,4 @@ def test_kto(tmp_path, case, policy, reference):
     data = algorithm.prepare(data, TwoModels(engine, Engine(other, trainable=False)), 1.0)
     metrics = engine.forward_backward(data, algorithm)
     assert (metrics["loss/divergence"] > 0) == ((algorithm.loss_type, policy) == ("kto", 1))
-    compare(model, metrics["loss"], trainer.model, oracle)
+    compare(engine, metrics["loss"], trainer.model, oracle)

@@ -8,6 +8,7 @@ five."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ from aurify.types import Batch, Outputs
 @dataclass(frozen=True)
 class CISPO(GRPO):
     max_ratio: float | None = None
+
+    unused: ClassVar[tuple[str, ...]] = ("surrogate", "clip_low", "clip_high", "dual_clip")
 
     def __post_init__(self) -> None:
         super().__post_init__()

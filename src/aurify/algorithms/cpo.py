@@ -3,18 +3,19 @@ data by an imitation term:
 
     -(1 - e) log sigmoid(beta (S_c - S_r)) - e log sigmoid(-beta (S_c - S_r)) + sft_coef NLL(chosen)
 
-S is the summed log-prob of a completion. The paper's NLL is a sum too; we take the mean over tokens, as TRL and the
-authors' code do (see `pairs.chosen_nll` for how)."""
+S is the summed log-prob of a completion. `loss_type` hinge (SLiC) and ipo put those losses of `dpo` in the place of the
+first two terms, again without a reference; ipo takes the mean log-prob. The paper's NLL is a sum too; we take the mean
+over tokens, as TRL and the authors' code do (see `pairs.chosen_nll` for how)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from aurify.algorithms.dpo import sigmoid
-from aurify.algorithms.pairs import chosen_nll, reward_metrics, split
+from aurify.algorithms.dpo import LOSSES, PER_TOKEN
+from aurify.algorithms.pairs import lengths_of, reward_metrics, split, with_imitation
 from aurify.errors import UserError
 from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
 
@@ -22,6 +23,7 @@ from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
 @dataclass(frozen=True)
 class CPO:
     beta: float = 0.1
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     label_smoothing: float = 0.0
     sft_coef: float = 1.0
 
@@ -35,10 +37,13 @@ class CPO:
                 f"cpo: beta {self.beta} must be > 0, sft_coef {self.sft_coef} >= 0 and label_smoothing "
                 f"{self.label_smoothing} in [0, 0.5)"
             )
+        if self.label_smoothing and self.loss_type != "sigmoid":
+            raise UserError(f"cpo.label_smoothing: the loss {self.loss_type!r} has none; leave it out, or take sigmoid")
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
-        chosen, rejected = split(batch.sum_by_sequence(batch.weights * out.logprobs))  # [pairs]
-        nll = chosen_nll(out.logprobs, batch)
-        losses = sigmoid(chosen, rejected, self.beta, self.label_smoothing) + self.sft_coef * nll
+        sums = batch.sum_by_sequence(batch.weights * out.logprobs)  # [sequences]
+        measured = sums / lengths_of(batch) if self.loss_type in PER_TOKEN else sums
+        chosen, rejected = split(measured)  # [pairs]
+        losses = LOSSES[self.loss_type](chosen, rejected, self.beta, self.label_smoothing)
         metrics = reward_metrics(self.beta * chosen, self.beta * rejected)
-        return losses.sum(), metrics | {"loss/sft": float(nll.detach().sum())}
+        return with_imitation(losses, metrics, self.sft_coef, out, batch)

@@ -12,10 +12,16 @@ completion (or their mean: ipo, sigmoid_norm), c the chosen and r the rejected o
     nca, bco      each completion against the reference alone                          arXiv 2402.05369, 2404.04656
     sppo          h_c to 1 / 2b and h_r to -1 / 2b (hard labels)                       arXiv 2405.00675
     exo           KL of s(b (h_c - h_r)) from the label 1 - e                          arXiv 2402.00856
+    discopop      sigmoid, blending into exp(-b (h_c - h_r)) where the pair is won     arXiv 2406.08414
 
-`length_alpha` weights the tokens beyond the length that both completions have (LD-DPO, arXiv 2409.06411); `sft_coef`
-adds the mean negative log-likelihood of the chosen one (see `pairs.chosen_nll`). TRL's "sigmoid" ignores label
-smoothing; we honour it, and refuse it where a loss has no place for it."""
+discopop was found by search. Its slope at a gap of 0 has the wrong sign: a policy that starts at its reference first
+sinks to a gap of about -0.13 / b, and only pairs with a lead of more than 0.075 / b are driven on.
+
+`divergence` measures the policy's distance otherwise than by reverse KL (f-DPO, arXiv 2309.16240): the losses of a gap
+then see f'(pi / pi_ref) in the place of h. `length_alpha` weights the tokens beyond the length that both completions
+have (LD-DPO, arXiv 2409.06411); `sft_coef` adds the mean negative log-likelihood of the chosen one (see
+`pairs.chosen_nll`). TRL's "sigmoid" ignores label smoothing; we honour it, and refuse it where a loss has no place for
+it."""
 
 from __future__ import annotations
 
@@ -28,13 +34,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aurify.algorithms.pairs import chosen_nll, lengths_of, reward_metrics, split
+from aurify.algorithms.pairs import lengths_of, reward_metrics, split, with_imitation
 from aurify.errors import UserError
 from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
 
 Name = Literal[
-    "sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "apo_zero", "apo_down", "nca", "bco", "sppo", "exo"
+    "sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "apo_zero", "apo_down", "nca", "bco", "sppo", "exo",
+    "discopop",
 ]  # fmt: skip
+Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
+DISCOPOP_TAU = 0.05  # it was found with this one
+MAX_EXPONENT = 20.0  # beyond it a pair is no longer driven, lest its square overflow in the norm of the gradient
 PairLoss = Callable[[Tensor, Tensor, float, float], Tensor]  # (h_c, h_r, beta, e), [pairs] -> [pairs]
 
 
@@ -83,6 +93,16 @@ def exo(chosen: Tensor, rejected: Tensor, beta: float, e: float) -> Tensor:
     return agree + torch.sigmoid(-gap) * (F.logsigmoid(-gap) - math.log(e))
 
 
+def discopop(chosen: Tensor, rejected: Tensor, beta: float, e: float) -> Tensor:
+    gap = beta * (chosen - rejected)
+    won = torch.sigmoid(gap / DISCOPOP_TAU)
+    return -(1 - won) * F.logsigmoid(gap) + won * torch.exp(-gap.clamp(min=-MAX_EXPONENT))
+
+
+def alpha_divergence(h: Tensor, alpha: float) -> Tensor:
+    return torch.expm1(((alpha - 1) * h).clamp(max=MAX_EXPONENT)) / (alpha - 1)
+
+
 LOSSES: dict[Name, PairLoss] = {
     "sigmoid": sigmoid,
     "sigmoid_norm": sigmoid,
@@ -95,9 +115,18 @@ LOSSES: dict[Name, PairLoss] = {
     "bco": bco,
     "sppo": sppo,
     "exo": exo,
+    "discopop": discopop,
 }
 PER_TOKEN = ("sigmoid_norm", "ipo")  # h is a mean over tokens there
+GAPS = ("sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "exo", "discopop")  # of h_c - h_r alone
 SMOOTHED = ("sigmoid", "sigmoid_norm", "robust", "exo")  # those that e changes
+# f'(t) for log t = h, 0 at the reference
+DIVERGENCES: dict[Divergence, Callable[[Tensor, float], Tensor]] = {
+    "reverse_kl": lambda h, alpha: h,
+    "forward_kl": lambda h, alpha: alpha_divergence(h, 0.0),
+    "js": lambda h, alpha: math.log(2) + F.logsigmoid(h),
+    "alpha": alpha_divergence,
+}
 
 
 @dataclass(frozen=True)
@@ -105,6 +134,8 @@ class DPO:
     beta: float = 0.1
     loss_type: Name = "sigmoid"
     label_smoothing: float | None = None  # None: 0.001 for exo, which needs some, and 0 for the others
+    divergence: Divergence = "reverse_kl"
+    divergence_alpha: float = 0.5  # of "alpha": near 1 it is reverse_kl, at 0 forward_kl
     length_alpha: float = 1.0  # 1 = off; 0 = only the length that both completions have counts
     sft_coef: float = 0.0
 
@@ -127,6 +158,14 @@ class DPO:
                 f"of {', '.join(SMOOTHED)}"
             )
 
+        if self.divergence != "reverse_kl" and self.loss_type not in GAPS:
+            raise UserError(
+                f"dpo.divergence: {self.divergence!r} has a meaning only for differences of two completions, which the "
+                f"loss {self.loss_type!r} does not keep to; take reverse_kl, or one of {', '.join(GAPS)}"
+            )
+        if self.divergence_alpha == 1:
+            raise UserError("dpo.divergence_alpha: the alpha-divergence at 1 is reverse_kl; set divergence to that")
+
     @property
     def smoothing(self) -> float:
         if self.label_smoothing is None:
@@ -137,15 +176,11 @@ class DPO:
         assert batch.ref_logprobs is not None
         weights = batch.weights if self.length_alpha == 1 else batch.weights * beyond(batch, self.length_alpha)
         h = batch.sum_by_sequence(weights * (out.logprobs - batch.ref_logprobs))  # [sequences]
-        measured = h / lengths_of(batch) if self.loss_type in PER_TOKEN else h
+        measured = DIVERGENCES[self.divergence](h, self.divergence_alpha)
+        if self.loss_type in PER_TOKEN:
+            measured = measured / lengths_of(batch)
         losses = LOSSES[self.loss_type](*split(measured), self.beta, self.smoothing)  # [pairs]
-        chosen, rejected = split(self.beta * h)
-        metrics = reward_metrics(chosen, rejected)
-        if self.sft_coef:
-            nll = chosen_nll(out.logprobs, batch)
-            losses = losses + self.sft_coef * nll
-            metrics["loss/sft"] = float(nll.detach().sum())
-        return losses.sum(), metrics
+        return with_imitation(losses, reward_metrics(*split(self.beta * h)), self.sft_coef, out, batch)
 
 
 def beyond(batch: Batch, alpha: float) -> Tensor:

@@ -51,6 +51,7 @@ class GRPO:
     correction: Correction = Correction()
 
     learns_from: ClassVar[Lesson] = "rollouts"
+    unused: ClassVar[tuple[str, ...]] = ()  # fields that the surrogate of a relative has no place for
 
     def __post_init__(self) -> None:
         if self.dual_clip is not None and self.dual_clip <= 1:
@@ -61,6 +62,10 @@ class GRPO:
             raise UserError(
                 "grpo.aggregator 'constant' divides by a length: set grpo.constant_length, usually sampling.max_tokens"
             )
+        for name in self.unused:
+            if getattr(self, name) != getattr(type(self), name):
+                method = type(self).__name__.lower()
+                raise UserError(f"{method}.{name}: {getattr(self, name)} has no effect on {method}; leave it out")
         for name in ("clip_low", "clip_high", "kl_coef"):
             if getattr(self, name) < 0:
                 raise UserError(f"grpo.{name}: {getattr(self, name)} must not be negative")

@@ -4,6 +4,9 @@ tokens', is clipped; so a sequence is kept or left out as one. With s = exp(mean
     sequence   -min(s A, clip(s) A), whose gradient is spread evenly over the tokens
     token      the same value, with s in the form sg(s) pi / sg(pi): tokens may then have advantages of their own
 
+LUSPO (arXiv 2602.05261) multiplies a sequence's loss by its length, so that long answers are not spared: that is
+`aggregator: constant, constant_length: 1`, the sum over tokens.
+
 Ratios of sequences differ far less than those of tokens: hence the narrow clip."""
 
 from __future__ import annotations

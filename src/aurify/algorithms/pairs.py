@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aurify.types import Batch, Metrics
+from aurify.types import Batch, Metrics, Outputs
 
 
 def split(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,6 +32,16 @@ def chosen_nll(logprobs: Tensor, batch: Batch) -> Tensor:
     that a pair's share does not depend on which others it meets in a micro-batch. TRL takes the mean over all tokens
     of a micro-batch: long completions weigh more there."""
     return -split(mean_by_sequence(logprobs, batch))[0]
+
+
+def with_imitation(
+    losses: Tensor, metrics: Metrics, sft_coef: float, out: Outputs, batch: Batch
+) -> tuple[Tensor, Metrics]:
+    """What `loss` returns: the sum of [pairs] losses and, where it has a weight, of the chosen ones' NLL."""
+    if not sft_coef:
+        return losses.sum(), metrics
+    nll = chosen_nll(out.logprobs, batch)
+    return (losses + sft_coef * nll).sum(), metrics | {"loss/sft": float(nll.detach().sum())}
 
 
 def reward_metrics(chosen: Tensor, rejected: Tensor) -> Metrics:

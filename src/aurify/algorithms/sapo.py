@@ -8,7 +8,7 @@ At rho = 1 its gradient is that of -rho A."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,6 +23,8 @@ class SAPO(GRPO):
     tau_positive: float = 1.0
     tau_negative: float = 1.05
     aggregator: Literal["token", "sequence", "constant"] = "sequence"
+
+    unused: ClassVar[tuple[str, ...]] = ("surrogate", "clip_low", "clip_high", "dual_clip")
 
     def __post_init__(self) -> None:
         super().__post_init__()

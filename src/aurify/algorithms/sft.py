@@ -1,9 +1,16 @@
-"""Supervised fine-tuning: the mean negative log-likelihood of the trained tokens, by their weights."""
+"""Supervised fine-tuning: the mean over the trained tokens, by their weights, of
+
+    nll   -log pi
+    dft   -sg(pi) log pi: dynamic fine-tuning (arXiv 2508.05629). Likelihood alone is a policy gradient whose reward is
+          1 / pi; taking that off, a token that the model finds unlikely no longer pulls harder than others. The value
+          is highest at pi = 1 / e: "loss/nll" tells whether the model learns.
+
+Label smoothing needs the log-probs of the whole vocabulary, which the engine never holds; TRL gives it up as well."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -12,9 +19,14 @@ from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
 
 @dataclass(frozen=True)
 class SFT:
+    loss_type: Literal["nll", "dft"] = "nll"
+
     learns_from: ClassVar[Lesson] = "answers"
     needs: ClassVar[frozenset[Need]] = frozenset()
     per: ClassVar[Per] = "token"
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
-        return -(batch.weights * out.logprobs).sum(), {}
+        nll = -batch.weights * out.logprobs  # [tokens]
+        if self.loss_type == "nll":
+            return nll.sum(), {}
+        return (out.logprobs.detach().exp() * nll).sum(), {"loss/nll": float(nll.detach().sum())}

@@ -3,6 +3,9 @@ log-prob a = log pi(y) / |y| per token, what sampling looks at too, and the chos
 
     -log sigmoid(beta (a_c - a_r) - gamma) + sft_coef NLL(chosen)
 
+`alpha` bends that reward (AlphaPO, arXiv 2501.03884) to (1 - exp(-alpha a)) / alpha, which is a at 0: above 0 unlikely
+completions lose more than likely ones gain. `label_smoothing` is that of `dpo`.
+
 The defaults are in the paper's range (beta 2 to 2.5, gamma / beta .3 to .6). Those of TRL's CPO trainer, which has the
 loss as loss_type "simpo", are beta 0.1, gamma 0.5 and an NLL term of weight 1."""
 
@@ -11,10 +14,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor
 
-from aurify.algorithms.pairs import chosen_nll, mean_by_sequence, reward_metrics, split
+from aurify.algorithms.dpo import sigmoid
+from aurify.algorithms.pairs import mean_by_sequence, reward_metrics, split, with_imitation
 from aurify.errors import UserError
 from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
 
@@ -23,6 +27,8 @@ from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
 class SimPO:
     beta: float = 2.5
     gamma: float = 1.375
+    alpha: float = 0.0  # AlphaPO: 0.1 to 0.25 is usual
+    label_smoothing: float = 0.0
     sft_coef: float = 0.0  # above 0: CPO-SimPO, which forgets less
 
     learns_from: ClassVar[Lesson] = "pairs"
@@ -30,17 +36,16 @@ class SimPO:
     per: ClassVar[Per] = "unit"
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.gamma < 0 or self.sft_coef < 0:
+        if self.beta <= 0 or self.gamma < 0 or self.sft_coef < 0 or not 0 <= self.label_smoothing < 0.5:
             raise UserError(
-                f"simpo: beta {self.beta} must be > 0, gamma {self.gamma} and sft_coef {self.sft_coef} >= 0"
+                f"simpo: beta {self.beta} must be > 0, gamma {self.gamma} and sft_coef {self.sft_coef} >= 0, and "
+                f"label_smoothing {self.label_smoothing} in [0, 0.5)"
             )
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
-        chosen, rejected = split(self.beta * mean_by_sequence(out.logprobs, batch))  # [pairs]
-        losses = -F.logsigmoid(chosen - rejected - self.gamma)
-        metrics = reward_metrics(chosen, rejected)
-        if self.sft_coef:
-            nll = chosen_nll(out.logprobs, batch)
-            losses = losses + self.sft_coef * nll
-            metrics["loss/sft"] = float(nll.detach().sum())
-        return losses.sum(), metrics
+        rewards = mean_by_sequence(out.logprobs, batch)  # [sequences]
+        if self.alpha:
+            rewards = -torch.expm1(-self.alpha * rewards) / self.alpha
+        chosen, rejected = split(self.beta * rewards)  # [pairs]
+        losses = sigmoid(chosen, rejected + self.gamma, 1.0, self.label_smoothing)
+        return with_imitation(losses, reward_metrics(chosen, rejected), self.sft_coef, out, batch)

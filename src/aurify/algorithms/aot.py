@@ -1,0 +1,80 @@
+"""Alignment via optimal transport (arXiv 2406.05882): not each chosen completion over its own rejected one, but the
+chosen ones as a distribution over the rejected ones. In one dimension the cheapest transport pairs equal ranks, so both
+sides are sorted over the step. With S = log pi(y), h = S - log pi_ref(y), (k) the k-th smallest and
+f(x) = -(1 - e) log s(beta x) - e log s(-beta x):
+
+    unpaired   f(h_c(k) - h_r(k)): the chosen ones beat the rejected ones of other prompts too
+    paired     f(g(k) - g_ref(k)), g = S_c - S_r: the policy's gaps beat the reference's
+
+A rank depends on the whole step, a micro-batch knows a part. So `prepare` looks once at all of the step (one more
+forward pass) and gives each completion what it is measured against, a constant: the value of equal rank. TRL sorts
+within a micro-batch: its loss depends on memory. With one pair a step both are DPO."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from aurify.algorithms.dpo import sigmoid
+from aurify.algorithms.pairs import reward_metrics, split
+from aurify.errors import UserError
+from aurify.types import Batch, Datum, Lesson, Metrics, Need, Outputs, Per, Policy
+
+
+@dataclass(frozen=True)
+class AOT:
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    paired: bool = False
+
+    learns_from: ClassVar[Lesson] = "pairs"
+    needs: ClassVar[frozenset[Need]] = frozenset({"ref_logprobs"})
+    per: ClassVar[Per] = "unit"
+
+    def __post_init__(self) -> None:
+        if self.beta <= 0 or not 0 <= self.label_smoothing < 0.5:
+            raise UserError(f"aot: beta {self.beta} must be > 0 and label_smoothing {self.label_smoothing} in [0, 0.5)")
+
+    def prepare(self, data: Sequence[Datum], policy: Policy, temperature: float) -> list[Datum]:
+        now = summed(data, policy.logprobs(data, temperature=temperature))  # [sequences]
+        before = summed(data, [datum.ref_logprobs or [] for datum in data])
+        if self.paired:
+            baseline = of_equal_rank(torch.sub(*split(now)), torch.sub(*split(before))).repeat_interleave(2)
+        else:
+            chosen, rejected = split(now - before)
+            baseline = torch.stack([of_equal_rank(chosen, rejected), of_equal_rank(rejected, chosen)], 1).view(-1)
+        return [replace(datum, baseline=value) for datum, value in zip(data, baseline.tolist(), strict=True)]
+
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+        assert batch.ref_logprobs is not None
+        h = batch.sum_by_sequence(batch.weights * (out.logprobs - batch.ref_logprobs))  # [sequences]
+        metrics = reward_metrics(*split(self.beta * h))
+        above, below = split(batch.baseline)  # [pairs]
+        if self.paired:
+            gap = torch.sub(*split(batch.sum_by_sequence(batch.weights * out.logprobs)))
+            return sigmoid(gap, above, self.beta, self.label_smoothing).sum(), metrics
+        chosen, rejected = split(h)
+        seen = sigmoid(chosen, above, self.beta, self.label_smoothing)
+        seen = (seen + sigmoid(below, rejected, self.beta, self.label_smoothing)).sum()
+        return seen - seen.detach() / 2, metrics  # each term is seen from both of its ends: value twice, gradient once
+
+
+def summed(data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> Tensor:
+    """[sequences] fp64, over the trained tokens by weight."""
+    return torch.tensor(
+        [
+            math.fsum(w * value for w, value in zip(datum.weights, row, strict=True))
+            for datum, row in zip(data, logprobs, strict=True)
+        ],
+        dtype=torch.float64,
+    )
+
+
+def of_equal_rank(values: Tensor, others: Tensor) -> Tensor:
+    """For each of `values` the one of `others` that has its rank."""
+    return torch.empty_like(others).index_copy(0, values.argsort(stable=True), others.sort().values)

@@ -1,0 +1,46 @@
+"""Variational sequence-level soft policy optimisation (arXiv 2602.10693): for updates far from the policy that sampled.
+A whole sequence has one weight, by the product w of its tokens' ratios, which falls smoothly on both sides of a hump
+near 1 instead of being clipped. The weight has no gradient:
+
+    -sg(phi(w)) A log pi,   phi(w) = w^k exp(lambda (1 - w)),   phi(1) = 1
+
+Positive advantages have (k, lambda) = (2, 3), negative ones (3, 2). The paper takes w against the sampler; so does TRL,
+which multiplies its sampler's ratio into w. Here w is against the trainer's own old log-probs, as in all of the family,
+and `correction` stands beside it as a factor of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from aurify.algorithms.grpo import GRPO
+from aurify.errors import UserError
+from aurify.types import Batch, Outputs
+
+
+@dataclass(frozen=True)
+class VESPO(GRPO):
+    k_positive: float = 2.0
+    lambda_positive: float = 3.0
+    k_negative: float = 3.0
+    lambda_negative: float = 2.0
+
+    unused: ClassVar[tuple[str, ...]] = ("surrogate", "clip_low", "clip_high", "dual_clip")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("k_positive", "lambda_positive", "k_negative", "lambda_negative"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"vespo.{name}: {getattr(self, name)} must be > 0; the weight has no hump otherwise")
+
+    def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        assert batch.advantages is not None
+        log_w = batch.sum_by_sequence(batch.weights * ratio.detach().log())[batch.sequence]  # [tokens]
+        up = batch.advantages > 0
+        k = torch.where(up, self.k_positive, self.k_negative)
+        decay = torch.where(up, self.lambda_positive, self.lambda_negative)
+        weight = (k * log_w - decay * log_w.expm1()).exp()  # an infinite w has weight 0
+        return -weight * batch.advantages * out.logprobs, {"loss/sequence_weight": weight}
