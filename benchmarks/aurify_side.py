@@ -7,10 +7,11 @@ import itertools
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from side import Channel, Step, serve
-from work import ALPHA, GRPO_TOKENS, LR, NUM_COMPLETIONS, RANK, SAMPLE_TOKENS, Row, Work, reward
+from work import ALPHA, GRPO_TOKENS, LR, NUM_COMPLETIONS, RANK, REWARDS, SAMPLE_TOKENS, Reward, Row, Work
 
 from aurify.algorithms.dpo import DPO
 from aurify.algorithms.grpo import GRPO
@@ -29,7 +30,9 @@ def main(case: str, model_path: str, work_path: str, dtype: str) -> None:
     model = load_model(ModelConfig(model_path, dtype=dtype))  # type: ignore[arg-type]
     lora = LoraConfig(rank=RANK, alpha=ALPHA) if kind == "lora" else None
     engine = Engine(model, lora=lora, trainable=method != "sample")
-    serve(channel, {"sft": sft, "dpo": dpo, "grpo": grpo, "sample": sample}[method](engine, work))
+    methods = {"sft": sft, "dpo": dpo, "sample": sample}
+    methods |= {name: partial(grpo, reward) for name, reward in REWARDS.items()}
+    serve(channel, methods[method](engine, work))
 
 
 def datum(prompt: list[int], answer: list[int], unit: int = -1) -> Datum:
@@ -68,7 +71,7 @@ def dpo(engine: Engine, work: Work) -> Step:
     return step
 
 
-def grpo(engine: Engine, work: Work) -> Step:
+def grpo(reward: Reward, engine: Engine, work: Work) -> Step:
     sampler, algorithm, numbers = InProcessSampler(engine), GRPO(), itertools.count()
 
     async def collect() -> list[Group]:
@@ -79,11 +82,13 @@ def grpo(engine: Engine, work: Work) -> Step:
         prompt = work.prompts[place]
         params = SamplingParams(max_tokens=GRPO_TOKENS, seed=number * len(work.prompts) + place)
         completions = await sampler.sample(prompt, params, NUM_COMPLETIONS)
-        return Group(Task(str(place), []), [trajectory(prompt, completion) for completion in completions])
+        return Group(Task(str(place), []), [trajectory(place, completion) for completion in completions])
 
-    def trajectory(prompt: list[int], completion: Completion) -> Trajectory:
+    def trajectory(place: int, completion: Completion) -> Trajectory:
+        prompt, answer = work.prompts[place], work.answers[place]
         segments = [Segment(prompt, "prompt"), Segment(completion.tokens, "policy", completion.logprobs)]
-        return Trajectory(segments, [], 0, reward=reward(completion.tokens))
+        score = reward(completion.tokens, engine.tokenizer.decode(completion.tokens), answer)
+        return Trajectory(segments, [], 0, reward=score)
 
     def step() -> dict[str, float]:
         begin = time.perf_counter()
@@ -97,13 +102,20 @@ def grpo(engine: Engine, work: Work) -> Step:
                 logprobs=[0.0] * len(one.segments[0].tokens) + (one.segments[1].logprobs or []),
             )
             for group, row in zip(groups, algorithm.advantages(groups), strict=True)
+            if any(row)  # as the loop does
             for one, advantage in zip(group.trajectories, row, strict=True)
         ]
-        engine.forward_backward(data, algorithm)
-        engine.optim_step(LR)
+        if data:
+            engine.forward_backward(data, algorithm)
+            engine.optim_step(LR)
         asyncio.run(sampler.load_weights(engine.weights(), engine.version))
         num = float(sum(one.num_policy_tokens for group in groups for one in group.trajectories))
-        return {"tokens": num, "sampling": sampled - begin, "training": time.perf_counter() - sampled}
+        return {
+            "tokens": num,
+            "groups": len(data) / NUM_COMPLETIONS,
+            "sampling": sampled - begin,
+            "training": time.perf_counter() - sampled,
+        }
 
     return step
 

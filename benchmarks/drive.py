@@ -26,6 +26,7 @@ CASES = {
     "dpo-lora": ("aurify", "trl"),
     "grpo-full": ("aurify", "trl"),
     "grpo-lora": ("aurify", "trl"),
+    "grpo_task-lora": ("aurify", "trl"),
     "sample": ("aurify", "generate", "vllm"),
 }
 COLUMNS = ("case", "side", "s / step", "tokens", "tokens / s", "peak GiB", "of GEMM peak", "our speed-up", "per token")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from peft import LoraConfig
 from side import Channel
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
-from work import ALPHA, GRPO_TOKENS, LR, NUM_COMPLETIONS, NUM_PROMPTS, NUM_ROWS, RANK, Work, reward
+from work import ALPHA, GRPO_TOKENS, LR, NUM_COMPLETIONS, NUM_PROMPTS, NUM_ROWS, RANK, REWARDS, Reward, Work
 
 GRPO_MICRO_BATCH = 16
 
@@ -78,7 +79,8 @@ def main(case: str, model_path: str, work_path: str, dtype: str) -> None:
         if kind == "lora"
         else None,
     }
-    {"sft": sft, "dpo": dpo, "grpo": grpo}[method](work, arguments, common, tokens).train()
+    trainers = {"sft": sft, "dpo": dpo} | {name: partial(grpo, reward) for name, reward in REWARDS.items()}
+    trainers[method](work, arguments, common, tokens).train()
 
 
 def sft(work: Work, arguments: dict[str, Any], common: dict[str, Any], tokens: list[float]) -> SFTTrainer:
@@ -103,10 +105,14 @@ def dpo(work: Work, arguments: dict[str, Any], common: dict[str, Any], tokens: l
     return trainer
 
 
-def grpo(work: Work, arguments: dict[str, Any], common: dict[str, Any], tokens: list[float]) -> GRPOTrainer:
-    def hashed(completion_ids: list[list[int]], **_: Any) -> list[float]:
+def grpo(
+    reward: Reward, work: Work, arguments: dict[str, Any], common: dict[str, Any], tokens: list[float]
+) -> GRPOTrainer:
+    decode = common["processing_class"].decode
+
+    def rewards(completion_ids: list[list[int]], answer: list[str], **_: Any) -> list[float]:
         tokens.append(float(sum(len(ids) for ids in completion_ids)))
-        return [reward(ids) for ids in completion_ids]
+        return [reward(ids, decode(ids), right) for ids, right in zip(completion_ids, answer, strict=True)]
 
     # the logits of all 64 at once need more memory than a desk machine has; TRL still generates all 64 together
     arguments["per_device_train_batch_size"] = GRPO_MICRO_BATCH
@@ -114,8 +120,11 @@ def grpo(work: Work, arguments: dict[str, Any], common: dict[str, Any], tokens: 
     config = GRPOConfig(
         num_generations=NUM_COMPLETIONS, max_completion_length=GRPO_TOKENS, temperature=1.0, beta=0.0, **arguments
     )
-    rows = [{"prompt": messages} for messages in work.conversations]
-    return GRPOTrainer(args=config, train_dataset=Dataset.from_list(rows), reward_funcs=hashed, **common)
+    rows = [
+        {"prompt": messages, "answer": answer}
+        for messages, answer in zip(work.conversations, work.answers, strict=True)
+    ]
+    return GRPOTrainer(args=config, train_dataset=Dataset.from_list(rows), reward_funcs=rewards, **common)
 
 
 if __name__ == "__main__":

@@ -28,23 +28,25 @@ def num_nodes(sequences: list[list[int]]) -> int:
 
 
 def test_cases_run_and_are_written(tmp_path):
-    command = [sys.executable, str(CPU), "dpo-lora", "grpo-full", "--model", "random:tiny", "--sides", "none"]
-    command += ["--threads", "1", "--repeats", "2", "--out", str(tmp_path)]
+    command = [sys.executable, str(CPU), "dpo-lora", "grpo-full", "grpo_task-lora", "--model", "random:tiny"]
+    command += ["--sides", "none", "--threads", "1", "--repeats", "2", "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     record = json.loads((tmp_path / "cpu.json").read_text())
     assert record["threads"] == 1 and min(record["gemm_peak"]) > 1e8
     results = {case: sides["aurify"] for case, sides in record["results"].items()}
-    assert set(results) == {"dpo-lora", "grpo-full"}
+    assert set(results) == {"dpo-lora", "grpo-full", "grpo_task-lora"}
     for result in results.values():
         assert len(result["steps"]) == 2 and result["peak_bytes"] > 2**26
-    dpo, grpo = results.values()
+    dpo, grpo, task = results.values()
     assert dpo["tokens"] == sum(len(sequence) for pair in pairs() for sequence in pair)
     each, together = sum(map(num_nodes, pairs())), num_nodes([sequence for pair in pairs() for sequence in pair])
     assert together <= dpo["steps"][0]["computed"] <= each < dpo["tokens"]  # a pair shares its prompt at least
     assert dpo["flops"] > 6 * 90_000 * dpo["steps"][0]["computed"]  # forward and backward of 90,000 weights, and more
     assert 64 <= grpo["tokens"] <= 64 * 32
-    assert (tmp_path / "cpu.md").read_text().count("\n") == 4
+    assert grpo["steps"][0]["groups"] == 8
+    assert task["steps"][0]["groups"] == 0  # random weights solve nothing, and what nobody solved is not trained
+    assert (tmp_path / "cpu.md").read_text().count("\n") == 5
 
 
 def test_unknown_case_is_named():
