@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import torch
 
 from aurify.errors import UserError
 from aurify.memory import embedding
-from aurify.memory.embedding import MINILM, find_model, load_embedder
+from aurify.memory.embedding import MINILM, SentenceEmbedder, batches, find_model, load_embedder
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "fish", "swims", "in", "sea", "query", ":", "dog", "runs"]
 
@@ -21,7 +22,6 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "fish", "swims", "
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A random BERT of two layers, with prompts as E5 has them, and a window of 16 tokens."""
-    import torch
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizer
@@ -67,6 +67,59 @@ def test_tokens_are_counted_beyond_the_window(embedder):
     assert embedder.count_tokens(["", "fish", "the fish " * 100]) == [2, 3, 202] and embedder.count_tokens([]) == []
     seen, more = "the fish " * 7, "the fish " * 7 + "dog dog dog"
     assert embedder.embed_documents([seen]) == pytest.approx(embedder.embed_documents([more]), abs=1e-6)
+
+
+@pytest.mark.parametrize("texts", [["fish"], ["the sea " * 30], ["fish", "the fish swims in the sea", "", "dog"]])
+def test_queries_get_the_vectors_of_encode(embedder, texts):
+    found = embedder.embed_queries(texts)
+    assert embedder._plain
+    expected = embedder.model.encode_query(texts, normalize_embeddings=True)
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_documents_get_the_vectors_of_encode_in_their_order(embedder):
+    texts = [" ".join(WORDS[5 : 6 + (7 * number) % 9] * (1 + number % 3)) for number in range(100)]
+    expected = embedder.model.encode_document(texts, normalize_embeddings=True)
+    assert embedder.embed_documents(texts) == pytest.approx(expected, abs=1e-5)
+
+
+def test_batches_are_bounded_in_rows_and_characters_and_hold_every_text():
+    lengths = [5, 100, 0, 30, 30, 30, 7, 1000, 2]
+    made = list(batches(lengths, max_rows=4, max_chars=100))
+    assert sorted(place for batch in made for place in batch) == list(range(9))
+    assert made == [[7], [1], [3, 4, 5], [6, 0, 8, 2]]
+    assert list(batches([], 4, 100)) == []
+
+
+def test_a_model_that_wants_more_is_asked_by_encode(folder):
+    """One that cuts its vectors, and one whose modules cannot be called by themselves."""
+    from sentence_transformers import SentenceTransformer
+
+    class Demanding(SentenceTransformer):
+        def preprocess(self, inputs, prompt=None, **kwargs):
+            if kwargs.pop("show", None) is None:
+                raise TypeError("show is missing")
+            return super().preprocess(inputs, prompt, **kwargs)
+
+        def encode_query(self, inputs, **kwargs):
+            self.preprocess(inputs, show=True)
+            return np.ones((len(inputs), 24), np.float32)
+
+    for model in (SentenceTransformer(str(folder), truncate_dim=8), Demanding(str(folder))):
+        embedder = SentenceEmbedder("special", model.eval())
+        found = embedder.embed_queries(["the fish", "dog"])
+        assert embedder._plain is False and found.shape == (2, embedder.dim)
+        assert np.array_equal(found, model.encode_query(["the fish", "dog"], normalize_embeddings=True))
+
+
+def test_a_query_leaves_the_number_of_threads_as_it_was(embedder):
+    held = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        embedder.embed_queries(["fish"])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(held)
 
 
 def test_threads_do_not_disturb_each_other(embedder):
@@ -135,6 +188,11 @@ def test_another_wheel_than_the_known_one_is_not_used(wheel, tmp_path, monkeypat
 @pytest.mark.skipif(not importlib.util.find_spec(embedding.MODULE), reason="MiniLM's package is not installed")
 def test_minilm_knows_what_belongs_together():
     minilm = load_embedder()
+    texts = ["How do fish breathe?", "What is (are) Lung Cancer ?"]
+    expected = minilm.model.encode_query(texts, normalize_embeddings=True)
+    for num in (1, 2):
+        assert minilm.embed_queries(texts[:num]) == pytest.approx(expected[:num], abs=1e-5)
+    assert minilm._plain
     assert (minilm.dim, minilm.max_tokens) == (384, 256)
     query = minilm.embed_queries(["How do fish breathe?"])[0]
     scores = minilm.embed_documents(["Gills take oxygen out of water.", "Stocks fell on Monday."]) @ query

@@ -28,7 +28,9 @@ LANGUAGES = (
 )
 NO_LANGUAGE = "none"  # words as they are written, all of them
 KEEP_VERSIONS = timedelta(hours=1)  # a search that began before a clean-up still finds its files
-IN_MEMORY = 1 << 30  # bytes of vectors up to which dense search is a product of matrices: exact, and ten times faster
+IN_MEMORY = 1 << 30  # bytes of vectors up to which dense search is a product of matrices: exact, and ten times faster;
+# the texts, which take less, are then in memory too: looking up ten rows of a table costs more than searching it
+SHOWN = ("chunk", "passage", "metadata")  # columns of what a search returns
 NAMES_AT_ONCE = 500  # in a condition
 CONDITIONS = 32  # whose matches a snapshot remembers
 
@@ -205,11 +207,13 @@ class Snapshot:
         self._sorted_row_ids = self.row_ids[self._by_row_id]
         dim = table.schema.field("vector").type.list_size
         self.vectors: np.ndarray | None = None  # [chunks, dim]
+        self.shown: Any | None = None  # their columns, as a table of Arrow
         if len(self.ids) * dim * 4 <= IN_MEMORY:
-            loaded = table.search().select(["vector"]).with_row_id(True).to_arrow()
+            loaded = table.search().select(["vector", *SHOWN]).with_row_id(True).to_arrow().combine_chunks()
+            order = np.argsort(self.places(loaded["_rowid"].to_numpy()))
             vectors = loaded["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
-            self.vectors = np.empty_like(vectors)
-            self.vectors[self.places(loaded["_rowid"].to_numpy())] = vectors
+            self.vectors = vectors[order]
+            self.shown = loaded.select(list(SHOWN)).take(order).combine_chunks()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -287,7 +291,8 @@ class Snapshot:
 
     def chunks(self, places: Sequence[int]) -> list[tuple[Chunk, dict[str, Any]]]:
         """With the metadata of their documents, in the order asked for."""
-        rows = self._take(places, ["chunk", "passage", "metadata"])
+        held = self.shown
+        rows = self._take(places, SHOWN) if held is None else held.take(np.array(places, np.int64)).to_pylist()
         return [(unpacked(row["chunk"], row["passage"]), json.loads(row["metadata"])) for row in rows]
 
     def _take(self, places: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
