@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from aurify.config import did_you_mean
+from aurify.memory.reading import FRONT_MATTER
 
 SUFFIXES = (".md", ".yaml", ".yml")
 LISTS = ("triggers", "tools", "steps", "checks", "examples")
 KEYS = ("name", "when", *LISTS, "outcome", "notes")
-FRONT = re.compile(r"\A---[ \t]*\n(.*?)\n---[ \t]*(?:\n|\Z)", re.DOTALL)
 HEADING = re.compile(r"(#{1,6})\s+(.+?)\s*#*")
 ITEM = re.compile(r"^(?:\d+[.)]|[-*+])\s+", re.MULTILINE)
 SIGN = re.compile(r"\s*\[(tool|says):\s*(.+)\]\s*$")
@@ -113,8 +113,8 @@ def values_of_yaml(text: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def values_of_markdown(text: str) -> tuple[dict[str, Any], list[str]]:
-    front = FRONT.match(text)
-    values, problems = values_of_yaml(front[1]) if front else ({}, [])
+    front = FRONT_MATTER.match(text)
+    values, problems = values_of_yaml(front[1]) if front and front[1] else ({}, [])
     body = text[front.end() :] if front else text
     notes, titled = [], False
     for marks, heading, content in sections(body):

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from itertools import groupby
 
 from aurify.memory.pieces import ChunkOptions, Count, Piece, cut, lines_of, merge_small, pack
+from aurify.memory.reading import FRONT_MATTER
 from aurify.memory.types import Document
 
 HEADING = re.compile(r" {0,3}(#{1,6})[ \t]+(.*?)[ \t]*#*[ \t]*$")
 UNDERLINE = re.compile(r" {0,3}(=+|-+)[ \t]*$")
 FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-FRONT_MATTER = re.compile(r"---[ \t]*\n(?:.*\n)*?---[ \t]*\n")
 MAX_HEADING = 120  # characters of a heading in a breadcrumb
 
 Paragraph = tuple[int, int, tuple[str, ...]]  # start, end, headings above

@@ -19,7 +19,7 @@ from typing import IO, cast
 
 from aurify.errors import UserError
 from aurify.memory.pdf import UnreadablePdf, read_pdf
-from aurify.memory.reading import Refusals, Refused, clean
+from aurify.memory.reading import FRONT_MATTER, Refusals, Refused, clean
 from aurify.memory.rows import Columns, read_rows
 from aurify.memory.types import Document, Metadata
 from aurify.memory.webpage import Page, read_page
@@ -70,7 +70,6 @@ PRINTABLE = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
 TEXT_CODEC = re.compile(
     r"utf-?(8|16|32)|(us-)?ascii|latin|iso-?8859|windows-|cp\d|koi8|big5|gb|euc-|shift|tis-?620", re.IGNORECASE
 )
-FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?\n)(?:---|\.\.\.)[ \t]*(?:\n|$)", re.DOTALL)
 HYPHEN = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
 
 
