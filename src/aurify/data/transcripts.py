@@ -29,18 +29,9 @@ def is_hh(text: Any) -> bool:
 
 
 def hh_messages(row: Row, column: str) -> list[Message]:
-    """The turns of a transcript. An empty answer at its end is left for the caller to judge."""
-    text = row.text(column)
-    parts = HH_TURN.split(text)
-    if parts[0].strip() or len(parts) < 3:
-        raise row.bad(
-            f"{column!r} begins {text[:40]!r}; expected 'Human: ...' and 'Assistant: ...' after blank lines",
-            f"{column!r} is no transcript of Human and Assistant",
-        )
-    return [
-        {"role": HH_ROLES[speaker], "content": said.strip()}
-        for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+    """An empty answer at the end is left for the caller to judge."""
+    turns = turns_of(row, column, HH_TURN, "Human", "Assistant", " after blank lines")
+    return [{"role": HH_ROLES[speaker], "content": said} for speaker, said in turns]
 
 
 def is_glaive(text: Any) -> bool:
@@ -48,17 +39,22 @@ def is_glaive(text: Any) -> bool:
 
 
 def glaive_messages(row: Row, column: str) -> list[Message]:
+    turns = turns_of(row, column, GLAIVE_TURN, "USER", "ASSISTANT")
+    return [glaive_message(row, column, speaker, said) for speaker, said in turns]
+
+
+def turns_of(
+    row: Row, column: str, turn: re.Pattern[str], person: str, assistant: str, where: str = ""
+) -> list[tuple[str, str]]:
+    """Who spoke, and what. The last three are for the error."""
     text = row.text(column)
-    parts = GLAIVE_TURN.split(text)
-    if parts[0].strip() or len(parts) < 3:
+    before, *parts = turn.split(text)
+    if before.strip() or not parts:
         raise row.bad(
-            f"{column!r} begins {text[:40]!r}; expected 'USER: ...' and 'ASSISTANT: ...'",
-            f"{column!r} is no transcript of USER and ASSISTANT",
+            f"{column!r} begins {text[:40]!r}; expected '{person}: ...' and '{assistant}: ...'{where}",
+            f"{column!r} is no transcript of {person} and {assistant}",
         )
-    return [
-        glaive_message(row, column, speaker, said.strip())
-        for speaker, said in zip(parts[1::2], parts[2::2], strict=True)
-    ]
+    return [(speaker, said.strip()) for speaker, said in zip(parts[::2], parts[1::2], strict=True)]
 
 
 def glaive_message(row: Row, column: str, speaker: str, said: str) -> Message:
