@@ -23,6 +23,9 @@ class Known:
     def entropies(self, data: Any, *, temperature: float = 1.0) -> list[list[float]]:
         raise AssertionError("not needed")
 
+    def over_ranks(self, values: Any) -> list[float]:
+        return list(values)
+
 
 def steps(sums: list[int], h: list[float]) -> list[Datum]:
     """Completions of one token each, chosen and rejected in turn, whose log-prob is -sums and whose gain is h."""
@@ -59,6 +62,12 @@ def test_paired():
     data = algorithm.prepare(steps([4, 7, 6, 5], [0.0, -3.0, 1.0, 3.0]), Known(), 1.0)
     assert [datum.baseline for datum in data] == [1.0, 1.0, 0.0, 0.0]
     assert loss_of(algorithm, data)[0] == pytest.approx(1.342536, abs=1e-6)
+
+
+def test_equal_values_share_what_their_ranks_have():
+    """h_c = (1, 1, 0) against h_r = (-1, 3, 5): 0 meets -1, each 1 the mean of 3 and 5, and so in any order."""
+    data = AOT().prepare(steps([3, 4, 5, 6, 7, 8], [1.0, -1.0, 1.0, 3.0, 0.0, 5.0]), Known(), 1.0)
+    assert [datum.baseline for datum in data] == [4.0, 0.0, 4.0, 1.0, -1.0, 1.0]
 
 
 @pytest.mark.parametrize("paired", [True, False])

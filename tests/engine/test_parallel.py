@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from aurify.algorithms.aot import AOT
 from aurify.algorithms.grpo import GRPO
 
 SCRIPT = """
@@ -16,6 +17,7 @@ import sys, torch
 import torch.distributed as dist
 sys.path[:0] = {paths!r}
 from test_properties import CASES, make_data, make_engine, prepared_data
+from aurify.algorithms.aot import AOT
 from aurify.algorithms.grpo import GRPO
 torch.set_num_threads(1)
 rank = int(sys.argv[1])
@@ -31,6 +33,8 @@ for name, algorithm in CASES.items():
 uncertain = GRPO(top_entropy=0.3)
 kept = uncertain.prepare(make_data()[share], make_engine(uncertain), 1.0)
 results["kept"] = [datum.advantages for datum in kept]
+measured = AOT().prepare(make_data()[share], make_engine(AOT()), 1.0)
+results["measured"] = [datum.baseline for datum in measured]
 torch.save(results, sys.argv[3] + str(rank))
 dist.destroy_process_group()
 """
@@ -38,7 +42,7 @@ dist.destroy_process_group()
 
 def test_two_ranks_equal_one(tmp_path):
     """T11: every algorithm, uneven shares; loss, gradient norm and the weights after a step. The tokens that
-    `top_entropy` keeps are those of the whole step, though each rank sees its own."""
+    `top_entropy` keeps are those of the whole step, and so are AOT's ranks, though each process sees its own."""
     tests = Path(__file__).parents[1]
     script = tmp_path / "rank.py"
     script.write_text(SCRIPT.format(paths=[str(tests), str(tests / "algorithms")]))
@@ -60,6 +64,8 @@ def test_two_ranks_equal_one(tmp_path):
     assert first.pop("kept") + second.pop("kept") == together
     alone = uncertain.prepare(make_data()[:6], make_engine(uncertain), 1.0)
     assert [datum.advantages for datum in alone] != together[:6], "a quantile of its own would show"
+    together = [datum.baseline for datum in AOT().prepare(make_data(), make_engine(AOT()), 1.0)]
+    assert torch.allclose(torch.tensor(first.pop("measured") + second.pop("measured")), torch.tensor(together))
     for name, algorithm in CASES.items():
         engine = make_engine(algorithm)
         loss = engine.forward_backward(prepared_data(algorithm), algorithm)["loss"]

@@ -13,11 +13,12 @@ within a micro-batch: its loss depends on memory. With one pair a step both are 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from aurify.algorithms.dpo import sigmoid
@@ -44,10 +45,12 @@ class AOT:
         now = summed(data, policy.logprobs(data, temperature=temperature))  # [sequences]
         before = summed(data, [datum.ref_logprobs or [] for datum in data])
         if self.paired:
-            baseline = of_equal_rank(torch.sub(*split(now)), torch.sub(*split(before))).repeat_interleave(2)
+            gaps, known = torch.sub(*split(now)), torch.sub(*split(before))
+            baseline = of_equal_rank(gaps, known, policy.over_ranks).repeat_interleave(2)
         else:
             chosen, rejected = split(now - before)
-            baseline = torch.stack([of_equal_rank(chosen, rejected), of_equal_rank(rejected, chosen)], 1).view(-1)
+            sides = ((chosen, rejected), (rejected, chosen))
+            baseline = torch.stack([of_equal_rank(*side, policy.over_ranks) for side in sides], 1).view(-1)
         return [replace(datum, baseline=value) for datum, value in zip(data, baseline.tolist(), strict=True)]
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -75,6 +78,13 @@ def summed(data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> Tensor
     )
 
 
-def of_equal_rank(values: Tensor, others: Tensor) -> Tensor:
-    """For each of `values` the one of `others` that has its rank."""
-    return torch.empty_like(others).index_copy(0, values.argsort(stable=True), others.sort().values)
+def of_equal_rank(values: Tensor, others: Tensor, over_ranks: Callable[[Sequence[float]], list[float]]) -> Tensor:
+    """For each of `values` the one of `others` that has its rank in the step; where values are equal, the mean of
+    theirs."""
+    everyone, counterparts = (
+        torch.tensor(over_ranks(side.tolist()), dtype=torch.float64).sort().values for side in (values, others)
+    )
+    values = values.contiguous()
+    first, end = torch.searchsorted(everyone, values), torch.searchsorted(everyone, values, right=True)
+    totals = F.pad(counterparts.cumsum(0), (1, 0))
+    return (totals[end] - totals[first]) / (end - first)
