@@ -41,16 +41,18 @@ def chunk(document: Document, options: ChunkOptions, count_tokens: Callable[[Seq
         return numbered(document.id, document.title, text, prose_pieces(document, options, count), newlines)
     outline = read_outline(text, document.format)
     pieces = code_pieces(text, title, outline, options, count)
+    told = anchor_text(text, outline, options.max_tokens - count([title])[0], count)
     anchor = Chunk(
         document=document.id,
         index=0,
-        text=anchor_text(text, outline, options.max_tokens - count([title])[0], count),
+        text=told,
         start=0,
         end=len(text),
         first_line=1,
         last_line=len(newlines) + (not text.endswith("\n")),
         title=title,
         kind="anchor",
+        num_tokens=count([told])[0],
     )
     return [anchor, *numbered(document.id, title, text, pieces, newlines, first=1)]
 
@@ -76,6 +78,7 @@ def numbered(
                 breadcrumb=piece.breadcrumb,
                 kind=piece.kind,
                 context=piece.context,
+                num_tokens=piece.tokens,
             )
         )
     return chunks

@@ -76,8 +76,7 @@ def ingest(
     options, summary = options or IngestOptions(), IngestSummary()
     source = place if is_url(place) else str(Path(place).expanduser().resolve())
     tell = progress or (lambda _: None)
-    known, elsewhere = kb.digests(source), kb.digests()
-    sources = {record.id: record.source for record in kb.records()} if len(known) < len(elsewhere) else {}
+    sources = {record.id: record.source for record in kb.records()}
     seen: dict[str, list[str]] = {}  # id -> digests of the documents that go by it
 
     def wanted(documents: Iterable[Document]) -> Iterator[Document]:
@@ -106,7 +105,7 @@ def ingest(
     if options.prune:
         summary.kept = summary.refusals.incomplete
         if not summary.kept:
-            summary.removed = kb.remove(known.keys() - seen)
+            summary.removed = kb.remove(id for id, of in sources.items() if of == source and id not in seen)
     return summary
 
 

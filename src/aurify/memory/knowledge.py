@@ -195,10 +195,11 @@ class KnowledgeBase:
                 progress(summary)
 
         with self._writing():
-            self.store.sweep()
             known, seen = self.store.digests(), set[str]()
+            self.store.sweep(known.keys())
+            options: ChunkOptions | None = None  # with the first document that is cut, the embedder is loaded
             batch: list[tuple[Document, list[Chunk]]] = []
-            num_commits = 0
+            num_waiting = num_commits = 0
             for document in documents:
                 if (reason := unfit(document)) is not None:
                     summary.refused[reason] += 1
@@ -207,11 +208,14 @@ class KnowledgeBase:
                 elif known.get(document.id) == document.digest:
                     summary.unchanged += 1
                 else:
-                    batch.append((document, self._cut(document)))
+                    options = options or self._chunk_options()
+                    chunks = chunk(document, options, self.embedder.count_tokens)
+                    batch.append((document, chunks))
+                    num_waiting += max(1, len(chunks))
                 seen.add(document.id)
-                if sum(max(1, len(chunks)) for _, chunks in batch) >= CHUNKS_AT_ONCE:
+                if num_waiting >= CHUNKS_AT_ONCE:
                     self._commit(batch, known, summary)
-                    batch = []
+                    batch, num_waiting = [], 0
                     num_commits += 1
                     report()
                     if num_commits % COMMITS_BETWEEN_TIDYING == 0:
@@ -225,9 +229,10 @@ class KnowledgeBase:
     def remove(self, ids: Iterable[str]) -> int:
         """How many of them were there."""
         with self._writing():
-            stored = sorted(self.store.digests().keys() & set(ids))
+            known = self.store.digests().keys()
+            stored = sorted(known & set(ids))
             self.store.remove(stored)
-            self.store.sweep()
+            self.store.sweep(known - set(stored))
             self.store.tidy()
         return len(stored)
 
@@ -236,20 +241,18 @@ class KnowledgeBase:
         self.settings = replace(self.settings, search=search)
         write_settings(self.folder, self.settings)
 
-    def _cut(self, document: Document) -> list[Chunk]:
-        """No longer than what the embedder sees of a text."""
+    def _chunk_options(self) -> ChunkOptions:
+        """Chunks no longer than what the embedder sees of a text."""
         options = self.settings.chunking
         seen = min(options.max_tokens, self.embedder.max_tokens)
         options = replace(options, max_tokens=seen, overlap=min(options.overlap, seen // 4))
-        options = replace(options, min_tokens=min(options.min_tokens, seen // 4))
-        return chunk(document, options, self.embedder.count_tokens)
+        return replace(options, min_tokens=min(options.min_tokens, seen // 4))
 
     def _commit(
         self, batch: Sequence[tuple[Document, list[Chunk]]], known: dict[str, str], summary: AddSummary
     ) -> None:
         passages = [chunk.to_embedding_text() for _, chunks in batch for chunk in chunks]
         vectors = iter(self.embedder.embed_documents(passages))
-        tokens = iter(self.embedder.count_tokens(passages))
         new: tuple[list[Row], list[Record]] = ([], [])
         changed: tuple[list[Row], list[Record]] = ([], [])
         for document, chunks in batch:
@@ -257,7 +260,7 @@ class KnowledgeBase:
             rows += [
                 Row(chunk, next(vectors), document.source, document.format, document.metadata) for chunk in chunks
             ]
-            num_tokens = sum(next(tokens) for _ in chunks)
+            num_tokens = sum(chunk.num_tokens for chunk in chunks)
             records.append(
                 Record(
                     document.id,

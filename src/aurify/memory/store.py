@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -141,15 +142,14 @@ class LanceStore:
             self._forget(names)
             self._delete_chunks(names)
 
-    def sweep(self) -> int:
-        """Removes chunks of documents without a record; the number of these documents."""
+    def sweep(self, known: AbstractSet[str]) -> int:
+        """Removes chunks of documents without a record, which `known` have; the number of these documents."""
         table = self._table(CHUNKS)
         if table is None:
             return 0
         self._index_words(table)
-        known = self.digests()
         held = set(table.search().select(["document"]).to_arrow()["document"].to_pylist())
-        strays = sorted(held - known.keys())
+        strays = sorted(held - known)
         for names in slices(strays, NAMES_AT_ONCE):
             self._delete_chunks(names)
         return len(strays)

@@ -60,6 +60,7 @@ class Chunk:
     breadcrumb: tuple[str, ...] = ()
     kind: Literal["prose", "definition", "block", "anchor"] = "prose"
     context: str = ""  # goes into the embedding, not into the text: path, imports, docstring
+    num_tokens: int = 0  # of text and context, as they were counted for cutting
 
     @property
     def id(self) -> str:
