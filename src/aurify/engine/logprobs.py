@@ -8,16 +8,18 @@ in advance). Only positions that predict a trained token pass the head at all.""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurify.engine.packing import Row
 
 CHUNK_BYTES = 64 * 2**20  # fp32 logits of one chunk
+Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (x, weight, bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +43,13 @@ class Head:
         )
         return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    @property
+    def trained(self) -> bool:
+        return self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
+
+    def logits(self, hidden: Tensor, linear: Linear = F.linear) -> Tensor:
         """[n, hidden] -> [n, vocabulary] fp32"""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        logits = linear(hidden, self.weight, self.bias).float()
         if self.scale != 1.0:
             logits = logits.mul_(self.scale)
         if self.softcap is not None:
@@ -194,8 +200,7 @@ def linear_logprobs(
 
     hidden [n, hidden], targets [n] int64 -> two [n] fp32. chunk: positions whose logits exist at the same time."""
     chunk = chunk or max(16, CHUNK_BYTES // (4 * head.weight.shape[0]))
-    trained = head.weight.requires_grad or (head.bias is not None and head.bias.requires_grad)
-    if hidden.requires_grad and not trained:
+    if hidden.requires_grad and not head.trained:
         return frozen_head_logprobs(hidden, head, targets, temperature, entropy, chunk)
     return LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)
 

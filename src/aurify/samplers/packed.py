@@ -8,33 +8,26 @@ twice as fast, for a second copy of the weights."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 MEMORY_SHARE = 1 / 8  # of the machine's memory that the second copy may take
 
 
-class PackedProducts(TorchFunctionMode):
-    """While entered, `linear` multiplies by packed weights: whatever layer, adapter or head calls it, no model code is
-    touched. A weight is packed when it is first met, and again when it has changed."""
+class PackedWeights:
+    """A weight is packed when it is first met, and again when it has changed."""
 
     def __init__(self, rows: int) -> None:
-        super().__init__()
         self.rows = rows  # what the blocks are laid out for; any number works
         self.packed: dict[int, tuple[Tensor, int, Tensor]] = {}  # the weight keeps its id, its version tells a change
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is not F.linear or kwargs or args[1].dtype != torch.float32:
-            return func(*args, **(kwargs or {}))
-        x, weight, *bias = args
-        return torch.ops.mkldnn._linear_pointwise(x, self.blocks(weight), bias[0] if bias else None, "none", [], "")
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """As torch.nn.functional.linear, without gradients."""
+        if x.numel() == x.shape[-1]:  # one row reads each weight once: there is nothing to gain
+            return F.linear(x, weight, bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.blocks(weight), bias, "none", [], "")
 
     def blocks(self, weight: Tensor) -> Tensor:
         known = self.packed.get(id(weight))
@@ -44,7 +37,7 @@ class PackedProducts(TorchFunctionMode):
         return known[2]
 
 
-def packed_products(module: nn.Module, rows: int) -> PackedProducts | None:
+def packed_weights(module: nn.Module, rows: int) -> PackedWeights | None:
     """None where it would not pay: on a GPU, in another precision, without oneDNN, or for a model too large to be in
     memory twice."""
     weights = list(module.parameters())
@@ -52,4 +45,4 @@ def packed_products(module: nn.Module, rows: int) -> PackedProducts | None:
     pays = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
     works = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
     fits = hasattr(os, "sysconf") and size <= MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return PackedProducts(rows) if pays and works and fits else None
+    return PackedWeights(rows) if pays and works and fits else None
