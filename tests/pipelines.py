@@ -1,5 +1,6 @@
 """Runs recipes in processes of their own, which can then be killed. The processes are forks of a server that has
-imported everything once, so each costs a moment and not ten seconds."""
+imported everything once, so each costs a moment and not ten seconds. What two runs of one recipe left behind can be
+compared."""
 
 from __future__ import annotations
 
@@ -14,6 +15,21 @@ from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["aurify.loops.pipeline", "aurify.samplers.inprocess", "pipelines"])
+ON_NUMBERS: dict[str, Any] = {
+    "model": "random:tiny",
+    "task": {"name": "largest_number", "count": 2, "maximum": 20, "num_heldout": 10},
+    "evaluation": {"num_tasks": 10, "sampling": {"max_tokens": 4, "temperature": 0.0}},
+}
+SHORT_ONLINE: dict[str, Any] = {  # a stage with some checkpoints, to go on from the middle of it
+    "lora": {"rank": 4, "dropout": 0.1},
+    "steps": 14,
+    "prompts_per_step": 4,
+    "completions_per_prompt": 6,
+    "sampling": {"max_tokens": 4},
+    "checkpoint_every": 4,
+    "samples_every": 2,
+    "optim": {"lr": 1e-3, "schedule": "linear"},
+}
 
 
 def run(values: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -54,6 +70,20 @@ def signal_at(values: dict[str, Any], path: Path, stage: str, step: int, number:
     process.join()
     assert process.exitcode is not None
     return int(process.exitcode)
+
+
+def assert_same(values: dict[str, Any], path: Path, other: Path) -> None:
+    """Two runs of a recipe, to the bit: what every step recorded and sampled, and the weights of every stage."""
+    from safetensors.torch import load_file
+
+    for stage, options in values["stages"].items():
+        for name in ("metrics.jsonl", "ledger.jsonl", "samples.jsonl"):
+            assert steps(path / stage / name) == steps(other / stage / name), f"{stage}/{name}"
+        assert [row["step"] for row in steps(path / stage / "metrics.jsonl")] == list(range(1, options["steps"] + 1))
+        for file in sorted((path / stage / "final").glob("*.safetensors")):
+            ours, theirs = load_file(file), load_file(other / stage / "final" / file.name)
+            assert ours.keys() == theirs.keys()
+            assert all(ours[name].equal(theirs[name]) for name in ours), f"{stage}/final"
 
 
 def steps(path: Path) -> list[dict[str, Any]]:

@@ -7,27 +7,13 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from pipelines import run_to_the_end, signal_at, steps
-from safetensors.torch import load_file
-
-SHARED = {
-    "lora": {"rank": 4, "dropout": 0.1},
-    "steps": 14,
-    "prompts_per_step": 4,
-    "completions_per_prompt": 6,
-    "sampling": {"max_tokens": 4},
-    "checkpoint_every": 4,
-    "samples_every": 2,
-    "optim": {"lr": 1e-3, "schedule": "linear"},
-}
+from pipelines import ON_NUMBERS, SHORT_ONLINE, assert_same, run_to_the_end, signal_at, steps
 
 
 def recipe(traces: Path) -> dict[str, Any]:
     """The buffer starts at once: after the first stage the model is right now and then."""
     return {
-        "model": "random:tiny",
-        "task": {"name": "largest_number", "count": 2, "maximum": 20, "num_heldout": 10},
-        "evaluation": {"num_tasks": 10, "sampling": {"max_tokens": 4, "temperature": 0.0}},
+        **ON_NUMBERS,
         "stages": {
             "sft": {
                 "method": "sft",
@@ -39,14 +25,14 @@ def recipe(traces: Path) -> dict[str, Any]:
             "luffy": {
                 "method": "luffy",
                 "model": "@sft",
-                **SHARED,
+                **SHORT_ONLINE,
                 "guidance": {"path": str(traces), "num_off": 2},
                 "num_minibatches": 2,
             },
             "both": {
                 "method": "exgrpo",
                 "model": "@luffy",
-                **SHARED,
+                **SHORT_ONLINE,
                 "guidance": {"demonstrations": True, "replace": "all_failed"},
                 "replay": {"start": 0.0, "per_question": 3},
                 "dynamic_sampling": 1,
@@ -66,16 +52,6 @@ def write_traces(path: Path) -> Path:
             rows.append({"prompt": question, "answer": largest, "traces": [str(largest), f" {largest}", "0", "1" * 9]})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
-
-
-def assert_same(path: Path, other: Path, stages: dict[str, Any]) -> None:
-    for stage, options in stages.items():
-        for name in ("metrics.jsonl", "ledger.jsonl", "samples.jsonl"):
-            assert steps(path / stage / name) == steps(other / stage / name), f"{stage}/{name}"
-        assert [row["step"] for row in steps(path / stage / "metrics.jsonl")] == list(range(1, options["steps"] + 1))
-        for file in sorted((path / stage / "final").glob("*.safetensors")):
-            ours, theirs = load_file(file), load_file(other / stage / "final" / file.name)
-            assert ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
 
 
 def test_killed_or_stopped_in_each_stage_and_resumed(tmp_path):
@@ -98,10 +74,10 @@ def test_killed_or_stopped_in_each_stage_and_resumed(tmp_path):
         assert signal_at(values, killed, stage, step, signal.SIGKILL) == -signal.SIGKILL
         assert not (killed / stage / "final").exists()
     run_to_the_end(values, killed)
-    assert_same(straight, killed, values["stages"])
+    assert_same(values, straight, killed)
 
     assert signal_at(values, stopped, "both", 9, signal.SIGTERM) == 1
     [checkpoint] = (stopped / "both" / "checkpoints").iterdir()
     assert (checkpoint / "loop.pt").is_file()
     run_to_the_end(values, stopped)
-    assert_same(straight, stopped, values["stages"])
+    assert_same(values, straight, stopped)
