@@ -40,16 +40,21 @@ def random_head(hidden: int, size: int = VOCABULARY, *, bias: bool = False, **op
     return Head(weight, torch.randn(size, requires_grad=True) if bias else None, **options)
 
 
-@pytest.mark.parametrize("chunk", [1, 7, NUM])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("chunk", [7, NUM])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize(("kind", "beta"), [("forward", 0.5), ("reverse", 0.5), ("jsd", 0.5), ("jsd", 0.1)])
 @pytest.mark.parametrize("options", [{}, {"bias": True, "scale": 0.5}, {"bias": True, "scale": 1.5, "softcap": 3.0}])
-def test_values_and_gradients(chunk, temperature, kind, beta, options):
+def test_values_and_gradients(frozen, chunk, temperature, kind, beta, options):
     torch.manual_seed(0)
     hidden = torch.randn(NUM, HIDDEN, requires_grad=True)
     taught, up = torch.randn(NUM, TEACHER_HIDDEN, requires_grad=True), torch.randn(NUM)
     head, teacher = random_head(HIDDEN, **options), random_head(TEACHER_HIDDEN, **{**options, "scale": 0.8})
     leaves = [hidden, head.weight] + ([head.bias] if head.bias is not None else [])
+    if frozen:
+        for leaf in leaves[1:]:
+            leaf.requires_grad_(False)
+        leaves = [hidden]
     expected = plain(hidden, head, taught, teacher, temperature, kind, beta)
     found = linear_divergence(hidden, head, taught, teacher, temperature=temperature, kind=kind, beta=beta, chunk=chunk)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -6,9 +6,9 @@ all logits (arXiv 2306.13649). With p of the student, q of the teacher, m = beta
     jsd       beta KL(q || m) + (1 - beta) KL(p || m)       beta -> 0 is beta times forward, beta -> 1 is
                                                             (1 - beta) times reverse
 
-As for log-probs (logprobs.py), both heads run over chunks of positions, and backward makes a chunk's logits again. The
-two models may have any size: only their vocabularies meet. Heads are often padded to different lengths; then both
-distributions are those over the rows that both have."""
+As for log-probs (logprobs.py), both heads run over chunks of positions; backward makes a chunk's logits again or, under
+a frozen head, forward keeps each position's derivative. The two models may have any size: only their vocabularies meet.
+Heads are often padded to different lengths; then both distributions are those over the rows that both have."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aurify.engine.logprobs import CHUNK_BYTES, Head, HeadGradient, slices
+from aurify.engine.logprobs import CHUNK_BYTES, Head, HeadGradient, WithDerivative, slices
 from aurify.types import Divergence
 
 
@@ -28,7 +28,7 @@ class LinearDivergence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, taught: Tensor, head: Head, teacher: Head,
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, taught: Tensor, teacher: Head,
         temperature: float, kind: Divergence, beta: float, chunk: int,
     ) -> Tensor:  # fmt: skip
         result = hidden.new_empty(len(hidden), dtype=torch.float32)
@@ -52,6 +52,30 @@ class LinearDivergence(torch.autograd.Function):
             grad = by_logits(log_p, log_q, ctx.kind, ctx.beta).mul_(grad_divergence[rows, None])
             gradient.add(rows, grad, logits)
         return *gradient.results(), None, None, None, None, None, None, None
+
+
+def frozen_head_divergence(
+    hidden: Tensor,
+    head: Head,
+    taught: Tensor,
+    teacher: Head,
+    temperature: float,
+    kind: Divergence,
+    beta: float,
+    chunk: int,
+) -> Tensor:
+    """`LinearDivergence` for a head without gradient: three products with the two heads instead of five."""
+    frozen = hidden.detach()
+    gradient = HeadGradient(head, frozen, temperature, (True, False, False))
+    result = frozen.new_empty(len(frozen), dtype=torch.float32)
+    with torch.no_grad():  # the teacher's weights may ask for gradients
+        for rows in slices(len(frozen), chunk):
+            logits = head.logits(frozen[rows])
+            log_p = log_probabilities(logits, temperature)
+            log_q = log_probabilities(teacher.logits(taught[rows]), temperature)
+            result[rows] = divergence(log_p, log_q, kind, beta)
+            gradient.add(rows, by_logits(log_p, log_q, kind, beta), logits)
+    return WithDerivative.apply(hidden, result, gradient.hidden)
 
 
 def log_probabilities(logits: Tensor, temperature: float) -> Tensor:
@@ -105,7 +129,10 @@ def linear_divergence(
     size = min(len(head.weight), len(teacher.weight))
     head, teacher = first_rows(head, size), first_rows(teacher, size)
     chunk = chunk or max(16, CHUNK_BYTES // (8 * size))
-    return LinearDivergence.apply(hidden, head.weight, head.bias, taught, head, teacher, temperature, kind, beta, chunk)
+    rest = taught.detach(), teacher, temperature, kind, beta, chunk
+    if hidden.requires_grad and not head.trained:
+        return frozen_head_divergence(hidden, head, *rest)
+    return LinearDivergence.apply(hidden, head.weight, head.bias, head, *rest)
 
 
 def first_rows(head: Head, size: int) -> Head:
