@@ -31,6 +31,7 @@ def check(text: str, chunks: list[Chunk], max_tokens: int = 256) -> None:
     for number, one in enumerate(chunks):
         assert one.index == number and one.text.strip()
         assert count_tokens([one.to_embedding_text()])[0] <= max_tokens, one
+        assert count_tokens([one.text])[0] - SPECIAL <= one.num_tokens <= max_tokens, one
         if one.kind == "anchor":
             continue
         assert one.text == text[one.start : one.end]

