@@ -3,7 +3,7 @@
 #   make test    all tests
 #   make check   lint, types, layers
 #   make bench   speed against TRL and Hugging Face generate
-#   make bench-memory   how well a knowledge base finds: MEDQUAD=path/of/medquad.jsonl.gz
+#   make bench-memory   how well a knowledge base finds: MEDQUAD=path/of/medquad.jsonl.gz, LIMIT=300 for a first look
 #   make setup   everything that tests and development need
 
 PIP := .venv/bin/python -m pip --disable-pip-version-check
@@ -34,7 +34,7 @@ bench: .venv/test.stamp
 
 MEDQUAD ?= ../shared/data/medquad/medquad.jsonl.gz
 bench-memory: .venv/test.stamp
-	.venv/bin/python benchmarks/memory.py $(MEDQUAD)
+	.venv/bin/python benchmarks/memory_search.py $(MEDQUAD) $(if $(LIMIT),--limit $(LIMIT))
 	.venv/bin/python benchmarks/memory_code.py
 
 setup: .venv/test.stamp

@@ -1,6 +1,6 @@
 """How well a knowledge base of MedQuAD's answers is searched: dense, BM25, fused in two ways, with a second stage.
 
-    python benchmarks/memory.py ../shared/data/medquad/medquad.jsonl.gz --work ../bench-memory
+    python benchmarks/memory_search.py ../shared/data/medquad/medquad.jsonl.gz --work ../bench-memory
 
 The questions are the queries; answers alone are indexed, without their question or title. Right is every document that
 answers this very question, in these words or in others. Fusion is tuned on one half of the questions and everything is
@@ -167,11 +167,9 @@ def report(
     best: SearchOptions,
     measured: Sequence[Measured],
 ) -> None:
-    log = [json.loads(line) for line in (work / "ingest.jsonl").read_text(encoding="utf-8").splitlines()]
-    seconds, added = (sum(entry[name] for entry in log) for name in ("seconds", "new"))
     lines = [
-        f"{len(rows)} documents, {added / seconds:.1f} a second; {len(reported)} questions, none of them tuned on; the "
-        f"second stage and the line above it: {len(few)} of them. Tuned: {told(best)}.",
+        f"{len(rows)} documents, {rate(work)}; {len(reported)} questions, none of them tuned on; the second stage and "
+        f"the line above it: {len(few)} of them. Tuned: {told(best)}.",
         "",
         f"| {' | '.join(headings())} |",
         "|---" + "|---:" * (len(headings()) - 1) + "|",
@@ -184,6 +182,14 @@ def report(
     (work / "medquad.md").write_text("\n".join(lines), encoding="utf-8")
     (work / "medquad.svg").write_text(chart([one for one in measured if one.quality.num == len(reported)]), "utf-8")
     print("\n" + "\n".join(lines))
+
+
+def rate(work: Path) -> str:
+    """Over all calls that added something and came to their end."""
+    log = work / "ingest.jsonl"
+    entries = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []
+    seconds = sum(entry["seconds"] for entry in entries)
+    return f"{sum(entry['new'] for entry in entries) / seconds:.1f} a second" if seconds else "stored before"
 
 
 if __name__ == "__main__":
