@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aurify.engine.logprobs import Linear
+from aurify.engine.products import products
 from aurify.errors import UserError
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -65,7 +65,6 @@ class AdapterState(threading.local):
     training."""
 
     use: Literal["adapter", "reference", "merged"] = "adapter"
-    linear: Linear = staticmethod(F.linear)  # what multiplies by the merged weights
 
 
 class LoraLinear(nn.Module):
@@ -109,7 +108,7 @@ class LoraLinear(nn.Module):
         exact = weight.dtype == torch.float32 and not dropping
         if self.merged is not None and (exact or self.state.use == "merged"):
             if not torch.is_grad_enabled():
-                return self.state.linear(x, self.merged, bias)
+                return products.linear(x, self.merged, bias)
             return MergedProduct.apply(x, self.lora_A, self.lora_B, self.merged, bias, self.scale)
         output = F.linear(x, weight, bias)
         dropped = F.dropout(x, self.dropout, dropping)
@@ -167,14 +166,12 @@ class Adapter:
             layer.merge()
 
     @contextmanager
-    def using(self, use: Literal["reference", "merged"], linear: Linear = F.linear) -> Iterator[None]:
-        """linear: multiplies by the merged weights in F.linear's place."""
-        state = self.state
-        previous, (state.use, state.linear) = (state.use, state.linear), (use, linear)
+    def using(self, use: Literal["reference", "merged"]) -> Iterator[None]:
+        previous, self.state.use = self.state.use, use
         try:
             yield
         finally:
-            state.use, state.linear = previous
+            self.state.use = previous
 
     def save(self, folder: Path, base_name: str, score: nn.Linear | None = None) -> None:
         """Writes the adapter as peft does; `score` is the scalar head of a reward model."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from aurify.engine.engine import Engine
 from aurify.engine.packing import build_row
+from aurify.engine.products import hand_over, multiplied_by
 from aurify.errors import UserError
 from aurify.samplers.cache import Prefill, SlotCache
 from aurify.samplers.draw import draw
@@ -80,8 +80,9 @@ class InProcessSampler:
         num_kv_heads = int(getattr(config, "num_key_value_heads", 0) or getattr(config, "num_attention_heads", 1))
         embedding = engine.module.get_input_embeddings().weight
         self.cache = SlotCache(max_batch, num_kv_heads, embedding.device, embedding.dtype)
-        packed = packed_weights(engine.module, max_batch)
-        self.linear = F.linear if packed is None else packed.linear
+        self.packed = packed_weights(engine.module, max_batch)
+        if self.packed is not None:
+            hand_over(engine.body.decoder)
         self.stop_tokens = end_tokens(engine)
         self.seeds = np.random.default_rng(seed)  # for requests without a seed
         self.arriving: list[Sequence] = []  # of the callers of this moment; see `_hand_over`
@@ -162,7 +163,7 @@ class InProcessSampler:
                 if self.closed:
                     return
             try:
-                with self.engine.lock, torch.inference_mode(), self._weights():
+                with self.engine.lock, torch.inference_mode(), self._weights(), self._products():
                     self._step()
             except BaseException as error:
                 with self.wakeup:
@@ -173,7 +174,10 @@ class InProcessSampler:
 
     def _weights(self) -> AbstractContextManager[None]:
         """An adapter samples through its merged weights, whatever the trainer multiplies by."""
-        return nullcontext() if self.engine.adapter is None else self.engine.adapter.using("merged", self.linear)
+        return nullcontext() if self.engine.adapter is None else self.engine.adapter.using("merged")
+
+    def _products(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.packed is None else multiplied_by(self.packed.linear)
 
     def _step(self) -> None:
         """Admits what fits and gives every sequence in flight its next token."""
@@ -245,7 +249,7 @@ class InProcessSampler:
 
     def _draw(self, hidden: Tensor, sequences: list[Sequence]) -> None:
         """Samples a token for each of `sequences` and lets finished ones go."""
-        logits = self.engine.head.logits(hidden, self.linear)  # type: ignore[union-attr]
+        logits = self.engine.head.logits(hidden)  # type: ignore[union-attr]
         params = [sequence.params for sequence in sequences]
         tokens, logprobs = draw(logits, params, [sequence.generator.random() for sequence in sequences])
         for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
