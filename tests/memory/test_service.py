@@ -18,7 +18,7 @@ import pytest
 
 from aurify.errors import UserError
 from aurify.memory.client import Passage, Retriever, RetrieverError, RetrieverOptions, passages_of
-from aurify.memory.service import LOOPBACK, ServiceOptions, application, bound, read_question
+from aurify.memory.service import LOOPBACK, Line, Question, ServiceOptions, application, bound, read_question
 from aurify.memory.types import Chunk, Document, Hit
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -182,6 +182,52 @@ def test_too_many_at_once_are_sent_away_and_come_back():
         answers = asyncio.run(ask(url))
         assert [answer[0][0].title for answer in answers] == ["About sky"] * 6
         assert len(calls) == 6
+
+
+def test_what_comes_during_a_search_is_searched_for_together():
+    calls, errors = [], ("explode", "nonsense filter")
+
+    def slow(queries, topk):
+        calls.append((queries, topk))
+        time.sleep(0.2)
+        return search(queries, topk)
+
+    async def ask(url):
+        bodies = [{"queries": ["sky"]}, *({"queries": ["the is", word]} for word in ("sea", "öl", "", "blue"))]
+        bodies += [{"queries": ["is"], "topk": 1}, *({"queries": [word]} for word in errors)]
+        async with httpx.AsyncClient(trust_env=False, timeout=20) as client:
+            first = asyncio.create_task(client.post(url, json=bodies[0]))
+            while not calls:
+                await asyncio.sleep(0.01)
+            rest = asyncio.gather(*(client.post(url, json=body) for body in bodies[1:]))
+            health = await client.get(url.replace("/retrieve", "/health"))
+            assert health.status_code == 200 and len(calls) == 1  # searching does not block the service
+            return [await first, *await rest]
+
+    with served(application(slow, ServiceOptions())) as url:
+        answers = asyncio.run(ask(url))
+    assert [answer.status_code for answer in answers] == [200] * 6 + [500, 400]
+    found = [[[entry["title"] for entry in entries] for entries in answer.json()["result"]] for answer in answers[:6]]
+    both = ["About sea", "About sky"]
+    assert found == [[["About sky"]], *([both, one] for one in (both[:1], ["About ö"], [], both[1:])), [both[:1]]]
+    together, *alone = calls[1:]
+    assert len(together[0]) == 9 and together[1] == 3  # blank ones are not asked
+    assert len(alone) == 7  # one wants another number of passages; six are asked again, because two of them failed
+
+
+def test_a_line_takes_no_more_queries_together_than_one_request_may_have():
+    async def run():
+        line = Line(search, ServiceOptions(max_queries=4))
+        questions = [Question(["sky"] * num, 3, False) for num in (2, 3, 2, 1)]
+        answers = [asyncio.ensure_future(line.answer(question)) for question in questions]
+        line.serving = asyncio.current_task()  # nobody serves yet
+        await asyncio.sleep(0)
+        taken = [[len(question.queries) for question, _ in line.next()] for _ in range(3)]
+        for answer in answers:
+            answer.cancel()
+        return taken
+
+    assert asyncio.run(run()) == [[2, 2], [3, 1], []]
 
 
 def test_the_client_asks_in_parts_and_keeps_the_order(url):

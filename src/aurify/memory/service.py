@@ -14,10 +14,9 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -86,21 +85,18 @@ def application(
     """The service as an ASGI application. facts: what `GET /health` tells beside its being well. lifespan: what runs
     around it."""
     import_extra()
-    from anyio import CapacityLimiter, to_thread
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
 
-    one_at_a_time = CapacityLimiter(1)  # tokenizers are not made for threads, and a search uses all cores anyway
+    line = Line(search, options)
 
     async def retrieve(request: Request) -> Response:
         try:
             check_host(request, options)
             question = read_question(await body_of(request, options), options)
-            if one_at_a_time.statistics().tasks_waiting >= options.max_waiting:
-                raise Refusal(503, f"{options.max_waiting} requests wait already; try again")
-            answer = await to_thread.run_sync(partial(answered, search, question), limiter=one_at_a_time)
+            answer = await line.answer(question)
         except Refusal as refusal:
             headers = {"Retry-After": "1"} if refusal.status == 503 else None
             return JSONResponse({"error": refusal.reason}, refusal.status, headers)
@@ -118,6 +114,52 @@ def application(
 
     routes = [Route("/retrieve", retrieve, methods=["POST"]), Route("/health", health)]
     return Starlette(routes=routes, lifespan=lifespan)
+
+
+Waiting = list[tuple[Question, "asyncio.Future[bytes]"]]
+
+
+class Line:
+    """Where requests wait while others are searched for. One search runs at a time, since it uses all cores; what came
+    meanwhile goes into the next one together, so that a batch of questions costs little more than one."""
+
+    def __init__(self, search: Search, options: ServiceOptions) -> None:
+        self.search, self.options = search, options
+        self.waiting: Waiting = []
+        self.serving: asyncio.Task[None] | None = None
+
+    async def answer(self, question: Question) -> bytes:
+        if len(self.waiting) >= self.options.max_waiting:
+            raise Refusal(503, f"{self.options.max_waiting} requests wait already; try again")
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self.waiting.append((question, answer))
+        if self.serving is None or self.serving.done():
+            self.serving = asyncio.create_task(self.serve())
+        return await answer
+
+    async def serve(self) -> None:
+        while together := self.next():
+            found = await asyncio.to_thread(answered_together, self.search, [question for question, _ in together])
+            for (_, answer), body in zip(together, found, strict=True):
+                if answer.done():  # whoever asked has gone
+                    continue
+                if isinstance(body, Exception):
+                    answer.set_exception(body)
+                else:
+                    answer.set_result(body)
+
+    def next(self) -> Waiting:
+        """The first in the line, and who else wants as many passages, as far as their queries may go together."""
+        self.waiting = [(question, answer) for question, answer in self.waiting if not answer.done()]
+        together: Waiting = []
+        others: Waiting = []
+        room = self.options.max_queries
+        for question, answer in self.waiting:
+            fits = not together or (question.topk == together[0][0].topk and len(question.queries) <= room)
+            (together if fits else others).append((question, answer))
+            room -= len(question.queries) if fits else 0
+        self.waiting = others
+        return together
 
 
 def check_host(request: Request, options: ServiceOptions) -> None:
@@ -174,14 +216,26 @@ def read_question(body: bytes, options: ServiceOptions) -> Question:
     return Question([query.encode(errors="replace").decode() for query in queries], topk, return_scores)
 
 
-def answered(search: Search, question: Question) -> bytes:
-    """The body of the answer. A blank query finds nothing."""
-    asked = [query for query in question.queries if query.strip()]
-    found = iter(search(asked, question.topk) if asked else [])
-    result = [list(next(found)) if query.strip() else [] for query in question.queries]
-    return json.dumps(
-        {"result": [[entry(hit, question.return_scores) for hit in hits] for hits in result]}, ensure_ascii=False
-    ).encode(errors="replace")
+def answered_together(search: Search, questions: Sequence[Question]) -> list[bytes | Exception]:
+    """The body of each answer. When a search fails, each question is asked alone: only those that cannot be answered
+    get the failure."""
+    try:
+        asked = [query for question in questions for query in question.queries if query.strip()]
+        found = iter(search(asked, questions[0].topk) if asked else [])
+        return [body_for(question, found) for question in questions]
+    except Exception as error:
+        if len(questions) == 1:
+            return [error]
+        return [body for question in questions for body in answered_together(search, [question])]
+
+
+def body_for(question: Question, found: Iterator[Sequence[Hit]]) -> bytes:
+    """A blank query finds nothing."""
+    result = [
+        [entry(hit, question.return_scores) for hit in next(found)] if query.strip() else []
+        for query in question.queries
+    ]
+    return json.dumps({"result": result}, ensure_ascii=False).encode(errors="replace")
 
 
 def entry(hit: Hit, with_score: bool) -> dict[str, Any]:
