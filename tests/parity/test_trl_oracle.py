@@ -1,4 +1,5 @@
-"""TRL as an oracle: on the same batch and the same weights, its losses and gradients are ours."""
+"""TRL 1.16 as an oracle for SFT, reward models and the online methods: on the same batch and the same weights, its
+losses and gradients are ours."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from trl_oracle import (
     PAIRS,
-    ROWS,
     arguments,
     compare,
     compare_gradients,
@@ -21,11 +21,9 @@ from trl_oracle import (
     pair_data,
     sharp_model,
     trl,
-    with_reference,
 )
 
 from aurify.algorithms.cispo import CISPO
-from aurify.algorithms.dpo import DPO
 from aurify.algorithms.gmpo import GMPO
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.gspo import GSPO
@@ -65,24 +63,6 @@ def test_sft(model, tmp_path, loss_type):
     engine = Engine(model)
     data = [datum(prompt, chosen) for prompt, chosen, _ in PAIRS]
     metrics = engine.forward_backward(data, SFT(loss_type))
-    compare(engine, metrics["loss"], trainer.model, oracle)
-
-
-@pytest.mark.parametrize("beta", [0.1, 1.0])
-def test_dpo(model, tmp_path, beta):
-    reference = sharp_model(2)
-    trainer = trl.DPOTrainer(
-        model=copy.deepcopy(model.module),
-        ref_model=reference.module,
-        args=trl.DPOConfig(**arguments(tmp_path, per_device_train_batch_size=3, beta=beta)),
-        train_dataset=datasets.Dataset.from_list(ROWS),
-        processing_class=model.tokenizer,
-    )
-    trainer.model.train()
-    oracle = trainer.compute_loss(trainer.model, next(iter(trainer.get_train_dataloader())))
-
-    engine = Engine(model)
-    metrics = engine.forward_backward(with_reference(pair_data(), reference), DPO(beta=beta))
     compare(engine, metrics["loss"], trainer.model, oracle)
 
 

@@ -68,6 +68,7 @@ def dpo_trainer(model: LoadedModel, reference: LoadedModel, tmp_path: Any, size:
 
 DPO_CASES: dict[str, tuple[dict[str, Any], DPO]] = {
     "sigmoid": ({"loss_type": ["sigmoid"]}, DPO()),
+    "sigmoid, beta 1": ({"loss_type": ["sigmoid"], "beta": 1.0}, DPO(beta=1.0)),
     "sigmoid_norm": ({"loss_type": ["sigmoid_norm"], "beta": 5.0}, DPO(loss_type="sigmoid_norm", beta=5.0)),
     "robust": (
         {"loss_type": ["robust"], "label_smoothing": 0.1},
