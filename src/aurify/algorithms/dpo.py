@@ -15,7 +15,7 @@ completion (or their mean: ipo, sigmoid_norm), c the chosen and r the rejected o
     discopop      sigmoid, blending into exp(-b (h_c - h_r)) where the pair is won     arXiv 2406.08414
 
 discopop was found by search. Its slope at a gap of 0 has the wrong sign: a policy that starts at its reference first
-sinks to a gap of about -0.13 / b, and only pairs with a lead of more than 0.075 / b are driven on.
+sinks to a gap of about -0.12 / b, and only pairs with a lead of more than 0.07 / b are driven on.
 
 `divergence` measures the policy's distance otherwise than by reverse KL (f-DPO, arXiv 2309.16240): the losses of a gap
 then see f'(pi / pi_ref) in the place of h. `length_alpha` weights the tokens beyond the length that both completions
