@@ -87,17 +87,22 @@ def test_greedy_equals_the_arg_max_of_the_model():
     assert completion.tokens == tokens[len(PROMPTS[0]) :]
 
 
-def test_new_weights_change_the_tokens_and_their_version():
-    engine = engine_of()
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
+def test_new_weights_change_the_tokens_and_their_version(n, lora):
+    engine = engine_of(lora=lora)
+    data = [Datum([*PROMPTS[0], 42, 43, 44], [0.0] * 4 + [1.0] * 3)]
     params = SamplingParams(max_tokens=10, temperature=0.0)
 
     async def body(sampler):
-        [before] = await sampler.sample(PROMPTS[0], params)
+        before, *_ = await sampler.sample(PROMPTS[0], params, n)
         for _ in range(15):
-            engine.forward_backward([Datum([*PROMPTS[0], 42, 43, 44], [0.0] * 4 + [1.0] * 3)], SFT())
+            engine.forward_backward(data, SFT())
             engine.optim_step(1e-2)
+        unannounced, *_ = await sampler.sample(PROMPTS[0], params, n)
+        assert unannounced.tokens[:3] == [42, 43, 44] and set(unannounced.versions) == {0}
         await sampler.load_weights(engine.weights(), engine.version)
-        [after] = await sampler.sample(PROMPTS[0], params)
+        after, *_ = await sampler.sample(PROMPTS[0], params, n)
         return before, after
 
     before, after = run(engine, body)

@@ -96,6 +96,7 @@ class MasterAdamW:
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()
+        torch.autograd.graph.increment_version(self.masters)  # the fused kernel does not; the sampler looks at it
         for parameter, master in zip(self.parameters, self.masters, strict=True):
             if parameter is not master:
                 parameter.copy_(master)

@@ -144,6 +144,8 @@ class InProcessSampler:
                     )
                 if own[name].data_ptr() != tensor.data_ptr():
                     own[name].copy_(tensor)
+            if self.packed is not None:
+                self.packed.forget()
             self.version = version
 
     async def close(self) -> None:

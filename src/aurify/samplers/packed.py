@@ -17,7 +17,8 @@ MEMORY_SHARE = 1 / 8  # of the machine's memory that the second copy may take
 
 
 class PackedWeights:
-    """A weight is packed when it is first met, and again when it has changed."""
+    """A weight is packed when it is first met, and again when it has changed, as far as torch counts changes: through
+    `.data` it does not, and then somebody must say `forget`."""
 
     def __init__(self, rows: int) -> None:
         self.rows = rows  # what the blocks are laid out for; any number works
@@ -28,6 +29,9 @@ class PackedWeights:
         if x.numel() == x.shape[-1]:  # one row reads each weight once: there is nothing to gain
             return F.linear(x, weight, bias)
         return torch.ops.mkldnn._linear_pointwise(x, self.blocks(weight), bias, "none", [], "")
+
+    def forget(self) -> None:
+        self.packed.clear()
 
     def blocks(self, weight: Tensor) -> Tensor:
         known = self.packed.get(id(weight))
