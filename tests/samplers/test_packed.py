@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from aurify.engine.optim import MasterAdamW, OptimConfig
 from aurify.samplers.packed import PackedWeights, packed_weights
 
 pytestmark = pytest.mark.skipif(packed_weights(nn.Linear(2, 2), 4) is None, reason="torch has no oneDNN here")
@@ -37,3 +38,16 @@ def test_other_precisions_and_large_models_are_left_alone(monkeypatch):
     assert packed_weights(nn.Linear(16, 8, dtype=torch.bfloat16), 2) is None
     monkeypatch.setattr("aurify.samplers.packed.MEMORY_SHARE", 1e-12)
     assert packed_weights(nn.Linear(16, 8), 2) is None
+
+
+def test_an_optimiser_step_changes_weights():
+    torch.manual_seed(0)
+    layer, x, packed = nn.Linear(256, 512), torch.randn(8, 256), PackedWeights(8)
+    optimizer = MasterAdamW(layer.parameters(), OptimConfig())
+    for _ in range(2):
+        layer(x).square().sum().backward()
+        optimizer.collect()
+        optimizer.step(0.1)
+        with torch.inference_mode():
+            found = packed.linear(x, layer.weight, layer.bias)
+            torch.testing.assert_close(found, layer(x), rtol=1e-4, atol=1e-4)
