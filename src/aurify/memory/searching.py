@@ -115,11 +115,12 @@ def first_stages(
                 model = embedder()
             with timed(times, "embed"):
                 vectors = model.embed_queries(queries)
+            meant = snapshot.dense_many(vectors, options.candidates, among)
         for number in range(len(queries)):
             lists: dict[str, Places] = {}
             if vectors is not None:
                 with timed(times, "dense"):
-                    lists["dense"] = snapshot.dense(vectors[number], options.candidates, among)
+                    lists["dense"] = next(meant)
             if words:
                 lists["bm25"], seconds = words[number].result()
                 times["bm25"] = times.get("bm25", 0.0) + seconds
