@@ -19,6 +19,8 @@ sys.path[:0] = {paths!r}
 from test_properties import CASES, make_data, make_engine, prepared_data
 from aurify.algorithms.aot import AOT
 from aurify.algorithms.grpo import GRPO
+from aurify.algorithms.kto import KTO, divergence
+from aurify.algorithms.sft import SFT
 torch.set_num_threads(1)
 rank = int(sys.argv[1])
 given = {{name: prepared_data(algorithm) for name, algorithm in CASES.items()}}  # alone, of the whole step
@@ -35,6 +37,12 @@ kept = uncertain.prepare(make_data()[share], make_engine(uncertain), 1.0)
 results["kept"] = [datum.advantages for datum in kept]
 measured = AOT().prepare(make_data()[share], make_engine(AOT()), 1.0)
 results["measured"] = [datum.baseline for datum in measured]
+engine = make_engine(KTO())
+engine.keep_reference()
+for _ in range(3):  # now a policy of its own, the same on both ranks
+    engine.forward_backward(make_data()[share], SFT())
+    engine.optim_step(3e-2)
+results["divergence"] = [divergence(make_data()[part], engine, 1.0) for part in (share, slice(0, 6))]
 torch.save(results, sys.argv[3] + str(rank))
 dist.destroy_process_group()
 """
@@ -42,7 +50,8 @@ dist.destroy_process_group()
 
 def test_two_ranks_equal_one(tmp_path):
     """T11: every algorithm, uneven shares; loss, gradient norm and the weights after a step. The tokens that
-    `top_entropy` keeps are those of the whole step, and so are AOT's ranks, though each process sees its own."""
+    `top_entropy` keeps are those of the whole step, and so are AOT's ranks and KTO's divergence, though each process
+    sees its own."""
     tests = Path(__file__).parents[1]
     script = tmp_path / "rank.py"
     script.write_text(SCRIPT.format(paths=[str(tests), str(tests / "algorithms")]))
@@ -66,6 +75,8 @@ def test_two_ranks_equal_one(tmp_path):
     assert [datum.advantages for datum in alone] != together[:6], "a quantile of its own would show"
     together = [datum.baseline for datum in AOT().prepare(make_data(), make_engine(AOT()), 1.0)]
     assert torch.allclose(torch.tensor(first.pop("measured") + second.pop("measured")), torch.tensor(together))
+    shared, alone = first.pop("divergence")
+    assert second.pop("divergence") == [shared, alone] and shared > 0 and abs(shared - alone) > 1e-3
     for name, algorithm in CASES.items():
         engine = make_engine(algorithm)
         loss = engine.forward_backward(prepared_data(algorithm), algorithm)["loss"]

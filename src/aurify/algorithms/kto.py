@@ -74,14 +74,15 @@ class KTO:
 
 
 def divergence(data: Sequence[Datum], policy: Policy, temperature: float) -> float:
-    """The mean of h over mismatched completions, at least 0."""
+    """The mean of h over mismatched completions, of all ranks, at least 0."""
     mismatched = rotated(data)
     now = policy.logprobs(mismatched, temperature=temperature)
     before = policy.logprobs(mismatched, reference=True, temperature=temperature)
-    ratios = [
+    own = [
         math.fsum(w * (a - b) for w, a, b in zip(datum.weights, new, old, strict=True))
         for datum, new, old in zip(mismatched, now, before, strict=True)
     ]
+    ratios = policy.over_ranks(own)
     return max(0.0, math.fsum(ratios) / len(ratios))
 
 
