@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
@@ -148,6 +149,45 @@ def test_rows_have_text_title_id_and_metadata(tmp_path):
     zipped = tmp_path / "rows.jsonl.gz"
     zipped.write_bytes(gzip.compress(path.read_bytes()))
     assert [document.text for document in read(zipped)[0]] == ["It beats.", "It pumps.\ufffd"]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_csv_has_text_title_id_and_metadata(tmp_path, delimiter):
+    text = 'It beats,\n"always"; and\tpumps.'
+    path = tmp_path / "rows.csv"
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        table = csv.writer(file, delimiter=delimiter)
+        table.writerows([["id", "title", "answer", "year"], ["7", "Heart", text, "2020"], ["", "Lung", "Öl.", ""]])
+    (one, two), refusals = read(path, row_prefix="")
+    assert (one.id, one.title, one.text, one.metadata) == ("7", "Heart", text, {"year": "2020"})
+    assert (two.id, two.text, two.metadata) == ("rows.csv:4", "Öl.", {})
+    assert not refusals.counts
+    zipped = tmp_path / "rows.csv.gz"
+    zipped.write_bytes(gzip.compress(path.read_bytes()))
+    assert [document.text for document in read(zipped)[0]] == [text, "Öl."]
+    (named, _), _ = read(path, ReadOptions(Columns(text="title", metadata=("answer",))))
+    assert (named.text, named.metadata) == ("Heart", {"answer": text})
+
+
+def test_bad_csv_is_counted(tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'id,text\n1,caf\xe9\n2\n3,a,b\n\n,\n4,good\n5,"never ends\n6,x\n')
+    documents, refusals = read(path)
+    assert [(document.id, document.text) for document in documents] == [("rows.csv:1", "café"), ("rows.csv:4", "good")]
+    assert refusals.counts == {
+        "row with more or fewer cells than there are columns": 2,
+        "CSV from a cell on that cannot be understood": 1,
+    }
+    path.write_bytes(b"id,text\n1,short\n2," + b"x" * 2_000 + b"\n3,y\n")
+    documents, refusals = read(path, ReadOptions(max_bytes=1_000))
+    assert [document.text for document in documents] == ["short"]
+    assert refusals.counts == {"CSV from a line of more than 1,000 bytes on": 1}
+    path.write_bytes("id,text\n1,a\n".encode("utf-16"))
+    assert read(path)[1].counts == {"CSV in UTF-16: save it as UTF-8": 1}
+    path.write_text("a,b\n1,2\n")
+    assert next(iter(read(path)[1].counts)).startswith("row without text in any of")
+    path.write_bytes(b"")
+    assert not read(path)[0] and not read(path)[1].counts
 
 
 def test_columns_can_be_named(tmp_path):

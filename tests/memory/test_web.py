@@ -15,6 +15,7 @@ pytest.importorskip("lxml")
 pytest.importorskip("httpx")
 from aurify.memory import fetch
 from aurify.memory.fetch import Fetcher, FetchOptions, is_public, normal
+from aurify.memory.ingest import listed_urls
 from aurify.memory.readers import ReadOptions
 from aurify.memory.reading import Refusals, Refused
 from aurify.memory.robots import parse_robots
@@ -138,6 +139,55 @@ def test_a_site_within_its_bounds(site, options):
     documents, refusals = read(f"{site.url}/docs/", options, depth=2, max_pages=2)
     assert len(documents) == 2 and "page above the limit of 2 (--max-pages)" in refusals.incomplete
     assert len(read(f"{site.url}/docs/", options)[0]) == 1
+
+
+def test_a_sitemap_is_a_list_of_urls_of_its_host(site, options, tmp_path):
+    def sitemap(kind, *urls):
+        return (200, {"Content-Type": "text/xml"}, f'<?xml version="1.0"?><{kind}>' + "".join(urls) + f"</{kind}>")
+
+    def place(url):
+        return f"<url><loc>\n {url} </loc><lastmod>2026</lastmod></url>"
+
+    site.pages = {
+        "/robots.txt": "User-agent: *\nDisallow: /no",
+        "/sitemap.xml": sitemap("sitemapindex", place(site.url + "/one.xml"), place(site.url + "/sitemap.xml")),
+        "/one.xml": sitemap(
+            "urlset",
+            place(f"{site.url}/a?x=1&amp;y=2"),
+            f"<url><loc><![CDATA[{site.url}/b]]></loc></url>",
+            place(site.url + "/no"),
+            place("http://169.254.169.254/secret"),
+        ),
+        "/a?x=1&y=2": page("/linked"),
+        "/b": page(),
+        "/no": page(),
+    }
+    documents, refusals = read(site.url + "/sitemap.xml", options)
+    assert [document.id for document in documents] == [site.url + "/a?x=1&y=2", site.url + "/b"]
+    assert refusals.counts == {"URL of a sitemap on another host": 1, "robots.txt forbids it": 1}
+    documents, refusals = read(site.url + "/sitemap.xml", options, max_pages=3)
+    assert len(documents) == 1 and sum(refusals.counts.values()) == 3
+    saved = tmp_path / "sitemap.xml"
+    saved.write_bytes(site.pages["/one.xml"][2].encode())
+    assert listed_urls(saved)[1] == site.url + "/b" and len(listed_urls(saved)) == 4
+
+
+def test_a_proxy_of_the_environment_is_not_used(site, options, tmp_path, monkeypatch, sleeps):
+    """It would look names up by itself, and so reach what is refused here."""
+    proxy = Site(pages={"/": page()})
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, proxy.url)
+    site.pages = {"/a": page()}
+    try:
+        assert len(read(site.url + "/a", options)[0]) == 1
+        private = FetchOptions(delay=0, cache=str(tmp_path / "cache"), retries=0)
+        assert str(refusal(site.url + "/a", private)) == fetch.PRIVATE
+        assert refusal("http://nowhere.invalid/", private).reason == (
+            "robots.txt cannot be read: host that cannot be found (the proxy of the environment is not used)"
+        )
+        assert not proxy.requests
+    finally:
+        proxy.close()
 
 
 def test_a_maze_of_links_ends(site, options):

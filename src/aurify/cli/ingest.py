@@ -25,18 +25,18 @@ MB = 1_000_000
 
 
 def ingest(
-    place: Annotated[str, typer.Argument(metavar="PATH|URL", help="A folder, a file, a URL, or a file of URLs.")],
+    place: Annotated[str, typer.Argument(metavar="PATH|URL", help="A folder, file, URL, list of URLs or sitemap.")],
     kb: Annotated[str, typer.Option(help="A name under kb/, or a folder with a slash; made if it is not there.")],
     prune: Annotated[bool, typer.Option("--prune", help="Remove what came from this place and is gone.")] = False,
     include: Annotated[Patterns, typer.Option(help='Only these paths below the folder, such as "*.md".')] = [],  # noqa: B006
     exclude: Annotated[Patterns, typer.Option(help="Not these paths.")] = [],  # noqa: B006
     hidden: Annotated[bool, typer.Option("--hidden", help="Also what begins with a dot.")] = False,
     prefix: Annotated[str, typer.Option(help="Put this before the name of every document.")] = "",
-    text: Annotated[str | None, typer.Option(help="JSON lines: the column with the text.")] = None,
-    title: Annotated[str | None, typer.Option(help="JSON lines: the column with the title.")] = None,
-    id: Annotated[str | None, typer.Option(help="JSON lines: the column with the id.")] = None,
+    text: Annotated[str | None, typer.Option(help="JSON lines, CSV: the column with the text.")] = None,
+    title: Annotated[str | None, typer.Option(help="JSON lines, CSV: the column with the title.")] = None,
+    id: Annotated[str | None, typer.Option(help="JSON lines, CSV: the column with the id.")] = None,
     metadata: Annotated[
-        str | None, typer.Option(help="JSON lines: columns to keep, with commas.", show_default="all others")
+        str | None, typer.Option(help="JSON lines, CSV: columns to keep, with commas.", show_default="all others")
     ] = None,
     depth: Annotated[int, typer.Option(help="URL: follow links within the site so far; 0 is the page alone.")] = 0,
     max_pages: Annotated[int, typer.Option(help="URL: no more pages than this.")] = 1000,

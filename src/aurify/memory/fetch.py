@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
+from urllib.request import getproxies
 
 from aurify.errors import UserError
 from aurify.http import WORTH_ANOTHER_TRY, import_httpx
@@ -90,10 +91,11 @@ class Fetcher:
         self.folder = Path(options.cache).expanduser() if options.cache else cache_folder() / "web"
         self.client = httpx.Client(
             timeout=options.seconds,
-            trust_env=False,  # a proxy would look names up itself
+            trust_env=False,  # a proxy would look names up itself, and lead to addresses that were not checked
             limits=httpx.Limits(max_keepalive_connections=0),  # a connection belongs to one host name
             headers={"User-Agent": options.agent, "Accept-Encoding": "gzip"},
         )
+        self.no_proxy = " (the proxy of the environment is not used)" if getproxies() else ""
         self.robots: dict[str, Robots] = {}
         self.next_request: dict[str, float] = {}
         self.num_requests: Counter[str] = Counter()
@@ -156,7 +158,7 @@ class Fetcher:
         try:
             found = socket.getaddrinfo(parts.hostname, parts.port or 0, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
-            raise Refused("host that cannot be found", transient=True) from None
+            raise Refused(f"host that cannot be found{self.no_proxy}", transient=True) from None
         addresses = [str(entry[4][0]) for entry in found]
         if not self.options.allow_private and not all(map(is_public, addresses)):
             raise Refused(PRIVATE)
@@ -175,7 +177,7 @@ class Fetcher:
             except httpx.TimeoutException:
                 failure, wait = "no answer in time", to_wait("", attempt)
             except httpx.HTTPError:
-                failure, wait = "connection failed", to_wait("", attempt)
+                failure, wait = f"connection failed{self.no_proxy}", to_wait("", attempt)
             if attempt < self.options.retries:
                 time.sleep(wait)
         raise Refused(failure, transient=True)

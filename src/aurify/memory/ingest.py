@@ -23,6 +23,7 @@ from aurify.memory.readers import ReadOptions, read_file
 from aurify.memory.reading import Refusals, clean, printable
 from aurify.memory.types import Document
 from aurify.memory.web import WebOptions, is_url, read_urls
+from aurify.memory.webpage import sitemap_urls
 
 OF_TOOLS = ("node_modules", "__pycache__", "site-packages", "venv")
 HEAD, MAX_LIST = 4096, 10_000_000  # bytes of a file that may be a list of URLs
@@ -207,9 +208,13 @@ def is_taken(by: str, source: str) -> bool:
 
 
 def listed_urls(path: Path) -> list[str]:
-    """The URLs in a file that holds nothing else but blank lines and comments (#)."""
+    """The URLs of a sitemap, and those in a file that holds nothing else but blank lines and comments (#)."""
     with path.open("rb") as file:
-        if not file.read(HEAD).lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"http", b"#")):
+        head = file.read(HEAD)
+        if sitemap_urls(head) is not None:
+            file.seek(0)
+            return sitemap_urls(file.read(MAX_LIST)) or []
+        if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"http", b"#")):
             return []
         file.seek(0)
         text = file.read(MAX_LIST).decode("utf-8-sig", "replace")

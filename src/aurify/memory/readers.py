@@ -1,5 +1,5 @@
 """A file to documents. What kind of file it is follows from its first bytes; its name decides only between kinds of
-text, which look alike: Markdown, a programming language, JSON lines.
+text, which look alike: Markdown, a programming language, JSON lines, CSV.
 
     for document in read_file(Path("notes/heart.pdf"), "heart.pdf", ReadOptions(), refusals): ...
 
@@ -36,6 +36,7 @@ BINARY = {
     b"\x28\xb5\x2f\xfd": "archive: unpack it",
 }
 ROWS = frozenset({".jsonl", ".ndjson"})
+TABLES = frozenset({".csv", ".tsv"})
 PAGES = frozenset({".html", ".htm", ".xhtml"})
 FORMATS = {
     ".md": "markdown",
@@ -76,7 +77,7 @@ HYPHEN = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
 @dataclass(frozen=True)
 class ReadOptions:
     columns: Columns = field(default_factory=Columns)
-    max_bytes: int = 10 * MB  # of a text, unpacked; of a line of JSON lines
+    max_bytes: int = 10 * MB  # of a text, unpacked; of a line of JSON lines or CSV
     max_pdf_bytes: int = 200 * MB
 
     def __post_init__(self) -> None:
@@ -118,7 +119,8 @@ def read_stream(
         head, size = file.peek(HEAD)[:HEAD], 0  # type: ignore[attr-defined]
         name = name.with_suffix("") if name.suffix == ".gz" else name
     check_kind(head)
-    if name.suffix.lower() in ROWS and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+    is_json = name.suffix.lower() in ROWS and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+    if is_json or name.suffix.lower() in TABLES:
         prefix = f"{id}:" if row_prefix is None else row_prefix
         yield from read_rows(file, id, prefix, options.columns, options.max_bytes, refusals, source)
         return

@@ -1,4 +1,4 @@
-"""Documents from the web: single URLs, a list of them, or a site within bounds.
+"""Documents from the web: single URLs, a list of them, a sitemap, or a site within bounds.
 
 A site is what can be reached from a page over at most `depth` links without leaving its host and the folder of its
 path. What pages say is data: nothing on them is run, and nothing they ask for is done, except staying out.
@@ -12,18 +12,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urljoin, urlsplit
 
 from aurify.errors import UserError
 from aurify.memory.fetch import Answer, Fetcher, FetchOptions, normal
 from aurify.memory.readers import HEAD, ReadOptions, is_html, read_stream, to_page
 from aurify.memory.reading import Refusals, Refused, clean
 from aurify.memory.types import Document
+from aurify.memory.webpage import sitemap_urls
 
 Progress = Callable[[str, int, int], None]  # URL, pages read, pages known
 URL = re.compile(r"https?://", re.IGNORECASE)
 HTML = ("text/html", "application/xhtml+xml")
 OUTSIDE = "redirect out of the site"
+ELSEWHERE = "URL of a sitemap on another host"
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,14 @@ def read_urls(
                 if answer.url in arrived:
                     continue
                 arrived.add(answer.url)
+                if (listed := sitemap_urls(answer.body)) is not None:
+                    host = urljoin(answer.url, "/")  # a sitemap speaks for its own host alone
+                    urls = list(within(listed, host))
+                    for _ in range(len(listed) - len(urls)):
+                        refusals.add(answer.url, ELSEWHERE)
+                    queue += [Link(url, link.depth, link.site) for url in urls if url not in known]
+                    known.update(urls)
+                    continue
                 documents, links = read_answer(answer, read, refusals, source)
             except Refused as refused:
                 refusals.add(link.url, refused.reason, refused.transient)

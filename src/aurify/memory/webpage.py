@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from dataclasses import dataclass, field
+from html import unescape
 from urllib.parse import urljoin
 
 from aurify.errors import UserError
@@ -28,6 +29,8 @@ BLOCKS = tags(
     "p div section article main header body blockquote dl dt dd table thead tbody tr ul ol li pre figure figcaption "
     "address details summary hr caption"
 ) | frozenset(HEADINGS)
+SITEMAP = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:\w+:)?(?:urlset|sitemapindex)\b", re.DOTALL)
+PLACE = re.compile(rb"<loc>\s*(?:<!\[CDATA\[)?\s*([^<\]\s]{1,2048})", re.IGNORECASE)
 HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
 LEAST_MAIN = 200  # characters: a main part with less is a mistake of the page
 
@@ -155,6 +158,13 @@ def laid_out(blocks: list[str]) -> str:
         tight = item and text.rpartition("\n")[2].lstrip().startswith(("- ", "1. "))
         text += ("\n" if tight else "\n\n" if text else "") + block
     return text
+
+
+def sitemap_urls(body: bytes) -> list[str] | None:
+    """The URLs of a sitemap, or of the sitemaps that an index of them names; None for what is neither."""
+    if not SITEMAP.match(body.removeprefix(b"\xef\xbb\xbf")[:4096]):
+        return None
+    return list(dict.fromkeys(unescape(place.decode("utf-8", "replace")) for place in PLACE.findall(body)))
 
 
 def joined(base: str, link: str) -> str:
