@@ -52,7 +52,7 @@ def typed(tmp_path, monkeypatch):
 def test_a_folder_and_what_is_told_of_it(typed):
     output = typed("notes", "--kb", "mine")
     assert "kb/mine: 2 new, 0 changed, 0 unchanged, 0 removed" in output
-    assert "2 new passages, 9 tokens" in output and "documents/s" in output
+    assert "2 new passages, 7 tokens" in output and "documents/s" in output
     assert "refused: 1 x binary file (the first: [bold]picture.png)" in output
     assert "0 new, 0 changed, 2 unchanged, 0 removed" in typed("./notes/", "--kb", "./kb/mine")
     Path("notes/lung.txt").unlink()
@@ -70,7 +70,7 @@ def test_facts_for_programs(typed):
         "renamed": 0,
         "empty": 0,
         "passages": 1,
-        "tokens": 3,
+        "tokens": 2,
         "refused": {"binary file": 1},
         "left_out": {"file that --exclude names": 1},
         "not_removed_because": "",

@@ -160,6 +160,23 @@ def test_no_second_stage(name):
     assert load_reranker(name) is None
 
 
+def test_maxsim_computes_a_passage_once_and_keeps_the_last(bert):
+    reranker = MaxSimReranker(str(bert), max_kept=3)
+    encode, asked = reranker.model.encode_document, []
+    reranker.model.encode_document = lambda texts, **options: [asked.extend(texts), encode(texts, **options)][1]
+    query, texts = question("price"), ["cost", "red green blue", "old", "cost", "large tiny very wide"]
+    first = reranker.scores(query, texts)
+    assert sorted(asked) == sorted(set(texts)) and first[0] == first[3]
+    assert len(reranker.kept) == 3
+    assert reranker.scores(query, texts) == pytest.approx(first, abs=1e-6)
+    alone = [MaxSimReranker(str(bert)).scores(query, [text])[0] for text in texts]
+    assert first == pytest.approx(alone, abs=1e-5)
+    asked.clear()
+    again = list(reranker.kept)
+    reranker.scores(query, again)
+    assert not asked and list(reranker.kept) == again
+
+
 @pytest.mark.parametrize("name", ["colbert:x", "cross-encoder:", "ms-marco", "maxsim"])
 def test_a_wrong_name_is_an_error_that_shows_a_right_one(name):
     with pytest.raises(UserError, match="cross-encoder:MODEL or maxsim:MODEL"):

@@ -67,7 +67,7 @@ class AddSummary:
     repeated: int = 0
     refused: Counter[str] = field(default_factory=Counter)
     chunks: int = 0
-    tokens: int = 0
+    tokens: int = 0  # of the passages' texts and contexts, without titles
     seconds: float = 0.0
 
     @property

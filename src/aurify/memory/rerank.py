@@ -11,16 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from aurify.errors import UserError
-from aurify.memory.embedding import MINILM, minilm_folder, without_bars
+from aurify.memory.embedding import MINILM, MOST_CHARS, batches, minilm_folder, without_bars
 from aurify.memory.types import Reranker
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, MultiVectorEncoder
 
 BATCH = 16  # pairs in one call of a model
+MAX_KEPT = 1000  # passages; of 256 tokens and 384 numbers each, 400 MB
 KINDS = "cross-encoder:MODEL or maxsim:MODEL, where MODEL is a folder or a hub id"
 
 
@@ -49,11 +51,14 @@ class CrossEncoderReranker:
 
 class MaxSimReranker:
     """model: a folder or hub id of a late-interaction model; a plain embedding model takes part with the vectors of its
-    tokens."""
+    tokens. Those of the passages that were looked at last are kept: computing them takes nearly all of the time."""
 
-    def __init__(self, model: str, *, device: str = "cpu") -> None:
+    def __init__(self, model: str, *, device: str = "cpu", max_kept: int = MAX_KEPT) -> None:
         self.name = f"maxsim:{model}"
         self.model: MultiVectorEncoder = load(self.name, model, device)
+        self.max_kept = max_kept  # passages
+        self.kept: dict[str, Any] = {}  # text -> [tokens, dim], the one used last at the end
+        self.lock = Lock()
 
     def scores(self, query: str, texts: Sequence[str]) -> list[float]:
         """From -1 to 1: the sum over the query's tokens, divided by their number."""
@@ -62,8 +67,21 @@ class MaxSimReranker:
         if not texts:
             return []
         asked = self.model.encode_query([query], show_progress_bar=False)
-        passages = self.model.encode_document(list(texts), batch_size=BATCH, show_progress_bar=False)
+        with self.lock:
+            passages = self.passages(texts)
         return mean_maxsim(asked, passages)[0].tolist()
+
+    def passages(self, texts: Sequence[str]) -> list[Any]:
+        new = list(dict.fromkeys(text for text in texts if text not in self.kept))
+        found = {text: self.kept.pop(text) for text in dict.fromkeys(texts) if text in self.kept}
+        for places in batches([len(text) for text in new], BATCH, MOST_CHARS):
+            batch = [new[place] for place in places]
+            vectors = self.model.encode_document(batch, batch_size=BATCH, show_progress_bar=False)
+            found.update(zip(batch, vectors, strict=True))
+        self.kept.update(found)
+        for text in list(self.kept)[: max(0, len(self.kept) - self.max_kept)]:
+            del self.kept[text]
+        return [found[text] for text in texts]
 
 
 def load_reranker(name: str | None, *, device: str = "cpu") -> Reranker | None:
