@@ -57,12 +57,8 @@ def measure_search(
     num_timed: int = 100,
     progress: Progress = lambda num: None,
 ) -> Measured:
-    """Quality over all questions, asked in batches; latency over the first `num_timed`, asked one by one."""
-    hits: list[list[Hit]] = []
-    for start in range(0, len(questions), AT_ONCE):
-        texts = [one.text for one in questions[start : start + AT_ONCE]]
-        hits += kb.search_many(texts, DEPTH, rerank=rerank, per_document=per_document, options=options)
-        progress(len(texts))
+    """Quality over all questions, asked in batches; before that, latency over the first `num_timed`, asked one
+    by one, while a second stage has not seen their passages."""
     parts: dict[str, list[float]] = defaultdict(list)
 
     def ask(text: str) -> None:
@@ -72,6 +68,11 @@ def measure_search(
             parts[stage].append(1e3 * seconds)
 
     total = latency(ask, [one.text for one in questions[:num_timed]])
+    hits: list[list[Hit]] = []
+    for start in range(0, len(questions), AT_ONCE):
+        texts = [one.text for one in questions[start : start + AT_ONCE]]
+        hits += kb.search_many(texts, DEPTH, rerank=rerank, per_document=per_document, options=options)
+        progress(len(texts))
     stages = {stage: Latency(tuple(sorted(times))) for stage, times in parts.items()}
     return Measured(name, quality(questions, hits), total, stages)
 

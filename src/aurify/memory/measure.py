@@ -156,9 +156,9 @@ class Latency:
 
 
 def latency(call: Callable[[str], object], texts: Sequence[str], warm_up: int = 3) -> Latency:
-    """One call after another, as a person or an agent asks."""
-    for text in texts[:warm_up]:
-        call(text)
+    """One call after another, as a person or an agent asks, none of these questions before."""
+    for _ in range(warm_up):
+        call("warm up")
     times = []
     for text in texts:
         begin = time.perf_counter()
