@@ -13,6 +13,8 @@ from aurify.algorithms.distillation import Distillation
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.errors import UserError
+from aurify.loops.plan import validate
+from aurify.loops.recipe import recipe_of
 from aurify.types import Datum
 
 KINDS = ["reverse", "forward", "jsd"]
@@ -93,3 +95,13 @@ def test_options_of_the_estimate_are_refused_where_there_is_none(option):
     with pytest.raises(UserError, match=rf"distillation\.{name}: .* vocabulary: sampled"):
         Distillation(**option)
     Distillation(vocabulary="sampled", **option)
+
+
+@pytest.mark.parametrize("source", [{"guidance": {"demonstrations": True}}, {"replay": {}}])
+def test_the_estimate_is_for_what_the_student_wrote_just_now(source):
+    stage = {"method": "distillation", "teacher": "random:tiny", **source}
+    values: dict[str, Any] = {"model": "random:tiny", "task": {"name": "largest_number"}, "stages": {"distil": stage}}
+    validate(recipe_of(values))
+    stage["algorithm"] = {"vocabulary": "sampled"}
+    with pytest.raises(UserError, match="choose vocabulary: full"):
+        validate(recipe_of(values))
