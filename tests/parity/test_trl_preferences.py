@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -248,6 +249,9 @@ class TwoModels:
 
     def entropies(self, data: Any, *, temperature: float = 1.0) -> list[list[float]]:
         return self.engines[0].entropies(data, temperature=temperature)
+
+    def over_ranks(self, values: Sequence[float]) -> list[float]:
+        return self.engines[0].over_ranks(values)
 
 
 KTO_CASES: dict[str, tuple[dict[str, Any], KTO]] = {
