@@ -260,7 +260,8 @@ def expected(hint: Any) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str], *, listing: bool = True) -> str:
-    """`; did you mean 'rank'?`, or the known names where none is near."""
+    """Suggests the known name that is spelt most like an unknown one, `; did you mean 'rank'?`, or lists the known ones
+    where none is near."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:

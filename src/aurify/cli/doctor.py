@@ -109,7 +109,8 @@ def memory() -> Iterator[Finding]:
 
 
 def memory_bytes() -> tuple[int | None, int | None]:
-    """Total and available, from Linux's own figures, or the physical pages elsewhere; None where neither is known."""
+    """The memory (RAM) of this machine, total and available: Linux's own figures, or the physical pages elsewhere; None
+    where neither is known."""
     figures = Path("/proc/meminfo")
     if figures.exists():
         lines = dict(line.split(":", 1) for line in figures.read_text().splitlines())

@@ -62,7 +62,9 @@ def context(messages: Sequence[Any]) -> list[Any]:
 
 
 def detect(rows: Sequence[Mapping[str, Any]], lesson: Lesson | None = None, name: str | None = None) -> Detected:
-    """lesson: what is learned from; a form that holds just that comes before one that can be turned into it. name: the
+    """Finds out the form of a data set and which of its columns hold what: prompts, conversations, pairs, ...
+
+    lesson: what is learned from; a form that holds just that comes before one that can be turned into it. name: the
     form is given, and only its columns are looked for."""
     looked_at = rows[:LOOKED_AT]
     if name is not None and name not in {form.name for form in FORMS}:

@@ -48,7 +48,8 @@ def system_call(number: int, *arguments: Any) -> int:
 
 
 def forbid_files(readable: list[str]) -> None:
-    """No file may be opened but for reading, below the given paths; no TCP; no signal to a process outside."""
+    """Landlock (system calls 444 to 446) for a program that nobody trusts: no file may be opened but for reading, below
+    the given paths; no TCP; no signal to a process outside."""
     import ctypes
 
     abi = system_call(444, None, ctypes.c_size_t(0), ctypes.c_uint(1))
