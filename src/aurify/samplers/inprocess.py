@@ -154,6 +154,8 @@ class InProcessSampler:
             self.wakeup.notify()
         if self.thread is not None:
             await asyncio.to_thread(self.thread.join)
+        if self.packed is not None:  # it holds on to the model's weights
+            self.packed.forget()
 
     # ------------------------------------------------------------------ the worker thread
 
