@@ -155,7 +155,7 @@ class InProcessSampler:
         if self.thread is not None:
             await asyncio.to_thread(self.thread.join)
         if self.packed is not None:  # it holds on to the model's weights
-            self.packed.forget()
+            self.packed.close()
 
     # ------------------------------------------------------------------ the worker thread
 
