@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from aurify.errors import UserError
-from aurify.memory import store as module
-from aurify.memory.store import LanceStore, Record, Row
+from aurify.memory import snapshot as module
+from aurify.memory.store import LanceStore
+from aurify.memory.tables import Record, Row
 from aurify.memory.types import Chunk
 from aurify.memory.where import matches, to_sql
 

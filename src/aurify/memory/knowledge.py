@@ -27,7 +27,8 @@ from aurify.errors import UserError
 from aurify.memory.chunking import ChunkOptions, chunk
 from aurify.memory.embedding import MINILM, load_embedder
 from aurify.memory.searching import SearchOptions, Times, search
-from aurify.memory.store import LANGUAGES, NO_LANGUAGE, LanceStore, Record, Row
+from aurify.memory.store import LANGUAGES, NO_LANGUAGE, LanceStore
+from aurify.memory.tables import Record, Row
 from aurify.memory.types import Chunk, Document, Embedder, Hit, Mode, Reranker
 from aurify.memory.where import Where
 

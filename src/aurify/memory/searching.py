@@ -15,7 +15,7 @@ import numpy as np
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 from aurify.memory.fusion import rrf, weighted
-from aurify.memory.store import Snapshot
+from aurify.memory.snapshot import Snapshot
 from aurify.memory.types import Chunk, Embedder, Hit, Mode, Reranker
 from aurify.memory.where import Where
 
