@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from aurify.errors import UserError
-from aurify.memory import snapshot as module
+from aurify.memory import snapshot as reading
+from aurify.memory import store as writing
 from aurify.memory.store import LanceStore
 from aurify.memory.tables import Record, Row
 from aurify.memory.types import Chunk
@@ -58,7 +59,7 @@ def test_an_empty_store_is_no_error(store):
 
 @pytest.mark.parametrize("in_memory", [1 << 30, 0])
 def test_dense_is_exact(store, monkeypatch, in_memory):
-    monkeypatch.setattr(module, "IN_MEMORY", in_memory)
+    monkeypatch.setattr(reading, "IN_MEMORY", in_memory)
     rows = rows_of("d", [f"text {i}" for i in range(60)])
     store.add(rows[:40], [Record("d", "x")])
     store.add(rows[40:], [Record("e", "x")])
@@ -153,7 +154,7 @@ def test_whatever_an_interrupted_writer_left_is_swept(store, monkeypatch, step):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(module, "record_table", stop)
+        patched.setattr(writing, "record_table", stop)
         patched.setattr(store, "_delete_chunks", stop)
         if step == "remove":
             store.remove(["b"])
@@ -170,7 +171,7 @@ def test_a_writer_stopped_before_it_indexed_the_words(store, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(store, "_index_words", lambda table: None)
         store.add([], [])
-        store._made(module.CHUNKS, module.chunk_schema(8))
+        store._made(writing.CHUNKS, writing.chunk_schema(8))
     again = LanceStore(store.folder)
     again.sweep(again.digests().keys())
     again.add(rows_of("d"), [Record("d", "x")])
