@@ -177,11 +177,16 @@ CPO_CASES: dict[str, tuple[int, dict[str, Any], CPO | SimPO]] = {
 @pytest.mark.parametrize("case", CPO_CASES)
 def test_cpo_and_simpo(tmp_path, case):
     size, options, algorithm = CPO_CASES[case]
+    config = CPOConfig(**arguments(tmp_path, per_device_train_batch_size=size, **options))
+    compare_without_reference(CPOTrainer, config, ROWS, algorithm)
+
+
+def compare_without_reference(kind: Any, config: Any, rows: list[dict[str, str]], algorithm: CPO | SimPO) -> None:
     model = sharp_model(1)
-    trainer = CPOTrainer(
+    trainer = kind(
         model=copy.deepcopy(model.module),
-        args=CPOConfig(**arguments(tmp_path, per_device_train_batch_size=size, **options)),
-        train_dataset=datasets.Dataset.from_list(ROWS),
+        args=config,
+        train_dataset=datasets.Dataset.from_list(rows),
         processing_class=model.tokenizer,
     )
     oracle = whole_loss(trainer)
@@ -201,16 +206,8 @@ TPO_CASES: dict[str, tuple[int, dict[str, Any], CPO | SimPO]] = {
 def test_tpo_whose_gold_answer_is_the_chosen_one(tmp_path, case):
     """TPO imitates a third answer. Where that is the chosen one, it is CPO, and its tpo-l is SimPO with NLL."""
     size, options, algorithm = TPO_CASES[case]
-    model = sharp_model(1)
-    trainer = TPOTrainer(
-        model=copy.deepcopy(model.module),
-        args=TPOConfig(**arguments(tmp_path, per_device_train_batch_size=size, **options)),
-        train_dataset=datasets.Dataset.from_list([{**row, "reference": row["chosen"]} for row in ROWS]),
-        processing_class=model.tokenizer,
-    )
-    oracle = whole_loss(trainer)
-    engine = Engine(model)
-    compare(engine, engine.forward_backward(pair_data(), algorithm)["loss"], trainer.model, oracle)
+    config = TPOConfig(**arguments(tmp_path, per_device_train_batch_size=size, **options))
+    compare_without_reference(TPOTrainer, config, [{**row, "reference": row["chosen"]} for row in ROWS], algorithm)
 
 
 def test_orpo(tmp_path):

@@ -49,12 +49,10 @@ class Distillation(GRPO):
             raise UserError("distillation.kl_coef: the teacher takes the place of the reference; leave it at 0")
         if not 0 < self.beta < 1 or self.max_ratio <= 1:
             raise UserError(f"distillation: beta {self.beta} must be in (0, 1) and max_ratio {self.max_ratio} above 1")
-        for name in SAMPLED_ONLY if self.vocabulary == "full" else ():
-            if getattr(self, name) != getattr(Distillation, name):
-                raise UserError(
-                    f"distillation.{name}: {getattr(self, name)} is about the estimate from sampled tokens; leave it "
-                    "out, or set vocabulary: sampled"
-                )
+        if self.vocabulary == "full":
+            self.refuse(
+                SAMPLED_ONLY, "is about the estimate from sampled tokens; leave it out, or set vocabulary: sampled"
+            )
 
     @property
     def needs(self) -> frozenset[Need]:

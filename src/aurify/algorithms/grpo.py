@@ -62,13 +62,16 @@ class GRPO:
             raise UserError(
                 "grpo.aggregator 'constant' divides by a length: set grpo.constant_length, usually sampling.max_tokens"
             )
-        for name in self.unused:
-            if getattr(self, name) != getattr(type(self), name):
-                method = type(self).__name__.lower()
-                raise UserError(f"{method}.{name}: {getattr(self, name)} has no effect on {method}; leave it out")
+        self.refuse(self.unused, f"has no effect on {type(self).__name__.lower()}; leave it out")
         for name in ("clip_low", "clip_high", "kl_coef"):
             if getattr(self, name) < 0:
                 raise UserError(f"grpo.{name}: {getattr(self, name)} must not be negative")
+
+    def refuse(self, names: Sequence[str], why: str) -> None:
+        """Fields that would be ignored: an error where one is not left as it is."""
+        for name in names:
+            if getattr(self, name) != getattr(type(self), name):
+                raise UserError(f"{type(self).__name__.lower()}.{name}: {getattr(self, name)} {why}")
 
     @property
     def needs(self) -> frozenset[Need]:
