@@ -217,3 +217,29 @@ def test_filters_keep_the_likely_and_report_processed_logprobs():
     tokens, logprobs = draw(logits.repeat(2, 1), [SamplingParams(top_k=2)] * 2, [0.5, 0.9])
     assert tokens == [0, 1]
     assert logprobs == pytest.approx(torch.tensor([4 / 7, 3 / 7]).log().tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
+def test_cores_that_decode_side_by_side_draw_the_same(lora, monkeypatch):
+    """Requests of different lengths, of which some end early: parts change as sequences leave."""
+    monkeypatch.setattr("aurify.samplers.inprocess.PART", 3)
+    held, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            engine = Engine(random_model(), lora=lora)
+            sampler = InProcessSampler(engine, max_batch=16)
+            assert sampler.parts == threads
+
+            async def ask(sampler=sampler):
+                params = [SamplingParams(max_tokens=5 + 4 * k, seed=k) for k in range(5)]
+                return await asyncio.gather(*(sampler.sample([3 + k] * (4 + k), p, 5) for k, p in enumerate(params)))
+
+            found.append([completion for group in asyncio.run(ask()) for completion in group])
+            assert (sampler.cores is None) == (threads == 1)
+            asyncio.run(sampler.close())
+    finally:
+        torch.set_num_threads(held)
+    for alone, beside in zip(*found, strict=True):
+        assert alone.tokens == beside.tokens
+        assert alone.logprobs == pytest.approx(beside.logprobs, abs=1e-5)

@@ -17,22 +17,26 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from aurify.cores import Cores
 from aurify.engine import parallel
 from aurify.engine.divergence import linear_divergence
 from aurify.engine.forward import Body, Inputs
 from aurify.engine.logprobs import Head, linear_logprobs, predictors
-from aurify.engine.lora import Adapter, LoraConfig, read_config
+from aurify.engine.lora import Adapter, LoraConfig, Use, read_config
 from aurify.engine.model import LoadedModel, save_model
 from aurify.engine.optim import MasterAdamW, OptimConfig
-from aurify.engine.packing import Row, pack
+from aurify.engine.packing import PART_TOKENS, Row, pack
 from aurify.errors import UserError
 from aurify.types import Algorithm, Datum, Divergence, Metrics, Outputs
+
+Result = TypeVar("Result")
+Grads = Sequence[Tensor | None]  # of the trainable parameters
 
 STATE_FILE = "engine.pt"
 DEFAULT_TOKENS = {"cpu": 2048, "cuda": 16384}  # of one micro-batch
@@ -82,6 +86,7 @@ class Engine:
         self.reference_body: Body | None = None
         self.teacher: Engine | None = None  # see `follow`
         self.calls = 0  # forward_backward since the last optim_step
+        self.cores: Cores | None = None  # see `_each`
 
     def _adapt(self, folder: Path | None, lora: LoraConfig | None, seed: int) -> Adapter | None:
         if folder is None and lora is None:
@@ -125,7 +130,6 @@ class Engine:
         scores = "scores" in algorithm.needs
         teacher = self._teacher() if "teacher_divergence" in algorithm.needs else None
         data = self._trained(data, algorithm)
-        rows = self._rows(data, teacher)
         counts = [
             sum(sum(datum.weights) for datum in data),
             len(data),
@@ -138,18 +142,27 @@ class Engine:
                 f"no trainable token in {len(data)} sequences: every weight is 0. Look at the chat template and at "
                 "what is masked; `aurify train --dry-run` shows the first example"
             )
-        sums: dict[str, float] = defaultdict(float)
-        for row in rows:
+
+        def term(row: Row) -> tuple[dict[str, float], Grads | None]:
             inputs = Inputs.of(row, data, self.device)
             outputs = self._outputs(self.body, row, inputs, temperature, "entropy" in algorithm.needs, scores, teacher)
             loss, metrics = algorithm.loss(outputs, inputs.batch)
             if not loss.requires_grad:
                 raise ValueError(f"{type(algorithm).__name__}.loss reaches no parameter: it returned a constant")
+            values = {"loss": float(loss.detach())} | {name: float(value) for name, value in metrics.items()}
+            if parts > 1:
+                return values, torch.autograd.grad(loss / denominator, self.trainable, allow_unused=True)
             (loss / denominator).backward()
-            self.optimizer.collect()
-            sums["loss"] += float(loss.detach())
-            for name, value in metrics.items():
-                sums[name] += float(value)
+            return values, None
+
+        # Gradients of all weights are too large to have twice, and dropout draws from one generator.
+        parts = self._parts if self.adapter is not None and not self.module.training else 1
+        rows = self._rows(data, teacher, parts)
+        sums: dict[str, float] = defaultdict(float)
+        for values, grads in self._each(rows, term, parts):
+            self.optimizer.collect(grads)
+            for name, value in values.items():
+                sums[name] += value
         names = sorted(sums)
         reduced = parallel.sum_over_ranks([sums[name] for name in names])
         self.calls += 1
@@ -202,10 +215,13 @@ class Engine:
     def scores(self, data: Sequence[Datum]) -> list[float]:
         """The scalar head on the last token of each sequence."""
         results = [0.0] * len(data)
-        for row in self._rows(data):
-            inputs = Inputs.of(row, data, self.device)
-            outputs = self._outputs(self.body, row, inputs, 1.0, scores=True)
-            for k, value in zip(row.data, outputs.scores.tolist(), strict=True):  # type: ignore[union-attr]
+
+        def found(row: Row) -> list[tuple[int, float]]:
+            outputs = self._outputs(self.body, row, Inputs.of(row, data, self.device), 1.0, scores=True)
+            return list(zip(row.data, outputs.scores.tolist(), strict=True))  # type: ignore[union-attr]
+
+        for row in self._each(self._rows(data), found, self._parts):
+            for k, value in row:
                 results[k] = value
         return results
 
@@ -280,6 +296,8 @@ class Engine:
 
     def close(self) -> None:
         """Lets go of the model's memory."""
+        if self.cores is not None:
+            self.cores.close()
         del self.module, self.body, self.reference_body, self.optimizer, self.trainable
         self.adapter = self.head = self.score = self.teacher = None
 
@@ -324,18 +342,46 @@ class Engine:
             return list(data)
         return [datum for datum in data if any(datum.weights)]
 
-    def _rows(self, data: Sequence[Datum], teacher: Engine | None = None) -> list[Row]:
+    def _rows(self, data: Sequence[Datum], teacher: Engine | None = None, parts: int | None = None) -> list[Row]:
         packs = self.body.packs and (teacher is None or teacher.body.packs)
-        return pack(data, self.micro_batch_tokens, self.share and packs)
+        return pack(data, self.micro_batch_tokens, self.share and packs, self._parts if parts is None else parts)
+
+    @property
+    def _parts(self) -> int:
+        """How many rows are computed side by side. On a GPU one after the other."""
+        most = torch.get_num_threads() if self.device.type == "cpu" else 1
+        return max(1, min(most, self.micro_batch_tokens // PART_TOKENS))
+
+    def _each(self, rows: Sequence[Row], function: Callable[[Row], Result], parts: int) -> Iterator[Result]:
+        """What `function` gives for each row, in their order. Rows with cores of their own never exceed
+        `micro_batch_tokens` together; a larger one has all cores."""
+        adapter, grad = self.adapter, torch.is_grad_enabled()
+        use: Use = adapter.state.use if adapter is not None else "adapter"
+
+        def in_thread(row: Row) -> Result:
+            with torch.set_grad_enabled(grad), nullcontext() if adapter is None else adapter.using(use):
+                return function(row)
+
+        for together in side_by_side(rows, self.micro_batch_tokens, parts):
+            if len(together) == 1:
+                yield function(together[0])
+                continue
+            if self.cores is None or self.cores.parts != parts:
+                self.cores = Cores(parts, "aurify-train")
+            yield from self.cores.map(in_thread, together)
 
     def _by_token(self, data: Sequence[Datum], values: Callable[[Row, Inputs], Tensor]) -> list[list[float]]:
         """What `values` gives for the trained tokens of each row, in the places of those tokens."""
         results = [[0.0] * len(datum.tokens) for datum in data]
         wanted = [i for i, datum in enumerate(data) if any(datum.weights)]
         chosen = [data[i] for i in wanted]
-        for row in self._rows(chosen):
+
+        def found(row: Row) -> list[tuple[tuple[int, int], float]]:
             inputs = Inputs.of(row, chosen, self.device)
-            for (k, t), value in zip(inputs.places, values(row, inputs).tolist(), strict=True):
+            return list(zip(inputs.places, values(row, inputs).tolist(), strict=True))
+
+        for row in self._each(self._rows(chosen), found, self._parts):
+            for (k, t), value in row:
                 results[wanted[k]][t] = value
         return results
 
@@ -371,3 +417,15 @@ class Engine:
             return values[inputs.scatter]
 
         return divergence
+
+
+def side_by_side(rows: Sequence[Row], max_tokens: int, parts: int) -> Iterator[list[Row]]:
+    """Next `parts` rows, or as many as have at most `max_tokens` together."""
+    together: list[Row] = []
+    for row in rows:
+        if together and (len(together) == parts or sum(len(r.tokens) for r in (*together, row)) > max_tokens):
+            yield together
+            together = []
+        together.append(row)
+    if together:
+        yield together

@@ -103,13 +103,12 @@ class LinearLogProb(torch.autograd.Function):
         logprobs = hidden.new_empty(num, dtype=torch.float32)
         log_z, entropies = torch.empty_like(logprobs), torch.zeros_like(logprobs)
         for rows in slices(num, chunk):
-            logits = head.logits(hidden[rows]).div_(temperature)
-            picked = logits.gather(1, targets[rows, None]).squeeze(1)
-            log_z[rows] = torch.logsumexp(logits, dim=1)
+            z = head.logits(hidden[rows]).div_(temperature)
+            picked = z.gather(1, targets[rows, None]).squeeze(1)
+            p, total, log_z[rows, None] = exponentials(z, keep=entropy)
             logprobs[rows] = picked - log_z[rows]
             if entropy:
-                probabilities = (logits - log_z[rows, None]).exp_()
-                entropies[rows] = log_z[rows] - probabilities.mul_(logits).sum(1)
+                entropies[rows] = log_z[rows] - p.mul_(z).sum(1) / total.squeeze(1)
         ctx.save_for_backward(hidden, weight, bias, targets, log_z, entropies)
         ctx.head, ctx.temperature, ctx.entropy, ctx.chunk = head, temperature, entropy, chunk
         return logprobs, entropies
@@ -132,19 +131,22 @@ def frozen_head_logprobs(
     """`LinearLogProb` for a head without gradient, as that of a model which an adapter trains: each token's derivative
     by its hidden state is made while its logits are there. Two products with the head instead of three."""
     frozen = hidden.detach()
-    by_logprob, by_entropy = (HeadGradient(head, frozen, temperature, (True, False, False)) for _ in range(2))
+    by_logprob = HeadGradient(head, frozen, temperature, (True, False, False))
+    by_entropy = HeadGradient(head, frozen, temperature, (entropy, False, False))
     logprobs = frozen.new_empty(len(targets), dtype=torch.float32)
     entropies = torch.zeros_like(logprobs)
     for rows in slices(len(targets), chunk):
         logits, target = head.logits(frozen[rows]), targets[rows, None]
-        log_p = scaled(logits, head, temperature)
-        log_p -= torch.logsumexp(log_p, dim=1, keepdim=True)
-        picked = log_p.gather(1, target)
-        logprobs[rows], one = picked.squeeze(1), torch.ones_like(picked)
+        z = scaled(logits, head, temperature)
+        picked = z.gather(1, target)
+        p, total, log_z = exponentials(z, keep=entropy)
+        p /= total
+        logprobs[rows] = (picked - log_z).squeeze(1)
         if entropy:
-            entropies[rows] = -log_p.exp().mul_(log_p).sum(1)
-            by_entropy.add(rows, by_logits(log_p.clone(), target, entropies[rows, None], 0 * one, one), logits)
-        by_logprob.add(rows, by_logits(log_p, target, entropies[rows, None], one, None), logits)
+            log_p = z.sub_(log_z)
+            entropies[rows] = -(p * log_p).sum(1)
+            by_entropy.add(rows, log_p.add_(entropies[rows, None]).mul_(p).neg_(), logits)
+        by_logprob.add(rows, p.neg_().scatter_add_(1, target, torch.ones_like(picked)), logits)
     logprobs = WithDerivative.apply(hidden, logprobs, by_logprob.hidden)
     return logprobs, WithDerivative.apply(hidden, entropies, by_entropy.hidden) if entropy else entropies
 
@@ -161,6 +163,15 @@ class WithDerivative(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         [derivative] = ctx.saved_tensors
         return derivative * grad[:, None].to(derivative.dtype), None, None
+
+
+def exponentials(z: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """exp(z - max) [n, vocabulary], its sums and log Z [n, 1]. Overwrites z unless it is to be kept: what large logits
+    cost is memory that has to be touched for the first time."""
+    largest = z.amax(1, keepdim=True)
+    p = (z - largest if keep else z.sub_(largest)).exp_()
+    total = p.sum(1, keepdim=True)
+    return p, total, largest + total.log()
 
 
 def scaled(logits: Tensor, head: Head, temperature: float) -> Tensor:

@@ -60,11 +60,14 @@ class MergedProduct(torch.autograd.Function):
         return grad_x, grad_a, grad_b, None, None, None
 
 
+Use = Literal["adapter", "reference", "merged"]
+
+
 class AdapterState(threading.local):
     """Shared by all adapted layers of a model. One for each thread: the sampler and the reference never disturb
     training."""
 
-    use: Literal["adapter", "reference", "merged"] = "adapter"
+    use: Use = "adapter"
 
 
 class LoraLinear(nn.Module):
@@ -166,7 +169,7 @@ class Adapter:
             layer.merge()
 
     @contextmanager
-    def using(self, use: Literal["reference", "merged"]) -> Iterator[None]:
+    def using(self, use: Use) -> Iterator[None]:
         previous, self.state.use = self.state.use, use
         try:
             yield

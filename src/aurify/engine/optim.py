@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,14 +66,18 @@ class MasterAdamW:
             fused=True,
         )
 
-    def collect(self) -> None:
-        """Moves the gradients of low-precision parameters onto their masters. Called after every backward."""
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if parameter is not master and parameter.grad is not None:
+    def collect(self, grads: Sequence[Tensor | None] | None = None) -> None:
+        """Adds gradients, one for each parameter, to those of the masters. Without `grads` those that a backward pass
+        has left in the parameters."""
+        if grads is None:
+            grads = [None if p is m else p.grad for p, m in zip(self.parameters, self.masters, strict=True)]
+        for parameter, master, grad in zip(self.parameters, self.masters, grads, strict=True):
+            if grad is not None:
                 if master.grad is None:
-                    master.grad = parameter.grad.float()
+                    master.grad = grad.float()
                 else:
-                    master.grad += parameter.grad
+                    master.grad += grad
+            if parameter is not master:
                 parameter.grad = None
 
     @property

@@ -16,6 +16,7 @@ import numpy as np
 from aurify.types import Datum
 
 Ints = np.ndarray  # one-dimensional, int64
+PART_TOKENS = 512  # of a row for which cores of its own pay
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +74,14 @@ def build_row(sequences: Sequence[Sequence[int]], data: Sequence[int], share: bo
     )
 
 
-def pack(data: Sequence[Datum], max_tokens: int, share: bool = True) -> list[Row]:
-    """Rows of about `max_tokens` nodes each, the data of a unit never apart.
+def pack(data: Sequence[Datum], max_tokens: int, share: bool = True, parts: int = 1) -> list[Row]:
+    """Rows of at most `max_tokens` nodes each, the data of a unit never apart.
 
     A unit larger than `max_tokens` gets a row of its own. Units that begin alike are put next to each other, so
-    that they meet in one row; the budget counts nodes, that is, tokens after sharing."""
+    that they meet in one row; the budget counts nodes, that is, tokens after sharing.
+
+    parts: how many rows will be computed side by side; they have `max_tokens` together. Where there is too little for
+    them all, they are fewer."""
     units: dict[tuple[str, int], list[int]] = {}
     for index, datum in enumerate(data):
         units.setdefault(("alone", index) if datum.unit < 0 else ("unit", datum.unit), []).append(index)
@@ -96,17 +100,18 @@ def pack(data: Sequence[Datum], max_tokens: int, share: bool = True) -> list[Row
     total, previous = 0, None
     for group in groups:
         total, previous = total + added(group, previous), group[-1]
+    parts = max(1, min(parts, total // PART_TOKENS))
     # equal rows rather than full ones with a small rest: the last row would be slow for its size
-    target = total / max(1, -(-total // max_tokens))
+    target = total / max(1, -(-total // max_tokens) * parts)
 
     rows: list[list[int]] = []
     current: list[int] = []
-    size = 0
+    size = done = 0
     for group in groups:
         cost = added(group, current[-1] if current else None)
-        if current and (size + cost > max_tokens or size + cost / 2 > target):
+        if current and (size + cost > max_tokens // parts or done + size + cost / 2 > target * (len(rows) + 1)):
             rows.append(current)
-            current, size = [], 0
+            current, size, done = [], 0, done + size
             cost = added(group, None)
         current, size = current + group, size + cost
     if current:

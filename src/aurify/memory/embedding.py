@@ -7,13 +7,13 @@ import importlib.util
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 
+from aurify.cores import Cores
 from aurify.errors import UserError
 from aurify.wheels import unpacked
 
@@ -35,6 +35,7 @@ class SentenceEmbedder:
         self.dim: int = model.get_embedding_dimension()
         self.max_tokens: int = model.max_seq_length
         self._lock = threading.Lock()  # tokenizers change while they work
+        self._cores: Cores | None = None
         self._plain: dict[Task, bool] = {}  # whether `encode` can be done without; tried on the first text
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -61,25 +62,24 @@ class SentenceEmbedder:
         return self._encoded(texts, task)
 
     def _on_cores(self, texts: Sequence[str], task: Task) -> np.ndarray:
-        """Each core has batches of its own, so small that what passes between layers stays in its caches: cores that
-        share every product wait for each other, and all the longer when anything else runs on the machine."""
+        """Each core has batches of its own, so small that what passes between layers stays in its caches."""
+        cores = self._started_cores()
+        lengths = [len(text) for text in texts]
+        most = min(max(sum(lengths) // cores.parts, LEAST_CHARS), MOST_CHARS)
+        places = list(batches(lengths, self.batch_size, most))
+        vectors = np.zeros((len(texts), self.dim), np.float32)
+        found = cores.map(lambda batch: self._at_once([texts[place] for place in batch], task), places)
+        for batch, embedded in zip(places, found, strict=True):
+            vectors[batch] = embedded
+        return vectors
+
+    def _started_cores(self) -> Cores:
         import torch
 
-        vectors = np.zeros((len(texts), self.dim), np.float32)
-
-        def embed(places: list[int]) -> None:
-            vectors[places] = self._at_once([texts[place] for place in places], task)
-
-        lengths = [len(text) for text in texts]
-        with one_thread() as num_cores:
-            most = min(max(sum(lengths) // num_cores, LEAST_CHARS), MOST_CHARS)
-            first, *others = batches(lengths, self.batch_size, most)
-            if not others:
-                embed(first)
-            else:
-                with ThreadPoolExecutor(num_cores, "aurify-embed", torch.set_num_threads, (1,)) as threads:
-                    list(threads.map(embed, [first, *others]))
-        return vectors
+        with self._lock:
+            if self._cores is None:
+                self._cores = Cores(torch.get_num_threads(), "aurify-embed")
+            return self._cores
 
     def _encoded(self, texts: Sequence[str], task: Task) -> np.ndarray:
         encode = self.model.encode_query if task == "query" else self.model.encode_document
@@ -126,27 +126,6 @@ def batches(lengths: Sequence[int], max_rows: int, max_chars: int) -> Iterator[l
         batch.append(place)
     if batch:
         yield batch
-
-
-one_thread_lock, held_numbers = threading.Lock(), list[int]()
-
-
-@contextmanager
-def one_thread() -> Iterator[int]:
-    """Products of this thread stay on one core; the number of cores that they would take otherwise. torch has one
-    number for all threads that are yet to come: whoever is inside at the same time goes back to the same."""
-    import torch
-
-    with one_thread_lock:
-        num = held_numbers[0] if held_numbers else torch.get_num_threads()
-        held_numbers.append(num)
-        torch.set_num_threads(1)
-    try:
-        yield num
-    finally:
-        with one_thread_lock:
-            held_numbers.pop()
-            torch.set_num_threads(num)
 
 
 def load_embedder(name: str = MINILM, *, device: str | None = None, batch_size: int = 32) -> SentenceEmbedder:

@@ -14,8 +14,7 @@ ROUND = 32  # lengths are rounded up: cache views keep their shape for a while
 
 
 class SlotCache:
-    """Keys and values of up to `max_slots` sequences. Attends as a `Layout` for one decoding step of the first
-    `active` slots."""
+    """Keys and values of up to `max_slots` sequences."""
 
     def __init__(self, max_slots: int, num_kv_heads: int, device: torch.device, dtype: torch.dtype) -> None:
         self.max_slots, self.num_kv_heads = max_slots, num_kv_heads
@@ -23,9 +22,6 @@ class SlotCache:
         self.keys: list[Tensor] = []  # [layers] of [slots, kv_heads, capacity, head_dim]
         self.values: list[Tensor] = []
         self.capacity = 0
-        self.positions: Tensor = torch.empty(0)  # [active] where this step's token goes
-        self.slots: Tensor = torch.empty(0)
-        self.masks: dict[int | None, Tensor] = {}
 
     def reserve(self, capacity: int) -> None:
         """Room for sequences of `capacity` tokens; at least doubles, so that growing costs little in the long run."""
@@ -48,38 +44,44 @@ class SlotCache:
         for layer in (*self.keys, *self.values):
             layer[target, :, :length] = layer[source, :, :length]
 
-    def begin(self, positions: list[int]) -> None:
-        """Prepares one step: slot k appends a token at positions[k] and sees everything up to it."""
-        self.positions = torch.tensor(positions, device=self.device)
-        self.slots = torch.arange(len(positions), device=self.device)
-        self.masks = {}
-        self.length = min(-(-(max(positions) + 1) // ROUND) * ROUND, self.capacity)
+
+class Decoding:
+    """One decoding step, as a `Layout`: slot `first + k` appends a token at positions[k] and sees everything up to
+    it."""
+
+    def __init__(self, cache: SlotCache, positions: list[int], first: int = 0) -> None:
+        self.cache, device = cache, cache.device
+        self.positions = torch.tensor(positions, device=device)
+        self.slots = torch.arange(first, first + len(positions), device=device)
+        self.used = slice(first, first + len(positions))
+        self.length = min(-(-(max(positions) + 1) // ROUND) * ROUND, cache.capacity)
+        self.masks: dict[int | None, Tensor] = {}
 
     def mask(self, window: int | None) -> Tensor:
-        """[active, 1, 1, length] 0 or -inf"""
+        """[slots, 1, 1, length] 0 or -inf"""
         if window not in self.masks:
-            keys = torch.arange(self.length, device=self.device)[None]
+            keys = torch.arange(self.length, device=self.cache.device)[None]
             hidden = keys > self.positions[:, None]
             if window is not None:
                 hidden |= keys <= self.positions[:, None] - window
-            mask = torch.zeros(hidden.shape, device=self.device, dtype=self.dtype).masked_fill_(hidden, float("-inf"))
-            self.masks[window] = mask[:, None, None]
+            mask = torch.zeros(hidden.shape, device=self.cache.device, dtype=self.cache.dtype)
+            self.masks[window] = mask.masked_fill_(hidden, float("-inf"))[:, None, None]
         return self.masks[window]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        keys, values = self.layer(layer, (key.shape[-1], value.shape[-1]))
+        keys, values = self.cache.layer(layer, (key.shape[-1], value.shape[-1]))
         keys[self.slots, :, self.positions] = key[:, :, 0]
         values[self.slots, :, self.positions] = value[:, :, 0]
-        active, heads, _, dim = query.shape
+        num, heads, _, dim = query.shape
         # the heads that share a key head become the queries of one attention: keys are read once for all of them
-        grouped = query.view(active, self.num_kv_heads, heads // self.num_kv_heads, dim)
-        keys, values = keys[:active, :, : self.length], values[:active, :, : self.length]
-        if self.device.type == "cpu":  # for one query a sequence, two products beat the fused kernel by a third
+        grouped = query.view(num, self.cache.num_kv_heads, heads // self.cache.num_kv_heads, dim)
+        keys, values = keys[self.used, :, : self.length], values[self.used, :, : self.length]
+        if self.cache.device.type == "cpu":  # for one query a sequence, two products beat the fused kernel by a third
             weights = torch.matmul(grouped * scale, keys.transpose(2, 3)).add_(self.mask(window))
             output = torch.matmul(weights.softmax(-1), values)
         else:
             output = F.scaled_dot_product_attention(grouped, keys, values, self.mask(window), scale=scale)
-        return output.view(active, heads, 1, -1)
+        return output.view(num, heads, 1, -1)
 
 
 class Prefill(Forest):

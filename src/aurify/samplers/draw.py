@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from aurify.engine.logprobs import exponentials
 from aurify.types import SamplingParams
 
 BLOCK = 256  # tokens
@@ -29,22 +30,21 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[fl
         logits[rows] = keep_likely(logits[rows], [params[k] for k in filtered])
     greedy = [k for k, p in enumerate(params) if p.temperature == 0]
     best = logits[torch.tensor(greedy, device=logits.device)].argmax(1).tolist() if greedy else []
-    log_z = torch.logsumexp(logits, dim=1, keepdim=True)
-    probabilities = (logits - log_z).exp_()
-    tokens = invert(probabilities, torch.tensor(uniforms, dtype=torch.float64, device=logits.device))
+    weights, _, log_z = exponentials(logits, keep=True)
+    tokens = invert(weights, torch.tensor(uniforms, dtype=torch.float64, device=logits.device))
     for k, token in zip(greedy, best, strict=True):
         tokens[k] = token
     logprobs = logits.gather(1, tokens[:, None]) - log_z
     return tokens.tolist(), logprobs.squeeze(1).tolist()
 
 
-def invert(probabilities: Tensor, uniforms: Tensor) -> Tensor:
-    """The token at which the cumulative distribution passes the uniform number. [rows, vocabulary], [rows] ->
-    [rows] int64"""
-    rows, size = probabilities.shape
+def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
+    """The token at which the cumulative distribution passes the uniform number. weights [rows, vocabulary] in
+    proportion to probabilities, uniforms [rows] -> [rows] int64"""
+    rows, size = weights.shape
     if size % BLOCK:
-        probabilities = torch.nn.functional.pad(probabilities, (0, BLOCK - size % BLOCK))
-    blocks = probabilities.view(rows, -1, BLOCK)
+        weights = torch.nn.functional.pad(weights, (0, BLOCK - size % BLOCK))
+    blocks = weights.view(rows, -1, BLOCK)
     ends = blocks.sum(2, dtype=torch.float32).double().cumsum(1)  # [rows, blocks]
     target = uniforms[:, None] * ends[:, -1:]
     block = torch.searchsorted(ends, target, right=True).clamp_(max=ends.shape[1] - 1)  # [rows, 1]

@@ -11,25 +11,30 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from aurify.cores import Cores
 from aurify.engine.engine import Engine
 from aurify.engine.packing import build_row
 from aurify.engine.products import hand_over, multiplied_by
 from aurify.errors import UserError
-from aurify.samplers.cache import Prefill, SlotCache
+from aurify.samplers.cache import Decoding, Prefill, SlotCache
 from aurify.samplers.draw import draw
 from aurify.samplers.packed import packed_weights
 from aurify.samplers.recurrent import ends_with_stop, generate_plainly
 from aurify.types import Completion, SamplingParams
 
 PREFILL_TOKENS = 4096  # of one packed row of prompts: bounds its memory
+PART = 16  # sequences for which cores of their own pay
+
+
+Drawn = tuple[int, float]  # a token and its log-prob
 
 
 @dataclass(eq=False)
@@ -80,7 +85,10 @@ class InProcessSampler:
         num_kv_heads = int(getattr(config, "num_key_value_heads", 0) or getattr(config, "num_attention_heads", 1))
         embedding = engine.module.get_input_embeddings().weight
         self.cache = SlotCache(max_batch, num_kv_heads, embedding.device, embedding.dtype)
-        self.packed = packed_weights(engine.module, max_batch)
+        self.cores: Cores | None = None  # made when there is enough for several
+        most = torch.get_num_threads() if embedding.device.type == "cpu" else 1
+        self.parts = max(1, min(most, max_batch // PART))
+        self.packed = packed_weights(engine.module, max_batch // self.parts)
         if self.packed is not None:
             hand_over(engine.body.decoder)
         self.stop_tokens = end_tokens(engine)
@@ -154,6 +162,8 @@ class InProcessSampler:
             self.wakeup.notify()
         if self.thread is not None:
             await asyncio.to_thread(self.thread.join)
+        if self.cores is not None:
+            self.cores.close()
         if self.packed is not None:  # it holds on to the model's weights
             self.packed.close()
 
@@ -167,7 +177,7 @@ class InProcessSampler:
                 if self.closed:
                     return
             try:
-                with self.engine.lock, torch.inference_mode(), self._weights(), self._products():
+                with self.engine.lock, self._sampling():
                     self._step()
             except BaseException as error:
                 with self.wakeup:
@@ -176,12 +186,15 @@ class InProcessSampler:
                 for request in failed:
                     request.loop.call_soon_threadsafe(fail, request.future, error)
 
-    def _weights(self) -> AbstractContextManager[None]:
-        """An adapter samples through its merged weights, whatever the trainer multiplies by."""
-        return nullcontext() if self.engine.adapter is None else self.engine.adapter.using("merged")
-
-    def _products(self) -> AbstractContextManager[None]:
-        return nullcontext() if self.packed is None else multiplied_by(self.packed.linear)
+    @contextmanager
+    def _sampling(self) -> Iterator[None]:
+        """Holds for this thread alone. An adapter samples through its merged weights, whatever the trainer multiplies
+        by."""
+        adapter, packed = self.engine.adapter, self.packed
+        merged = nullcontext() if adapter is None else adapter.using("merged")
+        products = nullcontext() if packed is None else multiplied_by(packed.linear)
+        with torch.inference_mode(), merged, products:
+            yield
 
     def _step(self) -> None:
         """Admits what fits and gives every sequence in flight its next token."""
@@ -195,10 +208,9 @@ class InProcessSampler:
         self._drop_cancelled()
         admitted = self._admit()
         if admitted:
-            hidden, rows = self._prefill(admitted)
-            self._draw(hidden, rows)
+            self._append(admitted, self._draw(self._prefill(admitted), admitted))
         if self.active:
-            self._draw(self._decode(), self.active)
+            self._append(self.active, self._decode())
 
     def _drop_cancelled(self) -> None:
         with self.wakeup:
@@ -219,7 +231,7 @@ class InProcessSampler:
                 admitted.append(self.waiting.popleft())
         return admitted
 
-    def _prefill(self, admitted: list[Sequence]) -> tuple[Tensor, list[Sequence]]:
+    def _prefill(self, admitted: list[Sequence]) -> Tensor:
         """Hidden state at the end of each admitted prompt, [admitted, hidden]; their keys and values go into free
         slots."""
         prompts: dict[tuple[int, ...], list[int]] = {}
@@ -238,31 +250,46 @@ class InProcessSampler:
         last = {prompt: int(path[-1]) for prompt, path in zip(prompts, row.nodes, strict=True)}
         self.active += admitted
         ends = torch.tensor([last[tuple(sequence.prompt)] for sequence in admitted], device=device)
-        return result.last_hidden_state[0][ends], admitted
+        return result.last_hidden_state[0][ends]
 
-    def _decode(self) -> Tensor:
-        """Hidden state after the last token of each sequence in flight, [active, hidden]."""
-        positions = [sequence.length for sequence in self.active]
-        self.cache.reserve(max(positions) + 1)
-        self.cache.begin(positions)
-        tokens = torch.tensor([[sequence.tokens[-1]] for sequence in self.active], device=self.cache.device)
+    def _decode(self) -> list[Drawn]:
+        """The next token of each sequence in flight. Cores share them out, if there are enough."""
+        self.cache.reserve(max(sequence.length for sequence in self.active) + 1)
+        num = len(self.active)
+        if self.parts < 2 or num < PART * self.parts:
+            return self._decode_part(range(num))
+        if self.cores is None:
+            self.cores = Cores(self.parts, "aurify-decode")
+
+        def decode(part: range) -> list[Drawn]:
+            with self._sampling():
+                return self._decode_part(part)
+
+        ends = [num * part // self.parts for part in range(self.parts + 1)]
+        return [drawn for part in self.cores.map(decode, map(range, ends, ends[1:])) for drawn in part]
+
+    def _decode_part(self, slots: range) -> list[Drawn]:
+        sequences = self.active[slots.start : slots.stop]
+        step = Decoding(self.cache, [sequence.length for sequence in sequences], slots.start)
+        tokens = torch.tensor([[sequence.tokens[-1]] for sequence in sequences], device=self.cache.device)
         decoder = self.engine.body.decoder
-        places = self.cache.positions[:, None]
-        result = decoder(input_ids=tokens, position_ids=places, use_cache=False, layout=self.cache)
-        return result.last_hidden_state[:, 0]
+        result = decoder(input_ids=tokens, position_ids=step.positions[:, None], use_cache=False, layout=step)
+        return self._draw(result.last_hidden_state[:, 0], sequences)
 
-    def _draw(self, hidden: Tensor, sequences: list[Sequence]) -> None:
-        """Samples a token for each of `sequences` and lets finished ones go."""
+    def _draw(self, hidden: Tensor, sequences: list[Sequence]) -> list[Drawn]:
         logits = self.engine.head.logits(hidden)  # type: ignore[union-attr]
         params = [sequence.params for sequence in sequences]
-        tokens, logprobs = draw(logits, params, [sequence.generator.random() for sequence in sequences])
-        for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
+        return list(zip(*draw(logits, params, [s.generator.random() for s in sequences]), strict=True))
+
+    def _append(self, sequences: list[Sequence], drawn: list[Drawn]) -> None:
+        """Gives each of `sequences` its token and lets finished ones go."""
+        for sequence, (token, logprob) in zip(sequences, drawn, strict=True):
             sequence.tokens.append(token)
             sequence.logprobs.append(logprob)
             sequence.versions.append(self.version)
             sequence.tell(token)
-        drawn = set(map(id, sequences))
-        self._retire([self._finish(s) if id(s) in drawn else None for s in self.active])
+        new = set(map(id, sequences))
+        self._retire([self._finish(s) if id(s) in new else None for s in self.active])
 
     def _finish(self, sequence: Sequence) -> str | None:
         token = sequence.tokens[-1]

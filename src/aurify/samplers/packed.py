@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from contextlib import suppress
 
 import torch
@@ -25,6 +26,7 @@ class PackedWeights:
     def __init__(self, rows: int) -> None:
         self.rows = rows  # what the blocks are laid out for; any number works
         self.packed: dict[int, tuple[Tensor, int, Tensor]] = {}  # the weight keeps its id, its version tells a change
+        self.packing = threading.Lock()  # cores that decode side by side pack each weight once
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """As torch.nn.functional.linear, without gradients."""
@@ -43,11 +45,12 @@ class PackedWeights:
             ctypes.CDLL(None).malloc_trim(0)
 
     def blocks(self, weight: Tensor) -> Tensor:
-        known = self.packed.get(id(weight))
-        if known is None or known[1] != weight._version:
-            known = weight, weight._version, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), self.rows)
-            self.packed[id(weight)] = known
-        return known[2]
+        with self.packing:
+            known = self.packed.get(id(weight))
+            if known is None or known[1] != weight._version:
+                known = weight, weight._version, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), self.rows)
+                self.packed[id(weight)] = known
+            return known[2]
 
 
 def packed_weights(module: nn.Module, rows: int) -> PackedWeights | None:

@@ -1,0 +1,109 @@
+"""What steps of our own bring, each with and without, in turns in one process:
+
+weights that are packed once for all decoding steps; cores that decode, or train, sequences of their own instead of
+sharing every product; two products with a frozen head instead of three when an adapter is trained.
+
+python benchmarks/parts.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Callable
+
+from aurify.algorithms.grpo import GRPO
+from aurify.engine import engine as engines
+from aurify.engine import logprobs
+from aurify.engine.engine import Engine
+from aurify.engine.lora import LoraConfig
+from aurify.engine.model import ModelConfig, load_model
+from aurify.samplers.inprocess import InProcessSampler
+from aurify.types import Datum, SamplingParams
+
+NUM_PROMPTS, PROMPT, COMPLETION = 8, 50, 32  # tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("--repeats", type=int, default=3)
+    args = parser.parse_args()
+    engine = Engine(load_model(ModelConfig(args.model)), lora=LoraConfig())
+    generator = random.Random(0)
+    prompts = [[generator.randrange(engine.vocabulary) for _ in range(PROMPT)] for _ in range(NUM_PROMPTS)]
+    print("| part | with, s | without, s | speed-up |\n|---|---|---|---|")
+    for n in (8, 4, 1):
+        name, new = f"{NUM_PROMPTS * n} sequences of {COMPLETION}", sampling(engine, prompts, n)
+        compare(f"packed weights, {name}", new, sampling(engine, prompts, n, packed=False), args.repeats)
+        if n > 1:
+            compare(f"a part a core, {name}", new, sampling(engine, prompts, n, apart=False), args.repeats)
+    new = training(engine, prompts)
+    compare("a row a core, training 64 answers", new, training(engine, prompts, apart=False), args.repeats)
+    compare("frozen head, training 64 answers", new, training(engine, prompts, frozen=False), args.repeats)
+
+
+def sampling(
+    engine: Engine, prompts: list[list[int]], n: int, *, packed: bool = True, apart: bool = True
+) -> Callable[[], None]:
+    sampler = InProcessSampler(engine)
+    sampler.stop_tokens = frozenset()
+    if not packed:
+        sampler.packed = None
+    if not apart:
+        sampler.parts = 1
+        if sampler.packed is not None:
+            sampler.packed.rows = sampler.max_batch
+
+    async def collect() -> None:
+        params = SamplingParams(max_tokens=COMPLETION, seed=0)
+        await sampler.load_weights(engine.weights(), engine.version)  # packing is part of it, as after each update
+        await asyncio.gather(*(sampler.sample(prompt, params, n) for prompt in prompts))
+
+    return lambda: asyncio.run(collect())
+
+
+def training(
+    engine: Engine, prompts: list[list[int]], *, apart: bool = True, frozen: bool = True
+) -> Callable[[], None]:
+    generator = random.Random(0)
+    data = [
+        Datum(
+            prompt + [generator.randrange(engine.vocabulary) for _ in range(COMPLETION)],
+            [0.0] * PROMPT + [1.0] * COMPLETION,
+            advantages=[generator.gauss(0, 1)] * (PROMPT + COMPLETION),
+        )
+        for prompt in prompts
+        for _ in range(8)
+    ]
+    two = logprobs.frozen_head_logprobs
+
+    def three(hidden, head, targets, temperature, entropy, chunk):
+        return logprobs.LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)
+
+    def step() -> None:
+        logprobs.frozen_head_logprobs = two if frozen else three
+        engines.PART_TOKENS = 512 if apart else engine.micro_batch_tokens
+        engine.forward_backward(data, GRPO())
+        engine.optim_step(0.0)
+
+    return step
+
+
+def compare(name: str, new: Callable[[], None], old: Callable[[], None], repeats: int) -> None:
+    seconds: list[list[float]] = [[], []]
+    for turn in range(repeats + 1):
+        for side, run in zip(seconds, (new, old), strict=True):
+            begin = time.perf_counter()
+            run()
+            if turn:  # the first is to warm up
+                side.append(time.perf_counter() - begin)
+    ours, plain = map(statistics.median, seconds)
+    print(f"| {name} | {ours:.2f} | {plain:.2f} | {plain / ours:.2f}x |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

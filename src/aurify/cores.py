@@ -1,0 +1,55 @@
+"""Several pieces of work side by side, each with cores of its own.
+
+Cores that share every product wait for each other after each, and all the longer when anything else runs on the
+machine. Where work falls into independent parts of some size, a part a core is faster: one computes while another is
+between two products."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+starting = threading.Lock()
+
+
+class Cores:
+    """`parts` threads, among whom the cores that torch computes with are divided. What holds for a thread alone (grad
+    mode and the like), a function must ask for itself."""
+
+    def __init__(self, parts: int, name: str) -> None:
+        import torch
+
+        self.parts = parts
+        self.pool = ThreadPoolExecutor(parts, name)
+        all_there = threading.Barrier(parts)
+        with starting:
+            num = torch.get_num_threads()
+
+            def begin() -> None:
+                torch.get_num_threads()  # a new thread takes over torch's number when it first asks for it
+                torch.set_num_threads(max(num // parts, 1))
+                all_there.wait()
+
+            try:
+                for started in [self.pool.submit(begin) for _ in range(parts)]:
+                    started.result()
+            finally:
+                torch.set_num_threads(num)  # torch has one number for all threads that are yet to come
+
+    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+        """Results in the order of `items`. When one fails, nothing is left running behind the error."""
+        futures = [self.pool.submit(function, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
+
+    def close(self) -> None:
+        self.pool.shutdown()

@@ -1,0 +1,135 @@
+"""Rows side by side on cores of their own: the numbers of one after the other, the same each time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from models import random_model
+
+from aurify.algorithms.dpo import DPO
+from aurify.algorithms.grpo import GRPO
+from aurify.algorithms.reward_model import RewardModel
+from aurify.algorithms.sft import SFT
+from aurify.engine.engine import Engine, side_by_side
+from aurify.engine.lora import LoraConfig
+from aurify.engine.packing import PART_TOKENS, build_row, pack
+from aurify.errors import UserError
+from aurify.types import Datum
+
+ALGORITHMS = {
+    "sft": SFT(),
+    "grpo": GRPO(entropy_coef=0.1, kl_coef=0.1),
+    "dpo": DPO(),
+    "reward_model": RewardModel(),
+}
+
+
+@pytest.fixture(autouse=True)
+def two_cores():
+    held = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(held)
+
+
+def sequences(num: int = 48) -> list[Datum]:
+    generator = np.random.default_rng(0)
+    data = []
+    for k in range(num):
+        tokens = generator.integers(3, 300, int(generator.integers(40, 70))).tolist()
+        streams = {
+            name: generator.normal(-6, 0.3, len(tokens)).tolist()
+            for name in ("logprobs", "old_logprobs", "ref_logprobs")
+        }
+        weights = [0.0] * 10 + [1.0] * (len(tokens) - 10)
+        advantages = [float(generator.normal())] * len(tokens)
+        data.append(Datum(tokens, weights, advantages, **streams, unit=k // 2))
+    return data
+
+
+def engine_of(parts: int, monkeypatch: pytest.MonkeyPatch, **options) -> Engine:
+    monkeypatch.setattr(Engine, "_parts", parts)
+    engine = Engine(random_model(**options), lora=LoraConfig(rank=4))
+    generator = torch.Generator().manual_seed(1)
+    for layer in engine.adapter.layers.values():
+        torch.nn.init.normal_(layer.lora_B, std=0.05, generator=generator)
+    engine.adapter.merge()
+    return engine
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_gradients_are_the_same(name, monkeypatch):
+    options = {"scalar_head": True} if name == "reward_model" else {}
+    data, algorithm = sequences(), ALGORITHMS[name]
+    found = []
+    for parts in (1, 2, 2):
+        engine = engine_of(parts, monkeypatch, **options)
+        metrics = [engine.forward_backward(half, algorithm) for half in (data[:40], data[40:])]
+        assert metrics[0]["ledger/micro_batches"] % parts == 0
+        found.append((torch.cat([p.grad.flatten() for p in engine.trainable]), metrics))
+        assert (engine.cores is None) == (parts == 1)
+        engine.close()
+    (alone, plain), (beside, told), (again, _) = found
+    assert float((alone - beside).norm() / alone.norm()) < 1e-5 and float(alone.norm()) > 0
+    assert torch.equal(beside, again)  # not by who was first
+    for before, after in zip(plain, told, strict=True):
+        for metric in before:
+            if not metric.startswith("ledger/"):
+                assert after[metric] == pytest.approx(before[metric], rel=1e-4, abs=1e-6)
+
+
+def test_what_is_looked_up_is_the_same(monkeypatch):
+    data, found = sequences(), []
+    for parts in (1, 3):
+        engine = engine_of(parts, monkeypatch)
+        found += [engine.logprobs(data), engine.logprobs(data, reference=True), engine.entropies(data)]
+        assert not torch.is_grad_enabled() or engine.adapter.state.use == "adapter"
+        engine.close()
+        engine = engine_of(parts, monkeypatch, scalar_head=True)
+        found.append([[score] for score in engine.scores(data)])
+        engine.close()
+    for alone, beside in zip(found[:4], found[4:], strict=True):
+        np.testing.assert_allclose(np.concatenate(beside), np.concatenate(alone), atol=1e-4)
+    assert np.abs(np.concatenate(found[0]) - np.concatenate(found[1])).max() > 1e-2  # the adapter was off for one
+
+
+def test_all_weights_and_dropout_go_one_after_the_other(monkeypatch):
+    monkeypatch.setattr(Engine, "_parts", 2)
+    for lora in (None, LoraConfig(rank=4, dropout=0.1)):
+        engine = Engine(random_model(), lora=lora)
+        engine.forward_backward(sequences(), SFT())
+        assert engine.cores is None
+
+
+def test_an_error_in_one_row_is_told(monkeypatch):
+    class Failing(SFT):
+        def loss(self, outputs, batch):
+            raise UserError(f"a loss of {batch.num_sequences} sequences")
+
+    engine = engine_of(2, monkeypatch)
+    with pytest.raises(UserError, match="a loss of 12 sequences"):
+        engine.forward_backward(sequences(), Failing())
+
+
+def test_rows_have_one_budget_together():
+    rows = [build_row([[k] * length], [k]) for k, length in enumerate((40, 60, 50, 30, 120, 20, 20, 20))]
+    found = [[len(row.tokens) for row in together] for together in side_by_side(rows, 100, 2)]
+    assert found == [[40, 60], [50, 30], [120], [20, 20], [20]]
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("num", [3, 40, 200])
+def test_rows_for_cores(parts, num):
+    """As many as cores, or a multiple, and equal; but not in pieces too small to pay."""
+    generator = np.random.default_rng(0)
+    data = [Datum([k, *generator.integers(0, 999, 19).tolist()], [0.0] + [1.0] * 19) for k in range(num)]
+    rows = [len(row.tokens) for row in pack(data, 2048, parts=parts)]
+    assert sum(rows) == 20 * num
+    assert len(rows) % min(parts, max(1, 20 * num // PART_TOKENS)) == 0
+    assert max(rows) <= 2048 // parts + PART_TOKENS and max(rows) - min(rows) <= 20
+
+
+def test_a_small_budget_is_not_divided():
+    for tokens, parts in ((64, 1), (1024, 2), (8192, 2)):
+        assert Engine(random_model(), micro_batch_tokens=tokens)._parts == parts
