@@ -6,6 +6,7 @@ between two products."""
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -14,7 +15,13 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+MEMORY_SHARE = 1 / 8
 starting = threading.Lock()
+
+
+def affordable(size: int) -> bool:
+    """Whether speed may cost that many bytes: an eighth of the machine's memory at most."""
+    return hasattr(os, "sysconf") and size <= MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 class Cores:

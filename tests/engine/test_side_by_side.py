@@ -94,10 +94,23 @@ def test_what_is_looked_up_is_the_same(monkeypatch):
     assert np.abs(np.concatenate(found[0]) - np.concatenate(found[1])).max() > 1e-2  # the adapter was off for one
 
 
-def test_all_weights_and_dropout_go_one_after_the_other(monkeypatch):
+def test_all_weights_at_once(monkeypatch):
+    found = []
+    for parts in (1, 2):
+        monkeypatch.setattr(Engine, "_parts", parts)
+        engine = Engine(random_model())
+        engine.forward_backward(sequences(), SFT())
+        assert (engine.cores is None) == (parts == 1)
+        found.append(torch.cat([p.grad.flatten() for p in engine.trainable]))
+    assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-5
+
+
+def test_large_gradients_and_dropout_go_one_after_the_other(monkeypatch):
     monkeypatch.setattr(Engine, "_parts", 2)
-    for lora in (None, LoraConfig(rank=4, dropout=0.1)):
-        engine = Engine(random_model(), lora=lora)
+    engines = [Engine(random_model(), lora=LoraConfig(rank=4, dropout=0.1))]
+    monkeypatch.setattr("aurify.cores.MEMORY_SHARE", 1e-9)
+    engines.append(Engine(random_model()))
+    for engine in engines:
         engine.forward_backward(sequences(), SFT())
         assert engine.cores is None
 

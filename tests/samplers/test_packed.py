@@ -36,7 +36,7 @@ def test_a_changed_weight_is_packed_anew():
 
 def test_other_precisions_and_large_models_are_left_alone(monkeypatch):
     assert packed_weights(nn.Linear(16, 8, dtype=torch.bfloat16), 2) is None
-    monkeypatch.setattr("aurify.samplers.packed.MEMORY_SHARE", 1e-12)
+    monkeypatch.setattr("aurify.cores.MEMORY_SHARE", 1e-12)
     assert packed_weights(nn.Linear(16, 8), 2) is None
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aurify.cores import Cores
+from aurify.cores import Cores, affordable
 from aurify.engine import parallel
 from aurify.engine.divergence import linear_divergence
 from aurify.engine.forward import Body, Inputs
@@ -155,8 +155,9 @@ class Engine:
             (loss / denominator).backward()
             return values, None
 
-        # Gradients of all weights are too large to have twice, and dropout draws from one generator.
-        parts = self._parts if self.adapter is not None and not self.module.training else 1
+        # each row has gradients of its own until they are added up in order; dropout draws from one generator
+        size = sum(4 * parameter.numel() for parameter in self.trainable)
+        parts = self._parts if affordable(size * self._parts) and not self.module.training else 1
         rows = self._rows(data, teacher, parts)
         sums: dict[str, float] = defaultdict(float)
         for values, grads in self._each(rows, term, parts):

@@ -9,13 +9,16 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from aurify.cores import Cores
 from aurify.errors import UserError
 from aurify.wheels import unpacked
+
+if TYPE_CHECKING:
+    from aurify.memory.bert import Bert
 
 Task = Literal["query", "document"]
 MINILM = "all-minilm-l6-v2"
@@ -36,6 +39,7 @@ class SentenceEmbedder:
         self.max_tokens: int = model.max_seq_length
         self._lock = threading.Lock()  # tokenizers change while they work
         self._cores: Cores | None = None
+        self._bert: Bert | Literal[False] | None = False  # not looked for yet
         self._plain: dict[Task, bool] = {}  # whether `encode` can be done without; tried on the first text
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -100,8 +104,22 @@ class SentenceEmbedder:
         with torch.inference_mode():
             with self._lock:
                 features = model.preprocess(list(texts), prompt=model.prompts.get(name), task=task)
-            vectors = model(batch_to_device(features, model.device), task=task)["sentence_embedding"]
+            bert = self._question_reader() if task == "query" and len(texts) == 1 else None
+            if bert is None:
+                features = model(batch_to_device(features, model.device), task=task)
+            else:
+                features["token_embeddings"] = bert(features["input_ids"][0])[None]
+                for module in list(model)[1:]:
+                    features = module(features)
+            vectors = features["sentence_embedding"]
             return torch.nn.functional.normalize(vectors, dim=1).float().cpu().numpy()
+
+    def _question_reader(self) -> Bert | None:
+        if self._bert is False:
+            from aurify.memory.bert import Bert
+
+            self._bert = Bert.of(getattr(self.model[0], "auto_model", None))
+        return self._bert or None
 
     def _is_plain(self, task: Task, text: str) -> bool:
         """Some models want more than that: theirs are the vectors of `encode` alone."""

@@ -8,7 +8,6 @@ take a sixth less time and those of 2 to 8 rows a third to a half."""
 from __future__ import annotations
 
 import ctypes
-import os
 import threading
 from contextlib import suppress
 
@@ -16,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-MEMORY_SHARE = 1 / 8  # of the machine's memory that the second copy may take
+from aurify.cores import affordable
 
 
 class PackedWeights:
@@ -60,5 +59,4 @@ def packed_weights(module: nn.Module, rows: int) -> PackedWeights | None:
     size = sum(weight.numel() * weight.element_size() for weight in weights)
     pays = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
     works = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    fits = hasattr(os, "sysconf") and size <= MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return PackedWeights(rows) if pays and works and fits else None
+    return PackedWeights(rows) if pays and works and affordable(size) else None
