@@ -143,6 +143,19 @@ def test_rows_for_cores(parts, num):
     assert max(rows) <= 2048 // parts + PART_TOKENS and max(rows) - min(rows) <= 20
 
 
+def test_what_is_shared_stays_together():
+    """Eight answers to one long prompt, and to two: a row a core would compute a prompt twice."""
+    generator = np.random.default_rng(0)
+    for prompts, expected in ((1, [1600]), (2, [1600, 1600])):
+        data = []
+        for _ in range(prompts):
+            prompt = generator.integers(3, 300, 1200).tolist()
+            for _ in range(8):
+                tokens = prompt + generator.integers(3, 300, 50).tolist()
+                data.append(Datum(tokens, [0.0] * 1200 + [1.0] * 50))
+        assert [len(row.tokens) for row in pack(data, 4096, parts=2)] == pytest.approx(expected, abs=8)
+
+
 def test_a_small_budget_is_not_divided():
     for tokens, parts in ((64, 1), (1024, 2), (8192, 2)):
         assert Engine(random_model(), micro_batch_tokens=tokens)._parts == parts

@@ -367,7 +367,7 @@ class Engine:
             if len(together) == 1:
                 yield function(together[0])
                 continue
-            if self.cores is None or self.cores.parts != parts:
+            if self.cores is None:
                 self.cores = Cores(parts, "aurify-train")
             yield from self.cores.map(in_thread, together)
 

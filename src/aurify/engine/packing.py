@@ -8,7 +8,7 @@ end[j]`, where `end[j]` closes the subtree of `j`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from aurify.types import Datum
 
 Ints = np.ndarray  # one-dimensional, int64
 PART_TOKENS = 512  # of a row for which cores of its own pay
+MOST_DOUBLED = 1.1  # nodes of rows side by side, to those of one: what they do not share is computed twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,8 @@ def pack(data: Sequence[Datum], max_tokens: int, share: bool = True, parts: int 
     A unit larger than `max_tokens` gets a row of its own. Units that begin alike are put next to each other, so
     that they meet in one row; the budget counts nodes, that is, tokens after sharing.
 
-    parts: how many rows will be computed side by side; they have `max_tokens` together. Where there is too little for
-    them all, they are fewer."""
+    parts: how many rows will be computed side by side; they have `max_tokens` together. They are fewer where there is
+    too little for all, or where they would share too little among themselves."""
     units: dict[tuple[str, int], list[int]] = {}
     for index, datum in enumerate(data):
         units.setdefault(("alone", index) if datum.unit < 0 else ("unit", datum.unit), []).append(index)
@@ -91,29 +92,42 @@ def pack(data: Sequence[Datum], max_tokens: int, share: bool = True, parts: int 
     arrays = [np.asarray(datum.tokens, dtype=np.int64) for datum in data]
 
     def added(group: list[int], previous: int | None) -> int:
+        """Nodes that a group adds to a row which ends with `previous`."""
         cost = 0
         for index in group:
             shared = common_prefix(arrays[index], arrays[previous]) if share and previous is not None else 0
             cost, previous = cost + len(arrays[index]) - shared, index
         return cost
 
-    total, previous = 0, None
-    for group in groups:
-        total, previous = total + added(group, previous), group[-1]
-    parts = max(1, min(parts, total // PART_TOKENS))
-    # equal rows rather than full ones with a small rest: the last row would be slow for its size
-    target = total / max(1, -(-total // max_tokens) * parts)
+    costs = [added(group, last[-1] if last else None) for last, group in zip([[], *groups], groups, strict=False)]
+    total = sum(costs)
+    most = max(1, min(parts, total // PART_TOKENS))
+    for number in range(most, 0, -1):
+        rows, size = divided(groups, costs, max_tokens // number, -(-total // max_tokens) * number, added)
+        if size <= MOST_DOUBLED * total:
+            break
+    return [build_row([data[index].tokens for index in row], row, share) for row in map(sorted, rows)]
 
+
+def divided(
+    groups: list[list[int]],
+    costs: list[int],
+    max_tokens: int,
+    num_rows: int,
+    added: Callable[[list[int], int | None], int],
+) -> tuple[list[list[int]], int]:
+    """The data of each row, and the nodes of all. Rows are equal rather than full with a small rest: the last one would
+    be slow for its size."""
+    target = sum(costs) / max(1, num_rows)
     rows: list[list[int]] = []
     current: list[int] = []
-    size = done = 0
-    for group in groups:
-        cost = added(group, current[-1] if current else None)
-        if current and (size + cost > max_tokens // parts or done + size + cost / 2 > target * (len(rows) + 1)):
+    size = done = total = 0
+    for group, cost in zip(groups, costs, strict=True):
+        if current and (size + cost > max_tokens or done + cost / 2 > target * (len(rows) + 1)):
             rows.append(current)
-            current, size, done = [], 0, done + size
-            cost = added(group, None)
-        current, size = current + group, size + cost
+            current, total, size = [], total + size, 0
+        size += cost if current else added(group, None)
+        current, done = current + group, done + cost
     if current:
         rows.append(current)
-    return [build_row([data[index].tokens for index in row], row, share) for row in map(sorted, rows)]
+    return rows, total + size

@@ -32,8 +32,6 @@ from aurify.types import Completion, SamplingParams
 
 PREFILL_TOKENS = 4096  # of one packed row of prompts: bounds its memory
 PART = 16  # sequences for which cores of their own pay
-
-
 Drawn = tuple[int, float]  # a token and its log-prob
 
 
