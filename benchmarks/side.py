@@ -62,10 +62,14 @@ def flop_counter(active: bool) -> Iterator[Callable[[], float]]:
     if not active:
         yield lambda: 0.0
         return
+    import torch
     from torch.utils.flop_counter import FlopCounterMode
 
+    num = torch.get_num_threads()
+    torch.set_num_threads(1)  # it counts in this thread alone: no rows side by side
     with FlopCounterMode(display=False) as counter:
         yield lambda: float(counter.get_total_flops())
+    torch.set_num_threads(num)
 
 
 def synchronise() -> None:
