@@ -1,9 +1,8 @@
-"""What steps of our own bring, each with and without, in turns in one process:
+"""What steps of our own bring, each with and without, in turns in one process: weights that are packed once for all
+decoding steps; cores that decode, or train, sequences of their own instead of sharing every product; two products with
+a frozen head instead of three when an adapter is trained; an encoder of our own for questions of a search.
 
-weights that are packed once for all decoding steps; cores that decode, or train, sequences of their own instead of
-sharing every product; two products with a frozen head instead of three when an adapter is trained.
-
-python benchmarks/parts.py
+    python benchmarks/parts.py
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ import time
 from collections.abc import Callable
 
 from aurify.algorithms.grpo import GRPO
-from aurify.engine import engine as engines
-from aurify.engine import logprobs
+from aurify.engine import logprobs, packing
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.model import ModelConfig, load_model
+from aurify.memory.embedding import load_embedder
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.types import Datum, SamplingParams
 
@@ -41,6 +40,7 @@ def main() -> None:
         compare(f"packed weights, {name}", new, sampling(engine, prompts, n, packed=False), args.repeats)
         if n > 1:
             compare(f"a part a core, {name}", new, sampling(engine, prompts, n, apart=False), args.repeats)
+    compare("encoder of our own, 100 questions one by one", asking(), asking(own=False), args.repeats)
     new = training(engine, prompts)
     compare("a row a core, training 64 answers", new, training(engine, prompts, apart=False), args.repeats)
     compare("frozen head, training 64 answers", new, training(engine, prompts, frozen=False), args.repeats)
@@ -86,11 +86,24 @@ def training(
 
     def step() -> None:
         logprobs.frozen_head_logprobs = two if frozen else three
-        engines.PART_TOKENS = 512 if apart else engine.micro_batch_tokens
+        packing.PART_TOKENS = 512 if apart else engine.micro_batch_tokens
         engine.forward_backward(data, GRPO())
         engine.optim_step(0.0)
 
     return step
+
+
+def asking(*, own: bool = True) -> Callable[[], None]:
+    embedder = load_embedder()
+    if not own:
+        embedder._bert = None
+    questions = [f"What are the treatments for condition number {k} in adults?" for k in range(100)]
+
+    def ask() -> None:
+        for question in questions:
+            embedder.embed_queries([question])
+
+    return ask
 
 
 def compare(name: str, new: Callable[[], None], old: Callable[[], None], repeats: int) -> None:

@@ -16,6 +16,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,9 +32,9 @@ from aurify.engine.logprobs import Head, linear_logprobs, predictors
 from aurify.engine.lora import Adapter, LoraConfig, Use, read_config
 from aurify.engine.model import LoadedModel, save_model
 from aurify.engine.optim import MasterAdamW, OptimConfig
-from aurify.engine.packing import PART_TOKENS, Row, pack
+from aurify.engine.packing import Row, pack, parts_of, side_by_side
 from aurify.errors import UserError
-from aurify.types import Algorithm, Datum, Divergence, Metrics, Outputs
+from aurify.types import Algorithm, Datum, Metrics, Outputs
 
 Result = TypeVar("Result")
 Grads = Sequence[Tensor | None]  # of the trainable parameters
@@ -105,18 +106,10 @@ class Engine:
         if self.score is not None:
             self.score.requires_grad_(True)
         if lora is None:
-            self._merge_for_good(adapter)
+            adapter.merge_for_good(self.module)
             return None
         adapter.merge()
         return adapter
-
-    def _merge_for_good(self, adapter: Adapter) -> None:
-        adapter.merge()
-        for name, layer in adapter.layers.items():
-            parent, _, child = name.rpartition(".")
-            layer.base.weight.data.copy_(layer.merged)  # type: ignore[arg-type]
-            setattr(self.module.get_submodule(parent), child, layer.base)
-        self.module.requires_grad_(True)
 
     # ------------------------------------------------------------------ the four verbs
 
@@ -349,13 +342,10 @@ class Engine:
 
     @property
     def _parts(self) -> int:
-        """How many rows are computed side by side. On a GPU one after the other."""
-        most = torch.get_num_threads() if self.device.type == "cpu" else 1
-        return max(1, min(most, self.micro_batch_tokens // PART_TOKENS))
+        return parts_of(self.micro_batch_tokens, self.device)
 
     def _each(self, rows: Sequence[Row], function: Callable[[Row], Result], parts: int) -> Iterator[Result]:
-        """What `function` gives for each row, in their order. Rows with cores of their own never exceed
-        `micro_batch_tokens` together; a larger one has all cores."""
+        """What `function` gives for each row, in their order. What holds for this thread alone goes along."""
         adapter, grad = self.adapter, torch.is_grad_enabled()
         use: Use = adapter.state.use if adapter is not None else "adapter"
 
@@ -401,32 +391,9 @@ class Engine:
         logprobs, entropies = linear_logprobs(states, body.head, targets, temperature=temperature, entropy=entropy)
         outputs = Outputs(logprobs[inputs.scatter], entropies[inputs.scatter] if entropy else None)
         if teacher is not None:
-            outputs.divergence = self._divergence(states, teacher, row, inputs, temperature)
+            assert teacher.head is not None
+            with torch.no_grad():
+                taught = predictors(teacher.body.hidden(row), row, inputs.distinct)
+            between = partial(linear_divergence, states, body.head, taught, teacher.head, temperature=temperature)
+            outputs.divergence = lambda kind, beta: between(kind=kind, beta=beta)[inputs.scatter]
         return outputs
-
-    def _divergence(
-        self, states: Tensor, teacher: Engine, row: Row, inputs: Inputs, temperature: float
-    ) -> Callable[[Divergence, float], Tensor]:
-        """The hidden states of both are at hand; what is asked of them says the algorithm."""
-        assert self.head is not None and teacher.head is not None
-        mine, theirs = self.head, teacher.head
-        with torch.no_grad():
-            taught = predictors(teacher.body.hidden(row), row, inputs.distinct)
-
-        def divergence(kind: Divergence, beta: float) -> Tensor:
-            values = linear_divergence(states, mine, taught, theirs, temperature=temperature, kind=kind, beta=beta)
-            return values[inputs.scatter]
-
-        return divergence
-
-
-def side_by_side(rows: Sequence[Row], max_tokens: int, parts: int) -> Iterator[list[Row]]:
-    """Next `parts` rows, or as many as have at most `max_tokens` together."""
-    together: list[Row] = []
-    for row in rows:
-        if together and (len(together) == parts or sum(len(r.tokens) for r in (*together, row)) > max_tokens):
-            yield together
-            together = []
-        together.append(row)
-    if together:
-        yield together

@@ -168,6 +168,15 @@ class Adapter:
         for layer in self.layers.values():
             layer.merge()
 
+    def merge_for_good(self, module: nn.Module) -> None:
+        """Leaves plain layers with the merged weights, all of them trainable."""
+        self.merge()
+        for name, layer in self.layers.items():
+            parent, _, child = name.rpartition(".")
+            layer.base.weight.data.copy_(layer.merged)  # type: ignore[arg-type]
+            setattr(module.get_submodule(parent), child, layer.base)
+        module.requires_grad_(True)
+
     @contextmanager
     def using(self, use: Use) -> Iterator[None]:
         previous, self.state.use = self.state.use, use

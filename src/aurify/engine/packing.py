@@ -8,10 +8,11 @@ end[j]`, where `end[j]` closes the subtree of `j`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from aurify.types import Datum
 
@@ -131,3 +132,21 @@ def divided(
     if current:
         rows.append(current)
     return rows, total + size
+
+
+def parts_of(max_tokens: int, device: torch.device) -> int:
+    """How many rows are computed side by side, which have `max_tokens` together. On a GPU one after the other."""
+    most = torch.get_num_threads() if device.type == "cpu" else 1
+    return max(1, min(most, max_tokens // PART_TOKENS))
+
+
+def side_by_side(rows: Sequence[Row], max_tokens: int, parts: int) -> Iterator[list[Row]]:
+    """Next `parts` rows, or as many as have at most `max_tokens` together: a larger one is alone and has all cores."""
+    together: list[Row] = []
+    for row in rows:
+        if together and (len(together) == parts or sum(len(r.tokens) for r in (*together, row)) > max_tokens):
+            yield together
+            together = []
+        together.append(row)
+    if together:
+        yield together

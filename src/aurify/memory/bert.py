@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aurify.cores import affordable
+from aurify.blocks import blocked_linear, blocks_of, blocks_pay
 
 ROWS = 16  # what the blocks are laid out for; any number works
 
@@ -27,14 +27,10 @@ class Bert:
 
     @staticmethod
     def of(model: Any) -> Bert | None:
-        """None for another architecture, on a GPU, in another precision, without oneDNN, and for a model too large to
-        be in memory twice."""
+        """None for another architecture, and where it would not pay."""
         if type(model).__name__ != "BertModel" or model.config.hidden_act != "gelu":
             return None
-        weights = list(model.parameters())
-        plain = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
-        works = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        return Bert(model) if plain and works and affordable(4 * sum(map(Tensor.numel, weights))) else None
+        return Bert(model) if blocks_pay(list(model.parameters())) else None
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Hidden states [tokens, hidden] of one text, [tokens] int64."""
@@ -64,5 +60,5 @@ def product_of(layers: list[nn.Linear], activation: str = "none") -> Callable[[T
     """Of the layers side by side."""
     weight = torch.cat([layer.weight.detach() for layer in layers])
     bias = torch.cat([layer.bias.detach() for layer in layers])
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, activation, [], "none")
+    packed = blocks_of(weight, ROWS)
+    return lambda x: blocked_linear(x, packed, bias, activation)

@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -39,7 +40,6 @@ class SentenceEmbedder:
         self.max_tokens: int = model.max_seq_length
         self._lock = threading.Lock()  # tokenizers change while they work
         self._cores: Cores | None = None
-        self._bert: Bert | Literal[False] | None = False  # not looked for yet
         self._plain: dict[Task, bool] = {}  # whether `encode` can be done without; tried on the first text
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
@@ -104,7 +104,7 @@ class SentenceEmbedder:
         with torch.inference_mode():
             with self._lock:
                 features = model.preprocess(list(texts), prompt=model.prompts.get(name), task=task)
-            bert = self._question_reader() if task == "query" and len(texts) == 1 else None
+            bert = self._bert if task == "query" and len(texts) == 1 else None
             if bert is None:
                 features = model(batch_to_device(features, model.device), task=task)
             else:
@@ -114,12 +114,11 @@ class SentenceEmbedder:
             vectors = features["sentence_embedding"]
             return torch.nn.functional.normalize(vectors, dim=1).float().cpu().numpy()
 
-    def _question_reader(self) -> Bert | None:
-        if self._bert is False:
-            from aurify.memory.bert import Bert
+    @cached_property
+    def _bert(self) -> Bert | None:
+        from aurify.memory.bert import Bert
 
-            self._bert = Bert.of(getattr(self.model[0], "auto_model", None))
-        return self._bert or None
+        return Bert.of(getattr(self.model[0], "auto_model", None))
 
     def _is_plain(self, task: Task, text: str) -> bool:
         """Some models want more than that: theirs are the vectors of `encode` alone."""

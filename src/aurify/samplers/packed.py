@@ -11,11 +11,10 @@ import ctypes
 import threading
 from contextlib import suppress
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aurify.cores import affordable
+from aurify.blocks import blocked_linear, blocks_of, blocks_pay
 
 
 class PackedWeights:
@@ -31,7 +30,7 @@ class PackedWeights:
         """As torch.nn.functional.linear, without gradients."""
         if x.numel() == x.shape[-1]:  # one row reads each weight once: there is nothing to gain
             return F.linear(x, weight, bias)
-        return torch.ops.mkldnn._linear_pointwise(x, self.blocks(weight), bias, "none", [], "")
+        return blocked_linear(x, self.blocks(weight), bias)
 
     def forget(self) -> None:
         self.packed.clear()
@@ -47,16 +46,11 @@ class PackedWeights:
         with self.packing:
             known = self.packed.get(id(weight))
             if known is None or known[1] != weight._version:
-                known = weight, weight._version, torch.ops.mkldnn._reorder_linear_weight(weight.detach(), self.rows)
+                known = weight, weight._version, blocks_of(weight, self.rows)
                 self.packed[id(weight)] = known
             return known[2]
 
 
 def packed_weights(module: nn.Module, rows: int) -> PackedWeights | None:
-    """None where it would not pay: on a GPU, in another precision, without oneDNN, or for a model too large to be in
-    memory twice."""
-    weights = list(module.parameters())
-    size = sum(weight.numel() * weight.element_size() for weight in weights)
-    pays = all(weight.device.type == "cpu" and weight.dtype == torch.float32 for weight in weights)
-    works = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-    return PackedWeights(rows) if pays and works and affordable(size) else None
+    """None where it would not pay."""
+    return PackedWeights(rows) if blocks_pay(list(module.parameters())) else None
