@@ -3,9 +3,9 @@ and a second stage may look at the rest more closely."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -15,13 +15,14 @@ import numpy as np
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 from aurify.memory.fusion import rrf, weighted
-from aurify.memory.snapshot import Snapshot
+from aurify.memory.snapshot import Snapshot, in_background
 from aurify.memory.types import Chunk, Embedder, Hit, Mode, Reranker
 from aurify.memory.where import Where
 
 Times = MutableMapping[str, float]  # stage -> seconds, added up
 Places = list[tuple[int, float]]
 Fusion = Literal["weighted", "rrf"]
+LOOKED_UP_TOGETHER = 2  # questions
 PER_LIMIT = 5  # candidates for each hit asked for: several may be of one document
 
 
@@ -100,36 +101,37 @@ def first_stages(
     where: Where | None,
     times: Times,
 ) -> Iterator[Found]:
-    def by_words(query: str) -> tuple[Places, float]:
-        start = time.perf_counter()
-        return snapshot.bm25(query, options.candidates, among), time.perf_counter() - start
+    together = asyncio.Semaphore(LOOKED_UP_TOGETHER)
+
+    async def by_words(query: str) -> tuple[Places, float]:
+        async with together:
+            start = time.perf_counter()
+            return await snapshot.words(query, options.candidates, among), time.perf_counter() - start
 
     with timed(times, "filter"):
         among = snapshot.matching(where)
-    # Looking up words leaves the interpreter to others, so it costs little beside embedding.
-    with ThreadPoolExecutor(2, "aurify-bm25") as threads:
-        words = [threads.submit(by_words, query) for query in queries if options.mode != "dense"]
-        vectors = None
-        if options.mode != "bm25":
-            with timed(times, "load"):
-                model = embedder()
-            with timed(times, "embed"):
-                vectors = model.embed_queries(queries)
-            meant = snapshot.dense_many(vectors, options.candidates, among)
-        for number in range(len(queries)):
-            lists: dict[str, Places] = {}
-            if vectors is not None:
-                with timed(times, "dense"):
-                    lists["dense"] = next(meant)
-            if words:
-                lists["bm25"], seconds = words[number].result()
-                times["bm25"] = times.get("bm25", 0.0) + seconds
-            if vectors is None or not words:
-                yield Found(lists, *lists.values())
-                continue
-            with timed(times, "fuse"):
-                found = fused(snapshot, lists, vectors[number], options)
-            yield found
+    words = [in_background(by_words(query)) for query in queries if options.mode != "dense"]
+    vectors = None
+    if options.mode != "bm25":
+        with timed(times, "load"):
+            model = embedder()
+        with timed(times, "embed"):
+            vectors = model.embed_queries(queries)
+        meant = snapshot.dense_many(vectors, options.candidates, among)
+    for number in range(len(queries)):
+        lists: dict[str, Places] = {}
+        if vectors is not None:
+            with timed(times, "dense"):
+                lists["dense"] = next(meant)
+        if words:
+            lists["bm25"], seconds = words[number].result()
+            times["bm25"] = times.get("bm25", 0.0) + seconds
+        if vectors is None or not words:
+            yield Found(lists, *lists.values())
+            continue
+        with timed(times, "fuse"):
+            found = fused(snapshot, lists, vectors[number], options)
+        yield found
 
 
 def fused(snapshot: Snapshot, lists: dict[str, Places], vector: np.ndarray, options: SearchOptions) -> Found:

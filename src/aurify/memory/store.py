@@ -80,9 +80,7 @@ class LanceStore:
                 return None
             version = table.version
             if self._snapshot is None or self._snapshot.version != version:
-                pinned = self._db.open_table(CHUNKS)
-                pinned.checkout(version)
-                self._snapshot = Snapshot(pinned, version)
+                self._snapshot = Snapshot(self.folder, CHUNKS, version)
             return self._snapshot
 
     # Writing: by one process at a time; whoever calls holds the lock
