@@ -30,11 +30,11 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[fl
         logits[rows] = keep_likely(logits[rows], [params[k] for k in filtered])
     greedy = [k for k, p in enumerate(params) if p.temperature == 0]
     best = logits[torch.tensor(greedy, device=logits.device)].argmax(1).tolist() if greedy else []
-    weights, _, log_z = exponentials(logits, keep=True)
+    weights, total, _ = exponentials(logits, keep=False)
     tokens = invert(weights, torch.tensor(uniforms, dtype=torch.float64, device=logits.device))
     for k, token in zip(greedy, best, strict=True):
         tokens[k] = token
-    logprobs = logits.gather(1, tokens[:, None]) - log_z
+    logprobs = (weights.gather(1, tokens[:, None]) / total).log()
     return tokens.tolist(), logprobs.squeeze(1).tolist()
 
 
