@@ -7,9 +7,9 @@
 A step is one optimiser step: SFT of 8 rows; DPO of 8 pairs with their reference log-probs; GRPO of 8 prompts x 8
 completions of at most 32 tokens (sampling, reward, update, new weights in the sampler). For `sample` it is 64 sequences
 of 48 new tokens. Tokens are those of the rows, completions or sequences; padding does not count. "of GEMM peak" divides
-the FLOPs of the products that really ran by the time and by what large matrix products reach on this machine. Peak
-memory is the process's resident maximum, loading included. Run it on a quiet machine: others slow both sides, but not
-equally.
+the FLOPs of the products that really ran by the time and by what large matrix products reached just before or just
+after the step, whichever was more (median of the steps). Peak memory is the process's resident maximum, loading
+included. Run it on a quiet machine: others slow both sides, but not equally.
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ class Side:
 
     def result(self) -> Message:
         seconds = [step["seconds"] for step in self.steps]
+        shares = [self.flops / step["seconds"] / step["gemm_peak"] for step in self.steps if "gemm_peak" in step]
         tokens = [step["tokens"] for step in self.steps]
         return {
             "seconds": statistics.median(seconds),
@@ -78,12 +80,17 @@ class Side:
             "tokens_per_second": sum(tokens) / sum(seconds),
             "peak_bytes": self.steps[-1]["peak_bytes"],
             "flops": self.flops,
+            "share_of_peak": statistics.median(shares) if shares else None,
             "steps": self.steps,
         }
 
 
-def run_case(case: str, sides: Sequence[str], arguments: Sequence[str], repeats: int) -> dict[str, Message]:
-    """Each side's result. All are loaded and warm before the first is measured; then A B A B ..."""
+def run_case(
+    case: str, sides: Sequence[str], arguments: Sequence[str], repeats: int, peak: Callable[[], float]
+) -> dict[str, Message]:
+    """Each side's result. All are loaded and warm before the first is measured; then A B A B ... Around each round of
+    training steps, large matrix products are measured too: machines that others use change from minute to minute."""
+    training = not case.startswith(("grpo", "sample"))  # elsewhere half of the time is no matrix product by design
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         started: list[Side] = []
         try:
@@ -92,10 +99,15 @@ def run_case(case: str, sides: Sequence[str], arguments: Sequence[str], repeats:
                 started.append(Side.start(name, [case, *arguments], Path(folder)))
                 started[-1].tell("step")  # allocations, caches, first-use checks
                 print(f"  {name}: ready after {time.perf_counter() - begin:.0f} s", flush=True)
+            peaks = [peak()] if training else []
             for _ in range(repeats):
                 for side in started:
                     side.steps.append(side.tell("step"))
                     print(f"  {side.name}: {side.steps[-1]['seconds']:.2f} s", flush=True)
+                if training:
+                    peaks.append(peak())
+                    for side in started:
+                        side.steps[-1]["gemm_peak"] = max(peaks[-2:])
             for side in started:
                 side.flops = side.tell("count")["flops"]
         finally:
@@ -121,11 +133,10 @@ print(2 * {size} ** 3 / best)
     return float(subprocess.run([sys.executable, "-c", code], text=True, capture_output=True, check=True).stdout)
 
 
-def rows_of(case: str, results: Mapping[str, Message], peak: float) -> list[list[str]]:
+def rows_of(case: str, results: Mapping[str, Message]) -> list[list[str]]:
     rows, ours = [], results["aurify"]
     for name, result in results.items():
-        share = result["flops"] / result["seconds"] / peak
-        training = not case.startswith(("grpo", "sample"))  # elsewhere half of the time is no matrix product by design
+        share = result["share_of_peak"]
         rows.append(
             [
                 case,
@@ -134,7 +145,7 @@ def rows_of(case: str, results: Mapping[str, Message], peak: float) -> list[list
                 f"{result['tokens']:.0f}",
                 f"{result['tokens_per_second']:.0f}",
                 f"{result['peak_bytes'] / 2**30:.1f}",
-                f"{share:.0%}" if training else "",
+                "" if share is None else f"{share:.0%}",
                 f"{result['seconds'] / ours['seconds']:.1f}x" if name != "aurify" else "",
                 f"{ours['tokens_per_second'] / result['tokens_per_second']:.1f}x" if name != "aurify" else "",
             ]
@@ -186,7 +197,8 @@ def benchmark(args: argparse.Namespace, *, name: str, device: str, dtype: str, f
     import transformers
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    before = gemm_peak(dtype, device)
+    peak = partial(gemm_peak, dtype, device)
+    before = peak()
     print(f"{device}, {torch.get_num_threads()} threads, {dtype}, large matrix products {before / 1e9:.0f} GFLOP/s")
     rows_from = "GSM8K" if GSM8K.is_file() else "made-up"
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {rows_from} rows")
@@ -201,9 +213,10 @@ def benchmark(args: argparse.Namespace, *, name: str, device: str, dtype: str, f
                 if reason := missing(side):
                     print(f"  {side}: skipped: {reason}")
             sides = [side for side in wanted if not missing(side)]
-            results[case] = run_case(case, sides, [folder, str(Path(scratch) / "work.json"), dtype], args.repeats)
-    after = gemm_peak(dtype, device)
-    rows = [row for case, sides in results.items() for row in rows_of(case, sides, max(before, after))]
+            arguments = [folder, str(Path(scratch) / "work.json"), dtype]
+            results[case] = run_case(case, sides, arguments, args.repeats, peak)
+    after = peak()
+    rows = [row for case, sides in results.items() for row in rows_of(case, sides)]
     print(f"\n{text_table(rows)}")
     if abs(after / before - 1) > 0.1:
         print(
