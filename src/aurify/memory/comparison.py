@@ -113,7 +113,7 @@ def tune(
                     if options.mode == "hybrid"
                     else lists[options.mode]
                 )
-                best = searching.best_of_each(snapshot, order, per_document)[:DEPTH]
+                best = searching.best_of_each(snapshot, order, per_document, DEPTH)
                 missing = [place for place, _ in best if place not in held]
                 for place, (chunk, _) in zip(missing, snapshot.chunks(missing), strict=True):
                     held[place] = Hit(chunk, 0.0)

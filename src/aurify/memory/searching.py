@@ -83,9 +83,8 @@ def search(
     hits = []
     for query, found in zip(queries, first_stages(snapshot, embedder, queries, options, where, times), strict=True):
         with timed(times, "fetch"):
-            pool = best_of_each(snapshot, found.order, per_document)
-            pool = pool[: limit if rerank is None else max(limit, options.reranked)]
-            chosen = fetched(snapshot, found, pool)
+            num = limit if rerank is None else max(limit, options.reranked)
+            chosen = fetched(snapshot, found, best_of_each(snapshot, found.order, per_document, num))
         if rerank is not None:
             with timed(times, "rerank"):
                 chosen = reranked(rerank, query, chosen)
@@ -145,12 +144,15 @@ def fused(snapshot: Snapshot, lists: dict[str, Places], vector: np.ndarray, opti
     return Found(lists, weighted(complete, options.weights))
 
 
-def best_of_each(snapshot: Snapshot, order: Places, per_document: bool) -> Places:
+def best_of_each(snapshot: Snapshot, order: Places, per_document: bool, num: int) -> Places:
+    """The first `num` of the order, of each document the best alone if so told."""
     if not per_document:
-        return order
+        return order[:num]
     best: dict[str, tuple[int, float]] = {}
     for place, score in order:
         best.setdefault(snapshot.id(place).rpartition("#")[0], (place, score))
+        if len(best) == num:
+            break
     return list(best.values())
 
 
