@@ -1,4 +1,4 @@
-"""What steps of our own bring, each with and without, in turns in one process: weights that are packed once for all
+"""What steps of our own bring, each with and without, in turns in one process: a head that is packed once for all
 decoding steps; cores that decode, or train, sequences of their own instead of sharing every product; two products with
 a frozen head instead of three when an adapter is trained; an encoder of our own for questions of a search.
 
@@ -37,9 +37,8 @@ def main() -> None:
     print("| part | with, s | without, s | speed-up |\n|---|---|---|---|")
     for n in (8, 4, 1):
         name, new = f"{NUM_PROMPTS * n} sequences of {COMPLETION}", sampling(engine, prompts, n)
-        compare(f"packed weights, {name}", new, sampling(engine, prompts, n, packed=False), args.repeats)
-        if n > 1:
-            compare(f"a part a core, {name}", new, sampling(engine, prompts, n, apart=False), args.repeats)
+        compare(f"packed head, {name}", new, sampling(engine, prompts, n, packed=False), args.repeats)
+        compare(f"a part a core, {name}", new, sampling(engine, prompts, n, apart=False), args.repeats)
     compare("encoder of our own, 100 questions one by one", asking(), asking(own=False), args.repeats)
     new = training(engine, prompts)
     compare("a row a core, training 64 answers", new, training(engine, prompts, apart=False), args.repeats)

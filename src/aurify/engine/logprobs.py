@@ -8,15 +8,15 @@ in advance). Only positions that predict a trained token pass the head at all.""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurify.engine.packing import Row
-from aurify.engine.products import products
 
 CHUNK_BYTES = 64 * 2**20  # fp32 logits of one chunk
 
@@ -46,9 +46,9 @@ class Head:
     def trained(self) -> bool:
         return self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear) -> Tensor:
         """[n, hidden] -> [n, vocabulary] fp32"""
-        logits = products.linear(hidden, self.weight, self.bias).float()
+        logits = linear(hidden, self.weight, self.bias).float()
         if self.scale != 1.0:
             logits = logits.mul_(self.scale)
         if self.softcap is not None:

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aurify.engine.products import products
 from aurify.errors import UserError
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -111,7 +110,7 @@ class LoraLinear(nn.Module):
         exact = weight.dtype == torch.float32 and not dropping
         if self.merged is not None and (exact or self.state.use == "merged"):
             if not torch.is_grad_enabled():
-                return products.linear(x, self.merged, bias)
+                return F.linear(x, self.merged, bias)
             return MergedProduct.apply(x, self.lora_A, self.lora_B, self.merged, bias, self.scale)
         output = F.linear(x, weight, bias)
         dropped = F.dropout(x, self.dropout, dropping)

@@ -22,16 +22,16 @@ from torch import Tensor
 from aurify.cores import Cores
 from aurify.engine.engine import Engine
 from aurify.engine.packing import build_row
-from aurify.engine.products import hand_over, multiplied_by
 from aurify.errors import UserError
 from aurify.samplers.cache import Decoding, Prefill, SlotCache
 from aurify.samplers.draw import draw
-from aurify.samplers.packed import packed_weights
+from aurify.samplers.packed import PackedHead
 from aurify.samplers.recurrent import ends_with_stop, generate_plainly
 from aurify.types import Completion, SamplingParams
 
 PREFILL_TOKENS = 4096  # of one packed row of prompts: bounds its memory
-PART = 16  # sequences for which cores of their own pay
+PART = 16  # sequences in a part when all slots are in use
+LEAST = 4  # sequences in a part for which cores of its own still pay
 Drawn = tuple[int, float]  # a token and its log-prob
 
 
@@ -86,9 +86,7 @@ class InProcessSampler:
         self.cores: Cores | None = None  # made when there is enough for several
         most = torch.get_num_threads() if embedding.device.type == "cpu" else 1
         self.parts = max(1, min(most, max_batch // PART))
-        self.packed = packed_weights(engine.module, max_batch // self.parts)
-        if self.packed is not None:
-            hand_over(engine.body.decoder)
+        self.packed = PackedHead.of(engine.head, max_batch // self.parts)
         self.stop_tokens = end_tokens(engine)
         self.seeds = np.random.default_rng(seed)  # for requests without a seed
         self.arriving: list[Sequence] = []  # of the callers of this moment; see `_hand_over`
@@ -162,8 +160,7 @@ class InProcessSampler:
             await asyncio.to_thread(self.thread.join)
         if self.cores is not None:
             self.cores.close()
-        if self.packed is not None:  # it holds on to the model's weights
-            self.packed.close()
+        self.packed = None
 
     # ------------------------------------------------------------------ the worker thread
 
@@ -188,10 +185,8 @@ class InProcessSampler:
     def _sampling(self) -> Iterator[None]:
         """Holds for this thread alone. An adapter samples through its merged weights, whatever the trainer multiplies
         by."""
-        adapter, packed = self.engine.adapter, self.packed
-        merged = nullcontext() if adapter is None else adapter.using("merged")
-        products = nullcontext() if packed is None else multiplied_by(packed.linear)
-        with torch.inference_mode(), merged, products:
+        adapter = self.engine.adapter
+        with torch.inference_mode(), nullcontext() if adapter is None else adapter.using("merged"):
             yield
 
     def _step(self) -> None:
@@ -254,7 +249,7 @@ class InProcessSampler:
         """The next token of each sequence in flight. Cores share them out, if there are enough."""
         self.cache.reserve(max(sequence.length for sequence in self.active) + 1)
         num = len(self.active)
-        if self.parts < 2 or num < PART * self.parts:
+        if self.parts < 2 or num < LEAST * self.parts:
             return self._decode_part(range(num))
         if self.cores is None:
             self.cores = Cores(self.parts, "aurify-decode")
@@ -275,7 +270,8 @@ class InProcessSampler:
         return self._draw(result.last_hidden_state[:, 0], sequences)
 
     def _draw(self, hidden: Tensor, sequences: list[Sequence]) -> list[Drawn]:
-        logits = self.engine.head.logits(hidden)  # type: ignore[union-attr]
+        head = self.packed or self.engine.head
+        logits = head.logits(hidden)  # type: ignore[union-attr]
         params = [sequence.params for sequence in sequences]
         return list(zip(*draw(logits, params, [s.generator.random() for s in sequences]), strict=True))
 
