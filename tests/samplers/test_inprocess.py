@@ -225,7 +225,7 @@ def test_cores_that_decode_side_by_side_draw_the_same(lora, monkeypatch):
         for threads in (1, 3):
             torch.set_num_threads(threads)
             engine = Engine(random_model(), lora=lora)
-            sampler = InProcessSampler(engine, max_batch=16)
+            sampler = InProcessSampler(engine, max_batch=20)
             assert sampler.parts == threads
 
             async def ask(sampler=sampler):

@@ -31,7 +31,7 @@ from aurify.types import Completion, SamplingParams
 
 PREFILL_TOKENS = 4096  # of one packed row of prompts: bounds its memory
 PART = 16  # sequences in a part when all slots are in use
-LEAST = 4  # sequences in a part for which cores of its own still pay
+LEAST = 2  # sequences in a part for each part there is: every part reads all weights
 Drawn = tuple[int, float]  # a token and its log-prob
 
 
@@ -249,7 +249,7 @@ class InProcessSampler:
         """The next token of each sequence in flight. Cores share them out, if there are enough."""
         self.cache.reserve(max(sequence.length for sequence in self.active) + 1)
         num = len(self.active)
-        if self.parts < 2 or num < LEAST * self.parts:
+        if self.parts < 2 or num < LEAST * self.parts**2:
             return self._decode_part(range(num))
         if self.cores is None:
             self.cores = Cores(self.parts, "aurify-decode")
