@@ -137,8 +137,9 @@ def test_samples_while_training_goes_on():
     assert max(v for row in rounds for c in row for v in c.versions) <= engine.version
 
 
-def test_sampling_packs_the_head_and_training_is_left_alone():
-    engine = engine_of(lora=LoraConfig(rank=4))
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
+def test_sampling_packs_the_head_and_training_is_left_alone(lora):
+    engine = engine_of(lora=lora)
     data = [Datum([*PROMPTS[0], 42, 43, 44], [0.0] * 4 + [1.0] * 3)]
 
     async def body(sampler):
@@ -151,6 +152,8 @@ def test_sampling_packs_the_head_and_training_is_left_alone():
         pytest.skip("torch has no oneDNN here")
     assert packed.packed is not None and packed.head is engine.head
     assert engine.logprobs(data) == before
+    engine.keep_reference()
+    assert (engine.logprobs(data, reference=True) == before) == (lora is None)
 
 
 def test_stop_strings_end_tokens_and_lengths():
