@@ -1,6 +1,7 @@
 """What steps of our own bring, each with and without, in turns in one process: a head that is packed once for all
 decoding steps; cores that decode, or train, sequences of their own instead of sharing every product; two products with
-a frozen head instead of three when an adapter is trained; an encoder of our own for questions of a search.
+a frozen head instead of three when an adapter is trained; an encoder of our own for questions of a search, and
+LanceDB's asynchronous interface for their words.
 
     python benchmarks/parts.py
 """
@@ -11,8 +12,13 @@ import argparse
 import asyncio
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from itertools import repeat
+from pathlib import Path
+
+from lancedb.query import MatchQuery
 
 from aurify.algorithms.grpo import GRPO
 from aurify.engine import logprobs, packing
@@ -20,10 +26,15 @@ from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.model import ModelConfig, load_model
 from aurify.memory.embedding import load_embedder
+from aurify.memory.knowledge import KnowledgeBase
+from aurify.memory.snapshot import in_background
+from aurify.memory.store import CHUNKS, connect
+from aurify.memory.types import Document
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.types import Datum, SamplingParams
 
 NUM_PROMPTS, PROMPT, COMPLETION = 8, 50, 32  # tokens
+QUESTIONS = [f"What are the treatments for condition number {k} in adults?" for k in range(100)]
 
 
 def main() -> None:
@@ -40,6 +51,9 @@ def main() -> None:
         compare(f"packed head, {name}", new, sampling(engine, prompts, n, packed=False), args.repeats)
         compare(f"a part a core, {name}", new, sampling(engine, prompts, n, apart=False), args.repeats)
     compare("encoder of our own, 100 questions one by one", asking(), asking(own=False), args.repeats)
+    with tempfile.TemporaryDirectory() as folder:
+        new, old = looking_up(Path(folder) / "new"), looking_up(Path(folder) / "old", own=False)
+        compare("asynchronous interface, words of 100 questions", new, old, args.repeats)
     new = training(engine, prompts)
     compare("a row a core, training 64 answers", new, training(engine, prompts, apart=False), args.repeats)
     compare("frozen head, training 64 answers", new, training(engine, prompts, frozen=False), args.repeats)
@@ -96,11 +110,28 @@ def asking(*, own: bool = True) -> Callable[[], None]:
     embedder = load_embedder()
     if not own:
         embedder._bert = None
-    questions = [f"What are the treatments for condition number {k} in adults?" for k in range(100)]
 
     def ask() -> None:
-        for question in questions:
+        for question in QUESTIONS:
             embedder.embed_queries([question])
+
+    return ask
+
+
+def looking_up(folder: Path, *, own: bool = True) -> Callable[[], None]:
+    base = KnowledgeBase.create(folder)
+    base.add(Document(f"{k}", f"Condition number {k} is treated in adults by treatment {k % 17}.") for k in range(1000))
+    table, snapshot = connect(folder).open_table(CHUNKS), base.store.snapshot()
+    assert snapshot is not None
+
+    def ask() -> None:
+        for question in map(MatchQuery, QUESTIONS, repeat("passage")):
+            if own:
+                query = snapshot.table.query().nearest_to_text(question).select(["_score"]).with_row_id().limit(101)
+                in_background(query.to_arrow()).result()
+            else:
+                search = table.search(question, query_type="fts").select(["_score"]).with_row_id(True).limit(101)
+                search.to_arrow()
 
     return ask
 
