@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import islice
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -48,11 +50,18 @@ class Cores:
             finally:
                 torch.set_num_threads(num)  # torch has one number for all threads that are yet to come
 
-    def map(self, function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-        """Results in the order of `items`. When one fails, nothing is left running behind the error."""
-        futures = [self.pool.submit(function, item) for item in items]
+    def map(
+        self, function: Callable[[Item], Result], items: Iterable[Item], window: int | None = None
+    ) -> Iterator[Result]:
+        """Results in the order of `items`. window: no more of them are under way, or done and not yet taken. When one
+        fails, nothing is left running behind the error."""
+        coming = iter(items)
+        futures = deque(self.pool.submit(function, item) for item in islice(coming, window))
         try:
-            return [future.result() for future in futures]
+            while futures:
+                result = futures.popleft().result()
+                futures.extend(self.pool.submit(function, item) for item in islice(coming, 1))
+                yield result
         finally:
             for future in futures:
                 future.cancel()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +14,10 @@ from aurify.algorithms.dpo import DPO
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.reward_model import RewardModel
 from aurify.algorithms.sft import SFT
+from aurify.engine.division import PART_TOKENS
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.packing import PART_TOKENS, build_row, pack, side_by_side
+from aurify.engine.packing import Row, build_row, pack
 from aurify.errors import UserError
 from aurify.types import Datum
 
@@ -125,10 +129,26 @@ def test_an_error_in_one_row_is_told(monkeypatch):
         engine.forward_backward(sequences(), Failing())
 
 
-def test_rows_have_one_budget_together():
-    rows = [build_row([[k] * length], [k]) for k, length in enumerate((40, 60, 50, 30, 120, 20, 20, 20))]
-    found = [[len(row.tokens) for row in together] for together in side_by_side(rows, 100, 2)]
-    assert found == [[40, 60], [50, 30], [120], [20, 20], [20]]
+def test_rows_have_one_budget_together(monkeypatch):
+    """Never more nodes under way than the budget; a row that leaves no room for another is alone."""
+    engine = engine_of(3, monkeypatch)
+    engine.micro_batch_tokens = 90
+    lengths = (30, 30, 30, 20, 40, 45, 100, 30, 30, 30, 30)
+    rows = [build_row([[k] * length], [k]) for k, length in enumerate(lengths)]
+    lock, under_way, most = threading.Lock(), [], []
+
+    def work(row: Row) -> int:
+        with lock:
+            under_way.append(len(row.tokens))
+            most.append((sum(under_way), len(under_way)))
+        time.sleep(0.02)
+        with lock:
+            under_way.remove(len(row.tokens))
+        return row.data[0]
+
+    assert list(engine._each(rows, work, 3)) == list(range(len(lengths)))  # in their order
+    assert max(nodes for nodes, _ in most if nodes != 100) <= 90 and (100, 1) in most
+    assert max(number for _, number in most) == 3
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])
@@ -141,6 +161,35 @@ def test_rows_for_cores(parts, num):
     assert sum(rows) == 20 * num
     assert len(rows) % min(parts, max(1, 20 * num // PART_TOKENS)) == 0
     assert max(rows) <= 2048 // parts + PART_TOKENS and max(rows) - min(rows) <= 20
+
+
+def test_rows_side_by_side_cost_the_same():
+    """Unlike lengths that share nothing are dealt out; tokens that pass the head weigh more; no rest is left over."""
+    generator = np.random.default_rng(0)
+
+    def datum(prompt: int, answer: int) -> Datum:
+        return Datum(generator.integers(3, 9999, prompt + answer).tolist(), [0.0] * prompt + [1.0] * answer)
+
+    def costs(data: list[Datum], head_cost: float, max_tokens: int = 4096) -> list[float]:
+        rows = pack(data, max_tokens, parts=2, head_cost=head_cost)
+        return [len(row.tokens) + head_cost * sum(sum(data[k].weights) for k in row.data) for row in rows]
+
+    uneven = [datum(60, length) for length in (62, 67, 104, 131, 78, 169, 91, 118, 10, 300)]
+    for head_cost in (0.0, 0.3, 3.0):
+        first, second = costs(uneven, head_cost)
+        assert abs(first - second) < 0.02 * (first + second)
+    late = [datum(100, 1) for _ in range(8)] + [datum(1, 100) for _ in range(8)]
+    first, second = costs(late, 1.0)
+    assert abs(first - second) < 0.05 * (first + second)
+    groups = []
+    for _ in range(7):
+        prompt = generator.integers(3, 9999, 50).tolist()
+        for _ in range(8):
+            answer = generator.integers(3, 9999, 30).tolist()
+            groups.append(Datum(prompt + answer, [0.0] * 50 + [1.0] * 30))
+    rows = pack(groups, 2048, parts=2, head_cost=0.27)  # 2030 nodes, and a prompt where it is cut is in two rows
+    assert len(rows) == 4 and sum(len(row.tokens) for row in rows) <= 2030 + 3 * 50
+    assert max(len(row.tokens) for row in rows) < 1.1 * min(len(row.tokens) for row in rows)
 
 
 def test_what_is_shared_stays_together():

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ from aurify.engine.logprobs import Head, linear_logprobs, predictors
 from aurify.engine.lora import Adapter, LoraConfig, Use, read_config
 from aurify.engine.model import LoadedModel, save_model
 from aurify.engine.optim import MasterAdamW, OptimConfig
-from aurify.engine.packing import Row, pack, parts_of, side_by_side
+from aurify.engine.packing import Row, pack, parts_of
 from aurify.errors import UserError
 from aurify.types import Algorithm, Datum, Metrics, Outputs
 
@@ -150,7 +151,7 @@ class Engine:
 
         # each row has gradients of its own until they are added up in order; dropout draws from one generator
         size = sum(4 * parameter.numel() for parameter in self.trainable)
-        parts = self._parts if affordable(size * self._parts) and not self.module.training else 1
+        parts = self._parts if affordable(size * (self._parts + 1)) and not self.module.training else 1
         rows = self._rows(data, teacher, parts)
         sums: dict[str, float] = defaultdict(float)
         for values, grads in self._each(rows, term, parts):
@@ -338,7 +339,8 @@ class Engine:
 
     def _rows(self, data: Sequence[Datum], teacher: Engine | None = None, parts: int | None = None) -> list[Row]:
         packs = self.body.packs and (teacher is None or teacher.body.packs)
-        return pack(data, self.micro_batch_tokens, self.share and packs, self._parts if parts is None else parts)
+        parts = self._parts if parts is None else parts
+        return pack(data, self.micro_batch_tokens, self.share and packs, parts, self.body.head_cost)
 
     @property
     def _parts(self) -> int:
@@ -353,13 +355,17 @@ class Engine:
             with torch.set_grad_enabled(grad), nullcontext() if adapter is None else adapter.using(use):
                 return function(row)
 
-        for together in side_by_side(rows, self.micro_batch_tokens, parts):
-            if len(together) == 1:
-                yield function(together[0])
+        budget = self.micro_batch_tokens  # of all rows under way; one that leaves none beside it has all cores
+        for _, run in groupby(rows, lambda row: 2 * len(row.tokens) <= budget):
+            together = list(run)
+            abreast = min(parts, budget // max(len(row.tokens) for row in together))
+            if abreast < 2 or len(together) == 1:
+                yield from map(function, together)
                 continue
             if self.cores is None:
                 self.cores = Cores(parts, "aurify-train")
-            yield from self.cores.map(in_thread, together)
+            # where all threads are busy, one row more waits for the first to be free
+            yield from self.cores.map(in_thread, together, window=abreast + (abreast == parts))
 
     def _by_token(self, data: Sequence[Datum], values: Callable[[Row, Inputs], Tensor]) -> list[list[float]]:
         """What `values` gives for the trained tokens of each row, in the places of those tokens."""

@@ -88,6 +88,9 @@ class Body:
     def __init__(self, module: Any, head: Head | None, *, packing: bool = True) -> None:
         self.module, self.head = module, head
         self.decoder: Any = module.base_model
+        embedding = module.get_input_embeddings().weight
+        products = sum(parameter.numel() for parameter in self.decoder.parameters() if parameter is not embedding)
+        self.head_cost = 0.0 if head is None else head.weight.numel() / products  # of a token, to that of its layers
         chosen = module.config._attn_implementation
         self.fallback: str = "sdpa" if chosen in (None, IMPLEMENTATION) else chosen
         self._packs: bool | None = None if packing else False

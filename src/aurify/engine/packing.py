@@ -8,17 +8,14 @@ end[j]`, where `end[j]` closes the subtree of `j`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from aurify.engine.division import PART_TOKENS, Division, Ints, common_prefix
 from aurify.types import Datum
-
-Ints = np.ndarray  # one-dimensional, int64
-PART_TOKENS = 512  # of a row for which cores of its own pay
-MOST_DOUBLED = 1.1  # nodes of rows side by side, to those of one: what they do not share is computed twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +33,6 @@ class Row:
     def num_shared(self) -> int:
         """Tokens that were not computed twice."""
         return sum(len(path) for path in self.nodes) - len(self.tokens)
-
-
-def common_prefix(a: Ints, b: Ints) -> int:
-    length = min(len(a), len(b))
-    different = np.flatnonzero(a[:length] != b[:length])
-    return int(different[0]) if len(different) else length
 
 
 def build_row(sequences: Sequence[Sequence[int]], data: Sequence[int], share: bool = True) -> Row:
@@ -76,77 +67,25 @@ def build_row(sequences: Sequence[Sequence[int]], data: Sequence[int], share: bo
     )
 
 
-def pack(data: Sequence[Datum], max_tokens: int, share: bool = True, parts: int = 1) -> list[Row]:
+def pack(
+    data: Sequence[Datum], max_tokens: int, share: bool = True, parts: int = 1, head_cost: float = 0.0
+) -> list[Row]:
     """Rows of at most `max_tokens` nodes each, the data of a unit never apart.
 
-    A unit larger than `max_tokens` gets a row of its own. Units that begin alike are put next to each other, so
-    that they meet in one row; the budget counts nodes, that is, tokens after sharing.
+    A unit larger than `max_tokens` gets a row of its own. The budget counts nodes, that is, tokens after sharing.
 
     parts: how many rows will be computed side by side; they have `max_tokens` together. They are fewer where there is
-    too little for all, or where they would share too little among themselves."""
+    too little for all, or where they would share too little among themselves. head_cost: what the head costs for a
+    trained token, in nodes."""
     units: dict[tuple[str, int], list[int]] = {}
     for index, datum in enumerate(data):
         units.setdefault(("alone", index) if datum.unit < 0 else ("unit", datum.unit), []).append(index)
-    groups = list(units.values())
-    if share:
-        groups.sort(key=lambda group: data[group[0]].tokens)
-    arrays = [np.asarray(datum.tokens, dtype=np.int64) for datum in data]
-
-    def added(group: list[int], previous: int | None) -> int:
-        """Nodes that a group adds to a row which ends with `previous`."""
-        cost = 0
-        for index in group:
-            shared = common_prefix(arrays[index], arrays[previous]) if share and previous is not None else 0
-            cost, previous = cost + len(arrays[index]) - shared, index
-        return cost
-
-    costs = [added(group, last[-1] if last else None) for last, group in zip([[], *groups], groups, strict=False)]
-    total = sum(costs)
-    most = max(1, min(parts, total // PART_TOKENS))
-    for number in range(most, 0, -1):
-        rows, size = divided(groups, costs, max_tokens // number, -(-total // max_tokens) * number, added)
-        if size <= MOST_DOUBLED * total:
-            break
+    division = Division(data, list(units.values()), share, head_cost)
+    rows = division.rows(max_tokens, parts)
     return [build_row([data[index].tokens for index in row], row, share) for row in map(sorted, rows)]
-
-
-def divided(
-    groups: list[list[int]],
-    costs: list[int],
-    max_tokens: int,
-    num_rows: int,
-    added: Callable[[list[int], int | None], int],
-) -> tuple[list[list[int]], int]:
-    """The data of each row, and the nodes of all. Rows are equal rather than full with a small rest: the last one would
-    be slow for its size."""
-    target = sum(costs) / max(1, num_rows)
-    rows: list[list[int]] = []
-    current: list[int] = []
-    size = done = total = 0
-    for group, cost in zip(groups, costs, strict=True):
-        if current and (size + cost > max_tokens or done + cost / 2 > target * (len(rows) + 1)):
-            rows.append(current)
-            current, total, size = [], total + size, 0
-        size += cost if current else added(group, None)
-        current, done = current + group, done + cost
-    if current:
-        rows.append(current)
-    return rows, total + size
 
 
 def parts_of(max_tokens: int, device: torch.device) -> int:
     """How many rows are computed side by side, which have `max_tokens` together. On a GPU one after the other."""
     most = torch.get_num_threads() if device.type == "cpu" else 1
     return max(1, min(most, max_tokens // PART_TOKENS))
-
-
-def side_by_side(rows: Sequence[Row], max_tokens: int, parts: int) -> Iterator[list[Row]]:
-    """Next `parts` rows, or as many as have at most `max_tokens` together: a larger one is alone and has all cores."""
-    together: list[Row] = []
-    for row in rows:
-        if together and (len(together) == parts or sum(len(r.tokens) for r in (*together, row)) > max_tokens):
-            yield together
-            together = []
-        together.append(row)
-    if together:
-        yield together

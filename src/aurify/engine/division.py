@@ -1,0 +1,105 @@
+"""Which sequences go into which row, so that rows that are computed side by side cost the same."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from aurify.types import Datum
+
+Ints = np.ndarray  # one-dimensional, int64
+PART_TOKENS = 512  # of a row for which cores of its own pay
+MOST_DOUBLED = 1.1  # nodes of rows side by side, to those of one: what they do not share is computed twice
+
+
+def common_prefix(a: Ints, b: Ints) -> int:
+    length = min(len(a), len(b))
+    different = np.flatnonzero(a[:length] != b[:length])
+    return int(different[0]) if len(different) else length
+
+
+class Division:
+    """Who goes into which row. Groups (the data of a unit) that begin alike are next to each other."""
+
+    def __init__(self, data: Sequence[Datum], groups: list[list[int]], share: bool, head_cost: float) -> None:
+        self.arrays = [np.asarray(datum.tokens, dtype=np.int64) for datum in data]
+        self.share = share
+        self.groups = sorted(groups, key=lambda group: data[group[0]].tokens) if share else groups
+        self.first = [self.added(group, None) for group in self.groups]  # nodes in a row that begins with the group
+        before = [None, *(group[-1] for group in self.groups)]
+        self.after = [self.added(group, last) for group, last in zip(self.groups, before, strict=False)]
+        self.heads = [head_cost * sum(map(np.count_nonzero, (data[k].weights for k in g))) for g in self.groups]
+        self.total = sum(self.after)
+
+    def rows(self, max_tokens: int, parts: int) -> list[list[int]]:
+        for number in range(max(1, min(parts, self.total // PART_TOKENS)), 1, -1):
+            budget = max_tokens // number
+            fewest = max(len(self.filled(math.inf, budget)), -(-self.total // max_tokens) * number)
+            num = -(-fewest // number) * number  # a rest of fewer rows would leave cores without any
+            divided = [self.neighbours(num, budget), self.dealt(num)]
+            nodes = [[self.nodes(row) for row in rows] for rows in divided]
+            fitting = [
+                rows
+                for rows, sizes in zip(divided, nodes, strict=True)
+                if sum(sizes) <= MOST_DOUBLED * self.total
+                and all(size <= budget or len(row) == 1 for row, size in zip(rows, sizes, strict=True))
+            ]
+            if fitting:
+                return self.members(min(fitting, key=lambda rows: max(map(self.cost, rows))))
+        return self.members(self.neighbours(len(self.filled(math.inf, max_tokens)), max_tokens))
+
+    def filled(self, max_cost: float, max_tokens: int) -> list[list[int]]:
+        """Each row as full as may be, in order."""
+        rows: list[list[int]] = []
+        nodes, cost = 0, 0.0
+        for k, (first, after, head) in enumerate(zip(self.first, self.after, self.heads, strict=True)):
+            if rows and nodes + after <= max_tokens and cost + after + head <= max_cost:
+                rows[-1].append(k)
+                nodes, cost = nodes + after, cost + after + head
+            else:
+                rows.append([k])
+                nodes, cost = first, first + head
+        return rows
+
+    def neighbours(self, num: int, max_tokens: int) -> list[list[int]]:
+        """At most `num` rows, equal rather than full with a small rest: the least limit of cost that suffices."""
+        low, high = 0.0, float(sum(self.first) + sum(self.heads))
+        while high - low > 1:
+            middle = (low + high) / 2
+            low, high = (low, middle) if len(self.filled(middle, max_tokens)) <= num else (middle, high)
+        return self.filled(high, max_tokens)
+
+    def dealt(self, num: int) -> list[list[int]]:
+        """The dearest group first, each to the row that has least so far: where little is shared, the most equal."""
+        rows = [(0.0, k, list[int]()) for k in range(min(num, len(self.groups)))]
+        costs = [first + head for first, head in zip(self.first, self.heads, strict=True)]
+        for group in sorted(range(len(self.groups)), key=lambda k: -costs[k]):
+            cost, k, row = heapq.heappop(rows)
+            heapq.heappush(rows, (cost + costs[group], k, [*row, group]))
+        return [sorted(row) for _, _, row in sorted(rows, key=lambda row: row[1])]
+
+    def added(self, group: list[int], previous: int | None) -> int:
+        """Nodes that a group adds to a row which ends with `previous`."""
+        nodes = 0
+        for index in group:
+            shared = (
+                common_prefix(self.arrays[index], self.arrays[previous]) if self.share and previous is not None else 0
+            )
+            nodes, previous = nodes + len(self.arrays[index]) - shared, index
+        return nodes
+
+    def nodes(self, row: list[int]) -> int:
+        total = self.first[row[0]]
+        for last, k in pairwise(row):
+            total += self.after[k] if k == last + 1 else self.added(self.groups[k], self.groups[last][-1])
+        return total
+
+    def cost(self, row: list[int]) -> float:
+        return self.nodes(row) + sum(self.heads[k] for k in row)
+
+    def members(self, rows: list[list[int]]) -> list[list[int]]:
+        return [[index for k in row for index in self.groups[k]] for row in rows]
