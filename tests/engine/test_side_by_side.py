@@ -14,10 +14,9 @@ from aurify.algorithms.dpo import DPO
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.reward_model import RewardModel
 from aurify.algorithms.sft import SFT
-from aurify.engine.division import PART_TOKENS
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.packing import Row, build_row, pack
+from aurify.engine.packing import PART_TOKENS, Row, build_row, pack
 from aurify.errors import UserError
 from aurify.types import Datum
 

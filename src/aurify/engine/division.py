@@ -9,10 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from aurify.types import Datum
-
 Ints = np.ndarray  # one-dimensional, int64
-PART_TOKENS = 512  # of a row for which cores of its own pay
 MOST_DOUBLED = 1.1  # nodes of rows side by side, to those of one: what they do not share is computed twice
 
 
@@ -25,18 +22,23 @@ def common_prefix(a: Ints, b: Ints) -> int:
 class Division:
     """Who goes into which row. Groups (the data of a unit) that begin alike are next to each other."""
 
-    def __init__(self, data: Sequence[Datum], groups: list[list[int]], share: bool, head_cost: float) -> None:
-        self.arrays = [np.asarray(datum.tokens, dtype=np.int64) for datum in data]
+    def __init__(
+        self, sequences: Sequence[list[int]], groups: list[list[int]], share: bool, heads: Sequence[float]
+    ) -> None:
+        """heads: what each sequence costs beyond its nodes, in nodes."""
+        self.arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
         self.share = share
-        self.groups = sorted(groups, key=lambda group: data[group[0]].tokens) if share else groups
+        self.groups = sorted(groups, key=lambda group: sequences[group[0]]) if share else groups
         self.first = [self.added(group, None) for group in self.groups]  # nodes in a row that begins with the group
         before = [None, *(group[-1] for group in self.groups)]
         self.after = [self.added(group, last) for group, last in zip(self.groups, before, strict=False)]
-        self.heads = [head_cost * sum(map(np.count_nonzero, (data[k].weights for k in g))) for g in self.groups]
+        self.heads = [sum(heads[k] for k in group) for group in self.groups]
         self.total = sum(self.after)
 
-    def rows(self, max_tokens: int, parts: int) -> list[list[int]]:
-        for number in range(max(1, min(parts, self.total // PART_TOKENS)), 1, -1):
+    def rows(self, max_tokens: int, parts: int, least: int) -> list[list[int]]:
+        """Indices of the sequences of each row; see `packing.pack`. least: nodes of a row for which a core of its own
+        pays."""
+        for number in range(min(parts, self.total // least), 1, -1):
             budget = max_tokens // number
             fewest = max(len(self.filled(math.inf, budget)), -(-self.total // max_tokens) * number)
             num = -(-fewest // number) * number  # a rest of fewer rows would leave cores without any

@@ -64,7 +64,8 @@ class HeadGradient:
         self.head, self.states, self.temperature = head, hidden, temperature
         self.hidden = torch.empty_like(hidden) if needs[0] else None
         # fp32 accumulation over chunks, whatever the dtype of the weights
-        self.weight = torch.zeros_like(head.weight, dtype=torch.float32) if needs[1] else None
+        self.weight: Tensor | None = None  # from the first chunk on
+        self.weighted = needs[1]
         self.bias = torch.zeros_like(head.bias, dtype=torch.float32) if needs[2] and head.bias is not None else None
 
     def add(self, rows: slice, grad: Tensor, logits: Tensor) -> None:
@@ -78,8 +79,10 @@ class HeadGradient:
         grad = grad.to(self.head.weight.dtype)
         if self.hidden is not None:
             torch.mm(grad, self.head.weight, out=self.hidden[rows])
-        if self.weight is not None:
-            if grad.dtype == torch.float32:
+        if self.weighted:
+            if self.weight is None:
+                self.weight = (grad.t() @ self.states[rows]).float()
+            elif grad.dtype == torch.float32:
                 self.weight.addmm_(grad.t(), self.states[rows])
             else:
                 self.weight += grad.t() @ self.states[rows]
@@ -87,6 +90,8 @@ class HeadGradient:
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """For hidden states, weight and bias, in the dtype of the head."""
         dtype = self.head.weight.dtype
+        if self.weighted and self.weight is None:
+            self.weight = torch.zeros_like(self.head.weight)
         weight, bias = (None if grad is None else grad.to(dtype) for grad in (self.weight, self.bias))
         return self.hidden, weight, bias
 
@@ -194,7 +199,9 @@ def by_logits(
 
 
 def slices(total: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, total)) for start in range(0, total, size)]
+    """Equal pieces of at most `size`: a product of the few positions of a rest would be slow."""
+    num = -(-total // size)
+    return [slice(total * k // num, total * (k + 1) // num) for k in range(num)]
 
 
 def linear_logprobs(

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from aurify.engine.division import PART_TOKENS, Division, Ints, common_prefix
+from aurify.engine.division import Division, Ints, common_prefix
 from aurify.types import Datum
+
+PART_TOKENS = 512  # of a row for which cores of its own pay in training
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +82,10 @@ def pack(
     units: dict[tuple[str, int], list[int]] = {}
     for index, datum in enumerate(data):
         units.setdefault(("alone", index) if datum.unit < 0 else ("unit", datum.unit), []).append(index)
-    division = Division(data, list(units.values()), share, head_cost)
-    rows = division.rows(max_tokens, parts)
-    return [build_row([data[index].tokens for index in row], row, share) for row in map(sorted, rows)]
+    sequences = [datum.tokens for datum in data]
+    heads = [head_cost * np.count_nonzero(datum.weights) for datum in data]
+    rows = Division(sequences, list(units.values()), share, heads).rows(max_tokens, parts, PART_TOKENS)
+    return [build_row([sequences[index] for index in row], row, share) for row in map(sorted, rows)]
 
 
 def parts_of(max_tokens: int, device: torch.device) -> int:

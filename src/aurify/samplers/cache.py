@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch import Tensor
 from aurify.engine.attention import Forest
 from aurify.engine.packing import Row
 
-ROUND = 32  # lengths are rounded up: cache views keep their shape for a while
+ROUND = 8  # lengths are rounded up: cache views keep their shape for a while
 
 
 class SlotCache:
@@ -22,6 +24,7 @@ class SlotCache:
         self.keys: list[Tensor] = []  # [layers] of [slots, kv_heads, capacity, head_dim]
         self.values: list[Tensor] = []
         self.capacity = 0
+        self.growing = threading.Lock()  # cores that prefill side by side meet a layer for the first time together
 
     def reserve(self, capacity: int) -> None:
         """Room for sequences of `capacity` tokens; at least doubles, so that growing costs little in the long run."""
@@ -33,10 +36,11 @@ class SlotCache:
         self.capacity = capacity
 
     def layer(self, index: int, head_dims: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        while len(self.keys) <= index:
-            shape = (self.max_slots, self.num_kv_heads, self.capacity)
-            self.keys.append(torch.zeros(*shape, head_dims[0], device=self.device, dtype=self.dtype))
-            self.values.append(torch.zeros(*shape, head_dims[1], device=self.device, dtype=self.dtype))
+        with self.growing:
+            while len(self.keys) <= index:
+                shape = (self.max_slots, self.num_kv_heads, self.capacity)
+                self.keys.append(torch.zeros(*shape, head_dims[0], device=self.device, dtype=self.dtype))
+                self.values.append(torch.zeros(*shape, head_dims[1], device=self.device, dtype=self.dtype))
         return self.keys[index], self.values[index]
 
     def move(self, source: int, target: int, length: int) -> None:

@@ -14,22 +14,26 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aurify.cores import Cores
+from aurify.cores import Cores, Item, Result
+from aurify.engine.division import Division
 from aurify.engine.engine import Engine
 from aurify.engine.packing import build_row
 from aurify.errors import UserError
 from aurify.samplers.cache import Decoding, Prefill, SlotCache
 from aurify.samplers.draw import draw
+from aurify.samplers.llama import Step, step_of
 from aurify.samplers.packed import PackedHead
 from aurify.samplers.recurrent import ends_with_stop, generate_plainly
 from aurify.types import Completion, SamplingParams
 
-PREFILL_TOKENS = 4096  # of one packed row of prompts: bounds its memory
+PREFILL_TOKENS = 4096  # of prompts computed at once: bounds their memory
+PREFILL_PART = 64  # tokens of prompts for which a core of its own pays
 PART = 16  # sequences in a part when all slots are in use
 LEAST = 2  # sequences in a part for each part there is: every part reads all weights
 Drawn = tuple[int, float]  # a token and its log-prob
@@ -83,6 +87,7 @@ class InProcessSampler:
         num_kv_heads = int(getattr(config, "num_key_value_heads", 0) or getattr(config, "num_attention_heads", 1))
         embedding = engine.module.get_input_embeddings().weight
         self.cache = SlotCache(max_batch, num_kv_heads, embedding.device, embedding.dtype)
+        self.step: Step | None = None  # checked against the model when it is first needed
         self.cores: Cores | None = None  # made when there is enough for several
         most = torch.get_num_threads() if embedding.device.type == "cpu" else 1
         self.parts = max(1, min(most, max_batch // PART))
@@ -160,7 +165,7 @@ class InProcessSampler:
             await asyncio.to_thread(self.thread.join)
         if self.cores is not None:
             self.cores.close()
-        self.packed = None
+        self.packed = self.step = None
 
     # ------------------------------------------------------------------ the worker thread
 
@@ -231,43 +236,55 @@ class InProcessSampler:
         for offset, sequence in enumerate(admitted):
             prompts.setdefault(tuple(sequence.prompt), []).append(len(self.active) + offset)
         self.cache.reserve(max(len(prompt) for prompt in prompts) + 1)
-        row = build_row(list(prompts), range(len(prompts)))
-        layout = Prefill(row, self.cache, list(prompts.values()))
-        device = self.cache.device
-        tokens, positions = (
-            torch.from_numpy(row.tokens)[None].to(device),
-            torch.from_numpy(row.positions)[None].to(device),
-        )
-        decoder = self.engine.body.decoder
-        result = decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout)
-        last = {prompt: int(path[-1]) for prompt, path in zip(prompts, row.nodes, strict=True)}
+        sequences, slots = [list(prompt) for prompt in prompts], list(prompts.values())
+        alone = [[k] for k in range(len(prompts))]
+        rows = Division(sequences, alone, True, [0.0] * len(alone)).rows(PREFILL_TOKENS, self.parts, PREFILL_PART)
+
+        def compute(chosen: list[int]) -> list[tuple[tuple[int, ...], Tensor]]:
+            row = build_row([sequences[k] for k in chosen], chosen)
+            layout = Prefill(row, self.cache, [slots[k] for k in chosen])
+            tokens, positions = (
+                torch.from_numpy(each)[None].to(self.cache.device) for each in (row.tokens, row.positions)
+            )
+            decoder = self.engine.body.decoder
+            result = decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout)
+            hidden = result.last_hidden_state[0]
+            return [(tuple(sequences[k]), hidden[int(path[-1])]) for k, path in zip(chosen, row.nodes, strict=True)]
+
+        ends = dict(chain.from_iterable(self._side_by_side(compute, rows)))
         self.active += admitted
-        ends = torch.tensor([last[tuple(sequence.prompt)] for sequence in admitted], device=device)
-        return result.last_hidden_state[0][ends]
+        return torch.stack([ends[tuple(sequence.prompt)] for sequence in admitted])
 
     def _decode(self) -> list[Drawn]:
         """The next token of each sequence in flight. Cores share them out, if there are enough."""
         self.cache.reserve(max(sequence.length for sequence in self.active) + 1)
+        if self.step is None:
+            self.step = step_of(self.engine)
         num = len(self.active)
-        if self.parts < 2 or num < LEAST * self.parts**2:
-            return self._decode_part(range(num))
+        parts = self.parts if num >= LEAST * self.parts**2 else 1
+        ends = [num * part // parts for part in range(parts + 1)]
+        slots = [range(start, stop) for start, stop in pairwise(ends)]
+        return list(chain.from_iterable(self._side_by_side(self._decode_part, slots)))
+
+    def _side_by_side(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
+        """A core an item; a single one has all of them."""
+        if len(items) == 1:
+            return [function(items[0])]
         if self.cores is None:
-            self.cores = Cores(self.parts, "aurify-decode")
+            self.cores = Cores(self.parts, "aurify-sample")
 
-        def decode(part: range) -> list[Drawn]:
+        def compute(item: Item) -> Result:
             with self._sampling():
-                return self._decode_part(part)
+                return function(item)
 
-        ends = [num * part // self.parts for part in range(self.parts + 1)]
-        return [drawn for part in self.cores.map(decode, map(range, ends, ends[1:])) for drawn in part]
+        return list(self.cores.map(compute, items))
 
     def _decode_part(self, slots: range) -> list[Drawn]:
         sequences = self.active[slots.start : slots.stop]
         step = Decoding(self.cache, [sequence.length for sequence in sequences], slots.start)
-        tokens = torch.tensor([[sequence.tokens[-1]] for sequence in sequences], device=self.cache.device)
-        decoder = self.engine.body.decoder
-        result = decoder(input_ids=tokens, position_ids=step.positions[:, None], use_cache=False, layout=step)
-        return self._draw(result.last_hidden_state[:, 0], sequences)
+        tokens = torch.tensor([sequence.tokens[-1] for sequence in sequences], device=self.cache.device)
+        assert self.step is not None
+        return self._draw(self.step(tokens, step), sequences)
 
     def _draw(self, hidden: Tensor, sequences: list[Sequence]) -> list[Drawn]:
         head = self.packed or self.engine.head
