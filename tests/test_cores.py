@@ -29,7 +29,7 @@ def test_cores_are_divided(four_threads, parts, each):
         together.wait(10)  # all at once
         return number, torch.get_num_threads()
 
-    assert cores.map(num_threads, range(parts)) == [(number, each) for number in range(parts)]
+    assert list(cores.map(num_threads, range(parts))) == [(number, each) for number in range(parts)]
     cores.close()
 
 
@@ -50,7 +50,18 @@ def test_results_are_in_order():
         time.sleep(0.01 * (5 - number))
         return number
 
-    assert cores.map(late, range(5)) == list(range(5))
+    assert list(cores.map(late, range(5))) == list(range(5))
+    cores.close()
+
+
+def test_no_more_than_the_window_are_begun_and_not_taken():
+    cores, begun = Cores(2, "test"), []
+    results = cores.map(begun.append, range(9), window=3)
+    for taken in range(1, 10):
+        next(results)
+        time.sleep(0.02)
+        assert len(begun) <= min(taken + 3, 9)
+    assert sorted(begun) == list(range(9)) and next(results, "end") == "end"
     cores.close()
 
 
@@ -66,7 +77,7 @@ def test_an_error_waits_for_what_runs_and_starts_no_more():
         ended.append(number)
 
     with pytest.raises(ValueError, match="zero"):
-        cores.map(work, range(50))
+        list(cores.map(work, range(50)))
     assert 1 in ended and len(ended) < 50
     num = len(ended)
     time.sleep(0.2)
