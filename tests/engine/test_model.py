@@ -297,18 +297,6 @@ def test_the_hub_is_not_asked_in_offline_mode(monkeypatch):
 # ------------------------------------------------------------------ dtype and device
 
 
-def test_dtype_auto_is_bf16_only_where_the_hardware_has_it(monkeypatch, caplog):
-    cpu = torch.device("cpu")
-    monkeypatch.setattr(model, "cpu_has_bf16", lambda: True)
-    assert model.dtype_of("auto", cpu) == torch.bfloat16
-    monkeypatch.setattr(model, "cpu_has_bf16", lambda: False)
-    assert model.dtype_of("auto", cpu) == torch.float32
-    assert not caplog.records
-    with caplog.at_level(logging.WARNING, "aurify"):
-        assert model.dtype_of("bfloat16", cpu) == torch.bfloat16
-    assert "only emulates bfloat16" in caplog.text
-
-
 def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert model.device_of("auto") == torch.device("cpu")

@@ -14,6 +14,7 @@ from aurify.algorithms.dpo import DPO
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.reward_model import RewardModel
 from aurify.algorithms.sft import SFT
+from aurify.engine.cpu.rows import SideBySide
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.packing import PART_TOKENS, Row, build_row, pack
@@ -51,8 +52,18 @@ def sequences(num: int = 48) -> list[Datum]:
     return data
 
 
+def set_parts(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SideBySide, "parts", lambda self, max_tokens: parts)
+
+
+def num_threads(engine: Engine) -> int:
+    """Cores that were put to work beside each other."""
+    cores = getattr(engine.executor, "cores", None)
+    return 1 if cores is None else cores.parts
+
+
 def engine_of(parts: int, monkeypatch: pytest.MonkeyPatch, **options) -> Engine:
-    monkeypatch.setattr(Engine, "_parts", parts)
+    set_parts(parts, monkeypatch)
     engine = Engine(random_model(**options), lora=LoraConfig(rank=4))
     generator = torch.Generator().manual_seed(1)
     for layer in engine.adapter.layers.values():
@@ -71,7 +82,7 @@ def test_gradients_are_the_same(name, monkeypatch):
         metrics = [engine.forward_backward(half, algorithm) for half in (data[:40], data[40:])]
         assert metrics[0]["ledger/micro_batches"] % parts == 0
         found.append((torch.cat([p.grad.flatten() for p in engine.trainable]), metrics))
-        assert (engine.cores is None) == (parts == 1)
+        assert num_threads(engine) == parts
         engine.close()
     (alone, plain), (beside, told), (again, _) = found
     assert float((alone - beside).norm() / alone.norm()) < 1e-5 and float(alone.norm()) > 0
@@ -100,22 +111,22 @@ def test_what_is_looked_up_is_the_same(monkeypatch):
 def test_all_weights_at_once(monkeypatch):
     found = []
     for parts in (1, 2):
-        monkeypatch.setattr(Engine, "_parts", parts)
+        set_parts(parts, monkeypatch)
         engine = Engine(random_model())
         engine.forward_backward(sequences(), SFT())
-        assert (engine.cores is None) == (parts == 1)
+        assert num_threads(engine) == parts
         found.append(torch.cat([p.grad.flatten() for p in engine.trainable]))
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-5
 
 
 def test_large_gradients_and_dropout_go_one_after_the_other(monkeypatch):
-    monkeypatch.setattr(Engine, "_parts", 2)
+    set_parts(2, monkeypatch)
     engines = [Engine(random_model(), lora=LoraConfig(rank=4, dropout=0.1))]
     monkeypatch.setattr("aurify.cores.MEMORY_SHARE", 1e-9)
     engines.append(Engine(random_model()))
     for engine in engines:
         engine.forward_backward(sequences(), SFT())
-        assert engine.cores is None
+        assert num_threads(engine) == 1
 
 
 def test_an_error_in_one_row_is_told(monkeypatch):
@@ -145,7 +156,7 @@ def test_rows_have_one_budget_together(monkeypatch):
             under_way.remove(len(row.tokens))
         return row.data[0]
 
-    assert list(engine._each(rows, work, 3)) == list(range(len(lengths)))  # in their order
+    assert list(engine._each(rows, work)) == list(range(len(lengths)))  # in their order
     assert max(nodes for nodes, _ in most if nodes != 100) <= 90 and (100, 1) in most
     assert max(number for _, number in most) == 3
 
@@ -206,4 +217,4 @@ def test_what_is_shared_stays_together():
 
 def test_a_small_budget_is_not_divided():
     for tokens, parts in ((64, 1), (1024, 2), (8192, 2)):
-        assert Engine(random_model(), micro_batch_tokens=tokens)._parts == parts
+        assert Engine(random_model(), micro_batch_tokens=tokens).executor.parts(tokens) == parts

@@ -41,7 +41,7 @@ def hidden_states(engine: Engine, step) -> torch.Tensor:
     cache = SlotCache(3, config.num_key_value_heads, torch.device("cpu"), torch.float32)
     cache.reserve(16)
     tokens = torch.randint(0, 300, (12, 2), generator=torch.Generator().manual_seed(2))
-    with torch.inference_mode(), engine.adapter.using("merged") if engine.adapter else torch.inference_mode():
+    with torch.inference_mode(), engine.adapter.using("adapter") if engine.adapter else torch.inference_mode():
         return torch.stack([step(row, Decoding(cache, [k, k + 3], first=1)) for k, row in enumerate(tokens)])
 
 
@@ -57,7 +57,7 @@ def test_the_short_step_is_the_models(architecture, options, lora):
     after = hidden_states(engine, short)  # the weights as they are now
     torch.testing.assert_close(after, hidden_states(engine, plain), rtol=1e-4, atol=1e-4)
     assert (after - before).abs().max() > 0.01
-    with torch.inference_mode(), engine.adapter.using("merged") if engine.adapter else torch.inference_mode():
+    with torch.inference_mode(), engine.adapter.using("adapter") if engine.adapter else torch.inference_mode():
         assert isinstance(step_of(engine), LlamaStep)
 
 

@@ -81,7 +81,7 @@ def python_and_packages() -> Iterator[Finding]:
 def processor() -> Iterator[Finding]:
     import torch
 
-    from aurify.engine.model import cpu_has_bf16
+    from aurify.engine.hardware import cpu_has_bf16
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aurify.engine.logprobs import CHUNK_BYTES, Head, HeadGradient, WithDerivative, slices
+from aurify.engine.logprobs import Head, HeadGradient, WithDerivative, chunk_rows, slices
 from aurify.types import Divergence
 
 
@@ -128,7 +128,7 @@ def linear_divergence(
     exist at the same time, twice."""
     size = min(len(head.weight), len(teacher.weight))
     head, teacher = first_rows(head, size), first_rows(teacher, size)
-    chunk = chunk or max(16, CHUNK_BYTES // (8 * size))
+    chunk = chunk or chunk_rows(head.weight, copies=2)
     rest = taught.detach(), teacher, temperature, kind, beta, chunk
     if hidden.requires_grad and not head.trained:
         return frozen_head_divergence(hidden, head, *rest)

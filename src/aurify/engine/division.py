@@ -42,17 +42,16 @@ class Division:
             budget = max_tokens // number
             fewest = max(len(self.filled(math.inf, budget)), -(-self.total // max_tokens) * number)
             num = -(-fewest // number) * number  # a rest of fewer rows would leave cores without any
-            divided = [self.neighbours(num, budget), self.dealt(num)]
-            nodes = [[self.nodes(row) for row in rows] for rows in divided]
-            fitting = [
-                rows
-                for rows, sizes in zip(divided, nodes, strict=True)
-                if sum(sizes) <= MOST_DOUBLED * self.total
-                and all(size <= budget or len(row) == 1 for row, size in zip(rows, sizes, strict=True))
-            ]
+            divided = (self.neighbours(num, budget), self.dealt(num))
+            fitting = [rows for rows in divided if self.fits(rows, budget)]
             if fitting:
                 return self.members(min(fitting, key=lambda rows: max(map(self.cost, rows))))
         return self.members(self.neighbours(len(self.filled(math.inf, max_tokens)), max_tokens))
+
+    def fits(self, rows: list[list[int]], max_tokens: int) -> bool:
+        nodes = [self.nodes(row) for row in rows]
+        within = all(size <= max_tokens or len(row) == 1 for row, size in zip(rows, nodes, strict=True))
+        return within and sum(nodes) <= MOST_DOUBLED * self.total
 
     def filled(self, max_cost: float, max_tokens: int) -> list[list[int]]:
         """Each row as full as may be, in order."""

@@ -17,31 +17,31 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
-from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from aurify.cores import Cores, affordable
 from aurify.engine import parallel
+from aurify.engine.budget import Checkpointing, plan_memory, retreat
 from aurify.engine.divergence import linear_divergence
+from aurify.engine.executor import Grads, Result, choose_executor
 from aurify.engine.forward import Body, Inputs
 from aurify.engine.logprobs import Head, linear_logprobs, predictors
-from aurify.engine.lora import Adapter, LoraConfig, Use, read_config
+from aurify.engine.lora import Adapter, LoraConfig, read_config
 from aurify.engine.model import LoadedModel, save_model
 from aurify.engine.optim import MasterAdamW, OptimConfig
-from aurify.engine.packing import Row, pack, parts_of
+from aurify.engine.packing import Row, pack
+from aurify.engine.recompute import recompute_layers
+from aurify.engine.validation import select_trained
+from aurify.engine.weights import Weights
 from aurify.errors import UserError
 from aurify.types import Algorithm, Datum, Metrics, Outputs
 
-Result = TypeVar("Result")
-Grads = Sequence[Tensor | None]  # of the trainable parameters
-
 STATE_FILE = "engine.pt"
-DEFAULT_TOKENS = {"cpu": 2048, "cuda": 16384}  # of one micro-batch
+OPTIMIZER_BYTES = 16  # a trained parameter: gradient, two moments, and the master of a weight that is not fp32
 
 
 class Engine:
@@ -49,8 +49,12 @@ class Engine:
 
     lora: train low-rank adapters instead of all weights. A model loaded from an adapter folder goes on with that
     adapter (its initial state is then the reference), unless lora is None: then the adapter is merged and all
-    weights are trained. micro_batch_tokens: nodes of a packed row. checkpointing: recompute activations in
-    backward. share: prompt sharing. packing: False gives every sequence a padded row of its own, to compare with."""
+    weights are trained. micro_batch_tokens: nodes of a packed row; None: what the memory has room for. checkpointing:
+    recompute activations in backward; "auto": where they would not fit. share: prompt sharing. packing: False gives
+    every sequence a padded row of its own, to compare with.
+
+    The module stays in eval mode: the model's own dropout is off, so that log-probs are those of one policy. LoRA
+    dropout is on in `forward_backward` alone."""
 
     def __init__(
         self,
@@ -59,7 +63,7 @@ class Engine:
         lora: LoraConfig | None = None,
         optim: OptimConfig | None = None,
         micro_batch_tokens: int | None = None,
-        checkpointing: bool = False,
+        checkpointing: Checkpointing = "auto",
         share: bool = True,
         packing: bool = True,
         trainable: bool = True,
@@ -69,7 +73,6 @@ class Engine:
         self.tokenizer, self.name = model.tokenizer, model.name
         self.optim_config = optim or OptimConfig()
         self.device = next(self.module.parameters()).device
-        self.micro_batch_tokens = micro_batch_tokens or DEFAULT_TOKENS.get(self.device.type, 4096)
         self.share, self.version = share, 0
         self.lock = threading.RLock()  # held while weights change; the sampler takes it for each of its steps
         self.score: nn.Linear | None = getattr(self.module, "score", None)
@@ -79,16 +82,25 @@ class Engine:
         self.adapter = self._adapt(model.adapter, lora, seed)
         self.trainable = [p for p in self.module.parameters() if p.requires_grad] if trainable else []
         self.optimizer = MasterAdamW(self.trainable, self.optim_config) if trainable else None
-        if checkpointing:
-            # the old name of transformers < 5.20 is the deprecated alias of the new one
-            new = getattr(self.module, "activation_checkpointing_enable", None)
-            (new or self.module.gradient_checkpointing_enable)({"use_reentrant": False})
-        self.module.train(checkpointing or (self.adapter is not None and self.adapter.config.dropout > 0))
+        self.dropout = self.adapter is not None and self.adapter.config.dropout > 0
+        self.module.eval()
+        num_trained = sum(parameter.numel() for parameter in self.trainable)
+        wanted = checkpointing if trainable else False  # without gradients nothing is saved
+        plan = plan_memory(self.module, self.device, OPTIMIZER_BYTES * num_trained, micro_batch_tokens, wanted)
+        self.micro_batch_tokens, self.checkpointing = plan.micro_batch_tokens, plan.checkpointing
+        if plan.checkpointing and not recompute_layers(self.module, self.adapter):
+            self.checkpointing = False
+            if checkpointing is True:
+                raise UserError(
+                    f"engine.checkpointing: {type(self.module).__name__} has no layers that can be recomputed; "
+                    "set it to false"
+                )
+        self.executor = choose_executor(self.device, self.trainable, dropout=self.dropout)
         self.body = Body(self.module, self.head, packing=packing)
         self.reference_body: Body | None = None
         self.teacher: Engine | None = None  # see `follow`
         self.calls = 0  # forward_backward since the last optim_step
-        self.cores: Cores | None = None  # see `_each`
+        self.retreats = 0  # how often memory ran out and the micro-batch was halved
 
     def _adapt(self, folder: Path | None, lora: LoraConfig | None, seed: int) -> Adapter | None:
         if folder is None and lora is None:
@@ -122,8 +134,8 @@ class Engine:
         if self.optimizer is None:
             raise ValueError("this engine was made with trainable=False")
         scores = "scores" in algorithm.needs
-        teacher = self._teacher() if "teacher_divergence" in algorithm.needs else None
-        data = self._trained(data, algorithm)
+        teacher = self.followed() if "teacher_divergence" in algorithm.needs else None
+        data = select_trained(self, data, algorithm)
         counts = [
             sum(sum(datum.weights) for datum in data),
             len(data),
@@ -137,36 +149,38 @@ class Engine:
                 "what is masked; `aurify train --dry-run` shows the first example"
             )
 
-        def term(row: Row) -> tuple[dict[str, float], Grads | None]:
+        def term(row: Row, parts: int) -> tuple[dict[str, Any], Grads | None]:
             inputs = Inputs.of(row, data, self.device)
             outputs = self._outputs(self.body, row, inputs, temperature, "entropy" in algorithm.needs, scores, teacher)
             loss, metrics = algorithm.loss(outputs, inputs.batch)
             if not loss.requires_grad:
                 raise ValueError(f"{type(algorithm).__name__}.loss reaches no parameter: it returned a constant")
-            values = {"loss": float(loss.detach())} | {name: float(value) for name, value in metrics.items()}
-            if parts > 1:
-                return values, torch.autograd.grad(loss / denominator, self.trainable, allow_unused=True)
-            (loss / denominator).backward()
-            return values, None
+            grads = self.executor.backward(loss / denominator, self.trainable, parts)
+            return {"loss": loss.detach()} | metrics, grads
 
-        # each row has gradients of its own until they are added up in order; dropout draws from one generator
-        size = sum(4 * parameter.numel() for parameter in self.trainable)
-        parts = self._parts if affordable(size * (self._parts + 1)) and not self.module.training else 1
-        rows = self._rows(data, teacher, parts)
-        sums: dict[str, float] = defaultdict(float)
-        for values, grads in self._each(rows, term, parts):
-            self.optimizer.collect(grads)
-            for name, value in values.items():
-                sums[name] += value
+        def compute() -> tuple[list[Row], dict[str, float]]:
+            assert self.optimizer is not None
+            parts = self.executor.parts(self.micro_batch_tokens)
+            rows, terms = self._rows(data, teacher), []
+            for values, grads in self._each(rows, partial(term, parts=parts), training=True):
+                self.optimizer.collect(grads)
+                terms.append(values)
+            return rows, add_up(terms)
+
+        rows, sums = retreat(self, compute)
         names = sorted(sums)
         reduced = parallel.sum_over_ranks([sums[name] for name in names])
         self.calls += 1
-        return {name: value / denominator for name, value in zip(names, reduced, strict=True)} | {
-            "ledger/tokens_trained": totals["token"],
-            "ledger/tokens_computed": float(sum(len(row.tokens) for row in rows)),
-            "ledger/tokens_shared": float(sum(row.num_shared for row in rows)),
-            "ledger/micro_batches": float(len(rows)),
-        }
+        return (
+            {name: value / denominator for name, value in zip(names, reduced, strict=True)}
+            | {
+                "ledger/tokens_trained": totals["token"],
+                "ledger/tokens_computed": float(sum(len(row.tokens) for row in rows)),
+                "ledger/tokens_shared": float(sum(row.num_shared for row in rows)),
+                "ledger/micro_batches": float(len(rows)),
+            }
+            | ({"ledger/retreats": float(self.retreats)} if self.retreats else {})
+        )
 
     def optim_step(self, lr: float) -> Metrics:
         """One AdamW update; clips the gradient to `optim.max_grad_norm`. The next weights carry the next version."""
@@ -215,10 +229,13 @@ class Engine:
             outputs = self._outputs(self.body, row, Inputs.of(row, data, self.device), 1.0, scores=True)
             return list(zip(row.data, outputs.scores.tolist(), strict=True))  # type: ignore[union-attr]
 
-        for row in self._each(self._rows(data), found, self._parts):
-            for k, value in row:
-                results[k] = value
-        return results
+        def compute() -> list[float]:
+            for row in self._each(self._rows(data), found):
+                for k, value in row:
+                    results[k] = value
+            return results
+
+        return retreat(self, compute)
 
     def save(self, folder: Path | str) -> None:
         """Everything of the engine that decides the future: master weights, optimiser, version."""
@@ -230,7 +247,8 @@ class Engine:
     def load(self, folder: Path | str) -> None:
         if self.optimizer is None:
             raise ValueError("this engine was made with trainable=False")
-        state = torch.load(Path(folder) / STATE_FILE, map_location=self.device, weights_only=True)
+        # mapped, not read: the device never holds a second optimiser state
+        state = torch.load(Path(folder) / STATE_FILE, map_location="cpu", mmap=True, weights_only=True)
         with self.lock:
             self.optimizer.load_state_dict(state["optimizer"])
             self.version = state["version"]
@@ -261,16 +279,8 @@ class Engine:
             raise UserError(f"teacher: {teacher.name} has {teacher.vocabulary} rows for the tokens of {self.name}")
         self.teacher = teacher
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The weights to sample from, under the names of the model without adapter."""
-        layers = self.adapter.layers if self.adapter is not None else {}
-        replaced = {f"{name}.base.weight": (f"{name}.weight", layer) for name, layer in layers.items()}
-        for name, parameter in self.module.named_parameters():
-            if name in replaced:
-                plain, layer = replaced[name]
-                yield plain, layer.merged if layer.merged is not None else layer.base.weight.detach()
-            elif not name.endswith((".lora_A", ".lora_B")):
-                yield name.replace(".base.bias", ".bias"), parameter.detach()
+    def weights(self) -> Weights:
+        return Weights(self)
 
     def export(self, folder: Path | str) -> None:
         """Writes the model as a folder that plain transformers (or peft, for an adapter) loads."""
@@ -291,8 +301,7 @@ class Engine:
 
     def close(self) -> None:
         """Lets go of the model's memory."""
-        if self.cores is not None:
-            self.cores.close()
+        self.executor.close()
         del self.module, self.body, self.reference_body, self.optimizer, self.trainable
         self.adapter = self.head = self.score = self.teacher = None
 
@@ -305,67 +314,31 @@ class Engine:
             raise ValueError("reference log-probs after the first step need Engine.keep_reference() before it")
         return self.body  # nothing has changed yet
 
-    def _teacher(self) -> Engine:
+    def followed(self) -> Engine:
         if self.teacher is None:
             raise ValueError("a divergence from a teacher needs Engine.follow(teacher) before it")
         return self.teacher
 
-    def _trained(self, data: Sequence[Datum], algorithm: Algorithm) -> list[Datum]:
-        """Checks ids and lengths, and leaves out sequences that have nothing to train."""
-        limit, vocabulary = self.max_context, self.vocabulary
-        if "teacher_divergence" in algorithm.needs:
-            limit = min(limit, self._teacher().max_context)
-        for index, datum in enumerate(data):
-            if len(datum.tokens) > limit:
-                raise UserError(
-                    f"sequence {index} has {len(datum.tokens)} tokens; the model's context is {limit}: shorten it"
-                )
-            if not datum.tokens or not 0 <= min(datum.tokens) <= max(datum.tokens) < vocabulary:
-                raise UserError(f"sequence {index} is empty or has token ids outside 0..{vocabulary - 1}")
-            for need in ("ref_logprobs", "advantages", "logprobs", "old_logprobs"):
-                if need in algorithm.needs and getattr(datum, need) is None:
-                    raise ValueError(f"{type(algorithm).__name__} needs {need}; sequence {index} has none")
-        if "scores" in algorithm.needs:
-            if self.score is None:
-                raise UserError("a reward model needs a scalar head; load the model with scalar_head=True")
-            return list(data)
-        if self.head is None:
-            raise UserError(
-                f"{type(algorithm).__name__} trains a language model; this one has a scalar head (a reward model)"
-            )
-        if algorithm.per == "unit":  # a pair stays whole
-            return list(data)
-        return [datum for datum in data if any(datum.weights)]
+    def _rows(self, data: Sequence[Datum], teacher: Engine | None = None) -> list[Row]:
+        packs, tokens = self.body.packs and (teacher is None or teacher.body.packs), self.micro_batch_tokens
+        return pack(data, tokens, self.share and packs, self.executor.parts(tokens), self.body.head_cost)
 
-    def _rows(self, data: Sequence[Datum], teacher: Engine | None = None, parts: int | None = None) -> list[Row]:
-        packs = self.body.packs and (teacher is None or teacher.body.packs)
-        parts = self._parts if parts is None else parts
-        return pack(data, self.micro_batch_tokens, self.share and packs, parts, self.body.head_cost)
-
-    @property
-    def _parts(self) -> int:
-        return parts_of(self.micro_batch_tokens, self.device)
-
-    def _each(self, rows: Sequence[Row], function: Callable[[Row], Result], parts: int) -> Iterator[Result]:
-        """What `function` gives for each row, in their order. What holds for this thread alone goes along."""
+    def _each(
+        self, rows: Sequence[Row], function: Callable[[Row], Result], *, training: bool = False
+    ) -> Iterator[Result]:
+        """What `function` gives for each row, in their order. It may run in another thread: what holds for this thread
+        alone goes along."""
         adapter, grad = self.adapter, torch.is_grad_enabled()
-        use: Use = adapter.state.use if adapter is not None else "adapter"
+        use = adapter.state.use if adapter is not None else "adapter"
+        dropping = training and self.dropout
 
-        def in_thread(row: Row) -> Result:
-            with torch.set_grad_enabled(grad), nullcontext() if adapter is None else adapter.using(use):
+        def carried(row: Row) -> Result:
+            mode = nullcontext() if adapter is None else adapter.using(use, dropping=dropping)
+            with torch.set_grad_enabled(grad), mode:
                 return function(row)
 
-        budget = self.micro_batch_tokens  # of all rows under way; one that leaves none beside it has all cores
-        for _, run in groupby(rows, lambda row: 2 * len(row.tokens) <= budget):
-            together = list(run)
-            abreast = min(parts, budget // max(len(row.tokens) for row in together))
-            if abreast < 2 or len(together) == 1:
-                yield from map(function, together)
-                continue
-            if self.cores is None:
-                self.cores = Cores(parts, "aurify-train")
-            # where all threads are busy, one row more waits for the first to be free
-            yield from self.cores.map(in_thread, together, window=abreast + (abreast == parts))
+        tokens = self.micro_batch_tokens
+        return self.executor.run(rows, carried, tokens, self.executor.parts(tokens))
 
     def _by_token(self, data: Sequence[Datum], values: Callable[[Row, Inputs], Tensor]) -> list[list[float]]:
         """What `values` gives for the trained tokens of each row, in the places of those tokens."""
@@ -377,10 +350,13 @@ class Engine:
             inputs = Inputs.of(row, chosen, self.device)
             return list(zip(inputs.places, values(row, inputs).tolist(), strict=True))
 
-        for row in self._each(self._rows(chosen), found, self._parts):
-            for (k, t), value in row:
-                results[wanted[k]][t] = value
-        return results
+        def compute() -> list[list[float]]:
+            for row in self._each(self._rows(chosen), found):
+                for (k, t), value in row:
+                    results[wanted[k]][t] = value
+            return results
+
+        return retreat(self, compute)
 
     def _outputs(
         self, body: Body, row: Row, inputs: Inputs, temperature: float, entropy: bool = False, scores: bool = False,
@@ -403,3 +379,19 @@ class Engine:
             between = partial(linear_divergence, states, body.head, taught, teacher.head, temperature=temperature)
             outputs.divergence = lambda kind, beta: between(kind=kind, beta=beta)[inputs.scatter]
         return outputs
+
+
+def add_up(terms: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The sums over rows of what each row's loss gave; read from the device once."""
+    names = sorted({name for values in terms for name in values})
+    if not names:
+        return {}
+    flat = [values[name] for values in terms for name in names if name in values]
+    device = next((value.device for value in flat if isinstance(value, Tensor)), torch.device("cpu"))
+    read = iter(torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in flat]).tolist())
+    sums: dict[str, float] = defaultdict(float)
+    for values in terms:
+        for name in names:
+            if name in values:
+                sums[name] += next(read)
+    return sums

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from aurify.engine.packing import Row
 
-CHUNK_BYTES = 64 * 2**20  # fp32 logits of one chunk
+CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}  # fp32 logits of one chunk; a GPU wants 1,000 rows or more
+MOST_ROWS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,11 @@ class Head:
 
     def logits(self, hidden: Tensor, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear) -> Tensor:
         """[n, hidden] -> [n, vocabulary] fp32"""
-        logits = linear(hidden, self.weight, self.bias).float()
+        if hidden.is_cuda and hidden.dtype != torch.float32:  # the products are summed in fp32: do not round them
+            logits = torch.mm(hidden, self.weight.t(), out_dtype=torch.float32)
+            logits = logits if self.bias is None else logits.add_(self.bias)
+        else:
+            logits = linear(hidden, self.weight, self.bias).float()
         if self.scale != 1.0:
             logits = logits.mul_(self.scale)
         if self.softcap is not None:
@@ -64,8 +69,7 @@ class HeadGradient:
         self.head, self.states, self.temperature = head, hidden, temperature
         self.hidden = torch.empty_like(hidden) if needs[0] else None
         # fp32 accumulation over chunks, whatever the dtype of the weights
-        self.weight: Tensor | None = None  # from the first chunk on
-        self.weighted = needs[1]
+        self.weight = torch.zeros_like(head.weight, dtype=torch.float32) if needs[1] else None
         self.bias = torch.zeros_like(head.bias, dtype=torch.float32) if needs[2] and head.bias is not None else None
 
     def add(self, rows: slice, grad: Tensor, logits: Tensor) -> None:
@@ -79,10 +83,8 @@ class HeadGradient:
         grad = grad.to(self.head.weight.dtype)
         if self.hidden is not None:
             torch.mm(grad, self.head.weight, out=self.hidden[rows])
-        if self.weighted:
-            if self.weight is None:
-                self.weight = (grad.t() @ self.states[rows]).float()
-            elif grad.dtype == torch.float32:
+        if self.weight is not None:
+            if grad.dtype == torch.float32:
                 self.weight.addmm_(grad.t(), self.states[rows])
             else:
                 self.weight += grad.t() @ self.states[rows]
@@ -90,8 +92,6 @@ class HeadGradient:
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """For hidden states, weight and bias, in the dtype of the head."""
         dtype = self.head.weight.dtype
-        if self.weighted and self.weight is None:
-            self.weight = torch.zeros_like(self.head.weight)
         weight, bias = (None if grad is None else grad.to(dtype) for grad in (self.weight, self.bias))
         return self.hidden, weight, bias
 
@@ -198,6 +198,12 @@ def by_logits(
     return grad.scatter_add_(1, targets, grad_logprobs)
 
 
+def chunk_rows(weight: Tensor, copies: int = 1) -> int:
+    """Positions whose logits exist at the same time, `copies` times over."""
+    size = CHUNK_BYTES.get(weight.device.type, CHUNK_BYTES["cpu"])
+    return max(16, min(MOST_ROWS, size // (4 * copies * weight.shape[0])))
+
+
 def slices(total: int, size: int) -> list[slice]:
     """Equal pieces of at most `size`: a product of the few positions of a rest would be slow."""
     num = -(-total // size)
@@ -216,7 +222,7 @@ def linear_logprobs(
     """Log-prob of each target and entropy of its distribution (zeros unless asked for), at `temperature`.
 
     hidden [n, hidden], targets [n] int64 -> two [n] fp32. chunk: positions whose logits exist at the same time."""
-    chunk = chunk or max(16, CHUNK_BYTES // (4 * head.weight.shape[0]))
+    chunk = chunk or chunk_rows(head.weight)
     if hidden.requires_grad and not head.trained:
         return frozen_head_logprobs(hidden, head, targets, temperature, entropy, chunk)
     return LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)

@@ -1,11 +1,16 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on linear layers: fp32 adapters on a base of any dtype, stored in
 peft's format.
 
-The usual layer computes base(x) + s B(A x), two thin matrix products more in forward and four more in backward.
-Where the base is fp32 and no dropout asks for the thin products, we keep the merged weight W + s B A instead and
-compute one product, with a backward of our own that still gives the exact gradients of A and B. Trainer and sampler
-then multiply by the very same matrix, so nothing needs syncing and their log-probs agree. In bf16 a merged weight
-would round small updates away: there the trainer uses the plain form, and only the sampler uses a merged copy."""
+The usual layer computes base(x) and adds s B(A x). In bf16 that rounds twice: base(x) lands on the grid of bf16, and an
+update smaller than half a step of that grid is lost on every token. Here the adapter's product is an operand of the
+base's matrix product (`addmm`), which adds in fp32 and rounds once. Updates below a step then still move the share of
+outputs that they should.
+
+In fp32 on a CPU we keep the merged weight W + s B A instead and compute one product, with a backward of our own that
+still gives the exact gradients of A and B. Elsewhere there is no second copy of a weight.
+
+Trainer, sampler and reference take the same path. So their log-probs agree, and the log-probs of a fresh adapter are
+those of its reference, bit for bit."""
 
 from __future__ import annotations
 
@@ -13,7 +18,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +64,7 @@ class MergedProduct(torch.autograd.Function):
         return grad_x, grad_a, grad_b, None, None, None
 
 
-Use = Literal["adapter", "reference", "merged"]
+Use = Literal["adapter", "reference"]
 
 
 class AdapterState(threading.local):
@@ -67,6 +72,7 @@ class AdapterState(threading.local):
     training."""
 
     use: Use = "adapter"
+    dropping: bool = False  # dropout is on in `Engine.forward_backward` alone
 
 
 class LoraLinear(nn.Module):
@@ -82,42 +88,51 @@ class LoraLinear(nn.Module):
         self.lora_A = nn.Parameter(a.to(device))
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device))
         self.reference: tuple[Tensor, Tensor] | None = None  # A and B to go back to; None: the base alone
-        self.merged: Tensor | None = None
+        self.merged: Tensor | None = None  # W + s B A, where that pays
 
     @property
     def weight(self) -> Tensor:  # models ask their layers for dtype and device through it
         return self.base.weight
 
-    def delta(self, a: Tensor, b: Tensor) -> Tensor:
-        return (b @ a).mul_(self.scale)
+    @property
+    def merging_pays(self) -> bool:
+        """On a CPU in fp32. In bf16 the merged weight would round small updates away, and on a GPU the thin products
+        cost less than the memory of a second weight."""
+        return self.base.weight.dtype == torch.float32 and self.base.weight.device.type == "cpu"
+
+    def merged_weight(self, a: Tensor, b: Tensor) -> Tensor:
+        """W + s B A in the dtype of W."""
+        return (self.base.weight.float() + (b @ a).mul_(self.scale)).to(self.base.weight.dtype)
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Makes the merged weight, or brings it up to date in place."""
-        merged = self.base.weight.float() + self.delta(self.lora_A, self.lora_B)
-        if self.merged is None:
-            self.merged = merged.to(self.base.weight.dtype)
-        else:
-            self.merged.copy_(merged)
+        """Brings the merged weight up to date, in place, where there is one."""
+        if not self.merging_pays:
+            return
+        merged = self.merged_weight(self.lora_A, self.lora_B)
+        self.merged = merged if self.merged is None else self.merged.copy_(merged)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.base.weight, self.base.bias
-        if self.state.use == "reference":
-            if self.reference is None:
-                return F.linear(x, weight, bias)
-            return F.linear(x, (weight.float() + self.delta(*self.reference)).to(weight.dtype), bias)
-        dropping = self.dropout > 0 and self.training and torch.is_grad_enabled()  # log-probs are taken without dropout
-        exact = weight.dtype == torch.float32 and not dropping
-        if self.merged is not None and (exact or self.state.use == "merged"):
+        reference = self.state.use == "reference"
+        dropping = self.state.dropping and self.dropout > 0 and not reference
+        if self.merged is not None and not dropping:
+            if reference:
+                return F.linear(x, weight if self.reference is None else self.merged_weight(*self.reference), bias)
             if not torch.is_grad_enabled():
                 return F.linear(x, self.merged, bias)
             return MergedProduct.apply(x, self.lora_A, self.lora_B, self.merged, bias, self.scale)
-        output = F.linear(x, weight, bias)
-        dropped = F.dropout(x, self.dropout, dropping)
-        thin = F.linear(dropped, self.lora_A.to(x.dtype)).mul(self.scale)
-        rank, features = self.lora_B.shape[1], self.lora_B.shape[0]
-        output.view(-1, features).addmm_(thin.view(-1, rank), self.lora_B.to(x.dtype).t())
-        return output
+        rows = x.reshape(-1, x.shape[-1])
+        thin = self.reference if reference else (self.lora_A, self.lora_B)
+        if thin is None:  # zeros, so that the same kernel runs as with the adapter
+            added = x.new_zeros(len(rows), weight.shape[0])
+        else:
+            a, b = (each.to(x.dtype) for each in thin)
+            dropped = F.dropout(rows, self.dropout) if dropping else rows
+            added = F.linear(F.linear(dropped, a).mul(self.scale), b)
+        output = torch.addmm(added, rows, weight.t()).view(*x.shape[:-1], -1)
+        # not into `added`: beside a large bias a small product would be rounded away
+        return output if bias is None else output + bias
 
 
 @dataclass
@@ -169,20 +184,25 @@ class Adapter:
 
     def merge_for_good(self, module: nn.Module) -> None:
         """Leaves plain layers with the merged weights, all of them trainable."""
-        self.merge()
         for name, layer in self.layers.items():
             parent, _, child = name.rpartition(".")
-            layer.base.weight.data.copy_(layer.merged)  # type: ignore[arg-type]
+            layer.base.weight.data.copy_(layer.merged_weight(layer.lora_A.detach(), layer.lora_B.detach()))
             setattr(module.get_submodule(parent), child, layer.base)
         module.requires_grad_(True)
 
     @contextmanager
-    def using(self, use: Use) -> Iterator[None]:
-        previous, self.state.use = self.state.use, use
+    def using(self, use: Use, *, dropping: bool = False) -> Iterator[None]:
+        """For this thread."""
+        previous = self.state.use, self.state.dropping
+        self.state.use, self.state.dropping = use, dropping
         try:
             yield
         finally:
-            self.state.use = previous
+            self.state.use, self.state.dropping = previous
+
+    def as_now(self) -> AbstractContextManager[None]:
+        """What this thread uses now, for another thread."""
+        return self.using(self.state.use, dropping=self.state.dropping)
 
     def save(self, folder: Path, base_name: str, score: nn.Linear | None = None) -> None:
         """Writes the adapter as peft does; `score` is the scalar head of a reward model."""

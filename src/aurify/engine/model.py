@@ -20,6 +20,7 @@ from torch import nn
 
 from aurify.engine import catalog
 from aurify.engine.checkpoint import replace_folder
+from aurify.engine.hardware import device_of, dtype_of
 from aurify.engine.tiny import byte_tokenizer, random_llama
 from aurify.errors import UserError
 
@@ -309,27 +310,6 @@ def save_model(module: Any, tokenizer: Any, folder: Path) -> None:
     if config.pop("_attn_implementation", None) or config.pop("attn_implementation", None):
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     replace_folder(scratch, folder)
-
-
-def device_of(wish: str) -> torch.device:
-    if wish == "cuda" and not torch.cuda.is_available():
-        raise UserError("model.device: 'cuda' was asked for, but torch sees no GPU; use 'auto' or 'cpu'")
-    return torch.device("cuda" if wish in ("auto", "cuda") and torch.cuda.is_available() else "cpu")
-
-
-def dtype_of(wish: str, device: torch.device) -> torch.dtype:
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
-    if wish == "auto":
-        return torch.bfloat16 if fast else torch.float32
-    if wish == "bfloat16" and not fast:
-        log.warning("model.dtype: this %s only emulates bfloat16, which is very slow; use auto or float32", device.type)
-    return torch.float32 if wish == "float32" else torch.bfloat16
-
-
-def cpu_has_bf16() -> bool:
-    """Whether matrix products in bf16 run in hardware. Emulated ones are many times slower than fp32."""
-    capabilities = torch.cpu.get_capabilities()
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one on Arm
 
 
 def tiny_model(*, scalar_head: bool = False, seed: int = 0, **sizes: Any) -> LoadedModel:

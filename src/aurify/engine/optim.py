@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -47,7 +48,10 @@ class MasterAdamW:
     be lost.
 
     Parameters that are fp32 already are their own master. Gradients of several backward passes add up in the
-    masters' fp32 gradients (`collect`), so that accumulation does not round either."""
+    masters' fp32 gradients (`collect`), so that accumulation does not round either.
+
+    Bytes a parameter of a bf16 model: 2 for the weight, 4 for its master, 8 for the moments, 4 for the gradient. A
+    gradient in bf16 lives only until it is added to the master's: `backward` hands it over as soon as it is made."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: OptimConfig) -> None:
         self.config = config
@@ -65,20 +69,26 @@ class MasterAdamW:
             eps=config.eps,
             fused=True,
         )
+        for parameter, master in zip(self.parameters, self.masters, strict=True):
+            if parameter is not master:
+                parameter.register_post_accumulate_grad_hook(partial(hand_over, master))
 
     def collect(self, grads: Sequence[Tensor | None] | None = None) -> None:
-        """Adds gradients, one for each parameter, to those of the masters. Without `grads` those that a backward pass
-        has left in the parameters."""
-        if grads is None:
-            grads = [None if p is m else p.grad for p, m in zip(self.parameters, self.masters, strict=True)]
-        for parameter, master, grad in zip(self.parameters, self.masters, grads, strict=True):
+        """Adds gradients, one for each parameter, to those of the masters. Without `grads` a backward pass has done so
+        already."""
+        for master, grad in zip(self.masters, grads or (), strict=grads is not None):
             if grad is not None:
-                if master.grad is None:
-                    master.grad = grad.float()
-                else:
-                    master.grad += grad
-            if parameter is not master:
-                parameter.grad = None
+                add_grad(master, grad)
+
+    def held_grads(self) -> list[Tensor | None]:
+        """A copy of the gradients so far, for `restore_grads`."""
+        return [None if master.grad is None else master.grad.clone() for master in self.masters]
+
+    def restore_grads(self, held: Sequence[Tensor | None] | None) -> None:
+        """None: there were none."""
+        self.zero_grad()
+        for master, grad in zip(self.masters, held or (), strict=held is not None):
+            master.grad = None if grad is None else grad.clone()
 
     @property
     def grads(self) -> list[Tensor]:
@@ -101,11 +111,15 @@ class MasterAdamW:
             group["lr"] = lr
         self.adamw.step()
         torch.autograd.graph.increment_version(self.masters)  # the fused kernel does not; the sampler looks at it
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
-            if parameter is not master:
-                parameter.copy_(master)
+        self.copy_masters()
         self.zero_grad()
         return norm
+
+    def copy_masters(self) -> None:
+        pairs = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if p is not m]
+        if pairs:
+            parameters, masters = zip(*pairs, strict=True)
+            torch._foreach_copy_(list(parameters), list(masters))
 
     def zero_grad(self) -> None:
         for parameter in (*self.masters, *self.parameters):
@@ -116,8 +130,35 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for master, parameter, saved in zip(self.masters, self.parameters, state["masters"], strict=True):
+        """state: as saved, on the CPU (it may be a mapped file). Tensor after tensor goes into what is there already:
+        the device never holds a second state."""
+        for master, saved in zip(self.masters, state["masters"], strict=True):
             master.copy_(saved)
-            if parameter is not master:
-                parameter.copy_(master)
-        self.adamw.load_state_dict(state["adamw"])
+        self.copy_masters()
+        moments = state["adamw"]["state"]
+        parameters = [p for group in self.adamw.param_groups for p in group["params"]]
+        if unknown := set(moments) - set(range(len(parameters))):
+            raise ValueError(f"the optimiser state is of {max(unknown) + 1} parameters; here are {len(parameters)}")
+        for index, parameter in enumerate(parameters):
+            for name, saved in moments.get(index, {}).items():
+                mine = self.adamw.state[parameter].get(name)
+                if mine is not None and isinstance(mine, Tensor):
+                    mine.copy_(saved)
+                else:  # as AdamW makes them: moments like the parameter, the count of steps beside it
+                    self.adamw.state[parameter][name] = saved.to(parameter.device, copy=True)
+        for group, saved_group in zip(self.adamw.param_groups, state["adamw"]["param_groups"], strict=True):
+            group.update({name: value for name, value in saved_group.items() if name != "params"})
+
+
+def add_grad(master: Tensor, grad: Tensor) -> None:
+    if master.grad is None:
+        master.grad = grad.float()
+    else:
+        master.grad += grad
+
+
+def hand_over(master: Tensor, parameter: Tensor) -> None:
+    """A parameter's gradient goes to its master at once, so that only one exists in the parameter's dtype."""
+    if parameter.grad is not None:
+        add_grad(master, parameter.grad)
+        parameter.grad = None

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from aurify.engine.division import Division, Ints, common_prefix
 from aurify.types import Datum
@@ -86,9 +85,3 @@ def pack(
     heads = [head_cost * np.count_nonzero(datum.weights) for datum in data]
     rows = Division(sequences, list(units.values()), share, heads).rows(max_tokens, parts, PART_TOKENS)
     return [build_row([sequences[index] for index in row], row, share) for row in map(sorted, rows)]
-
-
-def parts_of(max_tokens: int, device: torch.device) -> int:
-    """How many rows are computed side by side, which have `max_tokens` together. On a GPU one after the other."""
-    most = torch.get_num_threads() if device.type == "cpu" else 1
-    return max(1, min(most, max_tokens // PART_TOKENS))

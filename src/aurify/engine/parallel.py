@@ -14,11 +14,18 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def device() -> torch.device:
+    """Where tensors for other ranks have to be: NCCL moves none but those of this rank's own card."""
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())  # as `hardware.device_of` has set it
+    return torch.device("cpu")
+
+
 def sum_over_ranks(values: Sequence[float]) -> list[float]:
     """Every rank calls it with as many numbers, and gets their sums over ranks."""
     if world_size() == 1:
         return list(values)
-    tensor = torch.tensor(values, dtype=torch.float64)
+    tensor = torch.tensor(values, dtype=torch.float64, device=device())
     dist.all_reduce(tensor)
     return [float(value) for value in tensor.tolist()]
 

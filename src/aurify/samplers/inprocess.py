@@ -24,6 +24,7 @@ from aurify.cores import Cores, Item, Result
 from aurify.engine.division import Division
 from aurify.engine.engine import Engine
 from aurify.engine.packing import build_row
+from aurify.engine.weights import Weights
 from aurify.errors import UserError
 from aurify.samplers.cache import Decoding, Prefill, SlotCache
 from aurify.samplers.draw import draw
@@ -145,8 +146,9 @@ class InProcessSampler:
     async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """The engine's own weights need no copying, only their new version; others are copied into the model."""
         with self.engine.lock, torch.no_grad():
-            own = dict(self.engine.weights())
-            for name, tensor in weights:
+            shared = isinstance(weights, Weights) and weights.engine is self.engine
+            own = {} if shared else dict(self.engine.weights())
+            for name, tensor in () if shared else weights:
                 if name not in own or own[name].shape != tensor.shape:
                     raise UserError(
                         f"weight {name!r} {list(tensor.shape)} does not fit the sampler's model {self.engine.name}"
@@ -191,7 +193,7 @@ class InProcessSampler:
         """Holds for this thread alone. An adapter samples through its merged weights, whatever the trainer multiplies
         by."""
         adapter = self.engine.adapter
-        with torch.inference_mode(), nullcontext() if adapter is None else adapter.using("merged"):
+        with torch.inference_mode(), nullcontext() if adapter is None else adapter.using("adapter"):
             yield
 
     def _step(self) -> None:

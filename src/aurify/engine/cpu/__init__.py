@@ -1,0 +1,1 @@
+"""What makes a CPU fast: rows side by side on cores, attention over gathered keys. A reader may skip this room."""
