@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Metrics = dict[str, float]
+Sums = dict[str, "float | Tensor"]  # of a row; tensors are read from the device once, with those of all rows
 Origin = Literal["prompt", "policy", "environment", "guidance"]
 Source = Literal["data", "policy", "guidance", "replay"]
 Divergence = Literal["forward", "reverse", "jsd"]  # KL(teacher || student), KL(student || teacher), between the two
@@ -252,9 +253,9 @@ class Algorithm(Protocol):
         optimiser step."""
         ...
 
-    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         """The *sum* of the loss over the micro-batch, and sums of metrics in the same unit (divided by the same
-        denominator)."""
+        denominator). Metrics may be tensors: `float(...)` would wait for a GPU."""
         ...
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +16,8 @@ import pytest
 from aurify.algorithms.dpo import DPO
 from aurify.algorithms.kto import KTO
 from aurify.engine.engine import Engine
-from aurify.engine.model import ModelConfig, tiny_model
+from aurify.engine.lora import LoraConfig
+from aurify.engine.model import ModelConfig, load_model, tiny_model
 from aurify.engine.optim import OptimConfig
 from aurify.errors import UserError
 from aurify.loops.offline import batch_of, indices_at, num_steps, train_offline, with_reference
@@ -72,7 +75,7 @@ class Events:
 def test_the_reference_is_the_model_before_training():
     engine = Engine(tiny_model())
     units = [pair(number) for number in range(3)]
-    known = with_reference(engine, units, {0, 2}, Events())  # type: ignore[arg-type]
+    known = with_reference(engine, units, [[0, 2], [2, 0]], Events())  # type: ignore[arg-type]
     assert known[1] == units[1], "not used by any step: not computed"
     before = [pair[0].ref_logprobs for pair in (known[0], known[2])]
     engine.forward_backward([*known[0], *known[2]], DPO())
@@ -170,3 +173,26 @@ def test_a_step_of_one_row_is_refused_before_the_first_step(tmp_path, options, n
             tracker=tracker, checkpoints=None,  # type: ignore[arg-type]
         )  # fmt: skip
     assert not tracker.metrics
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("lora", [LoraConfig(rank=4), None])
+def test_the_first_margin_is_exactly_0(dtype, lora, tmp_path):
+    """Policy and reference take the same path through the same rows. Pairs of unlike lengths, more than one batch, and
+    an epoch that begins in the middle of a step, so that a batch also holds pairs that have been seen."""
+    generator = random.Random(0)
+
+    def answer(number: int, k: int) -> Datum:
+        prompt = [generator.randrange(3, 250) for _ in range(5 + number)]
+        tokens = [*prompt, *(generator.randrange(3, 250) for _ in range(20 + 7 * k))]
+        return Datum(tokens, [0.0] * len(prompt) + [1.0] * (len(tokens) - len(prompt)), unit=number)
+
+    units = [(answer(number, 0), answer(number, 1)) for number in range(6)]
+    tracker = Steps(tmp_path)
+    options = replace(stage(steps=4), method="dpo", optim=OptimConfig(lr=1e-9))  # the policy stays the reference
+    engine = Engine(load_model(ModelConfig("random:tiny", dtype=dtype)), lora=lora)
+    checkpoints = Checkpoints(tmp_path / "checkpoints", every=0, keep=1, identity="x")
+    train_offline(engine, DPO(), units, options, seed=0, tracker=tracker, checkpoints=checkpoints)  # type: ignore[arg-type]
+    first = tracker.metrics[0]
+    assert first["reward/margin"] == first["reward/chosen"] == first["reward/rejected"] == 0
+    assert first["loss"] == pytest.approx(math.log(2)) and len(tracker.metrics) == 4

@@ -18,7 +18,7 @@ from aurify.loops import reference_cache
 from aurify.loops.offline import Unit, with_reference
 from aurify.types import Datum
 
-USED = {0, 2}
+BATCHES = [[0, 2], [2, 0]]
 
 
 class Events:
@@ -47,7 +47,7 @@ def units() -> list[Unit]:
 
 def known(path: Path, engine: Counting, rows: list[Unit]) -> tuple[list[Unit], str]:
     events = Events()
-    return with_reference(engine, rows, USED, events, path), "\n".join(events.texts)  # type: ignore[arg-type]
+    return with_reference(engine, rows, BATCHES, events, path), "\n".join(events.texts)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -155,7 +155,7 @@ def test_training_with_read_ones_is_training_with_computed_ones(path):
     for _ in range(2):
         engine = Counting(tiny_model())
         rows, _ = known(path, engine, units())
-        data = [replace(datum, unit=k) for k in USED for datum in rows[k]]
+        data = [replace(datum, unit=k) for k in BATCHES[0] for datum in rows[k]]
         history = []
         for _ in range(2):
             history.append(engine.forward_backward(data, DPO())["loss"])

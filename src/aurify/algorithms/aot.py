@@ -24,7 +24,7 @@ from torch import Tensor
 from aurify.algorithms.dpo import sigmoid
 from aurify.algorithms.pairs import reward_metrics, split
 from aurify.errors import UserError
-from aurify.types import Batch, Datum, Lesson, Metrics, Need, Outputs, Per, Policy
+from aurify.types import Batch, Datum, Lesson, Need, Outputs, Per, Policy, Sums
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class AOT:
             baseline = torch.stack([of_equal_rank(*side, policy.over_ranks) for side in sides], 1).view(-1)
         return [replace(datum, baseline=value) for datum, value in zip(data, baseline.tolist(), strict=True)]
 
-    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         assert batch.ref_logprobs is not None
         h = batch.sum_by_sequence(batch.weights * (out.logprobs - batch.ref_logprobs))  # [sequences]
         metrics = reward_metrics(*split(self.beta * h))

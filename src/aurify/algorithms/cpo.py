@@ -17,7 +17,7 @@ from torch import Tensor
 from aurify.algorithms.dpo import LOSSES, PER_TOKEN
 from aurify.algorithms.pairs import lengths_of, reward_metrics, split, with_imitation
 from aurify.errors import UserError
-from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
+from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CPO:
         if self.label_smoothing and self.loss_type != "sigmoid":
             raise UserError(f"cpo.label_smoothing: the loss {self.loss_type!r} has none; leave it out, or take sigmoid")
 
-    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         sums = batch.sum_by_sequence(batch.weights * out.logprobs)  # [sequences]
         measured = sums / lengths_of(batch) if self.loss_type in PER_TOKEN else sums
         chosen, rejected = split(measured)  # [pairs]

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from aurify.algorithms.pairs import lengths_of, reward_metrics, split, with_imitation
 from aurify.errors import UserError
-from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
+from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 Name = Literal[
     "sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "apo_zero", "apo_down", "nca", "bco", "sppo", "exo",
@@ -172,7 +172,7 @@ class DPO:
             return 1e-3 if self.loss_type == "exo" else 0.0
         return self.label_smoothing
 
-    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         assert batch.ref_logprobs is not None
         weights = batch.weights if self.length_alpha == 1 else batch.weights * beyond(batch, self.length_alpha)
         h = batch.sum_by_sequence(weights * (out.logprobs - batch.ref_logprobs))  # [sequences]

@@ -29,7 +29,7 @@ from torch import Tensor
 from aurify.algorithms.correction import Correction
 from aurify.algorithms.estimators import Scale, group_advantages
 from aurify.errors import UserError
-from aurify.types import Batch, Datum, Group, Lesson, Metrics, Need, Outputs, Per, Policy
+from aurify.types import Batch, Datum, Group, Lesson, Need, Outputs, Per, Policy, Sums
 
 MAX_LOG_RATIO = 20.0
 
@@ -97,7 +97,7 @@ class GRPO:
         entropies = policy.entropies(data, temperature=temperature)
         return keep_uncertain(data, entropies, self.top_entropy, policy.over_ranks)
 
-    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         old = out.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
         ratio = (out.logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         losses, metrics = self.surrogate_losses(out, batch, ratio)
@@ -114,7 +114,7 @@ class GRPO:
             metrics["loss/entropy"] = out.entropy.detach()
         metrics["loss/ratio"] = ratio.detach()
         return self.total(losses, batch, self.constant_length), {
-            name: float(self.total(values, batch)) for name, values in metrics.items()
+            name: self.total(values, batch) for name, values in metrics.items()
         }
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

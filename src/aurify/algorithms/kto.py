@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from aurify.errors import UserError
-from aurify.types import Batch, Datum, Lesson, Metrics, Need, Outputs, Per, Policy
+from aurify.types import Batch, Datum, Lesson, Need, Outputs, Per, Policy, Sums
 
 
 @dataclass(frozen=True)
@@ -59,17 +59,17 @@ class KTO:
         baseline = divergence(trained, policy, temperature)
         return [replace(datum, baseline=baseline) for datum in data]
 
-    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         assert batch.ref_logprobs is not None
         h = batch.sum_by_sequence(batch.weights * (out.logprobs - batch.ref_logprobs))  # [sequences]
         baseline = batch.baseline if self.loss_type == "kto" else torch.zeros_like(h)
         gain = batch.label * self.beta * (h - baseline)
         weight = torch.where(batch.label > 0, self.desirable_weight, self.undesirable_weight)
         return (weight * torch.sigmoid(-gain)).sum(), {  # 1 - sigmoid(x) = sigmoid(-x)
-            "reward/accuracy": float((gain > 0).sum()),
-            "reward/margin": float(gain.detach().sum()),  # positive: desirable ones above, undesirable ones below z
-            "reward/desirable": float((batch.label > 0).sum()),
-            "loss/divergence": float(baseline.sum()),
+            "reward/accuracy": (gain > 0).sum(),
+            "reward/margin": gain.detach().sum(),  # positive: desirable ones above, undesirable ones below z
+            "reward/desirable": (batch.label > 0).sum(),
+            "loss/divergence": baseline.sum(),
         }
 
 

@@ -22,7 +22,7 @@ from aurify.algorithms.estimators import Scale
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.shaping import Shape, shaped
 from aurify.errors import UserError
-from aurify.types import Batch, Datum, Group, Metrics, Outputs, Policy
+from aurify.types import Batch, Datum, Group, Outputs, Policy, Sums
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class LUFFY(GRPO):
         """What these data have in the denominator."""
         return sum(sum(datum.weights) for datum in data) if self.per == "token" else float(len(data))
 
-    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         """Nobody knows how likely its tokens were to the guide: to whatever compares policies, they look as now."""
         guided, now = batch.written_by("guidance"), out.logprobs.detach()
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from aurify.algorithms.pairs import mean_by_sequence, reward_metrics, split
 from aurify.errors import UserError
-from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
+from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 HIGHEST = -1e-7  # of a mean log-prob: at 0 the odds are infinite, and nearer to it exp(a) is 1 in float32
 
@@ -36,13 +36,13 @@ class ORPO:
         if self.beta <= 0:
             raise UserError(f"orpo.beta: {self.beta} must be > 0")
 
-    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         means = mean_by_sequence(out.logprobs, batch)  # [sequences]
         chosen, rejected = split(log_odds(means))  # [pairs]
         nll = -split(means)[0]
         losses = nll - self.beta * F.logsigmoid(chosen - rejected)
         metrics = reward_metrics(self.beta * chosen, self.beta * rejected)
-        return losses.sum(), metrics | {"loss/sft": float(nll.detach().sum())}
+        return losses.sum(), metrics | {"loss/sft": nll.detach().sum()}
 
 
 def log_odds(mean_logprobs: Tensor) -> Tensor:

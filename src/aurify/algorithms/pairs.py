@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aurify.types import Batch, Metrics, Outputs
+from aurify.types import Batch, Outputs, Sums
 
 
 def split(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,20 +35,20 @@ def chosen_nll(logprobs: Tensor, batch: Batch) -> Tensor:
 
 
 def with_imitation(
-    losses: Tensor, metrics: Metrics, sft_coef: float, out: Outputs, batch: Batch
-) -> tuple[Tensor, Metrics]:
+    losses: Tensor, metrics: Sums, sft_coef: float, out: Outputs, batch: Batch
+) -> tuple[Tensor, Sums]:
     """What `loss` returns: the sum of [pairs] losses and, where it has a weight, of the chosen ones' NLL."""
     if not sft_coef:
         return losses.sum(), metrics
     nll = chosen_nll(out.logprobs, batch)
-    return (losses + sft_coef * nll).sum(), metrics | {"loss/sft": float(nll.detach().sum())}
+    return (losses + sft_coef * nll).sum(), metrics | {"loss/sft": nll.detach().sum()}
 
 
-def reward_metrics(chosen: Tensor, rejected: Tensor) -> Metrics:
+def reward_metrics(chosen: Tensor, rejected: Tensor) -> Sums:
     """Sums over pairs of what a loss takes for the rewards, [pairs] each. A tie counts as wrong."""
     return {
-        "reward/accuracy": float((chosen > rejected).sum()),
-        "reward/margin": float((chosen - rejected).detach().sum()),
-        "reward/chosen": float(chosen.detach().sum()),
-        "reward/rejected": float(rejected.detach().sum()),
+        "reward/accuracy": (chosen > rejected).sum(),
+        "reward/margin": (chosen - rejected).detach().sum(),
+        "reward/chosen": chosen.detach().sum(),
+        "reward/rejected": rejected.detach().sum(),
     }

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
+from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class RewardModel:
     needs: ClassVar[frozenset[Need]] = frozenset({"scores"})
     per: ClassVar[Per] = "unit"
 
-    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         assert out.scores is not None
         chosen, rejected = out.scores.view(-1, 2).unbind(1)  # [pairs]
         gap = chosen - rejected
@@ -34,8 +34,8 @@ class RewardModel:
         if self.centering:
             losses = losses + self.centering * (chosen + rejected) ** 2
         return losses.sum(), {
-            "reward/accuracy": float((gap > 0).sum()),  # a tie counts as wrong
-            "reward/gap": float(gap.detach().sum()),
-            "reward/mean": float((chosen + rejected).detach().sum() / 2),
-            "reward/longer": float((gap * longer > 0).sum()),  # the longer completion has the higher score
+            "reward/accuracy": (gap > 0).sum(),  # a tie counts as wrong
+            "reward/gap": gap.detach().sum(),
+            "reward/mean": (chosen + rejected).detach().sum() / 2,
+            "reward/longer": (gap * longer > 0).sum(),  # the longer completion has the higher score
         }

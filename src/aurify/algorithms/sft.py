@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
+from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class SFT:
     needs: ClassVar[frozenset[Need]] = frozenset()
     per: ClassVar[Per] = "token"
 
-    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         nll = -batch.weights * out.logprobs  # [tokens]
         if self.loss_type == "nll":
             return nll.sum(), {}
-        return (out.logprobs.detach().exp() * nll).sum(), {"loss/nll": float(nll.detach().sum())}
+        return (out.logprobs.detach().exp() * nll).sum(), {"loss/nll": nll.detach().sum()}

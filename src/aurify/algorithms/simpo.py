@@ -20,7 +20,7 @@ from torch import Tensor
 from aurify.algorithms.dpo import sigmoid
 from aurify.algorithms.pairs import mean_by_sequence, reward_metrics, split, with_imitation
 from aurify.errors import UserError
-from aurify.types import Batch, Lesson, Metrics, Need, Outputs, Per
+from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SimPO:
                 f"label_smoothing {self.label_smoothing} in [0, 0.5)"
             )
 
-    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Metrics]:
+    def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         rewards = mean_by_sequence(out.logprobs, batch)  # [sequences]
         if self.alpha:
             rewards = -torch.expm1(-self.alpha * rewards) / self.alpha

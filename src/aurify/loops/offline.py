@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from aurify.tracking.tracker import StageTracker
 
 Unit = tuple[Datum, ...]
-
-REFERENCE_CHUNK = 128  # data in one call for reference log-probs
 
 
 def num_steps(stage: OfflineStage, num_units: int) -> int:
@@ -74,13 +72,20 @@ def batch_of(units: Sequence[Unit], indices: Sequence[int]) -> list[Datum]:
 
 
 def with_reference(
-    engine: Engine, units: Sequence[Unit], used: set[int], tracker: StageTracker, cache: Path | None = None
+    engine: Engine,
+    units: Sequence[Unit],
+    batches: Iterable[Sequence[int]],
+    tracker: StageTracker,
+    cache: Path | None = None,
 ) -> list[Unit]:
     """Adds the log-probs of the reference, once, to the units that the stage will see. To be called before the first
     step and before a checkpoint is loaded: then the engine needs no second copy of the model.
 
+    batches: the units of each step, in turn. A unit is computed with those of the first step that sees it: in the same
+    rows as the policy then is, so that both are rounded alike and the first margins are 0.
     cache: the file that keeps them. One of another model or of other data is refused, and written anew."""
-    result, chosen = list(units), sorted(used)
+    first = first_uses(batches)
+    chosen = [index for _, new in first for index in new]
     flat = [datum for index in chosen for datum in units[index]]
     known, model = None, ""
     if cache is not None:
@@ -90,17 +95,35 @@ def with_reference(
             tracker.event(f"{cache}: refused: {refused}")
     if known is None:
         tracker.event(f"reference log-probs of {len(chosen)} rows")
-        known = []
-        for begin in range(0, len(flat), REFERENCE_CHUNK):
-            known += engine.logprobs(flat[begin : begin + REFERENCE_CHUNK], reference=True)
+        known = [values for batch, new in first for values in reference_logprobs(engine, units, batch, new)]
         if cache is not None:
             reference_cache.save(cache, model, flat, known)
     else:
         tracker.event(f"reference log-probs of {len(chosen)} rows: read from {cache}")
-    rest = iter(known)
+    result, rest = list(units), iter(known)
     for index in chosen:
         result[index] = tuple(replace(datum, ref_logprobs=next(rest)) for datum in units[index])
     return result
+
+
+def first_uses(batches: Iterable[Sequence[int]]) -> list[tuple[Sequence[int], list[int]]]:
+    """The batches that bring units for the first time, and which these are."""
+    seen: set[int] = set()
+    result = []
+    for batch in batches:
+        if new := [index for index in dict.fromkeys(batch) if index not in seen]:
+            result.append((batch, new))
+            seen |= set(new)
+    return result
+
+
+def reference_logprobs(
+    engine: Engine, units: Sequence[Unit], batch: Sequence[int], new: Sequence[int]
+) -> list[list[float]]:
+    """Of the data of the new units, in the order of `new`."""
+    known = iter(engine.logprobs(batch_of(units, batch), reference=True))
+    by_unit = {index: [next(known) for _ in units[index]] for index in batch}
+    return [values for index in new for values in by_unit[index]]
 
 
 def check_company(stage: OfflineStage, num_units: int) -> None:
@@ -129,9 +152,9 @@ def train_offline(
     num_units = len(units) if mixture is None else mixture.num_rows  # of an epoch
     total = num_steps(stage, num_units)
     if "ref_logprobs" in algorithm.needs:
-        used = {index for step in range(total) for index in indices_at(step, stage, num_units, seed, mixture)}
+        batches = (indices_at(step, stage, num_units, seed, mixture) for step in range(total))
         cache = tracker.folder.path / reference_cache.FILE
-        units = with_reference(engine, units, used, tracker, cache)
+        units = with_reference(engine, units, batches, tracker, cache)
     if "reference" in algorithm.needs:
         check_company(stage, num_units)
         engine.keep_reference()
