@@ -43,6 +43,11 @@ def logits(module):
         return module(IDS).logits
 
 
+def load_fp32(name: object, **options):
+    """For comparisons bit for bit with a model made in fp32, on a machine whose `auto` is bf16 as well."""
+    return load_model(ModelConfig(str(name), dtype="float32"), **options)
+
+
 def write_adapter(folder: Path, base: object) -> Path:
     folder.mkdir()
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base, "peft_type": "LORA"}))
@@ -83,7 +88,7 @@ def test_saved_folder_gives_the_same_logits_with_plain_transformers(tmp_path, ti
     save_model(made.module, made.tokenizer, folder)
     assert ("lm_head.weight" in load_file(folder / "model.safetensors")) is not tied
 
-    plain, loaded = AutoModelForCausalLM.from_pretrained(folder), load_model(str(folder))
+    plain, loaded = AutoModelForCausalLM.from_pretrained(folder), load_fp32(folder)
     assert torch.equal(logits(plain), logits(made.module))
     assert torch.equal(logits(loaded.module), logits(made.module))
     assert AutoTokenizer.from_pretrained(folder).chat_template == made.tokenizer.chat_template
@@ -96,7 +101,7 @@ def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(folder):
     (folder / "old.txt").write_text("of the last save")
     second = tiny_model(seed=2)
     save_model(second.module, second.tokenizer, folder)
-    assert torch.equal(logits(load_model(str(folder)).module), logits(second.module))
+    assert torch.equal(logits(load_fp32(folder).module), logits(second.module))
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
     assert not (folder / "old.txt").exists()
 
@@ -157,15 +162,15 @@ def test_broken_folders_are_errors_that_name_the_folder(folder, kind):
 def test_gguf_file_gives_the_same_logits_and_can_be_saved(tmp_path):
     made = tiny_model(seed=3, vocab_size=260)
     write_gguf(made.module, made.tokenizer, tmp_path / "tiny.gguf")
-    loaded = load_model(str(tmp_path / "tiny.gguf"))
+    loaded = load_fp32(tmp_path / "tiny.gguf")
     assert torch.equal(logits(loaded.module), logits(made.module))
     assert loaded.tokenizer.encode("x\n<|im_end|>é") == made.tokenizer.encode("x\n<|im_end|>é")
     assert loaded.tokenizer.chat_template == made.tokenizer.chat_template
 
     save_model(loaded.module, loaded.tokenizer, tmp_path / "saved")
-    assert torch.equal(logits(load_model(str(tmp_path / "saved")).module), logits(made.module))
+    assert torch.equal(logits(load_fp32(tmp_path / "saved").module), logits(made.module))
 
-    reward = load_model(str(tmp_path / "tiny.gguf"), scalar_head=True)
+    reward = load_fp32(tmp_path / "tiny.gguf", scalar_head=True)
     assert torch.equal(reward.module.model.layers[1].mlp.up_proj.weight, made.module.model.layers[1].mlp.up_proj.weight)
     assert reward.module.score.weight.shape == (1, 64)
 
@@ -180,7 +185,7 @@ def test_missing_gguf_file_names_its_neighbour(tmp_path):
 
 
 def test_scalar_head_on_a_language_model_is_small_seeded_and_can_be_saved(folder, tmp_path):
-    first, again, other = (load_model(str(folder), scalar_head=True, seed=seed) for seed in (0, 0, 1))
+    first, again, other = (load_fp32(folder, scalar_head=True, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(first.module.score.weight, again.module.score.weight)
     assert not torch.equal(first.module.score.weight, other.module.score.weight)
     assert 0 < first.module.score.weight.abs().max() < 0.1
@@ -194,16 +199,29 @@ def test_scalar_head_on_a_language_model_is_small_seeded_and_can_be_saved(folder
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "reward")
     assert plain.config.pad_token_id == tokenizer.pad_token_id != tokenizer.eos_token_id  # else it scores another token
     assert torch.equal(logits(plain), logits(first.module)) and plain(IDS).logits.shape == (2, 1)
-    reloaded = load_model(str(tmp_path / "reward"), scalar_head=True, seed=9)
+    reloaded = load_fp32(tmp_path / "reward", scalar_head=True, seed=9)
     assert torch.equal(reloaded.module.score.weight, first.module.score.weight)
 
 
 @pytest.mark.parametrize("name", [None, "random:tiny"])
-def test_head_and_rotary_frequencies_stay_fp32_on_a_bf16_body(folder, name):
+def test_a_reward_model_has_one_dtype_and_fp32_rotary_frequencies(folder, name, tmp_path):
+    """So that plain transformers runs it, in memory and from its folder, and says the same."""
+    from transformers import AutoModelForSequenceClassification
+
     loaded = load_model(ModelConfig(name or str(folder), dtype="bfloat16"), scalar_head=True)
-    assert loaded.module.score.weight.dtype == torch.float32
+    assert {parameter.dtype for parameter in loaded.module.parameters()} == {torch.bfloat16}
     assert loaded.module.model.rotary_emb.inv_freq.dtype == torch.float32
-    assert loaded.module.model.norm.weight.dtype == torch.bfloat16
+    save_model(loaded.module, loaded.tokenizer, tmp_path / "reward")
+    plain = AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
+    assert plain.dtype == torch.bfloat16 and torch.equal(logits(plain), logits(loaded.module))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_folder_gives_back_what_was_saved_in_its_dtype(tmp_path, dtype):
+    made = load_model(ModelConfig("random:tiny", dtype=dtype))
+    save_model(made.module, made.tokenizer, tmp_path / "model")
+    again = load_model(ModelConfig(str(tmp_path / "model"), dtype=dtype))
+    assert again.module.dtype == getattr(torch, dtype) and torch.equal(logits(again.module), logits(made.module))
 
 
 def test_reward_model_is_no_language_model(tmp_path):

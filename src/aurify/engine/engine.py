@@ -70,7 +70,8 @@ class Engine:
         seed: int = 0,
     ) -> None:
         self.module: Any = model.module
-        self.tokenizer, self.name = model.tokenizer, model.name
+        self.tokenizer, self.name, self.seed = model.tokenizer, model.name, seed
+        self.dtype, self.dtype_reason = self.module.get_input_embeddings().weight.dtype, model.dtype_reason
         self.optim_config = optim or OptimConfig()
         self.device = next(self.module.parameters()).device
         self.share, self.version = share, 0
@@ -291,6 +292,23 @@ class Engine:
         self.adapter.save(Path(folder), self.name, self.score)
         self.tokenizer.save_pretrained(folder)
 
+    def describe(self) -> dict[str, Any]:
+        """What was really chosen, as JSON values, for the record of a run."""
+        adapter = self.adapter
+        return {
+            "model": self.name,
+            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "dtype_reason": self.dtype_reason,
+            "seed": self.seed,
+            "micro_batch_tokens": self.micro_batch_tokens,
+            "checkpointing": self.checkpointing,
+            "retreats": self.retreats,
+            "rows_side_by_side": self.executor.parts(self.micro_batch_tokens),
+            "merged_adapter": adapter is not None and any(x.merged is not None for x in adapter.layers.values()),
+            "attention": self.body.describe(),
+        }
+
     @property
     def vocabulary(self) -> int:
         return int(self.module.get_input_embeddings().weight.shape[0])
@@ -365,8 +383,11 @@ class Engine:
         hidden = body.hidden(row)  # [nodes, hidden]
         if scores:
             last = torch.from_numpy(np.array([path[-1] for path in row.nodes])).to(self.device)
-            head: nn.Linear = self.score  # type: ignore[assignment]
-            return Outputs(hidden.new_zeros(0), scores=head(hidden[last].to(head.weight.dtype)).float().squeeze(-1))
+            assert self.score is not None
+            weight, bias = self.score.weight.float(), self.score.bias
+            # in fp32, so that close scores stay apart; the weight itself has the model's dtype, as transformers wants it
+            scores_ = nn.functional.linear(hidden[last].float(), weight, None if bias is None else bias.float())
+            return Outputs(hidden.new_zeros(0), scores=scores_.squeeze(-1))
         assert body.head is not None
         states = predictors(hidden, row, inputs.distinct)
         targets = torch.from_numpy(row.tokens).to(self.device)[inputs.distinct]

@@ -109,6 +109,9 @@ class Body:
                     self._packs = packs
         return self._packs
 
+    def describe(self) -> dict[str, Any]:
+        return {"packs": self._packs}
+
     def hidden(self, row: Row) -> Tensor:
         """[nodes, hidden], final norm included."""
         return self._packed(row) if self.packs else self._plain(row)

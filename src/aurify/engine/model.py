@@ -20,7 +20,7 @@ from torch import nn
 
 from aurify.engine import catalog
 from aurify.engine.checkpoint import replace_folder
-from aurify.engine.hardware import device_of, dtype_of
+from aurify.engine.hardware import choose_dtype, device_of
 from aurify.engine.tiny import byte_tokenizer, random_llama
 from aurify.errors import UserError
 
@@ -43,6 +43,7 @@ class LoadedModel:
     tokenizer: Any
     name: str  # what an adapter names as its base
     adapter: Path | None = None  # folder of the adapter to go on with
+    dtype_reason: str = "as given"  # why the weights have their dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,8 @@ def load_model(config: ModelConfig | str, *, scalar_head: bool = False, seed: in
     """scalar_head: a reward model, whose new head (if the folder has none) is drawn from `seed`."""
     config = ModelConfig(config) if isinstance(config, str) else config
     device, place = device_of(config.device), resolve(config.name)
-    dtype = dtype_of(config.dtype, device)
+    choice = choose_dtype(config.dtype, device)
+    dtype = choice.dtype
     if place.base == RANDOM_TINY:
         loaded = tiny_model(scalar_head=scalar_head, seed=seed)
         module, tokenizer = cast(loaded.module, dtype), loaded.tokenizer
@@ -76,11 +78,10 @@ def load_model(config: ModelConfig | str, *, scalar_head: bool = False, seed: in
             module = load_gguf(place.gguf, dtype)
             module = with_scalar_head(module, seed) if scalar_head else module
     if scalar_head:
-        module.score.float()
         module.config.pad_token_id = with_own_padding(tokenizer).pad_token_id
     # transformers gives the padding token's embedding no gradient; where that is the end token, it has to be trained.
     module.get_input_embeddings().padding_idx = None
-    return LoadedModel(module.to(device).eval(), tokenizer, place.base, place.adapter)
+    return LoadedModel(module.to(device).eval(), tokenizer, place.base, place.adapter, choice.reason)
 
 
 def load_folder(place: Place, dtype: torch.dtype, scalar_head: bool, seed: int) -> Any:

@@ -44,7 +44,8 @@ def at_least(smallest: float, **values: float | None) -> None:
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     micro_batch_tokens: int | None = None  # tokens in one forward and backward; None: the engine chooses
-    checkpointing: bool = False  # recompute activations in the backward pass: less memory, a third more time
+    # recompute activations in the backward pass: less memory, a third more time; auto: where they would not fit
+    checkpointing: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         at_least(1, micro_batch_tokens=self.micro_batch_tokens)

@@ -80,6 +80,7 @@ class StageRun:
         )
         try:
             engine = self.online(self.stage) if isinstance(self.stage, OnlineStage) else self.offline(self.stage)
+            self.run_folder.record_engine(self.name, engine.describe())
             engine.close()
         finally:
             self.tracker.finish()
@@ -91,6 +92,7 @@ class StageRun:
         pairs, scores = self.algorithm.per == "unit", "scores" in self.algorithm.needs
         rows = self.rows(stage, pairs)
         engine = self.open(scalar_head=scores)
+        self.tell(engine)
         lesson, renderer = self.algorithm.learns_from, Renderer(engine.tokenizer)
         examples = data.examples_of(rows, stage, renderer, lesson=lesson, limit=engine.max_context, seed=self.seed)
         for line in examples.tally.lines():
@@ -111,6 +113,7 @@ class StageRun:
     def online(self, stage: OnlineStage) -> Engine:
         assert self.taskset is not None
         engine = self.open()
+        self.tell(engine)
         measure = self.measure(engine)
         self.before(measure)
         rubric, judge = self.rubric(stage, self.taskset)
@@ -147,9 +150,19 @@ class StageRun:
             lora=stage.lora if trainable else None,
             optim=stage.optim,
             micro_batch_tokens=stage.engine.micro_batch_tokens,
-            checkpointing=stage.engine.checkpointing and trainable,
+            checkpointing=stage.engine.checkpointing,
             trainable=trainable,
             seed=self.seed,
+        )
+
+    def tell(self, engine: Engine) -> None:
+        """On what the stage runs, and why: on the console, and in run_info.json."""
+        facts = engine.describe()
+        self.run_folder.record_engine(self.name, facts)
+        recomputed = ", activations recomputed" if facts["checkpointing"] else ""
+        self.tracker.event(
+            f"on {facts['device']} in {facts['dtype']} ({facts['dtype_reason']}), "
+            f"{facts['micro_batch_tokens']} tokens a micro-batch{recomputed}"
         )
 
     def resolved(self, model: ModelConfig) -> ModelConfig:

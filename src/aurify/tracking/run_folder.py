@@ -77,7 +77,7 @@ class RunFolder:
         path.mkdir(parents=True)
         folder = RunFolder(path)
         replace_text(path / RECIPE, dump_config(recipe))
-        replace_text(path / INFO, json.dumps(run_info(recipe.get("seed")), indent=2) + "\n")
+        replace_text(path / INFO, json.dumps(run_info(recipe.get("seed", 0)), indent=2) + "\n")
         return folder
 
     @staticmethod
@@ -116,6 +116,13 @@ class RunFolder:
         results = self.results()
         results[stage] = results.get(stage, {}) | values
         replace_text(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
+
+    def record_engine(self, stage: str, facts: Mapping[str, Any]) -> None:
+        """On what a stage runs: device, dtype, attention, seed as they really were."""
+        file = self.path / INFO
+        info = json.loads(file.read_text()) if file.exists() else {}
+        info["stages"] = info.get("stages", {}) | {stage: dict(facts)}
+        replace_text(file, json.dumps(info, indent=2) + "\n")
 
 
 def run_info(seed: Any) -> dict[str, Any]:
