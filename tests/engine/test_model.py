@@ -296,7 +296,7 @@ def test_hub_id_without_a_hub_comes_from_the_hub_cache_if_it_is_there(offline, f
     folder.rename(snapshot)
     (offline / "models--owner--tiny" / "refs").mkdir()
     (offline / "models--owner--tiny" / "refs" / "main").write_text("0123")
-    loaded = load_model("owner/tiny")
+    loaded = load_fp32("owner/tiny")
     assert loaded.name == "owner/tiny"
     assert torch.equal(logits(loaded.module), logits(tiny_model(seed=1).module))
 

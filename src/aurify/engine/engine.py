@@ -385,9 +385,9 @@ class Engine:
             last = torch.from_numpy(np.array([path[-1] for path in row.nodes])).to(self.device)
             assert self.score is not None
             weight, bias = self.score.weight.float(), self.score.bias
-            # in fp32, so that close scores stay apart; the weight itself has the model's dtype, as transformers wants it
-            scores_ = nn.functional.linear(hidden[last].float(), weight, None if bias is None else bias.float())
-            return Outputs(hidden.new_zeros(0), scores=scores_.squeeze(-1))
+            # in fp32, so that close scores stay apart; the weight has the dtype of the model, as transformers wants it
+            value = nn.functional.linear(hidden[last].float(), weight, None if bias is None else bias.float())
+            return Outputs(hidden.new_zeros(0), scores=value.squeeze(-1))
         assert body.head is not None
         states = predictors(hidden, row, inputs.distinct)
         targets = torch.from_numpy(row.tokens).to(self.device)[inputs.distinct]

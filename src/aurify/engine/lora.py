@@ -89,6 +89,7 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base.out_features, config.rank, device=device))
         self.reference: tuple[Tensor, Tensor] | None = None  # A and B to go back to; None: the base alone
         self.merged: Tensor | None = None  # W + s B A, where that pays
+        self.rounded: tuple[Tensor, Tensor] | None = None  # A and B in the dtype of W, for passes without gradients
 
     @property
     def weight(self) -> Tensor:  # models ask their layers for dtype and device through it
@@ -106,11 +107,21 @@ class LoraLinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Brings the merged weight up to date, in place, where there is one."""
-        if not self.merging_pays:
-            return
-        merged = self.merged_weight(self.lora_A, self.lora_B)
-        self.merged = merged if self.merged is None else self.merged.copy_(merged)
+        """After A or B changed: brings what was made of them up to date, in place, as a CUDA graph may read it."""
+        weight = self.base.weight
+        if self.merging_pays:
+            merged = self.merged_weight(self.lora_A, self.lora_B)
+            self.merged = merged if self.merged is None else self.merged.copy_(merged)
+        elif weight.dtype != torch.float32 and self.rounded is None:
+            self.rounded = self.lora_A.to(weight.dtype), self.lora_B.to(weight.dtype)
+        elif self.rounded is not None:
+            self.rounded[0].copy_(self.lora_A)
+            self.rounded[1].copy_(self.lora_B)
+
+    def thin(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        if self.rounded is not None and not torch.is_grad_enabled():
+            return self.rounded
+        return self.lora_A.to(dtype), self.lora_B.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.base.weight, self.base.bias
@@ -123,11 +134,10 @@ class LoraLinear(nn.Module):
                 return F.linear(x, self.merged, bias)
             return MergedProduct.apply(x, self.lora_A, self.lora_B, self.merged, bias, self.scale)
         rows = x.reshape(-1, x.shape[-1])
-        thin = self.reference if reference else (self.lora_A, self.lora_B)
-        if thin is None:  # zeros, so that the same kernel runs as with the adapter
+        if reference and self.reference is None:  # zeros, so that the same kernel runs as with the adapter
             added = x.new_zeros(len(rows), weight.shape[0])
         else:
-            a, b = (each.to(x.dtype) for each in thin)
+            a, b = (each.to(x.dtype) for each in self.reference) if self.reference and reference else self.thin(x.dtype)
             dropped = F.dropout(rows, self.dropout) if dropping else rows
             added = F.linear(F.linear(dropped, a).mul(self.scale), b)
         output = torch.addmm(added, rows, weight.t()).view(*x.shape[:-1], -1)
