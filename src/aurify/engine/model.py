@@ -9,6 +9,7 @@ import difflib
 import functools
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -318,6 +319,11 @@ def device_of(wish: str) -> torch.device:
 
 
 def dtype_of(wish: str, device: torch.device) -> torch.dtype:
+    """Where the wish is "auto", AURIFY_DTYPE decides if it is set, else what the device has in hardware."""
+    if wish == "auto" and (chosen := os.environ.get("AURIFY_DTYPE")):
+        if chosen not in ("auto", "float32", "bfloat16"):
+            raise UserError(f"AURIFY_DTYPE is {chosen!r}; set it to float32, bfloat16 or auto, or unset it")
+        wish = chosen
     fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else cpu_has_bf16()
     if wish == "auto":
         return torch.bfloat16 if fast else torch.float32
