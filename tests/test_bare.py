@@ -144,7 +144,9 @@ task: {name: largest_number, count: 2, maximum: 20, num_heldout: 4}
 evaluation: {num_tasks: 4, sampling: {max_tokens: 4}}
 stages:
   sft: {method: sft, data: {demonstrations: 8}, steps: 1, batch_size: 4}
-  grpo: {method: grpo, model: "@sft", lora: {rank: 4}, steps: 1, prompts_per_step: 2, completions_per_prompt: 3, sampling: {max_tokens: 4}}
+  grpo:
+    {method: grpo, model: "@sft", lora: {rank: 4}, steps: 1, prompts_per_step: 2, completions_per_prompt: 3,
+     sampling: {max_tokens: 4}}
 """
 
 

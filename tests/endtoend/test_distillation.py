@@ -52,7 +52,8 @@ def test_the_divergence_from_the_teacher_falls(straight, dtype):
     rows = steps(straight / "full" / "metrics.jsonl")
     gaps = [row["loss/divergence"] for row in rows]
     assert gaps[0] == pytest.approx(rows[0]["loss"]) and fmean(gaps[-4:]) < 0.3 * gaps[0]
-    assert max(row["loss/sampler_gap"] for row in rows) < tolerances.per_token(dtype), "the student that writes is the one that is taught"
+    gap = max(row["loss/sampler_gap"] for row in rows)
+    assert gap < tolerances.mean_over_tokens(dtype), "the student that writes is the one that is taught"
 
 
 def test_a_guide_gives_a_share_of_fixed_data(straight):
