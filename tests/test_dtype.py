@@ -1,4 +1,4 @@
-"""Which dtype a model is loaded in: what the recipe says; where it says auto, AURIFY_DTYPE; else what the machine has."""
+"""Which dtype a model is loaded in: what the recipe says; where that is auto, AURIFY_DTYPE; else what is fast here."""
 
 from __future__ import annotations
 
