@@ -63,7 +63,8 @@ def train_peft(name: str, dtype: str, rows: list[Row], steps: int) -> list[float
     module: Any = load_model(ModelConfig(name, dtype=dtype)).module  # type: ignore[arg-type]
     targets = sorted({layer.rpartition(".")[2] for layer in start.layers})
     module = peft.get_peft_model(module, peft.LoraConfig(r=LORA.rank, lora_alpha=LORA.alpha, target_modules=targets))
-    weights = {f"base_model.model.{n}.lora_A.default.weight": layer.lora_A.detach() for n, layer in start.layers.items()}
+    key = "base_model.model.{}.lora_A.default.weight"
+    weights = {key.format(layer): adapted.lora_A.detach() for layer, adapted in start.layers.items()}
     assert not module.load_state_dict(weights, strict=False).unexpected_keys
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     adamw = torch.optim.AdamW(parameters, lr=LR, weight_decay=0.0)
