@@ -21,7 +21,6 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ from aurify.cores import Cores, affordable
 from aurify.engine import parallel
 from aurify.engine.divergence import linear_divergence
 from aurify.engine.forward import Body, Inputs
-from aurify.engine.logprobs import Head, linear_logprobs, predictors
+from aurify.engine.logprobs import Head, linear_logprobs
 from aurify.engine.lora import Adapter, LoraConfig, Use, read_config
 from aurify.engine.model import LoadedModel, save_model
 from aurify.engine.optim import MasterAdamW, OptimConfig
@@ -388,18 +387,16 @@ class Engine:
     ) -> Outputs:  # fmt: skip
         hidden = body.hidden(row)  # [nodes, hidden]
         if scores:
-            last = torch.from_numpy(np.array([path[-1] for path in row.nodes])).to(self.device)
             head: nn.Linear = self.score  # type: ignore[assignment]
-            return Outputs(hidden.new_zeros(0), scores=head(hidden[last].to(head.weight.dtype)).float().squeeze(-1))
+            return Outputs(hidden.new_zeros(0), scores=head(hidden[inputs.last].to(head.weight.dtype)).float().squeeze(-1))
         assert body.head is not None
-        states = predictors(hidden, row, inputs.distinct)
-        targets = torch.from_numpy(row.tokens).to(self.device)[inputs.distinct]
-        logprobs, entropies = linear_logprobs(states, body.head, targets, temperature=temperature, entropy=entropy)
+        states = hidden.index_select(0, inputs.parents)
+        logprobs, entropies = linear_logprobs(states, body.head, inputs.targets, temperature=temperature, entropy=entropy)
         outputs = Outputs(logprobs[inputs.scatter], entropies[inputs.scatter] if entropy else None)
         if teacher is not None:
             assert teacher.head is not None
             with torch.no_grad():
-                taught = predictors(teacher.body.hidden(row), row, inputs.distinct)
+                taught = teacher.body.hidden(row).index_select(0, inputs.parents)
             between = partial(linear_divergence, states, body.head, taught, teacher.head, temperature=temperature)
             outputs.divergence = lambda kind, beta: between(kind=kind, beta=beta)[inputs.scatter]
         return outputs

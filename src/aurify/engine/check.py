@@ -1,0 +1,264 @@
+"""Whether packed rows give what plain rows give, measured on a model before their first use.
+
+A fast path may be wrong without an error: a mask that is off by one, a model whose attention does more than we know, a
+kernel with a fault. But its numbers are never the same bits either, and in bf16 the difference looks large: single
+log-probs differ by half a nat between two right ways. So nothing is compared with a constant. The same tree of tokens
+is computed in three ways:
+
+    a  plain rows, padded to one batch
+    b  plain rows, one at a time, by the model's simplest attention ("eager")
+    c  the packed row
+
+b against a is what rounding alone does to this model in this dtype. c against a may be a small multiple of that. What
+is compared: the distributions over the whole vocabulary at every position (KL and log-probs), and the gradients of a
+weighted sum of the tokens' log-probs by every node's embedding."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from aurify.engine.attention import IMPLEMENTATION, Forest, Path
+from aurify.engine.logprobs import Head, linear_logprobs
+from aurify.engine.packing import Row, build_row
+
+if TYPE_CHECKING:
+    from aurify.engine.forward import Body
+
+# Tokens of the tree: a prompt with two branches, one of which branches again, and a text of its own. 334 nodes reach
+# over three blocks of 128, one branch is longer than a block, and plain rows have 640 places.
+PROMPT, LONG, FORK, TWIGS, ALONE = 24, 136, 10, (70, 30), 64
+WINDOW = 32  # longer windows are shortened to this: the tree has to be longer than the window
+FACTOR = 3.0  # how much larger than between two plain ways an error may be (of KL: the square)
+# Errors up to these are always rounding, relative to the deviation of the logits: two plain ways can agree by chance.
+ROUNDING = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 8e-3}
+SAMPLES = 1 << 20  # of |difference| that quantiles are taken from
+CHUNK_BYTES = 64 * 2**20  # of one distribution
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    mean: float
+    median: float
+    p90: float
+    p99: float
+    max: float
+
+    @staticmethod
+    def of(values: Tensor, mean: float | None = None, largest: float | None = None) -> Summary:
+        """mean, largest: of all values, where `values` are a sample."""
+        quantiles = np.quantile(values.float().cpu().numpy(), [0.5, 0.9, 0.99, 1.0]).tolist()
+        return Summary(
+            float(values.double().mean()) if mean is None else mean,
+            *quantiles[:3],
+            quantiles[3] if largest is None else largest,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was measured. Of a language model: "kl" a position, "logprob" (|difference|, over the vocabulary) and
+    "gradient" (relative, a node). Of a model with a scalar head: "hidden" (relative, a position) and "gradient"."""
+
+    path: Path
+    accepted: bool
+    reason: str = ""  # if it was refused
+    packed: dict[str, Summary] = field(default_factory=dict)  # packed rows against plain rows
+    plain: dict[str, Summary] = field(default_factory=dict)  # plain rows against plain rows, the other way
+    floor: dict[str, float] = field(default_factory=dict)  # what is rounding in any case
+
+    def describe(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    hidden: Tensor  # [positions, hidden], the sequences one after the other
+    gradients: Tensor  # [nodes, hidden] fp32
+
+
+class Comparison:
+    """Plain rows computed in two ways, for packed rows to be compared with."""
+
+    def __init__(self, body: Body) -> None:
+        self.body, self.module = body, body.module
+        self.head = None if body.head is None else frozen(body.head)
+        self.embedding: Any = self.module.get_input_embeddings()
+        self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
+        context = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
+        sequences = build_sequences(self.embedding.weight.shape[0], context or 1 << 20)
+        self.tree, rows = build_row(sequences, range(len(sequences))), build_row(sequences, range(len(sequences)), False)
+        self.nodes = torch.from_numpy(np.concatenate(self.tree.nodes)).to(self.device)
+        starts = np.cumsum([0, *map(len, sequences[:-1])])
+        after = np.setdiff1d(np.arange(len(self.nodes)), starts)
+        self.after = torch.from_numpy(after).to(self.device)  # positions whose token is predicted
+        self.tokens = torch.from_numpy(np.concatenate([rows.tokens[path] for path in rows.nodes])).to(self.device)
+        with self._measuring(body.fallback):
+            self.first = self._run(lambda: body.plain(rows)[torch.from_numpy(np.concatenate(rows.nodes))])
+        self.second = self._one_by_one(rows)
+        # the frozen head of a quantised model, or a hidden state in another dtype, decide how exact it can be
+        self.rounding = max(ROUNDING.get(d, 1e-5) for d in (self.dtype, self.first.hidden.dtype))
+        self.plain, deviation = self._differences(self.second)
+        self.floor = {
+            "kl": 0.5 * (self.rounding * deviation) ** 2,
+            "logprob": self.rounding * deviation,
+            "hidden": self.rounding,
+            "gradient": self.rounding,
+        }
+
+    def measure(self, path: Path) -> Check:
+        """Raises what the path raises."""
+        with self._measuring(IMPLEMENTATION):
+            layout = Forest(self.tree, self.device, self.dtype, path)
+            found = self._run(lambda: self.body.run(layout)[self.nodes], packed=True)
+        packed, _ = self._differences(found)
+        reason = self._refusal(packed)
+        floor = {name: self.floor[name] for name in packed}
+        return Check(path, not reason, reason, packed, self.plain, floor)
+
+    def _refusal(self, packed: dict[str, Summary]) -> str:
+        for name, found in packed.items():
+            factor = FACTOR**2 if name == "kl" else FACTOR
+            for statistic, value in asdict(found).items():
+                if name == "logprob" and statistic == "max":
+                    continue  # of the least probable token of thousands: it says more about chance than about faults
+                plain = getattr(self.plain[name], statistic)
+                if not value <= factor * plain + self.floor[name]:
+                    return (
+                        f"{name} differs from plain rows by {value:.2g} ({statistic}), where two ways of computing "
+                        f"plain rows differ by {plain:.2g}"
+                    )
+        return ""
+
+    @contextmanager
+    def _measuring(self, implementation: str) -> Iterator[None]:
+        """With gradients, whatever the caller does without; with short windows; by this kind of attention."""
+        config, training = self.module.config, self.module.training
+        held = config._attn_implementation
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(shortened_windows(self.module))
+            self.module.eval()
+            config._attn_implementation = implementation
+            try:
+                yield
+            finally:
+                config._attn_implementation = held
+                self.module.train(training)
+
+    def _one_by_one(self, rows: Row) -> Result:
+        def forward() -> Tensor:
+            tokens = [torch.from_numpy(rows.tokens[path])[None].to(self.device) for path in rows.nodes]
+            decoder = self.body.decoder
+            return torch.cat([decoder(input_ids=each, use_cache=False).last_hidden_state[0] for each in tokens])
+
+        with self._measuring(self.body.fallback):
+            return self._run(forward)
+
+    def _run(self, forward: Callable[[], Tensor], packed: bool = False) -> Result:
+        """forward: gives the hidden states of all positions."""
+        leaves: list[Tensor] = []
+
+        def hold(module: Any, inputs: Any, output: Tensor) -> Tensor:
+            leaves.append(output.detach().requires_grad_())
+            return leaves[-1]
+
+        handle = self.embedding.register_forward_hook(hold)
+        try:
+            hidden = forward()
+        finally:
+            handle.remove()
+        gradients = torch.autograd.grad(self._objective(hidden), leaves)
+        if packed:
+            [gradient] = gradients
+            return Result(hidden.detach(), gradient[0, : len(self.tree.tokens)].float())
+        lengths = [len(path) for path in self.tree.nodes]
+        flat = [gradient[k] for gradient in gradients for k in range(len(gradient))]
+        each = torch.cat([gradient[:length].float() for gradient, length in zip(flat, lengths, strict=True)])
+        total = each.new_zeros(len(self.tree.tokens), each.shape[1])
+        return Result(hidden.detach(), total.index_add_(0, self.nodes, each))
+
+    def _objective(self, hidden: Tensor) -> Tensor:
+        """A sum over all positions with weights of either sign, so that none hides behind another."""
+        generator = torch.Generator().manual_seed(0)
+        if self.head is None:
+            weights = torch.randn(hidden.shape, generator=generator).to(self.device)
+            return (hidden.float() * weights).sum()
+        values, _ = linear_logprobs(hidden[self.after - 1], self.head, self.tokens[self.after])
+        return (values * torch.randn(len(values), generator=generator).to(self.device)).sum()
+
+    def _differences(self, other: Result) -> tuple[dict[str, Summary], float]:
+        """Of `other` from the first plain way; and the deviation of the logits."""
+        first, second = self.first.gradients, other.gradients
+        norms = first.norm(dim=1)
+        errors = (second - first).norm(dim=1) / norms.clamp_min(max(0.1 * float(norms.median()), 1e-30))
+        gradient = {"gradient": Summary.of(errors)}
+        with torch.no_grad():
+            if self.head is None:
+                one, two = self.first.hidden.float(), other.hidden.float()
+                return {"hidden": Summary.of((two - one).norm(dim=1) / one.norm(dim=1))} | gradient, 1.0
+            values, deviation = compare_distributions(self.first.hidden, other.hidden, self.head)
+        return values | gradient, deviation
+
+
+def frozen(head: Head) -> Head:
+    return replace(head, weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
+
+
+def compare_distributions(one: Tensor, two: Tensor, head: Head) -> tuple[dict[str, Summary], float]:
+    """Hidden states [positions, hidden] of the same positions -> KL a position, |difference| of log-probs, and the
+    deviation of the logits. fp32 differences are smaller than fp32 sums are exact: those are taken in fp64."""
+    precision = torch.float64 if one.dtype == torch.float32 else torch.float32
+    vocabulary = head.weight.shape[0]
+    stride = max(1, len(one) * vocabulary // SAMPLES)
+    kl, samples, totals, largest, deviations = [], [], [], [], []
+    for first, second in zip(*(each.split(max(1, CHUNK_BYTES // (8 * vocabulary))) for each in (one, two)), strict=True):
+        logits = head.logits(first).to(precision)
+        deviations.append(logits.std(-1))
+        expected = logits.log_softmax(-1)
+        change = head.logits(second).to(precision).log_softmax(-1).sub_(expected)  # log q - log p
+        # KL(p, q) = sum p (q/p - 1 - log q/p): no term is negative, so nothing is lost in the sum
+        kl.append((expected.exp_() * (change.expm1() - change)).sum(-1))
+        change = change.abs_()
+        samples.append(change[:, ::stride].reshape(-1))
+        totals.append(change.mean(-1))
+        largest.append(change.max())
+    mean, most = float(torch.cat(totals).mean()), float(torch.stack(largest).max())
+    summaries = {"kl": Summary.of(torch.cat(kl)), "logprob": Summary.of(torch.cat(samples), mean, most)}
+    return summaries, float(torch.cat(deviations).mean())
+
+
+def build_sequences(vocabulary: int, context: int) -> list[list[int]]:
+    """Random tokens; shorter where the model's context is."""
+    share = min(1.0, context / (PROMPT + LONG))
+    draw = functools.partial(np.random.default_rng(0).integers, 0, vocabulary)
+    prompt, long, fork, *twigs, alone = (
+        draw(max(1, int(share * num))).tolist() for num in (PROMPT, LONG, FORK, *TWIGS, ALONE)
+    )
+    return [prompt + long, *(prompt + fork + twig for twig in twigs), alone]
+
+
+@contextmanager
+def shortened_windows(module: Any) -> Iterator[None]:
+    """Sliding windows of at most WINDOW tokens, for all ways of computing: the layers read the number where they
+    always do, in the config and in themselves, so it is the same code that is checked."""
+    owners = {id(owner): owner for part in module.modules() for owner in (part, getattr(part, "config", None))}
+    held = []
+    for owner in owners.values():
+        window = getattr(owner, "sliding_window", None)
+        if isinstance(window, int) and window > WINDOW:
+            held.append((owner, window))
+            owner.sliding_window = WINDOW
+    try:
+        yield
+    finally:
+        for owner, window in held:
+            owner.sliding_window = window
