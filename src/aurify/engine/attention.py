@@ -29,6 +29,7 @@ from aurify.engine.upload import upload
 
 IMPLEMENTATION = "aurify"
 FLEX_BLOCK = 128  # queries and keys in a block of FlexAttention's mask
+LEAST_LENGTH = 256  # of a padded row: the compiler makes a graph of its own for a mask of a single block
 LENGTH_STEPS = ((4096, 128), (1 << 62, 512))  # up to a length, rows are padded to multiples of a step
 RECOMPILES = 32  # FlexAttention compiles anew for a head size, a dtype, a window, with gradients; never for a length
 
@@ -128,8 +129,9 @@ class Forest:
             return gathered_attention(query, key, value, scale, gathered)
         if self.path == "flex":
             gqa = query.shape[1] != key.shape[1]
-            result: Tensor = flex_kernel()(query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa)
-            return result
+            # the usual scale is a constant of the graph, any other one an input that it is traced twice for
+            usual = scale == query.shape[-1] ** -0.5
+            return flex_kernel()(query, key, value, block_mask=mask, scale=None if usual else scale, enable_gqa=gqa)
         return dense_attention(query, key, value, scale, mask)
 
 
@@ -137,7 +139,7 @@ def padded_length(num: int) -> int:
     """Rows have few lengths: kernels, masks and the allocator's blocks are then used again. Below 128 queries
     FlexAttention would take another kernel than the one that was checked."""
     step = next(step for limit, step in LENGTH_STEPS if num <= limit)
-    return -(-num // step) * step
+    return max(LEAST_LENGTH, -(-num // step) * step)
 
 
 def dense_mask(ends: Tensor, positions: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -197,27 +199,35 @@ def flex_mask(forest: Forest, window: int | None) -> Any:
     """The rule of visibility as a mask for FlexAttention."""
     from torch.nn.attention.flex_attention import BlockMask
 
-    arrays = []
+    arrays = [forest.end.astype(np.int32), forest.depths.astype(np.int32)]
     for blocks in visible_blocks(forest.end, forest.depths, window):
         arrays.append(blocks.sum(1, dtype=np.int32)[None, None])
         arrays.append(np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)[None, None])
-    end, positions, *blocks = upload([forest.end.astype(np.int32), forest.depths.astype(np.int32), *arrays], forest.device)
+    end, positions, num_partial, partial, num_full, full = upload(arrays, forest.device)
 
-    # two functions: one kind of layer is compiled for one of them
     def visible(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i) & (i < end[j])
 
     def visible_in_window(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (j <= i) & (i < end[j]) & (positions[i] - positions[j] < window)
+        return (j <= i) & (i < end[j]) & (positions[i] - positions[j] < window)  # type: ignore[operator]
 
     rule = visible if window is None else visible_in_window
-    return BlockMask.from_kv_blocks(*blocks, BLOCK_SIZE=FLEX_BLOCK, mask_mod=rule)
+    mask = BlockMask.from_kv_blocks(num_partial, partial, num_full, full, BLOCK_SIZE=FLEX_BLOCK, mask_mod=rule)
+    for tensor in (end, positions, *(each for each in vars(mask).values() if isinstance(each, Tensor))):
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:  # else the first row's own graph would be of no use to any other
+                torch._dynamo.maybe_mark_dynamic(tensor, dim)
+    return mask
 
 
 _flex: list[Callable[..., Tensor]] = []
 
 
 def flex_kernel() -> Callable[..., Tensor]:
+    if torch.compiler.is_compiling():  # within a compiled layer, which becomes one with it
+        from torch.nn.attention.flex_attention import flex_attention
+
+        return flex_attention
     if not _flex:
         _flex.append(compile_flex())
     return _flex[0]

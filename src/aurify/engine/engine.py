@@ -388,10 +388,12 @@ class Engine:
         hidden = body.hidden(row)  # [nodes, hidden]
         if scores:
             head: nn.Linear = self.score  # type: ignore[assignment]
-            return Outputs(hidden.new_zeros(0), scores=head(hidden[inputs.last].to(head.weight.dtype)).float().squeeze(-1))
+            ends = hidden[inputs.last].to(head.weight.dtype)
+            return Outputs(hidden.new_zeros(0), scores=head(ends).float().squeeze(-1))
         assert body.head is not None
         states = hidden.index_select(0, inputs.parents)
-        logprobs, entropies = linear_logprobs(states, body.head, inputs.targets, temperature=temperature, entropy=entropy)
+        targets = inputs.targets
+        logprobs, entropies = linear_logprobs(states, body.head, targets, temperature=temperature, entropy=entropy)
         outputs = Outputs(logprobs[inputs.scatter], entropies[inputs.scatter] if entropy else None)
         if teacher is not None:
             assert teacher.head is not None

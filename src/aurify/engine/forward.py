@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from aurify.engine.attention import IMPLEMENTATION, LADDERS, Forest, Path, Unsupported
-from aurify.engine.check import Check, Comparison
+from aurify.engine.check import Check, Checker
 from aurify.engine.logprobs import Head
 from aurify.engine.packing import Row, build_row
 from aurify.engine.upload import upload
@@ -48,17 +48,17 @@ class Inputs:
         chosen = [data[k] for k in row.data]
         trained = [np.flatnonzero(np.asarray(datum.weights)) for datum in chosen]
         nodes = np.concatenate([path[t] for path, t in zip(row.nodes, trained, strict=True)])
-        distinct, scatter = np.unique(nodes, return_inverse=True)
+        predicted, indices = np.unique(nodes, return_inverse=True)
         units: dict[tuple[int, int], int] = {}
         unit = [units.setdefault((data[k].unit, k if data[k].unit < 0 else -1), len(units)) for k in row.data]
         arrays = {
             "sequence": np.repeat(np.arange(len(chosen)), [len(t) for t in trained]),
             "unit": np.array(unit, dtype=np.int64),
             "source": np.concatenate([writers(datum)[t] for datum, t in zip(chosen, trained, strict=True)]),
-            "distinct": distinct,
-            "parents": row.parent[distinct],
-            "targets": row.tokens[distinct],
-            "scatter": scatter.reshape(-1),
+            "distinct": predicted,
+            "parents": row.parent[predicted],
+            "targets": row.tokens[predicted],
+            "scatter": indices.reshape(-1),
             "last": np.array([path[-1] for path in row.nodes]),
         }
         for name in ("margin", "label", "baseline"):
@@ -68,11 +68,13 @@ class Inputs:
             if values is not None:
                 arrays[name] = values
         tensors = dict(zip(arrays, upload(list(arrays.values()), device), strict=True))
-        own = [tensors.pop(name) for name in ("distinct", "parents", "targets", "scatter", "last")]
+        distinct, parents, targets, scatter, last = (
+            tensors.pop(name) for name in ("distinct", "parents", "targets", "scatter", "last")
+        )
         streams = {name: tensors.pop(name, None) for name in ("advantages", "logprobs", "old_logprobs", "ref_logprobs")}
-        batch = Batch(num_sequences=len(chosen), num_units=len(units), **tensors, **streams)
+        batch = Batch(num_sequences=len(chosen), num_units=len(units), **tensors, **streams)  # type: ignore[arg-type]
         places = [(k, int(t)) for k, ts in zip(row.data, trained, strict=True) for t in ts]
-        return Inputs(batch, *own, places)
+        return Inputs(batch, distinct, parents, targets, scatter, last, places)
 
 
 def read_stream(data: Sequence[Datum], name: str, trained: Sequence[np.ndarray]) -> np.ndarray | None:
@@ -132,7 +134,7 @@ class Body:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.module.get_input_embeddings().weight.dtype  # type: ignore[no-any-return]
+        return self.module.get_input_embeddings().weight.dtype
 
     @property
     def packs(self) -> bool:
@@ -193,7 +195,7 @@ class Body:
         places = np.flatnonzero(mask)[np.unique(np.concatenate(row.nodes), return_index=True)[1]]
         there, attended, chosen = upload([tokens, mask, places], self.device)
         result = self.decoder(input_ids=there, attention_mask=attended, use_cache=False)
-        return result.last_hidden_state.flatten(0, 1).index_select(0, chosen)  # type: ignore[no-any-return]
+        return result.last_hidden_state.flatten(0, 1).index_select(0, chosen)
 
     def compile_layers(self, backend: Any = "inductor") -> None:
         """Compiles each decoder layer, for rows of every length. Their weights, and what the layers compute, stay
@@ -218,11 +220,10 @@ class Body:
             reason = f"{type(self.module).__name__} has layers of {', '.join(sorted(strange))}"
             self.checks.append(Check("plain", False, reason))
             return self._settle("plain", reason)
-        comparison = None
+        checker = Checker(self)
         for path in ladder[:-1]:
-            comparison = comparison or Comparison(self)
             try:
-                check = comparison.measure(path)
+                check = checker.measure(path)
             except Unsupported as error:
                 self.checks.append(Check(path, False, str(error)))
                 return self._settle("plain", str(error))
