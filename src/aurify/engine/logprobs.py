@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aurify.engine.packing import Row
-
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}  # fp32 logits of one chunk; a GPU wants 1,000 rows or more
 MOST_ROWS = 2048
 
@@ -226,11 +224,3 @@ def linear_logprobs(
     if hidden.requires_grad and not head.trained:
         return frozen_head_logprobs(hidden, head, targets, temperature, entropy, chunk)
     return LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)
-
-
-def predictors(hidden: Tensor, row: Row, nodes: Tensor) -> Tensor:
-    """The hidden states that predict the tokens at `nodes` of a packed row. This is the one place where predictions are
-    shifted: the token at a node is predicted by the hidden state of its parent.
-
-    hidden [nodes of the row, hidden], nodes [n] int64 -> [n, hidden]"""
-    return hidden.index_select(0, torch.from_numpy(row.parent).to(hidden.device)[nodes])

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aurify.engine.attention import Forest
+from aurify.engine.attention import Forest, Path
 from aurify.engine.packing import Row
 
 ROUND = 8  # lengths are rounded up: cache views keep their shape for a while
@@ -53,6 +53,8 @@ class Decoding:
     """One decoding step, as a `Layout`: slot `first + k` appends a token at positions[k] and sees everything up to
     it."""
 
+    numbered = True
+
     def __init__(self, cache: SlotCache, positions: list[int], first: int = 0) -> None:
         self.cache, device = cache, cache.device
         self.positions = torch.tensor(positions, device=device)
@@ -91,8 +93,10 @@ class Decoding:
 class Prefill(Forest):
     """A packed row of prompts whose keys and values also go into the cache; prompt k fills all slots in `slots[k]`."""
 
-    def __init__(self, row: Row, cache: SlotCache, slots: list[list[int]]) -> None:
-        super().__init__(row, cache.device, cache.dtype)
+    numbered = True
+
+    def __init__(self, row: Row, cache: SlotCache, slots: list[list[int]], path: Path) -> None:
+        super().__init__(row, cache.device, cache.dtype, path)
         self.cache = cache
         self.targets = [
             (torch.tensor(group, device=cache.device), torch.from_numpy(path).to(cache.device))

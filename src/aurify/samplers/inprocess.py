@@ -244,13 +244,8 @@ class InProcessSampler:
 
         def compute(chosen: list[int]) -> list[tuple[tuple[int, ...], Tensor]]:
             row = build_row([sequences[k] for k in chosen], chosen)
-            layout = Prefill(row, self.cache, [slots[k] for k in chosen])
-            tokens, positions = (
-                torch.from_numpy(each)[None].to(self.cache.device) for each in (row.tokens, row.positions)
-            )
-            decoder = self.engine.body.decoder
-            result = decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout)
-            hidden = result.last_hidden_state[0]
+            body = self.engine.body
+            hidden = body.packed(row, Prefill(row, self.cache, [slots[k] for k in chosen], body.path))
             return [(tuple(sequences[k]), hidden[int(path[-1])]) for k, path in zip(chosen, row.nodes, strict=True)]
 
         ends = dict(chain.from_iterable(self._side_by_side(compute, rows)))
