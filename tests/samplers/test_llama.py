@@ -11,8 +11,9 @@ from models import random_model
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.samplers.cache import Decoding, SlotCache
-from aurify.samplers.llama import LlamaStep, PlainStep, step_of
+from aurify.samplers.cache import Decoding
+from aurify.samplers.llama import LlamaStep
+from aurify.samplers.step import PlainStep, choose_step, divergence, prepare_layouts, trained
 from aurify.types import Datum
 
 ALIKE = [
