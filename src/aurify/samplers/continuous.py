@@ -13,13 +13,12 @@ from torch import Tensor
 
 from aurify.engine.division import Division
 from aurify.engine.engine import Engine
-from aurify.engine.packing import build_row
 from aurify.errors import UserError
-from aurify.samplers.cache import KEPT_SHARE, ROUND, Decoding, Prefill, SlotCache, default_budget, round_up
+from aurify.samplers.cache import KEPT_SHARE, ROUND, Decoding, SlotCache, default_budget, round_up
 from aurify.samplers.executors import CoresExecutor, Executor, GraphExecutor, batch_bucket, capture_graph
 from aurify.samplers.request import Sequence
 from aurify.samplers.slots import Options, Slots, pair_moves
-from aurify.samplers.step import Step
+from aurify.samplers.step import Step, prefill
 
 PREFILL_TOKENS = 4096  # of prompts computed at once: bounds their memory
 PREFILL_PART = 64  # tokens of prompts for which a core of its own pays
@@ -43,7 +42,7 @@ class Continuous:
             # process: a context manager around the call would switch it for other threads too, and at random.
             torch.backends.cuda.enable_cudnn_sdp(False)
             self.kept_bytes = int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
-            executor = executor or GraphExecutor(lambda: cache.num_slots, capture_graph)
+            executor = executor or GraphExecutor(capture_graph)
         self.executor: Executor = executor or CoresExecutor(max_batch)
         self.slots = Slots(max_batch, self.executor.steps, device)
         self.active: list[Sequence] = []  # sequence k is in slot k
@@ -81,13 +80,14 @@ class Continuous:
 
     def advance(self) -> Drawn:
         """A block of steps for all sequences in flight."""
-        executor, num = self.executor, len(self.active)
+        executor = self.executor
         steps = min(executor.steps, max(sequence.max_tokens - len(sequence.tokens) for sequence in self.active))
         length = max(sequence.length for sequence in self.active) + steps
         length = min(round_up(length, executor.multiple), self.cache.capacity)
         self.cache.extend(length)
         options = self.slots.send(0, self.active, steps)
-        executor.run(self._decode, self.slots.state, num, length, options, steps)
+        state = self.slots.state.part(0, self.cache.num_slots)
+        executor.run(self._decode, state, len(self.active), length, options, steps)
         return self.slots.fetch(0, self.active)
 
     def remove(self) -> None:
@@ -159,21 +159,13 @@ class Continuous:
             division = Division(sequences, alone, True, [0.0] * len(alone))
             rows = division.rows(PREFILL_TOKENS, self.executor.parts, PREFILL_PART)
 
-        def compute(chosen: list[int]) -> tuple[list[int], Tensor]:
-            row = build_row([sequences[k] for k in chosen], chosen)
-            layout = Prefill(row, self.cache, [slots[k] for k in chosen])
-            tokens, positions = (
-                torch.from_numpy(each)[None].to(self.cache.device) for each in (row.tokens, row.positions)
-            )
-            result = self.decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout)
-            ends = torch.tensor([int(path[-1]) for path in row.nodes], device=self.cache.device)
-            return chosen, result.last_hidden_state[0].index_select(0, ends)
-
-        found = self.executor.map(compute, rows)
-        order = {k: row for row, k in enumerate(chain.from_iterable(chosen for chosen, _ in found))}
+        found = self.executor.map(
+            lambda row: prefill(self.decoder, self.cache, [sequences[k] for k in row], [slots[k] for k in row]), rows
+        )
+        order = {k: number for number, k in enumerate(chain.from_iterable(rows))}
         numbers = {prompt: order[k] for k, prompt in enumerate(prompts)}
         index = torch.tensor([numbers[tuple(sequence.prompt)] for sequence in admitted], device=self.cache.device)
-        return torch.cat([hidden for _, hidden in found]).index_select(0, index)
+        return torch.cat(found).index_select(0, index)
 
     def _decode(self, first: int, stop: int, length: int, options: Options) -> None:
         """One step for some slots: nothing of it waits for the host."""

@@ -38,7 +38,7 @@ class Executor(Protocol):
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]: ...
 
     def run(self, decode: Decode, state: State, num: int, length: int, options: Options, steps: int) -> None:
-        """`steps` steps for the sequences in the first `num` slots."""
+        """`steps` steps for the sequences in the first `num` slots. state: of all slots that the cache has."""
         ...
 
     def forget(self) -> None:
@@ -91,8 +91,8 @@ class GraphExecutor:
 
     parts, multiple = 1, 256
 
-    def __init__(self, num_slots: Callable[[], int], capture: Callable[..., Callable[[], Any]] | None, steps: int = 8):
-        self.num_slots, self.capture, self.steps = num_slots, capture, steps
+    def __init__(self, capture: Callable[..., Callable[[], Any]] | None, steps: int = 8) -> None:
+        self.capture, self.steps = capture, steps
         self.graphs: dict[Key, Callable[[], Any]] = {}
         self.pool: Any = None  # of memory, one for all graphs: only one of them runs at a time
 
@@ -100,7 +100,7 @@ class GraphExecutor:
         return [function(item) for item in items]
 
     def run(self, decode: Decode, state: State, num: int, length: int, options: Options, steps: int) -> None:
-        key = Key(min(batch_bucket(num), self.num_slots()), length, options)
+        key = Key(min(batch_bucket(num), state.positions.shape[0]), length, options)
         if key not in self.graphs and self.capture is not None:
             self._capture(key, decode, state)
         step = self.graphs.get(key) or self._step(key, decode)

@@ -18,13 +18,14 @@ from torch import Tensor
 from aurify.engine.attention import IMPLEMENTATION, Unsupported
 from aurify.engine.engine import Engine
 from aurify.engine.packing import build_row
-from aurify.samplers.cache import ROUND, Decoding, Probe, SlotCache
+from aurify.samplers.cache import ROUND, Decoding, Prefill, Probe, SlotCache
 from aurify.samplers.llama import ALIKE, LlamaStep
 
 log = logging.getLogger("aurify")
 
 Step = Callable[[Tensor, Decoding], Tensor]  # last tokens [n] -> hidden states [n, hidden]; fills the cache
-SEQUENCES, LENGTH = 2, 12  # that are compared
+SEQUENCES, LENGTH = 2, 12  # that are computed to compare
+COMPARED = 4  # the last of their tokens
 SPREAD = 3.0  # the short step may be that much further from the trainer than the model's own code is
 
 
@@ -42,6 +43,17 @@ class PlainStep:
         return hidden
 
 
+def prefill(decoder: Any, cache: SlotCache, prompts: list[list[int]], slots: list[list[int]]) -> Tensor:
+    """Computes prompts in one row, for all the slots of each. Hidden states at their ends, [prompts, hidden]"""
+    row = build_row(prompts, range(len(prompts)))
+    layout = Prefill(row, cache, slots)
+    tokens, positions = (torch.from_numpy(each)[None].to(cache.device) for each in (row.tokens, row.positions))
+    result = decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout)
+    ends = torch.tensor([int(path[-1]) for path in row.nodes], device=cache.device)
+    hidden: Tensor = result.last_hidden_state[0].index_select(0, ends)
+    return hidden
+
+
 def prepare_layouts(engine: Engine) -> tuple[Any, SlotCache] | None:
     """A decoder whose attention takes layouts, and an empty cache for it; None where the model does not decode by
     them as the trainer computes. Without packed rows the engine's attention is another one, so the decoder is one of
@@ -56,7 +68,7 @@ def prepare_layouts(engine: Engine) -> tuple[Any, SlotCache] | None:
         if packs:
             return decoder, cache
         expected = trained(engine)
-        gap = divergence(expected, decoded(engine, PlainStep(decoder), cache))
+        gap = divergence(expected, decoded(engine, decoder, PlainStep(decoder), cache))
         bound = max(rounding(expected, cache.dtype, units=8), 1e-9)
         reason = f"decoded token by token its distributions differ (KL {gap:.2g}, rounding explains {bound:.2g})"
         if gap <= bound:
@@ -90,7 +102,7 @@ def choose_step(engine: Engine, decoder: Any, cache: SlotCache) -> Step:
         return plain
     try:
         short, expected = LlamaStep(decoder), trained(engine)
-        usual, gap = (divergence(expected, decoded(engine, step, cache)) for step in (plain, short))
+        usual, gap = (divergence(expected, decoded(engine, decoder, step, cache)) for step in (plain, short))
     except (AttributeError, TypeError, RuntimeError) as reason:
         log.warning("sampling by the model's own code, which is slower: %s", reason)
         return plain
@@ -111,24 +123,25 @@ def sample_tokens(engine: Engine) -> np.ndarray:
 
 
 def trained(engine: Engine) -> Tensor:
-    """Log-probs [sequences, length, vocabulary] as the trainer computes them."""
+    """Log-probs [sequences, compared, vocabulary] as the trainer computes them."""
     tokens = sample_tokens(engine)
     row = build_row([list(map(int, sequence)) for sequence in tokens], range(len(tokens)), share=False)
-    hidden = engine.body.hidden(row)[torch.from_numpy(np.concatenate(row.nodes)).to(engine.device)]
-    return logprobs(engine, hidden).unflatten(0, tokens.shape)
+    nodes = np.stack([path[-COMPARED:] for path in row.nodes])
+    return logprobs(engine, engine.body.hidden(row)[torch.from_numpy(nodes).to(engine.device)])
 
 
-def decoded(engine: Engine, step: Step, cache: SlotCache) -> Tensor:
-    """The same, token by token."""
-    tokens = torch.from_numpy(sample_tokens(engine)).to(cache.device)
+def decoded(engine: Engine, decoder: Any, step: Step, cache: SlotCache) -> Tensor:
+    """The same: the end of a prompt, and tokens one by one."""
+    tokens = sample_tokens(engine)
     cache.resize(len(tokens), ROUND)
     cache.extend(ROUND)
-    found = []
-    for position, column in enumerate(tokens.unbind(1)):
-        layout = Decoding(cache, torch.full_like(column, position), 0, ROUND)
-        found.append(logprobs(engine, step(column, layout)))
+    prompts, rest = np.split(tokens, [tokens.shape[1] - COMPARED + 1], axis=1)
+    ends = [prefill(decoder, cache, [prompt.tolist()], [[slot]]) for slot, prompt in enumerate(prompts)]
+    found = [torch.cat(ends)]
+    for position, column in enumerate(torch.from_numpy(rest).to(cache.device).unbind(1), prompts.shape[1]):
+        found.append(step(column, Decoding(cache, torch.full_like(column, position), 0, ROUND)))
     cache.free()
-    return torch.stack(found, dim=1)
+    return logprobs(engine, torch.stack(found, dim=1))
 
 
 def logprobs(engine: Engine, hidden: Tensor) -> Tensor:
