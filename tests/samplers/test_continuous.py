@@ -189,7 +189,8 @@ def test_a_decoding_step_has_few_operations(dtype):
     counted = []
     for step in (None, PlainStep):
         two, three = (
-            sum(count_operations(make_engine(dtype, num_hidden_layers=layers), step, none).values()) for layers in (2, 3)
+            sum(count_operations(make_engine(dtype, num_hidden_layers=layers), step, none).values())
+            for layers in (2, 3)
         )
         counted.append((three - two, 3 * two - 2 * three))
     (layer, around), (plain_layer, _) = counted
@@ -319,4 +320,4 @@ def test_shapes_are_found_by_a_single_token():
     engine = make_engine(head_dim=24, num_key_value_heads=1, num_hidden_layers=3)
     with torch.no_grad():
         _, cache = prepare_layouts(engine)
-    assert cache.shapes == {layer: (1, 24, 24) for layer in range(3)} and cache.token_bytes == 3 * 48 * 4
+    assert cache.shapes == dict.fromkeys(range(3), (1, 24, 24)) and cache.token_bytes == 3 * 48 * 4

@@ -20,8 +20,15 @@ PROMPTS = [[5, 6, 7, 8], [5, 6, 9], [100, 101, 102, 103, 104, 105], [5, 6, 7, 8,
 ARCHITECTURES = [("Llama", {}), ("Mistral", {"sliding_window": 8}), ("Gemma2", {"sliding_window": 8, "head_dim": 16})]
 
 
-def engine_of(architecture: str = "Llama", lora: LoraConfig | None = None, **options) -> Engine:
-    engine = Engine(random_model(architecture, **options), lora=lora)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+
+
+def engine_of(
+    architecture: str = "Llama", lora: LoraConfig | None = None, dtype: torch.dtype = torch.float32, **options
+) -> Engine:
+    model = random_model(architecture, **options)
+    model.module.to(dtype)
+    engine = Engine(model, lora=lora)
     if engine.adapter is not None:
         for k, layer in enumerate(engine.adapter.layers.values()):
             torch.nn.init.normal_(layer.lora_B, std=0.05, generator=torch.Generator().manual_seed(k))
@@ -49,22 +56,28 @@ def sample_all(engine, params, n=3, prompts=PROMPTS, **options):
     return run(engine, body, **options)
 
 
+@DTYPES
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
 @pytest.mark.parametrize(("architecture", "options"), ARCHITECTURES)
-def test_logprobs_are_the_trainers(architecture, options, lora):
+def test_logprobs_are_the_trainers(architecture, options, lora, dtype):
     """T8: at the sampling temperature; with few slots, so that sequences wait, leave and take each other's places."""
-    engine = engine_of(architecture, lora, **options)
+    engine = engine_of(architecture, lora, dtype, **options)
     params = SamplingParams(max_tokens=20, temperature=0.7, seed=1)
     results = sample_all(engine, params, max_batch=5)
+    gaps = []
     for prompt, completions in zip(PROMPTS, results, strict=True):
         for completion in completions:
             weights = [0.0] * len(prompt) + [1.0] * len(completion.tokens)
             [expected] = engine.logprobs([Datum(prompt + completion.tokens, weights)], temperature=0.7)
-            assert completion.logprobs == pytest.approx(expected[len(prompt) :], abs=1e-4)
+            gaps += [abs(x - y) for x, y in zip(completion.logprobs, expected[len(prompt) :], strict=True)]
+    # fp32: sums in another order. Otherwise logits are rounded; those of these tiny models are about 0.2
+    unit = torch.finfo(dtype).eps
+    assert max(gaps) < 1e-4 if dtype == torch.float32 else (max(gaps) < 4 * unit and sum(gaps) / len(gaps) < unit / 2)
 
 
-def test_the_same_request_gives_the_same_tokens_in_any_company():
-    engine = engine_of()
+@DTYPES
+def test_the_same_request_gives_the_same_tokens_in_any_company(dtype):
+    engine = engine_of(dtype=dtype)
     params = SamplingParams(max_tokens=30, seed=3)
     together = sample_all(engine, params, max_batch=4)
     alone = [sample_all(engine, params, prompts=[prompt])[0] for prompt in PROMPTS]
@@ -136,8 +149,9 @@ def test_samples_while_training_goes_on():
     assert max(v for row in rounds for c in row for v in c.versions) <= engine.version
 
 
-def test_stop_strings_end_tokens_and_lengths():
-    engine = engine_of()
+@DTYPES
+def test_stop_strings_end_tokens_and_lengths(dtype):
+    engine = engine_of(dtype=dtype)
     engine.module.get_output_embeddings().weight.data[65] = 0.0
     [[free]] = sample_all(engine, SamplingParams(max_tokens=30, seed=0), n=1, prompts=PROMPTS[:1])
     text = engine.tokenizer.decode(free.tokens[:6])

@@ -57,7 +57,7 @@ def hidden_states(engine: Engine, step) -> torch.Tensor:
 def test_the_short_step_is_the_models(architecture, options, lora, dtype):
     engine = make_engine(architecture, options, lora, dtype)
     short, plain = LlamaStep(engine.body.decoder), PlainStep(engine.body.decoder)
-    # in bf16 each operation rounds as the model's own does: the same numbers, but for some that a kernel summed otherwise
+    # in bf16 each operation rounds as the model's own does: the same numbers, unless a kernel sums otherwise
     close = {"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2**-6, "atol": 2**-6}
     before = hidden_states(engine, short)
     torch.testing.assert_close(before, hidden_states(engine, plain), **close)
@@ -137,6 +137,8 @@ def test_the_short_step_adds_nothing_to_the_gap_between_sampler_and_trainer(dtyp
     with torch.no_grad():
         decoder, cache = prepare_layouts(engine)
         expected = trained(engine)
-        usual, short = (divergence(expected, decoded(engine, decoder, step(decoder), cache)) for step in (PlainStep, LlamaStep))
+        usual, short = (
+            divergence(expected, decoded(engine, decoder, step(decoder), cache)) for step in (PlainStep, LlamaStep)
+        )
     # The largest part is what the trainer's products of many rows and these of two round differently.
     assert short <= 1.2 * usual and usual < rounding(expected, dtype, units=8)

@@ -26,7 +26,7 @@ Decode = Callable[[int, int, int, Options], None]  # first slot, stop, length of
 
 
 def batch_bucket(num: int) -> int:
-    """1, 2, 4, 8, 16, 32, 64, and from there on multiples of 32: batches of a few sizes, so that few graphs are kept."""
+    """1, 2, 4, 8, 16, 32, 64, and from there on multiples of 32: few sizes, so few graphs."""
     return 1 << (num - 1).bit_length() if num <= 64 else round_up(num, 32)
 
 

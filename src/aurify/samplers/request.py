@@ -21,18 +21,25 @@ class Request:
     results: dict[int, Completion] = field(default_factory=dict)
 
     def succeed(self) -> None:
-        """Called by the worker, as `fail` is; the future belongs to the thread of the caller's event loop."""
         completions = [self.results[index] for index in sorted(self.results)]
-        self.loop.call_soon_threadsafe(lambda: self.future.done() or self.future.set_result(completions))
+        self._call(lambda: self.future.set_result(completions))
 
     def fail(self, error: BaseException) -> None:
-        self.loop.call_soon_threadsafe(lambda: self.future.done() or self.future.set_exception(error))
+        self._call(lambda: self.future.set_exception(error))
 
     def tell(self, token: int) -> None:
-        """A caller who gave up hears no more."""
         on_token = self.on_token
         if on_token is not None:
-            self.loop.call_soon_threadsafe(lambda: self.future.done() or on_token(token))
+            self._call(lambda: on_token(token))
+
+    def _call(self, function: Callable[[], None]) -> None:
+        """In the caller's event loop; a caller who gave up hears no more."""
+
+        def unless_done() -> None:
+            if not self.future.done():
+                function()
+
+        self.loop.call_soon_threadsafe(unless_done)
 
 
 @dataclass(eq=False)
