@@ -16,7 +16,7 @@ from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.errors import UserError
 from aurify.samplers.continuous import Continuous
-from aurify.samplers.executors import CoresExecutor, GraphExecutor, batch_bucket
+from aurify.samplers.executors import CoresExecutor, GraphExecutor, batch_bucket, length_bucket
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.samplers.slots import Options, pair_moves
 from aurify.samplers.step import PlainStep, prepare_layouts
@@ -130,6 +130,8 @@ def test_graphs_are_kept_for_batches_and_lengths_of_few_sizes_and_dropped_with_t
     sample(sampler, [(PROMPTS[0], params)], n=5)
     assert executor.captured == 7
     assert [batch_bucket(num) for num in (1, 2, 3, 9, 64, 65, 97)] == [1, 2, 4, 16, 64, 96, 128]
+    assert [length_bucket(num) for num in (1, 256, 257, 2047, 2049, 8000)] == [256, 256, 512, 2048, 2560, 8192]
+    assert len({length_bucket(num) for num in range(1, 32_768)}) == 24
 
 
 def test_those_who_stand_still_are_taken_along_without_a_trace():
@@ -260,8 +262,11 @@ def test_a_sequence_that_no_budget_holds_is_refused_and_no_other():
     )
 
 
-def test_the_cache_grows_while_sequences_are_in_flight():
-    """A longer request comes, and more of them; what is in the cache moves along."""
+def test_the_cache_grows_while_sequences_are_in_flight(monkeypatch):
+    """A longer request comes, and more of them; what is in the cache moves along, and nothing else of new memory is
+    read."""
+    empty = torch.empty
+    monkeypatch.setattr("aurify.samplers.cache.torch.empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
     engine = make_engine()
     early, late = SamplingParams(max_tokens=60, seed=1), SamplingParams(max_tokens=300, seed=2)
     sampler = make_sampler(engine, max_batch=8)

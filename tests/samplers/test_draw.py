@@ -55,6 +55,8 @@ def test_what_one_row_asks_for_changes_no_other():
         greedy=torch.tensor([False, False, True]),
         filters=(torch.tensor([0, 5, 0]), torch.tensor([1.0, 0.9, 1.0]).double(), torch.zeros(3).double()),
     )
+    kept = keep_likely(logits.clone(), torch.tensor([0, 5, 0]), *(torch.tensor([1.0, 0.9, 0.99]), torch.zeros(3)))
+    assert torch.equal(kept[0], logits[0]) and kept[1].isfinite().sum() <= 5 and not kept[2].isfinite().all()
     assert tokens[0] == plain_tokens[0] and logprobs[0] == plain_logprobs[0]
     assert tokens[1] in logits[1].topk(5).indices
     assert tokens[2] == logits[2].argmax() and logprobs[2] == pytest.approx(float(logits[2].log_softmax(0).max()))

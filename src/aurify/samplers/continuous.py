@@ -83,7 +83,7 @@ class Continuous:
         executor = self.executor
         steps = min(executor.steps, max(sequence.max_tokens - len(sequence.tokens) for sequence in self.active))
         length = max(sequence.length for sequence in self.active) + steps
-        length = min(round_up(length, executor.multiple), self.cache.capacity)
+        length = min(executor.round_length(length), self.cache.capacity)
         self.cache.extend(length)
         options = self.slots.send(0, self.active, steps)
         state = self.slots.state.part(0, self.cache.num_slots)

@@ -30,10 +30,18 @@ def batch_bucket(num: int) -> int:
     return 1 << (num - 1).bit_length() if num <= 64 else round_up(num, 32)
 
 
+def length_bucket(length: int) -> int:
+    """Multiples of 256, and above 2,048 four lengths between a power of two and the next."""
+    return round_up(length, max(256, (1 << length.bit_length()) // 8))
+
+
 class Executor(Protocol):
     parts: int  # of a prefill
     steps: int  # in a block
-    multiple: int  # of which the length of the keys is
+
+    def round_length(self, length: int) -> int:
+        """How many keys a step reads."""
+        ...
 
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]: ...
 
@@ -49,11 +57,14 @@ class Executor(Protocol):
 
 
 class CoresExecutor:
-    steps, multiple = 1, 8
+    steps = 1
 
     def __init__(self, max_batch: int) -> None:
         self.parts = max(1, min(torch.get_num_threads(), max_batch // PART))
         self.cores: Cores | None = None  # made when there is enough for several
+
+    def round_length(self, length: int) -> int:
+        return round_up(length, 8)
 
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
         """A core an item; a single one has all of them."""
@@ -89,12 +100,15 @@ class Key:
 class GraphExecutor:
     """capture: turns a step into something that repeats it; a parameter so that all else runs on a CPU in tests."""
 
-    parts, multiple = 1, 256
+    parts = 1
 
     def __init__(self, capture: Callable[..., Callable[[], Any]] | None, steps: int = 8) -> None:
         self.capture, self.steps = capture, steps
         self.graphs: dict[Key, Callable[[], Any]] = {}
         self.pool: Any = None  # of memory, one for all graphs: only one of them runs at a time
+
+    def round_length(self, length: int) -> int:
+        return length_bucket(length)
 
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
         return [function(item) for item in items]

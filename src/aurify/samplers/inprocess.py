@@ -161,6 +161,8 @@ class InProcessSampler:
     # ------------------------------------------------------------------ the worker thread
 
     def _work(self) -> None:
+        if self.engine.device.type == "cuda":
+            torch.cuda.set_device(self.engine.device)  # each thread has a current card of its own
         while True:
             with self.wakeup:
                 while not (self.waiting or self.closed or (self.decoder is not None and self.decoder.active)):
