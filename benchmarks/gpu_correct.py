@@ -17,8 +17,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from gpu_models import DTYPES, VARIANTS, VOCABULARY, Card, compare_distributions, compare_gradients
-from gpu_models import make_data, make_tree, make_variant, summarise
+from gpu_models import (
+    DTYPES,
+    VARIANTS,
+    VOCABULARY,
+    Card,
+    compare_distributions,
+    compare_gradients,
+    make_data,
+    make_tree,
+    make_variant,
+    summarise,
+)
 from torch import Tensor
 
 from aurify.algorithms.sft import SFT

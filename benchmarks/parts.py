@@ -1,7 +1,7 @@
 """What steps of our own bring, each with and without, in turns in one process: a decoding step in fewer operations than
-the model's code makes; a head that is packed once for all of them; cores that decode, or train, sequences of their own
-instead of sharing every product; two products with a frozen head instead of three when an adapter is trained; an
-encoder of our own for questions of a search, and LanceDB's asynchronous interface for their words.
+the model's code makes; cores that decode, or train, sequences of their own instead of sharing every product; two
+products with a frozen head instead of three when an adapter is trained; LanceDB's asynchronous interface for the words
+of a search.
 
     python benchmarks/parts.py
 """
@@ -25,13 +25,13 @@ from aurify.engine import logprobs, packing
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.model import ModelConfig, load_model
-from aurify.memory.embedding import load_embedder
 from aurify.memory.knowledge import KnowledgeBase
 from aurify.memory.snapshot import in_background
 from aurify.memory.store import CHUNKS, connect
 from aurify.memory.types import Document
+from aurify.samplers.continuous import Continuous
 from aurify.samplers.inprocess import InProcessSampler
-from aurify.samplers.llama import PlainStep
+from aurify.samplers.step import PlainStep
 from aurify.types import Datum, SamplingParams
 
 NUM_PROMPTS, PROMPT, COMPLETION = 8, 50, 32  # tokens
@@ -50,9 +50,7 @@ def main() -> None:
     for n in (8, 4, 1):
         name, new = f"{NUM_PROMPTS * n} sequences of {COMPLETION}", sampling(engine, prompts, n)
         compare(f"decoding step of our own, {name}", new, sampling(engine, prompts, n, own=False), args.repeats)
-        compare(f"packed head, {name}", new, sampling(engine, prompts, n, packed=False), args.repeats)
         compare(f"a part a core, {name}", new, sampling(engine, prompts, n, apart=False), args.repeats)
-    compare("encoder of our own, 100 questions one by one", asking(), asking(own=False), args.repeats)
     with tempfile.TemporaryDirectory() as folder:
         new, old = looking_up(Path(folder) / "new"), looking_up(Path(folder) / "old", own=False)
         compare("asynchronous interface, words of 100 questions", new, old, args.repeats)
@@ -62,22 +60,19 @@ def main() -> None:
 
 
 def sampling(
-    engine: Engine, prompts: list[list[int]], n: int, *, own: bool = True, packed: bool = True, apart: bool = True
+    engine: Engine, prompts: list[list[int]], n: int, *, own: bool = True, apart: bool = True
 ) -> Callable[[], None]:
     sampler = InProcessSampler(engine)
     sampler.stop_tokens = frozenset()
+    decoder = sampler.prepare()
+    assert isinstance(decoder, Continuous)
     if not own:
-        sampler.step = PlainStep(engine.body.decoder)
-    if not packed:
-        sampler.packed = None
+        decoder.step = PlainStep(decoder.decoder)
     if not apart:
-        sampler.parts = 1
-        if sampler.packed is not None:
-            sampler.packed.rows = sampler.max_batch
+        decoder.executor.parts = 1
 
     async def collect() -> None:
         params = SamplingParams(max_tokens=COMPLETION, seed=0)
-        await sampler.load_weights(engine.weights(), engine.version)  # packing is part of it, as after each update
         await asyncio.gather(*(sampler.sample(prompt, params, n) for prompt in prompts))
 
     return lambda: asyncio.run(collect())
@@ -108,18 +103,6 @@ def training(
         engine.optim_step(0.0)
 
     return step
-
-
-def asking(*, own: bool = True) -> Callable[[], None]:
-    embedder = load_embedder()
-    if not own:
-        embedder._bert = None
-
-    def ask() -> None:
-        for question in QUESTIONS:
-            embedder.embed_queries([question])
-
-    return ask
 
 
 def looking_up(folder: Path, *, own: bool = True) -> Callable[[], None]:
