@@ -16,7 +16,6 @@ may see it: it has no gradient at all, and where it has one after all, no roundi
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -284,9 +283,9 @@ def compare_distributions(one: Tensor, two: Tensor, head: Head) -> tuple[dict[st
 def build_sequences(vocabulary: int, context: int, seed: int) -> list[list[int]]:
     """Random tokens; shorter where the model's context is."""
     share = min(1.0, context / (PROMPT + LONG))
-    draw = functools.partial(np.random.default_rng(seed).integers, 0, vocabulary)
+    generator = np.random.default_rng(seed)
     lengths = [max(1, int(share * num)) for num in (PROMPT, LONG, FORK, *TWIGS, ALONE)]
-    prompt, long, fork, one, other, alone = (list(map(int, draw(length))) for length in lengths)
+    prompt, long, fork, one, other, alone = (generator.integers(0, vocabulary, num).tolist() for num in lengths)
     return [prompt + long, prompt + fork + one, prompt + fork + other, alone]
 
 
