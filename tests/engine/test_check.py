@@ -155,7 +155,7 @@ def test_faults_are_refused(fault, dtype, monkeypatch, caplog):
 @pytest.mark.parametrize("fault", [window_one_too_long, window_ignored], ids=["one too long", "ignored"])
 @pytest.mark.parametrize("architecture", ["Mistral", "Gemma3Text"])
 def test_wrong_windows_are_refused(architecture, fault, dtype, monkeypatch):
-    """Of 4,096 tokens, on a tree of 334."""
+    """Of 4,096 tokens, on a tree of 308."""
     fault(monkeypatch)
     body = body_of(architecture, dtype)
     assert not body.packs and "differs from plain rows" in body.reason
@@ -173,7 +173,7 @@ def test_the_tree_has_every_kind_of_visibility():
     comparison = Comparison(body_of("Llama", torch.float32))
     tree = comparison.tree
     lengths = sorted(len(path) for path in tree.nodes)
-    assert len(tree.tokens) == 334 and lengths == [64, 64, 104, 160]
+    assert len(tree.tokens) == 308 and lengths == [50, 56, 96, 148]
     assert sum(tree.parent < 0) == 2  # documents
     depths = {int(tree.positions[node]) for node in branches(tree)}
     assert len(branches(tree)) == 2 and len(depths) == 2

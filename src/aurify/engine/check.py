@@ -32,9 +32,9 @@ from aurify.engine.packing import Row, build_row
 if TYPE_CHECKING:
     from aurify.engine.forward import Body
 
-# Tokens of the tree: a prompt with two branches, one of which branches again, and a text of its own. 334 nodes reach
-# over three blocks of 128, one branch is longer than a block, and plain rows have 640 places.
-PROMPT, LONG, FORK, TWIGS, ALONE = 24, 136, 10, (70, 30), 64
+# Tokens of the tree: a prompt with two branches, one of which branches again, and a text of its own. 308 nodes reach
+# over three blocks of 128, one branch is longer than a block, and plain rows have 592 places.
+PROMPT, LONG, FORK, TWIGS, ALONE = 16, 132, 10, (70, 24), 56
 WINDOW = 32  # longer windows are shortened to this: the tree has to be longer than the window
 TREES = 2  # of other tokens, before a path is refused
 FACTOR = 2.0  # how much larger than between two plain ways an error may be (of KL: the square)
@@ -258,17 +258,16 @@ def frozen(head: Head) -> Head:
 
 def compare_distributions(one: Tensor, two: Tensor, head: Head) -> tuple[dict[str, Summary], float]:
     """Hidden states [positions, hidden] of the same positions -> KL a position, |difference| of log-probs, and the
-    deviation of the logits. fp32 differences are smaller than fp32 sums are exact: those are taken in fp64."""
-    precision = torch.float64 if one.dtype == torch.float32 else torch.float32
+    deviation of the logits. All in fp32: what that rounds is far below the floor of an fp32 model."""
     vocabulary = head.weight.shape[0]
     stride = max(1, len(one) * vocabulary // SAMPLES)
     kl, samples, totals, largest, deviations = [], [], [], [], []
     chunk = max(1, CHUNK_BYTES // (8 * vocabulary))
     for first, second in zip(one.split(chunk), two.split(chunk), strict=True):
-        logits = head.logits(first).to(precision)
+        logits = head.logits(first)
         deviations.append(logits.std(-1))
         expected = logits.log_softmax(-1)
-        change = head.logits(second).to(precision).log_softmax(-1).sub_(expected)  # log q - log p
+        change = head.logits(second).log_softmax(-1).sub_(expected)  # log q - log p
         # KL(p, q) = sum p (q/p - 1 - log q/p): no term is negative, so nothing is lost in the sum
         kl.append((expected.exp_() * (change.expm1() - change)).sum(-1))
         change = change.abs_()
@@ -285,7 +284,7 @@ def build_sequences(vocabulary: int, context: int, seed: int) -> list[list[int]]
     share = min(1.0, context / (PROMPT + LONG))
     generator = np.random.default_rng(seed)
     lengths = [max(1, int(share * num)) for num in (PROMPT, LONG, FORK, *TWIGS, ALONE)]
-    prompt, long, fork, one, other, alone = (generator.integers(0, vocabulary, length).tolist() for length in lengths)
+    prompt, long, fork, one, other, alone = (generator.integers(0, vocabulary, num).tolist() for num in lengths)
     return [prompt + long, prompt + fork + one, prompt + fork + other, alone]
 
 
