@@ -86,7 +86,7 @@ def inspect(
     if max_length is not None:
         tell_cuts(console, rows, encoded, renderer, replace(options, limit=max_length))
     for reason, changed in encoded.tally.tidied.items():
-        console.print(f"[bold]changed[/]: {changed:,} {escape(reason)}")
+        console.print(f"[bold]changed[/]: {changed:,}: {escape(reason)}")
     tell_rejected(console, encoded)
 
 

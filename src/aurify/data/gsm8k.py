@@ -13,7 +13,7 @@ from typing import Any
 
 ANNOTATION = re.compile(r"<<[-+*/().,%$=\d\s]*>>")
 FINAL = re.compile(r"####\s*[-+]?\$?\d[\d,.]*\s*$")
-TIDIED = "GSM8K rows: calculator annotations such as <<48/2=24>> taken out of the answer"
+TIDIED = "GSM8K's calculator annotations, such as <<48/2=24>>, were taken out of the answer"
 
 
 def split_answer(answer: str) -> tuple[str, str] | None:

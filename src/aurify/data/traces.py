@@ -54,7 +54,7 @@ class Traces:
         """One line: what was kept, and what was refused and why."""
         kept = f"{self.path}: {self.num} traces for {len(self.by_question)} questions"
         if self.num_tidied:
-            kept += f", {self.num_tidied:,} {TIDIED}"
+            kept += f" ({self.num_tidied:,} rows changed: {TIDIED})"
         if not self.refused:
             return kept
         reasons = (f"{num} {reason} (first: {self.first[reason]})" for reason, num in self.refused.most_common())

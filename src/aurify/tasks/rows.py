@@ -55,7 +55,7 @@ def gsm8k(
 def told(taskset: TaskSet, rows: Sequence[Row]) -> TaskSet:
     """With a note of how many rows were changed on reading."""
     num = sum(row.tidied for row in rows)
-    note = f"task {taskset.name}: {num:,} of {len(rows):,} {TIDIED}"
+    note = f"task {taskset.name}: {num:,} of {len(rows):,} rows changed: {TIDIED}"
     return replace(taskset, notes=(*taskset.notes, note)) if num else taskset
 
 
