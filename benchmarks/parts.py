@@ -88,6 +88,7 @@ def training(
         engine.executor = side_by_side if apart else Executor()
         engine.forward_backward(data, GRPO())
         engine.optim_step(0.0)
+        logprobs.frozen_head_logprobs, engine.executor = two, side_by_side
 
     return step
 
