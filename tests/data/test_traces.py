@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tokenizers_in_code as made
 
+from aurify.data.heldout import heldout_tasks
 from aurify.data.traces import Traces, load_traces
 from aurify.errors import UserError
 from aurify.renderer import Renderer
@@ -89,7 +90,7 @@ def test_what_is_refused_is_counted_with_its_reason(tmp_path):
         {"prompt": "8+8?", "trace": [[1]], "answer": "16"},
         {"prompt": ["?"], "trace": "1", "answer": "16"},
     ]
-    traces = load(tmp_path / "t.jsonl", rows, heldout=[Task("h", ask("7+7?"), "14")], max_tokens=40)
+    traces = load(tmp_path / "t.jsonl", rows, heldout=heldout_tasks([Task("h", ask("7+7?"), "14")]), max_tokens=40)
     assert traces.refused == {
         "judged wrong": 1, "too long": 1, "without a trace": 1, "without an answer to judge it by": 1,
         "for a held-out task": 1, "a copy": 1, "that cannot be used": 4,

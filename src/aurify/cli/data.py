@@ -49,6 +49,7 @@ def inspect(
     from dataclasses import replace
 
     from rich.console import Console
+    from rich.markup import escape
 
     from aurify import config
     from aurify.data.formats import Encoding
@@ -84,6 +85,8 @@ def inspect(
     tell_lengths(console, encoded)
     if max_length is not None:
         tell_cuts(console, rows, encoded, renderer, replace(options, limit=max_length))
+    for reason, changed in encoded.tally.tidied.items():
+        console.print(f"[bold]changed[/]: {changed:,}: {escape(reason)}")
     tell_rejected(console, encoded)
 
 

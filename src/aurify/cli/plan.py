@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from aurify.data.heldout import HeldOut
+    from aurify.data.tally import Tally
     from aurify.loops.recipe import OfflineStage, OnlineStage, Recipe
     from aurify.renderer import Renderer
     from aurify.types import Datum
 
 
-def show_plan(recipe: Recipe) -> None:
+def show_plan(recipe: Recipe, heldout: HeldOut) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    from aurify.data.tally import Tally
     from aurify.loops.plan import describe
 
     console = Console(highlight=False)
@@ -28,28 +31,35 @@ def show_plan(recipe: Recipe) -> None:
         table.add_row(row["stage"], trained, f"{row['learns from']}, {row['length']}")
     console.print(table)
     for name, stage in recipe.stages.items():
-        example = first_example(recipe, stage)
+        tally = Tally()
+        example = first_example(recipe, name, heldout, tally)
+        for line in tally.lines():
+            console.print(f"{name}: {line}", markup=False)
         if example is not None:
             console.rule(f"the first example of {name} ({len(example.tokens)} tokens)", align="left", style="dim")
             console.print(highlighted(renderer_of(recipe, stage), example))
     console.print("[dim]Green is trained, the rest is context.[/] The recipe is fine; leave out --dry-run to train.")
 
 
-def first_example(recipe: Recipe, stage: OfflineStage | OnlineStage) -> Datum | None:
-    """None where the example does not exist yet: pairs are sampled by the model of an earlier stage."""
+def first_example(recipe: Recipe, name: str, heldout: HeldOut, tally: Tally) -> Datum | None:
+    """None where the example does not exist yet: pairs are sampled by the model of an earlier stage. tally: of what is
+    changed and left out."""
     from aurify.data.formats import sft_data
-    from aurify.loops.examples import first_datum, rows_of_demonstrations, rows_of_file
+    from aurify.loops.examples import first_datum, rows_of_demonstrations
+    from aurify.loops.heldout import stage_rows
     from aurify.loops.plan import taskset_of
     from aurify.loops.recipe import OnlineStage, algorithm_of
     from aurify.types import Datum
 
+    stage = recipe.stages[name]
     renderer, taskset = renderer_of(recipe, stage), taskset_of(stage)
     if isinstance(stage, OnlineStage):
         assert taskset is not None
         tokens = renderer.prompt(next(iter(taskset.train(recipe.seed))).prompt)
         return Datum(tokens, [0.0] * len(tokens))
     if stage.data.parts:
-        rows = rows_of_file(stage.data, recipe.seed, hold_out=False)
+        rows = stage_rows(recipe, name, heldout)
+        tally.add(rows.tally)
         return first_datum(rows, stage, renderer, algorithm_of(stage, stage.method).learns_from)
     if stage.data.demonstrations is not None:
         assert taskset is not None
