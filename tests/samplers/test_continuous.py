@@ -7,6 +7,7 @@ import asyncio
 import logging
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from models import random_model
@@ -18,7 +19,8 @@ from aurify.errors import UserError
 from aurify.samplers.continuous import Continuous
 from aurify.samplers.executors import CoresExecutor, GraphExecutor, batch_bucket, length_bucket
 from aurify.samplers.inprocess import InProcessSampler
-from aurify.samplers.slots import Options, pair_moves
+from aurify.samplers.request import Sequence
+from aurify.samplers.slots import Options, Slots, pair_moves
 from aurify.samplers.step import PlainStep, prepare_layouts
 from aurify.types import Datum, SamplingParams
 
@@ -269,7 +271,8 @@ def test_the_cache_grows_while_sequences_are_in_flight(monkeypatch):
     monkeypatch.setattr("aurify.samplers.cache.torch.empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
     engine = make_engine()
     early, late = SamplingParams(max_tokens=60, seed=1), SamplingParams(max_tokens=300, seed=2)
-    sampler = make_sampler(engine, max_batch=8)
+    executor = Recorded(4)
+    sampler = make_sampler(engine, executor, max_batch=8)
     sampler.stop_tokens = frozenset()
     found = watch_bytes(sampler)
 
@@ -282,6 +285,7 @@ def test_the_cache_grows_while_sequences_are_in_flight(monkeypatch):
 
     together = asyncio.run(body())
     assert found == [512 * 64, 512 * 320 * 4]
+    assert executor.forgotten == 2, "graphs hold addresses: they go when the cache moves, and when it is given back"
     expected = [sample(sampler, [(prompt, params)], n, close=False)[0] for prompt, params, n in (
         (PROMPTS[0], early, 1), (PROMPTS[1], late, 3)
     )]  # fmt: skip
@@ -313,6 +317,21 @@ def test_two_samplers_of_an_engine_do_not_hold_two_caches():
     engine.logprobs([Datum(PROMPTS[0], [0.0, 1.0, 1.0, 1.0])])
     for sampler in samplers:
         asyncio.run(sampler.close())
+
+
+def test_a_stop_token_stops_a_slot_on_the_device():
+    slots = Slots(2, 4, torch.device("cpu"))
+    generator = np.random.default_rng(0)
+    sequences = [
+        Sequence(None, 0, [1, 2, 3], SamplingParams(), 3, frozenset(stops), generator) for stops in ((7, 9), (9,))
+    ]
+    for slot, sequence in enumerate(sequences):
+        slots.put(slot, sequence)
+    options = slots.send(0, sequences, 4)
+    for token in (5, 7, 6, 8):
+        slots.state.record(torch.full((2, 10), -1e4).index_fill(1, torch.tensor([token]), 0.0), options)
+    assert [tokens for _, tokens, _ in slots.fetch(0, sequences)] == [[5, 7], [5, 7, 6]]
+    assert slots.state.positions.tolist() == [3, 4] and slots.state.tokens.tolist() == [5, 7], "the last is not cached"
 
 
 def test_moves_fill_the_gaps_with_the_last():
