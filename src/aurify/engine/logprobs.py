@@ -8,7 +8,7 @@ in advance). Only positions that predict a trained token pass the head at all.""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,13 +45,14 @@ class Head:
     def trained(self) -> bool:
         return self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
-    def logits(self, hidden: Tensor, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> [n, vocabulary] fp32"""
+        hidden = hidden.to(self.weight.dtype)  # some models keep their residual stream in fp32
         if hidden.is_cuda and hidden.dtype != torch.float32:  # the products are summed in fp32: do not round them
             logits = torch.mm(hidden, self.weight.t(), out_dtype=torch.float32)
             logits = logits if self.bias is None else logits.add_(self.bias)
         else:
-            logits = linear(hidden, self.weight, self.bias).float()
+            logits = F.linear(hidden, self.weight, self.bias).float()
         if self.scale != 1.0:
             logits = logits.mul_(self.scale)
         if self.softcap is not None:
