@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console as RichConsole
 
 import aurify
 from aurify.data.sources import Row
+from aurify.engine.model import byte_tokenizer
 from aurify.errors import UserError
 from aurify.loops.examples import Rows, rows_of_file, save_pairs, split
 from aurify.loops.heldout import Guard, checked_heldout, heldout_of, stage_rows, task_holder
@@ -137,6 +139,21 @@ def test_another_stage_s_held_out_tasks_are_not_demonstrated_sampled_or_asked(tm
     assert run.taskset is not None
     asked = {task.prompt[0]["content"] for task in run.taskset.train(3)}  # what pairs are sampled for, and GRPO asks
     assert asked and not asked & heldout
+
+
+def test_traces_for_another_stage_s_held_out_tasks_are_refused(tmp_path):
+    path = write(tmp_path / "facts.jsonl", FACTS)
+    later = {"method": "grpo", "task": {"name": "gsm8k", "path": path, "num_heldout": 10}}
+    luffy = {"method": "luffy", "guidance": {"path": path}, "task": {"name": "gsm8k", "path": path, "num_heldout": 1}}
+    values = recipe_of({"model": "random:tiny", "stages": {"first": luffy, "later": later}})
+    heldout = heldout_questions(recipe_of({"model": "random:tiny", "stages": {"first": later}}), tmp_path / "run")
+    run = run_of(values, tmp_path / "run")
+    engine = SimpleNamespace(max_context=500, tokenizer=byte_tokenizer())
+    guide = run.guide(run.stage, engine)  # type: ignore[arg-type]
+    assert guide is not None and guide.traces is not None
+    own = {task.prompt[0]["content"] for task in run.taskset.heldout} if run.taskset else set()
+    assert set(guide.traces.by_question) == {row["question"] for row in FACTS} - heldout - own
+    assert guide.traces.refused == {"for a held-out task": len(heldout | own)}
 
 
 def test_saved_pairs_of_another_stage_are_filtered(tmp_path):
