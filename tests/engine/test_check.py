@@ -282,3 +282,21 @@ class TestRealModel:
             with pytest.MonkeyPatch.context() as monkeypatch:
                 fault(monkeypatch)
                 assert not checker.measure("blocks").accepted, name
+
+
+def test_models_built_alike_are_checked_once(monkeypatch):
+    """The stages of a run open the same model again and again; another dtype, adapter or configuration is another."""
+    measured = []
+    real = Checker.measure
+    monkeypatch.setattr(Checker, "measure", lambda self, path: measured.append(path) or real(self, path))
+
+    def used(dtype: torch.dtype = torch.float32, lora: LoraConfig | None = None, **options: int) -> int:
+        model = random_model("Llama", **options)
+        model.module.to(dtype)
+        before = len(measured)
+        engine = Engine(model, lora=lora)
+        assert engine.body.packs and engine.body.describe()["checks"][0]["accepted"]
+        return len(measured) - before
+
+    assert [used(), used(seed=3), used(torch.bfloat16), used(lora=LoraConfig(rank=2))] == [1, 0, 1, 1]
+    assert [used(num_hidden_layers=3), used(), used(torch.bfloat16)] == [1, 0, 0]

@@ -155,18 +155,16 @@ class Comparison:
     @contextmanager
     def _measuring(self, implementation: str) -> Iterator[None]:
         """With gradients, also where the caller has none; with short windows; by this kind of attention."""
-        config, training = self.module.config, self.module.training
+        config = self.module.config
         held = config._attn_implementation
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(shortened_windows(self.module))
-            self.module.eval()
             config._attn_implementation = implementation
             try:
                 yield
             finally:
                 config._attn_implementation = held
-                self.module.train(training)
 
     def _one_by_one(self, rows: Row) -> Result:
         def forward() -> Tensor:

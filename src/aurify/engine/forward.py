@@ -22,6 +22,7 @@ from aurify.types import SOURCES, Batch, Datum
 log = logging.getLogger("aurify")
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}  # as transformers names them; others, chunks say, are not ours
+accepted: dict[tuple[str, Path], Check] = {}  # in this process: what was checked once for models built alike
 COSTS: dict[Path, str] = {
     "dense": "Each row needs a mask of its length squared, which long rows feel",
     "plain": "Each sequence gets a padded row of its own, so shared prompts are computed again for each",
@@ -220,10 +221,10 @@ class Body:
             reason = f"{type(self.module).__name__} has layers of {', '.join(sorted(strange))}"
             self.checks.append(Check("plain", False, reason))
             return self._settle("plain", reason)
-        checker = Checker(self)
+        checker, structure = Checker(self), describe_structure(self)
         for path in ladder[:-1]:
             try:
-                check = checker.measure(path)
+                check = accepted.get((structure, path)) or checker.measure(path)
             except Unsupported as error:
                 self.checks.append(Check(path, False, str(error)))
                 return self._settle("plain", str(error))
@@ -233,6 +234,7 @@ class Body:
                 check = Check(path, False, first_line(error))
             self.checks.append(check)
             if check.accepted:
+                accepted[structure, path] = check
                 return self._settle(path, "; ".join(reasons))
             reasons.append(f"{path}: {check.reason}")
         self._settle("plain", "; ".join(reasons))
@@ -243,6 +245,13 @@ class Body:
         if reason and path in COSTS and self.checks:
             name = type(self.module).__name__
             log.warning("%s: packed rows take the path %r, because %s. %s", name, path, reason, COSTS[path])
+
+
+def describe_structure(body: Body) -> str:
+    """All that decides which code a model runs: its configuration, the kinds of its modules (an adapter's among them),
+    dtype and device. Other weights of the same structure are computed by the same code."""
+    kinds = sorted({f"{type(part).__module__}.{type(part).__qualname__}" for part in body.module.modules()})
+    return "\n".join([body.module.config.to_json_string(), *kinds, str(body.dtype), str(body.device), body.fallback])
 
 
 class CompilerFailed(RuntimeError):
