@@ -39,6 +39,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,13 +78,6 @@ class Record:
         scratch = self.path.with_name(f".{self.path.name}.tmp")
         scratch.write_text(json.dumps(self.values, indent=1, default=str) + "\n")
         os.replace(scratch, self.path)
-
-    def results(self, part: str) -> dict[str, dict[str, Any]]:
-        return {
-            title.partition(" ")[2]: case["result"]
-            for title, case in self.values["cases"].items()
-            if title.split(" ")[0] == part and "result" in case
-        }
 
     @property
     def failed(self) -> list[str]:
@@ -292,11 +286,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def choose_steps(args: argparse.Namespace, card: Any) -> list[Step]:
     correct, speed = correctness_steps(args, card), speed_steps(card)
     steps = [speed[0], *correct, *speed[1:]]  # facts first: they take a moment
+
+    def named(step: Step, name: str) -> bool:
+        return name == step.part if name in (*CORRECTNESS, *SPEED) else name in step.title
+
     for name in args.only:
-        if not any(name in step.title for step in steps):
+        if not any(named(step, name) for step in steps):
             raise SystemExit(f"--only {name}: no such part; there are {', '.join((*CORRECTNESS, *SPEED))}")
     if args.only:
-        return [step for step in steps if any(name in step.title for name in args.only)]
+        return [step for step in steps if any(named(step, name) for name in args.only)]
     return steps[: 1 + len(correct)] if args.cpu else steps
 
 
@@ -314,6 +312,7 @@ def main(argv: list[str] | None = None) -> int:
     from gpu_models import Card
 
     transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)  # of names that newer versions have changed
     card = Card("cpu" if args.cpu else "cuda")
     record = Record(args.out, card.device.type)
     if args.elapsed and args.out.exists():
