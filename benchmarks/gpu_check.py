@@ -10,7 +10,7 @@ the card. Hugging Face's side of LoRA needs peft, and is left out without it.
 Parts, in the order in which they run. Those of correctness, each in bf16 and fp32:
 
     packed         packed rows give what plain rows give, values and gradients, on every attention path there is
-    sampler        the sampler's log-probs are the trainer's, with and without LoRA; what it draws is as likely as it says
+    sampler        the sampler's log-probs are the trainer's, with and without LoRA; draws are as likely as they say
     seeds          the same request and seed give the same tokens in any batch
     checkpointing  recomputing activations changes no gradient
     step           optimiser steps move the loss down
@@ -88,6 +88,19 @@ class Record:
         ]
 
 
+class Warnings(logging.Handler):
+    """Shows what Aurify warns of, and keeps it with the name of the case."""
+
+    def __init__(self, record: Record, running: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.kept, self.running = record, running
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        print(f"         {text}", flush=True)
+        self.kept.values["warnings"].append([self.running[-1] if self.running else "", text])
+
+
 @dataclass(frozen=True)
 class Step:
     """A case of any part. Its `run` returns the values of the JSON record: `told` for the line on the screen, `faults`
@@ -133,6 +146,7 @@ def correctness_steps(args: argparse.Namespace, card: Any) -> list[Step]:
 
 def speed_steps(card: Any) -> list[Step]:
     import gpu_speed
+    import gpu_training
 
     known: list[Any] = []
 
@@ -147,9 +161,11 @@ def speed_steps(card: Any) -> list[Step]:
         found |= known[0][1]
         return {"result": found, "told": ", ".join(f"{key} {short(value)}" for key, value in found.items())}
 
-    def training(shape: str, kind: str, rows: str, checkpointing: bool | str, compiled: bool = False) -> Callable[[], Any]:
+    def training(
+        shape: str, kind: str, rows: str, checkpointing: bool | str, compiled: bool = False
+    ) -> Callable[[], Any]:
         def run() -> dict[str, Any]:
-            sides = gpu_speed.measure_training(shape, kind, rows, checkpointing, peaks(), card, compiled)
+            sides = gpu_training.measure_training(shape, kind, rows, checkpointing, peaks(), card, compiled)
             told = "; ".join(f"{name}: {tell_training(side)}" for name, side in sides.items())
             return {"result": sides, "told": told}
 
@@ -206,7 +222,7 @@ def tell_decoding(one: dict[str, Any]) -> str:
 
 
 def run_step(step: Step, record: Record) -> None:
-    from gpu_correct import Skipped
+    from gpu_finding import Skipped
 
     begin = time.monotonic()
     try:
@@ -236,7 +252,7 @@ def is_alive(card: Any) -> bool:
 def begin_again(args: argparse.Namespace, clock: Clock) -> None:
     """The same cases in a new process, without those that are done."""
     print("the device does not answer any more in this process; going on in a new one", flush=True)
-    again = [sys.executable, __file__, *args.given, "--out", str(args.out), "--elapsed", f"{clock.elapsed:.0f}"]
+    again = [sys.executable, __file__, *args.given, "--out", str(args.out), "--elapsed", f"{clock.elapsed + 1:.0f}"]
     sys.stdout.flush()
     os.execv(sys.executable, again)
 
@@ -317,9 +333,7 @@ def main(argv: list[str] | None = None) -> int:
     record = Record(args.out, card.device.type)
     if args.elapsed and args.out.exists():
         record.values = json.loads(args.out.read_text())
-    handler = logging.StreamHandler(sys.stdout)
-    handler.emit = lambda entry: keep_warning(record, running, entry.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("aurify").addHandler(handler)
+    logging.getLogger("aurify").addHandler(Warnings(record, running))
     if card.cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         args.dtypes = ["float32"]
     timer = threading.Timer(max(1.0, clock.budget - clock.elapsed + GRACE), give_up, (record, running))
@@ -343,11 +357,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     print(f"not correct: {len(record.failed)} cases: {'; '.join(record.failed)}", flush=True)
     return 1
-
-
-def keep_warning(record: Record, running: list[str], text: str) -> None:
-    print(f"         {text}", flush=True)
-    record.values["warnings"].append([running[-1] if running else "", text])
 
 
 if __name__ == "__main__":
