@@ -10,7 +10,7 @@ the card. Hugging Face's side of LoRA needs peft, and is left out without it.
 Parts, in the order in which they run. Those of correctness, each in bf16 and fp32:
 
     packed         packed rows give what plain rows give, values and gradients, on every attention path there is
-    sampler        the sampler's log-probs are the trainer's, with and without LoRA; what it draws is as likely as it says
+    sampler        the sampler's log-probs are the trainer's, with and without LoRA; draws are as likely as they say
     seeds          the same request and seed give the same tokens in any batch
     checkpointing  recomputing activations changes no gradient
     step           optimiser steps move the loss down
@@ -39,6 +39,7 @@ import sys
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,13 +79,6 @@ class Record:
         scratch.write_text(json.dumps(self.values, indent=1, default=str) + "\n")
         os.replace(scratch, self.path)
 
-    def results(self, part: str) -> dict[str, dict[str, Any]]:
-        return {
-            title.partition(" ")[2]: case["result"]
-            for title, case in self.values["cases"].items()
-            if title.split(" ")[0] == part and "result" in case
-        }
-
     @property
     def failed(self) -> list[str]:
         return [
@@ -92,6 +86,19 @@ class Record:
             for title, case in self.values["cases"].items()
             if title.split(" ")[0] in CORRECTNESS and case["status"] in ("FAILED", "broken")
         ]
+
+
+class Warnings(logging.Handler):
+    """Shows what Aurify warns of, and keeps it with the name of the case."""
+
+    def __init__(self, record: Record, running: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.kept, self.running = record, running
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        print(f"         {text}", flush=True)
+        self.kept.values["warnings"].append([self.running[-1] if self.running else "", text])
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,7 @@ def correctness_steps(args: argparse.Namespace, card: Any) -> list[Step]:
 
 def speed_steps(card: Any) -> list[Step]:
     import gpu_speed
+    import gpu_training
 
     known: list[Any] = []
 
@@ -153,9 +161,11 @@ def speed_steps(card: Any) -> list[Step]:
         found |= known[0][1]
         return {"result": found, "told": ", ".join(f"{key} {short(value)}" for key, value in found.items())}
 
-    def training(shape: str, kind: str, rows: str, checkpointing: bool | str, compiled: bool = False) -> Callable[[], Any]:
+    def training(
+        shape: str, kind: str, rows: str, checkpointing: bool | str, compiled: bool = False
+    ) -> Callable[[], Any]:
         def run() -> dict[str, Any]:
-            sides = gpu_speed.measure_training(shape, kind, rows, checkpointing, peaks(), card, compiled)
+            sides = gpu_training.measure_training(shape, kind, rows, checkpointing, peaks(), card, compiled)
             told = "; ".join(f"{name}: {tell_training(side)}" for name, side in sides.items())
             return {"result": sides, "told": told}
 
@@ -212,7 +222,7 @@ def tell_decoding(one: dict[str, Any]) -> str:
 
 
 def run_step(step: Step, record: Record) -> None:
-    from gpu_correct import Skipped
+    from gpu_finding import Skipped
 
     begin = time.monotonic()
     try:
@@ -242,7 +252,7 @@ def is_alive(card: Any) -> bool:
 def begin_again(args: argparse.Namespace, clock: Clock) -> None:
     """The same cases in a new process, without those that are done."""
     print("the device does not answer any more in this process; going on in a new one", flush=True)
-    again = [sys.executable, __file__, *args.given, "--out", str(args.out), "--elapsed", f"{clock.elapsed:.0f}"]
+    again = [sys.executable, __file__, *args.given, "--out", str(args.out), "--elapsed", f"{clock.elapsed + 1:.0f}"]
     sys.stdout.flush()
     os.execv(sys.executable, again)
 
@@ -292,11 +302,15 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def choose_steps(args: argparse.Namespace, card: Any) -> list[Step]:
     correct, speed = correctness_steps(args, card), speed_steps(card)
     steps = [speed[0], *correct, *speed[1:]]  # facts first: they take a moment
+
+    def named(step: Step, name: str) -> bool:
+        return name == step.part if name in (*CORRECTNESS, *SPEED) else name in step.title
+
     for name in args.only:
-        if not any(name in step.title for step in steps):
+        if not any(named(step, name) for step in steps):
             raise SystemExit(f"--only {name}: no such part; there are {', '.join((*CORRECTNESS, *SPEED))}")
     if args.only:
-        return [step for step in steps if any(name in step.title for name in args.only)]
+        return [step for step in steps if any(named(step, name) for name in args.only)]
     return steps[: 1 + len(correct)] if args.cpu else steps
 
 
@@ -314,13 +328,12 @@ def main(argv: list[str] | None = None) -> int:
     from gpu_models import Card
 
     transformers.logging.set_verbosity_error()
+    warnings.simplefilter("ignore", FutureWarning)  # of names that newer versions have changed
     card = Card("cpu" if args.cpu else "cuda")
     record = Record(args.out, card.device.type)
     if args.elapsed and args.out.exists():
         record.values = json.loads(args.out.read_text())
-    handler = logging.StreamHandler(sys.stdout)
-    handler.emit = lambda entry: keep_warning(record, running, entry.getMessage())  # type: ignore[method-assign]
-    logging.getLogger("aurify").addHandler(handler)
+    logging.getLogger("aurify").addHandler(Warnings(record, running))
     if card.cuda and not torch.cuda.is_bf16_supported(including_emulation=False):
         args.dtypes = ["float32"]
     timer = threading.Timer(max(1.0, clock.budget - clock.elapsed + GRACE), give_up, (record, running))
@@ -344,11 +357,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     print(f"not correct: {len(record.failed)} cases: {'; '.join(record.failed)}", flush=True)
     return 1
-
-
-def keep_warning(record: Record, running: list[str], text: str) -> None:
-    print(f"         {text}", flush=True)
-    record.values["warnings"].append([running[-1] if running else "", text])
 
 
 if __name__ == "__main__":

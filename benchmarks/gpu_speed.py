@@ -1,26 +1,23 @@
-"""What the device can do, and what we make of it: training, decoding and GRPO steps on the shapes of real models, beside
-plain Hugging Face on the same token ids. On a CPU the same code runs on small shapes, to try the code; its numbers say
+"""What the device reaches, decoding and GRPO steps on the shapes of real models, and the kernels that take most time;
+training steps are in gpu_training.py. On a CPU the same code runs on small shapes, to try the code; its numbers say
 nothing there."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-import re
 import statistics
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from gpu_correct import Skipped
-from gpu_models import SHAPES, Card, Work, make_rows, make_shape
+from gpu_models import Card, Work, make_rows, make_shape
+from gpu_training import ALPHA, LR, RANK, Peaks, need_memory, profile_events, usual_attention
 
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.sft import SFT
@@ -29,22 +26,7 @@ from aurify.engine.lora import LoraConfig
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.types import Completion, Datum, Group, SamplingParams, Segment, Task, Trajectory
 
-RANK, ALPHA, LR = 16, 32.0, 1e-5
-REPEATS = 4
-PADDED_TOKENS = 8192  # of a micro-batch of Hugging Face's side
 PROMPT = ANSWER = 128  # tokens, in decoding and GRPO
-LAUNCHES = re.compile(r"^(cudaLaunchKernel|cuLaunchKernel|cudaLaunchCooperativeKernel)")
-GRAPHS = re.compile(r"^(cudaGraphLaunch|cuGraphLaunch)")
-SYNCS = re.compile(r"^(cudaStreamSynchronize|cudaEventSynchronize)")
-READS = re.compile(r"^aten::_local_scalar_dense$")
-
-
-@dataclass
-class Peaks:
-    """What the device reaches, measured once."""
-
-    product: float  # FLOP/s of large matrix products in bf16
-    copy: float  # bytes/s, read and written
 
 
 # ---------------------------------------------------------------------- facts
@@ -120,205 +102,12 @@ def product_peak(card: Card, size: int, dtype: torch.dtype) -> float:
     return rounds * 2 * size**3 / best
 
 
-# ---------------------------------------------------------------------- training
-
-
-@dataclass
-class Side:
-    """Someone who does the same step as the others."""
-
-    name: str
-    step: Callable[[], Any]
-    about: dict[str, Any] = field(default_factory=dict)
-    seconds: list[float] = field(default_factory=list)
-    held_bytes: int = 0  # between steps
-    peak_bytes: int = 0  # in a step, without what the others hold
-
-
-Maker = Callable[[], Side]
-
-
-def take_turns(makers: dict[str, Maker], card: Card, repeats: int, profile: bool = True) -> dict[str, dict[str, Any]]:
-    """Results by side. All are loaded and warm before the first is measured; then A B A B ... Where the memory has no
-    room for all of them at once, one after the other."""
-    try:
-        return measure_together(makers, card, repeats, profile)
-    except torch.OutOfMemoryError:
-        if len(makers) == 1:
-            return {name: {"error": "out of memory"} for name in makers}
-    card.free()
-    results: dict[str, dict[str, Any]] = {}
-    for name, maker in makers.items():  # outside of `except`: its traceback holds on to memory
-        results |= take_turns({name: maker}, card, repeats, profile)
-        card.free()
-    return results
-
-
-def measure_together(makers: dict[str, Maker], card: Card, repeats: int, profile: bool) -> dict[str, dict[str, Any]]:
-    sides, results = [], {}
-    for name, maker in makers.items():
-        try:
-            card.free()
-            before = card.allocated()
-            side = maker()
-            first = card.seconds(side.step)  # checks, compilation, the optimiser's state
-            side.held_bytes = card.allocated() - before
-            side.about["first_step_seconds"] = first
-            card.seconds(side.step)
-            sides.append(side)
-        except Skipped as reason:
-            results[name] = {"skipped": str(reason)}
-    for _ in range(repeats):
-        for side in sides:
-            others = card.allocated() - side.held_bytes
-            card.reset_peak()
-            side.seconds.append(card.seconds(side.step))
-            side.peak_bytes = max(side.peak_bytes, card.peak() - others)
-    for side in sides:
-        results[side.name] = {
-            "seconds": statistics.median(side.seconds),
-            "all_seconds": side.seconds,
-            "peak_bytes": side.peak_bytes,
-            "held_bytes": side.held_bytes,
-            **side.about,
-            **(count_launches(side.step, card) if profile else {}),
-        }
-    return results
-
-
-def measure_training(shape: str, kind: str, rows: str, checkpointing: bool | str, peaks: Peaks, card: Card,
-                     compiled: bool = False) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """An SFT step with AdamW and clipping, ours beside plain Hugging Face: padded batch, SDPA, fused AdamW (in bf16, as
-    its weights are; ours keeps fp32 masters), peft for LoRA."""
-    need_memory(card, shape, kind)
-    model = make_shape(shape, card)
-    work = Work.of(model.module)
-    data = make_rows(rows, model.module.config.vocab_size, card)
-    del model
-    lora = kind == "lora"
-    numbers = {"adapter_weights": None}
-
-    def ours(name: str = "aurify", compile_layers: bool = False) -> Side:
-        config = LoraConfig(rank=RANK, alpha=ALPHA) if lora else None
-        engine = Engine(make_shape(shape, card), lora=config, checkpointing=checkpointing)  # type: ignore[arg-type]
-        if compile_layers:
-            if not hasattr(engine.body, "compile_layers"):
-                raise Skipped("this version does not compile layers")
-            engine.body.compile_layers()
-        if lora:
-            numbers["adapter_weights"] = sum(p.numel() for p in engine.trainable)  # type: ignore[assignment]
-
-        def step() -> None:
-            engine.forward_backward(data, SFT())
-            engine.optim_step(LR)
-
-        about = {
-            "path": str(getattr(engine.body, "path", engine.body.packs)),
-            "micro_batch_tokens": engine.micro_batch_tokens,
-            "checkpointing": getattr(engine, "checkpointing", checkpointing),
-        }
-        return Side(name, step, about)
-
-    makers: dict[str, Maker] = {"aurify": ours, "hugging face": lambda: plain_side(shape, lora, checkpointing is True, data, card)}
-    if compiled:
-        makers["aurify, compiled layers"] = lambda: ours("aurify, compiled layers", True)
-    if importlib.util.find_spec("liger_kernel"):
-        makers["hugging face + liger"] = lambda: plain_side(shape, lora, checkpointing is True, data, card, liger=True)
-    results = take_turns(makers, card, REPEATS)
-    flops = work.step_flops(data, numbers["adapter_weights"])
-    tokens = sum(len(datum.tokens) for datum in data)
-    for result in results.values():
-        if "seconds" in result:
-            result["tokens_per_second"] = tokens / result["seconds"]
-            result["flops"], result["mfu"] = flops, flops / result["seconds"] / peaks.product
-    return results
-
-
-def need_memory(card: Card, shape: str, kind: str) -> None:
-    """Weights twice (two sides), and what an optimiser needs."""
-    if not card.cuda:
-        return
-    weights = {"qwen3-0.6b": 0.6e9, "llama-3.2-1b": 1.24e9, "qwen2.5-7b": 7.6e9}[shape]
-    needed = weights * (18 if kind == "full" else 2.4)
-    if card.usable() < needed:
-        raise Skipped(f"needs about {needed / 2**30:.0f} GiB, {card.usable() / 2**30:.0f} are free")
-
-
-def plain_side(
-    shape: str, lora: bool, checkpointing: bool, data: Sequence[Datum], card: Card, liger: bool = False
-) -> Side:
-    module = make_shape(shape, card).module
-    module.train()
-    if liger:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-        _apply_liger_kernel_to_instance(model=module)
-    if checkpointing:
-        new = getattr(module, "activation_checkpointing_enable", None)  # its name from transformers 5.20 on
-        (new or module.gradient_checkpointing_enable)({"use_reentrant": False})
-    if lora:
-        if not importlib.util.find_spec("peft"):
-            raise Skipped("peft is not installed")
-        import peft
-
-        module = peft.get_peft_model(
-            module, peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM")
-        )
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0, fused=True)
-    batches = pad_rows(data, card)
-    total = sum(int((labels != -100).sum()) for *_, labels in batches)
-
-    def step() -> None:
-        with usual_attention():
-            for tokens, mask, labels, share in [(*batch, int((batch[2] != -100).sum()) / total) for batch in batches]:
-                output = module(input_ids=tokens, attention_mask=mask, labels=labels, use_cache=False)
-                (output.loss * share).backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    return Side("hugging face + liger" if liger else "hugging face", step)
-
-
-def pad_rows(data: Sequence[Datum], card: Card) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Micro-batches of padded rows: tokens, mask, labels. Rows stay in their order, as a trainer's sampler gives them."""
-    groups: list[list[Datum]] = []
-    for datum in data:
-        together = [*(groups[-1] if groups else []), datum]
-        if groups and len(together) * max(len(one.tokens) for one in together) <= PADDED_TOKENS:
-            groups[-1] = together
-        else:
-            groups.append([datum])
-    batches = []
-    for group in groups:
-        longest = max(len(datum.tokens) for datum in group)
-        tokens = torch.zeros(len(group), longest, dtype=torch.int64)
-        mask, labels = torch.zeros_like(tokens), torch.full_like(tokens, -100)
-        for row, datum in enumerate(group):
-            length = len(datum.tokens)
-            values, trained = torch.tensor(datum.tokens), torch.tensor(datum.weights) != 0
-            tokens[row, :length], mask[row, :length] = values, 1
-            labels[row, :length] = torch.where(trained, values, -100)
-        batches.append((tokens.to(card.device), mask.to(card.device), labels.to(card.device)))
-    return batches
-
-
-@contextmanager
-def usual_attention() -> Iterator[None]:
-    """torch's own choice of SDPA kernels, which our sampler narrows for the process."""
-    held = torch.backends.cuda.cudnn_sdp_enabled()
-    torch.backends.cuda.enable_cudnn_sdp(True)
-    try:
-        yield
-    finally:
-        torch.backends.cuda.enable_cudnn_sdp(held)
-
-
 # ---------------------------------------------------------------------- decoding
 
 
-def measure_decoding(shape: str, batches: Sequence[int], peaks: Peaks, card: Card, compile_for: Sequence[int] = ()) -> dict[str, Any]:
+def measure_decoding(
+    shape: str, batches: Sequence[int], peaks: Peaks, card: Card, compile_for: Sequence[int] = ()
+) -> dict[str, Any]:
     """Prompts of 128 random tokens, 128 new ones at temperature 1, end tokens ignored. A step's time is what 127 of
     them take beyond the first token; the floor is reading every weight once at the speed of a copy.
 
@@ -381,8 +170,9 @@ def sample_ours(sampler: InProcessSampler, prompts: list[list[int]], num: int) -
         return await asyncio.gather(*(sampler.sample(prompt, params) for prompt in prompts))
 
     completions = [one for row in asyncio.run(collect()) for one in row]
-    if any(len(one.tokens) != num for one in completions):
-        raise RuntimeError(f"completions have {sorted({len(one.tokens) for one in completions})} tokens instead of {num}")
+    lengths = {len(one.tokens) for one in completions}
+    if lengths != {num}:
+        raise RuntimeError(f"completions have {sorted(lengths)} tokens instead of {num}")
     return num * len(completions)
 
 
@@ -420,7 +210,8 @@ def measure_grpo(shape: str, card: Card, steps: int = 5) -> dict[str, Any]:
     sampler, algorithm = InProcessSampler(engine, max_batch=64), GRPO()
     sampler.stop_tokens = frozenset()
     num_prompts, num, length = (8, 8, ANSWER) if card.cuda else (2, 4, 12)
-    prompts = np.random.default_rng(0).integers(0, engine.vocabulary, (num_prompts, PROMPT if card.cuda else 16)).tolist()
+    draw = np.random.default_rng(0).integers
+    prompts = draw(0, engine.vocabulary, (num_prompts, PROMPT if card.cuda else 16)).tolist()
     records = []
     for step in range(steps):
         record: dict[str, float] = {}
@@ -432,9 +223,9 @@ def measure_grpo(shape: str, card: Card, steps: int = 5) -> dict[str, Any]:
             record[f"{name}_peak_bytes"] = card.peak()
             return held[0]
 
-        groups = timed("sample", lambda step=step: asyncio.run(play(sampler, prompts, num, length, step)))
+        groups = timed("sample", partial(asyncio.run, play(sampler, prompts, num, length, step)))
         data = rollout_data(groups, algorithm)
-        metrics = timed("forward_backward", lambda data=data: engine.forward_backward(data, algorithm))
+        metrics = timed("forward_backward", partial(engine.forward_backward, data, algorithm))
         timed("optim_step", lambda: engine.optim_step(1e-4))
         timed("sync", lambda: asyncio.run(sampler.load_weights(engine.weights(), engine.version)))
         record["tokens"] = metrics["ledger/tokens_trained"]
@@ -480,28 +271,6 @@ def rollout_data(groups: Sequence[Group], algorithm: GRPO) -> list[Datum]:
 # ---------------------------------------------------------------------- profiler
 
 
-def profile_events(function: Callable[[], Any], card: Card) -> list[Any]:
-    """What ran, by name. Kernels and calls of the CUDA runtime are those of all threads."""
-    from torch.profiler import ProfilerActivity, profile
-
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if card.cuda else [])]
-    card.synchronise()
-    with profile(activities=activities) as profiler:
-        function()
-        card.synchronise()
-    return list(profiler.key_averages())
-
-
-def count_launches(step: Callable[[], Any], card: Card) -> dict[str, Any]:
-    """Kernels launched and waits of the host in one step. A read is one number fetched from a tensor."""
-    try:
-        events = profile_events(step, card)
-    except Exception as error:  # no rights to profile, say: the times are worth having all the same
-        return {"profiler": f"{type(error).__name__}: {error}"}
-    kinds = {"launches": LAUNCHES, "graph_launches": GRAPHS, "host_syncs": SYNCS, "scalar_reads": READS}
-    return {name: sum(event.count for event in events if kind.match(event.key)) for name, kind in kinds.items()}
-
-
 def top_kernels(events: Sequence[Any], num: int = 15) -> list[dict[str, Any]]:
     """The kernels that took most time on the device. On a CPU, the operators."""
     on_device = [
@@ -542,6 +311,3 @@ def profile_parts(shape: str, card: Card) -> dict[str, list[dict[str, Any]]]:
     found["16 decoding steps"] = top_kernels(profile_events(lambda: sample_ours(sampler, prompts, 17), card))
     asyncio.run(sampler.close())
     return found
-
-
-assert set(SHAPES) == {"qwen3-0.6b", "llama-3.2-1b", "qwen2.5-7b"}, "need_memory knows these"

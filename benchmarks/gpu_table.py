@@ -1,6 +1,6 @@
 """The tables of gpu_check.py, from what it wrote:
 
-    python benchmarks/gpu_table.py gpu_check.json"""
+python benchmarks/gpu_table.py gpu_check.json"""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ def print_tables(values: dict[str, Any]) -> None:
     cases = values["cases"]
     print()
     show("Cases", ("part", "ok", "failed", "broken", "skipped", "seconds"), count_cases(cases))
-    show("Training", TRAINING, [line for title, result in results(cases, "training") for line in training(title, result)])
-    show("Decoding", DECODING, [line for title, result in results(cases, "decoding") for line in decoding(title, result)])
-    show("GRPO: a step of 8 x 8 x 128 tokens, LoRA", GRPO, [line for _, found in results(cases, "grpo") for line in grpo(found)])
+    show("Training", TRAINING, [line for found in results(cases, "training") for line in training(*found)])
+    show("Decoding", DECODING, [line for found in results(cases, "decoding") for line in decoding(*found)])
+    lines = [line for _, found in results(cases, "grpo") for line in grpo(found)]
+    show("GRPO: a step of 8 x 8 x 128 tokens, LoRA", GRPO, lines)
     for title, found in results(cases, "profile"):
         for name, kernels in found.items():
             lines = [[one["kernel"], one["count"], f"{one['ms']:.2f}", f"{one['share']:.1%}"] for one in kernels]
@@ -48,7 +49,10 @@ def count_cases(cases: dict[str, Any]) -> list[list[Any]]:
     ]
 
 
-TRAINING = ("case", "side", "s / step", "tokens / s", "of peak", "peak GiB", "held GiB", "launches", "graphs", "syncs", "reads", "faster")  # fmt: skip
+TRAINING = (
+    "case", "side", "s / step", "tokens / s", "of peak", "peak GiB", "held GiB", "launches", "graphs", "syncs", "reads",
+    "faster",
+)  # fmt: skip
 
 
 def training(title: str, sides: dict[str, Any]) -> list[list[Any]]:
