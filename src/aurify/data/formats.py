@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aurify.data.detect import Detected, context, detect
-from aurify.data.messages import as_text
 from aurify.data.overlong import Overlong, longest, shortened
 from aurify.data.pairs import Pair
 from aurify.data.shapes import Chat, Example, Label, Text
@@ -30,7 +29,6 @@ class Encoding:
 
     lesson: Lesson = "answers"
     train_on: TrainOn = "assistant"
-    tools_as_text: bool = False  # tools and calls are written into the text, for templates that have none
     limit: int | None = None  # tokens of one sequence
     overlong: Overlong = "error"
     on_bad_row: OnBadRow = "error"
@@ -142,8 +140,6 @@ def rendered(
     train: TrainOn,
     options: Encoding,
 ) -> tuple[list[int], list[float]]:
-    if options.tools_as_text:
-        messages, tools = as_text(messages, tools), []
     try:
         return renderer.conversation(messages, tools, train=train)
     except UserError as error:
