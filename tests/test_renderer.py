@@ -178,8 +178,9 @@ def test_errors_say_what_was_rendered():
 
 
 def test_tools_reach_the_template():
-    renderer = Renderer(made.byte_level("{% if tools %}{{ tools[0]['name'] }}{% endif %}" + made.CHATML))
-    assert renderer.tokenizer.decode(renderer.prompt(QUESTION, [{"name": "search"}])).startswith("search<|im_start|>")
+    renderer = Renderer(made.byte_level("{% if tools %}{{ tools[0].function.name }}{% endif %}" + made.CHATML))
+    tools = [{"type": "function", "function": {"name": "search"}}]
+    assert renderer.tokenizer.decode(renderer.prompt(QUESTION, tools)).startswith("search<|im_start|>")
 
 
 def test_describe_shortens():

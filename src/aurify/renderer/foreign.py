@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from aurify.types import Message
 
@@ -99,13 +99,14 @@ class Shield:
         return value
 
     def hide_messages(self, messages: Sequence[Message]) -> list[Message]:
-        return [
-            {
-                key: value if key in ("role", "weight") else self.hide(value, message["role"] if key == "content" else "")
-                for key, value in message.items()
-            }
-            for message in messages
-        ]  # type: ignore[misc]
+        return [self._hide_message(message) for message in messages]
+
+    def _hide_message(self, message: Message) -> Message:
+        hidden = {
+            key: value if key in ("role", "weight") else self.hide(value, message["role"] if key == "content" else "")
+            for key, value in message.items()
+        }
+        return cast(Message, hidden)
 
     def pieces(self, text: str) -> list[str]:
         """The text with everything back in its place, cut so that no piece contains a hidden control token."""

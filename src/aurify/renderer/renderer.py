@@ -182,9 +182,9 @@ class Renderer:
         said = []
         if self.tools_as_text:
             said.append("tools, calls and results are written into the text (tools_as_text)")
-        if (tools and self.tools_as_text) or any(message["role"] == "system" for message in messages):
-            if not self.template.keeps_system:
-                said.append(f"{self.template.name} has no system role: its text begins the next user message")
+        systems = (tools and self.tools_as_text) or any(message["role"] == "system" for message in messages)
+        if systems and not self.template.keeps_system:
+            said.append(f"{self.template.name} has no system role: its text begins the next user message")
         if self.template.drops_thoughts:
             said.append(THOUGHTS_DROPPED.format(name=self.template.name))
         return said

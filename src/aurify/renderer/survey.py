@@ -18,7 +18,8 @@ from aurify.types import Message
 Tools = Sequence[dict[str, Any]]
 Fold = Callable[[Sequence[Message], Tools], tuple[list[Message], list[dict[str, Any]]]]
 MEND = (
-    "set tools_as_text: true to write tools, calls and results into the text, or take a model whose template knows tools"
+    "set tools_as_text: true to write tools, calls and results into the text, or take a model whose template knows "
+    "tools"
 )
 REPLY = "aurifyreply"
 NAME = "aurifyname"
@@ -142,16 +143,16 @@ class Survey:
         following = self.following(Form(True), before, named, [], REPLY)  # type: ignore[arg-type]
         return f"{NAME}0z" in following and f"{NAME}1z" not in following
 
-    def following(
-        self, form: Form, before: Sequence[Message], new: Sequence[Message], tools: Tools, reply: str
-    ) -> str:
+    def following(self, form: Form, before: Sequence[Message], new: Sequence[Message], tools: Tools, reply: str) -> str:
         """What the template writes after a reply that `reply` stands for."""
         text = self._text(form, before, new, tools, reply)
         if reply not in text:
             raise UserError(f"{self.template.name} leaves out the reply in {outline([*before, *new])}")
         return text.rpartition(reply)[2]
 
-    def _text(self, form: Form, before: Sequence[Message], new: Sequence[Message] | None, tools: Tools, reply: str) -> str:
+    def _text(
+        self, form: Form, before: Sequence[Message], new: Sequence[Message] | None, tools: Tools, reply: str
+    ) -> str:
         """new: None for the prompt of the reply."""
         history = [with_marks(message, k) for k, message in enumerate(before)]
         if form.calls:

@@ -35,9 +35,7 @@ class Template:
             if option in FIXED or not re.search(rf"\b{re.escape(option)}\b", self.source):
                 raise UserError(f"template_options: {self.name} reads no {option!r}; leave it out, or look at its text")
 
-    def text(
-        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, generate: bool = False
-    ) -> str:
+    def text(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = (), *, generate: bool = False) -> str:
         """What the template writes; generate: with the opening of an assistant turn."""
         try:
             return str(
@@ -73,7 +71,9 @@ class Template:
     def wants_text_arguments(self) -> bool:
         """It puts the arguments of a call into its text as they are, and fails for an object."""
         as_object = [user("a"), calling({"a": FIRST})]
-        return not self.writes(as_object, tools=[TOOL]) and self.writes([user("a"), calling(FIRST)], FIRST, tools=[TOOL])
+        return not self.writes(as_object, tools=[TOOL]) and self.writes(
+            [user("a"), calling(FIRST)], FIRST, tools=[TOOL]
+        )
 
     @cached_property
     def drops_thoughts(self) -> bool:
@@ -110,7 +110,11 @@ class Template:
             [user(FIRST)],
             [{"role": "system", "content": "a"}, user(FIRST)],
             [user("a"), {"role": "assistant", "content": "b"}, user("c"), {"role": "assistant", "content": "d"}],
-            [user("a"), {"role": "assistant", "content": "b"}, {"role": "tool", "content": "c", "tool_call_id": CALL_ID}],
+            [
+                user("a"),
+                {"role": "assistant", "content": "b"},
+                {"role": "tool", "content": "c", "tool_call_id": CALL_ID},
+            ],
         ]
         for messages in probes:
             try:
