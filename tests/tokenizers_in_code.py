@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 BOS, EOS, OPEN, CLOSE = SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -72,4 +74,78 @@ def finished(inner: Tokenizer, template: str | None, eos: str, pad: str | None) 
         tokenizer_object=inner, bos_token=BOS, eos_token=eos, pad_token=pad or eos, additional_special_tokens=others
     )
     fast.chat_template = template
+    return fast
+
+
+# ---------------------------------------------------------------------- families of models
+
+
+@dataclass(frozen=True)
+class Family:
+    """The control tokens of a family of models; its template stands in tests/templates."""
+
+    eos: str
+    special: tuple[str, ...]
+    markers: tuple[str, ...] = ()  # added tokens that its tokenizer does not call special
+    bos: str | None = None
+    swallows: tuple[str, ...] = ()  # special tokens that take the spaces after them
+
+
+CALLS = ("<tool_call>", "</tool_call>")
+THOUGHT = ("<think>", "</think>")
+RESPONSE = ("<tool_response>", "</tool_response>")
+FAMILIES = {
+    "smollm2": Family("<|im_end|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>")),
+    "qwen2.5": Family("<|im_end|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), CALLS),
+    "qwen3": Family("<|im_end|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), (*CALLS, *RESPONSE, *THOUGHT)),
+    "llama3.1": Family(
+        "<|eot_id|>",
+        ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>",
+         "<|python_tag|>"),
+        bos="<|begin_of_text|>",
+    ),
+    "mistral": Family(
+        "</s>",
+        ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
+         "[/TOOL_RESULTS]"),
+        bos="<s>",
+    ),
+    "gemma": Family("<eos>", ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"), ("\n\n", "<b>"), bos="<bos>"),
+    "phi3": Family(
+        "<|endoftext|>",
+        ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        swallows=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    ),
+    "glm": Family(
+        "<|endoftext|>", ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+    ),
+    "gpt-oss": Family(
+        "<|return|>",
+        ("<|startoftext|>", "<|endoftext|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>",
+         "<|call|>", "<|return|>"),
+    ),
+    "deepseek": Family(
+        "<｜end▁of▁sentence｜>",
+        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+        ("<｜User｜>", "<｜Assistant｜>", *THOUGHT, "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>",
+         "<｜tool▁call▁end｜>", "<｜tool▁sep｜>", "<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>", "<｜tool▁output▁begin｜>",
+         "<｜tool▁output▁end｜>"),
+        bos="<｜begin▁of▁sentence｜>",
+    ),
+}  # fmt: skip
+
+
+def family(name: str) -> Any:
+    """A byte-level tokenizer with the control tokens and a template of one family of models."""
+    made, alphabet = FAMILIES[name], sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(a + b for a, b in MERGES)]
+    inner = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=MERGES))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    inner.add_special_tokens(
+        [AddedToken(t, special=True, rstrip=t in made.swallows, normalized=False) for t in made.special]
+    )
+    inner.add_tokens([AddedToken(text, special=False, normalized=False) for text in made.markers])
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=made.bos, eos_token=made.eos, pad_token=made.eos)
+    fast.chat_template = (Path(__file__).parent / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
     return fast

@@ -91,7 +91,7 @@ class Renderer:
             if tokens:
                 following = self._without_end(following, tokens[-1])
             said = self._said(before, folded[: i + 1], offered)
-            context = self._encode(following, shield, continued=bool(tokens))
+            context = self._encode(following, shield, after=tokens[-1] if tokens else None)
             reply = [*self._encode(said, shield, continued=True), self._end_id(bool(folded[i].get("tool_calls")))]
             tokens += context + reply
             weights += [0.0] * len(context) + [folded[i].get("weight", 1.0)] * len(reply)
@@ -132,12 +132,11 @@ class Renderer:
         if self.template.drops_thoughts:
             self._tell_thoughts(reply_tokens)
         last = reply_tokens[-1] if reply_tokens else None
-        ended = last is not None and self._is_end(last)
-        if ended:
-            return self._encode(self._without_end(following, last, call=form.calls), shield, continued=True)
+        if last is not None and self._is_end(last):
+            return self._encode(self._without_end(following, last, call=form.calls), shield, after=last)
         if span:
             return self._encode(following[span[0] :], shield, continued=True)
-        return [self.end_token, *self._encode(following, shield, continued=True)]
+        return [self.end_token, *self._encode(following, shield, after=self.end_token)]
 
     def _without_end(self, following: str, last: int | None, *, call: bool = False) -> str:
         """What follows a reply that ended with the token `last`. Where the opening of the next message is what ends a
@@ -161,7 +160,8 @@ class Renderer:
         if end and closed.endswith(end):
             text = closed.removesuffix(end)
         shield = Shield(self.template.patterns, text)
-        return [*self._encode(shield.hide(text, "assistant"), shield, continued=True), self.end_token]
+        said = self._encode(shield.hide(text, "assistant"), shield, continued=True)
+        return [*said, self.end_token]
 
     # ------------------------------------------------------------------ tokens to messages
 
@@ -264,11 +264,15 @@ class Renderer:
         end = self.template.call_end_text if calls else self.template.end_text
         return said.rpartition(end)[0] if end else said.removesuffix(self.template.closing)
 
-    def _encode(self, text: str, shield: Shield, *, continued: bool = False) -> list[int]:
-        """continued: the text follows other tokens, so a tokenizer that puts a space before every text must not."""
+    def _encode(self, text: str, shield: Shield, *, continued: bool = False, after: int | None = None) -> list[int]:
+        """continued: the text follows other tokens, so a tokenizer that puts a space before every text must not.
+        after: the special token that it follows, which may swallow spaces."""
         tokens: list[int] = []
-        for piece in shield.pieces(text):
-            tokens += self._encode_piece(piece, continued=continued or bool(tokens))
+        for number, piece in enumerate(shield.pieces(text)):
+            if number == 0 and after is not None:
+                tokens += self._encode_after(after, piece)
+            else:
+                tokens += self._encode_piece(piece, continued=continued or number > 0)
         control = self.template.control
         silent = getattr(self.tokenizer, "unk_token_id", None)
         found = Counter(token for token in tokens if token in control.ids and token != silent)
@@ -286,8 +290,13 @@ class Renderer:
         if not text:
             return []
         if continued and self._puts_space:
-            return list(self.tokenizer(self.tokenizer.eos_token + text, add_special_tokens=False).input_ids)[1:]
+            return self._encode_after(self.tokenizer.eos_token_id, text)
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _encode_after(self, token: int, text: str) -> list[int]:
+        before = self.tokenizer.convert_ids_to_tokens(token)
+        tokens = list(self.tokenizer(before + text, add_special_tokens=False).input_ids)
+        return tokens[1:] if tokens[0] == token else list(self.tokenizer(text, add_special_tokens=False).input_ids)
 
     @cached_property
     def _puts_space(self) -> bool:

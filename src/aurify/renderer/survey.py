@@ -104,7 +104,9 @@ class Survey:
         for form, reason in zip(forms, reasons, strict=True):
             if reason is None:
                 return form
-        return next(reason for reason in reversed(reasons) if reason)
+        plain, last = reasons[0], reasons[-1]
+        assert plain is not None and last is not None
+        return last if " refuses " in plain else plain
 
     def _trouble(self, form: Form, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> str | None:
         marked = [with_marks(message, len(before) + 1 + k) for k, message in enumerate(new)]

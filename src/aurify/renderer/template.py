@@ -60,7 +60,14 @@ class Template:
 
     @cached_property
     def keeps_system(self) -> bool:
-        return self.writes([{"role": "system", "content": FIRST}, user(SECOND)], FIRST, SECOND)
+        """It writes a system prompt, and leaves it where it is when the conversation goes on."""
+        messages = [{"role": "system", "content": FIRST}, user(SECOND)]
+        longer = [*messages, {"role": "assistant", "content": "a"}, user("b")]
+        try:
+            texts = [self.text(part, generate=True) for part in (messages, longer)]  # type: ignore[arg-type]
+        except UserError:
+            return False
+        return FIRST in texts[0] and texts[0].partition(SECOND)[:2] == texts[1].partition(SECOND)[:2]
 
     @cached_property
     def takes_neighbours(self) -> bool:
