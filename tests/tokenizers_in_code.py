@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
 from pathlib import Path
 from typing import Any
 
@@ -80,59 +80,10 @@ def finished(inner: Tokenizer, template: str | None, eos: str, pad: str | None) 
 # ---------------------------------------------------------------------- families of models
 
 
-@dataclass(frozen=True)
-class Family:
-    """The control tokens of a family of models; its template stands in tests/templates."""
-
-    eos: str
-    special: tuple[str, ...]
-    markers: tuple[str, ...] = ()  # added tokens that its tokenizer does not call special
-    bos: str | None = None
-    swallows: tuple[str, ...] = ()  # special tokens that take the spaces after them
-
-
-CALLS = ("<tool_call>", "</tool_call>")
-THOUGHT = ("<think>", "</think>")
-RESPONSE = ("<tool_response>", "</tool_response>")
-FAMILIES = {
-    "smollm2": Family("<|im_end|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>")),
-    "qwen2.5": Family("<|im_end|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), CALLS),
-    "qwen3": Family("<|im_end|>", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), (*CALLS, *RESPONSE, *THOUGHT)),
-    "llama3.1": Family(
-        "<|eot_id|>",
-        ("<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|eom_id|>",
-         "<|python_tag|>"),
-        bos="<|begin_of_text|>",
-    ),
-    "mistral": Family(
-        "</s>",
-        ("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
-         "[/TOOL_RESULTS]"),
-        bos="<s>",
-    ),
-    "gemma": Family("<eos>", ("<bos>", "<eos>", "<pad>", "<start_of_turn>", "<end_of_turn>"), ("\n\n", "<b>"), bos="<bos>"),
-    "phi3": Family(
-        "<|endoftext|>",
-        ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
-        swallows=("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
-    ),
-    "glm": Family(
-        "<|endoftext|>", ("<|endoftext|>", "[gMASK]", "<sop>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
-    ),
-    "gpt-oss": Family(
-        "<|return|>",
-        ("<|startoftext|>", "<|endoftext|>", "<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|constrain|>",
-         "<|call|>", "<|return|>"),
-    ),
-    "deepseek": Family(
-        "<｜end▁of▁sentence｜>",
-        ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
-        ("<｜User｜>", "<｜Assistant｜>", *THOUGHT, "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", "<｜tool▁call▁begin｜>",
-         "<｜tool▁call▁end｜>", "<｜tool▁sep｜>", "<｜tool▁outputs▁begin｜>", "<｜tool▁outputs▁end｜>", "<｜tool▁output▁begin｜>",
-         "<｜tool▁output▁end｜>"),
-        bos="<｜begin▁of▁sentence｜>",
-    ),
-}  # fmt: skip
+# the control tokens of each family of models; "markers" are added tokens that its tokenizer does not call special, and
+# "swallows" the special ones that take the spaces after them
+FOLDER = Path(__file__).parent / "templates"
+FAMILIES: dict[str, dict[str, Any]] = json.loads((FOLDER / "families.json").read_text(encoding="utf-8"))
 
 
 def family(name: str) -> Any:
@@ -142,10 +93,9 @@ def family(name: str) -> Any:
     inner = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=MERGES))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     inner.decoder = decoders.ByteLevel()
-    inner.add_special_tokens(
-        [AddedToken(t, special=True, rstrip=t in made.swallows, normalized=False) for t in made.special]
-    )
-    inner.add_tokens([AddedToken(text, special=False, normalized=False) for text in made.markers])
-    fast = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=made.bos, eos_token=made.eos, pad_token=made.eos)
-    fast.chat_template = (Path(__file__).parent / "templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    swallows, eos = made.get("swallows", ()), made["eos"]
+    inner.add_special_tokens([AddedToken(t, special=True, rstrip=t in swallows) for t in made["special"]])
+    inner.add_tokens([AddedToken(t, special=False, normalized=False) for t in made.get("markers", ())])
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=made.get("bos"), eos_token=eos, pad_token=eos)
+    fast.chat_template = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
     return fast

@@ -13,14 +13,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal
 
 from aurify.errors import UserError
 from aurify.renderer import folding
 from aurify.renderer.foreign import THOUGHTS, Shield, unused_word
 from aurify.renderer.survey import Survey
-from aurify.renderer.template import Template, outline
+from aurify.renderer.template import CALL_ID, Template, outline
 from aurify.types import Message
 
 log = logging.getLogger("aurify")
@@ -51,7 +51,6 @@ class Renderer:
         self.tools_as_text = tools_as_text
         self.template = Template(tokenizer, template_options or {})
         self.survey = Survey(self.template, self._fold, tools_as_text)
-        self._told: set[str] = set()
 
     # ------------------------------------------------------------------ messages to tokens
 
@@ -129,8 +128,8 @@ class Renderer:
         following = self.survey.following(form, before, hidden, tools, reply)
         span = self.template.find_end(following, call=form.calls)
         self.survey.check_contents(form, before, hidden, tools, following[span[1] if span else 0 :])
-        if self.template.drops_thoughts:
-            self._tell_thoughts(reply_tokens)
+        if self.template.drops_thoughts and "</think>" in self.tokenizer.decode(list(reply_tokens)):
+            tell(THOUGHTS_DROPPED.format(name=self.template.name))
         last = reply_tokens[-1] if reply_tokens else None
         if last is not None and self._is_end(last):
             return self._encode(self._without_end(following, last, call=form.calls), shield, after=last)
@@ -177,17 +176,26 @@ class Renderer:
         text = self.tokenizer.decode(list(tokens))
         return repr(text if len(text) < 200 else text[:120] + " ... " + text[-60:])
 
-    def notes(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[str]:
+    def notes(
+        self, messages: Sequence[Message] = (), tools: Sequence[dict[str, Any]] = (), *, many_turns: bool = False
+    ) -> list[str]:
         """What is done to messages so that the template can write them, and what it does itself, for a person."""
         said = []
         if self.tools_as_text:
             said.append("tools, calls and results are written into the text (tools_as_text)")
         systems = (tools and self.tools_as_text) or any(message["role"] == "system" for message in messages)
         if systems and not self.template.keeps_system:
-            said.append(f"{self.template.name} has no system role: its text begins the next user message")
-        if self.template.drops_thoughts:
+            said.append(SYSTEM_MOVED.format(name=self.template.name))
+        if many_turns and self.template.drops_thoughts:
             said.append(THOUGHTS_DROPPED.format(name=self.template.name))
         return said
+
+    def check_turns(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
+        """Raises if a conversation that begins like this could not go on with the result of a tool."""
+        if tools:
+            name = str(tools[0].get("function", tools[0])["name"])
+            result: Message = {"role": "tool", "content": "a", "tool_call_id": CALL_ID, "name": name}
+            self.delta(messages, [self.end_token], [result], tools)
 
     # ------------------------------------------------------------------ ends of turns
 
@@ -232,6 +240,7 @@ class Renderer:
             folded, offered, changed = folding.write_tools_as_text(folded, offered), [], True
         if any(message["role"] == "system" for message in folded) and not self.template.keeps_system:
             folded, changed = folding.move_system_to_user(folded), True
+            tell(SYSTEM_MOVED.format(name=self.template.name))
         if changed and not self.template.takes_neighbours:
             folded = folding.join_user_messages(folded)
         if any(message.get("tool_calls") for message in folded) and self.template.wants_text_arguments:
@@ -304,13 +313,15 @@ class Renderer:
         later = self.tokenizer(self.tokenizer.eos_token + "a", add_special_tokens=False).input_ids
         return list(first) != list(later)[1:]
 
-    def _tell_thoughts(self, reply_tokens: Sequence[int]) -> None:
-        if "thoughts" not in self._told and "</think>" in self.tokenizer.decode(list(reply_tokens)):
-            self._told.add("thoughts")
-            log.warning(THOUGHTS_DROPPED.format(name=self.template.name))
 
-
+SYSTEM_MOVED = "{name} has no place of its own for a system prompt: it begins the next user message"
 THOUGHTS_DROPPED = (
     "{name} drops the thoughts of earlier turns; in a rollout of several turns they stay, because sampled tokens are "
     "never changed. Whoever serves the model should keep them too"
 )
+
+
+@cache
+def tell(text: str) -> None:
+    """Once a process."""
+    log.warning(text)
