@@ -76,25 +76,22 @@ class Renderer:
         shield = Shield(self.template.patterns, messages, tools)
         folded, offered = self._fold(shield.hide_messages(messages), shield.hide(list(tools)))
         turns = self._turns(folded, train)
+        before = [self.template.text(folded[:i], offered, generate=True) for i in turns]
         tokens: list[int] = []
         weights: list[float] = []
         written = ""
-        for i in turns:
-            before = self.template.text(folded[:i], offered, generate=True)
-            if not before.startswith(written):
-                raise UserError(
-                    f"{self.template.name} rewrites earlier turns of {outline(messages)}, so they cannot all be "
-                    "trained at once; set train_on: last"
-                )
-            following = before[len(written) :]
+        for number, i in enumerate(turns):
+            said = self._said(before[number], folded[: i + 1], offered)
+            if number + 1 < len(turns) and not before[number + 1].startswith(before[number] + said):
+                said = self._said_earlier(before[number], before[number + 1], folded[i])
+            following = before[number][len(written) :]
             if tokens:
                 following = self._without_end(following, tokens[-1])
-            said = self._said(before, folded[: i + 1], offered)
             context = self._encode(following, shield, after=tokens[-1] if tokens else None)
             reply = [*self._encode(said, shield, continued=True), self._end_id(bool(folded[i].get("tool_calls")))]
             tokens += context + reply
             weights += [0.0] * len(context) + [folded[i].get("weight", 1.0)] * len(reply)
-            written = before + said
+            written = before[number] + said
         return tokens, weights
 
     def text(self, text: str) -> tuple[list[int], list[float]]:
@@ -272,6 +269,20 @@ class Renderer:
         said = after[len(before) :]
         end = self.template.call_end_text if calls else self.template.end_text
         return said.rpartition(end)[0] if end else said.removesuffix(self.template.closing)
+
+    def _said_earlier(self, before: str, later: str, message: Message) -> str:
+        """What the template makes of a reply once the conversation has gone on, where that is not what it makes of the
+        last one: Qwen3 puts an empty thought before the last reply alone. All that was said has to be there."""
+        following = later[len(before) :] if later.startswith(before) else ""
+        span = self.template.find_end(following, call=True)
+        said = following[: span[0]] if span else ""
+        parts = [message["content"].strip(), *(call["function"]["name"] for call in message.get("tool_calls") or ())]
+        if not said or not all(part in said for part in parts):
+            raise UserError(
+                f"{self.template.name} rewrites earlier turns, such as {message['content'][:60]!r}, so that they "
+                "cannot all be trained at once; set train_on: last"
+            )
+        return said
 
     def _encode(self, text: str, shield: Shield, *, continued: bool = False, after: int | None = None) -> list[int]:
         """continued: the text follows other tokens, so a tokenizer that puts a space before every text must not.

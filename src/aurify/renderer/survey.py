@@ -64,7 +64,8 @@ class Survey:
                 return None  # the template says the same of the messages themselves
             raise UserError(f"{self._refusal(folded, offered, replied)}; {self._tool_mend()}") from None
         lost = ["the tools"] if tools and TOOL["function"]["name"] not in text else []
-        if any(f"{MARK}{k}cz" not in text for k, message in enumerate(messages) if message.get("tool_calls")):
+        calls = [(k, n) for k, message in enumerate(messages) for n in range(len(message.get("tool_calls") or ()))]
+        if any(f"{MARK}{k}c{n}z" not in text for k, n in calls):
             lost.append("tool calls")
         for k, message in enumerate(messages):
             if f"{MARK}{k}z" in text or (message.get("tool_calls") and not message["content"]):
@@ -89,7 +90,8 @@ class Survey:
     def check_delta(self, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> Form:
         """The form in which all of `new` survives and nothing before it changes."""
         shapes = tuple(shape(message) for message in before), tuple(shape(message) for message in new)
-        key = (*shapes, bool(tools), tuple(name_of_call(message, tools) is None for message in new))
+        names = [name_of_call(message, tools) for message in new if message["role"] == "tool"]
+        key = (*shapes, bool(tools), None in names, len({*names}) > 1)
         if key not in self._deltas:
             self._deltas[key] = self._form(before, new, tools)
         form = self._deltas[key]
@@ -233,8 +235,8 @@ def with_marks(message: Message, number: int) -> Message:
     if message.get("tool_calls"):
         marked["content"] = marked["content"] if message["content"] else ""
         marked["tool_calls"] = [
-            {**call, "function": {**call["function"], "arguments": {"a": f"{MARK}{number}cz"}}}
-            for call in message["tool_calls"]
+            {**call, "function": {**call["function"], "arguments": {"a": f"{MARK}{number}c{n}z"}}}
+            for n, call in enumerate(message["tool_calls"])
         ]
     return marked
 
