@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from aurify.types import Datum
 
 TRIED_TURNS = 3  # of an environment, in a dry run
+STAND_IN = "I do not know."
 
 
 def show_plan(recipe: Recipe) -> None:
@@ -83,8 +84,8 @@ def first_example(recipe: Recipe, stage: OfflineStage | OnlineStage, renderer: R
 async def try_environment(
     renderer: Renderer, taskset: TaskSet, seed: int, max_turns: int, max_context: int | None
 ) -> Shown:
-    """Starts the environment of the first task for real. One of several turns is played, with the task's own answer in
-    the place of the model's: so a template that cannot write what the environment says is refused before a run."""
+    """Starts the environment of the first task for real. One of several turns is played, with an answer that is no
+    answer in the place of the model's: a template that cannot write what the environment says is refused here."""
     from aurify.environments.rollout import datum_of, observe, rollout
     from aurify.environments.single_turn import SingleTurn
     from aurify.samplers.scripted import ScriptedSampler
@@ -100,8 +101,7 @@ async def try_environment(
     if type(environment) is SingleTurn:
         return Shown(Datum(tokens, [0.0] * len(tokens)), renderer.notes(first.messages))
     renderer.check_turns(first.messages, first.tools)
-    text = taskset.demonstration(task) or task.answer or "I do not know."
-    sampler = ScriptedSampler(lambda prompt: renderer.reply(prompt, text), renderer.tokenizer)
+    sampler = ScriptedSampler(lambda prompt: renderer.reply(prompt, STAND_IN), renderer.tokenizer)
     trajectory = await rollout(
         task,
         taskset.environment(task),
@@ -112,7 +112,7 @@ async def try_environment(
         max_turns=min(max_turns, TRIED_TURNS),
     )
     notes = renderer.notes(first.messages, first.tools, many_turns=max_turns > 1)
-    tried = f"the environment was played for {len(sampler.prompts)} turns, with {text[:60]!r} for the model's answers"
+    tried = f"the environment was started and played, {STAND_IN!r} in the place of {len(sampler.prompts)} answers"
     return Shown(datum_of(trajectory), [tried, *notes])
 
 
