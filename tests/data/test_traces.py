@@ -123,11 +123,12 @@ def test_a_thought_that_the_prompt_opens_is_not_opened_again(tmp_path):
 
 
 def test_an_end_token_inside_a_trace_cuts_nothing_and_one_at_its_end_is_not_doubled(tmp_path):
-    """T17: the reference cuts at the first one."""
+    """T17: the reference cuts at the first one. Here it is text like any other: control tokens never come from data."""
     end = RENDERER.tokenizer.convert_ids_to_tokens(RENDERER.end_token)
     traces = load(tmp_path / "t.jsonl", [{"prompt": "1+1?", "trace": f"a{end}b 2{end}\n", "answer": "2"}])
     [tokens] = traces.of(ask("1+1?"))
-    assert tokens.count(RENDERER.end_token) == 2 and len(tokens) == 6
+    assert tokens.count(RENDERER.end_token) == 1 == (tokens[-1] == RENDERER.end_token)
+    assert RENDERER.tokenizer.decode(tokens) == f"a{end}b 2{end}"
 
 
 def test_parquet_and_damaged_lines(tmp_path):

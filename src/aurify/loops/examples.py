@@ -189,7 +189,6 @@ def encoding(stage: OfflineStage, lesson: Lesson, limit: int) -> Encoding:
     return Encoding(
         lesson=lesson,
         train_on=stage.train_on,
-        tools_as_text=stage.data.tools_as_text,
         limit=limit,
         overlong=stage.overlong,
         on_bad_row=stage.data.on_bad_row,

@@ -33,10 +33,9 @@ from aurify.loops.offline import train_offline
 from aurify.loops.online import train_online
 from aurify.loops.plan import taskset_of
 from aurify.loops.progress import Checkpoints, derive_seed, fingerprint, seed_everything
-from aurify.loops.recipe import OfflineStage, OnlineStage, Recipe, algorithm_of, reference
+from aurify.loops.recipe import OfflineStage, OnlineStage, Recipe, algorithm_of, make_renderer, reference
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts
-from aurify.renderer import Renderer
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
 from aurify.samplers.inprocess import InProcessSampler
@@ -104,7 +103,7 @@ class StageRun:
         rows = self.rows(stage)
         engine = self.open(scalar_head=scores)
         self.tell(engine)
-        lesson, renderer = self.algorithm.learns_from, Renderer(engine.tokenizer)
+        lesson, renderer = self.algorithm.learns_from, make_renderer(stage, engine.tokenizer)
         examples = data.examples_of(rows, stage, renderer, lesson=lesson, limit=engine.max_context, seed=self.seed)
         for line in examples.tally.lines():
             self.tracker.event(line)
@@ -137,7 +136,7 @@ class StageRun:
             engine.follow(teacher)
         rollouts = Rollouts(
             self.sampler(engine),
-            Renderer(engine.tokenizer),
+            make_renderer(stage, engine.tokenizer),
             self.taskset,
             rubric,
             stage,
@@ -217,7 +216,9 @@ class StageRun:
         assert self.taskset is not None
         limit = stage.sampler.max_context or engine.max_context
         with self.waiting("reading and judging traces"):
-            guide = run_async(guide_of(stage, self.taskset, Renderer(engine.tokenizer), limit, self.heldout))
+            guide = run_async(
+                guide_of(stage, self.taskset, make_renderer(stage, engine.tokenizer), limit, self.heldout)
+            )
         if guide.traces is not None:
             self.tracker.event(guide.traces.report())
         return guide
@@ -279,7 +280,7 @@ class StageRun:
         sample, taskset = stage.data.sample, self.taskset
         assert sample is not None and taskset is not None
         engine = self.open(trainable=False)
-        sampler, renderer = self.sampler(engine), Renderer(engine.tokenizer)
+        sampler, renderer = self.sampler(engine), make_renderer(stage, engine.tokenizer)
         judge = self.judge(sample.reward) if sample.reward else None
         rubric = Rubric([ModelReward(judge)]) if judge else taskset.rubric
         parts = (
@@ -358,7 +359,7 @@ class StageRun:
                 return await evaluate(
                     taskset,
                     sampler,
-                    Renderer(engine.tokenizer),
+                    make_renderer(self.stage, engine.tokenizer),
                     options.sampling,
                     num_tasks=options.num_tasks,
                     seed=self.recipe.seed,
