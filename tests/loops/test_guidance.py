@@ -139,8 +139,8 @@ def test_what_is_given_depends_on_the_seed_alone():
     guide = replace(
         guide, options=GuidanceOptions(demonstrations=True, prefix=PrefixOptions(schedule="random", low=0.1))
     )
-    lengths = [[len(tokens) for tokens in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
-    assert lengths == [[len(tokens) for tokens in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
+    lengths = [[len(given.tokens) for given in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
+    assert lengths == [[len(given.tokens) for given in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
     assert len({length for [length] in lengths}) > 3
 
 

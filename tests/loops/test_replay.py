@@ -144,13 +144,13 @@ def test_questions_that_are_always_right_retire_and_failed_ones_go_down():
     buffer = started()
     mixed = [trajectory([1]), trajectory([2]), trajectory([3], good=False), trajectory([4], good=False)]
     learn(buffer, group_of("a", *mixed), group_of("b", *mixed), group_of("c", *mixed))
-    assert {name: q.num_successes for name, q in buffer.questions.items()} == {"a": 2, "b": 2, "c": 2}
+    assert {name: q.bucket for name, q in buffer.questions.items()} == {"a": 2, "b": 2, "c": 2}
     again = buffer.entries[buffer.questions["a"].entries[0]].trajectory()
     metrics = learn(buffer, group_of("a", again, trajectory([8]), trajectory([9]), trajectory([10])), step=1)
     assert buffer.retired == {"a"} and set(buffer.questions) == {"b", "c"} and metrics["replay/used"] == 1
     again = buffer.entries[buffer.questions["b"].entries[0]].trajectory()
     learn(buffer, group_of("b", again, *(trajectory([k], good=False) for k in (8, 9, 10))))
-    assert buffer.questions["b"].num_successes == 1, "the reference leaves it where it was"
+    assert buffer.questions["b"].bucket == 1, "the reference leaves it where it was"
     stale = buffer.entries[buffer.questions["c"].entries[0]].trajectory()
     stale.messages = [*stale.messages[:1], {"role": "assistant", "content": "no"}]
     learn(buffer, group_of("c", stale, trajectory([8], good=False)))
