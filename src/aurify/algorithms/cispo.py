@@ -22,7 +22,9 @@ from aurify.types import Batch, Outputs
 class CISPO(GRPO):
     max_ratio: float | None = None
 
-    effects: ClassVar[Effects] = dict.fromkeys(("surrogate", "clip_low", "clip_high", "dual_clip"), NEVER)
+    effects: ClassVar[Effects] = dict.fromkeys(
+        ("surrogate", "clip_low", "clip_high", "dual_clip", "covariance_kl_coef"), NEVER
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

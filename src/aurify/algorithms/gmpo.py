@@ -26,7 +26,9 @@ class GMPO(GRPO):
     aggregator: Literal["token", "sequence", "constant"] = "sequence"
 
     # an advantage of a token weighs the gradient of its whole sequence: single tokens cannot be chosen
-    effects: ClassVar[Effects] = {"dual_clip": NEVER, "top_entropy": NEVER, "covariance": NEVER}
+    effects: ClassVar[Effects] = dict.fromkeys(
+        ("dual_clip", "top_entropy", "covariance", "covariance_share", "covariance_kl_coef"), NEVER
+    )
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.advantages is not None

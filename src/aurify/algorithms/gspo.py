@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from aurify.algorithms.effects import Effect, Effects
+from aurify.algorithms.effects import NEVER, Effect, Effects
 from aurify.algorithms.grpo import GRPO
 from aurify.types import Batch, Outputs
 
@@ -30,6 +30,7 @@ class GSPO(GRPO):
 
     effects: ClassVar[Effects] = {
         "top_entropy": Effect(lambda a: a.form == "token", "with form: token; a sequence is kept or left out as one"),
+        "covariance_kl_coef": NEVER,
         "covariance": Effect(
             lambda a: a.form == "token" and a.covariance == "clip",
             "with form: token and covariance: clip; a sequence is kept or left out as one",

@@ -25,7 +25,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from aurify.algorithms.effects import Effect, Effects
+from aurify.algorithms.effects import NEVER, Effect, Effects
 from aurify.algorithms.estimators import Scale
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.shaping import BENT, Shape, shaped
@@ -53,9 +53,12 @@ class LUFFY(GRPO):
             for name in ("clip_low", "clip_high", "dual_clip")
         },
         "surrogate": Effect(lambda a: False, "with other methods: here clip_on_policy says whether ratios are clipped"),
+        "covariance_kl_coef": NEVER,
         "shape": Effect(lambda a: not a.sft_coef, "without sft_coef", "guidance"),
         "gamma": Effect(lambda a: not a.sft_coef and a.shape in BENT, "with a shape that has one", "guidance"),
-        "behaviour": Effect(lambda a: not a.sft_coef, "without sft_coef", "guidance"),
+        "behaviour": Effect(
+            lambda a: not a.sft_coef and a.shape != "log", "without sft_coef, with another shape than log", "guidance"
+        ),
         "sft_coef": Effect(lambda a: True, "", "guidance"),
         "entropy_on": Effect(lambda a: "entropy" in a.needs, "with entropy_coef or entropy_target"),
     }

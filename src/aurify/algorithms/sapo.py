@@ -25,7 +25,9 @@ class SAPO(GRPO):
     tau_negative: float = 1.05
     aggregator: Literal["token", "sequence", "constant"] = "sequence"
 
-    effects: ClassVar[Effects] = dict.fromkeys(("surrogate", "clip_low", "clip_high", "dual_clip"), NEVER)
+    effects: ClassVar[Effects] = dict.fromkeys(
+        ("surrogate", "clip_low", "clip_high", "dual_clip", "covariance_kl_coef"), NEVER
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

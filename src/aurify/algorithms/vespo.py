@@ -29,7 +29,9 @@ class VESPO(GRPO):
     k_negative: float = 3.0
     lambda_negative: float = 2.0
 
-    effects: ClassVar[Effects] = dict.fromkeys(("surrogate", "clip_low", "clip_high", "dual_clip"), NEVER)
+    effects: ClassVar[Effects] = dict.fromkeys(
+        ("surrogate", "clip_low", "clip_high", "dual_clip", "covariance_kl_coef"), NEVER
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
