@@ -201,6 +201,14 @@ def test_a_guides_token_has_the_ratio_one_in_luffy_and_its_own_elsewhere():
     assert float(metrics["loss/ratio"]) == pytest.approx(math.exp(0.1) + 1)
 
 
+def test_the_entropy_bonus_has_its_coefficient():
+    entropy = torch.tensor([1.0, 3.0], requires_grad=True)
+    loss, _ = GRPO(entropy_coef=0.3).loss(Outputs(torch.tensor([-1.0] * 2), entropy), batch_of([2], advantages=0.0))
+    loss.backward()
+    assert entropy.grad is not None and entropy.grad.tolist() == pytest.approx([-0.3, -0.3])
+    assert float(loss) == pytest.approx(-1.2)
+
+
 def test_entropy_on_policy_tells_the_share_that_counts():
     entropy = torch.tensor([1.0, 3.0, 5.0])
     batch = batch_of([1, 1, 1], ["policy", "guidance", "replay"], advantages=0.0)
