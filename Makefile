@@ -2,6 +2,7 @@
 #   make demo    train a small real model through SFT, a reward model, DPO and GRPO
 #   make test    all tests
 #   make check   lint, types, layers
+#   make mutants plant faults one by one; the tests must notice each (some ten minutes): WORDS="kto optim" for some of them
 #   make bench   speed against TRL and Hugging Face generate
 #   make gpu-check   on a machine with a GPU: is it right there, and how fast? CHECK=--cpu: correctness without one
 #   make bench-memory   how well a knowledge base finds: MEDQUAD=path/of/medquad.jsonl.gz, LIMIT=300 for a first look
@@ -16,7 +17,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get -qq --yes --no-install-recommends 
 SANDBOX := command -v bwrap >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 	{ $(APT) || { apt-get -qq update && $(APT); }; } >/dev/null 2>&1; }
 
-.PHONY: demo test check bench gpu-check bench-memory setup clean
+.PHONY: demo test check mutants bench gpu-check bench-memory setup clean
 .DEFAULT_GOAL := setup
 
 demo: .venv/demo.stamp
@@ -29,6 +30,9 @@ check: .venv/test.stamp
 	.venv/bin/ruff check .
 	.venv/bin/mypy
 	.venv/bin/python -m pytest -q tests/test_layers.py
+
+mutants: .venv/test.stamp
+	.venv/bin/python scripts/mutants.py $(WORDS)
 
 bench: .venv/test.stamp
 	.venv/bin/python benchmarks/cpu.py

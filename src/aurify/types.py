@@ -123,6 +123,7 @@ class Group:
 
     task: Task
     trajectories: list[Trajectory]
+    reward_weights: Mapping[str, float] = field(default_factory=dict)  # of the rubric, by name; 1 where absent
 
     @property
     def rewards(self) -> list[float | None]:

@@ -94,7 +94,7 @@ def test_options_of_the_estimate_are_refused_where_there_is_none(option):
     [name] = option
     with pytest.raises(UserError, match=rf"distillation\.{name}: .* vocabulary: sampled"):
         Distillation(**option)
-    Distillation(vocabulary="sampled", **option)
+    Distillation(vocabulary="sampled", **{"surrogate": "clip"} | option)
 
 
 @pytest.mark.parametrize("source", [{"guidance": {"demonstrations": True}}, {"replay": {}}])

@@ -48,7 +48,8 @@ LORA = LoraConfig(rank=4)
 def bare(algorithm: Any) -> Any:
     """Without the terms that act whatever the advantage is."""
     fields = {field.name for field in dataclasses.fields(algorithm)}
-    return dataclasses.replace(algorithm, **{name: 0.0 for name in ("kl_coef", "entropy_coef") if name in fields})
+    off = {"kl_coef": 0.0, "entropy_coef": 0.0, "kl": "k3"}
+    return dataclasses.replace(algorithm, **{name: value for name, value in off.items() if name in fields})
 
 
 def make_engine(algorithm, lora=None, **options) -> Engine:

@@ -64,7 +64,7 @@ def test_penalise(group):
     for trajectory in group.trajectories:
         penalise(trajectory, 0.75)
     assert group.rewards == [1.0, -0.25, 0.0]
-    assert [t.rewards for t in group.trajectories] == [{}, {"truncated": -0.75}, {}]
+    assert [t.rewards for t in group.trajectories] == [{"truncated": 0}, {"truncated": -0.75}, {"truncated": 0}]
     assert num_trained(data_of(group, [1.0, -1.0, 0.0], stage_with("penalise"))) == [2, 6, 2]
 
 

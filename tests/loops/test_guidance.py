@@ -133,14 +133,29 @@ def test_schedules():
     assert 0.07 < max(shares("reverse_linear", 0)) <= 0.08 and 0.75 < max(shares("reverse_linear", 9)) <= 0.8
 
 
+def test_the_linear_schedule_ends_at_low():
+    options = PrefixOptions(schedule="linear", low=0.2, high=0.8)
+    shares = [options.share(0, 1, step, 10, random.Random(0)) for step in (0, 5, 10)]
+    assert shares == pytest.approx([0.8, 0.5, 0.2])
+
+
+@pytest.mark.parametrize(("success", "guided"), [(1.0, 1), (0.4, 0)])
+def test_all_failed_looks_at_the_success_threshold(success, guided):
+    """The policy's own earn .5: failures with success 1, and no failures with .4."""
+    sampled = rollouts(["half"], replace="all_failed", success=success)
+    rubric = Rubric([lambda task, trajectory: {"half": 0.5}.get(trajectory.text, 1.0)])
+    group = group_of(replace(sampled, rubric=rubric))
+    assert sources(group).get("guidance", 0) == guided
+
+
 def test_what_is_given_depends_on_the_seed_alone():
     guide = rollouts(["no"]).guide
     assert isinstance(guide, Guide)
     guide = replace(
         guide, options=GuidanceOptions(demonstrations=True, prefix=PrefixOptions(schedule="random", low=0.1))
     )
-    lengths = [[len(tokens) for tokens in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
-    assert lengths == [[len(tokens) for tokens in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
+    lengths = [[len(given.tokens) for given in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
+    assert lengths == [[len(given.tokens) for given in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
     assert len({length for [length] in lengths}) > 3
 
 
@@ -163,6 +178,7 @@ RECIPE = {"model": "random:tiny", "task": "largest_number", "stages": {"rl": {"m
         ({"replay": {"share": 0}}, "share"),
         ({"teacher": "random:tiny"}, "luffy asks no teacher"),
         ({"dynamic_sampling": -1}, "dynamic_sampling"),
+        ({}, "luffy without guidance is GRPO: set guidance"),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(options, message):

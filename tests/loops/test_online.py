@@ -88,7 +88,7 @@ def test_truncated_completions(how, rewards, num):
     metrics = rollout_metrics([group], [[1.0, -1.0]], options)
     assert metrics["rollout/truncated"] == 0.5
     assert metrics["ledger/trajectories_masked"] == (how == "mask")
-    assert metrics.get("reward/truncated") == (-0.5 if how == "penalise" else None)
+    assert metrics.get("reward/truncated") == (-0.25 if how == "penalise" else None), "the mean of -.5 and 0"
     assert metrics["reward/contains"] == 0.5, "the task's own reward is told unchanged"
 
 

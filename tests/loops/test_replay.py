@@ -14,7 +14,7 @@ from models import random_model
 
 from aurify.engine.engine import Engine
 from aurify.environments.rollout import datum_of
-from aurify.loops.replay import Buffer, Entry, ReplayOptions, bucket_weights
+from aurify.loops.replay import Buffer, Entry, ReplayOptions, bucket_weights, num_replayed
 from aurify.rewards.rubric import Rubric
 from aurify.types import Datum, Group, Segment, Task, Trajectory
 
@@ -144,17 +144,64 @@ def test_questions_that_are_always_right_retire_and_failed_ones_go_down():
     buffer = started()
     mixed = [trajectory([1]), trajectory([2]), trajectory([3], good=False), trajectory([4], good=False)]
     learn(buffer, group_of("a", *mixed), group_of("b", *mixed), group_of("c", *mixed))
-    assert {name: q.num_successes for name, q in buffer.questions.items()} == {"a": 2, "b": 2, "c": 2}
+    assert {name: q.bucket for name, q in buffer.questions.items()} == {"a": 2, "b": 2, "c": 2}
     again = buffer.entries[buffer.questions["a"].entries[0]].trajectory()
     metrics = learn(buffer, group_of("a", again, trajectory([8]), trajectory([9]), trajectory([10])), step=1)
     assert buffer.retired == {"a"} and set(buffer.questions) == {"b", "c"} and metrics["replay/used"] == 1
     again = buffer.entries[buffer.questions["b"].entries[0]].trajectory()
     learn(buffer, group_of("b", again, *(trajectory([k], good=False) for k in (8, 9, 10))))
-    assert buffer.questions["b"].num_successes == 1, "the reference leaves it where it was"
+    assert buffer.questions["b"].bucket == 1, "the reference leaves it where it was"
     stale = buffer.entries[buffer.questions["c"].entries[0]].trajectory()
     stale.messages = [*stale.messages[:1], {"role": "assistant", "content": "no"}]
     learn(buffer, group_of("c", stale, trajectory([8], good=False)))
     assert set(buffer.questions) == {"b"}, "a stored answer that is judged wrong now takes its question along"
+
+
+def test_a_question_drawn_fresh_that_fails_completely_keeps_its_successes():
+    """They are what the buffer is for: the question goes to the lowest bucket and can be replayed."""
+    buffer = started()
+    learn(buffer, group_of("a", trajectory([1]), trajectory([2]), trajectory([3]), trajectory([4], good=False)))
+    assert buffer.questions["a"].bucket == 3
+    learn(buffer, group_of("a", *(trajectory([k], good=False) for k in (5, 6, 7, 8))))
+    assert buffer.questions["a"].bucket == 1 and len(buffer.entries) == 3
+    [(task, _)] = buffer.choose(2, Engine(random_model(), trainable=False), 1.0, seed=0)
+    assert task.id == "a"
+
+
+def test_what_counts_as_a_success_is_the_option(monkeypatch):
+    """A reward of .5: kept with success .5, and not with 1."""
+    monkeypatch.setattr(RUBRIC, "rewards", [Rubric([half]).rewards[0]])
+    for success, num in ((0.5, 1), (1.0, 0), (0.500001, 0)):
+        buffer = started(success=success)
+        learn(buffer, group_of("a", trajectory([1]), trajectory([2], good=False)))
+        assert len(buffer.entries) == num
+
+
+def half(task: Task, trajectory: Trajectory) -> float:
+    return 0.5 * (trajectory.text == "yes")
+
+
+def test_continuous_rewards_are_put_in_buckets_by_their_spread(monkeypatch):
+    """Deviations 0, .25 and .5 of a step, with groups of 4: 4 (0 - 0) / .5, 4 * .25 / .5 and 4 * .5 / .5"""
+    monkeypatch.setattr(RUBRIC, "rewards", [Rubric([by_token]).rewards[0]])
+    buffer = started(buckets="spread", success=0.5)
+    groups = [
+        group_of("flat", trajectory([50]), trajectory([50]), trajectory([50]), trajectory([50])),
+        group_of("some", trajectory([75]), trajectory([25]), trajectory([75]), trajectory([25])),
+        group_of("wide", trajectory([100]), trajectory([0]), trajectory([100]), trajectory([0])),
+    ]
+    learn(buffer, *groups)
+    assert {name: q.bucket for name, q in buffer.questions.items()} == {"some": 2, "wide": 4}
+    assert "flat" in buffer.retired, "all of its answers succeed"
+    assert buffer.draw(2, random.Random(0)) and buffer.buckets([groups[0]], RUBRIC) == [0]
+
+
+def by_token(task: Task, trajectory: Trajectory) -> float:
+    return trajectory.tokens[-1] / 100
+
+
+def test_a_share_that_rounding_would_lower_is_whole():
+    assert num_replayed(0.29, 100) == 29 and num_replayed(0.5, 1) == 0 and num_replayed(0.5, 5) == 2
 
 
 def test_memory_is_bounded_and_the_oldest_goes_first():

@@ -66,3 +66,27 @@ def test_weights_count_and_a_reward_that_does_not_apply_says_nothing():
 def test_lengths_of_negative_rewards_are_refused():
     with pytest.raises(UserError, match=r"reward 'short' is negative"):
         combine_rewards(answers({"right": 1.0, "short": -0.5}), {}, "l2")
+
+
+def test_a_reward_that_the_first_answer_lacks_is_not_dropped():
+    """An environment's reward, missing in the first: .25, .75, .25 and not 0, 1, 0."""
+    group = answers({"right": 0.0}, {"right": 1.0, "found": 0.5}, {"right": 0.0, "found": 0.5})
+    for order in (group, group[::-1]):
+        combine_rewards(order, {}, "uniform")
+        assert [t.reward for t in group] == pytest.approx([0.25, 0.75, 0.25])
+
+
+@pytest.mark.parametrize("how", ["uniform", "std", "pca", "l2"])
+def test_a_reward_of_weight_zero_is_no_column(how):
+    rows = ({"right": 1.0, "told": 9.0}, {"right": 0.0, "told": -3.0})
+    with_it, without = answers(*rows), answers(*({"right": row["right"]} for row in rows))
+    combine_rewards(with_it, {"told": 0.0}, how)
+    combine_rewards(without, {}, how)
+    assert [t.reward for t in with_it] == pytest.approx([t.reward for t in without])
+
+
+def test_l2_names_the_reward_that_is_negative_wherever_it_stands():
+    for order in (1, -1):
+        rows = [{"right": 1.0, "short": -0.5}, {"right": 1.0}][::order]
+        with pytest.raises(UserError, match=r"reward 'short' is negative"):
+            combine_rewards(answers(*rows), {}, "l2")

@@ -12,6 +12,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from aurify.algorithms.effects import NEVER, Effects
 from aurify.algorithms.grpo import GRPO
 from aurify.errors import UserError
 from aurify.types import Batch, Outputs
@@ -21,7 +22,9 @@ from aurify.types import Batch, Outputs
 class CISPO(GRPO):
     max_ratio: float | None = None
 
-    unused: ClassVar[tuple[str, ...]] = ("surrogate", "clip_low", "clip_high", "dual_clip")
+    effects: ClassVar[Effects] = dict.fromkeys(
+        ("surrogate", "clip_low", "clip_high", "dual_clip", "covariance_kl_coef"), NEVER
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

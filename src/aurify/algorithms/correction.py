@@ -9,8 +9,13 @@ With d = log pi_old - log pi_sampler of the sampled tokens:
     geometric_mask  sequences whose exp mean d is outside [low, high] are left out
     none            nothing is changed; the gap is measured all the same
 
-`negative_drift` leaves out sequences with A < 0 from which the policy has moved by more than it: mean of
-(log pi_sampler - log pi_old) (DeepSeek-V3.2). TRL masks sequences by default with vLLM; verl corrects nothing unless
+Tokens of a guide, and replayed ones, were not sampled now: d is not known for them. They keep their weight (that of
+their sequence, in the kinds for sequences) and enter no sum, no mean and no metric; "loss/sampler_share" tells how many
+tokens the metrics are about.
+
+`negative_drift` leaves out sequences with A < 0 from which the policy of now has moved by more than it: mean of
+(log pi_sampler - log pi) (DeepSeek-V3.2). It compares with the policy of each update, not with that before the first:
+it is there for the later updates of a rollout. TRL masks sequences by default with vLLM; verl corrects nothing unless
 asked, and so do we: the sampler in the process has the trainer's weights."""
 
 from __future__ import annotations
@@ -38,13 +43,25 @@ class Correction:
     def __post_init__(self) -> None:
         if not 0 <= self.low < 1 < self.high:
             raise UserError(f"correction: low {self.low} and high {self.high} must lie on either side of 1")
+        if self.low != 0.5 and not self.kind.endswith(("mis", "mask")):
+            raise UserError(
+                f"correction.low: {self.low} has an effect only with kind: token_mis, sequence_mis or geometric_mask; "
+                "leave it out"
+            )
+        if self.high != 2.0 and self.kind == "none":
+            raise UserError(f"correction.high: {self.high} has an effect only with a kind; leave it out")
 
-    def weigh(self, old: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """What each token's loss is multiplied by, and metrics; all [tokens], without gradient."""
+    def weigh(self, old: Tensor, batch: Batch, now: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """What each token's loss is multiplied by, and metrics; all [tokens], without gradient.
+
+        old, now: the trainer's log-probs before the first update and of now; None: there has been no update."""
         assert batch.logprobs is not None
-        gap = (old - batch.logprobs).detach()
-        total = batch.sum_by_sequence(batch.weights * gap)
-        mean = total / batch.lengths.clamp(min=1e-9)
+        sampled = ~(batch.written_by("guidance") | batch.written_by("replay"))  # [tokens]
+        counted = batch.weights * sampled
+        num = batch.sum_by_sequence(counted).clamp(min=1e-9)  # [sequences]
+        gap = torch.where(sampled, old - batch.logprobs, 0.0).detach()
+        total = batch.sum_by_sequence(counted * gap)
+        mean = total / num
         weight = torch.ones_like(gap)
         if self.kind.startswith("token"):
             weight = self.bounded(gap)
@@ -54,14 +71,17 @@ class Correction:
             weight = ((mean.exp() >= self.low) & (mean.exp() <= self.high)).float()[batch.sequence]
         if self.negative_drift is not None:
             assert batch.advantages is not None
-            drifted = (-mean > self.negative_drift)[batch.sequence] & (batch.advantages < 0)
+            moved = batch.logprobs - (old if now is None else now)
+            drift = batch.sum_by_sequence(counted * moved.detach()) / num  # [sequences]
+            drifted = (drift > self.negative_drift)[batch.sequence] & (batch.advantages < 0)
             weight = torch.where(drifted, 0.0, weight)
         ratio = gap.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         return weight, {
             "loss/sampler_gap": gap.abs(),
-            "loss/sampler_ratio": ratio,
-            "loss/sampler_ratio_squared": ratio**2,  # effective share of samples: ratio^2 / this
-            "loss/sampler_rejected": (weight == 0).float(),
+            "loss/sampler_ratio": sampled * ratio,
+            "loss/sampler_ratio_squared": sampled * ratio**2,  # effective share of samples: ratio^2 / this
+            "loss/sampler_rejected": sampled * (weight == 0).float(),
+            "loss/sampler_share": sampled.float(),
         }
 
     def bounded(self, log_ratio: Tensor) -> Tensor:

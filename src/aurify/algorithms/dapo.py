@@ -3,7 +3,8 @@ step, and answers that come near the length limit lose reward before groups are 
 
     penalty = 0 up to max_length - buffer, then falling to -1 at max_length
 
-Its fourth part, drawing groups without spread again, is `dynamic_sampling` of the stage."""
+Its fourth part, drawing groups without spread again, is `dynamic_sampling` of the stage. The paper looks at the spread
+of accuracy, which is `dynamic_sampling_by: accuracy`: answers that are all right still differ by the penalty."""
 
 from __future__ import annotations
 

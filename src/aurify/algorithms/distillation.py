@@ -24,15 +24,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from aurify.algorithms.effects import NEVER, Effect, Effects
 from aurify.algorithms.grpo import GRPO
 from aurify.errors import UserError
 from aurify.types import Batch, Datum, Divergence, Group, Need, Outputs, Policy
 
-SAMPLED_ONLY = ("surrogate", "clip_low", "clip_high", "dual_clip", "max_ratio")
+CLIPS = ("clip_low", "clip_high", "dual_clip")
 
 
 @dataclass(frozen=True)
@@ -43,16 +44,32 @@ class Distillation(GRPO):
     max_ratio: float = 20.0
     surrogate: Literal["clip", "plain"] = "plain"
 
+    min_group: ClassVar[int] = 1
+    flattens: ClassVar[bool] = False
+    sums_rewards: ClassVar[bool] = False
+    needs_reward: ClassVar[bool] = False  # the teacher judges answers, also those that no reward applies to
+    effects: ClassVar[Effects] = {
+        **{
+            name: Effect(
+                lambda a: a.vocabulary == "sampled" and a.surrogate == "clip",
+                "with vocabulary: sampled and surrogate: clip",
+            )
+            for name in CLIPS
+        },
+        "surrogate": Effect(lambda a: a.vocabulary == "sampled", "with vocabulary: sampled"),
+        "max_ratio": Effect(lambda a: a.vocabulary == "sampled", "with vocabulary: sampled"),
+        "beta": Effect(lambda a: a.divergence == "jsd", "with divergence: jsd"),
+        **dict.fromkeys(
+            ("scale", "flat_groups", "kl", "kl_clamp", "covariance", "covariance_share", "covariance_kl_coef"), NEVER
+        ),
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kl_coef:
             raise UserError("distillation.kl_coef: the teacher takes the place of the reference; leave it at 0")
         if not 0 < self.beta < 1 or self.max_ratio <= 1:
             raise UserError(f"distillation: beta {self.beta} must be in (0, 1) and max_ratio {self.max_ratio} above 1")
-        if self.vocabulary == "full":
-            self.refuse(
-                SAMPLED_ONLY, "is about the estimate from sampled tokens; leave it out, or set vocabulary: sampled"
-            )
 
     @property
     def needs(self) -> frozenset[Need]:

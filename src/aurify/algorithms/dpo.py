@@ -34,6 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from aurify.algorithms.effects import Effect, Effects, check_effects
 from aurify.algorithms.pairs import lengths_of, reward_metrics, split, with_imitation
 from aurify.errors import UserError
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
@@ -142,6 +143,9 @@ class DPO:
     learns_from: ClassVar[Lesson] = "pairs"
     needs: ClassVar[frozenset[Need]] = frozenset({"ref_logprobs"})
     per: ClassVar[Per] = "unit"
+    effects: ClassVar[Effects] = {
+        "divergence_alpha": Effect(lambda a: a.divergence == "alpha", "with divergence: alpha"),
+    }
 
     def __post_init__(self) -> None:
         if self.beta <= 0 or self.sft_coef < 0 or not 0 <= self.length_alpha <= 1:
@@ -165,6 +169,7 @@ class DPO:
             )
         if self.divergence_alpha == 1:
             raise UserError("dpo.divergence_alpha: the alpha-divergence at 1 is reverse_kl; set divergence to that")
+        check_effects(self)
 
     @property
     def smoothing(self) -> float:

@@ -5,17 +5,20 @@
 
 w f'(w) is 0.0826 at w = 1 and 0.25 at w = 0.1: a fresh memory teaches a twelfth of an answer of now, and tokens that
 have become less likely since teach most. It extends LUFFY, so that a guide's tokens in the same groups are treated as
-there. The reference clips until its buffer starts; here that is one choice for the whole stage."""
+there. The reference clips until its buffer starts; here that is one choice for the whole stage. `shape` bends both; the
+bends are `replay_gamma` here and `gamma` for a guide."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from aurify.algorithms.effects import Effect, Effects
 from aurify.algorithms.luffy import LUFFY
-from aurify.algorithms.shaping import shaped
+from aurify.algorithms.shaping import BENT, shaped
 from aurify.errors import UserError
 from aurify.types import Batch, Need, Outputs
 
@@ -23,6 +26,12 @@ from aurify.types import Batch, Need, Outputs
 @dataclass(frozen=True)
 class ExGRPO(LUFFY):
     replay_gamma: float = 0.1
+
+    stage_needs: ClassVar[tuple[str, ...]] = ("replay",)
+    effects: ClassVar[Effects] = {
+        "shape": Effect(lambda a: True, "", "replay"),
+        "replay_gamma": Effect(lambda a: a.shape in BENT, "with a shape that has one", "replay"),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

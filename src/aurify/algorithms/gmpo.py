@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from aurify.algorithms.effects import NEVER, Effects
 from aurify.algorithms.grpo import GRPO
 from aurify.types import Batch, Outputs
 
@@ -24,7 +25,10 @@ class GMPO(GRPO):
     clip_high: float = 0.4
     aggregator: Literal["token", "sequence", "constant"] = "sequence"
 
-    unused: ClassVar[tuple[str, ...]] = ("dual_clip",)
+    # an advantage of a token weighs the gradient of its whole sequence: single tokens cannot be chosen
+    effects: ClassVar[Effects] = dict.fromkeys(
+        ("dual_clip", "top_entropy", "covariance", "covariance_share", "covariance_kl_coef"), NEVER
+    )
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.advantages is not None

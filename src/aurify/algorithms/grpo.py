@@ -13,9 +13,20 @@ token mean without KL, and add no dual clip unless asked (verl always clips dual
 the two-sided clip of INTELLECT-2, TRL's `delta`, is the same bound).
 
 Its relatives (dapo, gspo, cispo, ...) extend it: they set other defaults, or replace `advantages` or
-`surrogate_losses`. So every one of them has what stands here: `correction` for a sampler that computes otherwise than
-the trainer, `top_entropy`
-(only the least certain tokens of the step learn, arXiv 2506.01939) and `entropy_target` (see loops/entropy.py)."""
+`surrogate_losses`. So every one of them has what stands here, unless its `effects` say otherwise: `correction` for a
+sampler that computes otherwise than the trainer, `top_entropy` (only the least certain tokens of the step learn, arXiv
+2506.01939), `covariance` (see covariance.py) and `entropy_target` (see loops/entropy.py).
+
+A guide's token, under a method that does not treat it in another way, counts as one that the policy wrote: its ratio is
+taken against the policy before the update. A sampler's log-probs it has none: it is left out of `correction`.
+
+Groups without spread: with `flat_groups: leave_out` they are not trained and not counted, so that the size of a step
+does not depend on how many questions were too easy or too hard, and no time goes into rows without a gradient. That is
+the default. `keep` is TRL's convention: they stay in the denominators (one informative group of eight has an eighth of
+the gradient) and get KL and entropy. The clipping of the gradient and the weight of KL feel the difference; Adam hardly
+does.
+
+`kl_clamp` bounds k3 of a token, as verl does at 10. A token beyond it has no gradient, so the default is no bound."""
 
 from __future__ import annotations
 
@@ -27,6 +38,8 @@ import torch
 from torch import Tensor
 
 from aurify.algorithms.correction import Correction
+from aurify.algorithms.covariance import strip_covariance
+from aurify.algorithms.effects import Effect, Effects, check_effects
 from aurify.algorithms.estimators import Scale, group_advantages
 from aurify.errors import UserError
 from aurify.types import Batch, Datum, Group, Lesson, Need, Outputs, Per, Policy, Sums
@@ -45,13 +58,33 @@ class GRPO:
     constant_length: int | None = None  # for aggregator "constant"; usually sampling.max_tokens
     kl_coef: float = 0.0
     kl: Literal["k1", "k2", "k3"] = "k3"
+    kl_clamp: float | None = None  # the most that k3 of a token may be
     entropy_coef: float = 0.0
     entropy_target: float | None = None  # nats; the loop then moves entropy_coef
     top_entropy: float = 1.0  # share of the tokens of a step
+    covariance: Literal["clip", "kl"] | None = None  # what happens to the tokens that cost most entropy
+    covariance_share: float = 2e-4  # of the tokens of a step
+    covariance_kl_coef: float = 0.1
+    flat_groups: Literal["leave_out", "keep"] = "leave_out"  # groups without spread
     correction: Correction = Correction()
 
     learns_from: ClassVar[Lesson] = "rollouts"
-    unused: ClassVar[tuple[str, ...]] = ()  # fields that the surrogate of a relative has no place for
+    min_group: ClassVar[int] = 2  # answers to one prompt below which nothing can be learnt
+    needs_reward: ClassVar[bool] = True  # answers without a reward are left out
+    sums_rewards: ClassVar[bool] = True  # asks for an answer's reward; else for its rewards one by one
+    flattens: ClassVar[bool] = True  # gives a group without spread no advantage
+    stage_needs: ClassVar[tuple[str, ...]] = ()  # what the stage must have beside the policy's own answers
+    asks_guide_ratio: ClassVar[bool] = True  # how likely a guide's tokens were to the policy before the update
+    effects: ClassVar[Effects] = {
+        "clip_low": Effect(lambda a: a.surrogate == "clip", "with surrogate: clip"),
+        "clip_high": Effect(lambda a: a.surrogate == "clip", "with surrogate: clip"),
+        "dual_clip": Effect(lambda a: a.surrogate == "clip", "with surrogate: clip"),
+        "constant_length": Effect(lambda a: a.aggregator == "constant", "with aggregator: constant"),
+        "kl": Effect(lambda a: a.kl_coef > 0, "with kl_coef above 0"),
+        "kl_clamp": Effect(lambda a: a.kl_coef > 0 and a.kl == "k3", "with kl: k3 and kl_coef above 0"),
+        "covariance_share": Effect(lambda a: a.covariance is not None, "with covariance: clip or kl"),
+        "covariance_kl_coef": Effect(lambda a: a.covariance == "kl", "with covariance: kl", "updates"),
+    }
 
     def __post_init__(self) -> None:
         if self.dual_clip is not None and self.dual_clip <= 1:
@@ -62,16 +95,21 @@ class GRPO:
             raise UserError(
                 "grpo.aggregator 'constant' divides by a length: set grpo.constant_length, usually sampling.max_tokens"
             )
-        self.refuse(self.unused, f"has no effect on {type(self).__name__.lower()}; leave it out")
+        if self.kl_clamp is not None and self.kl_clamp <= 0:
+            raise UserError(f"grpo.kl_clamp: {self.kl_clamp} must be above 0 (10 is verl's), or null")
+        if not 0 < self.covariance_share < 1 or self.covariance_kl_coef <= 0:
+            raise UserError(
+                f"grpo: covariance_share {self.covariance_share} must be in (0, 1) and covariance_kl_coef "
+                f"{self.covariance_kl_coef} above 0"
+            )
+        if self.covariance == "kl" and self.surrogate != "plain":
+            raise UserError(
+                "grpo.covariance: kl stands in the place of a clip; set surrogate: plain, or take covariance: clip"
+            )
+        check_effects(self)
         for name in ("clip_low", "clip_high", "kl_coef"):
             if getattr(self, name) < 0:
                 raise UserError(f"grpo.{name}: {getattr(self, name)} must not be negative")
-
-    def refuse(self, names: Sequence[str], why: str) -> None:
-        """Fields that would be ignored: an error where one is not left as it is."""
-        for name in names:
-            if getattr(self, name) != getattr(type(self), name):
-                raise UserError(f"{type(self).__name__.lower()}.{name}: {getattr(self, name)} {why}")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -80,7 +118,19 @@ class GRPO:
             needs.add("ref_logprobs")
         if self.entropy_coef or self.entropy_target is not None:
             needs.add("entropy")
+        if self.covariance == "kl":
+            needs.add("old_logprobs")
         return frozenset(needs)
+
+    @property
+    def cautions(self) -> list[str]:
+        """What may be meant, and is worth a word before a run."""
+        if self.kl_coef and self.kl == "k1":
+            return [
+                "kl: k1 in the loss has an expected gradient of zero: it adds noise and holds nothing back. Take k2 or "
+                "k3, or reward_kl_coef of rloo and reinforce_pp"
+            ]
+        return []
 
     @property
     def per(self) -> Per:
@@ -92,21 +142,27 @@ class GRPO:
     def prepare(self, data: Sequence[Datum], policy: Policy, temperature: float) -> list[Datum]:
         """With `top_entropy`, tokens below the quantile of the step, over all ranks, get advantage 0. They stay in the
         denominator, as in TRL."""
-        if self.top_entropy == 1:
-            return list(data)
-        entropies = policy.entropies(data, temperature=temperature)
-        return keep_uncertain(data, entropies, self.top_entropy, policy.over_ranks)
+        data = list(data)
+        if self.top_entropy < 1:
+            entropies = policy.entropies(data, temperature=temperature)
+            data = keep_uncertain(data, entropies, self.top_entropy, policy.over_ranks)
+        if self.covariance is not None:
+            now = policy.logprobs(data, temperature=temperature)
+            coef = self.covariance_kl_coef if self.covariance == "kl" else None
+            data = strip_covariance(data, now, self.covariance_share, coef, policy.over_ranks)
+        return data
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
-        old = out.logprobs.detach() if batch.old_logprobs is None else batch.old_logprobs
+        now = out.logprobs.detach()
+        old = self.ratio_base(now, batch)
         ratio = (out.logprobs - old).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         losses, metrics = self.surrogate_losses(out, batch, ratio)
         if batch.logprobs is not None:
-            trust, told = self.correction.weigh(old, batch)
+            trust, told = self.correction.weigh(old, batch, now)
             losses, metrics = trust * losses, metrics | told
         if self.kl_coef:
             assert batch.ref_logprobs is not None
-            divergence = kl_estimate(out.logprobs, batch.ref_logprobs, self.kl)
+            divergence = kl_estimate(out.logprobs, batch.ref_logprobs, self.kl, self.kl_clamp)
             losses = losses + self.kl_coef * divergence
             metrics["loss/kl"] = divergence.detach()
         if out.entropy is not None:
@@ -116,6 +172,10 @@ class GRPO:
         return self.total(losses, batch, self.constant_length), {
             name: self.total(values, batch) for name, values in metrics.items()
         }
+
+    def ratio_base(self, now: Tensor, batch: Batch) -> Tensor:
+        """[tokens] what the policy of now is compared with: log-probs of the policy before the update."""
+        return now if batch.old_logprobs is None else batch.old_logprobs
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """[tokens] losses and metrics. What treats some tokens in another way overrides it."""
@@ -144,14 +204,19 @@ class GRPO:
         return (batch.sum_by_sequence(weighted) / batch.lengths).sum()
 
 
-def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:
-    """Per-token estimate of KL(pi || pi_ref) from samples of pi; k3 is never negative and has less variance than k1."""
-    difference = (logprobs - ref_logprobs).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+def kl_estimate(
+    logprobs: Tensor, ref_logprobs: Tensor, kind: Literal["k1", "k2", "k3"], clamp: float | None = None
+) -> Tensor:
+    """Per-token estimate of KL(pi || pi_ref) from samples of pi; k3 is never negative and has less variance than k1.
+    clamp: the most that k3 may be."""
+    difference = logprobs - ref_logprobs
     if kind == "k1":
         return difference
     if kind == "k2":
         return 0.5 * difference**2
-    return (-difference).exp() + difference - 1
+    difference = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    estimate = (-difference).exp() + difference - 1
+    return estimate if clamp is None else estimate.clamp(max=clamp)
 
 
 def keep_uncertain(

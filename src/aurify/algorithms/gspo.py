@@ -12,10 +12,11 @@ Ratios of sequences differ far less than those of tokens: hence the narrow clip.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from aurify.algorithms.effects import NEVER, Effect, Effects
 from aurify.algorithms.grpo import GRPO
 from aurify.types import Batch, Outputs
 
@@ -26,6 +27,15 @@ class GSPO(GRPO):
     clip_high: float = 4e-4
     aggregator: Literal["token", "sequence", "constant"] = "sequence"
     form: Literal["sequence", "token"] = "sequence"
+
+    effects: ClassVar[Effects] = {
+        "top_entropy": Effect(lambda a: a.form == "token", "with form: token; a sequence is kept or left out as one"),
+        "covariance_kl_coef": NEVER,
+        "covariance": Effect(
+            lambda a: a.form == "token" and a.covariance == "clip",
+            "with form: token and covariance: clip; a sequence is kept or left out as one",
+        ),
+    }
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         change = ratio.log()  # [tokens]

@@ -7,32 +7,61 @@ over the union, so that a question the policy can answer by itself teaches littl
 Defaults are those of its best run: centred advantages that are not scaled, no clipping. We take the mean over all
 tokens, as the paper writes it; its code divides by a constant (`aggregator: constant`). With `sft_coef` it is the
 baseline "RL and SFT" instead: advantages over the policy's own answers, plus the mean negative log-likelihood of the
-guide's tokens. Any other field of GRPO may be set."""
+guide's tokens.
+
+`behaviour: recorded` takes the guide at its word: f sees pi / (pi_guide + 1e-6), with the log-probs that stand beside a
+trace (see aurify.data.traces). A trace without them counts as certain, which is `one`, the paper's choice.
+
+`entropy_on: policy` leaves out the tokens of a guide and of replay. Their entropy is not pushed and not counted: the
+metric, and the `entropy_target` that follows it, are means over what the policy wrote now. The bonus itself, like every
+term, is divided by the denominator of the step."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from aurify.algorithms.effects import NEVER, Effect, Effects
 from aurify.algorithms.estimators import Scale
 from aurify.algorithms.grpo import GRPO
-from aurify.algorithms.shaping import Shape, shaped
+from aurify.algorithms.shaping import BENT, Shape, shaped
 from aurify.errors import UserError
 from aurify.types import Batch, Datum, Group, Outputs, Policy, Sums
+
+SMALLEST_PROBABILITY = 1e-6  # beside a recorded one
 
 
 @dataclass(frozen=True)
 class LUFFY(GRPO):
     scale: Scale = "none"
-    clip_on_policy: bool = False  # surrogate "clip" clips the policy's own tokens too
+    clip_on_policy: bool = False  # the ratios of the policy's own tokens
     shape: Shape = "fraction"
     gamma: float = 0.1
+    behaviour: Literal["one", "recorded"] = "one"  # how likely a guide's tokens were to the guide
     sft_coef: float = 0.0
     entropy_on: Literal["all", "policy"] = "all"  # tokens that entropy_coef counts; the reference takes all
+
+    asks_guide_ratio: ClassVar[bool] = False
+    stage_needs: ClassVar[tuple[str, ...]] = ("guidance",)
+    effects: ClassVar[Effects] = {
+        **{
+            name: Effect(lambda a: a.clip_on_policy, "with clip_on_policy: true")
+            for name in ("clip_low", "clip_high", "dual_clip")
+        },
+        "surrogate": Effect(lambda a: False, "with other methods: here clip_on_policy says whether ratios are clipped"),
+        "covariance_kl_coef": NEVER,
+        "shape": Effect(lambda a: not a.sft_coef, "without sft_coef", "guidance"),
+        "gamma": Effect(lambda a: not a.sft_coef and a.shape in BENT, "with a shape that has one", "guidance"),
+        "behaviour": Effect(
+            lambda a: not a.sft_coef and a.shape != "log", "without sft_coef, with another shape than log", "guidance"
+        ),
+        "sft_coef": Effect(lambda a: True, "", "guidance"),
+        "entropy_on": Effect(lambda a: "entropy" in a.needs, "with entropy_coef or entropy_target"),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,8 +79,7 @@ class LUFFY(GRPO):
 
     def prepare(self, data: Sequence[Datum], policy: Policy, temperature: float) -> list[Datum]:
         """With sft_coef the two terms have denominators of their own: each is divided by what it has of the step."""
-        inherited = getattr(super(), "prepare", None)
-        data = list(data) if inherited is None else inherited(data, policy, temperature)
+        data = super().prepare(data, policy, temperature)
         if not self.sft_coef:
             return data
         guided = [datum for datum in data if datum.source == "guidance"]
@@ -71,26 +99,29 @@ class LUFFY(GRPO):
         return sum(sum(datum.weights) for datum in data) if self.per == "token" else float(len(data))
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
-        """Nobody knows how likely its tokens were to the guide: to whatever compares policies, they look as now."""
-        guided, now = batch.written_by("guidance"), out.logprobs.detach()
+        if out.entropy is None or self.entropy_on == "all":
+            return super().loss(out, batch)
+        own = batch.written_by("policy")
+        loss, metrics = super().loss(replace(out, entropy=torch.where(own, out.entropy, 0.0)), batch)
+        return loss, metrics | {"loss/entropy_share": self.total(own.float(), batch)}
 
-        def as_now(stream: Tensor | None) -> Tensor | None:
-            return None if stream is None else torch.where(guided, now, stream)
-
-        if out.entropy is not None and self.entropy_on == "policy":
-            out = replace(out, entropy=torch.where(batch.written_by("policy"), out.entropy, 0.0))
-        batch = replace(batch, logprobs=as_now(batch.logprobs), old_logprobs=as_now(batch.old_logprobs))
-        return super().loss(out, batch)
+    def ratio_base(self, now: Tensor, batch: Batch) -> Tensor:
+        """A guide's token has the ratio 1 there: its own stands in `surrogate_losses`."""
+        return torch.where(batch.written_by("guidance"), now, super().ratio_base(now, batch))
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.advantages is not None
         metrics: dict[str, Tensor] = {}
-        if self.surrogate == "clip" and not self.clip_on_policy:
+        if not self.clip_on_policy:
             losses = -ratio * batch.advantages
         else:
             losses, metrics = super().surrogate_losses(out, batch, ratio)
         guided = batch.written_by("guidance")
-        weight = self.sft_coef * out.logprobs if self.sft_coef else shaped(out.logprobs, self.shape, self.gamma)
+        log_x = out.logprobs
+        if self.behaviour == "recorded" and batch.logprobs is not None:
+            recorded = (batch.logprobs.exp() + SMALLEST_PROBABILITY).log()
+            log_x = log_x - torch.where(batch.logprobs < 0, recorded, 0.0)  # without a record it counts as certain
+        weight = self.sft_coef * out.logprobs if self.sft_coef else shaped(log_x, self.shape, self.gamma)
         losses = torch.where(guided, -weight * batch.advantages, losses)
         now = out.logprobs.detach()
         return losses, {name: torch.where(guided, 0.0, values) for name, values in metrics.items()} | {

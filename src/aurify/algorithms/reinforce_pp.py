@@ -1,16 +1,20 @@
 """REINFORCE++ (arXiv 2501.03262): rewards are normalised over all tokens of the step instead of over groups, so that a
 group may have one answer. With `baseline` the mean of the group is taken off first, and no group's own deviation is
-divided by. A KL penalty goes into the loss (kl_coef with k2 is the paper's choice for the baseline form), or is taken
-off the reward (the paper's plain form): the return of a token is the reward less reward_kl_coef times log pi_old -
-log pi_ref of it and all later tokens, and it is these returns that are normalised."""
+divided by; a group without spread has advantage 0 then, though the normalisation of the step, whose mean over tokens
+is not 0, would give it another one. A KL penalty goes into the loss (kl_coef with k2 is the paper's choice for the
+baseline form), or is taken off the reward (the paper's plain form): the return of a token is the reward less
+reward_kl_coef times log pi_old - log pi_ref of it and all later tokens, and it is these returns that are
+normalised."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
+from typing import ClassVar
 
-from aurify.algorithms.estimators import center, whiten
+from aurify.algorithms.effects import NEVER, Effect, Effects
+from aurify.algorithms.estimators import center, spread, whiten
 from aurify.algorithms.reward_kl import RewardKL, divergence
 from aurify.types import Datum, Group
 
@@ -19,10 +23,29 @@ from aurify.types import Datum, Group
 class ReinforcePP(RewardKL):
     baseline: bool = False
 
+    effects: ClassVar[Effects] = {
+        "scale": NEVER,
+        "flat_groups": Effect(
+            lambda a: a.baseline and not a.reward_kl_coef,
+            "with baseline: true and without reward_kl_coef; otherwise no group counts as one without spread",
+        ),
+    }
+
+    @property
+    def min_group(self) -> int:  # type: ignore[override]
+        return 2 if self.baseline else 1
+
+    @property
+    def flattens(self) -> bool:  # type: ignore[override]
+        return self.baseline
+
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         lengths = [[t.num_policy_tokens for t in group.trajectories] for group in groups]
         rewards = [self.compared(group.rewards) for group in groups]
-        return whiten(rewards, lengths)
+        values = whiten(rewards, lengths)
+        if not self.baseline:
+            return values
+        return [row if spread(g.rewards) else [0.0] * len(row) for row, g in zip(values, groups, strict=True)]
 
     def penalised(self, rewards: Sequence[Sequence[float]], groups: Sequence[Sequence[Datum]]) -> list[list[Datum]]:
         data = [datum for group in groups for datum in group]

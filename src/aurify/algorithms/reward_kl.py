@@ -12,7 +12,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from aurify.algorithms.effects import Effect, Effects
 from aurify.algorithms.grpo import GRPO
 from aurify.errors import UserError
 from aurify.types import Datum, Need
@@ -21,6 +23,12 @@ from aurify.types import Datum, Need
 @dataclass(frozen=True)
 class RewardKL(GRPO, ABC):
     reward_kl_coef: float = 0.0
+
+    effects: ClassVar[Effects] = {
+        "flat_groups": Effect(
+            lambda a: not a.reward_kl_coef, "without reward_kl_coef, by whose cost every group has a spread"
+        ),
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
+from aurify.algorithms.effects import NEVER, Effects
 from aurify.algorithms.estimators import leave_one_out
 from aurify.algorithms.reward_kl import RewardKL, divergence
 from aurify.types import Datum, Group
@@ -24,6 +25,8 @@ class RLOO(RewardKL):
     surrogate: Literal["clip", "plain"] = "plain"
     aggregator: Literal["token", "sequence", "constant"] = "constant"
     constant_length: int | None = 1  # sums over tokens
+
+    effects: ClassVar[Effects] = {"scale": NEVER}
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         return [leave_one_out(group.rewards) for group in groups]

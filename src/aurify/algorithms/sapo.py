@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from aurify.algorithms.effects import NEVER, Effects
 from aurify.algorithms.grpo import GRPO
 from aurify.errors import UserError
 from aurify.types import Batch, Outputs
@@ -24,7 +25,9 @@ class SAPO(GRPO):
     tau_negative: float = 1.05
     aggregator: Literal["token", "sequence", "constant"] = "sequence"
 
-    unused: ClassVar[tuple[str, ...]] = ("surrogate", "clip_low", "clip_high", "dual_clip")
+    effects: ClassVar[Effects] = dict.fromkeys(
+        ("surrogate", "clip_low", "clip_high", "dual_clip", "covariance_kl_coef"), NEVER
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,17 +13,18 @@ from torch import Tensor
 
 Shape = Literal["fraction", "none", "log", "linear_log", "power"]
 
+BENT: tuple[Shape, ...] = ("fraction", "linear_log", "power")  # by gamma
+
 MAX_LOG = 20.0
 
 
 def shaped(log_x: Tensor, shape: Shape, gamma: float) -> Tensor:
     """fraction: x / (x + gamma). none: x. log: log x. linear_log: x + gamma log x. power: x ** gamma."""
-    log_x = log_x.clamp(-MAX_LOG, MAX_LOG)
     if shape == "log":
-        return log_x
+        return log_x  # never clamped: it is there for the tokens of which the policy knows least
+    x = log_x.clamp(max=MAX_LOG).exp()  # from above alone: small ones have a gradient that vanishes by itself
     if shape == "power":
-        return (gamma * log_x).exp()
-    x = log_x.exp()
+        return (gamma * log_x.clamp(max=MAX_LOG)).exp()
     if shape == "none":
         return x
     return x / (x + gamma) if shape == "fraction" else x + gamma * log_x

@@ -16,6 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from aurify.algorithms.effects import NEVER, Effects
 from aurify.algorithms.grpo import GRPO
 from aurify.errors import UserError
 from aurify.types import Batch, Outputs
@@ -28,7 +29,9 @@ class VESPO(GRPO):
     k_negative: float = 3.0
     lambda_negative: float = 2.0
 
-    unused: ClassVar[tuple[str, ...]] = ("surrogate", "clip_low", "clip_high", "dual_clip")
+    effects: ClassVar[Effects] = dict.fromkeys(
+        ("surrogate", "clip_low", "clip_high", "dual_clip", "covariance_kl_coef"), NEVER
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

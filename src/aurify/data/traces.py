@@ -2,9 +2,11 @@
 its own answers (LUFFY, arXiv 2504.14945).
 
 Files of several kinds are read, row by row: OpenR1's (`problem`, `generations`, `answer`), chats whose last turn is the
-answer, with or without `reasoning_content`, LUFFY's own (`prompt`, `target`, `reward_model`), plain `prompt`, `trace`
-or `traces`, `answer`, and GSM8K's. Every trace is judged by the task's own reward before it is used, and what is
-refused is counted by its reason. Kept are token ids alone."""
+answer, with or without `reasoning_content`, LUFFY's own (`prompt`, `target`, `reward_model`), plain `prompt`,
+`trace` or `traces`, `answer`, and GSM8K's. A column `logprobs` records how likely the guide's tokens were to it: for each trace a
+list with a number for each token, as this model's tokenizer cuts it; the end token may be missing. Every trace is
+judged by the task's own reward before it is used, and what is refused is counted by its reason. Kept are token ids and
+such log-probs alone."""
 
 from __future__ import annotations
 
@@ -34,6 +36,7 @@ class Traces:
 
     path: str
     by_question: dict[str, list[array[int]]] = field(default_factory=dict)
+    recorded: dict[tuple[int, ...], array[float]] = field(default_factory=dict)  # log-probs, by the tokens of a trace
     refused: Counter[str] = field(default_factory=Counter)  # by reason
     first: dict[str, str] = field(default_factory=dict)  # reason -> the first place
     num_tidied: int = 0  # rows that were changed on reading, see aurify.data.gsm8k
@@ -86,13 +89,19 @@ async def load_traces(
                 traces.refuse(reason, row.place)
                 continue
             known = traces.by_question.setdefault(question_of(task.prompt), [])
-            for text in texts:
+            for text, recorded in zip(texts, logprobs_of(row, len(texts)), strict=True):
                 tokens = array("i", renderer.reply(renderer.prompt(task.prompt), text))
                 reason = "a copy" if tokens in known else await check.trace(task, tokens)
+                if recorded is not None and len(recorded) == len(tokens) - 1:
+                    recorded = [*recorded, 0.0]  # the end token, which a guide's text does not show
+                if recorded is not None and len(recorded) != len(tokens):
+                    reason = "with log-probs of other tokens"
                 if reason:
                     traces.refuse(reason, row.place)
-                else:
-                    known.append(tokens)
+                    continue
+                known.append(tokens)
+                if recorded is not None:
+                    traces.recorded[tuple(tokens)] = array("f", recorded)
         except UserError as error:
             traces.refuse("that cannot be used", str(error))
     traces.by_question = {question: found for question, found in traces.by_question.items() if found}
@@ -178,6 +187,20 @@ def texts_of(row: Row) -> list[str]:
             text = text_of(row, column, value[-1])
             return [text] if text.strip() else []
     return []
+
+
+def logprobs_of(row: Row, num: int) -> list[list[float] | None]:
+    """What was recorded of each of the row's traces."""
+    value = row.get("logprobs")
+    if value is None:
+        return [None] * num
+    rows = value if isinstance(value, list) and value and isinstance(value[0], list) else [value]
+    lists = [each if isinstance(each, list) else ["no list"] for each in rows]
+    if len(rows) != num or not all(isinstance(v, int | float) and v <= 0 for each in lists for v in each):
+        raise UserError(
+            f"{row.place}: 'logprobs' holds {str(value)[:80]!r}; expected a list of log-probs for each of {num} traces"
+        )
+    return rows
 
 
 def text_of(row: Row, column: str, entry: Any) -> str:

@@ -183,17 +183,20 @@ class Engine:
         )
 
     def optim_step(self, lr: float) -> Metrics:
-        """One AdamW update; clips the gradient to `optim.max_grad_norm`. The next weights carry the next version."""
+        """One AdamW update; clips the gradient to `optim.max_grad_norm`. The next weights carry the next version. A
+        gradient that is not finite changes nothing and is counted; see `MasterAdamW.step`."""
         if self.optimizer is None or self.calls == 0:
             raise ValueError("optim_step without a forward_backward before it")
         parallel.sum_grads(self.optimizer.masters)
         with self.lock:
             norm = self.optimizer.step(lr)
-            if self.adapter is not None:
-                self.adapter.merge()
-            self.version += 1
+            if not self.optimizer.skipped:
+                if self.adapter is not None:
+                    self.adapter.merge()
+                self.version += 1
         self.calls = 0
-        return {"optim/grad_norm": norm, "optim/lr": lr}
+        told = {"ledger/steps_skipped": 1.0} if self.optimizer.skipped else {}
+        return {"optim/grad_norm": norm, "optim/lr": lr} | told
 
     @torch.no_grad()
     def logprobs(

@@ -25,9 +25,15 @@ class OptimConfig:
     beta2: float = 0.999
     eps: float = 1e-8
     max_grad_norm: float = 1.0  # 0 = no clipping
+    max_skipped_steps: int = 3  # so many steps in a row may be skipped because their gradient is not finite
 
     def __post_init__(self) -> None:
-        for name, valid in (("lr", self.lr > 0), ("warmup_steps", self.warmup_steps >= 0), ("eps", self.eps > 0)):
+        for name, valid in (
+            ("lr", self.lr > 0),
+            ("warmup_steps", self.warmup_steps >= 0),
+            ("eps", self.eps > 0),
+            ("max_skipped_steps", self.max_skipped_steps >= 0),
+        ):
             if not valid:
                 raise UserError(f"optim.{name}: {getattr(self, name)!r} is out of range; give a positive number")
 
@@ -55,6 +61,7 @@ class MasterAdamW:
 
     def __init__(self, parameters: Iterable[nn.Parameter], config: OptimConfig) -> None:
         self.config = config
+        self.skipped = 0  # steps in a row whose gradient was not finite
         self.parameters = list(parameters)
         self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.parameters]
         decayed = [m for m in self.masters if m.ndim >= 2]
@@ -96,15 +103,23 @@ class MasterAdamW:
 
     @torch.no_grad()
     def step(self, lr: float) -> float:
-        """Clips, updates, copies the masters back, forgets the gradients. Returns the norm before clipping."""
+        """Clips, updates, copies the masters back, forgets the gradients. Returns the norm before clipping.
+
+        Where that is not finite nothing changes, and `skipped` counts it: one bad batch must not end a run of hours.
+        More than `max_skipped_steps` of them in a row are an error."""
         grads = self.grads
         norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
         if not math.isfinite(norm):
             self.zero_grad()
-            raise UserError(
-                f"the gradient norm is {norm}: the loss or a weight is not finite. The step was not taken. "
-                "Lower optim.lr, or look for rewards or log-probs that are not finite"
-            )
+            self.skipped += 1
+            if self.skipped > self.config.max_skipped_steps:
+                raise UserError(
+                    f"the gradient norm is {norm}, and was not finite in {self.skipped} steps in a row: the loss or a "
+                    "weight is not finite. These steps were not taken. Lower optim.lr, look for rewards or log-probs "
+                    f"that are not finite, or raise optim.max_skipped_steps ({self.config.max_skipped_steps})"
+                )
+            return norm
+        self.skipped = 0
         if 0 < self.config.max_grad_norm < norm:
             torch._foreach_mul_(grads, self.config.max_grad_norm / (norm + 1e-6))
         for group in self.adamw.param_groups:
@@ -126,7 +141,8 @@ class MasterAdamW:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"masters": [m.detach() for m in self.masters], "adamw": self.adamw.state_dict()}
+        state = {"masters": [m.detach() for m in self.masters], "adamw": self.adamw.state_dict()}
+        return state | {"skipped": self.skipped}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -135,6 +151,7 @@ class MasterAdamW:
         for master, saved in zip(self.masters, state["masters"], strict=True):
             master.copy_(saved)
         self.copy_masters()
+        self.skipped = state.get("skipped", 0)
         moments = state["adamw"]["state"]
         parameters = [p for group in self.adamw.param_groups for p in group["params"]]
         if unknown := set(moments) - set(range(len(parameters))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,7 +29,7 @@ class EntropyController:
 
     def observe(self, entropy: float | None) -> None:
         """entropy: of the step, in nats a token; None where nothing was trained."""
-        if entropy is None:
+        if entropy is None or not math.isfinite(entropy):
             return
         self.coef = min(HIGHEST, max(0.0, self.coef + (STEP if entropy < self.target else -STEP)))
         self.active = entropy <= self.target

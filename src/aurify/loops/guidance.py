@@ -73,6 +73,14 @@ class GuidanceOptions:
 
 
 @dataclass(frozen=True)
+class Beginning:
+    """What is given of an answer; nothing of it for the policy's own."""
+
+    tokens: Sequence[int] = ()
+    logprobs: list[float] | None = None  # recorded, of these tokens
+
+
+@dataclass(frozen=True)
 class Guide:
     """Where the traces come from: a file that was read, or the task set."""
 
@@ -83,7 +91,7 @@ class Guide:
     total: int  # steps of the stage
     traces: Traces | None = None
 
-    def beginnings(self, task: Task, step: int, seed: int) -> list[list[int]]:
+    def beginnings(self, task: Task, step: int, seed: int) -> list[Beginning]:
         """What is given of up to `num_off` answers to a task: different traces where it has several, the whole of
         them or a prefix. Fewer, or none, where it has no trace."""
         generator, options = random.Random(seed), self.options
@@ -92,9 +100,13 @@ class Guide:
         chosen = generator.sample(known, min(num, len(known)))
         chosen += [generator.choice(known) for _ in range(num - len(chosen))]  # prefixes of one trace may differ
         if options.prefix is None:
-            return [list(trace) for trace in chosen]
+            return [self.beginning(trace, len(trace)) for trace in chosen]
         shares = [options.prefix.share(place, num, step, self.total, generator) for place in range(num)]
-        return [list(trace[: int(share * len(trace))]) for trace, share in zip(chosen, shares, strict=True)]
+        return [self.beginning(t, int(share * len(t))) for t, share in zip(chosen, shares, strict=True)]
+
+    def beginning(self, trace: Sequence[int], length: int) -> Beginning:
+        recorded = None if self.traces is None else self.traces.recorded.get(tuple(trace))
+        return Beginning(list(trace[:length]), None if recorded is None else list(recorded[:length]))
 
     def known(self, task: Task) -> Sequence[Sequence[int]]:
         if self.traces is not None:

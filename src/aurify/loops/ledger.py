@@ -79,13 +79,16 @@ def guidance_metrics(groups: Sequence[Group]) -> Metrics:
 
 
 def means_by_source(metrics: Metrics) -> Metrics:
-    """An algorithm can only sum over all tokens. What it says of a guide's tokens, or of replayed ones, becomes a mean
-    over those; a step without such tokens says nothing of them."""
+    """An algorithm can only sum over all tokens. What it says of some of them (a guide's, replayed ones, those of which
+    a sampler's log-probs are known, those whose entropy counts) becomes a mean over these, by the share of them that it
+    tells beside; a step without such tokens says nothing of them."""
     result = dict(metrics)
-    for source in ("guidance", "replay"):
-        share = metrics.get(f"loss/{source}_share")
+    for part in ("guidance", "replay", "sampler", "entropy"):
+        share = metrics.get(f"loss/{part}_share")
+        if share is None:
+            continue
         for name in metrics:
-            if share is not None and name.startswith(f"loss/{source}_") and not name.endswith("_share"):
+            if (name == f"loss/{part}" or name.startswith(f"loss/{part}_")) and not name.endswith("_share"):
                 if share:
                     result[name] = metrics[name] / share
                 else:

@@ -116,8 +116,8 @@ def replay(engine: Engine, rollouts: Rollouts, step: int) -> list[Any]:
 def learn(
     engine: Engine, algorithm: OnlineAlgorithm, groups: Sequence[Group], rollouts: Rollouts, step: int
 ) -> Metrics:
-    """From scored groups to new weights. Where no group has spread, there is nothing to learn: the step counts, the
-    weights stay."""
+    """From scored groups to new weights. Where nothing has a gradient (no spread in any group, nor KL or entropy in
+    `flat_groups: keep`), there is nothing to learn: the step counts, the weights stay."""
     stage, rubric, discarded = rollouts.stage, rollouts.rubric, list(rollouts.discarded)
     rollouts.discarded.clear()
     advantages = algorithm.advantages(groups)
@@ -126,7 +126,13 @@ def learn(
     rubric.num_failures.clear()
     penalty = algorithm if isinstance(algorithm, RewardKL) and algorithm.reward_kl_coef else None
     worth = [[1.0] * len(values) for values in advantages] if penalty else advantages  # equal rewards teach there too
-    chosen = [trained(group, values, stage) for group, values in zip(groups, worth, strict=True)]
+    keep_flat = keeps_flat(algorithm, worth)
+    chosen = [
+        trained(group, values, stage, keep_flat=keep_flat, needs_reward=getattr(algorithm, "needs_reward", True))
+        for group, values in zip(groups, worth, strict=True)
+    ]
+    if stage.consistent_only:
+        chosen, metrics["ledger/trajectories_inconsistent"] = consistent(groups, chosen)
     chosen = [pairs for pairs in chosen if pairs]
     data = [[datum_of(trajectory, advantage) for trajectory, advantage in pairs] for pairs in chosen]
     if data:
@@ -148,18 +154,51 @@ def learn(
     return metrics
 
 
-def trained(group: Group, advantages: Sequence[float], stage: OnlineStage) -> list[tuple[Trajectory, float]]:
-    """What is trained of a group: not those without a reward, nor the truncated ones where they are masked, nor the
-    policy's answers, or a guide's, where all of them have advantage 0."""
+Trained = list[tuple[Trajectory, float]]  # trajectories with their advantages
+
+
+def trained(
+    group: Group, advantages: Sequence[float], stage: OnlineStage, *, keep_flat: bool = False, needs_reward: bool = True
+) -> Trained:
+    """What is trained of a group: not those without a reward, where the method needs one, nor the truncated ones where
+    they are masked, nor, unless `keep_flat`, the policy's answers, or a guide's, where all of them have advantage 0."""
     pairs = list(zip(group.trajectories, advantages, strict=True))
     worth = {trajectory.source == "guidance" for trajectory, advantage in pairs if advantage}
     return [
         (trajectory, advantage)
         for trajectory, advantage in pairs
-        if (trajectory.source == "guidance") in worth
-        and trajectory.reward is not None
+        if (keep_flat or (trajectory.source == "guidance") in worth)
+        and (trajectory.reward is not None or not needs_reward)
         and not (trajectory.truncated and stage.truncated == "mask")
     ]
+
+
+def keeps_flat(algorithm: OnlineAlgorithm, advantages: Sequence[Sequence[float]]) -> bool:
+    """Whether groups without spread are trained: only where anything of the step has a gradient."""
+    if getattr(algorithm, "flat_groups", "leave_out") == "leave_out":
+        return False
+    acts = bool(algorithm.needs & {"ref_logprobs", "entropy"})  # KL and entropy act whatever the advantages are
+    return acts or any(any(values) for values in advantages)
+
+
+def consistent(groups: Sequence[Group], chosen: Sequence[Trained]) -> tuple[list[Trained], float]:
+    """Only the answers all of whose rewards are at least the mean of their group, or all at most; and how many are left
+    out. Rewards of weight 0 do not count. Advantages stay those of the whole group, so those of what is left need not
+    have mean 0."""
+    kept = [[(t, a) for t, a in pairs if agrees(t, group)] for group, pairs in zip(groups, chosen, strict=True)]
+    return kept, float(sum(map(len, chosen)) - sum(map(len, kept)))
+
+
+def agrees(trajectory: Trajectory, group: Group) -> bool:
+    signs = set()
+    for name, value in trajectory.rewards.items():
+        weight = group.reward_weights.get(name, 1.0)
+        if value is None or not weight:
+            continue
+        known = [other for t in group.trajectories if (other := t.rewards.get(name)) is not None]
+        distance = weight * (value - fmean(known)) if min(known) < max(known) else 0.0
+        signs |= {distance > 0} if distance else set()
+    return len(signs) < 2
 
 
 def with_streams(
@@ -180,22 +219,21 @@ def with_streams(
         flat = [replace(datum, ref_logprobs=values) for datum, values in zip(flat, known, strict=True)]
     several = stage.num_minibatches > 1 or stage.num_epochs > 1  # else the policy of the update is that of the rollouts
     if several or stage.replay is not None or "old_logprobs" in algorithm.needs:
-        flat = with_old_logprobs(engine, flat, temperature)
+        flat = with_old_logprobs(engine, flat, temperature, guided=getattr(algorithm, "asks_guide_ratio", True))
     rest = iter(flat)
     return [[next(rest) for _ in group] for group in groups]
 
 
-def with_old_logprobs(engine: Engine, data: Sequence[Datum], temperature: float) -> list[Datum]:
-    """The trainer's log-probs before the update. What was not sampled now keeps those it came with: a replayed answer
-    its own of the past, a guide's token that of certainty."""
-    own = [datum for datum in data if datum.source == "policy"]
-    known = iter(engine.logprobs(own, temperature=temperature))
+def with_old_logprobs(engine: Engine, data: Sequence[Datum], temperature: float, *, guided: bool = True) -> list[Datum]:
+    """The trainer's log-probs before the update. A replayed answer keeps its own of the past. A guide's tokens have
+    those of the trainer too, so that their ratio is the same with one update and with several; guided: False saves the
+    pass over whole traces for methods that never look at them, and gives 0."""
+    sources = ("policy", "guidance") if guided else ("policy",)
+    known = iter(engine.logprobs([datum for datum in data if datum.source in sources], temperature=temperature))
     result = []
     for datum in data:
-        values = next(known) if datum.source == "policy" else datum.logprobs
+        values = next(known) if datum.source in sources else datum.logprobs
         assert values is not None
-        if datum.guided is not None:
-            values = [0.0 if guided else value for guided, value in zip(datum.guided, values, strict=True)]
         result.append(replace(datum, old_logprobs=values))
     return result
 

@@ -7,17 +7,23 @@ is seen when a stage begins.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
+from aurify.algorithms.effects import check_effects, stage_has
 from aurify.data.reading import check_part, read_part
 from aurify.data.sources import is_hub_id
 from aurify.data.tally import Tally
 from aurify.engine import model as models
 from aurify.errors import UserError
 from aurify.loops.recipe import OfflineStage, OnlineStage, Recipe, algorithm_of, data_files, references
+from aurify.loops.replay import num_replayed
 
 if TYPE_CHECKING:
     from aurify.tasks.taskset import TaskSet
+
+
+log = logging.getLogger("aurify")
 
 
 def validate(recipe: Recipe) -> None:
@@ -104,6 +110,62 @@ def check_online(stage: OnlineStage, algorithm: Any, taskset: TaskSet | None) ->
             f"num_minibatches: {stage.num_minibatches} is more than the {stage.prompts_per_step} groups of a step"
         )
     check_sources(stage, algorithm, taskset)
+    check_learns(stage, algorithm)
+    check_idle(stage, algorithm)
+    for caution in getattr(algorithm, "cautions", ()):
+        log.warning("%s: %s", stage.method, caution)
+
+
+def check_learns(stage: OnlineStage, algorithm: Any) -> None:
+    """A stage whose every step would leave the weights as they are, or that lacks what its method is for."""
+    smallest = getattr(algorithm, "min_group", 1)
+    if stage.completions_per_prompt < smallest:
+        raise UserError(
+            f"completions_per_prompt: {stage.completions_per_prompt}; {stage.method} compares the answers to a prompt "
+            f"with each other, so that nothing can be learnt; set it to at least {smallest} (8 is usual)"
+        )
+    for need in getattr(algorithm, "stage_needs", ()):
+        if not stage_has(stage, need):
+            raise UserError(f"{stage.method} without {need} is GRPO: set {need}, or take the method grpo or dr_grpo")
+    if stage.replay and num_replayed(stage.replay.share, stage.prompts_per_step) < 1:
+        raise UserError(
+            f"replay.share: {stage.replay.share} of {stage.prompts_per_step} prompts is less than one, so nothing "
+            f"would ever be replayed; set it to at least {1 / stage.prompts_per_step:.3g}, or raise prompts_per_step"
+        )
+
+
+def check_idle(stage: OnlineStage, algorithm: Any) -> None:
+    """Options that would be accepted and ignored."""
+    check_effects(algorithm, stage)
+    if getattr(algorithm, "covariance", None) == "kl" and not stage_has(stage, "updates"):
+        raise UserError(
+            "covariance: kl holds on to the policy before the update, which with one update a rollout is that of now; "
+            "raise num_minibatches or num_epochs, or take covariance: clip"
+        )
+    advantages = stage.dynamic_sampling_by == "advantage"
+    if stage.dynamic_sampling and advantages and not getattr(algorithm, "flattens", True):
+        raise UserError(
+            f"dynamic_sampling: with {stage.method} every group teaches, so none is drawn again; leave it out, or set "
+            "dynamic_sampling_by: accuracy"
+        )
+    ignored = {
+        "dynamic_sampling_by": (not advantages and not stage.dynamic_sampling, "without dynamic_sampling"),
+        "truncated": (
+            stage.truncated == "penalise" and not getattr(algorithm, "needs_reward", True),
+            f"with {stage.method}, which asks for no reward",
+        ),
+        "truncation_penalty": (
+            stage.truncation_penalty != 1.0 and stage.truncated != "penalise",
+            "without truncated: penalise",
+        ),
+        "combine_rewards": (
+            stage.combine_rewards != "sum" and not getattr(algorithm, "sums_rewards", True),
+            f"with {stage.method}, which takes the rewards one by one",
+        ),
+    }
+    for name, (idle, reason) in ignored.items():
+        if idle:
+            raise UserError(f"{name}: {getattr(stage, name)} has no effect {reason}; leave it out")
 
 
 def check_sources(stage: OnlineStage, algorithm: Any, taskset: TaskSet) -> None:

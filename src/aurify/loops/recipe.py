@@ -228,6 +228,8 @@ class OnlineStage(Stage):
     replay: ReplayOptions | None = None  # the policy's own past successes, in groups of now
     teacher: str | None = None  # "@stage" or a model, for methods that learn from another one's log-probs
     dynamic_sampling: int = 0  # how often groups without spread are drawn again, at most, in a step
+    dynamic_sampling_by: Literal["advantage", "accuracy"] = "advantage"  # what must differ; accuracy: the first reward
+    consistent_only: bool = False  # train only answers with all rewards above their group's means, or all below
     truncated: Literal["keep", "mask", "penalise"] = "keep"  # completions that ran into a token limit
     truncation_penalty: float = 1.0  # what "penalise" takes off the reward
     num_minibatches: int = 1  # optimiser steps that share out the groups of one round of sampling

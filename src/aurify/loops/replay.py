@@ -7,10 +7,15 @@ from the buffer: first a bucket (questions with k successes of n) by a normal de
 it, then the trajectory that the policy of now is surest of. Questions that are always answered right retire.
 
 Where we leave the reference: the entropy is that of the answer's own tokens (its mask is negated there, and rows are
-not aligned); a replayed question that the policy fails completely goes down to the lowest bucket and one whose stored
-answer is judged wrong is dropped (it keeps its old place there); copies are told by ids; and the buffer is bounded for
+not aligned); a question that the policy fails completely goes down to the lowest bucket and keeps its successes of the
+past, for which replay is there, whether it was replayed or drawn fresh; one whose stored answer is judged wrong is
+dropped (both keep their old place there); copies are told by ids; and the buffer is bounded for
 each question and as a whole, the oldest entry going first. Sigma is 1 in counts: taken as shares, as the paper writes
-it, all buckets would be about equal."""
+it, all buckets would be about equal.
+
+For rewards that are no yes or no, `buckets: spread` takes in the place of k the standard deviation of a question's
+rewards, between the smallest and the largest of the step, times n, rounded; `success` then says from which value of the
+first reward on an answer is kept."""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ from array import array
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -33,6 +38,7 @@ from aurify.types import Datum, Group, Message, Metrics, Origin, Policy, Segment
 if TYPE_CHECKING:
     from aurify.rewards.rubric import Rubric
 
+TRUNCATED = "truncated"  # the name of the penalty among the rewards
 BYTES_PER_TOKEN = 8  # an id and a log-prob
 
 
@@ -41,6 +47,7 @@ class ReplayOptions:
     share: float = 0.5  # of a step's prompts, as far as the buffer has questions
     start: float = 0.35  # nothing is collected or replayed before a step's success rate is above this
     sigma: float = 1.0  # of the normal density over buckets, in successes
+    buckets: Literal["successes", "spread"] = "successes"  # what a question's bucket says of its latest group
     select: Literal["entropy", "nll", "random"] = "entropy"  # which of a question's trajectories: the surest, or any
     per_question: int = 16  # trajectories
     max_tokens: int = 8_000_000  # of the whole buffer, prompts included; 8 bytes each
@@ -77,7 +84,7 @@ class Entry:
             [(segment.origin, len(segment.tokens)) for segment in trajectory.segments],
             trajectory.messages,
             trajectory.num_prompt_messages,
-            dict(trajectory.rewards),
+            {name: value for name, value in trajectory.rewards.items() if name != TRUNCATED},
             step,
         )
 
@@ -96,7 +103,7 @@ class Entry:
 @dataclass
 class Question:
     task: Task
-    num_successes: int  # of its latest group
+    bucket: int  # by its latest group
     entries: list[int] = field(default_factory=list)  # keys, oldest first
 
 
@@ -120,7 +127,7 @@ class Buffer:
         if not self.started:
             return []
         generator = random.Random(seed)
-        chosen = self.draw(min(int(self.options.share * num_prompts), len(self.questions)), generator)
+        chosen = self.draw(min(num_replayed(self.options.share, num_prompts), len(self.questions)), generator)
         surest = self.surest(chosen, policy, temperature, generator)
         return [(self.questions[question].task, self.entries[surest[question]]) for question in chosen]
 
@@ -128,7 +135,7 @@ class Buffer:
         """Different questions: each time a bucket by its weight, among those that have one left, then any of it."""
         buckets: dict[int, list[str]] = {}
         for name, question in self.questions.items():
-            buckets.setdefault(question.num_successes, []).append(name)
+            buckets.setdefault(question.bucket, []).append(name)
         weights = bucket_weights(self.group_size, self.options.sigma)
         chosen = []
         for _ in range(num):
@@ -174,7 +181,8 @@ class Buffer:
         fresh: list[bool] = []  # of questions from the task: old ones were chosen, so they say less of the policy
         used = [t for group in groups for t in group.trajectories if t.source == "replay"]
         self.evicted = 0
-        for group in groups:
+        buckets = self.buckets(groups, rubric)
+        for group, bucket in zip(groups, buckets, strict=True):
             own = [t for t in group.trajectories if t.source == "policy"]
             right = [t for t in own if rubric.succeeded(t, self.options.success)]
             stored = [t for t in group.trajectories if t.source == "replay"]
@@ -183,27 +191,42 @@ class Buffer:
             fresh += [any(t is other for other in right) for t in own] if not stored else []
             if self.started:
                 num = len(right) + len(still_right)
-                self.update(group, num, num == len(own) + len(stored))
+                wrong = len(still_right) < len(stored)  # the answer that was stored is no success any more
+                self.update(group, bucket, all_right=num == len(own) + len(stored), lost=num == 0 and wrong)
                 kept = [t for t in right if not t.truncated and id(t) in logprobs]
                 for trajectory in kept if group.task.id not in self.retired else []:
-                    self.add(group, num, Entry.of(group, trajectory, logprobs[id(trajectory)], step))
+                    self.add(group, bucket, Entry.of(group, trajectory, logprobs[id(trajectory)], step))
         rate = num_right / max(1, num_own)
         self.started = self.started or rate > self.options.start
         metrics = {"replay/success_rate": rate, "replay/used": float(len(used)), **self.metrics()}
         return metrics | ({"replay/success_rate_fresh": fmean(fresh)} if fresh else {})
 
-    def update(self, group: Group, num_successes: int, all_right: bool) -> None:
+    def buckets(self, groups: Sequence[Group], rubric: Rubric) -> list[int]:
+        """That of each group: its successes, at least 1, or its place between the spreads of the step."""
+        if self.options.buckets == "successes":
+            counts = [
+                sum(rubric.succeeded(t, self.options.success) for t in group.trajectories if t.source != "guidance")
+                for group in groups
+            ]
+            return [max(1, count) for count in counts]
+        own = [[t for t in group.trajectories if t.source != "guidance"] for group in groups]
+        rewards = [[t.reward for t in row if t.reward is not None] for row in own]
+        spreads = [pstdev(row) if row else 0.0 for row in rewards]
+        low, high = min(spreads, default=0.0), max(spreads, default=0.0)
+        return [round(self.group_size * (value - low) / (high - low)) if high > low else 0 for value in spreads]
+
+    def update(self, group: Group, bucket: int, *, all_right: bool, lost: bool) -> None:
         """What a group says about its question, whether or not anything of it is kept."""
         name = group.task.id
         if all_right:
             self.retired.add(name)
-        if all_right or num_successes == 0:
+        if all_right or lost:
             self.forget(name)
         elif name in self.questions:
-            self.questions[name].num_successes = num_successes
+            self.questions[name].bucket = bucket
 
-    def add(self, group: Group, num_successes: int, entry: Entry) -> None:
-        question = self.questions.setdefault(group.task.id, Question(group.task, num_successes))
+    def add(self, group: Group, bucket: int, entry: Entry) -> None:
+        question = self.questions.setdefault(group.task.id, Question(group.task, bucket))
         for key in question.entries:
             if self.entries[key].tokens == entry.tokens:  # the newer log-probs are nearer to the policy of now
                 self.remove(key, drop=False)
@@ -237,7 +260,7 @@ class Buffer:
     # ------------------------------------------------------------------ telling
 
     def metrics(self) -> Metrics:
-        sizes = Counter(question.num_successes for question in self.questions.values())
+        sizes = Counter(question.bucket for question in self.questions.values())
         metrics = {
             "replay/questions": float(len(self.questions)),
             "replay/trajectories": float(len(self.entries)),
@@ -258,7 +281,7 @@ class Buffer:
             raise UserError(f"replay: a task has a column that JSON cannot hold ({error}); leave it out") from error
         return {
             "tasks": tasks,
-            "questions": {name: [q.num_successes, list(q.entries)] for name, q in self.questions.items()},
+            "questions": {name: [q.bucket, list(q.entries)] for name, q in self.questions.items()},
             "keys": list(self.entries),
             "facts": json.dumps(
                 [[e.question, e.origins, e.messages, e.num_prompt_messages, e.rewards, e.step] for e in entries]
@@ -279,8 +302,8 @@ class Buffer:
             segments = [(origin, length) for origin, length in origins]
             self.entries[key] = Entry(question, array("i", ids.tolist()), array("f", values.tolist()), segments, *rest)
         for name, task in json.loads(state["tasks"]):
-            num_successes, keys = state["questions"][name]
-            self.questions[name] = Question(Task(**task), num_successes, list(keys))
+            bucket, keys = state["questions"][name]
+            self.questions[name] = Question(Task(**task), bucket, list(keys))
         self.retired, self.started = set(state["retired"]), state["started"]
         self.next_key, self.num_tokens = state["next_key"], sum(state["lengths"])
 
@@ -288,7 +311,12 @@ class Buffer:
 def bucket_weights(group_size: int, sigma: float) -> dict[int, float]:
     """Normal density of k successes of `group_size` around the half, for every k that a kept question can have."""
     scale = sigma * math.sqrt(2 * math.pi)
-    return {k: math.exp(-(((k - group_size / 2) / sigma) ** 2) / 2) / scale for k in range(1, group_size + 1)}
+    return {k: math.exp(-(((k - group_size / 2) / sigma) ** 2) / 2) / scale for k in range(group_size + 1)}
+
+
+def num_replayed(share: float, num_prompts: int) -> int:
+    """Of the prompts of a step, so far as the buffer has questions; 0.29 of 100 are 29 in floating point too."""
+    return int(share * num_prompts + 1e-9)
 
 
 def weighted_mean(values: Sequence[float], datum: Datum) -> float:

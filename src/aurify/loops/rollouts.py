@@ -12,9 +12,12 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from aurify.algorithms.estimators import spread
 from aurify.environments.rollout import rollout
 from aurify.errors import UserError
+from aurify.loops.guidance import Beginning
 from aurify.loops.progress import derive_seed
+from aurify.loops.replay import TRUNCATED
 from aurify.rewards.combine import combine_rewards
 from aurify.types import Group, OnlineAlgorithm, Task, Trajectory
 
@@ -48,13 +51,14 @@ class Rollouts:
         self, step: int, algorithm: OnlineAlgorithm, tasks: TaskStream, replayed: Sequence[tuple[Task, Entry]]
     ) -> list[Group]:
         """The groups of a step. Those without spread are drawn again with other tasks, up to `dynamic_sampling`
-        times (DAPO, arXiv 2503.14476); what then still has none stays."""
+        times (DAPO, arXiv 2503.14476); what then still has none stays. By `dynamic_sampling_by`, spread is that of the
+        advantages, or of the first reward, which judges the answer: accuracy, as in the paper."""
         stage = self.stage
         avoid = {task.id for task, _ in replayed} | (self.buffer.retired if self.buffer else set())
         fresh = tasks.take(stage.prompts_per_step - len(replayed), avoid)
         groups = await self.groups(step, [*(task for task, _ in replayed), *fresh], [entry for _, entry in replayed])
         for draw in range(1, stage.dynamic_sampling + 1):
-            flat = [place for place, values in enumerate(algorithm.advantages(groups)) if not any(values)]
+            flat = self.without_spread(groups, algorithm)
             if not flat:
                 break
             self.discarded.extend(groups[place] for place in flat)
@@ -63,6 +67,14 @@ class Rollouts:
             for place, group in zip(flat, again, strict=True):
                 groups[place] = group
         return groups
+
+    def without_spread(self, groups: Sequence[Group], algorithm: OnlineAlgorithm) -> list[int]:
+        """Their places."""
+        if self.stage.dynamic_sampling_by == "accuracy":
+            name = self.rubric.rewards[0].name
+            values = [[t.rewards.get(name) for t in group.trajectories] for group in groups]
+            return [place for place, row in enumerate(values) if not spread(row)]
+        return [place for place, values in enumerate(algorithm.advantages(groups)) if not any(values)]
 
     async def groups(
         self, step: int, tasks: Sequence[Task], stored: Sequence[Entry] = (), *, first: int = 0
@@ -83,28 +95,27 @@ class Rollouts:
         replayed = [stored.trajectory()] if stored else []
         num_given = 0 if late else len(given)
         num_own = len(seeds) - len(replayed) - num_given
-        beginnings: list[list[int]] = [[]] * num_own + given[:num_given]
-        trajectories = await asyncio.gather(*map(self.trajectory, [task] * len(beginnings), seeds, beginnings))
-        trajectories = await self.scored(task, [*trajectories, *replayed])
+        beginnings = [Beginning()] * num_own + given[:num_given]
+        sampled = await asyncio.gather(*map(self.trajectory, [task] * len(beginnings), seeds, beginnings))
+        trajectories = [*sampled, *replayed]
+        await self.rubric.score(task, trajectories)
         if late and given and not any(self.rubric.succeeded(t, self.success) for t in trajectories):
-            guided = await asyncio.gather(*(self.trajectory(task, 0, tokens) for tokens in given))
+            guided = await asyncio.gather(*(self.trajectory(task, 0, beginning) for beginning in given))
             kept = num_own - len(given)
             self.discarded.append(Group(task, trajectories[kept:num_own]))
-            trajectories[kept:num_own] = await self.scored(task, guided)
+            await self.rubric.score(task, guided)
+            trajectories[kept:num_own] = guided
         weights = {reward.name: reward.weight for reward in self.rubric.rewards}
         combine_rewards(trajectories, weights, self.stage.combine_rewards)
-        return Group(task, trajectories)
-
-    async def scored(self, task: Task, trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-        await self.rubric.score(task, trajectories)
         if self.stage.truncated == "penalise":
             for trajectory in trajectories:
                 penalise(trajectory, self.stage.truncation_penalty)
-        return list(trajectories)
+        return Group(task, trajectories, weights)
 
-    async def trajectory(self, task: Task, seed: int, guidance: Sequence[int] = ()) -> Trajectory:
+    async def trajectory(self, task: Task, seed: int, given: Beginning | None = None) -> Trajectory:
+        beginning = given or Beginning()
         try:
-            return await rollout(
+            trajectory = await rollout(
                 task,
                 self.taskset.environment(task),
                 self.sampler,
@@ -112,10 +123,15 @@ class Rollouts:
                 replace(self.stage.sampling, seed=seed),
                 max_context=self.stage.sampler.max_context,
                 max_turns=self.stage.max_turns,
-                guidance=guidance,
+                guidance=beginning.tokens,
             )
         except UserError as error:
             raise UserError(f"task {task.id!r}: {error}") from error
+        if beginning.logprobs is not None:
+            trajectory.segments = [
+                replace(s, logprobs=beginning.logprobs) if s.origin == "guidance" else s for s in trajectory.segments
+            ]
+        return trajectory
 
     @property
     def success(self) -> float:
@@ -123,10 +139,13 @@ class Rollouts:
 
 
 def penalise(trajectory: Trajectory, penalty: float) -> None:
-    """A completion cut by a token limit costs `penalty`; it stands among the rewards under its own name."""
-    if trajectory.truncated and trajectory.reward is not None:
-        trajectory.rewards["truncated"] = -penalty
-        trajectory.reward -= penalty
+    """A completion cut by a token limit costs `penalty`, whatever else it earned and however rewards were combined. It
+    stands among the rewards under its own name, with 0 for the others: a method that takes the rewards one by one
+    compares them."""
+    if trajectory.reward is not None:
+        cost = penalty if trajectory.truncated else 0.0
+        trajectory.rewards[TRUNCATED] = 0.0 - cost
+        trajectory.reward -= cost
 
 
 class TaskStream:

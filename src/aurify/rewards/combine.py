@@ -8,7 +8,11 @@ X holds a group's answers by its rewards, each times its weight:
     l2       the length of a row, for rewards that are never negative
 
 The sign of a principal component is arbitrary; ours points to where rewards rise, and where it holds one reward against
-another ("pca" would then pay for getting worse at it) the group falls back to "uniform". Deviations have divisor n."""
+another ("pca" would then pay for getting worse at it) the group falls back to "uniform". Deviations have divisor n.
+
+The columns are all rewards that any answer of the group has, an environment's too; those of weight 0 are left out. The
+penalty of `truncated: penalise` is no column: it is taken off what was combined (see `penalise` in loops/rollouts.py),
+so that it costs the same however rewards are combined."""
 
 from __future__ import annotations
 
@@ -28,13 +32,14 @@ def combine_rewards(trajectories: Sequence[Trajectory], weights: Mapping[str, fl
     """Replaces `reward` of a group's trajectories; those to which no reward applies keep None. A reward that does not
     apply to one answer counts for it as the mean of the others: it says nothing."""
     scored = [t for t in trajectories if t.reward is not None]
-    if how == "sum" or not scored:
+    names = sorted({name for t in scored for name, value in t.rewards.items() if value is not None})
+    names = [name for name in names if weights.get(name, 1.0)]
+    if how == "sum" or not names:
         return
-    names = [name for name in scored[0].rewards if any(t.rewards.get(name) is not None for t in scored)]
     table = np.array([[number(t.rewards.get(name)) for name in names] for t in scored])
     table = np.where(np.isnan(table), np.nanmean(table, axis=0), table) * [weights.get(name, 1.0) for name in names]
     if how == "l2" and (table < 0).any():
-        name = names[int(np.argwhere(table < 0)[0, 1])]
+        name = names[int(np.argwhere((table < 0).any(0))[0, 0])]
         raise UserError(f"combine_rewards: l2 squares, but reward {name!r} is negative; choose std, pca or uniform")
     for trajectory, value in zip(scored, combined(table, how), strict=True):
         trajectory.reward = float(value)

@@ -1,0 +1,484 @@
+"""The faults that scripts/mutants.py plants: a name, a file, a text that stands once in it, what takes its place, and
+the test files that must notice."""
+
+# ruff: noqa: E501 (texts as they stand in the files)
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    name: str
+    path: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+    only: str = ""  # as pytest -k
+
+
+def faults(path: str, tests: str, *edits: tuple[str, str, str], only: str = "") -> list[Fault]:
+    return [Fault(name, f"src/aurify/{path}", old, new, tuple(tests.split()), only) for name, old, new in edits]
+
+
+ALGORITHMS = [
+    *faults(
+        "algorithms/grpo.py",
+        "algorithms/test_fixtures.py algorithms/test_fixtures_signs.py algorithms/test_fixtures_online.py",
+        ("entropy coefficient never applied", "losses = losses - self.entropy_coef * out.entropy", "pass"),
+        ("correction weights not applied", "losses, metrics = trust * losses, metrics | told", "metrics |= told"),
+        ("sign of the KL", "losses + self.kl_coef * divergence", "losses - self.kl_coef * divergence"),
+        ("KL of the wrong side", "difference = logprobs - ref_logprobs", "difference = ref_logprobs - logprobs"),
+        (
+            "k1 and k2 clamped",
+            "difference = logprobs - ref_logprobs",
+            "difference = (logprobs - ref_logprobs).clamp(-20, 20)",
+        ),
+        ("kl_clamp ignored", "if clamp is None else estimate.clamp(max=clamp)", ""),
+        ("dual clip for A > 0 too", "torch.where(advantages < 0, bounded, losses)", "bounded"),
+        ("upper clip uses clip_low", "1 + self.clip_high) * advantages", "1 + self.clip_low) * advantages"),
+        ("the better of clipped and unclipped", "torch.maximum(losses, clipped)", "torch.minimum(losses, clipped)"),
+        ("ratio upside down", "(out.logprobs - old).clamp", "(old - out.logprobs).clamp"),
+        ("sequence mean without lengths", "(batch.sum_by_sequence(weighted) / batch.lengths).sum()", "weighted.sum()"),
+        ("constant length ignored", "return weighted.sum() / constant_length", "return weighted.sum()"),
+        (
+            "clip shares of the wrong sign",
+            '"loss/clip_low"] = ((clipped > losses) & (advantages < 0))',
+            '"loss/clip_low"] = ((clipped > losses) & (advantages > 0))',
+        ),
+        ("top_entropy keeps the certain", "a if e >= least else 0.0", "a if e <= least else 0.0"),
+        ("top_entropy by datum", "over_ranks(own), reverse=True", "over_ranks(own)"),
+    ),
+    *faults(
+        "algorithms/estimators.py",
+        "algorithms/test_fixtures.py algorithms/test_fixtures_online.py algorithms/test_fixtures_signs.py",
+        ("deviation with divisor n", "for reward in valid) / (len(valid) - 1)", "for reward in valid) / len(valid)"),
+        ("RLOO without n / (n - 1)", "value * num / max(1, num - 1)", "value"),
+        (
+            "whitening by answers",
+            "math.fsum(reward * length for reward, length in pairs) / total",
+            "math.fsum(reward for reward, length in pairs) / len(pairs)",
+        ),
+        ("batch scale of the group", '(whole if scale == "batch" else deviation(group))', "deviation(group)"),
+        (
+            "None as 0 in the mean",
+            "if reward is not None]\n    mean = math.fsum(valid) / len(valid)\n    return [0.0",
+            "if reward is not None]\n    mean = math.fsum(valid) / len(rewards)\n    return [0.0",
+        ),
+        (
+            "rounding instead of no spread",
+            "    if not spread(rewards):\n        return [0.0] * len(rewards)\n    valid",
+            "    if not any(r is not None for r in rewards):\n        return [0.0] * len(rewards)\n    valid",
+        ),
+    ),
+    *faults(
+        "algorithms/correction.py",
+        "algorithms/test_fixtures_signs.py algorithms/test_fixtures_online.py",
+        ("MIS without lower bound", "(ratio >= self.low) & (ratio <= self.high)", "ratio <= self.high"),
+        ("MIS without upper bound", "(ratio >= self.low) & (ratio <= self.high)", "ratio >= self.low"),
+        ("TIS without cap", "return ratio.clamp(max=self.high)", "return ratio"),
+        ("drift of the policy before the update", "(old if now is None else now)", "old"),
+        ("drift also for A > 0", "[batch.sequence] & (batch.advantages < 0)", "[batch.sequence]"),
+        ("a guide's tokens corrected", "torch.where(sampled, old - batch.logprobs, 0.0)", "(old - batch.logprobs)"),
+        ("means over a guide's tokens too", "batch.sum_by_sequence(counted).clamp", "batch.lengths.clamp"),
+        ("geometric mask on the sum", "((mean.exp() >= self.low)", "((total.exp() >= self.low)"),
+    ),
+    *faults(
+        "algorithms/gdpo.py",
+        "algorithms/test_fixtures_signs.py algorithms/test_fixtures_online.py",
+        ("no final normalisation", "(v - mean) / scale for v", "v for v"),
+        ("flat groups normalised", "0.0 if v is None or not any(row)", "0.0 if v is None"),
+        ("None as 0", "[[t.rewards.get(name) for t", "[[t.rewards.get(name) or 0.0 for t"),
+        ("rubric's weights ignored", "group.reward_weights.get(name, 1.0)", "1.0"),
+    ),
+    *faults(
+        "algorithms/luffy.py",
+        "algorithms/test_fixtures_signs.py algorithms/test_fixtures_luffy.py",
+        ("gamma ignored", "shaped(log_x, self.shape, self.gamma)", "shaped(log_x, self.shape, 0.1)"),
+        ("shape ignored", "shaped(log_x, self.shape, self.gamma)", 'shaped(log_x, "fraction", self.gamma)'),
+        ("recorded log-probs ignored", 'if self.behaviour == "recorded" and', "if False and"),
+        (
+            "a guide's ratio is p",
+            'torch.where(batch.written_by("guidance"), now, super().ratio_base(now, batch))',
+            "super().ratio_base(now, batch)",
+        ),
+        ("sft_coef ignored", "self.sft_coef * out.logprobs if", "out.logprobs if"),
+        ("clips whatever is asked", "if not self.clip_on_policy:", "if False:"),
+        ("entropy of the guide too", 'own = batch.written_by("policy")', 'own = ~batch.written_by("replay")'),
+        ("guide in the baseline of RL and SFT", 'if t.source != "guidance"]) for g in groups]', "]) for g in groups]"),
+        ("guide's denominator", "scale[True] = len(data) * self.constant_length", "scale[True] = self.constant_length"),
+    ),
+    *faults(
+        "algorithms/exgrpo.py",
+        "algorithms/test_fixtures_signs.py algorithms/test_fixtures_luffy.py",
+        ("replay_gamma ignored", "shaped(change, self.shape, self.replay_gamma)", "shaped(change, self.shape, 0.1)"),
+        ("replay without its past", "change = out.logprobs - batch.old_logprobs", "change = out.logprobs"),
+    ),
+    *faults(
+        "algorithms/shaping.py",
+        "algorithms/test_fixtures_signs.py algorithms/test_fixtures_luffy.py",
+        ("log clamped", "return log_x  #", "return log_x.clamp(-20, 20)  #"),
+        ("power clamped below", "(gamma * log_x.clamp(max=MAX_LOG))", "(gamma * log_x.clamp(-MAX_LOG, MAX_LOG))"),
+        ("fraction without gamma", "x / (x + gamma) if", "x / (x + 1) if"),
+    ),
+    *faults(
+        "algorithms/covariance.py",
+        "algorithms/test_fixtures_signs.py",
+        ("means of nothing", "(a - mean_value) * (x - mean_gain) < least", "a * x < least"),
+        (
+            "the smallest covariances",
+            "(a - mean_value) * (x - mean_gain) < least",
+            "(a - mean_value) * (x - mean_gain) > least",
+        ),
+        ("sign of the penalty", "rows[k][t] -= kl_coef", "rows[k][t] += kl_coef"),
+        ("a guide's tokens too", 'datum.source == "policy" and not', "not"),
+    ),
+    *faults(
+        "algorithms/gspo.py",
+        "algorithms/test_fixtures_signs.py algorithms/test_fixtures_online.py",
+        ("token form without detach", "mean = mean.detach() + out", "mean = mean + out"),
+        (
+            "sum instead of mean",
+            "(batch.sum_by_sequence(batch.weights * change) / batch.lengths)",
+            "batch.sum_by_sequence(batch.weights * change)",
+        ),
+    ),
+    *faults(
+        "algorithms/cispo.py",
+        "algorithms/test_fixtures_signs.py algorithms/test_fixtures_online.py",
+        ("ratio not detached", "capped = ratio.detach().clamp", "capped = ratio.clamp"),
+        ("no cap", "ratio.detach().clamp(max=self.max_ratio)", "ratio.detach()"),
+    ),
+    *faults(
+        "algorithms/sapo.py",
+        "algorithms/test_fixtures_signs.py algorithms/test_fixtures_online.py",
+        (
+            "taus swapped",
+            "self.tau_positive, self.tau_negative)\n        return",
+            "self.tau_negative, self.tau_positive)\n        return",
+        ),
+        (
+            "one tau for both",
+            "self.tau_positive, self.tau_negative)\n        return",
+            "self.tau_positive, self.tau_positive)\n        return",
+        ),
+    ),
+    *faults(
+        "algorithms/gmpo.py",
+        "algorithms/test_fixtures_online.py",
+        ("one clip for both signs", "change.clamp(min=-self.clip_low))", "change.clamp(max=self.clip_high))"),
+        ("arithmetic instead of geometric", "-mean.exp() * batch", "-(1 + mean) * batch"),
+    ),
+    *faults(
+        "algorithms/vespo.py",
+        "algorithms/test_fixtures_online.py",
+        ("weight with gradient", "ratio.detach().log()", "ratio.log()"),
+        ("one hump for both signs", "torch.where(up, self.k_positive, self.k_negative)", "self.k_positive"),
+    ),
+    *faults(
+        "algorithms/dapo.py",
+        "algorithms/test_fixtures_online.py",
+        ("penalty without floor", "max(-1.0, min(0.0,", "max(-9.0, min(0.0,"),
+        ("penalty a buffer late", "self.max_length - self.buffer - length", "self.max_length - length"),
+    ),
+    *faults(
+        "algorithms/reinforce_pp.py",
+        "algorithms/test_fixtures_signs.py algorithms/test_reward_kl.py",
+        ("flat groups pushed down", "row if spread(g.rewards) else [0.0] * len(row)", "row"),
+        ("a token pays for what came before", "for cost in reversed(rest)]", "for cost in rest]"),
+    ),
+    *faults("algorithms/rloo.py", "algorithms/test_reward_kl.py", ("the KL is a reward", "r - coef *", "r + coef *")),
+    *faults(
+        "algorithms/reward_kl.py",
+        "algorithms/test_reward_kl.py",
+        ("a guide pays", "if weight and not given", "if weight"),
+    ),
+    *faults(
+        "algorithms/distillation.py",
+        "algorithms/test_distillation.py algorithms/test_fixtures_online.py loops/test_online_faults.py",
+        ("needs a reward", "needs_reward: ClassVar[bool] = False", "needs_reward: ClassVar[bool] = True"),
+        ("sign of the reward", "return math.exp(log_ratio) - 1", "return 1 - math.exp(log_ratio)"),
+        ("beta of the other side", "(1 - self.beta) * math.log", "self.beta * math.log"),
+        ("advantages ignored", "return batch.advantages * divergence", "return divergence"),
+    ),
+    *faults(
+        "algorithms/kto.py",
+        "algorithms/test_fixtures_preferences.py algorithms/test_fixtures_signs.py",
+        (
+            "weights swapped",
+            "self.desirable_weight, self.undesirable_weight)\n        return",
+            "self.undesirable_weight, self.desirable_weight)\n        return",
+        ),
+        (
+            "one weight for both",
+            "self.desirable_weight, self.undesirable_weight)\n        return",
+            "self.desirable_weight, self.desirable_weight)\n        return",
+        ),
+        (
+            "divergence below 0",
+            "return max(0.0, math.fsum(ratios) / len(ratios))",
+            "return math.fsum(ratios) / len(ratios)",
+        ),
+        ("own completions", "range(k - 1, k - len(data), -1)", "range(k, k - len(data), -1)"),
+        ("label ignored", "gain = batch.label * self.beta", "gain = self.beta"),
+    ),
+    *faults(
+        "algorithms/dpo.py",
+        "algorithms/test_fixtures_preferences.py",
+        (
+            "label smoothing ignored",
+            "return -(1 - e) * F.logsigmoid(gap) - e * F.logsigmoid(-gap)",
+            "return -F.logsigmoid(gap)",
+        ),
+        ("sums where means are meant", "if self.loss_type in PER_TOKEN:", "if False:"),
+        (
+            "reference ignored",
+            "weights * (out.logprobs - batch.ref_logprobs)",
+            "weights * out.logprobs - batch.ref_logprobs * 0 - 1",
+        ),
+        ("length_alpha ignored", "torch.where(place < shared[batch.sequence], 1.0, alpha)", "torch.ones_like(place)"),
+    ),
+    *faults(
+        "algorithms/simpo.py",
+        "algorithms/test_fixtures_preferences.py",
+        ("no margin", "rejected + self.gamma", "rejected"),
+    ),
+    *faults(
+        "algorithms/reward_model.py",
+        "algorithms/test_fixtures.py algorithms/test_fixtures_preferences.py",
+        ("margin ignored", "F.logsigmoid(gap - batch.margin.view(-1, 2)[:, 0])", "F.logsigmoid(gap)"),
+        ("a tie counts as right", "(gap > 0).sum()", "(gap >= 0).sum()"),
+    ),
+]
+
+LOOPS = [
+    *faults(
+        "loops/online.py",
+        "loops/test_online_faults.py loops/test_online.py loops/test_sources.py",
+        (
+            "temperature of training",
+            "engine.forward_backward(batch, algorithm, temperature=temperature)",
+            "engine.forward_backward(batch, algorithm)",
+        ),
+        (
+            "temperature of the old log-probs",
+            "if datum.source in sources], temperature=temperature)",
+            "if datum.source in sources])",
+        ),
+        (
+            "temperature of the reference",
+            "engine.logprobs(flat, reference=True, temperature=temperature)",
+            "engine.logprobs(flat, reference=True)",
+        ),
+        (
+            "temperature of the teacher",
+            "engine.teacher.logprobs(flat, temperature=temperature)",
+            "engine.teacher.logprobs(flat)",
+        ),
+        ("temperature of replay", "engine, stage.sampling.temperature, seed)", "engine, 1.0, seed)"),
+        (
+            "temperature of prepare",
+            "prepared(algorithm, batch, engine, temperature)",
+            "prepared(algorithm, batch, engine)",
+        ),
+        ("prepared not called", "batch = prepared(algorithm, batch, engine, temperature)", "batch = list(batch)"),
+        ("the controller's weight not used", "controller.apply(algorithm) if controller else algorithm", "algorithm"),
+        ("keep_reference not called", "        engine.keep_reference()\n", "        pass\n"),
+        ("masked answers trained", 'and not (trajectory.truncated and stage.truncated == "mask")', ""),
+        ("answers without reward trained", "and (trajectory.reward is not None or not needs_reward)", ""),
+        ("flat groups always kept", "(keep_flat or (", "(True or ("),
+        ("flat groups never kept", "keep_flat = keeps_flat(algorithm, worth)", "keep_flat = False"),
+        (
+            "one order for all epochs",
+            "            generator.shuffle(order)\n",
+            "            random.Random(seed).shuffle(order)\n",
+        ),
+        ("replay with log-probs of now", "else datum.logprobs\n        assert", "else next(known)\n        assert"),
+        ("counts averaged", '(1 if name.startswith("ledger/") else len(results))', "len(results)"),
+        (
+            "consistency filter off",
+            'chosen, metrics["ledger/trajectories_inconsistent"] = consistent(groups, chosen)',
+            "pass",
+        ),
+        ("rewards of weight 0 disagree", "if value is None or not weight:", "if value is None:"),
+        ("a step that was stopped counts", "tasks.taken = taken\n", "pass\n"),
+    ),
+    *faults(
+        "loops/rollouts.py",
+        "loops/test_online_faults.py loops/test_online.py loops/test_guidance.py loops/test_sources.py",
+        (
+            "penalty before combining",
+            "combine_rewards(trajectories, weights, self.stage.combine_rewards)\n        if",
+            "if",
+        ),
+        ("penalty is a bonus", "trajectory.reward -= cost", "trajectory.reward += cost"),
+        (
+            "penalty of the cut answer alone",
+            "trajectory.rewards[TRUNCATED] = 0.0 - cost",
+            "trajectory.rewards[TRUNCATED] = -cost or None",
+        ),
+        ("groups without weights", "return Group(task, trajectories, weights)", "return Group(task, trajectories)"),
+        (
+            "seeds without the step",
+            "derive_seed(self.seed, step, place, task.id, k)",
+            "derive_seed(self.seed, place, task.id, k)",
+        ),
+        ("dynamic sampling by advantage alone", 'if self.stage.dynamic_sampling_by == "accuracy":', "if False:"),
+        ("dynamic sampling off", "range(1, stage.dynamic_sampling + 1)", "range(1, 1)"),
+        ("replaced answers forgotten", "self.discarded.append(Group(task, trajectories[kept:num_own]))", "pass"),
+        (
+            "success threshold of guidance lowered",
+            "return self.stage.guidance.success if",
+            "return 0.5 * self.stage.guidance.success if",
+        ),
+        ("recorded log-probs lost", "if beginning.logprobs is not None:", "if False:"),
+        ("retired questions asked", "if task.id in avoid and", "if False and"),
+    ),
+    *faults(
+        "loops/replay.py",
+        "loops/test_replay.py loops/test_sources.py loops/test_online_faults.py",
+        (
+            "success threshold lowered",
+            "right = [t for t in own if rubric.succeeded(t, self.options.success)]",
+            "right = [t for t in own if rubric.succeeded(t, 0.5 * self.options.success)]",
+        ),
+        ("a fresh failure forgets", "lost=num == 0 and wrong)", "lost=num == 0)"),
+        ("nothing retires", "            self.retired.add(name)\n", "            pass\n"),
+        ("the least sure trajectory", "min(entries, key=lambda key", "max(entries, key=lambda key"),
+        ("the newest goes first", "self.evict(question.entries[0])", "self.evict(question.entries[-1])"),
+        ("buckets all alike", "[max(weights[k], 1e-300) for k in buckets]", "[1.0 for k in buckets]"),
+        ("sums instead of means", "return fmean(value for value", "return sum(value for value"),
+        ("starts at once", "self.started = self.started or rate > self.options.start", "self.started = True"),
+        ("keeps truncated ones", "if not t.truncated and id(t) in logprobs", "if id(t) in logprobs"),
+        ("spread ignored", 'if self.options.buckets == "successes":', "if True:"),
+        ("old penalty comes along", "if name != TRUNCATED}", "}"),
+        ("share rounded down", "int(share * num_prompts + 1e-9)", "int(share * num_prompts)"),
+    ),
+    *faults(
+        "loops/guidance.py",
+        "loops/test_guidance.py loops/test_online_faults.py",
+        (
+            "linear ignores low",
+            "return self.low + (self.high - self.low) * (1 - step / total)",
+            "return self.high * (1 - step / total)",
+        ),
+        ("fixed ignores high", "(place / (num - 1) if num > 1 else 1.0)", "(place / num if num > 1 else 1.0)"),
+        ("windows the wrong way", '"linear_max": 1 - window / WINDOWS', '"linear_max": (window + 1) / WINDOWS'),
+        ("log-probs of the whole trace", "list(recorded[:length])", "list(recorded)"),
+    ),
+    *faults(
+        "loops/ledger.py",
+        "loops/test_online_faults.py loops/test_guidance.py loops/test_online.py",
+        (
+            "a guide's metrics over all tokens",
+            '("guidance", "replay", "sampler", "entropy")',
+            '("replay", "sampler", "entropy")',
+        ),
+        (
+            "metrics of replay over all tokens",
+            '("guidance", "replay", "sampler", "entropy")',
+            '("guidance", "sampler", "entropy")',
+        ),
+        (
+            "entropy with a guide's zeros",
+            '("guidance", "replay", "sampler", "entropy")',
+            '("guidance", "replay", "sampler")',
+        ),
+        ("discarded tokens not counted", "float(sum(lengths) + continued + wasted)", "float(sum(lengths) + continued)"),
+        ("rewards of a guide in the mean", 'if trajectory.source == "policy"]\n    rewards', "]\n    rewards"),
+    ),
+    *faults(
+        "loops/entropy.py",
+        "algorithms/test_fixtures_online.py",
+        ("pushes away", "STEP if entropy < self.target else -STEP", "-STEP if entropy < self.target else STEP"),
+        ("always active", "self.active = entropy <= self.target", "self.active = True"),
+    ),
+    *faults(
+        "rewards/combine.py",
+        "rewards/test_combine.py",
+        (
+            "names of the first answer",
+            "for t in scored for name, value in t.rewards.items() if value",
+            "for t in scored[:1] for name, value in t.rewards.items() if value",
+        ),
+        ("weights ignored", "table) * [weights.get(name, 1.0) for name in names]", "table)"),
+        ("sign of the component", "loadings if loadings.sum() >= 0 else -loadings", "-loadings"),
+        ("opposed rewards projected", "if (loadings < -EPSILON).any():", "if False:"),
+        ("columns of weight 0", "names = [name for name in names if weights.get(name, 1.0)]", "pass"),
+    ),
+    *faults(
+        "rewards/rubric.py",
+        "loops/test_replay.py loops/test_guidance.py rewards/test_rubric.py",
+        ("success threshold halved", "value >= threshold", "value >= threshold / 2"),
+    ),
+    *faults(
+        "loops/plan.py",
+        "loops/test_idle_options.py",
+        ("one completion a prompt", "if stage.completions_per_prompt < smallest:", "if False:"),
+        ("idle options accepted", "    check_effects(algorithm, stage)\n", ""),
+        ("no warning", "    for caution in getattr", "    for caution in () and getattr"),
+    ),
+]
+
+ENGINE = [
+    *faults(
+        "engine/optim.py",
+        "loops/test_online_faults.py engine/test_engine.py",
+        ("no gradient clipping", "if 0 < self.config.max_grad_norm < norm:", "if False:"),
+        ("weight decay ignored", '"weight_decay": config.weight_decay}', '"weight_decay": 0.0}'),
+        (
+            "decay of vectors too",
+            '{"params": others, "weight_decay": 0.0}',
+            '{"params": others, "weight_decay": config.weight_decay}',
+        ),
+        ("a step that is not finite is taken", "if not math.isfinite(norm):", "if False:"),
+        ("skips for ever", "if self.skipped > self.config.max_skipped_steps:", "if False:"),
+        ("skips not in a row", "        self.skipped = 0\n        if 0", "        if 0"),
+        ("skips forgotten", 'self.skipped = state.get("skipped", 0)', "pass"),
+        (
+            "warm-up a step late",
+            "config.lr * (step + 1) / config.warmup_steps",
+            "config.lr * step / config.warmup_steps",
+        ),
+        ("min_lr_ratio ignored", "(config.min_lr_ratio + (1 - config.min_lr_ratio) * falling)", "falling"),
+        ("schedules ignored", "[\n        config.schedule\n    ]", '[\n        "constant"\n    ]'),
+        ("lr of the first step for all", 'group["lr"] = lr', "pass"),
+    ),
+    *faults(
+        "engine/engine.py",
+        "engine/test_engine.py algorithms/test_fixtures_online.py loops/test_online_faults.py",
+        ("denominator of sequences", "denominator = totals[algorithm.per]", 'denominator = totals["sequence"]'),
+        ("a skipped step has a version", "if not self.optimizer.skipped:", "if True:"),
+        ("entropies at temperature 1", "temperature, entropy=True).entropy", "1.0, entropy=True).entropy"),
+        (
+            "log-probs at temperature 1",
+            "self._outputs(body, row, inputs, temperature).logprobs",
+            "self._outputs(body, row, inputs, 1.0).logprobs",
+        ),
+        ("reference of now", "body = self._reference() if reference else self.body", "body = self.body"),
+    ),
+    *faults(
+        "engine/logprobs.py",
+        "engine/test_logprobs.py",
+        ("gradient without temperature", "if self.head.scale != self.temperature:", "if False:"),
+        (
+            "entropy without gradient",
+            "slope = (log_p + entropies).mul_(-grad_entropy)",
+            "slope = (log_p + entropies).mul_(0)",
+        ),
+        ("sign of the entropy", "entropies[rows] = -(p * log_p).sum(1)", "entropies[rows] = (p * log_p).sum(1)"),
+    ),
+    *faults(
+        "engine/divergence.py",
+        "engine/test_divergence.py",
+        ("forward is reverse", "return kl(log_q, log_p)", "return kl(log_p, log_q)"),
+        (
+            "beta of the other side",
+            "log_p + math.log1p(-beta), log_q + math.log(beta)",
+            "log_p + math.log(beta), log_q + math.log1p(-beta)",
+        ),
+    ),
+]
+
+FAULTS = [*ALGORITHMS, *LOOPS, *ENGINE]
