@@ -1,7 +1,7 @@
 """The faults that scripts/mutants.py plants: a name, a file, a text that stands once in it, what takes its place, and
 the test files that must notice."""
 
-# ruff: noqa: E501 (texts as they stand in the files)
+
 
 from __future__ import annotations
 

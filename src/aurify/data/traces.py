@@ -2,9 +2,9 @@
 its own answers (LUFFY, arXiv 2504.14945).
 
 Files of several kinds are read, row by row: OpenR1's (`problem`, `generations`, `answer`), chats whose last turn is the
-answer, with or without `reasoning_content`, LUFFY's own (`prompt`, `target`, `reward_model`), plain `prompt`,
-`trace` or `traces`, `answer`, and GSM8K's. A column `logprobs` records how likely the guide's tokens were to it: for each trace a
-list with a number for each token, as this model's tokenizer cuts it; the end token may be missing. Every trace is
+answer, with or without `reasoning_content`, LUFFY's own (`prompt`, `target`, `reward_model`), plain `prompt`, `trace`
+or `traces`, `answer`, and GSM8K's. A column `logprobs` records how likely the guide's tokens were to it: for each trace
+a list with a number for each token, as this model's tokenizer cuts it; the end token may be missing. Every trace is
 judged by the task's own reward before it is used, and what is refused is counted by its reason. Kept are token ids and
 such log-probs alone."""
 
