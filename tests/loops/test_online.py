@@ -193,5 +193,5 @@ def test_an_error_of_a_rollout_names_its_task():
     refused = Rollouts(
         Refusing([], engine.tokenizer), sampled.renderer, sampled.taskset, sampled.rubric, sampled.stage, 1
     )
-    with pytest.raises(UserError, match="'t0': the prompt has 9999 tokens"):
+    with pytest.raises(UserError, match="the first trajectories failed, .* task 't0': the prompt has 9999 tokens"):
         asyncio.run(refused.groups(0, TASKS[:1]))

@@ -16,7 +16,8 @@ from aurify.samplers.continuous import Continuous
 from aurify.samplers.executors import CoresExecutor, GraphExecutor
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.samplers.recurrent import SameLength
-from aurify.samplers.request import Sequence, request_order
+from aurify.samplers.request import Sequence
+from aurify.samplers.sampler import request_order
 from aurify.types import SamplingParams
 
 A, B, C = [5, 6, 7, 8], [5, 6, 9, 9], [100, 101, 102, 103]
@@ -261,9 +262,10 @@ def test_a_caller_whose_event_loop_is_gone_harms_nobody():
     sampler = make_sampler()
 
     async def ask_and_leave():
-        asyncio.ensure_future(sampler.sample(A, SamplingParams(max_tokens=100, seed=0)))
+        asked = asyncio.ensure_future(sampler.sample(A, SamplingParams(max_tokens=100, seed=0)))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
+        return asked
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(ask_and_leave())

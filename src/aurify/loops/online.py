@@ -92,6 +92,8 @@ def train_online(
                     "time/sampled_per_second": metrics["ledger/tokens_sampled"] / (sampled - begin),
                 }
                 tracker.step(step + 1, metrics)
+                for line in rollouts.player.take_lines():
+                    tracker.event(line)
                 for name in sorted(rollouts.rubric.failures.keys() - reported):
                     tracker.event(
                         f"reward {name!r}: {rollouts.rubric.failures[name]}. Such answers are masked, and counted"
@@ -118,10 +120,13 @@ def learn(
 ) -> Metrics:
     """From scored groups to new weights. Where nothing has a gradient (no spread in any group, nor KL or entropy in
     `flat_groups: keep`), there is nothing to learn: the step counts, the weights stay."""
-    stage, rubric, discarded = rollouts.stage, rollouts.rubric, list(rollouts.discarded)
+    stage, rubric, num_asked = rollouts.stage, rollouts.rubric, len(groups)
+    discarded = [group for group in rollouts.discarded if group.trajectories]
     rollouts.discarded.clear()
+    groups = [group for group in groups if group.trajectories]
     advantages = algorithm.advantages(groups)
     metrics = rollout_metrics(groups, advantages, stage, discarded)
+    metrics |= {"ledger/groups_failed": float(num_asked - len(groups)), **rollouts.player.take_counts()}
     metrics["ledger/rewards_failed"] = float(sum(rubric.num_failures.values()))
     rubric.num_failures.clear()
     penalty = algorithm if isinstance(algorithm, RewardKL) and algorithm.reward_kl_coef else None

@@ -30,7 +30,8 @@ from aurify.engine.weights import Weights
 from aurify.errors import UserError
 from aurify.samplers.continuous import Continuous, Drawn
 from aurify.samplers.recurrent import SameLength
-from aurify.samplers.request import Request, Sequence, request_order
+from aurify.samplers.request import Request, Sequence
+from aurify.samplers.sampler import request_order
 from aurify.samplers.step import choose_step, prepare_layouts
 from aurify.types import Completion, SamplingParams
 

@@ -5,18 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
 from aurify.types import Completion, SamplingParams
-
-# The place of a request among others: those that wait are admitted in this order, not in that of their arrival. It
-# belongs to the asyncio task, so that samplers which batch nothing need not know of it.
-request_order: ContextVar[tuple[int, ...]] = ContextVar("request_order", default=())
-
 
 @dataclass(eq=False)
 class Request:
