@@ -21,7 +21,7 @@ from aurify.loops.ledger import rollout_metrics
 from aurify.loops.online import learn, minibatches, train_online, trained
 from aurify.loops.progress import Checkpoints
 from aurify.loops.recipe import OnlineStage
-from aurify.loops.rollouts import Rollouts, tasks_from
+from aurify.loops.rollouts import Rollouts, TaskStream, tasks_from
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler
@@ -193,5 +193,5 @@ def test_an_error_of_a_rollout_names_its_task():
     refused = Rollouts(
         Refusing([], engine.tokenizer), sampled.renderer, sampled.taskset, sampled.rubric, sampled.stage, 1
     )
-    with pytest.raises(UserError, match="the first trajectories failed, .* task 't0': the prompt has 9999 tokens"):
-        asyncio.run(refused.groups(0, TASKS[:1]))
+    with pytest.raises(UserError, match=r"the first trajectories failed, .* task 't\d': the prompt has 9999 tokens"):
+        asyncio.run(refused.sample(0, GRPO(), TaskStream(refused.taskset, 0), []))

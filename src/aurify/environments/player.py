@@ -124,9 +124,10 @@ class Player:
 
     def take_counts(self) -> Metrics:
         """What failed since the last call, for the ledger."""
-        counts = {"trajectories_failed": self.counts.pop("failed", 0), "trajectories_retried": self.counts.pop("retried", 0)}
-        metrics = {f"ledger/{name}": float(num) for name, num in {**counts, **self.counts}.items()}
-        self.counts.clear()
+        counts, self.counts = self.counts, Counter()
+        metrics = {f"ledger/{name}": float(num) for name, num in sorted(counts.items()) if "failed_" in name}
+        for name in ("failed", "retried"):
+            metrics[f"ledger/trajectories_{name}"] = float(counts[name])
         return metrics
 
     def take_lines(self) -> list[str]:

@@ -3,8 +3,8 @@
 A recipe names a model, a task and stages in order. A stage trains one model by one method, and later stages take its
 result by name: `model: "@sft"`, `reward: "@reward"`, `data: {stage: "@reward"}`. What stands at the top of a recipe
 (`model`, `task`, `lora`, `engine`, `sampler`, `rollouts`, `tools_as_text`, `template_options`) holds for every stage
-that does not say otherwise. Which options a stage has follows from its method: an algorithm that computes advantages is trained
-online, every other one on static data.
+that does not say otherwise. Which options a stage has follows from its method: an algorithm that computes advantages is
+trained online, every other one on static data.
 """
 
 from __future__ import annotations

@@ -227,9 +227,10 @@ class StageRun:
         return guide
 
     def rubric(self, stage: OnlineStage, taskset: TaskSet) -> tuple[Rubric, Engine | None]:
-        """The task's rewards, and a reward model's. Rewards that are left out still show up, with weight 0."""
+        """The task's rewards, and a reward model's. Rewards that are left out still show up, with weight 0. Failures
+        are counted apart from those of evaluations."""
         if stage.reward is None:
-            return Rubric(taskset.rubric.rewards, stage.rollouts.reward_seconds), None  # counts its failures apart from those of evaluations
+            return Rubric(taskset.rubric.rewards, stage.rollouts.reward_seconds), None
         judge = self.judge(stage.reward.model)
         own = [Reward(r.function, 0.0 if stage.reward.alone else r.weight, r.name) for r in taskset.rubric.rewards]
         judged = (ModelReward(judge), stage.reward.weight, "reward_model")

@@ -12,6 +12,7 @@ import numpy as np
 
 from aurify.types import Completion, SamplingParams
 
+
 @dataclass(eq=False)
 class Request:
     loop: asyncio.AbstractEventLoop
