@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from aurify.loops.recipe import OnlineStage
 from aurify.loops.rollouts import Rollouts
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
+from aurify.samplers.inprocess import InProcessSampler
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.tasks.taskset import TaskSet, question
 from aurify.types import SamplingParams, Task
@@ -419,3 +421,66 @@ def test_a_single_turn_needs_no_thread() -> None:
     before = threads()
     _, player = play(SingleTurn)
     assert not player.threaded and threads() == before
+
+
+# ---------------------------------------------------------------------- equal bits
+
+
+@pytest.mark.parametrize("threaded", [True, False])
+def test_in_rounds_conversations_are_equal_to_the_bit_however_long_environments_take(threaded: bool) -> None:
+    engine = Engine(load_model(ModelConfig("random:tiny", dtype="float32")))
+    tasks = [Task(f"t{k}", question("say " + "y" * k), str(k)) for k in range(6)]
+
+    def played(pauses: list[float]) -> Any:
+        class Slow(Acting):
+            async def start(self) -> Observation:
+                await asyncio.sleep(pauses[int(self.task.id[1])])
+                return await super().start()
+
+            async def step(self, message: Any) -> Step:
+                await asyncio.sleep(pauses[int(self.task.id[1])])
+                self.turn += 1
+                return Step([{"role": "user", "content": "go on"}], done=self.turn > 1 + int(self.task.id[1]) % 3)
+
+        Slow.threaded = threaded
+
+        async def body() -> Any:
+            sampler = InProcessSampler(engine, max_batch=4)
+            sampler.stop_tokens = frozenset(range(200, 259))  # so that turns end
+            options = RolloutOptions(in_rounds=True)
+            player = Player(Slow, sampler, Renderer(engine.tokenizer), options)
+            try:
+                params = SamplingParams(max_tokens=12)
+                return await asyncio.gather(
+                    *(player.play(t, replace(params, seed=k), order=(k,)) for k, t in enumerate(tasks))
+                )
+            finally:
+                await sampler.close()
+
+        return [[(s.tokens, s.logprobs) for s in t.segments] for t in asyncio.run(body())]
+
+    one = played([0.0] * 6)
+    assert max(map(len, one)) > 3, "conversations"
+    assert one == played([0.05, 0.0, 0.02, 0.0, 0.03, 0.01]) == played([0.0, 0.03, 0.0, 0.02, 0.0, 0.04])
+
+
+def test_in_rounds_those_who_fail_or_end_hold_up_nobody() -> None:
+    class Some(Acting):
+        threaded = True
+
+        async def step(self, message: Any) -> Step:
+            if self.task.id == "t1":
+                await asyncio.sleep(3600)
+            if self.task.id == "t2":
+                raise OSError("gone")
+            return await super().step(message)
+
+    sampler = ScriptedSampler(["a"], TOKENIZER)
+    player = Player(Some, sampler, Renderer(TOKENIZER), RolloutOptions(in_rounds=True, step_seconds=0.2))
+
+    async def body() -> list[Any]:
+        tasks = [Task(f"t{k}", question("say"), "") for k in range(4)]
+        return await asyncio.wait_for(asyncio.gather(*(player.play(t, SamplingParams()) for t in tasks)), 20)
+
+    assert [trajectory is None for trajectory in asyncio.run(body())] == [False, True, True, False]
+    assert player.rounds is not None and player.rounds.num_playing == 0 and not player.rounds.arrived

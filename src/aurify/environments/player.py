@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from aurify.environments.env import Environment
 from aurify.environments.hosting import inner_function, is_threaded, make_environment
 from aurify.environments.rollout import NoRoom, rollout
+from aurify.environments.rounds import InRounds
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.sampler import Sampler, request_order
@@ -32,6 +33,9 @@ class RolloutOptions:
     step_seconds: float = 120.0  # for an environment to start, to answer a message, to close
     reward_seconds: float = 120.0  # for one call of a reward; of one that judges a whole group at once, too
     max_failures: int = 64  # trajectories in a row that fail, each of them tried twice: then the run stops
+    # a turn begins when all trajectories have come to it: the slowest environment holds up the others, and runs of
+    # several turns are equal to the bit
+    in_rounds: bool = False
 
     def __post_init__(self) -> None:
         for name in ("step_seconds", "reward_seconds"):
@@ -56,6 +60,7 @@ class Player:
     ) -> None:
         self.environment, self.sampler, self.renderer = environment, sampler, renderer
         self.options = options or RolloutOptions()
+        self.rounds = InRounds(sampler) if self.options.in_rounds else None
         self.max_context, self.max_turns = max_context, max_turns
         self.threaded, self.rooms = is_threaded(environment), PerLoop(MAX_ROOMS)
         self.num_ended = 0  # trajectories that ended well, in all
@@ -69,6 +74,18 @@ class Player:
     ) -> Trajectory | None:
         """None: it failed twice. Both attempts have the same seed, so what failed by chance leaves no trace. order:
         see `request_order`."""
+        async with self.rooms.get() if self.threaded else nullcontext():
+            if self.rounds is not None:
+                self.rounds.enter()
+            try:
+                return await self._attempts(task, params, guidance, order)
+            finally:
+                if self.rounds is not None:
+                    self.rounds.leave()
+
+    async def _attempts(
+        self, task: Task, params: SamplingParams, guidance: Sequence[int], order: tuple[int, ...]
+    ) -> Trajectory | None:
         for attempt in range(ATTEMPTS):
             if self.in_a_row >= self.options.max_failures:
                 raise self.too_many()
@@ -95,27 +112,26 @@ class Player:
         return None
 
     async def _try(self, task: Task, params: SamplingParams, guidance: Sequence[int]) -> Trajectory:
-        async with self.rooms.get() if self.threaded else nullcontext():
-            room = Room("aurify-environment") if self.threaded else None
-            try:
-                function, name = inner_function(self.environment), getattr(self.environment, "__name__", "")
-                with crashes_of(f"environment {name or getattr(function, '__name__', '')!r}", function):
-                    environment = await make_environment(
-                        self.environment, task, params.seed, room, self.options.step_seconds
-                    )
-                return await rollout(
-                    task,
-                    environment,
-                    self.sampler,
-                    self.renderer,
-                    params,
-                    max_context=self.max_context,
-                    max_turns=self.max_turns,
-                    guidance=guidance,
+        room = Room("aurify-environment") if self.threaded else None
+        try:
+            function = inner_function(self.environment)
+            with crashes_of(f"environment {getattr(function, '__name__', '')!r}", function):
+                environment = await make_environment(
+                    self.environment, task, params.seed, room, self.options.step_seconds
                 )
-            finally:
-                if room is not None:
-                    room.leave()
+            return await rollout(
+                task,
+                environment,
+                self.rounds or self.sampler,
+                self.renderer,
+                params,
+                max_context=self.max_context,
+                max_turns=self.max_turns,
+                guidance=guidance,
+            )
+        finally:
+            if room is not None:
+                room.leave()
 
     def too_many(self) -> UserError:
         num = max(self.in_a_row, 1)

@@ -8,7 +8,8 @@ What is equal from run to run: the same request with the same seed draws with th
 beside it. The last bits of log-probs depend on the batch. Requests that are made at the same moment begin in the same
 batch, in the order of `request_order`, so rollouts of one turn are equal to the bit on the same machine. In rollouts of
 several turns, how long an environment takes decides which step the next turn joins; there log-probs agree to rounding,
-and so do the tokens, unless a random number falls between two roundings of the same probability.
+and so do the tokens, unless a random number falls between two roundings of the same probability. With
+`rollouts.in_rounds` (environments/rounds.py) these are equal to the bit too.
 
 Every request ends, with its completions or with the error: see `_recover`."""
 
