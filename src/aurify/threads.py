@@ -97,6 +97,9 @@ class Worker:
             self.calls.put(end_thread)
             self.calls = None
 
+    def __del__(self) -> None:
+        self.close()
+
 
 async def in_thread(function: Callable[[], T], seconds: float | None, what: str) -> T:
     """One call in a thread of its own."""

@@ -321,18 +321,19 @@ def test_an_environment_gets_a_seed_where_it_asks_for_one_and_a_recipe_has_the_l
 def test_an_environment_that_appends_to_its_own_message_list_leaves_the_completion_whole() -> None:
     class Appending(Acting):
         async def start(self) -> Observation:
-            self.messages = list(self.task.prompt)
+            self.messages = [dict(message) for message in self.task.prompt]
             return Observation(self.messages)
 
         async def step(self, message: Any) -> Step:
             self.messages.append(message)
             self.messages.append({"role": "user", "content": "go on"})
-            message["content"] = "changed"
+            message["content"] = self.messages[0]["content"] = "changed"
             self.turn += 1
             return Step(self.messages[-1:], done=self.turn == 2)
 
     trajectory, _ = play(Appending)
     assert trajectory.num_prompt_messages == 1 and trajectory.text == "a\nb"
+    assert trajectory.messages[0]["content"] == "hello?", "what the policy saw"
     assert [m["role"] for m in trajectory.completion] == ["assistant", "user", "assistant"]
 
     def said(task: Task, trajectory: Any) -> float:

@@ -52,6 +52,37 @@ def test_a_run_that_stops_for_its_failures_says_why_in_events_log_and_console_lo
         assert f"stopped: {count}" in text and "the service is gone" in text, name
 
 
+class Later(SingleTurn):
+    """Goes away after a while."""
+
+    num = 0
+
+    async def start(self) -> Any:
+        type(self).num += 1
+        if self.num > 16:
+            raise ConnectionError("the service is gone")
+        return await super().start()
+
+
+def test_a_run_that_stops_for_its_failures_leaves_a_checkpoint_and_goes_on_with_other_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.ENTRIES["environment"], "later", Later)
+    grpo = {"method": "grpo", "steps": 3, "prompts_per_step": 2, "completions_per_prompt": 4}
+    recipe: dict[str, Any] = {
+        "model": "random:tiny",
+        "task": {"name": "sorting", "num_heldout": 4, "environment": "later"},
+        "evaluation": {"num_tasks": 0},
+        "stages": {"rl": {**grpo, "checkpoint_every": 0, "sampling": {"max_tokens": 2}}},
+    }
+    with pytest.raises(UserError, match=r"the last 6 trajectories in a row failed, each .* the service is gone"):
+        run({**recipe, "rollouts": {"max_failures": 6}}, tmp_path)
+    assert [path.name for path in (tmp_path / "rl" / "checkpoints").iterdir()] != []
+    Later.num = -100
+    results = run({**recipe, "rollouts": {"step_seconds": 60.0}}, tmp_path)
+    assert results["rl"]["status"] == "finished" and Later.num == -100 + 8, "one step of three was left"
+
+
 class TwoTurns(SingleTurn):
     turns = 0
 

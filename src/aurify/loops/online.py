@@ -19,6 +19,7 @@ from aurify.algorithms.reward_kl import RewardKL, divergence
 from aurify.engine.checkpoint import rng_state
 from aurify.engine.optim import lr_at
 from aurify.environments.rollout import datum_of
+from aurify.errors import UserError
 from aurify.loops.entropy import EntropyController
 from aurify.loops.interrupt import Interrupt, Interrupted
 from aurify.loops.ledger import means_by_source, rollout_metrics
@@ -55,7 +56,8 @@ def train_online(
     checkpoints: Checkpoints,
 ) -> int:
     """Trains from the newest checkpoint, or from the start, to the end; then closes the sampler. Returns the number of
-    steps. Raises `Interrupted` after a checkpoint when asked to stop."""
+    steps. Raises `Interrupted` after a checkpoint when asked to stop. Where sampling stops the run, as after too many
+    failures, there is a checkpoint too."""
     stage, sampler, total = rollouts.stage, rollouts.sampler, rollouts.stage.steps
     if "ref_logprobs" in algorithm.needs:
         engine.keep_reference()
@@ -71,7 +73,13 @@ def train_online(
             for step in range(start, total):
                 begin, rng, taken = time.perf_counter(), rng_state(), tasks.taken
                 replayed = replay(engine, rollouts, step)
-                groups = runner.run(interrupt.until_stopped(rollouts.sample(step, algorithm, tasks, replayed)))
+                try:
+                    groups = runner.run(interrupt.until_stopped(rollouts.sample(step, algorithm, tasks, replayed)))
+                except UserError:
+                    if step > start:  # what was trained until here is not lost with it
+                        tasks.taken = taken
+                        checkpoints.save(step, engine, rng)
+                    raise
                 if groups is None:  # this step has changed nothing yet
                     tasks.taken = taken
                     checkpoints.save(step, engine, rng)

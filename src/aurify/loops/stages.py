@@ -15,6 +15,7 @@ from aurify.data.preferences import sample_preferences
 from aurify.engine import checkpoint
 from aurify.engine.engine import Engine
 from aurify.engine.model import ModelConfig, load_model
+from aurify.environments.player import RolloutOptions
 from aurify.errors import UserError
 from aurify.evaluation.evaluate import (
     evaluate,
@@ -245,7 +246,9 @@ class StageRun:
 
     def checkpoints(self, items: list[Any]) -> Checkpoints:
         stage = self.stage
-        same = replace(stage, checkpoint_every=0, keep_checkpoints=1)  # how often to save may change between two runs
+        limits = RolloutOptions(in_rounds=stage.rollouts.in_rounds)
+        # how often to save, and how long to wait for others, may change between two runs
+        same = replace(stage, checkpoint_every=0, keep_checkpoints=1, rollouts=limits)
         identity = fingerprint([self.seed, same, *items])
         return Checkpoints(self.folder.checkpoints, stage.checkpoint_every, stage.keep_checkpoints, identity)
 

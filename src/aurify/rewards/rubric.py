@@ -8,7 +8,7 @@ it is counted, and a reward that does nothing but fail is an error.
 Async rewards of a group run at the same time. A plain function runs in a thread of its own, one call after the other,
 so it may block. An attribute says otherwise: with `function.threaded = True` several calls may run side by side, with
 False they run in the event loop, in the thread that everything started in. A call that takes longer than its limit
-counts as one that raised."""
+counts as one that raised; Aurify's own rewards have limits of their own."""
 
 from __future__ import annotations
 
@@ -43,6 +43,8 @@ class Calls:
 
     async def caught(self, seconds: float | None, function: RewardFunction, *arguments: Any, **keywords: Any) -> Any:
         """What it returns, or the exception that it raised."""
+        if str(getattr(getattr(function, "__self__", function), "__module__", "")).startswith("aurify."):
+            seconds = None
         try:
             value = await self._call(seconds, partial(function, *arguments, **keywords), function)
             return await wait_for(value, seconds, "the reward") if inspect.isawaitable(value) else value

@@ -6,10 +6,11 @@ is in `continuous.py`, and for models that cannot do that in `recurrent.py`.
 
 What is equal from run to run: the same request with the same seed draws with the same random numbers, whatever runs
 beside it. The last bits of log-probs depend on the batch. Requests that are made at the same moment begin in the same
-batch, in the order of `request_order`, so rollouts of one turn are equal to the bit on the same machine. In rollouts of
-several turns, how long an environment takes decides which step the next turn joins; there log-probs agree to rounding,
-and so do the tokens, unless a random number falls between two roundings of the same probability. With
-`rollouts.in_rounds` (environments/rounds.py) these are equal to the bit too.
+batch, in the order of `request_order`, so answers to plain questions (`SingleTurn`) are equal to the bit on the same
+machine with the same options. How long an environment takes, to start in a thread of its own or to answer, decides
+which step the request after it joins; there log-probs agree to rounding, and so do the tokens, unless a random number
+falls between two roundings of the same probability. With `rollouts.in_rounds` (environments/rounds.py) these are equal
+to the bit too, for up to 128 environments at a time.
 
 Every request ends, with its completions or with the error: see `_recover`."""
 
