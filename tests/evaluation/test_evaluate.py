@@ -197,3 +197,14 @@ def test_answers_that_fail_count_as_wrong_and_are_told() -> None:
         run(["x"])
     with pytest.raises(UserError, match="OSError: gone"):
         run(["x"], options=RolloutOptions(max_failures=2))
+
+
+def test_a_reward_that_hangs_in_an_evaluation_ends_at_the_limit_of_the_stage() -> None:
+    async def silent(task: Any, trajectory: Any) -> float:
+        if trajectory.text == "1":
+            await asyncio.sleep(3600)
+        return 1.0
+
+    options = RolloutOptions(reward_seconds=0.2)
+    result, _ = scored(["0", "1"], rubric=Rubric([silent]), num_tasks=2, options=options)
+    assert result.accuracy == 0.5

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aurify.environments.player import MAX_TURNS, Player, RolloutOptions
 from aurify.errors import UserError
+from aurify.rewards.rubric import Rubric
 from aurify.types import Datum, Group, Metrics, SamplingParams, Task
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ async def evaluate(
     if not tasks:
         raise UserError(f"task {taskset.name!r} has no held-out tasks to evaluate on")
 
+    rubric = taskset.rubric if options is None else Rubric(taskset.rubric.rewards, options.reward_seconds)
     player = Player(taskset.environment, sampler, renderer, options, max_context=max_context, max_turns=max_turns)
 
     async def answers(place: int, task: Task) -> Group:
@@ -71,7 +73,7 @@ async def evaluate(
             *(player.play(task, replace(params, seed=s), order=(place, k)) for k, s in enumerate(seeds))
         )
         trajectories = [trajectory for trajectory in played if trajectory is not None]
-        await taskset.rubric.score(task, trajectories)
+        await rubric.score(task, trajectories)
         return Group(task, trajectories)
 
     groups = await asyncio.gather(*(answers(place, task) for place, task in enumerate(tasks)))

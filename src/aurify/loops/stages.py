@@ -290,7 +290,8 @@ class StageRun:
         engine = self.open(trainable=False)
         sampler, renderer = self.sampler(engine), make_renderer(stage, engine.tokenizer)
         judge = self.judge(sample.reward) if sample.reward else None
-        rubric = Rubric([ModelReward(judge)]) if judge else taskset.rubric
+        rewards = [ModelReward(judge)] if judge else taskset.rubric.rewards
+        rubric = Rubric(rewards, self.stage.rollouts.reward_seconds)
         parts = (
             list(islice(taskset.train(derive_seed(self.seed, "pairs")), sample.num_tasks)),
             taskset.heldout[: sample.num_heldout],
