@@ -269,6 +269,24 @@ def test_a_step_that_blocks_holds_up_no_other_trajectory() -> None:
     assert all(trajectory is not None for trajectory in asyncio.run(body()))
 
 
+def test_threads_that_never_come_back_are_not_piled_up_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aurify.environments.player.MAX_STUCK", 4)
+    free = threading.Event()
+
+    class Stuck(Acting):
+        threaded = True
+
+        async def step(self, message: Any) -> Step:
+            free.wait(30)
+            return Step(done=True)
+
+    try:
+        with pytest.raises(UserError, match="4 threads still work on calls of environments that took longer"):
+            play(Stuck, num=5, step_seconds=0.05)
+    finally:
+        free.set()
+
+
 def test_an_environment_that_keeps_tasks_of_its_own_going_has_one_event_loop_for_all_its_calls() -> None:
     class Beating(Acting):
         threaded = True

@@ -214,7 +214,8 @@ def test_a_group_of_which_everything_failed_is_counted_and_retires_no_question_o
 
 @pytest.mark.parametrize("name", [name for name in registry.names("algorithm") if is_online(name)])
 def test_every_online_method_takes_a_step_of_which_nothing_is_left_and_groups_of_one(name):
-    algorithm = registry.get("algorithm", name)(**({"max_ratio": 5.0} if name == "cispo" else {}))
+    options = {"cispo": {"max_ratio": 5.0}, "dr_grpo": {"constant_length": 10}}
+    algorithm = registry.get("algorithm", name)(**options.get(name, {}))
     assert algorithm.advantages([]) == []
     one = Trajectory([], [], 0, rewards={"a": 1.0}, reward=1.0)
     assert [len(row) for row in algorithm.advantages([Group(TASKS[0], [one], {"a": 1.0})])] == [1]

@@ -25,6 +25,7 @@ log = logging.getLogger("aurify")
 ATTEMPTS = 2
 MAX_TURNS = 16
 MAX_ROOMS = 128  # environments with a thread at the same time; further trajectories wait
+MAX_STUCK = 128  # threads that calls over their time limit still hold
 MAX_TOLD = 5  # reasons of failures that are told in a step
 
 
@@ -66,6 +67,7 @@ class Player:
         self.num_ended = 0  # trajectories that ended well, in all
         self.counts: Counter[str] = Counter()  # since `take_counts`
         self.in_a_row, self.last_reason = 0, ""
+        self.stuck: list[Room] = []
         self.told: set[str] = set()
         self.untold: list[str] = []
 
@@ -89,6 +91,13 @@ class Player:
         for attempt in range(ATTEMPTS):
             if self.in_a_row >= self.options.max_failures:
                 raise self.too_many()
+            self.stuck = [room for room in self.stuck if room.thread.is_alive()]
+            if len(self.stuck) >= MAX_STUCK:
+                raise UserError(
+                    f"{len(self.stuck)} threads still work on calls of environments that took longer than "
+                    f"rollouts.step_seconds ({self.options.step_seconds:g}); let the environment give up by itself, or "
+                    f"raise the limit. The last trajectory that failed: {self.last_reason}"
+                )
             token = request_order.set(order)
             try:
                 trajectory = await self._try(task, params, guidance)
@@ -132,6 +141,8 @@ class Player:
         finally:
             if room is not None:
                 room.leave()
+                if room.late:
+                    self.stuck.append(room)
 
     def too_many(self) -> UserError:
         num = max(self.in_a_row, 1)
