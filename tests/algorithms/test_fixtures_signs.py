@@ -13,6 +13,7 @@ from batches import batch_of
 from aurify.algorithms.cispo import CISPO
 from aurify.algorithms.correction import Correction
 from aurify.algorithms.covariance import strip_covariance
+from aurify.algorithms.distillation import Distillation
 from aurify.algorithms.exgrpo import ExGRPO
 from aurify.algorithms.gdpo import GDPO
 from aurify.algorithms.grpo import GRPO, kl_estimate
@@ -206,7 +207,7 @@ def test_the_entropy_bonus_has_its_coefficient():
     loss, _ = GRPO(entropy_coef=0.3).loss(Outputs(torch.tensor([-1.0] * 2), entropy), batch_of([2], advantages=0.0))
     loss.backward()
     assert entropy.grad is not None and entropy.grad.tolist() == pytest.approx([-0.3, -0.3])
-    assert float(loss) == pytest.approx(-1.2)
+    assert float(loss.detach()) == pytest.approx(-1.2)
 
 
 def test_entropy_on_policy_tells_the_share_that_counts():
@@ -215,6 +216,13 @@ def test_entropy_on_policy_tells_the_share_that_counts():
     algorithm = LUFFY(entropy_coef=0.5, entropy_on="policy")
     _, metrics = algorithm.loss(Outputs(torch.tensor([-1.0] * 3), entropy), batch)
     assert float(metrics["loss/entropy"]) == 1 and float(metrics["loss/entropy_share"]) == 1
+
+
+def test_an_advantage_of_distillation_says_how_much_a_token_counts():
+    """Divergences 2 and 3, the second token left out by `top_entropy`."""
+    out = Outputs(torch.tensor([-1.0, -1.0]), divergence=lambda kind, beta: torch.tensor([2.0, 3.0]))
+    loss, metrics = Distillation(aggregator="sequence").loss(out, batch_of([2], advantages=[1.0, 0.0]))
+    assert float(loss) == 1.0 and float(metrics["loss/divergence"]) == 2.5
 
 
 # ---------------------------------------------------------------------- advantages
