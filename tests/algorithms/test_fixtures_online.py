@@ -203,8 +203,8 @@ def test_entropies_of_the_engine_are_those_of_the_softmax():
     engine, plain = Engine(random_model()), random_model().module
     datum = Datum([5, 9, 11, 7], [0.0, 1.0, 0.0, 1.0])
     for temperature in (1.0, 0.3):
-        logits = (plain(torch.tensor([datum.tokens])).logits[0].double() / temperature).log_softmax(-1)
-        expected = -(logits.exp() * logits).sum(-1).detach()
+        logits = (plain(torch.tensor([datum.tokens])).logits[0].detach().double() / temperature).log_softmax(-1)
+        expected = -(logits.exp() * logits).sum(-1)
         [found] = engine.entropies([datum], temperature=temperature)
         assert found == pytest.approx([0.0, float(expected[0]), 0.0, float(expected[2])], abs=1e-5)
         picked = [float(logits[0, 9]), float(logits[2, 7])]
