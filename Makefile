@@ -4,6 +4,7 @@
 #   make check   lint, types, layers
 #   make mutants plant faults one by one; the tests must notice each (some ten minutes): WORDS="kto optim" for some of them
 #   make bench   speed against TRL and Hugging Face generate
+#   make gpu-check   on a machine with a GPU: is it right there, and how fast? CHECK=--cpu: correctness without one
 #   make bench-memory   how well a knowledge base finds: MEDQUAD=path/of/medquad.jsonl.gz, LIMIT=300 for a first look
 #   make setup   everything that tests and development need
 
@@ -16,7 +17,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get -qq --yes --no-install-recommends 
 SANDBOX := command -v bwrap >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 	{ $(APT) || { apt-get -qq update && $(APT); }; } >/dev/null 2>&1; }
 
-.PHONY: demo test check mutants bench bench-memory setup clean
+.PHONY: demo test check mutants bench gpu-check bench-memory setup clean
 .DEFAULT_GOAL := setup
 
 demo: .venv/demo.stamp
@@ -35,6 +36,9 @@ mutants: .venv/test.stamp
 
 bench: .venv/test.stamp
 	.venv/bin/python benchmarks/cpu.py
+
+gpu-check: .venv/test.stamp
+	.venv/bin/python benchmarks/gpu_check.py $(CHECK)
 
 MEDQUAD ?= ../shared/data/medquad/medquad.jsonl.gz
 bench-memory: .venv/test.stamp

@@ -1,37 +1,42 @@
 """What steps of our own bring, each with and without, in turns in one process: a decoding step in fewer operations than
-the model's code makes; a head that is packed once for all of them; cores that decode, or train, sequences of their own
-instead of sharing every product; two products with a frozen head instead of three when an adapter is trained; an
-encoder of our own for questions of a search, and LanceDB's asynchronous interface for their words.
+the model's code makes; cores that decode, or train, sequences of their own instead of sharing every product; two
+products with a frozen head instead of three when an adapter is trained; LanceDB's asynchronous interface for the words
+of a search.
 
-    python benchmarks/parts.py
+    python benchmarks/parts.py --out docs/data/parts.json
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
+import torch
 from lancedb.query import MatchQuery
 
 from aurify.algorithms.grpo import GRPO
-from aurify.engine import logprobs, packing
+from aurify.engine import logprobs
 from aurify.engine.engine import Engine
+from aurify.engine.executor import Executor
 from aurify.engine.lora import LoraConfig
 from aurify.engine.model import ModelConfig, load_model
-from aurify.memory.embedding import load_embedder
 from aurify.memory.knowledge import KnowledgeBase
 from aurify.memory.snapshot import in_background
 from aurify.memory.store import CHUNKS, connect
 from aurify.memory.types import Document
+from aurify.samplers.continuous import Continuous
 from aurify.samplers.inprocess import InProcessSampler
-from aurify.samplers.llama import PlainStep
+from aurify.samplers.step import PlainStep
 from aurify.types import Datum, SamplingParams
 
 NUM_PROMPTS, PROMPT, COMPLETION = 8, 50, 32  # tokens
@@ -42,42 +47,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write every time, with the command, to this JSON file")
     args = parser.parse_args()
     engine = Engine(load_model(ModelConfig(args.model)), lora=LoraConfig())
     generator = random.Random(0)
     prompts = [[generator.randrange(engine.vocabulary) for _ in range(PROMPT)] for _ in range(NUM_PROMPTS)]
     print("| part | with, s | without, s | speed-up |\n|---|---|---|---|")
+    results = []
     for n in (8, 4, 1):
         name, new = f"{NUM_PROMPTS * n} sequences of {COMPLETION}", sampling(engine, prompts, n)
-        compare(f"decoding step of our own, {name}", new, sampling(engine, prompts, n, own=False), args.repeats)
-        compare(f"packed head, {name}", new, sampling(engine, prompts, n, packed=False), args.repeats)
-        compare(f"a part a core, {name}", new, sampling(engine, prompts, n, apart=False), args.repeats)
-    compare("encoder of our own, 100 questions one by one", asking(), asking(own=False), args.repeats)
+        old = sampling(engine, prompts, n, own=False)
+        results.append(compare(f"decoding step of our own, {name}", new, old, args.repeats))
+        results.append(compare(f"a part a core, {name}", new, sampling(engine, prompts, n, apart=False), args.repeats))
     with tempfile.TemporaryDirectory() as folder:
         new, old = looking_up(Path(folder) / "new"), looking_up(Path(folder) / "old", own=False)
-        compare("asynchronous interface, words of 100 questions", new, old, args.repeats)
+        results.append(compare("asynchronous interface, words of 100 questions", new, old, args.repeats))
     new = training(engine, prompts)
-    compare("a row a core, training 64 answers", new, training(engine, prompts, apart=False), args.repeats)
-    compare("frozen head, training 64 answers", new, training(engine, prompts, frozen=False), args.repeats)
+    results.append(
+        compare("a row a core, training 64 answers", new, training(engine, prompts, apart=False), args.repeats)
+    )
+    results.append(
+        compare("frozen head, training 64 answers", new, training(engine, prompts, frozen=False), args.repeats)
+    )
+    if args.out:
+        facts = {"command": " ".join(["python", *sys.argv]), "threads": torch.get_num_threads(), "parts": results}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 def sampling(
-    engine: Engine, prompts: list[list[int]], n: int, *, own: bool = True, packed: bool = True, apart: bool = True
+    engine: Engine, prompts: list[list[int]], n: int, *, own: bool = True, apart: bool = True
 ) -> Callable[[], None]:
     sampler = InProcessSampler(engine)
     sampler.stop_tokens = frozenset()
+    decoder = sampler.prepare()
+    assert isinstance(decoder, Continuous)
     if not own:
-        sampler.step = PlainStep(engine.body.decoder)
-    if not packed:
-        sampler.packed = None
+        decoder.step = PlainStep(decoder.decoder)
     if not apart:
-        sampler.parts = 1
-        if sampler.packed is not None:
-            sampler.packed.rows = sampler.max_batch
+        decoder.executor.parts = 1
 
     async def collect() -> None:
         params = SamplingParams(max_tokens=COMPLETION, seed=0)
-        await sampler.load_weights(engine.weights(), engine.version)  # packing is part of it, as after each update
         await asyncio.gather(*(sampler.sample(prompt, params, n) for prompt in prompts))
 
     return lambda: asyncio.run(collect())
@@ -96,30 +107,19 @@ def training(
         for prompt in prompts
         for _ in range(8)
     ]
-    two = logprobs.frozen_head_logprobs
+    two, side_by_side = logprobs.frozen_head_logprobs, engine.executor
 
     def three(hidden, head, targets, temperature, entropy, chunk):
         return logprobs.LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)
 
     def step() -> None:
         logprobs.frozen_head_logprobs = two if frozen else three
-        packing.PART_TOKENS = 512 if apart else engine.micro_batch_tokens
+        engine.executor = side_by_side if apart else Executor()
         engine.forward_backward(data, GRPO())
         engine.optim_step(0.0)
+        logprobs.frozen_head_logprobs, engine.executor = two, side_by_side
 
     return step
-
-
-def asking(*, own: bool = True) -> Callable[[], None]:
-    embedder = load_embedder()
-    if not own:
-        embedder._bert = None
-
-    def ask() -> None:
-        for question in QUESTIONS:
-            embedder.embed_queries([question])
-
-    return ask
 
 
 def looking_up(folder: Path, *, own: bool = True) -> Callable[[], None]:
@@ -140,7 +140,7 @@ def looking_up(folder: Path, *, own: bool = True) -> Callable[[], None]:
     return ask
 
 
-def compare(name: str, new: Callable[[], None], old: Callable[[], None], repeats: int) -> None:
+def compare(name: str, new: Callable[[], None], old: Callable[[], None], repeats: int) -> dict[str, Any]:
     seconds: list[list[float]] = [[], []]
     for turn in range(repeats + 1):
         for side, run in zip(seconds, (new, old), strict=True):
@@ -150,6 +150,7 @@ def compare(name: str, new: Callable[[], None], old: Callable[[], None], repeats
                 side.append(time.perf_counter() - begin)
     ours, plain = map(statistics.median, seconds)
     print(f"| {name} | {ours:.2f} | {plain:.2f} | {plain / ours:.2f}x |", flush=True)
+    return {"part": name, "with": seconds[0], "without": seconds[1]}
 
 
 if __name__ == "__main__":

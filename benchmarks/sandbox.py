@@ -1,15 +1,18 @@
 """How many runs a second the sandbox of the code reward does, one after the other and several at once.
 
-python benchmarks/sandbox.py [seconds for each row]
+python benchmarks/sandbox.py --out docs/data/sandbox.json
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 from aurify.rewards.sandbox import Backend, Limits, finish, run_tests, start, works
 
@@ -47,7 +50,10 @@ def rate(run: Callable[[], None], num_threads: int, seconds: float) -> float:
 
 
 def main() -> None:
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=5.0, help="for each figure")
+    parser.add_argument("--out", type=Path, help="write the figures, with the command, to this JSON file")
+    args = parser.parse_args()
     num_processors = os.cpu_count() or 1
     rows: list[tuple[str, Callable[[], None]]] = []
     kinds: tuple[Backend, ...] = ("bubblewrap", "landlock")
@@ -58,8 +64,15 @@ def main() -> None:
             rows.append((f"a script, {kind}", script_with(kind)))
     rows.append(("a program and its 3 tests", tests))
     print(f"{'runs a second':28} {'one at a time':>14} {f'{num_processors} at a time':>14}")
+    results = {}
     for name, run in rows:
-        print(f"{name:28} {rate(run, 1, seconds):14.1f} {rate(run, num_processors, seconds):14.1f}", flush=True)
+        alone, together = (rate(run, num, args.seconds) for num in (1, num_processors))
+        print(f"{name:28} {alone:14.1f} {together:14.1f}", flush=True)
+        results[name] = {"one at a time": alone, f"{num_processors} at a time": together}
+    if args.out:
+        facts = {"command": " ".join(["python", *sys.argv]), "runs_a_second": results}
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ def make_work(tokenizer: Any) -> Work:
 
 
 def gsm8k_rows() -> list[tuple[str, str]]:
-    with GSM8K.open() as lines:
-        rows = [json.loads(line) for line, _ in zip(lines, range(NUM_ROWS), strict=False)]
+    from aurify.data.sources import iter_rows
+
+    rows = islice(iter_rows(GSM8K), NUM_ROWS)  # in the one form that GSM8K has everywhere, see aurify.data.gsm8k
     return [(row["question"], row["answer"]) for row in rows]
 
 

@@ -1,6 +1,6 @@
 """A task at which the model never succeeds by itself: what traces of somebody who can are worth, by how they are used.
 
-    python examples/guided.py --log guided.jsonl            # SmolLM2-135M, five methods, three seeds: an hour
+    python examples/guided.py --out guided.json             # SmolLM2-135M, five methods, three seeds: an hour
     python examples/guided.py --methods luffy --seeds 1     # one run: about five minutes
     python examples/guided.py --model random:tiny --task addition --size 1 --tokens 2000 --seeds 1
 

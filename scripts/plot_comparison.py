@@ -1,6 +1,7 @@
-"""Draws what `examples/guided.py` and `examples/replay.py` logged: one curve a method, mean and range over seeds.
+"""Draws what `examples/guided.py` and `examples/replay.py` wrote with --log or --out: one curve a method, mean and
+range over seeds.
 
-    python scripts/plot_comparison.py replay.jsonl docs/replay.svg --y replay/success_rate_fresh reward/mean --bins 8
+    python scripts/plot_comparison.py docs/data/replay.json docs/replay.svg --y replay/success_rate_fresh reward/mean
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     parser.add_argument("--x", default="sampled", help="tokens: sampled or trained")
     parser.add_argument("--y", nargs="+", default=["reward/mean"], help="the first of these that a step has")
-    parser.add_argument("--bins", type=int, default=16)
+    parser.add_argument("--bins", type=int, default=8)
     args = parser.parse_args()
 
-    runs = [json.loads(line) for line in args.log.read_text(encoding="utf-8").splitlines()]
+    text = args.log.read_text(encoding="utf-8")
+    runs = json.loads(text)["runs"] if args.log.suffix == ".json" else [json.loads(line) for line in text.splitlines()]
     width = max(point[args.x] for run in runs for point in run["curve"]) / args.bins
     figure, axes = pyplot.subplots(figsize=(7, 3.6), layout="constrained")
     for method in dict.fromkeys(run["method"] for run in runs):

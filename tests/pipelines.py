@@ -15,8 +15,7 @@ from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["aurify.loops.pipeline", "aurify.samplers.inprocess", "pipelines"])
-ON_NUMBERS: dict[str, Any] = {
-    "model": "random:tiny",
+ON_NUMBERS: dict[str, Any] = {  # without its model: tests add `tiny(dtype)`
     "task": {"name": "largest_number", "count": 2, "maximum": 20, "num_heldout": 10},
     "evaluation": {"num_tasks": 10, "sampling": {"max_tokens": 4, "temperature": 0.0}},
 }
@@ -30,6 +29,10 @@ SHORT_ONLINE: dict[str, Any] = {  # a stage with some checkpoints, to go on from
     "samples_every": 2,
     "optim": {"lr": 1e-3, "schedule": "linear"},
 }
+
+
+def tiny(dtype: str) -> dict[str, str]:
+    return {"name": "random:tiny", "dtype": dtype}
 
 
 def run(values: dict[str, Any], path: Path) -> dict[str, Any]:

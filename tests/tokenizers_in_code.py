@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 BOS, EOS, OPEN, CLOSE = SPECIAL = ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -72,4 +74,28 @@ def finished(inner: Tokenizer, template: str | None, eos: str, pad: str | None) 
         tokenizer_object=inner, bos_token=BOS, eos_token=eos, pad_token=pad or eos, additional_special_tokens=others
     )
     fast.chat_template = template
+    return fast
+
+
+# ---------------------------------------------------------------------- families of models
+
+
+# the control tokens of each family of models; "markers" are added tokens that its tokenizer does not call special, and
+# "swallows" the special ones that take the spaces after them
+FOLDER = Path(__file__).parent / "templates"
+FAMILIES: dict[str, dict[str, Any]] = json.loads((FOLDER / "families.json").read_text(encoding="utf-8"))
+
+
+def family(name: str) -> Any:
+    """A byte-level tokenizer with the control tokens and a template of one family of models."""
+    made, alphabet = FAMILIES[name], sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = [*alphabet, *(a + b for a, b in MERGES)]
+    inner = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=MERGES))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    inner.decoder = decoders.ByteLevel()
+    swallows, eos = made.get("swallows", ()), made["eos"]
+    inner.add_special_tokens([AddedToken(t, special=True, rstrip=t in swallows) for t in made["special"]])
+    inner.add_tokens([AddedToken(t, special=False, normalized=False) for t in made.get("markers", ())])
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, bos_token=made.get("bos"), eos_token=eos, pad_token=eos)
+    fast.chat_template = (FOLDER / f"{name}.jinja").read_text(encoding="utf-8")
     return fast

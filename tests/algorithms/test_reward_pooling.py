@@ -19,9 +19,7 @@ TEXTS = [[5, 17, 9, 30, 12], [5, 17], [40, 41, END, 42], [7]]
 
 
 def engine_of(model: LoadedModel, packs: bool) -> Engine:
-    engine = Engine(model)
-    if not packs:  # as for an architecture that cannot: plain padded rows
-        engine.body._packs = False
+    engine = Engine(model, packing=packs)  # without: plain padded rows, as for an architecture that cannot pack
     assert engine.body.packs == packs
     return engine
 

@@ -222,7 +222,7 @@ def test_a_template_that_forgets_tools_is_refused():
     rows = load_rows(FIXTURES / "messages_tools.jsonl")
     with pytest.raises(UserError, match=r"leaves out the tools and tool calls.*tools_as_text: true"):
         sft_data(rows, plain)
-    [[datum]] = encode_rows(rows, plain, Encoding(tools_as_text=True)).units
+    [[datum]] = encode_rows(rows, Renderer(plain.tokenizer, tools_as_text=True), Encoding()).units
     text = plain.tokenizer.decode(datum.tokens)
     trained = plain.tokenizer.decode([t for t, w in zip(datum.tokens, datum.weights, strict=True) if w])
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo"}}\n</tool_call>'

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import tokenizers_in_code as made
 
+from aurify.data.heldout import heldout_tasks
 from aurify.data.traces import Traces, load_traces
 from aurify.errors import UserError
 from aurify.renderer import Renderer
@@ -89,7 +90,7 @@ def test_what_is_refused_is_counted_with_its_reason(tmp_path):
         {"prompt": "8+8?", "trace": [[1]], "answer": "16"},
         {"prompt": ["?"], "trace": "1", "answer": "16"},
     ]
-    traces = load(tmp_path / "t.jsonl", rows, heldout=[Task("h", ask("7+7?"), "14")], max_tokens=40)
+    traces = load(tmp_path / "t.jsonl", rows, heldout=heldout_tasks([Task("h", ask("7+7?"), "14")]), max_tokens=40)
     assert traces.refused == {
         "judged wrong": 1, "too long": 1, "without a trace": 1, "without an answer to judge it by": 1,
         "for a held-out task": 1, "a copy": 1, "that cannot be used": 4,
@@ -122,11 +123,12 @@ def test_a_thought_that_the_prompt_opens_is_not_opened_again(tmp_path):
 
 
 def test_an_end_token_inside_a_trace_cuts_nothing_and_one_at_its_end_is_not_doubled(tmp_path):
-    """T17: the reference cuts at the first one."""
+    """T17: the reference cuts at the first one. Here it is text like any other: control tokens never come from data."""
     end = RENDERER.tokenizer.convert_ids_to_tokens(RENDERER.end_token)
     traces = load(tmp_path / "t.jsonl", [{"prompt": "1+1?", "trace": f"a{end}b 2{end}\n", "answer": "2"}])
     [tokens] = traces.of(ask("1+1?"))
-    assert tokens.count(RENDERER.end_token) == 2 and len(tokens) == 6
+    assert tokens.count(RENDERER.end_token) == 1 == (tokens[-1] == RENDERER.end_token)
+    assert RENDERER.tokenizer.decode(tokens) == f"a{end}b 2{end}"
 
 
 def test_parquet_and_damaged_lines(tmp_path):

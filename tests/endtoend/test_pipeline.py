@@ -1,4 +1,5 @@
-"""The whole chain on a random model: every stage trains, hands its model on, and is measured."""
+"""The whole chain on a random model, in float32 and in bfloat16: every stage trains, hands its model on, and is
+measured."""
 
 from __future__ import annotations
 
@@ -8,8 +9,9 @@ from statistics import fmean
 from typing import Any
 
 import pytest
+import tolerances
 import torch
-from pipelines import run, steps
+from pipelines import run, steps, tiny
 from safetensors.torch import load_file
 
 from aurify.config import load_config
@@ -25,10 +27,14 @@ SHORTER = [
 TOY = Path(__file__).parents[1] / "toy.py"
 
 
+def recipe(dtype: str) -> dict[str, Any]:
+    return {**load_config(RECIPE, SHORTER), "model": tiny(dtype)}
+
+
 @pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[str, Any]]]:
+def chain(tmp_path_factory: pytest.TempPathFactory, dtype: str) -> tuple[Path, dict[str, dict[str, Any]]]:
     path = tmp_path_factory.mktemp("chain")
-    return path, run(load_config(RECIPE, SHORTER), path)
+    return path, run(recipe(dtype), path)
 
 
 def test_every_stage_finished_and_was_measured(chain):
@@ -59,27 +65,29 @@ def test_what_a_stage_leaves_is_what_the_next_one_starts_from(chain):
     assert all(float((trained[name] - reward[name]).abs().max()) < 0.1 for name in shared)
 
 
-def test_the_folders_load_with_plain_transformers(chain):
+def test_the_folders_load_with_plain_transformers(chain, dtype):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     from aurify.engine.engine import Engine
-    from aurify.engine.model import load_model
+    from aurify.engine.model import ModelConfig, load_model
     from aurify.types import Datum
 
     path, _ = chain
+    bound = tolerances.per_token(dtype)
     for stage, auto in (("sft", AutoModelForCausalLM), ("reward", AutoModelForSequenceClassification)):
         plain = auto.from_pretrained(path / stage / "final")
         tokens = AutoTokenizer.from_pretrained(path / stage / "final")("17 or 3?").input_ids
         with torch.no_grad():
-            logits = plain(torch.tensor([tokens])).logits[0]
+            logits = plain(torch.tensor([tokens])).logits[0].float()
         scalar = stage == "reward"
-        engine = Engine(load_model(str(path / stage / "final"), scalar_head=scalar), trainable=False)
+        config = ModelConfig(str(path / stage / "final"), dtype=dtype)
+        engine = Engine(load_model(config, scalar_head=scalar), trainable=False)
         if scalar:
-            assert engine.scores([Datum(tokens, [0.0] * len(tokens))]) == pytest.approx(logits.tolist(), abs=1e-5)
+            assert engine.scores([Datum(tokens, [0.0] * len(tokens))]) == pytest.approx(logits.tolist(), abs=bound)
         else:
             [known] = engine.logprobs([Datum(tokens, [0.0] + [1.0] * (len(tokens) - 1))])
             expected = logits.log_softmax(-1)[range(len(tokens) - 1), tokens[1:]]
-            assert known[1:] == pytest.approx(expected.tolist(), abs=1e-4)
+            assert known[1:] == pytest.approx(expected.tolist(), abs=bound)
 
 
 def test_reward_and_dpo_learn_from_the_same_pairs_and_grpo_hears_both_rewards(chain):
@@ -94,16 +102,16 @@ def test_reward_and_dpo_learn_from_the_same_pairs_and_grpo_hears_both_rewards(ch
         assert row["reward/mean"] == pytest.approx(parts)
 
 
-def test_running_it_again_changes_nothing(chain):
+def test_running_it_again_changes_nothing(chain, dtype):
     path, results = chain
     before = {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
-    assert run(load_config(RECIPE, SHORTER), path) == results
+    assert run(recipe(dtype), path) == results
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()} == before
 
 
-def test_grpo_learns_a_toy(tmp_path):
-    recipe = {
-        "model": "random:tiny",
+def test_grpo_learns_a_toy(tmp_path, dtype):
+    values = {
+        "model": tiny(dtype),
         "plugins": [str(TOY)],
         "task": "toy_letters",
         "evaluation": {"num_tasks": 8, "sampling": {"max_tokens": 8}},
@@ -116,7 +124,7 @@ def test_grpo_learns_a_toy(tmp_path):
             }
         },
     }
-    results = run(recipe, tmp_path)
+    results = run(values, tmp_path)
     rewards = [row["reward/mean"] for row in steps(tmp_path / "grpo" / "metrics.jsonl")]
     assert fmean(rewards[:3]) < 0.2 and fmean(rewards[-3:]) > 0.5
     assert results["grpo"]["before"] < 0.4 and results["grpo"]["after"] > 0.5

@@ -1,4 +1,5 @@
-"""Every preference method as a recipe's stage: data from a file, held-out numbers, what is left on disk."""
+"""Every preference method as a recipe's stage, in float32 and in bfloat16: data from a file, held-out numbers, what is
+left on disk."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipelines import run, steps
+from pipelines import run, steps, tiny
 
 from aurify.errors import UserError
 from aurify.loops.plan import validate
@@ -36,18 +37,18 @@ def labels(tmp_path) -> str:
     return write(tmp_path / "labels.jsonl", rows)
 
 
-def recipe(method: str, path: str, **options: Any) -> dict[str, Any]:
+def recipe(method: str, path: str, dtype: str, **options: Any) -> dict[str, Any]:
     stage = {"method": method, "data": {"path": path, "heldout_share": 0.2}, "steps": 8, "batch_size": 4}
     optim = {"lr": 3e-3}
-    return {"model": "random:tiny", "stages": {"only": {**stage, "optim": optim, **options}}}
+    return {"model": tiny(dtype), "stages": {"only": {**stage, "optim": optim, **options}}}
 
 
 @pytest.mark.parametrize(
     ("method", "algorithm"),
     [("dpo", {}), ("dpo", {"loss_type": "ipo"}), ("simpo", {}), ("cpo", {}), ("orpo", {"beta": 1.0})],
 )
-def test_pairs(tmp_path, pairs, method, algorithm):
-    results = run(recipe(method, pairs, algorithm=algorithm), tmp_path / "run")["only"]
+def test_pairs(tmp_path, pairs, method, algorithm, dtype):
+    results = run(recipe(method, pairs, dtype, algorithm=algorithm), tmp_path / "run")["only"]
     assert (results["status"], results["measure"], results["after"]) == ("finished", "likelier pairs", 1.0)
     rows = steps(tmp_path / "run" / "only" / "metrics.jsonl")
     assert rows[-1]["reward/margin"] > rows[0]["reward/margin"]
@@ -56,10 +57,10 @@ def test_pairs(tmp_path, pairs, method, algorithm):
 
 @pytest.mark.parametrize("source", ["labels", "pairs"])
 @pytest.mark.parametrize("lora", [None, {"rank": 4}], ids=["full", "lora"])
-def test_kto(tmp_path, request, source, lora):
+def test_kto(tmp_path, request, source, lora, dtype):
     """From answers with labels, and from pairs, which give one answer of each label."""
     optim = {"lr": 3e-3 if lora is None else 3e-2}
-    values = recipe("kto", request.getfixturevalue(source), lora=lora, optim=optim)
+    values = recipe("kto", request.getfixturevalue(source), dtype, lora=lora, optim=optim)
     results = run(values, tmp_path / "run")["only"]
     assert (results["measure"], results["after"]) == ("likelier desirable", 1.0)
     rows = steps(tmp_path / "run" / "only" / "metrics.jsonl")
@@ -67,10 +68,10 @@ def test_kto(tmp_path, request, source, lora):
     assert sum(row["reward/desirable"] for row in rows) == pytest.approx(4, abs=1.5), "both labels, about equally often"
 
 
-def test_reward_model_reports_its_correlation_with_length(tmp_path):
+def test_reward_model_reports_its_correlation_with_length(tmp_path, dtype):
     """Chosen answers are longer by rule, and that is what is learnt."""
     rows = [{"prompt": f"{k}?", "chosen": "a" * (8 + k % 5), "rejected": "a" * (1 + k % 3)} for k in range(30)]
-    values = recipe("reward_model", write(tmp_path / "long.jsonl", rows), steps=15)
+    values = recipe("reward_model", write(tmp_path / "long.jsonl", rows), dtype, steps=15)
     results = run(values, tmp_path / "run")["only"]
     assert results["measure"] == "pair accuracy" and results["after"] == 1
     assert results["details_after"]["length_correlation"] > 0.7

@@ -1,5 +1,5 @@
-"""Every recipe for a real model takes a step in each of its stages: with a random model, little data and a task whose
-rewards differ from the first answer on."""
+"""Every recipe for a real model takes a step in each of its stages, in float32 and in bfloat16: with a random model,
+little data and a task whose rewards differ from the first answer on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pipelines import run, steps
+from pipelines import run, steps, tiny
 
 from aurify.config import load_config
 
@@ -28,9 +28,9 @@ def smallest(stage: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_one_step_of_every_stage(path, tmp_path):
+def test_one_step_of_every_stage(path, tmp_path, dtype):
     values = load_config(path)
-    values |= {"model": "random:tiny", "task": "toy_letters", "plugins": [str(ROOT / "tests" / "toy.py")]}
+    values |= {"model": tiny(dtype), "task": "toy_letters", "plugins": [str(ROOT / "tests" / "toy.py")]}
     values["evaluation"] = {"num_tasks": 2, "sampling": {"max_tokens": 4}}
     values["stages"] = {name: smallest(stage) for name, stage in values["stages"].items()}
     results = run(values, tmp_path)

@@ -7,13 +7,14 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from pipelines import ON_NUMBERS, SHORT_ONLINE, assert_same, run_to_the_end, signal_at, steps
+from pipelines import ON_NUMBERS, SHORT_ONLINE, assert_same, run_to_the_end, signal_at, steps, tiny
 
 
-def recipe(traces: Path) -> dict[str, Any]:
+def recipe(traces: Path, dtype: str) -> dict[str, Any]:
     """The buffer starts at once: after the first stage the model is right now and then."""
     return {
         **ON_NUMBERS,
+        "model": tiny(dtype),
         "stages": {
             "sft": {
                 "method": "sft",
@@ -54,8 +55,8 @@ def write_traces(path: Path) -> Path:
     return path
 
 
-def test_killed_or_stopped_in_each_stage_and_resumed(tmp_path):
-    values = recipe(write_traces(tmp_path / "traces.jsonl"))
+def test_killed_or_stopped_in_each_stage_and_resumed(tmp_path, dtype):
+    values = recipe(write_traces(tmp_path / "traces.jsonl"), dtype)
     straight, killed, stopped = (tmp_path / name for name in ("straight", "killed", "stopped"))
     run_to_the_end(values, straight)
 

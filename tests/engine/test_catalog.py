@@ -52,7 +52,7 @@ def cached(tmp_path):
     return sorted(p.name for p in (tmp_path / "cache" / "models").iterdir() if p.suffix != ".lock")
 
 
-def test_a_known_model_is_fetched_converted_and_found_again(known, tmp_path, monkeypatch, caplog):
+def test_a_known_model_is_fetched_converted_and_found_again(known, tmp_path, monkeypatch, caplog, float32):
     assert not catalog.is_cached(known)
     with caplog.at_level(logging.INFO, "aurify"):
         loaded = load_model("tiny")

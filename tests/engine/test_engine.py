@@ -80,7 +80,7 @@ def test_a_model_with_unusual_attention_falls_back_and_says_so(caplog):
 def test_threads_that_ask_first_at_once_wait_for_one_check():
     """A sampler and a trainer that begin together: the check switches the attention that both of them use."""
     engine, count = Engine(random_model("Llama")), 0
-    plain = engine.body._plain
+    plain = engine.body.plain
 
     def slow_plain(row):
         nonlocal count
@@ -88,7 +88,7 @@ def test_threads_that_ask_first_at_once_wait_for_one_check():
         time.sleep(0.2)
         return plain(row)
 
-    engine.body._plain = slow_plain  # type: ignore[method-assign]
+    engine.body.plain = slow_plain  # type: ignore[method-assign]
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: engine.logprobs(groups(1)), range(4)))
     assert engine.body.packs and count == 1

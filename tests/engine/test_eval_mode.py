@@ -58,6 +58,7 @@ def test_log_probs_and_ratios_know_no_dropout(architecture, setting, dtype):
 
 def test_sampling_does_not_go_through_the_checkpoint(monkeypatch):
     engine = Engine(random_model(), checkpointing=True)
+    assert engine.body.packs  # its check takes gradients
     recomputed = []
     monkeypatch.setattr("aurify.engine.recompute.checkpoint", lambda run, *a, **k: recomputed.append(run))
 

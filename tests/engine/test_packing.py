@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aurify.engine.attention import BLOCK, block_sizes
+from aurify.engine.cpu.gathered import BLOCK, block_sizes
 from aurify.engine.packing import build_row, pack
 from aurify.types import Datum
 

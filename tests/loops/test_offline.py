@@ -72,8 +72,8 @@ class Events:
         assert "2 rows" in text
 
 
-def test_the_reference_is_the_model_before_training():
-    engine = Engine(tiny_model())
+def test_the_reference_is_the_model_before_training(dtype):
+    engine = Engine(load_model(ModelConfig("random:tiny", dtype=dtype)))
     units = [pair(number) for number in range(3)]
     known = with_reference(engine, units, [[0, 2], [2, 0]], Events())  # type: ignore[arg-type]
     assert known[1] == units[1], "not used by any step: not computed"
@@ -107,15 +107,15 @@ def labelled(number: int) -> tuple[Datum]:
     return (Datum([number + 3, 7, 20 if label > 0 else 30, 2], [0.0, 0.0, 1.0, 1.0], label=label),)
 
 
-def train_kto(folder: Path, steps: int, num: int = 8) -> Steps:
+def train_kto(folder: Path, steps: int, dtype: str) -> Steps:
     tracker = Steps(folder)
     options = replace(stage(steps=10), method="kto", optim=OptimConfig(lr=1e-2))
-    engine = Engine(tiny_model())
+    engine = Engine(load_model(ModelConfig("random:tiny", dtype=dtype)))
     checkpoints = Checkpoints(folder / "checkpoints", every=1, keep=1, identity="x")
     try:
         with stopped_after(tracker, steps):
             train_offline(
-                engine, KTO(), [labelled(k) for k in range(num)], options, seed=0, tracker=tracker,  # type: ignore[arg-type]
+                engine, KTO(), [labelled(k) for k in range(8)], options, seed=0, tracker=tracker,  # type: ignore[arg-type]
                 checkpoints=checkpoints,
             )  # fmt: skip
     except Killed:
@@ -145,10 +145,10 @@ def numbers(tracker: Steps) -> list[dict[str, float]]:
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in tracker.metrics]
 
 
-def test_kto_learns_and_measures_its_divergence(tmp_path):
+def test_kto_learns_and_measures_its_divergence(tmp_path, dtype):
     """All weights are trained: the reference is a frozen copy, made before the first step. At the first step the
     policy is the reference, so the divergence is 0; later it is not."""
-    whole = train_kto(tmp_path / "whole", 99)
+    whole = train_kto(tmp_path / "whole", 99, dtype)
     first, last = whole.metrics[0], whole.metrics[-1]
     assert len(whole.metrics) == 10
     assert first["loss/divergence"] == 0 and first["loss"] == pytest.approx(0.5)
@@ -156,9 +156,9 @@ def test_kto_learns_and_measures_its_divergence(tmp_path):
     assert max(row["loss/divergence"] for row in whole.metrics) > 0.01
 
 
-def test_a_resumed_stage_reads_the_reference_and_goes_on_exactly(tmp_path):
-    whole = train_kto(tmp_path / "whole", 99)
-    first, second = train_kto(tmp_path / "resumed", 4), train_kto(tmp_path / "resumed", 99)
+def test_a_resumed_stage_reads_the_reference_and_goes_on_exactly(tmp_path, dtype):
+    whole = train_kto(tmp_path / "whole", 99, dtype)
+    first, second = train_kto(tmp_path / "resumed", 4, dtype), train_kto(tmp_path / "resumed", 99, dtype)
     assert "read from" not in "".join(first.events) and "read from" in "".join(second.events)
     assert numbers(first)[:3] + numbers(second) == numbers(whole)
 

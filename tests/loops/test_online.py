@@ -14,7 +14,7 @@ from recorder import Recorder
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.rloo import RLOO
 from aurify.engine.engine import Engine
-from aurify.engine.model import ModelConfig, tiny_model
+from aurify.engine.model import ModelConfig, load_model
 from aurify.environments.rollout import datum_of
 from aurify.errors import UserError
 from aurify.loops.ledger import rollout_metrics
@@ -29,20 +29,21 @@ from aurify.tasks.taskset import TaskSet, question
 from aurify.types import Datum, Group, Task, Trajectory
 
 TASKS = [Task(f"t{k}", question(f"say {k}"), str(k)) for k in range(3)]
-MODEL = ModelConfig("random:tiny")
 
 
 def stage(**options: Any) -> OnlineStage:
     small = {"steps": 2, "prompts_per_step": 2, "completions_per_prompt": 4}
-    return OnlineStage(method="grpo", model=MODEL, **small | options)
+    return OnlineStage(method="grpo", model=ModelConfig("random:tiny"), **small | options)
 
 
 def contains(task: Task, trajectory: Trajectory) -> float:
     return float(str(task.answer) in trajectory.text)
 
 
-def rollouts(replies: Any, options: OnlineStage, reward: Any = contains) -> tuple[Rollouts, Engine]:
-    engine = Engine(tiny_model())
+def rollouts(
+    replies: Any, options: OnlineStage, reward: Any = contains, dtype: str = "float32"
+) -> tuple[Rollouts, Engine]:
+    engine = Engine(load_model(ModelConfig("random:tiny", dtype=dtype)))
     taskset = TaskSet("toy", lambda seed: iter(TASKS), TASKS, Rubric([reward]))
     sampler = ScriptedSampler(replies, engine.tokenizer)
     return Rollouts(sampler, Renderer(engine.tokenizer), taskset, taskset.rubric, options, seed=1), engine
@@ -154,9 +155,9 @@ def test_a_run_without_any_spread_counts_its_steps_and_changes_nothing(tmp_path)
     assert engine.version == 0
 
 
-def test_several_updates_a_round_start_at_ratio_one(tmp_path):
+def test_several_updates_a_round_start_at_ratio_one(tmp_path, dtype):
     options = stage(steps=1, prompts_per_step=3, num_minibatches=3, num_epochs=2)
-    sampled, engine = rollouts(["0", "1", "2", "3"], options)
+    sampled, engine = rollouts(["0", "1", "2", "3"], options, dtype=dtype)
     recorder = loop(sampled, engine, tmp_path)
     assert engine.version == 6 and sampled.sampler.version == 6
     assert recorder.rows[0]["loss/ratio"] == pytest.approx(1, abs=0.05) and recorder.rows[0]["loss/ratio"] != 1

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from aurify.config import load_config
+from aurify.engine.tiny import byte_tokenizer
 from aurify.errors import UserError
 from aurify.loops.plan import describe, validate
-from aurify.loops.recipe import OfflineStage, OnlineStage, recipe_of, references
+from aurify.loops.recipe import OfflineStage, OnlineStage, make_renderer, recipe_of, references
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
 CHAIN: dict[str, Any] = {
@@ -55,6 +56,17 @@ def test_stages_inherit_what_they_do_not_say():
     assert [stage.lora and stage.lora.rank for stage in stages.values()] == [None, 2, 4, 2]
     assert [stage.task["name"] for stage in stages.values()] == ["sorting"] + ["largest_number"] * 3
     assert {stage.model.dtype for stage in stages.values()} == {"float32"}
+
+
+def test_what_the_renderer_is_told_holds_for_every_stage_that_does_not_say_otherwise():
+    values = changed("stages.sft.tools_as_text", False) | {"tools_as_text": True, "template_options": {"messages": 1}}
+    stages = recipe_of(values).stages
+    assert [stage.tools_as_text for stage in stages.values()] == [False, True, True, True]
+    assert all(stage.template_options == {"messages": 1} for stage in stages.values())
+    with pytest.raises(UserError, match=r"template_options: .* reads no 'messages'"):
+        make_renderer(stages["sft"], byte_tokenizer())
+    plain = recipe_of(changed("stages.sft.tools_as_text", True)).stages
+    assert [make_renderer(stage, byte_tokenizer()).tools_as_text for stage in plain.values()] == [True] + [False] * 3
 
 
 @pytest.mark.parametrize(

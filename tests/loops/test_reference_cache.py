@@ -13,7 +13,7 @@ from aurify.algorithms.dpo import DPO
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.model import load_model, tiny_model
+from aurify.engine.model import LoadedModel, ModelConfig, load_model, tiny_model
 from aurify.loops import reference_cache
 from aurify.loops.offline import Unit, with_reference
 from aurify.types import Datum
@@ -91,24 +91,28 @@ def test_another_model_is_refused(path, make):
     assert (after != before) == (make is changed_weights)
 
 
-def test_a_fresh_adapter_has_the_same_reference(path):
+def loaded(name: str, dtype: str) -> LoadedModel:
+    return load_model(ModelConfig(name, dtype=dtype))
+
+
+def test_a_fresh_adapter_has_the_same_reference(path, dtype):
     """Switched off it is the base model, so the log-probs are the same."""
-    known(path, Counting(tiny_model()), units())
-    engine = Counting(tiny_model(), lora=LoraConfig(rank=2))
+    known(path, Counting(loaded("random:tiny", dtype)), units())
+    engine = Counting(loaded("random:tiny", dtype), lora=LoraConfig(rank=2))
     known(path, engine, units())
     assert engine.computed == 0
 
 
-def test_an_adapter_to_go_on_with_is_part_of_the_reference(path, tmp_path):
+def test_an_adapter_to_go_on_with_is_part_of_the_reference(path, tmp_path, dtype):
     config = LoraConfig(rank=2)
-    first = Counting(tiny_model(), lora=config)
+    first = Counting(loaded("random:tiny", dtype), lora=config)
     known(path, first, units())
     first.forward_backward([datum for unit in units()[:1] for datum in unit], SFT())
     first.optim_step(1e-2)
     first.export(tmp_path / "adapter")
     values = []
     for computed in (4, 0):
-        engine = Counting(load_model(str(tmp_path / "adapter")), lora=config)
+        engine = Counting(loaded(str(tmp_path / "adapter"), dtype), lora=config)
         rows, said = known(path, engine, units())
         values.append(rows)
         assert engine.computed == computed and ("refused" in said) == (computed == 4)

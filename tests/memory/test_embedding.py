@@ -14,7 +14,6 @@ import torch
 
 from aurify.errors import UserError
 from aurify.memory import embedding
-from aurify.memory.bert import Bert
 from aurify.memory.embedding import MINILM, SentenceEmbedder, batches, find_model, load_embedder
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "fish", "swims", "in", "sea", "query", ":", "dog", "runs"]
@@ -133,19 +132,6 @@ def test_a_question_alone_has_the_vector_of_encode(embedder):
     for text in ("the fish", "dog " * 40, ""):
         expected = embedder.model.encode_query([text], normalize_embeddings=True)
         assert embedder.embed_queries([text]) == pytest.approx(expected, abs=1e-5)
-    assert isinstance(embedder._bert, Bert) and len(embedder._bert.layers) == 2
-
-
-def test_other_models_read_questions_as_documents(folder, monkeypatch):
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(folder)).eval()
-    model[0].auto_model.config.hidden_act = "relu"
-    assert Bert.of(model[0].auto_model) is None
-    embedder = SentenceEmbedder("relu", model)
-    assert embedder.embed_queries(["the fish"]).shape == (1, 24) and embedder._bert is None
-    monkeypatch.setattr("aurify.cores.MEMORY_SHARE", 1e-9)
-    assert Bert.of(SentenceTransformer(str(folder))[0].auto_model) is None
 
 
 def test_threads_do_not_disturb_each_other(embedder):

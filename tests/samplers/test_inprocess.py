@@ -13,7 +13,6 @@ from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.errors import UserError
-from aurify.samplers.draw import draw, keep_likely
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.types import Datum, SamplingParams
 
@@ -21,8 +20,15 @@ PROMPTS = [[5, 6, 7, 8], [5, 6, 9], [100, 101, 102, 103, 104, 105], [5, 6, 7, 8,
 ARCHITECTURES = [("Llama", {}), ("Mistral", {"sliding_window": 8}), ("Gemma2", {"sliding_window": 8, "head_dim": 16})]
 
 
-def engine_of(architecture: str = "Llama", lora: LoraConfig | None = None, **options) -> Engine:
-    engine = Engine(random_model(architecture, **options), lora=lora)
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+
+
+def engine_of(
+    architecture: str = "Llama", lora: LoraConfig | None = None, dtype: torch.dtype = torch.float32, **options
+) -> Engine:
+    model = random_model(architecture, **options)
+    model.module.to(dtype)
+    engine = Engine(model, lora=lora)
     if engine.adapter is not None:
         for k, layer in enumerate(engine.adapter.layers.values()):
             torch.nn.init.normal_(layer.lora_B, std=0.05, generator=torch.Generator().manual_seed(k))
@@ -50,22 +56,28 @@ def sample_all(engine, params, n=3, prompts=PROMPTS, **options):
     return run(engine, body, **options)
 
 
+@DTYPES
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
 @pytest.mark.parametrize(("architecture", "options"), ARCHITECTURES)
-def test_logprobs_are_the_trainers(architecture, options, lora):
+def test_logprobs_are_the_trainers(architecture, options, lora, dtype):
     """T8: at the sampling temperature; with few slots, so that sequences wait, leave and take each other's places."""
-    engine = engine_of(architecture, lora, **options)
+    engine = engine_of(architecture, lora, dtype, **options)
     params = SamplingParams(max_tokens=20, temperature=0.7, seed=1)
     results = sample_all(engine, params, max_batch=5)
+    gaps = []
     for prompt, completions in zip(PROMPTS, results, strict=True):
         for completion in completions:
             weights = [0.0] * len(prompt) + [1.0] * len(completion.tokens)
             [expected] = engine.logprobs([Datum(prompt + completion.tokens, weights)], temperature=0.7)
-            assert completion.logprobs == pytest.approx(expected[len(prompt) :], abs=1e-4)
+            gaps += [abs(x - y) for x, y in zip(completion.logprobs, expected[len(prompt) :], strict=True)]
+    # fp32: sums in another order. Otherwise logits are rounded; those of these tiny models are about 0.2
+    unit = torch.finfo(dtype).eps
+    assert max(gaps) < 1e-4 if dtype == torch.float32 else (max(gaps) < 4 * unit and sum(gaps) / len(gaps) < unit / 2)
 
 
-def test_the_same_request_gives_the_same_tokens_in_any_company():
-    engine = engine_of()
+@DTYPES
+def test_the_same_request_gives_the_same_tokens_in_any_company(dtype):
+    engine = engine_of(dtype=dtype)
     params = SamplingParams(max_tokens=30, seed=3)
     together = sample_all(engine, params, max_batch=4)
     alone = [sample_all(engine, params, prompts=[prompt])[0] for prompt in PROMPTS]
@@ -137,27 +149,9 @@ def test_samples_while_training_goes_on():
     assert max(v for row in rounds for c in row for v in c.versions) <= engine.version
 
 
-@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
-def test_sampling_packs_the_head_and_training_is_left_alone(lora):
-    engine = engine_of(lora=lora)
-    data = [Datum([*PROMPTS[0], 42, 43, 44], [0.0] * 4 + [1.0] * 3)]
-
-    async def body(sampler):
-        await sampler.sample(PROMPTS[0], SamplingParams(max_tokens=4), n=3)
-        return sampler.packed
-
-    before = engine.logprobs(data)
-    packed = run(engine, body)
-    if packed is None:
-        pytest.skip("torch has no oneDNN here")
-    assert packed.packed is not None and packed.head is engine.head
-    assert engine.logprobs(data) == before
-    engine.keep_reference()
-    assert (engine.logprobs(data, reference=True) == before) == (lora is None)
-
-
-def test_stop_strings_end_tokens_and_lengths():
-    engine = engine_of()
+@DTYPES
+def test_stop_strings_end_tokens_and_lengths(dtype):
+    engine = engine_of(dtype=dtype)
     engine.module.get_output_embeddings().weight.data[65] = 0.0
     [[free]] = sample_all(engine, SamplingParams(max_tokens=30, seed=0), n=1, prompts=PROMPTS[:1])
     text = engine.tokenizer.decode(free.tokens[:6])
@@ -181,62 +175,60 @@ def test_the_context_bounds_prompt_and_completion():
         sample_all(engine, SamplingParams(), n=1, prompts=[[5] * 16])
 
 
-def test_a_failure_in_the_worker_reaches_the_caller():
+@pytest.mark.parametrize("calls", [0, 1, 30])
+def test_a_failure_in_the_worker_reaches_all_callers_and_the_next_one_is_served(calls, monkeypatch):
+    """Whether it fails at first use, in a prefill or in a step, with others in flight and waiting."""
     engine = engine_of()
-    engine.head = None
-    with pytest.raises(AttributeError):
-        sample_all(engine, SamplingParams(max_tokens=3), n=1, prompts=PROMPTS[:1])
+    engine.body.packs  # noqa: B018
+
+    async def body(sampler):
+        rotary = engine.body.decoder.rotary_emb
+        plain, left = rotary.forward, iter(range(calls))
+        if calls:
+            sampler.prepare()
+
+        def forward(*args, **options):
+            if next(left, None) is None:
+                raise ZeroDivisionError("as it happens")
+            return plain(*args, **options)
+
+        monkeypatch.setattr(rotary, "forward", forward)
+        params = SamplingParams(max_tokens=40, seed=0)
+        asked = (sampler.sample(prompt, params, 2) for prompt in PROMPTS)
+        results = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(result, ZeroDivisionError) for result in results)
+        assert sampler.decoder is None or sampler.decoder.cache.num_bytes == 0
+        monkeypatch.undo()
+        return await sampler.sample(PROMPTS[0], params, 2)
+
+    again = run(engine, body, max_batch=3)
+    [expected] = sample_all(engine_of(), SamplingParams(max_tokens=40, seed=0), n=2, prompts=PROMPTS[:1])
+    assert [c.tokens for c in again] == [c.tokens for c in expected]
 
 
-@pytest.mark.parametrize("size", [300, 1024])
-def test_draws_follow_the_distribution(size):
-    """20,000 draws against the probabilities: total variation below 0.06."""
-    torch.manual_seed(0)
-    logits = 4 * torch.randn(size)
-    num = 20_000
-    uniforms = [(k + 0.5) / num for k in range(num)]  # a grid: an exact inverse hits every token in proportion
-    tokens, logprobs = draw(logits.repeat(num, 1), [SamplingParams()] * num, uniforms)
-    expected = logits.softmax(0)
-    counts = torch.bincount(torch.tensor(tokens), minlength=size) / num
-    assert float((counts - expected).abs().sum() / 2) < 0.01
-    assert logprobs == pytest.approx(expected.log()[tokens].tolist(), abs=1e-4)
-
-
-def test_filters_keep_the_likely_and_report_processed_logprobs():
-    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
-    cases = {
-        SamplingParams(top_k=2): [0, 1],
-        SamplingParams(top_p=0.65): [0, 1],
-        SamplingParams(top_p=0.71): [0, 1, 2],
-        SamplingParams(min_p=0.6): [0, 1],
-        SamplingParams(top_p=0.01): [0],
-    }
-    for params, kept in cases.items():
-        filtered = keep_likely(logits.clone(), [params])
-        assert torch.isfinite(filtered[0]).nonzero().flatten().tolist() == kept, params
-    tokens, logprobs = draw(logits.repeat(2, 1), [SamplingParams(top_k=2)] * 2, [0.5, 0.9])
-    assert tokens == [0, 1]
-    assert logprobs == pytest.approx(torch.tensor([4 / 7, 3 / 7]).log().tolist(), abs=1e-5)
+def test_a_reward_model_has_nothing_to_sample():
+    with pytest.raises(UserError, match="scalar head"):
+        InProcessSampler(Engine(random_model(scalar_head=True)))
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)])
 def test_cores_that_decode_side_by_side_draw_the_same(lora, monkeypatch):
     """Requests of different lengths, of which some end early: parts change as sequences leave."""
-    monkeypatch.setattr("aurify.samplers.inprocess.PART", 3)
+    monkeypatch.setattr("aurify.samplers.executors.PART", 3)
     held, found = torch.get_num_threads(), []
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             engine = Engine(random_model(), lora=lora)
             sampler = InProcessSampler(engine, max_batch=20)
-            assert sampler.parts == threads
+            assert sampler.prepare().executor.parts == threads
 
             async def ask(sampler=sampler):
                 params = [SamplingParams(max_tokens=5 + 4 * k, seed=k) for k in range(5)]
                 return await asyncio.gather(*(sampler.sample([3 + k] * (4 + k), p, 5) for k, p in enumerate(params)))
 
             found.append([completion for group in asyncio.run(ask()) for completion in group])
-            assert (sampler.cores is None) == (threads == 1)
+            assert (sampler.decoder.executor.cores is None) == (threads == 1)
             asyncio.run(sampler.close())
     finally:
         torch.set_num_threads(held)

@@ -49,6 +49,7 @@ def inspect(
     from dataclasses import replace
 
     from rich.console import Console
+    from rich.markup import escape
 
     from aurify import config
     from aurify.data.formats import Encoding
@@ -66,11 +67,11 @@ def inspect(
         if not rows:
             raise UserError(f"{path}: no row can be read: {'; '.join(unread.lines()) or 'there is none'}")
         model = model or default_model()
-        renderer = Renderer(load_tokenizer(model))
+        renderer = Renderer(load_tokenizer(model), tools_as_text=tools_as_text)
         lesson = learn or lesson_of(rows, form)
-        values = {"lesson": lesson, "train_on": train_on, "tools_as_text": tools_as_text, "form": form}
+        values = {"lesson": lesson, "train_on": train_on, "form": form}
         options = config.build(Encoding, {**values, "on_bad_row": "skip"}, "options")
-        encoded, options = encode(rows, renderer, options, console)
+        encoded, renderer = encode(rows, renderer, options, console)
     encoded.tally.add(unread)
     tell_form(console, path, encoded)
     console.print(f"[bold]tokens by[/] {model}", markup=True)
@@ -84,6 +85,8 @@ def inspect(
     tell_lengths(console, encoded)
     if max_length is not None:
         tell_cuts(console, rows, encoded, renderer, replace(options, limit=max_length))
+    for reason, changed in encoded.tally.tidied.items():
+        console.print(f"[bold]changed[/]: {changed:,}: {escape(reason)}")
     tell_rejected(console, encoded)
 
 
@@ -102,21 +105,20 @@ def lesson_of(rows: list[Row], form: str | None) -> str:
     return cast(str, detect(rows, None, form).lesson)
 
 
-def encode(rows: list[Row], renderer: Renderer, options: Encoding, console: Console) -> tuple[Encoded, Encoding]:
+def encode(rows: list[Row], renderer: Renderer, options: Encoding, console: Console) -> tuple[Encoded, Renderer]:
     """A template without tools is told of, and tools are then written as text: there is something to see."""
-    from dataclasses import replace
-
     from aurify.data.formats import encode_rows
     from aurify.errors import UserError
+    from aurify.renderer import Renderer
 
     try:
-        return encode_rows(rows, renderer, options), options
+        return encode_rows(rows, renderer, options), renderer
     except UserError as error:
-        if "tools_as_text" not in str(error):
+        if "set tools_as_text" not in str(error):
             raise
-        console.print(f"[yellow]{str(error).split('; ')[0].partition(': ')[2]}: shown with data.tools_as_text[/]")
-        options = replace(options, tools_as_text=True)
-        return encode_rows(rows, renderer, options), options
+        console.print(f"[yellow]{str(error).split('; ')[0].partition(': ')[2]}: shown with tools_as_text[/]")
+        renderer = Renderer(renderer.tokenizer, tools_as_text=True)
+        return encode_rows(rows, renderer, options), renderer
 
 
 def tell_form(console: Console, path: str, encoded: Encoded) -> None:

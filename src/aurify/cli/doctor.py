@@ -23,7 +23,7 @@ MARKS = {
     "note": ("note", typer.colors.YELLOW),
     "problem": ("PROBLEM", typer.colors.RED),
 }
-CORE = ("torch", "transformers", "safetensors", "gguf", "numpy", "pydantic", "omegaconf", "typer", "rich")
+CORE = ("torch", "transformers", "safetensors", "gguf", "accelerate", "numpy", "pydantic", "omegaconf", "typer", "rich")
 EXTRAS = {  # module -> (extra, what it gives)
     "tensorboard": ("tensorboard", "TensorBoard files of each stage"),
     "datasets": ("hub", "data sets from the hub"),

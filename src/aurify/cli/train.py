@@ -58,15 +58,17 @@ def run_recipe(
 
     values = config.load_config(path, overrides)
     with Console(stderr=True).status("checking the recipe ..."), config.errors_of(path):
+        from aurify.loops.heldout import checked_heldout
         from aurify.loops.plan import validate
         from aurify.loops.recipe import recipe_of
 
         recipe = recipe_of(values)
         validate(recipe)
+        heldout = checked_heldout(recipe)
     if dry_run:
         from aurify.cli.plan import show_plan
 
-        show_plan(recipe)
+        show_plan(recipe, heldout)
         return
 
     from aurify.loops.pipeline import run_pipeline
@@ -78,7 +80,7 @@ def run_recipe(
         raise UserError(f"no run can be kept in {runs}/ ({error}); give another folder with --runs") from error
     typer.echo(f"{'Going on with' if resume else 'Run'} {folder.path}")
     try:
-        run_pipeline(recipe, folder, show_samples=samples)
+        run_pipeline(recipe, folder, show_samples=samples, heldout=heldout)
     finally:
         add_report(folder.path)
 

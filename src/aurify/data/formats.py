@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from aurify.data.detect import Detected, context, detect
-from aurify.data.messages import as_text
 from aurify.data.overlong import Overlong, longest, shortened
 from aurify.data.pairs import Pair
 from aurify.data.shapes import Chat, Example, Label, Text
@@ -30,7 +29,6 @@ class Encoding:
 
     lesson: Lesson = "answers"
     train_on: TrainOn = "assistant"
-    tools_as_text: bool = False  # tools and calls are written into the text, for templates that have none
     limit: int | None = None  # tokens of one sequence
     overlong: Overlong = "error"
     on_bad_row: OnBadRow = "error"
@@ -109,15 +107,12 @@ def unit_of(row: Row, example: Example, renderer: Renderer, options: Encoding) -
     if isinstance(example, Chat):
         if not example.messages:
             raise row.bad("a conversation without messages")
-        return (Datum(*rendered(row, example.messages, example.tools, renderer, options.train_on, options)),)
+        return (Datum(*rendered(row, example.messages, example.tools, renderer, options.train_on)),)
     if isinstance(example, Label):
-        tokens = answered(row, example.prompt, example.completion, example.tools, renderer, options)
+        tokens = answered(row, example.prompt, example.completion, example.tools, renderer)
         return (Datum(*tokens, label=1.0 if example.desirable else -1.0),)
     assert isinstance(example, Pair)
-    both = [
-        answered(row, example.prompt, side, example.tools, renderer, options)
-        for side in (example.chosen, example.rejected)
-    ]
+    both = [answered(row, example.prompt, side, example.tools, renderer) for side in (example.chosen, example.rejected)]
     return tuple(Datum(*tokens, margin=example.margin, unit=0) for tokens in both)
 
 
@@ -127,11 +122,10 @@ def answered(
     completion: list[Message],
     tools: list[dict[str, Any]],
     renderer: Renderer,
-    options: Encoding,
 ) -> tuple[list[int], list[float]]:
     """A completion of one or several turns; nothing of the prompt is trained, however often the assistant spoke."""
     train: TrainOn = "last" if len(completion) == 1 else "assistant"
-    return rendered(row, [*context(prompt), *completion], tools, renderer, train, options)
+    return rendered(row, [*context(prompt), *completion], tools, renderer, train)
 
 
 def rendered(
@@ -140,10 +134,7 @@ def rendered(
     tools: list[dict[str, Any]],
     renderer: Renderer,
     train: TrainOn,
-    options: Encoding,
 ) -> tuple[list[int], list[float]]:
-    if options.tools_as_text:
-        messages, tools = as_text(messages, tools), []
     try:
         return renderer.conversation(messages, tools, train=train)
     except UserError as error:

@@ -16,7 +16,6 @@ SAME_ROLE = {
     "model": "assistant", "ai": "assistant", "developer": "system", "function": "tool", "observation": "tool",
     "function_response": "tool", "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
-TOOLS_TEXT = 'Tools, one a line, each called as <tool_call>{"name": ..., "arguments": ...}</tool_call>:'
 THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys that some files keep a thought under
 
 
@@ -164,25 +163,3 @@ def parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def as_text(messages: list[Message], tools: list[dict[str, Any]]) -> list[Message]:
-    """For templates without tools: tools stand in the system prompt, and calls between <tool_call> tags."""
-    told: list[Message] = []
-    for message in messages:
-        plain = message.copy()
-        calls = plain.pop("tool_calls", [])
-        plain.pop("tool_call_id", None)
-        written = [f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>" for call in calls]
-        plain["content"] = "\n".join(part for part in (plain["content"], *written) if part)
-        if plain["role"] == "tool":
-            plain |= {"role": "user", "content": f"<tool_response>\n{plain['content']}\n</tool_response>"}
-        told.append(plain)
-    if tools:
-        listing = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
-        text = f'Tools, one a line, each called as <tool_call>{{"name": ..., "arguments": ...}}</tool_call>:\n{listing}'
-        if told[0]["role"] == "system":
-            told[0]["content"] += "\n\n" + text
-        else:
-            told.insert(0, {"role": "system", "content": text})
-    return told

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from aurify.data.filters import apply_steps, step_of
+from aurify.data.gsm8k import TIDIED
 from aurify.data.named import check_dataset, load_dataset, named
 from aurify.data.sources import Row, raising, source_rows
 from aurify.data.tally import Tally
@@ -62,8 +63,17 @@ def iter_part(part: Part, tally: Tally, *, skip_bad: bool = False, number: int =
         reject = tally.reject_unread if skip_bad else raising
         stream = part.max_rows is not None
         rows = source_rows(part.path, config=part.subset, split=part.split, stream=stream, reject=reject)
-    for row in apply_steps(islice(rows, part.max_rows), part.maps, part.filters, tally):
+    read = counted(islice(rows, part.max_rows), tally)
+    for row in apply_steps(read, part.maps, part.filters, tally):
         row.part = number
+        yield row
+
+
+def counted(rows: Iterable[Row], tally: Tally) -> Iterator[Row]:
+    """The same rows; those that were changed on reading are counted."""
+    for row in rows:
+        if row.tidied:
+            tally.tidied[TIDIED] += 1
         yield row
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from aurify.config import did_you_mean, missing_file
 from aurify.data.files import Reject, entries_of
+from aurify.data.gsm8k import one_form
 from aurify.data.tally import BadRow
 from aurify.errors import UserError
 
@@ -18,11 +19,12 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class Row(dict[str, Any]):
-    """A row, where it stands ("pairs.jsonl:17"), and which source of a mixture it belongs to."""
+    """A row, where it stands ("pairs.jsonl:17"), and which source of a mixture it belongs to. tidied: calculator
+    annotations were taken out of it (see aurify.data.gsm8k)."""
 
-    def __init__(self, values: Mapping[str, Any], place: str, part: int = 0) -> None:
+    def __init__(self, values: Mapping[str, Any], place: str, part: int = 0, *, tidied: bool = False) -> None:
         super().__init__(values)
-        self.place, self.part = place, part
+        self.place, self.part, self.tidied = place, part, tidied
 
     def bad(self, problem: str, kind: str = "") -> BadRow:
         return BadRow(self.place, problem, kind)
@@ -50,6 +52,12 @@ def raising(error: BadRow) -> None:
     raise error
 
 
+def row_as_read(values: Mapping[str, Any], place: str) -> Row:
+    """The row of a file. GSM8K's have one form, whoever reads them."""
+    known = one_form(values)
+    return Row(values, place) if known is None else Row(known[0], place, tidied=known[1])
+
+
 def iter_rows(path: str | Path, reject: Reject = raising) -> Iterator[Row]:
     """The rows of a file, one after the other: JSON lines, JSON, CSV, parquet or plain text, by its content."""
     path = Path(path).expanduser()
@@ -57,7 +65,7 @@ def iter_rows(path: str | Path, reject: Reject = raising) -> Iterator[Row]:
         raise UserError(missing_file(path))
     for place, entry in entries_of(path, reject):
         if isinstance(entry, dict):
-            yield Row(entry, place)
+            yield row_as_read(entry, place)
         else:
             reject(BadRow(place, f"a row is a JSON object; this is {type(entry).__name__}"))
 
@@ -84,7 +92,7 @@ def hub_rows(name: str, config: str | None, split: str, *, stream: bool) -> Iter
     try:
         rows = datasets.load_dataset(name, config, split=split, streaming=stream)
         for number, row in enumerate(rows):
-            yield Row(dict(row), f"{name}/{split}: row {number}")
+            yield row_as_read(row, f"{name}/{split}: row {number}")
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"data set {name!r}: the hub did not give it ({reason}); give a JSONL file as path") from error

@@ -22,6 +22,8 @@ class Tally:
     num_rows: int = 0  # rows that were looked at, rejected ones included
     rejected: Counter[str] = field(default_factory=Counter)
     filtered: Counter[str] = field(default_factory=Counter)  # by the filter's name
+    tidied: Counter[str] = field(default_factory=Counter)  # changed on reading, see aurify.data.gsm8k
+    held_out: Counter[str] = field(default_factory=Counter)  # left out of training, by what holds their question out
     cut: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)  # reason of a rejection -> its first error
@@ -38,7 +40,7 @@ class Tally:
 
     def add(self, other: Tally, prefix: str = "") -> None:
         self.num_rows += other.num_rows
-        for name in ("rejected", "filtered", "cut", "dropped"):
+        for name in ("rejected", "filtered", "tidied", "held_out", "cut", "dropped"):
             mine, counts = getattr(self, name), getattr(other, name)
             mine.update({prefix + reason: num for reason, num in counts.items()})
         for reason, error in other.first.items():
@@ -48,7 +50,14 @@ class Tally:
     def lines(self) -> list[str]:
         """For the event log: what was left out or changed, one reason a line."""
         lines = list(self.recognised)
-        for count, verb in ((self.filtered, "left out by the filter"), (self.cut, "cut"), (self.dropped, "dropped")):
+        verbs = (
+            (self.tidied, "changed"),
+            (self.filtered, "left out by the filter"),
+            (self.held_out, "left out of training, their questions are held out"),
+            (self.cut, "cut"),
+            (self.dropped, "dropped"),
+        )
+        for count, verb in verbs:
             lines += [f"{rows(num)} {verb}: {reason}" for reason, num in count.most_common()]
         lines += [
             f"{rows(num)} rejected: {reason} (the first: {self.first[reason]})"

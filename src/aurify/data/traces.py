@@ -2,9 +2,9 @@
 its own answers (LUFFY, arXiv 2504.14945).
 
 Files of several kinds are read, row by row: OpenR1's (`problem`, `generations`, `answer`), chats whose last turn is the
-answer, with or without `reasoning_content`, LUFFY's own (`prompt`, `target`, `reward_model`), and plain `prompt`,
-`trace` or `traces`, `answer`. A column `logprobs` records how likely the guide's tokens were to it: for each trace a
-list with a number for each token, as this model's tokenizer cuts it; the end token may be missing. Every trace is
+answer, with or without `reasoning_content`, LUFFY's own (`prompt`, `target`, `reward_model`), plain `prompt`, `trace`
+or `traces`, `answer`, and GSM8K's. A column `logprobs` records how likely the guide's tokens were to it: for each trace
+a list with a number for each token, as this model's tokenizer cuts it; the end token may be missing. Every trace is
 judged by the task's own reward before it is used, and what is refused is counted by its reason. Kept are token ids and
 such log-probs alone."""
 
@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aurify.data.gsm8k import TIDIED, is_gsm8k, split_answer
+from aurify.data.heldout import HeldOut
 from aurify.data.sources import Row, iter_rows
 from aurify.errors import UserError
 from aurify.renderer import Renderer
@@ -37,6 +39,7 @@ class Traces:
     recorded: dict[tuple[int, ...], array[float]] = field(default_factory=dict)  # log-probs, by the tokens of a trace
     refused: Counter[str] = field(default_factory=Counter)  # by reason
     first: dict[str, str] = field(default_factory=dict)  # reason -> the first place
+    num_tidied: int = 0  # rows that were changed on reading, see aurify.data.gsm8k
 
     def of(self, messages: Sequence[Message]) -> list[array[int]]:
         """The traces for a prompt, whatever its system prompt says."""
@@ -53,6 +56,8 @@ class Traces:
     def report(self) -> str:
         """One line: what was kept, and what was refused and why."""
         kept = f"{self.path}: {self.num} traces for {len(self.by_question)} questions"
+        if self.num_tidied:
+            kept += f" ({self.num_tidied:,} rows changed: {TIDIED})"
         if not self.refused:
             return kept
         reasons = (f"{num} {reason} (first: {self.first[reason]})" for reason, num in self.refused.most_common())
@@ -64,7 +69,7 @@ async def load_traces(
     renderer: Renderer,
     rubric: Rubric,
     *,
-    heldout: Iterable[Task] = (),
+    heldout: HeldOut | None = None,
     max_tokens: int | None = None,
     max_context: int | None = None,
     success: float = 1.0,
@@ -73,9 +78,11 @@ async def load_traces(
     for held-out tasks, those above `max_tokens` or, with their prompt, `max_context`, copies, and traces without an
     answer to judge them by."""
     traces = Traces(path)
-    check = Check(renderer, rubric, {question_of(task.prompt) for task in heldout}, max_tokens, max_context, success)
+    check = Check(renderer, rubric, heldout or HeldOut(), max_tokens, max_context, success)
     for row in iter_rows(path, lambda bad: traces.refuse("that cannot be read", str(bad))):
         try:
+            traces.num_tidied += row.tidied
+            row = as_trace(row)
             task, texts = task_of(row), texts_of(row)
             reason = check.row(task, texts)
             if reason:
@@ -109,7 +116,7 @@ class Check:
 
     renderer: Renderer
     rubric: Rubric
-    hidden: Collection[str]
+    heldout: HeldOut
     max_tokens: int | None
     max_context: int | None
     success: float
@@ -117,7 +124,7 @@ class Check:
     def row(self, task: Task, texts: Sequence[str]) -> str | None:
         if not texts:
             return "without a trace"
-        if question_of(task.prompt) in self.hidden:
+        if self.heldout.holder(task.prompt) is not None:
             return "for a held-out task"
         return None if task.answer is not None else "without an answer to judge it by"
 
@@ -130,6 +137,12 @@ class Check:
                 return "too long"
         await self.rubric.score(task, [trajectory])
         return None if self.rubric.succeeded(trajectory, self.success) else "judged wrong"
+
+
+def as_trace(row: Row) -> Row:
+    """A row of GSM8K has its trace and its final answer in one column."""
+    parts = split_answer(row["answer"]) if is_gsm8k(row) and not texts_of(row) else None
+    return row if parts is None else Row({**row, "trace": row["answer"], "answer": parts[1]}, row.place, row.part)
 
 
 def task_of(row: Row) -> Task:

@@ -2,14 +2,20 @@
 
 A transformers model computes its projections and rotary positions as always and then calls `attend` here with a
 `Layout` that the caller passed as the keyword argument `layout`. The layout knows who sees whom: `Forest` for
-packed rows (training, prefill), and the sampler's cache for decoding. So no model code is touched, and no [tokens,
-tokens] mask is ever made: a row is cut into blocks of queries, and each block gathers just the keys that one of its
-queries sees."""
+packed rows (training, prefill), and the sampler's cache for decoding. So no model code is touched.
+
+`Forest` has three paths, which the engine tries in the order of LADDERS (see forward.py and check.py):
+
+    blocks   CPU: blocks of queries with the keys that they see (cpu/gathered.py)
+    flex     GPU: FlexAttention, compiled; blocks that nobody sees cost nothing
+    dense    anywhere: one [nodes, nodes] mask and PyTorch's own attention
+
+Where none of them can be had, rows are "plain": one padded row a sequence, by the model's own attention."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -17,20 +23,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from aurify.engine.cpu.gathered import Gathered, gather_blocks, gathered_attention
 from aurify.engine.packing import Row
+from aurify.engine.upload import upload
 
 IMPLEMENTATION = "aurify"
-BLOCK = 128  # queries in a block; a branch up to twice as long stays whole
+FLEX_BLOCK = 128  # queries and keys in a block of FlexAttention's mask
+LEAST_LENGTH = 256  # of a padded row: the compiler makes a graph of its own for a mask of a single block
+LENGTH_STEPS = ((4096, 128), (1 << 62, 512))  # up to a length, rows are padded to multiples of a step
+RECOMPILES = 32  # FlexAttention compiles anew for a head size, a dtype, a window, with gradients; never for a length
+
+Path = Literal["blocks", "flex", "dense", "plain"]
+LADDERS: dict[str, tuple[Path, ...]] = {"cpu": ("blocks", "dense", "plain"), "cuda": ("flex", "dense", "plain")}
 
 
 class Layout(Protocol):
+    numbered: bool  # whether it has to know which layer calls, as a cache does
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """query [batch, heads, queries, head_dim], key and value [batch, kv_heads, queries, head_dim] -> like query"""
         ...
 
 
 class Unsupported(NotImplementedError):
-    """This model's attention does something that the fast path does not: the engine falls back to plain rows."""
+    """This model's attention does something that packed rows do not know: the engine takes plain rows."""
 
 
 def attend(
@@ -56,112 +72,174 @@ def attend(
         raise Unsupported(f"{type(module).__name__} is not causal or drops attention weights")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window or getattr(module, "sliding_window", None)
-    return layout.attend(int(module.layer_idx), query, key, value, scale, window).transpose(1, 2), None  # type: ignore[arg-type]
+    # a compiled layer would be compiled again for every number that it reads here
+    layer = int(module.layer_idx) if layout.numbered else -1  # type: ignore[arg-type]
+    return layout.attend(layer, query, key, value, scale, window).transpose(1, 2), None
 
 
 AttentionInterface.register(IMPLEMENTATION, attend)
 
 
-@dataclass(frozen=True, slots=True)
-class Block:
-    num_queries: int
-    num_keys: int
-    mask: Tensor  # [num_queries, num_keys] 0 or -inf
-
-
 class Forest:
     """The one rule of visibility over a packed row: `j <= i < end[j]`, and for sliding-window layers also
-    `position[i] - position[j] < window`, on logical positions."""
+    `position[i] - position[j] < window`, on logical positions.
 
-    def __init__(self, row: Row, device: torch.device, dtype: torch.dtype) -> None:
+    Masks are made once for all layers with the same window, at the latest when the first of them asks."""
+
+    numbered = False
+
+    def __init__(self, row: Row, device: torch.device, dtype: torch.dtype, path: Path) -> None:
         self.row, self.device, self.dtype = row, device, dtype
-        self.sizes = block_sizes(row)
-        self.plans: dict[int | None, tuple[Tensor, list[Block]]] = {}  # by window: one for all layers of a kind
-        self.flex_masks: dict[int | None, Any] = {}
+        self.take(path)
 
-    def plan(self, window: int | None) -> tuple[Tensor, list[Block]]:
-        """Indices of the gathered keys of all blocks, one after the other, and the blocks."""
-        if window not in self.plans:
-            row, gathered, blocks, start = self.row, [], [], 0
-            for size in self.sizes:
-                stop = start + size
-                keys = np.flatnonzero(row.end[:stop] > start)
-                queries = np.arange(start, stop)[:, None]
-                visible = (keys[None] <= queries) & (queries < row.end[keys][None])
-                if window is not None:
-                    visible &= row.positions[queries] - row.positions[keys][None] < window
-                    seen = visible.any(0)
-                    keys, visible = keys[seen], visible[:, seen]
-                mask = torch.zeros(visible.shape, dtype=self.dtype)
-                mask.masked_fill_(torch.from_numpy(~visible), float("-inf"))
-                gathered.append(keys)
-                blocks.append(Block(size, len(keys), mask.to(self.device)))
-                start = stop
-            self.plans[window] = torch.from_numpy(np.concatenate(gathered)).to(self.device), blocks
-        return self.plans[window]
+    def take(self, path: Path) -> None:
+        """Lays the row out for `path`."""
+        self.path = path
+        num = len(self.row.tokens)
+        self.length = padded_length(num) if path == "flex" or self.device.type == "cuda" else num
+        # a node of the padding is a tree of its own: it sees itself, so that nothing is divided by zero, and no other
+        padding = np.arange(num, self.length)
+        self.end = np.concatenate([self.row.end, padding + 1])
+        self.depths = np.concatenate([self.row.positions, np.zeros_like(padding)])
+        tokens = np.concatenate([self.row.tokens, np.zeros_like(padding)])
+        self.tokens, self.positions, self.ends = upload(
+            [tokens[None], self.depths[None], self.end.astype(np.int32)], self.device
+        )
+        self.masks: dict[int | None, Any] = {}  # by window
+
+    def prepare(self, windows: Iterable[int | None]) -> None:
+        """Makes the masks for these windows now: a compiled layer cannot."""
+        for window in windows:
+            self.mask(window)
+
+    def mask(self, window: int | None) -> Any:
+        if window not in self.masks:
+            if self.path == "blocks":
+                self.masks[window] = gather_blocks(self.row, window, self.dtype, self.device)
+            elif self.path == "flex":
+                self.masks[window] = flex_mask(self, window)
+            else:
+                self.masks[window] = dense_mask(self.ends, self.positions[0], window, self.dtype)
+        return self.masks[window]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        if self.device.type == "cuda":
-            return self.flex(query, key, value, scale, window)
-        gathered, blocks = self.plan(window)
-        # tokens first: gathering rows, and adding their gradients back, then moves contiguous memory
-        keys = key[0].transpose(0, 1).index_select(0, gathered).split([block.num_keys for block in blocks])
-        values = value[0].transpose(0, 1).index_select(0, gathered).split([block.num_keys for block in blocks])
-        queries = query.split([block.num_queries for block in blocks], dim=2)
+        mask = self.mask(window)
+        if self.path == "blocks":
+            gathered: Gathered = mask
+            return gathered_attention(query, key, value, scale, gathered)
+        if self.path == "flex":
+            gqa = query.shape[1] != key.shape[1]
+            # the usual scale is a constant of the graph, any other one an input that it is traced twice for
+            usual = scale == query.shape[-1] ** -0.5
+            return flex_kernel()(query, key, value, block_mask=mask, scale=None if usual else scale, enable_gqa=gqa)
+        return dense_attention(query, key, value, scale, mask)
+
+
+def padded_length(num: int) -> int:
+    """Rows have few lengths: kernels, masks and the allocator's blocks are then used again. Below 128 queries
+    FlexAttention would take another kernel than the one that was checked."""
+    step = next(step for limit, step in LENGTH_STEPS if num <= limit)
+    return max(LEAST_LENGTH, -(-num // step) * step)
+
+
+def dense_mask(ends: Tensor, positions: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """[1, 1, nodes, nodes] 0 or -inf"""
+    nodes = torch.arange(len(ends), device=ends.device)
+    visible = (nodes[None] <= nodes[:, None]) & (nodes[:, None] < ends[None])
+    if window is not None:
+        visible &= positions[:, None] - positions[None] < window
+    mask = torch.zeros(visible.shape, dtype=dtype, device=ends.device)
+    return mask.masked_fill_(~visible, float("-inf"))[None, None]
+
+
+def dense_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor) -> Tensor:
+    if query.device.type != "cuda":
         gqa = query.shape[1] != key.shape[1]
-        outputs = [
-            F.scaled_dot_product_attention(
-                q, k.transpose(0, 1)[None], v.transpose(0, 1)[None], block.mask, scale=scale, enable_gqa=gqa
-            )
-            for q, k, v, block in zip(queries, keys, values, blocks, strict=True)
-        ]
-        return torch.cat(outputs, dim=2)
+        return F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=gqa)
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def flex(self, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        """The same rule as a FlexAttention block mask: compiled, and blocks that nobody sees cost nothing."""
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        if window not in self.flex_masks:
-            end = torch.from_numpy(self.row.end).to(self.device)
-            positions = torch.from_numpy(self.row.positions).to(self.device)
-
-            def visible(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-                seen = (j <= i) & (i < end[j])
-                return seen if window is None else seen & (positions[i] - positions[j] < window)
-
-            size = len(self.row.tokens)
-            self.flex_masks[window] = create_block_mask(visible, None, None, size, size, device=str(self.device))
-        mask, gqa = self.flex_masks[window], query.shape[1] != key.shape[1]
-        result = compiled_flex_attention()(query, key, value, block_mask=mask, scale=scale, enable_gqa=gqa)
-        return result
+    # The memory-efficient kernel knows no grouped heads: without it all scores would be held at once. cuDNN makes a
+    # plan for each new shape.
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    with sdpa_kernel([SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]):
+        return F.scaled_dot_product_attention(query, key, value, mask, scale=scale)
 
 
-_compiled: list[Any] = []
+def visible_blocks(end: np.ndarray, positions: np.ndarray, window: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Which blocks of keys a block of queries sees in part, and which in full: every query every key.
+
+    end, positions [length], a multiple of FLEX_BLOCK -> two [blocks, blocks] bool, exclusive. Takes time in
+    proportion to blocks x length: a helper that asks for each pair of nodes would take longer than a layer."""
+    length = len(end)
+    num = length // FLEX_BLOCK
+    before = np.tri(num, k=-1, dtype=bool)  # queries come after keys; a block with itself is extra
+    last, first = end.reshape(num, -1).max(1), end.reshape(num, -1).min(1)
+    starts = np.arange(num)[:, None] * FLEX_BLOCK
+    full = before & (first[None] >= starts + FLEX_BLOCK)
+    if window is None:
+        some = before & (last[None] > starts)
+    else:
+        depths = positions.reshape(num, -1)
+        full &= depths.max(1)[:, None] - depths.min(1)[None] < window
+        some = np.zeros_like(before)
+        for block in range(1, num):
+            start = block * FLEX_BLOCK
+            # the queries of this block that see key j begin at its start: the one with the least depth decides
+            least = np.minimum.accumulate(depths[block])
+            reach = np.minimum(end[:start] - start, FLEX_BLOCK)
+            seen = (reach > 0) & (least[np.maximum(reach, 1) - 1] - positions[:start] < window)
+            some[block, :block] = seen.reshape(block, -1).any(1)
+    np.fill_diagonal(some, True)  # every node sees itself
+    return some & ~full, full
 
 
-def compiled_flex_attention() -> Any:
-    if not _compiled:
+def flex_mask(forest: Forest, window: int | None) -> Any:
+    """The rule of visibility as a mask for FlexAttention."""
+    from torch.nn.attention.flex_attention import BlockMask
+
+    arrays = [forest.end.astype(np.int32), forest.depths.astype(np.int32)]
+    for blocks in visible_blocks(forest.end, forest.depths, window):
+        arrays.append(blocks.sum(1, dtype=np.int32)[None, None])
+        arrays.append(np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)[None, None])
+    end, positions, num_partial, partial, num_full, full = upload(arrays, forest.device)
+
+    def visible(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (j <= i) & (i < end[j])
+
+    def visible_in_window(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (j <= i) & (i < end[j]) & (positions[i] - positions[j] < window)  # type: ignore[operator]
+
+    rule = visible if window is None else visible_in_window
+    mask = BlockMask.from_kv_blocks(num_partial, partial, num_full, full, BLOCK_SIZE=FLEX_BLOCK, mask_mod=rule)
+    for tensor in (end, positions, *(each for each in vars(mask).values() if isinstance(each, Tensor))):
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:  # else the first row's own graph would be of no use to any other
+                torch._dynamo.maybe_mark_dynamic(tensor, dim)
+    return mask
+
+
+_flex: list[Callable[..., Tensor]] = []
+
+
+def flex_kernel() -> Callable[..., Tensor]:
+    if torch.compiler.is_compiling():  # within a compiled layer, which becomes one with it
         from torch.nn.attention.flex_attention import flex_attention
 
-        # rows differ in length at every step: dynamic shapes, or each would compile anew
-        _compiled.append(torch.compile(flex_attention, dynamic=True))
-    return _compiled[0]
+        return flex_attention
+    if not _flex:
+        _flex.append(compile_flex())
+    return _flex[0]
 
 
-def block_sizes(row: Row) -> list[int]:
-    """Cuts a row into blocks of BLOCK to 2 x BLOCK queries, where a branch begins if one does: then few keys are
-    gathered."""
-    total = len(row.tokens)
-    forks = np.flatnonzero(row.parent != np.arange(total) - 1)
-    sizes, start = [], 0
-    while start < total:
-        nearby = forks[(forks >= start + BLOCK) & (forks <= start + 2 * BLOCK)]
-        if len(nearby):
-            stop = int(nearby[0])
-        elif total - start <= 2 * BLOCK:
-            stop = total
-        else:
-            stop = start + BLOCK
-        sizes.append(stop - start)
-        start = stop
-    return sizes
+def compile_flex(backend: Any = "inductor") -> Callable[..., Tensor]:
+    """Compiled once for rows of every length. fullgraph: where that went wrong and the limit of recompiles was
+    reached, the uncompiled function would hold all scores at once, and only warn; like this it is an error, and the
+    engine takes the next path."""
+    from torch._dynamo import config
+    from torch.nn.attention.flex_attention import flex_attention
+
+    config.recompile_limit = max(config.recompile_limit, RECOMPILES)
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=True, fullgraph=True, backend=backend)
+    return compiled

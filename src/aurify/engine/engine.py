@@ -20,7 +20,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,7 +28,7 @@ from aurify.engine.budget import Checkpointing, plan_memory, retreat
 from aurify.engine.divergence import linear_divergence
 from aurify.engine.executor import Grads, Result, choose_executor
 from aurify.engine.forward import Body, Inputs
-from aurify.engine.logprobs import Head, linear_logprobs, predictors
+from aurify.engine.logprobs import Head, linear_logprobs
 from aurify.engine.lora import Adapter, LoraConfig, read_config
 from aurify.engine.model import LoadedModel, save_model
 from aurify.engine.optim import MasterAdamW, OptimConfig
@@ -385,21 +384,20 @@ class Engine:
     ) -> Outputs:  # fmt: skip
         hidden = body.hidden(row)  # [nodes, hidden]
         if scores:
-            last = torch.from_numpy(np.array([path[-1] for path in row.nodes])).to(self.device)
             assert self.score is not None
             weight, bias = self.score.weight.float(), self.score.bias
             # in fp32, so that close scores stay apart; the weight has the dtype of the model, as transformers wants it
-            value = nn.functional.linear(hidden[last].float(), weight, None if bias is None else bias.float())
+            value = nn.functional.linear(hidden[inputs.last].float(), weight, None if bias is None else bias.float())
             return Outputs(hidden.new_zeros(0), scores=value.squeeze(-1))
         assert body.head is not None
-        states = predictors(hidden, row, inputs.distinct)
-        targets = torch.from_numpy(row.tokens).to(self.device)[inputs.distinct]
+        states = hidden.index_select(0, inputs.parents)
+        targets = inputs.targets
         logprobs, entropies = linear_logprobs(states, body.head, targets, temperature=temperature, entropy=entropy)
         outputs = Outputs(logprobs[inputs.scatter], entropies[inputs.scatter] if entropy else None)
         if teacher is not None:
             assert teacher.head is not None
             with torch.no_grad():
-                taught = predictors(teacher.body.hidden(row), row, inputs.distinct)
+                taught = teacher.body.hidden(row).index_select(0, inputs.parents)
             between = partial(linear_divergence, states, body.head, taught, teacher.head, temperature=temperature)
             outputs.divergence = lambda kind, beta: between(kind=kind, beta=beta)[inputs.scatter]
         return outputs

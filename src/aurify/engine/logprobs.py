@@ -8,15 +8,13 @@ in advance). Only positions that predict a trained token pass the head at all.""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from aurify.engine.packing import Row
 
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}  # fp32 logits of one chunk; a GPU wants 1,000 rows or more
 MOST_ROWS = 2048
@@ -47,13 +45,14 @@ class Head:
     def trained(self) -> bool:
         return self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
 
-    def logits(self, hidden: Tensor, linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = F.linear) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
         """[n, hidden] -> [n, vocabulary] fp32"""
+        hidden = hidden.to(self.weight.dtype)  # some models keep their residual stream in fp32
         if hidden.is_cuda and hidden.dtype != torch.float32:  # the products are summed in fp32: do not round them
             logits = torch.mm(hidden, self.weight.t(), out_dtype=torch.float32)
             logits = logits if self.bias is None else logits.add_(self.bias)
         else:
-            logits = linear(hidden, self.weight, self.bias).float()
+            logits = F.linear(hidden, self.weight, self.bias).float()
         if self.scale != 1.0:
             logits = logits.mul_(self.scale)
         if self.softcap is not None:
@@ -226,11 +225,3 @@ def linear_logprobs(
     if hidden.requires_grad and not head.trained:
         return frozen_head_logprobs(hidden, head, targets, temperature, entropy, chunk)
     return LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)
-
-
-def predictors(hidden: Tensor, row: Row, nodes: Tensor) -> Tensor:
-    """The hidden states that predict the tokens at `nodes` of a packed row. This is the one place where predictions are
-    shifted: the token at a node is predicted by the hidden state of its parent.
-
-    hidden [nodes of the row, hidden], nodes [n] int64 -> [n, hidden]"""
-    return hidden.index_select(0, torch.from_numpy(row.parent).to(hidden.device)[nodes])

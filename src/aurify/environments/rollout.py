@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
-from aurify.environments.env import Environment, Step
+from aurify.environments.env import Environment, Observation, Step
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.sampler import Sampler
@@ -37,8 +37,7 @@ async def rollout(
     metrics: Metrics = {}
     truncated = False
     try:
-        with crashes_of(name_of(environment), type(environment)):
-            observation = await environment.start()
+        observation = await observe(environment)
         messages, tools = list(observation.messages), observation.tools
         tokens = renderer.prompt(messages, tools)
         segments = [Segment(tokens, "prompt")]
@@ -98,6 +97,11 @@ def check_room(task: Task, tokens: Sequence[int], max_context: int | None, rende
             f"to answer {renderer.describe(tokens)}; shorten the prompt, or raise sampler.max_context if the model "
             "allows more"
         )
+
+
+async def observe(environment: Environment) -> Observation:
+    with crashes_of(name_of(environment), type(environment)):
+        return await environment.start()
 
 
 async def step_of(environment: Environment, message: Message) -> Step:

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aurify.data.detect import LOOKED_AT, Detected, detect
 from aurify.data.formats import Encoding, encode_rows
+from aurify.data.heldout import normal_form, question_keys
 from aurify.data.mixing import Mixture
+from aurify.data.pairs import Pair
 from aurify.data.reading import read_part
-from aurify.data.shapes import Chat, Example, Text
+from aurify.data.shapes import Chat, Example, Label, Text
 from aurify.data.sources import Row
 from aurify.data.tally import Tally
 from aurify.errors import UserError
@@ -22,7 +24,7 @@ from aurify.loops.offline import Unit
 from aurify.loops.progress import derive_seed
 from aurify.loops.recipe import DataOptions, OfflineStage
 from aurify.tracking.jsonl import replace_text
-from aurify.types import Datum, Lesson
+from aurify.types import Datum, Lesson, Message
 
 if TYPE_CHECKING:
     from aurify.renderer import Renderer
@@ -55,41 +57,65 @@ def rows_of_file(data: DataOptions, seed: int, *, hold_out: bool) -> Rows:
     rows = [row for n, part in enumerate(data.parts) for row in read_part(part, tally, skip_bad=skip, number=n)]
     if data.heldout_part is not None:
         return Rows(rows, read_part(data.heldout_part, tally, skip_bad=skip), tally)
-    return replace(split(rows, data.heldout_share, seed), tally=tally) if hold_out else Rows(rows, (), tally)
+    forms = [part.form for part in data.parts]
+    return replace(split(rows, data.heldout_share, seed, forms), tally=tally) if hold_out else Rows(rows, (), tally)
 
 
-def split(rows: Sequence[Row], share: float, seed: int) -> Rows:
-    """Rows with the same prompt stay on one side: a held-out prompt is one that training never saw."""
-    keys = prompt_keys(rows)
-    prompts = sorted(set(keys))
-    random.Random(derive_seed(seed, "heldout")).shuffle(prompts)
-    chosen = set(prompts[: int(len(prompts) * share)])
+def split(rows: Sequence[Row], share: float, seed: int, forms: Sequence[str | None] = ()) -> Rows:
+    """Rows with the same question stay on one side: a held-out question is one that training never saw. The same rows
+    are split in the same way wherever they are, for the seed alone decides."""
+    keys = row_keys(rows, forms)
+    questions = sorted(set(keys))
+    random.Random(derive_seed(seed, "heldout")).shuffle(questions)
+    chosen = set(questions[: int(len(questions) * share)])
     train = [row for row, key in zip(rows, keys, strict=True) if key not in chosen]
     return Rows(train, [row for row, key in zip(rows, keys, strict=True) if key in chosen])
 
 
-def prompt_keys(rows: Sequence[Row]) -> list[str]:
-    """What comes before the first answer of each row. A row that cannot be read stands for itself."""
-    forms: dict[int, Detected | None] = {}
+def row_keys(rows: Sequence[Row], forms: Sequence[str | None] = ()) -> list[str]:
+    """What each row asks, in normal form. A row that cannot be read stands for itself."""
+    examples = read_examples(rows, None, forms)
+    prompts = [asked(example) for example in examples if example is not None and not isinstance(example, Text)]
+    questions = iter(question_keys(prompts))
+    return [
+        row.place or json.dumps(row, default=str)
+        if example is None
+        else normal_form(example.text)
+        if isinstance(example, Text)
+        else next(questions)[0]
+        for row, example in zip(rows, examples, strict=True)
+    ]
+
+
+def read_examples(
+    rows: Sequence[Row], lesson: Lesson | None = None, forms: Sequence[str | None] = ()
+) -> list[Example | None]:
+    """What each row holds, before any of it becomes tokens; None where it cannot be read. forms: of each source."""
+    detected: dict[int, Detected | None] = {}
     for number, inside in by_part(rows).items():
         try:
-            forms[number] = detect([rows[k] for k in inside])
+            form = forms[number] if number < len(forms) else None
+            detected[number] = detect([rows[k] for k in inside[:LOOKED_AT]], lesson, form)
         except UserError:
-            forms[number] = None
-    keys = []
-    for row in rows:
-        form = forms[row.part]
-        try:
-            example = form.read(row)[0] if form else None
-        except UserError:
-            example = None
-        keys.append(row.place or json.dumps(row, default=str) if example is None else json.dumps(asked(example)))
-    return keys
+            detected[number] = None
+    return [read_example(row, detected[row.part]) for row in rows]
 
 
-def asked(example: Example) -> Any:
-    if isinstance(example, Text):
-        return example.text
+def read_example(row: Row, found: Detected | None) -> Example | None:
+    try:
+        return found.form.read(row, found.columns) if found else None
+    except UserError:
+        return None
+
+
+def prompts_of(examples: Sequence[Example | None]) -> tuple[list[list[Message]], list[str]]:
+    """What the examples ask, and the texts among them."""
+    prompts = [asked(example) for example in examples if example is not None and not isinstance(example, Text)]
+    return prompts, [example.text for example in examples if isinstance(example, Text)]
+
+
+def asked(example: Chat | Pair | Label) -> list[Message]:
+    """What comes before the first answer, or before the answers that are compared."""
     if not isinstance(example, Chat):
         return example.prompt
     roles = [message["role"] for message in example.messages]
@@ -163,7 +189,6 @@ def encoding(stage: OfflineStage, lesson: Lesson, limit: int) -> Encoding:
     return Encoding(
         lesson=lesson,
         train_on=stage.train_on,
-        tools_as_text=stage.data.tools_as_text,
         limit=limit,
         overlong=stage.overlong,
         on_bad_row=stage.data.on_bad_row,

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from aurify.data.heldout import HeldOut, heldout_tasks
 from aurify.data.traces import Traces, load_traces
 from aurify.errors import UserError
 from aurify.rewards.rubric import Rubric
@@ -117,8 +118,11 @@ class Guide:
         return [tokens] if len(tokens) <= self.max_tokens else []
 
 
-async def guide_of(stage: OnlineStage, taskset: TaskSet, renderer: Renderer, max_context: int) -> Guide:
-    """Reads the traces of a stage's file, if it has one, and has the task's rewards judge them."""
+async def guide_of(
+    stage: OnlineStage, taskset: TaskSet, renderer: Renderer, max_context: int, heldout: HeldOut | None = None
+) -> Guide:
+    """Reads the traces of a stage's file, if it has one, and has the task's rewards judge them. heldout: of the whole
+    recipe; None: the task set's own."""
     options = stage.guidance
     assert options is not None
     max_tokens, traces = options.max_tokens or stage.sampling.max_tokens, None
@@ -127,7 +131,7 @@ async def guide_of(stage: OnlineStage, taskset: TaskSet, renderer: Renderer, max
             options.path,
             renderer,
             Rubric(taskset.rubric.rewards),
-            heldout=taskset.heldout,
+            heldout=heldout if heldout is not None else heldout_tasks(taskset.heldout),
             max_tokens=max_tokens,
             max_context=max_context,
             success=options.success,

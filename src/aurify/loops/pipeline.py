@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from aurify.data.heldout import HeldOut
+from aurify.loops.heldout import checked_heldout
 from aurify.loops.interrupt import terminable
 from aurify.loops.plan import describe, validate
 from aurify.loops.recipe import Recipe, algorithm_of
@@ -17,16 +19,22 @@ from aurify.tracking.run_folder import RunFolder
 
 
 def run_pipeline(
-    recipe: Recipe, folder: RunFolder, *, console: Console | None = None, show_samples: bool = False
+    recipe: Recipe,
+    folder: RunFolder,
+    *,
+    console: Console | None = None,
+    show_samples: bool = False,
+    heldout: HeldOut | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Runs all stages that are not finished yet, and returns what each came to. Raises KeyboardInterrupt with a text
     that says how to go on, after a checkpoint."""
     console = console or Console()
     validate(recipe)
+    heldout = checked_heldout(recipe) if heldout is None else heldout
     try:
         with terminable():
             for number, name in enumerate(recipe.stages, 1):
-                run_stage(recipe, folder, name, f"{number}/{len(recipe.stages)} {name}", console, show_samples)
+                run_stage(recipe, folder, name, f"{number}/{len(recipe.stages)} {name}", console, show_samples, heldout)
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"{str(error) or 'interrupted'}; go on with: {program()} train --resume {folder.path}"
@@ -38,7 +46,9 @@ def run_pipeline(
     return results
 
 
-def run_stage(recipe: Recipe, folder: RunFolder, name: str, title: str, console: Console, show_samples: bool) -> None:
+def run_stage(
+    recipe: Recipe, folder: RunFolder, name: str, title: str, console: Console, show_samples: bool, heldout: HeldOut
+) -> None:
     if is_finished(folder, name):
         console.print(f"[dim]{title}: finished already[/]")
         return
@@ -46,7 +56,7 @@ def run_stage(recipe: Recipe, folder: RunFolder, name: str, title: str, console:
     console.header(
         title, f"{plan['method']} of {plan['model']} ({plan['weights']}), {plan['learns from']}, {plan['length']}"
     )
-    StageRun(recipe, folder, name, console, show_samples).run()
+    StageRun(recipe, folder, name, console, show_samples, heldout).run()
 
 
 def chat_hint(recipe: Recipe, folder: RunFolder) -> str | None:

@@ -2,9 +2,9 @@
 
 A recipe names a model, a task and stages in order. A stage trains one model by one method, and later stages take its
 result by name: `model: "@sft"`, `reward: "@reward"`, `data: {stage: "@reward"}`. What stands at the top of a recipe
-(`model`, `task`, `lora`, `engine`, `sampler`) holds for every stage that does not say otherwise. Which options a
-stage has follows from its method: an algorithm that computes advantages is trained online, every other one on static
-data.
+(`model`, `task`, `lora`, `engine`, `sampler`, `tools_as_text`, `template_options`) holds for every stage that does
+not say otherwise. Which options a stage has follows from its method: an algorithm that computes advantages is trained
+online, every other one on static data.
 """
 
 from __future__ import annotations
@@ -27,11 +27,18 @@ from aurify.engine.optim import OptimConfig
 from aurify.errors import UserError
 from aurify.loops.guidance import GuidanceOptions
 from aurify.loops.replay import ReplayOptions
-from aurify.renderer import TrainOn
+from aurify.renderer import Renderer, TrainOn
 from aurify.rewards.combine import Combination
 from aurify.types import SamplingParams
 
-INHERITED = ("task", "lora", "engine", "sampler")  # of the recipe, for stages that do not set them; `model` is merged
+INHERITED = (
+    "task",
+    "lora",
+    "engine",
+    "sampler",
+    "tools_as_text",
+    "template_options",
+)  # of the recipe, for stages that do not set them; `model` is merged
 
 
 def at_least(smallest: float, **values: float | None) -> None:
@@ -111,7 +118,6 @@ class DataOptions:
     mix_by: By = "rows"  # what the weights of `mix` count
     mix_stop: Stop = "exhaust"  # an epoch of `mix` ends when the first source is used up, or (cycle) when all are
     on_bad_row: OnBadRow = "error"  # rows that cannot be used; skipped ones are counted by their reason
-    tools_as_text: bool = False  # writes tools and calls into the text, for chat templates that leave them out
     heldout_path: str | None = None  # rows to evaluate on
     heldout_share: float = 0.1  # of the rows, where neither a task nor heldout_path gives something to evaluate on
 
@@ -174,6 +180,8 @@ class Stage:
     algorithm: dict[str, Any] = field(default_factory=dict)  # the fields of the method's dataclass
     engine: EngineOptions = EngineOptions()
     sampler: SamplerOptions = SamplerOptions()
+    tools_as_text: bool = False  # tools, calls and results go into the text, for chat templates that leave them out
+    template_options: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
     checkpoint_every: int = 20  # steps; 0: only when the run is interrupted
     keep_checkpoints: int = 1
 
@@ -259,6 +267,8 @@ class Recipe:
     lora: LoraConfig | None = None
     engine: EngineOptions = EngineOptions()
     sampler: SamplerOptions = SamplerOptions()
+    tools_as_text: bool = False
+    template_options: dict[str, Any] = field(default_factory=dict)
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
@@ -319,6 +329,11 @@ def is_online(method: str) -> bool:
 def algorithm_of(stage: Stage, where: str) -> Any:
     """The stage's algorithm: the registered dataclass with the fields that the recipe sets."""
     return config.build(registry.get("algorithm", stage.method), stage.algorithm, f"{where}.algorithm")
+
+
+def make_renderer(stage: Stage, tokenizer: Any) -> Renderer:
+    """What turns messages into tokens in this stage: for training, sampling and evaluation alike."""
+    return Renderer(tokenizer, tools_as_text=stage.tools_as_text, template_options=stage.template_options)
 
 
 def reference(name: str | None) -> str | None:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from aurify.data.heldout import HeldOut
 from aurify.data.preferences import sample_preferences
 from aurify.engine import checkpoint
 from aurify.engine.engine import Engine
@@ -26,15 +27,15 @@ from aurify.evaluation.evaluate import (
 )
 from aurify.loops import examples as data
 from aurify.loops.guidance import Guide, guide_of
+from aurify.loops.heldout import Guard, heldout_of, stage_rows, task_holder, without_heldout
 from aurify.loops.interrupt import run_async
 from aurify.loops.offline import train_offline
 from aurify.loops.online import train_online
 from aurify.loops.plan import taskset_of
 from aurify.loops.progress import Checkpoints, derive_seed, fingerprint, seed_everything
-from aurify.loops.recipe import OfflineStage, OnlineStage, Recipe, algorithm_of, reference
+from aurify.loops.recipe import OfflineStage, OnlineStage, Recipe, algorithm_of, make_renderer, reference
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts
-from aurify.renderer import Renderer
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
 from aurify.samplers.inprocess import InProcessSampler
@@ -64,13 +65,18 @@ class StageRun:
     name: str
     console: Console
     show_samples: bool = False
+    heldout: HeldOut | None = None  # of the whole recipe; None: found out here
 
     def __post_init__(self) -> None:
         self.stage: OfflineStage | OnlineStage = self.recipe.stages[self.name]
         self.seed = derive_seed(self.recipe.seed, self.name)
         self.folder: StageFolder = self.run_folder.stage(self.name)
         self.algorithm = algorithm_of(self.stage, f"stages.{self.name}")
-        self.taskset: TaskSet | None = taskset_of(self.stage)
+        if self.heldout is None:
+            self.heldout = heldout_of(self.recipe)
+        self.guard = Guard(self.heldout, self.makers(self.name))
+        taskset = taskset_of(self.stage)
+        self.taskset: TaskSet | None = None if taskset is None else self.guard.guarded(taskset)
         self.tracker = StageTracker(self.folder, self.console, show_samples=self.show_samples)
 
     def run(self) -> None:
@@ -78,10 +84,14 @@ class StageRun:
         self.run_folder.record(
             self.name, status="running", method=self.stage.method, model=self.stage.model.name, task=self.stage.task
         )
+        for note in self.taskset.notes if self.taskset else ():
+            self.tracker.event(note)
         try:
             engine = self.online(self.stage) if isinstance(self.stage, OnlineStage) else self.offline(self.stage)
             self.run_folder.record_engine(self.name, engine.describe())
             engine.close()
+            for line in self.guard.lines():
+                self.tracker.event(line)
         finally:
             self.tracker.finish()
         self.run_folder.record(self.name, status="finished", seconds=round(time.perf_counter() - began, 1))
@@ -90,13 +100,16 @@ class StageRun:
 
     def offline(self, stage: OfflineStage) -> Engine:
         pairs, scores = self.algorithm.per == "unit", "scores" in self.algorithm.needs
-        rows = self.rows(stage, pairs)
+        rows = self.rows(stage)
         engine = self.open(scalar_head=scores)
         self.tell(engine)
-        lesson, renderer = self.algorithm.learns_from, Renderer(engine.tokenizer)
+        lesson, renderer = self.algorithm.learns_from, make_renderer(stage, engine.tokenizer)
         examples = data.examples_of(rows, stage, renderer, lesson=lesson, limit=engine.max_context, seed=self.seed)
         for line in examples.tally.lines():
             self.tracker.event(line)
+        if num_held_out := examples.tally.held_out.total():
+            self.run_folder.record(self.name, rows_held_out=num_held_out)
+            self.tracker.also = lambda: {"ledger/rows_held_out": float(num_held_out)}
         measure = self.measure(engine, examples, pairs=pairs, scores=scores)
         self.before(measure)
         trained = ((d.tokens, d.weights, d.label, d.margin) for unit in examples.train for d in unit)
@@ -123,7 +136,7 @@ class StageRun:
             engine.follow(teacher)
         rollouts = Rollouts(
             self.sampler(engine),
-            Renderer(engine.tokenizer),
+            make_renderer(stage, engine.tokenizer),
             self.taskset,
             rubric,
             stage,
@@ -132,6 +145,7 @@ class StageRun:
             buffer=Buffer(stage.replay, stage.completions_per_prompt) if stage.replay else None,
         )
         checkpoints = self.checkpoints([guide.traces.by_question] if guide and guide.traces else [])
+        self.tracker.also = lambda: {"ledger/tasks_held_out": float(self.guard.num)} if self.guard.num else {}
         seed_everything(self.seed)
         train_online(engine, self.algorithm, rollouts, tracker=self.tracker, checkpoints=checkpoints)
         for other in (judge, teacher):
@@ -202,7 +216,9 @@ class StageRun:
         assert self.taskset is not None
         limit = stage.sampler.max_context or engine.max_context
         with self.waiting("reading and judging traces"):
-            guide = run_async(guide_of(stage, self.taskset, Renderer(engine.tokenizer), limit))
+            guide = run_async(
+                guide_of(stage, self.taskset, make_renderer(stage, engine.tokenizer), limit, self.heldout)
+            )
         if guide.traces is not None:
             self.tracker.event(guide.traces.report())
         return guide
@@ -230,19 +246,33 @@ class StageRun:
 
     # ------------------------------------------------------------------ data
 
-    def rows(self, stage: OfflineStage, pairs: bool) -> data.Rows:
+    def rows(self, stage: OfflineStage) -> data.Rows:
+        """What the stage trains on and what it is measured on. Whatever the source is, no row to train on asks a
+        question that any stage of the recipe holds out."""
         source = stage.data
+        assert self.heldout is not None
         if source.parts:
-            hold_out = self.taskset is None or "scores" in self.algorithm.needs
-            return data.rows_of_file(source, self.seed, hold_out=hold_out)
+            return stage_rows(self.recipe, self.name, self.heldout)
         if source.demonstrations is not None:
             assert self.taskset is not None
-            return data.rows_of_demonstrations(self.taskset, source.demonstrations, self.seed)
-        owner = self.folder.path if source.stage is None else self.run_folder.stage(source.stage[1:]).path
-        rows = data.saved_pairs(owner)
+            made_by = self.makers(self.name)
+            rows = data.rows_of_demonstrations(self.taskset, source.demonstrations, self.seed)
+        else:
+            owner = self.name if source.stage is None else source.stage[1:]
+            made_by, rows = self.makers(owner), self.pairs_of(owner, stage)
+        return without_heldout(rows, self.heldout, stage, f"stages.{self.name}", made_by)
+
+    def makers(self, name: str) -> list[str]:
+        """The task set of a stage, as it is called among those who hold questions out."""
+        holder = task_holder(self.recipe, self.recipe.stages[name])
+        return [] if holder is None else [holder]
+
+    def pairs_of(self, owner: str, stage: OfflineStage) -> data.Rows:
+        folder = self.run_folder.stage(owner).path
+        rows = data.saved_pairs(folder)
         if rows is None:
             rows = self.sample_pairs(stage)
-            data.save_pairs(owner, rows)
+            data.save_pairs(folder, rows)
         return rows
 
     def sample_pairs(self, stage: OfflineStage) -> data.Rows:
@@ -250,7 +280,7 @@ class StageRun:
         sample, taskset = stage.data.sample, self.taskset
         assert sample is not None and taskset is not None
         engine = self.open(trainable=False)
-        sampler, renderer = self.sampler(engine), Renderer(engine.tokenizer)
+        sampler, renderer = self.sampler(engine), make_renderer(stage, engine.tokenizer)
         judge = self.judge(sample.reward) if sample.reward else None
         rubric = Rubric([ModelReward(judge)]) if judge else taskset.rubric
         parts = (
@@ -329,7 +359,7 @@ class StageRun:
                 return await evaluate(
                     taskset,
                     sampler,
-                    Renderer(engine.tokenizer),
+                    make_renderer(self.stage, engine.tokenizer),
                     options.sampling,
                     num_tasks=options.num_tasks,
                     seed=self.recipe.seed,

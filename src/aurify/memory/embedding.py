@@ -8,18 +8,14 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from aurify.cores import Cores
 from aurify.errors import UserError
 from aurify.wheels import unpacked
-
-if TYPE_CHECKING:
-    from aurify.memory.bert import Bert
 
 Task = Literal["query", "document"]
 MINILM = "all-minilm-l6-v2"
@@ -104,21 +100,9 @@ class SentenceEmbedder:
         with torch.inference_mode():
             with self._lock:
                 features = model.preprocess(list(texts), prompt=model.prompts.get(name), task=task)
-            bert = self._bert if task == "query" and len(texts) == 1 else None
-            if bert is None:
-                features = model(batch_to_device(features, model.device), task=task)
-            else:
-                features["token_embeddings"] = bert(features["input_ids"][0])[None]
-                for module in list(model)[1:]:
-                    features = module(features)
+            features = model(batch_to_device(features, model.device), task=task)
             vectors = features["sentence_embedding"]
             return torch.nn.functional.normalize(vectors, dim=1).float().cpu().numpy()
-
-    @cached_property
-    def _bert(self) -> Bert | None:
-        from aurify.memory.bert import Bert
-
-        return Bert.of(getattr(self.model[0], "auto_model", None))
 
     def _is_plain(self, task: Task, text: str) -> bool:
         """Some models want more than that: theirs are the vectors of `encode` alone."""

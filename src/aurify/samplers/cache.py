@@ -1,64 +1,102 @@
-"""The key-value cache of the in-process sampler: slots of one sequence each, preallocated, always the first
-`active` ones in use."""
+"""The key-value cache of the in-process sampler: slots of one sequence each, the first ones in use, in a byte
+budget."""
 
 from __future__ import annotations
 
-import threading
+import os
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aurify.engine.attention import Forest
+from aurify.engine.attention import Forest, Path
 from aurify.engine.packing import Row
 
-ROUND = 8  # lengths are rounded up: cache views keep their shape for a while
+ROUND = 64  # capacities are multiples of it
+CPU_SHARE, GPU_SHARE = 1 / 4, 1 / 2  # of the machine's memory; of the card's memory that is free at first use
+KEPT_SHARE = 1 / 20  # of a card's memory: a cache up to that size stays between requests, with its graphs
+
+Shape = tuple[int, int, int]  # of a layer: key-value heads, dimensions of a key, of a value
+
+
+def round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def default_budget(device: torch.device) -> int:
+    """Bytes for keys and values. On a CPU they are a bound more than a plan: memory that no token has reached yet is
+    not taken from the system."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # held by torch, free for us
+        return int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + unused))
+    if not hasattr(os, "sysconf"):
+        return 2**31
+    return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 class SlotCache:
-    """Keys and values of up to `max_slots` sequences."""
+    """Keys and values. `shapes`: one entry a layer that attends, by its index in the model."""
 
-    def __init__(self, max_slots: int, num_kv_heads: int, device: torch.device, dtype: torch.dtype) -> None:
-        self.max_slots, self.num_kv_heads = max_slots, num_kv_heads
-        self.device, self.dtype = device, dtype
-        self.keys: list[Tensor] = []  # [layers] of [slots, kv_heads, capacity, head_dim]
-        self.values: list[Tensor] = []
-        self.capacity = 0
-        self.growing = threading.Lock()  # cores that prefill side by side meet a layer for the first time together
+    def __init__(self, shapes: dict[int, Shape], device: torch.device, dtype: torch.dtype) -> None:
+        self.shapes, self.device, self.dtype = shapes, device, dtype
+        self.token_bytes = sum(heads * (key + value) for heads, key, value in shapes.values()) * dtype.itemsize
+        self.keys: dict[int, Tensor] = {}  # by layer: [slots, kv_heads, capacity, head_dim]
+        self.values: dict[int, Tensor] = {}
+        self.num_slots = self.capacity = self.ready = 0
 
-    def reserve(self, capacity: int) -> None:
-        """Room for sequences of `capacity` tokens; at least doubles, so that growing costs little in the long run."""
-        if capacity <= self.capacity:
-            return
-        capacity = -(-max(capacity, 2 * self.capacity) // ROUND) * ROUND
-        self.keys = [F.pad(layer, (0, 0, 0, capacity - self.capacity)) for layer in self.keys]
-        self.values = [F.pad(layer, (0, 0, 0, capacity - self.capacity)) for layer in self.values]
-        self.capacity = capacity
+    @property
+    def num_bytes(self) -> int:
+        return self.num_slots * self.capacity * self.token_bytes
 
-    def layer(self, index: int, head_dims: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        with self.growing:
-            while len(self.keys) <= index:
-                shape = (self.max_slots, self.num_kv_heads, self.capacity)
-                self.keys.append(torch.zeros(*shape, head_dims[0], device=self.device, dtype=self.dtype))
-                self.values.append(torch.zeros(*shape, head_dims[1], device=self.device, dtype=self.dtype))
-        return self.keys[index], self.values[index]
+    def resize(self, num_slots: int, capacity: int) -> bool:
+        """Makes another room, with what is in the cache. False where it has that shape already."""
+        if (num_slots, capacity) == (self.num_slots, self.capacity):
+            return False
+        kept, ready = min(num_slots, self.num_slots), min(self.ready, capacity)
+        for index, (heads, *dims) in self.shapes.items():  # a layer at a time: only one of them is there twice
+            for layers, dim in zip((self.keys, self.values), dims, strict=True):
+                new = torch.empty(num_slots, heads, capacity, dim, device=self.device, dtype=self.dtype)
+                new[:, :, :ready].zero_()
+                if kept:
+                    new[:kept, :, :ready] = layers[index][:kept, :, :ready]
+                layers[index] = new
+        self.num_slots, self.capacity, self.ready = num_slots, capacity, ready
+        return True
 
-    def move(self, source: int, target: int, length: int) -> None:
-        """Copies a sequence into a slot that became free, so that the slots in use stay the first ones."""
-        for layer in (*self.keys, *self.values):
+    def extend(self, length: int) -> None:
+        """Gets the first `length` positions ready to be read: a hidden key must be a number, whatever it is."""
+        length = min(round_up(length, ROUND), self.capacity)
+        if length > self.ready:
+            for layer in (*self.keys.values(), *self.values.values()):
+                layer[:, :, self.ready : length].zero_()
+            self.ready = length
+
+    def move(self, sources: list[int], targets: list[int], length: int) -> None:
+        """Copies sequences into slots that became free, so that the slots in use stay the first ones."""
+        source, target = (torch.tensor(slots, device=self.device) for slots in (sources, targets))
+        for layer in (*self.keys.values(), *self.values.values()):
             layer[target, :, :length] = layer[source, :, :length]
+
+    def free(self) -> None:
+        self.keys, self.values = {}, {}
+        self.num_slots = self.capacity = self.ready = 0
 
 
 class Decoding:
     """One decoding step, as a `Layout`: slot `first + k` appends a token at positions[k] and sees everything up to
-    it."""
+    it. Nothing here depends on values on the device, so a CUDA graph can hold the step.
 
-    def __init__(self, cache: SlotCache, positions: list[int], first: int = 0) -> None:
-        self.cache, device = cache, cache.device
-        self.positions = torch.tensor(positions, device=device)
-        self.slots = torch.arange(first, first + len(positions), device=device)
+    length: of the keys that are read; all positions are below it."""
+
+    numbered = True
+
+    def __init__(self, cache: SlotCache, positions: Tensor, first: int, length: int) -> None:
+        self.cache, self.positions, self.length = cache, positions, length
         self.used = slice(first, first + len(positions))
-        self.length = min(-(-(max(positions) + 1) // ROUND) * ROUND, cache.capacity)
+        self.slots = torch.arange(first, first + len(positions), device=cache.device)
+        self.on_cpu = cache.device.type == "cpu"
         self.masks: dict[int | None, Tensor] = {}
 
     def mask(self, window: int | None) -> Tensor:
@@ -68,21 +106,24 @@ class Decoding:
             hidden = keys > self.positions[:, None]
             if window is not None:
                 hidden |= keys <= self.positions[:, None] - window
-            mask = torch.zeros(hidden.shape, device=self.cache.device, dtype=self.cache.dtype)
+            dtype = torch.float32 if self.on_cpu else self.cache.dtype
+            mask = torch.zeros(hidden.shape, device=self.cache.device, dtype=dtype)
             self.masks[window] = mask.masked_fill_(hidden, float("-inf"))[:, None, None]
         return self.masks[window]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        keys, values = self.cache.layer(layer, (key.shape[-1], value.shape[-1]))
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
         keys[self.slots, :, self.positions] = key[:, :, 0]
         values[self.slots, :, self.positions] = value[:, :, 0]
         num, heads, _, dim = query.shape
         # the heads that share a key head become the queries of one attention: keys are read once for all of them
-        grouped = query.view(num, self.cache.num_kv_heads, heads // self.cache.num_kv_heads, dim)
+        grouped = query.view(num, key.shape[1], heads // key.shape[1], dim)
         keys, values = keys[self.used, :, : self.length], values[self.used, :, : self.length]
-        if self.cache.device.type == "cpu":  # for one query a sequence, two products beat the fused kernel by a third
-            weights = torch.matmul(grouped * scale, keys.transpose(2, 3)).add_(self.mask(window))
-            output = torch.matmul(weights.softmax(-1), values)
+        if self.on_cpu:
+            # For one query a sequence, two products beat the fused kernel. Like it, they keep scores in fp32: rounded
+            # to bf16 they would double the error.
+            scores = torch.matmul(grouped.float() * scale, keys.float().transpose(2, 3)).add_(self.mask(window))
+            output = torch.matmul(scores.softmax(-1).to(values.dtype), values)
         else:
             output = F.scaled_dot_product_attention(grouped, keys, values, self.mask(window), scale=scale)
         return output.view(num, heads, 1, -1)
@@ -91,17 +132,35 @@ class Decoding:
 class Prefill(Forest):
     """A packed row of prompts whose keys and values also go into the cache; prompt k fills all slots in `slots[k]`."""
 
-    def __init__(self, row: Row, cache: SlotCache, slots: list[list[int]]) -> None:
-        super().__init__(row, cache.device, cache.dtype)
+    numbered = True
+
+    def __init__(self, row: Row, cache: SlotCache, slots: Sequence[Sequence[int]], path: Path) -> None:
+        super().__init__(row, cache.device, cache.dtype, path)
         self.cache = cache
-        self.targets = [
-            (torch.tensor(group, device=cache.device), torch.from_numpy(path).to(cache.device))
-            for group, path in zip(slots, row.nodes, strict=True)
-        ]
+        copies = [(slot, path) for group, path in zip(slots, row.nodes, strict=True) for slot in group]
+        self.copied, self.into_slots, self.at_positions = (
+            torch.from_numpy(np.concatenate(parts)).to(cache.device)
+            for parts in (
+                [path for _, path in copies],
+                [np.full(len(path), slot) for slot, path in copies],
+                [np.arange(len(path)) for _, path in copies],
+            )
+        )
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
-        keys, values = self.cache.layer(layer, (key.shape[-1], value.shape[-1]))
-        for slots, path in self.targets:
-            keys[slots, :, : len(path)] = key[0, :, path]
-            values[slots, :, : len(path)] = value[0, :, path]
+        for cached, new in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
+            cached[self.into_slots, :, self.at_positions] = new[0].transpose(0, 1)[self.copied]
         return super().attend(layer, query, key, value, scale, window)
+
+
+class Probe:
+    """A `Layout` for a single token, which finds out what a model's layers keep."""
+
+    numbered = True
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, Shape] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        self.shapes[layer] = key.shape[1], key.shape[-1], value.shape[-1]
+        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)  # it sees itself alone

@@ -1,4 +1,4 @@
-"""Draws tokens from logits.
+"""Draws tokens from logits: tensors in, tensors out, without a look from the host.
 
 `torch.multinomial` makes an exponential variate for every entry of the vocabulary: a quarter of the time of a
 sampling step on a CPU. Inverting the cumulative distribution needs one uniform number a row: the vocabulary is
@@ -6,36 +6,37 @@ summed up in blocks, the number finds its block, then its token in the block."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from aurify.engine.logprobs import exponentials
-from aurify.types import SamplingParams
 
 BLOCK = 256  # tokens
 
 
-def draw(logits: Tensor, params: Sequence[SamplingParams], uniforms: Sequence[float]) -> tuple[list[int], list[float]]:
-    """One token a row and its log-prob in the distribution it was drawn from (for greedy rows: at temperature 1).
+def draw(
+    logits: Tensor,
+    uniforms: Tensor,
+    *,
+    temperature: Tensor | None = None,
+    greedy: Tensor | None = None,
+    filters: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One token a row, [rows] int64, and its log-prob in the distribution it was drawn from, [rows] fp32.
 
-    logits [rows, vocabulary] fp32, overwritten; uniforms in [0, 1), one a row."""
-    temperatures = [p.temperature or 1.0 for p in params]
-    if any(temperature != 1.0 for temperature in temperatures):
-        logits /= torch.tensor(temperatures, device=logits.device)[:, None]
-    filtered = [k for k, p in enumerate(params) if p.top_k or p.top_p < 1 or p.min_p]
-    if filtered:
-        rows = torch.tensor(filtered, device=logits.device)
-        logits[rows] = keep_likely(logits[rows], [params[k] for k in filtered])
-    greedy = [k for k, p in enumerate(params) if p.temperature == 0]
-    best = logits[torch.tensor(greedy, device=logits.device)].argmax(1).tolist() if greedy else []
+    logits [rows, vocabulary] fp32, overwritten; uniforms [rows] float64 in [0, 1). Options that no row needs are left
+    out: temperature [rows] (1 for greedy rows), greedy [rows] bool, filters: top-k, top-p and min-p, [rows] each."""
+    if temperature is not None:
+        logits = logits.div_(temperature[:, None])
+    if filters is not None:
+        logits = keep_likely(logits, *filters)
+    best = logits.argmax(1) if greedy is not None else None
     weights, total, _ = exponentials(logits, keep=False)
-    tokens = invert(weights, torch.tensor(uniforms, dtype=torch.float64, device=logits.device))
-    for k, token in zip(greedy, best, strict=True):
-        tokens[k] = token
+    tokens = invert(weights, uniforms)
+    if greedy is not None and best is not None:
+        tokens = torch.where(greedy, best, tokens)
     logprobs = (weights.gather(1, tokens[:, None]) / total).log()
-    return tokens.tolist(), logprobs.squeeze(1).tolist()
+    return tokens, logprobs.squeeze(1)
 
 
 def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
@@ -49,25 +50,27 @@ def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
     target = uniforms[:, None] * ends[:, -1:]
     block = torch.searchsorted(ends, target, right=True).clamp_(max=ends.shape[1] - 1)  # [rows, 1]
     before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0.0)
-    inside = blocks[torch.arange(rows, device=blocks.device), block.squeeze(1)]  # [rows, BLOCK]
+    inside = blocks.gather(1, block[:, :, None].expand(rows, 1, BLOCK)).squeeze(1)  # [rows, BLOCK]
     within = torch.searchsorted(inside.double().cumsum(1), target - before, right=True)
     # rounding may carry the target past the block's end: take its likeliest token, which is surely possible
-    within = torch.where(within < BLOCK, within, inside.argmax(1, keepdim=True))
-    chosen = inside.gather(1, within)
-    within = torch.where(chosen > 0, within, inside.argmax(1, keepdim=True))
+    likeliest = inside.argmax(1, keepdim=True)
+    within = torch.where(within < BLOCK, within, likeliest)
+    within = torch.where(inside.gather(1, within) > 0, within, likeliest)
     return (block * BLOCK + within).squeeze(1)
 
 
-def keep_likely(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
-    """Top-k, then top-p, then min-p, each on what the one before left; the rest becomes -inf. [rows, vocabulary]"""
-    device, size = logits.device, logits.shape[1]
-    top_k = torch.tensor([p.top_k or size for p in params], device=device)[:, None].clamp(max=size)
-    top_p = torch.tensor([p.top_p for p in params], device=device)[:, None]
-    min_p = torch.tensor([p.min_p for p in params], device=device)[:, None]
+def keep_likely(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """Top-k (0 is off), then top-p, then min-p, each on what the one before left; the rest becomes -inf.
+
+    logits [rows, vocabulary]; the others [rows]. A row that none of them touches stays as it is, bit for bit."""
+    size = logits.shape[1]
+    top_k, top_p, min_p = top_k[:, None], top_p.float()[:, None], min_p.float()[:, None]
+    touched = (top_k > 0) | (top_p < 1) | (min_p > 0)
     ordered, indices = logits.sort(dim=1, descending=True)
-    ordered = ordered.masked_fill(torch.arange(size, device=device)[None] >= top_k, float("-inf"))
+    rank = torch.arange(size, device=logits.device)[None]
+    ordered = ordered.masked_fill((rank >= top_k) & (top_k > 0), float("-inf"))
     probabilities = ordered.softmax(1)
     # a token stays while the mass before it is below p: the one that passes p is the last to stay
     removed = (probabilities.cumsum(1) - probabilities >= top_p) | (probabilities < min_p * probabilities[:, :1])
-    removed[:, 0] = False
+    removed &= touched & (rank > 0)
     return torch.empty_like(logits).scatter_(1, indices, ordered.masked_fill(removed, float("-inf")))

@@ -1,103 +1,83 @@
 """The embedded sampler: generates with the engine's own weights, no copy and no sync, on a CPU or a GPU, while
 training goes on.
 
-Continuous batching: a worker thread keeps the sequences in flight in the first slots of a preallocated cache; each
-step samples one token for all of them, finished ones leave at once and waiting ones take their place. Prompts that
-wait together are prefilled in one packed row, so a group's prompt, and even a common system prompt, is computed
-once."""
+This file is its asynchronous side: requests, the thread that works on them, and their results. How tokens come about
+is in `continuous.py`, and for models that cannot do that in `recurrent.py`."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
-from itertools import chain, pairwise
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from aurify.cores import Cores, Item, Result
-from aurify.engine.division import Division
 from aurify.engine.engine import Engine
-from aurify.engine.packing import build_row
 from aurify.engine.weights import Weights
 from aurify.errors import UserError
-from aurify.samplers.cache import Decoding, Prefill, SlotCache
-from aurify.samplers.draw import draw
-from aurify.samplers.llama import Step, step_of
-from aurify.samplers.packed import PackedHead
-from aurify.samplers.recurrent import ends_with_stop, generate_plainly
+from aurify.samplers.continuous import Continuous, Drawn
+from aurify.samplers.recurrent import SameLength
+from aurify.samplers.request import Request, Sequence
+from aurify.samplers.step import choose_step, prepare_layouts
 from aurify.types import Completion, SamplingParams
 
-PREFILL_TOKENS = 4096  # of prompts computed at once: bounds their memory
-PREFILL_PART = 64  # tokens of prompts for which a core of its own pays
-PART = 16  # sequences in a part when all slots are in use
-LEAST = 2  # sequences in a part for each part there is: every part reads all weights
-Drawn = tuple[int, float]  # a token and its log-prob
 
+class Decoder(Protocol):
+    """What advances the sequences in flight."""
 
-@dataclass(eq=False)
-class Request:
-    loop: asyncio.AbstractEventLoop
-    future: asyncio.Future[list[Completion]]
-    left: int  # completions still to come
-    on_token: Callable[[int], None] | None = None
-    results: dict[int, Completion] = field(default_factory=dict)
+    active: list[Sequence]
 
+    def admit(self, waiting: deque[Sequence]) -> list[Sequence]:
+        """Those of `waiting` that fit now. UserError: the first one never will."""
+        ...
 
-@dataclass(eq=False)
-class Sequence:
-    """One completion in the making."""
+    def begin(self, admitted: list[Sequence]) -> Drawn: ...
 
-    request: Request
-    index: int
-    prompt: list[int]
-    params: SamplingParams
-    max_tokens: int  # of the request, or what the context has room for
-    generator: np.random.Generator
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
+    def advance(self) -> Drawn: ...
 
-    def tell(self, token: int) -> None:
-        """Lets a caller who listens know of a new token, in the caller's event loop."""
-        if self.request.on_token is not None:
-            self.request.loop.call_soon_threadsafe(heard, self.request, token)
+    def remove(self) -> None:
+        """Lets go of sequences that have a `finish`."""
+        ...
 
-    @property
-    def length(self) -> int:
-        """Tokens in the cache: the last one sampled is not in it yet."""
-        return len(self.prompt) + len(self.tokens) - 1
+    def release(self) -> None:
+        """Nothing is in flight, or nothing is to be: gives memory back."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class InProcessSampler:
     """Samples from an engine's model. `max_batch` sequences are in flight at once; more callers wait.
 
-    max_context: prompt and completion together, at most the model's own limit."""
+    max_context: prompt and completion together, at most the model's own limit. cache_bytes: for keys and values; by
+    default half of the card's memory that is free at first use, on a CPU a quarter of the machine's. They are taken
+    while there is something to sample, and given back then."""
 
-    def __init__(self, engine: Engine, *, max_batch: int = 64, max_context: int | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        max_batch: int = 64,
+        max_context: int | None = None,
+        cache_bytes: int | None = None,
+        seed: int = 0,
+    ) -> None:
         if max_batch < 1:
             raise UserError(f"sampler.max_batch: {max_batch} must be at least 1")
+        if engine.head is None:
+            raise UserError(f"{engine.name} has a scalar head (a reward model): there are no tokens to sample from it")
         self.engine, self.max_batch, self.version = engine, max_batch, engine.version
         self.max_context = min(max_context or engine.max_context, engine.max_context)
-        config = engine.module.config.get_text_config()
-        num_kv_heads = int(getattr(config, "num_key_value_heads", 0) or getattr(config, "num_attention_heads", 1))
-        embedding = engine.module.get_input_embeddings().weight
-        self.cache = SlotCache(max_batch, num_kv_heads, embedding.device, embedding.dtype)
-        self.step: Step | None = None  # checked against the model when it is first needed
-        self.cores: Cores | None = None  # made when there is enough for several
-        most = torch.get_num_threads() if embedding.device.type == "cpu" else 1
-        self.parts = max(1, min(most, max_batch // PART))
-        self.packed = PackedHead.of(engine.head, max_batch // self.parts)
+        self.cache_bytes = cache_bytes
+        self.decoder: Decoder | None = None  # see `prepare`
         self.stop_tokens = end_tokens(engine)
         self.seeds = np.random.default_rng(seed)  # for requests without a seed
         self.arriving: list[Sequence] = []  # of the callers of this moment; see `_hand_over`
         self.waiting: deque[Sequence] = deque()
-        self.active: list[Sequence] = []  # sequence k is in slot k
         self.wakeup = threading.Condition()
         self.closed = False
         self.thread: threading.Thread | None = None
@@ -126,8 +106,8 @@ class InProcessSampler:
             seed = int(self.seeds.integers(2**63)) if params.seed is None else params.seed
             for index in range(n):
                 generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, index]))
-                limit = min(params.max_tokens, room)
-                self.arriving.append(Sequence(request, index, prompt, params, limit, generator))
+                limit, stops = min(params.max_tokens, room), self.stop_tokens | set(params.stop_tokens)
+                self.arriving.append(Sequence(request, index, prompt, params, limit, stops, generator))
         loop.call_soon(self._hand_over)
         return await request.future
 
@@ -147,6 +127,11 @@ class InProcessSampler:
         """The engine's own weights need no copying, only their new version; others are copied into the model."""
         with self.engine.lock, torch.no_grad():
             shared = isinstance(weights, Weights) and weights.engine is self.engine
+            if not shared and self.engine.adapter is not None:
+                raise UserError(
+                    f"the sampler's model {self.engine.name} has an adapter, which stays beside its weights; load "
+                    "other weights into a model without one"
+                )
             own = {} if shared else dict(self.engine.weights())
             for name, tensor in () if shared else weights:
                 if name not in own or own[name].shape != tensor.shape:
@@ -155,8 +140,6 @@ class InProcessSampler:
                     )
                 if own[name].data_ptr() != tensor.data_ptr():
                     own[name].copy_(tensor)
-            if self.packed is not None:
-                self.packed.forget()
             self.version = version
 
     async def close(self) -> None:
@@ -165,170 +148,92 @@ class InProcessSampler:
             self.wakeup.notify()
         if self.thread is not None:
             await asyncio.to_thread(self.thread.join)
-        if self.cores is not None:
-            self.cores.close()
-        self.packed = self.step = None
+        if self.decoder is not None:
+            self.decoder.close()
+            self.decoder = None
+
+    @torch.no_grad()
+    def prepare(self) -> Decoder:
+        """Finds out, once, how the model is decoded; the first request would do it otherwise."""
+        with self.engine.lock:
+            if self.decoder is None:
+                layouts = prepare_layouts(self.engine)
+                if layouts is None:
+                    self.decoder = SameLength(self.engine, self.max_batch)
+                else:
+                    step = choose_step(self.engine, *layouts)
+                    self.decoder = Continuous(self.engine, *layouts, step, self.max_batch, self.cache_bytes)
+            return self.decoder
 
     # ------------------------------------------------------------------ the worker thread
 
     def _work(self) -> None:
+        if self.engine.device.type == "cuda":
+            torch.cuda.set_device(self.engine.device)  # each thread has a current card of its own
         while True:
             with self.wakeup:
-                while not (self.waiting or self.active or self.closed):
+                while not (self.waiting or self.closed or (self.decoder is not None and self.decoder.active)):
                     self.wakeup.wait()
                 if self.closed:
                     return
             try:
-                with self.engine.lock, self._sampling():
-                    self._step()
+                with self.engine.lock, torch.no_grad():
+                    self._step(self.prepare())
             except BaseException as error:
                 with self.wakeup:
-                    failed = {sequence.request for sequence in (*self.active, *self.waiting)}
-                    self.active, self.waiting = [], deque()
+                    failed = {sequence.request for sequence in self.waiting}
+                    self.waiting = deque()
+                if self.decoder is not None:
+                    failed |= {sequence.request for sequence in self.decoder.active}
+                    self.decoder.release()
                 for request in failed:
-                    request.loop.call_soon_threadsafe(fail, request.future, error)
+                    request.fail(error)
 
-    @contextmanager
-    def _sampling(self) -> Iterator[None]:
-        """Holds for this thread alone. An adapter samples through its merged weights, whatever the trainer multiplies
-        by."""
-        adapter = self.engine.adapter
-        with torch.inference_mode(), nullcontext() if adapter is None else adapter.using("adapter"):
-            yield
-
-    def _step(self) -> None:
-        """Admits what fits and gives every sequence in flight its next token."""
-        if not self.engine.body.packs:
-            with self.wakeup:
-                sequence = self.waiting.popleft()
-            self.active = [sequence]
-            generate_plainly(self.engine, sequence, self.stop_tokens, self.version)
-            self._retire([self._finish(sequence) or "length"])
-            return
-        self._drop_cancelled()
-        admitted = self._admit()
+    def _step(self, decoder: Decoder) -> None:
+        """Admits what fits and gives every sequence in flight its next tokens."""
+        self._drop_cancelled(decoder)
+        admitted = self._admit(decoder)
         if admitted:
-            self._append(admitted, self._draw(self._prefill(admitted), admitted))
-        if self.active:
-            self._append(self.active, self._decode())
+            self._extend(decoder, decoder.begin(admitted))
+        if decoder.active:
+            self._extend(decoder, decoder.advance())
 
-    def _drop_cancelled(self) -> None:
+    def _drop_cancelled(self, decoder: Decoder) -> None:
         with self.wakeup:
             self.waiting = deque(s for s in self.waiting if not s.request.future.cancelled())
-        self._retire(["length" if s.request.future.cancelled() else None for s in self.active])
+        for sequence in decoder.active:
+            if sequence.request.future.cancelled():
+                sequence.finish = "length"
+        self._retire(decoder)
 
-    def _admit(self) -> list[Sequence]:
-        admitted: list[Sequence] = []
-        prompts: set[tuple[int, ...]] = set()
-        size = 0
+    def _admit(self, decoder: Decoder) -> list[Sequence]:
         with self.wakeup:
-            while self.waiting and len(self.active) + len(admitted) < self.max_batch:
-                prompt = tuple(self.waiting[0].prompt)
-                size += 0 if prompt in prompts else len(prompt)
-                if admitted and size > PREFILL_TOKENS:
-                    break
-                prompts.add(prompt)
-                admitted.append(self.waiting.popleft())
-        return admitted
+            while True:
+                try:
+                    return decoder.admit(self.waiting)
+                except UserError as error:
+                    refused = self.waiting[0].request
+                    self.waiting = deque(s for s in self.waiting if s.request is not refused)
+                    refused.fail(error)
 
-    def _prefill(self, admitted: list[Sequence]) -> Tensor:
-        """Hidden state at the end of each admitted prompt, [admitted, hidden]; their keys and values go into free
-        slots."""
-        prompts: dict[tuple[int, ...], list[int]] = {}
-        for offset, sequence in enumerate(admitted):
-            prompts.setdefault(tuple(sequence.prompt), []).append(len(self.active) + offset)
-        self.cache.reserve(max(len(prompt) for prompt in prompts) + 1)
-        sequences, slots = [list(prompt) for prompt in prompts], list(prompts.values())
-        alone = [[k] for k in range(len(prompts))]
-        rows = Division(sequences, alone, True, [0.0] * len(alone)).rows(PREFILL_TOKENS, self.parts, PREFILL_PART)
+    def _extend(self, decoder: Decoder, drawn: Drawn) -> None:
+        for sequence, tokens, logprobs in drawn:
+            sequence.extend(tokens, logprobs, self.version, self.engine.tokenizer)
+        self._retire(decoder)
 
-        def compute(chosen: list[int]) -> list[tuple[tuple[int, ...], Tensor]]:
-            row = build_row([sequences[k] for k in chosen], chosen)
-            layout = Prefill(row, self.cache, [slots[k] for k in chosen])
-            tokens, positions = (
-                torch.from_numpy(each)[None].to(self.cache.device) for each in (row.tokens, row.positions)
-            )
-            decoder = self.engine.body.decoder
-            result = decoder(input_ids=tokens, position_ids=positions, use_cache=False, layout=layout)
-            hidden = result.last_hidden_state[0]
-            return [(tuple(sequences[k]), hidden[int(path[-1])]) for k, path in zip(chosen, row.nodes, strict=True)]
-
-        ends = dict(chain.from_iterable(self._side_by_side(compute, rows)))
-        self.active += admitted
-        return torch.stack([ends[tuple(sequence.prompt)] for sequence in admitted])
-
-    def _decode(self) -> list[Drawn]:
-        """The next token of each sequence in flight. Cores share them out, if there are enough."""
-        self.cache.reserve(max(sequence.length for sequence in self.active) + 1)
-        if self.step is None:
-            self.step = step_of(self.engine)
-        num = len(self.active)
-        parts = self.parts if num >= LEAST * self.parts**2 else 1
-        ends = [num * part // parts for part in range(parts + 1)]
-        slots = [range(start, stop) for start, stop in pairwise(ends)]
-        return list(chain.from_iterable(self._side_by_side(self._decode_part, slots)))
-
-    def _side_by_side(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-        """A core an item; a single one has all of them."""
-        if len(items) == 1:
-            return [function(items[0])]
-        if self.cores is None:
-            self.cores = Cores(self.parts, "aurify-sample")
-
-        def compute(item: Item) -> Result:
-            with self._sampling():
-                return function(item)
-
-        return list(self.cores.map(compute, items))
-
-    def _decode_part(self, slots: range) -> list[Drawn]:
-        sequences = self.active[slots.start : slots.stop]
-        step = Decoding(self.cache, [sequence.length for sequence in sequences], slots.start)
-        tokens = torch.tensor([sequence.tokens[-1] for sequence in sequences], device=self.cache.device)
-        assert self.step is not None
-        return self._draw(self.step(tokens, step), sequences)
-
-    def _draw(self, hidden: Tensor, sequences: list[Sequence]) -> list[Drawn]:
-        head = self.packed or self.engine.head
-        logits = head.logits(hidden)  # type: ignore[union-attr]
-        params = [sequence.params for sequence in sequences]
-        return list(zip(*draw(logits, params, [s.generator.random() for s in sequences]), strict=True))
-
-    def _append(self, sequences: list[Sequence], drawn: list[Drawn]) -> None:
-        """Gives each of `sequences` its token and lets finished ones go."""
-        for sequence, (token, logprob) in zip(sequences, drawn, strict=True):
-            sequence.tokens.append(token)
-            sequence.logprobs.append(logprob)
-            sequence.versions.append(self.version)
-            sequence.tell(token)
-        new = set(map(id, sequences))
-        self._retire([self._finish(s) if id(s) in new else None for s in self.active])
-
-    def _finish(self, sequence: Sequence) -> str | None:
-        token = sequence.tokens[-1]
-        if token in self.stop_tokens or token in sequence.params.stop_tokens:
-            return "stop"
-        if ends_with_stop(self.engine, sequence):
-            return "stop"
-        return "length" if len(sequence.tokens) >= sequence.max_tokens else None
-
-    def _retire(self, finishes: list[str | None]) -> None:
-        """Hands over finished sequences, and closes the gaps with the last ones in flight. finishes: one entry a
-        slot."""
-        for slot in reversed(range(len(finishes))):
-            if finishes[slot] is None:
-                continue
-            sequence, moved = self.active[slot], self.active.pop()
-            if moved is not sequence:
-                self.active[slot] = moved
-                self.cache.move(len(self.active), slot, moved.length)
-            request = sequence.request
-            finish = "stop" if finishes[slot] == "stop" else "length"
-            request.results[sequence.index] = Completion(sequence.tokens, sequence.logprobs, finish, sequence.versions)  # type: ignore[arg-type]
-            request.left -= 1
-            if request.left == 0:
-                completions = [request.results[index] for index in sorted(request.results)]
-                request.loop.call_soon_threadsafe(succeed, request.future, completions)
+    def _retire(self, decoder: Decoder) -> None:
+        """Hands over finished sequences. Before the last of them, memory is given back: the caller may train next."""
+        finished = [sequence for sequence in decoder.active if sequence.finish is not None]
+        if not finished:
+            return
+        decoder.remove()
+        with self.wakeup:
+            idle = not (decoder.active or self.waiting)
+        if idle:
+            decoder.release()
+        for sequence in finished:
+            if sequence.hand_over():
+                sequence.request.succeed()
 
 
 def end_tokens(engine: Engine) -> frozenset[int]:
@@ -340,18 +245,3 @@ def end_tokens(engine: Engine) -> frozenset[int]:
         engine.tokenizer.eos_token_id,
     ]
     return frozenset(i for ids in found for i in (ids if isinstance(ids, list) else [ids]) if i is not None)
-
-
-def heard(request: Request, token: int) -> None:
-    if request.on_token is not None and not request.future.done():  # a caller who gave up hears no more
-        request.on_token(token)
-
-
-def succeed(future: asyncio.Future[list[Completion]], completions: list[Completion]) -> None:
-    if not future.done():
-        future.set_result(completions)
-
-
-def fail(future: asyncio.Future[list[Completion]], error: BaseException) -> None:
-    if not future.done():
-        future.set_exception(error)

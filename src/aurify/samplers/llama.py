@@ -3,11 +3,13 @@
 One token a sequence is little work an operation: what a model's own code calls around its products (norms in six
 steps, rotations in seven for each of queries and keys, a module at every turn) takes a fifth of a step, and cores that
 decode side by side wait for each other in it, because only one of them runs Python at a time. So the step is written
-out here, with the weights of the model itself. It is checked against the model before its first use."""
+out here, with the weights of the model itself. It is checked against the model before its first use (`step.py`).
+
+In fp32, operations are joined where that saves one. In other precisions each result is rounded where the model's own
+code rounds it: a step that rounded otherwise, were it better, would sample from another policy than the one trained."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,35 +17,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraLinear
-from aurify.samplers.cache import Decoding, SlotCache
+from aurify.samplers.cache import Decoding
 
-log = logging.getLogger("aurify")
-
-Step = Callable[[Tensor, Decoding], Tensor]  # last tokens [n] -> hidden states [n, hidden]; fills the cache
 ALIKE = ("llama", "mistral", "qwen2", "qwen3")
-TOLERANCE = 1e-3  # of hidden states, relative to the largest
 
 
-class Linear:
-    """The weights that a layer of the sampler multiplies by. They change in place only."""
+Product = Callable[[Tensor], Tensor]
 
-    def __init__(self, layer: nn.Module) -> None:
-        if isinstance(layer, LoraLinear):
-            if layer.merged is None:
-                raise TypeError("an adapter without merged weights")
-            self.weight, self.bias = layer.merged, layer.base.bias
-        elif type(layer) is nn.Linear:
-            self.weight, self.bias = layer.weight, layer.bias
-        else:
-            raise TypeError(f"{type(layer).__name__} is no plain linear layer")
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+def own_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Weight and bias, which change in place only, where the layer is one product; None where it must be called."""
+    base = layer.base if isinstance(layer, LoraLinear) else layer
+    if type(base) is not nn.Linear:
+        raise TypeError(f"{type(base).__name__} is no plain linear layer")
+    if not isinstance(layer, LoraLinear):
+        return base.weight, base.bias
+    merged = layer.merged
+    return None if merged is None or merged.dtype != torch.float32 else (merged, base.bias)
 
-    def added_to(self, residual: Tensor, x: Tensor) -> Tensor:
-        return torch.addmm(residual if self.bias is None else residual + self.bias, x, self.weight.t())
+
+def multiply(layer: nn.Module) -> Product:
+    own = own_weight(layer)
+    return layer if own is None else lambda x: F.linear(x, *own)
+
+
+def multiply_and_add(layer: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
+    """residual + layer(x)"""
+    own, product = own_weight(layer), multiply(layer)
+    if own is None or own[0].dtype != torch.float32:
+        return lambda residual, x: residual + product(x)
+    weight, bias = own
+    return lambda residual, x: torch.addmm(residual if bias is None else residual + bias, x, weight.t())
 
 
 class Norm:
@@ -53,7 +58,9 @@ class Norm:
         self.weight, self.eps = layer.weight, layer.variance_epsilon
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return self.weight * F.rms_norm(x.float(), self.weight.shape, eps=self.eps).to(x.dtype)
 
 
 class Layer:
@@ -63,14 +70,12 @@ class Layer:
         # Mistral's layers leave it in the config
         self.window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
         self.before, self.after = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
-        self.query, self.key, self.value = (
-            Linear(each) for each in (attention.q_proj, attention.k_proj, attention.v_proj)
-        )
-        self.output = Linear(attention.o_proj)
+        self.query, self.key, self.value = map(multiply, (attention.q_proj, attention.k_proj, attention.v_proj))
         self.query_norm, self.key_norm = (
             Norm(getattr(attention, name)) if hasattr(attention, name) else None for name in ("q_norm", "k_norm")
         )
-        self.gate, self.up, self.down = Linear(mlp.gate_proj), Linear(mlp.up_proj), Linear(mlp.down_proj)
+        self.gate, self.up = multiply(mlp.gate_proj), multiply(mlp.up_proj)
+        self.add_output, self.add_down = multiply_and_add(attention.o_proj), multiply_and_add(mlp.down_proj)
 
     def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, step: Decoding) -> Tensor:
         """x [n, hidden]; cos and sin [n, 1, head_dim]"""
@@ -78,16 +83,17 @@ class Layer:
         query, key, value = (each(normed).view(num, -1, self.head_dim) for each in (self.query, self.key, self.value))
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        query, key = (rotated(each, cos, sin)[:, :, None] for each in (query, key))
+        query, key = (rotate(each, cos, sin)[:, :, None] for each in (query, key))
         mixed = step.attend(self.index, query, key, value[:, :, None], self.scale, self.window)
-        x = self.output.added_to(x, mixed.view(num, -1))
+        x = self.add_output(x, mixed.view(num, -1))
         normed = self.after(x)
-        return self.down.added_to(x, F.silu(self.gate(normed), inplace=True).mul_(self.up(normed)))
+        return self.add_down(x, F.silu(self.gate(normed), inplace=True).mul_(self.up(normed)))
 
 
-def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary positions (arXiv 2104.09864). The first half of `sin` has its sign turned."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    turned = x.roll(x.shape[-1] // 2, -1)
+    return torch.addcmul(x * cos, turned, sin) if x.dtype == torch.float32 else (x * cos).add_(turned.mul_(sin))
 
 
 class LlamaStep:
@@ -103,49 +109,3 @@ class LlamaStep:
         for layer in self.layers:
             x = layer(x, cos, sin, step)
         return self.norm(x)
-
-
-class PlainStep:
-    """By the model's own code."""
-
-    def __init__(self, decoder: Any) -> None:
-        self.decoder = decoder
-
-    def __call__(self, tokens: Tensor, step: Decoding) -> Tensor:
-        result = self.decoder(
-            input_ids=tokens[:, None], position_ids=step.positions[:, None], use_cache=False, layout=step
-        )
-        hidden: Tensor = result.last_hidden_state[:, 0]
-        return hidden
-
-
-def step_of(engine: Engine) -> Step:
-    """Call it as the sampler samples: with merged weights, without gradients. Only fp32 on a CPU has the short step:
-    elsewhere nobody has measured it, and in bf16 it would round otherwise than the trainer."""
-    decoder, config = engine.body.decoder, engine.module.config.get_text_config()
-    plain, embedding = PlainStep(decoder), engine.module.get_input_embeddings().weight
-    here = embedding.device.type == "cpu" and embedding.dtype == torch.float32
-    if not here or config.model_type not in ALIKE or config.hidden_act != "silu":
-        return plain
-    try:
-        short = LlamaStep(decoder)
-        gap = difference(short, plain, config.num_key_value_heads, embedding)
-    except (AttributeError, TypeError, RuntimeError) as reason:
-        log.warning("sampling by the model's own code, which is slower: %s", reason)
-        return plain
-    if not gap <= TOLERANCE:
-        log.warning("sampling by the model's own code, which is slower: the short step differs by %.2g", gap)
-        return plain
-    return short
-
-
-def difference(one: Step, other: Step, num_kv_heads: int, embedding: Tensor) -> float:
-    """Between the hidden states of two sequences after two tokens, in empty caches."""
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, len(embedding), (2, 2), generator=generator)
-    found = []
-    for step in (one, other):
-        cache = SlotCache(2, num_kv_heads, embedding.device, embedding.dtype)
-        cache.reserve(5)
-        found.append([step(row, Decoding(cache, [k, k + 3])) for k, row in enumerate(tokens)][-1])
-    return float((found[0] - found[1]).abs().max() / found[1].abs().max())

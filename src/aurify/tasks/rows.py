@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from aurify.data.gsm8k import TIDIED, solution_text, split_answer
 from aurify.data.messages import messages_of
 from aurify.data.sources import Row, load_hub, load_rows
 from aurify.errors import UserError
@@ -15,7 +16,6 @@ from aurify.tasks.taskset import TaskSet, listed, question
 from aurify.types import Task
 
 GSM8K = "openai/gsm8k"
-CALCULATOR = re.compile(r"<<[^>]*>>")  # annotations in its solutions, such as <<48/2=24>>
 
 
 def gsm8k(
@@ -28,11 +28,12 @@ def gsm8k(
     which ends in '#### number'; without a path, both splits of the hub. num_heldout: so many of those held out."""
 
     def task(row: Row) -> Task:
-        solution, found, answer = row.text("answer").rpartition("####")
-        if not found:
+        answer = row.text("answer")
+        parts = split_answer(answer)
+        if parts is None:
             raise UserError(f"{row.place}: 'answer' ends in {answer[-40:]!r}; expected '#### number' at its end")
-        shown = f"{CALCULATOR.sub('', solution).strip()}\n#### {answer.strip()}"
-        return Task(row.place, question(row.text("question"), system), answer.strip(), {"solution": shown})
+        shown = solution_text(*parts)
+        return Task(row.place, question(row.text("question"), system), parts[1], {"solution": shown})
 
     heldout = None
     if path is None:
@@ -40,7 +41,7 @@ def gsm8k(
     else:
         rows = load_rows(path)
         heldout = load_rows(heldout_path) if heldout_path else None
-    return listed(
+    taskset = listed(
         "gsm8k",
         [task(row) for row in rows],
         Rubric([number_match]),
@@ -48,6 +49,14 @@ def gsm8k(
         heldout=None if heldout is None else [task(row) for row in heldout[:num_heldout]],
         demonstration=lambda task: task.info["solution"],
     )
+    return told(taskset, [*rows, *(heldout or ())])
+
+
+def told(taskset: TaskSet, rows: Sequence[Row]) -> TaskSet:
+    """With a note of how many rows were changed on reading."""
+    num = sum(row.tidied for row in rows)
+    note = f"task {taskset.name}: {num:,} of {len(rows):,} rows changed: {TIDIED}"
+    return replace(taskset, notes=(*taskset.notes, note)) if num else taskset
 
 
 def jsonl(
@@ -77,10 +86,13 @@ def jsonl(
     def info(row: Row) -> dict[str, Any]:
         return {name: value for name, value in row.items() if name not in (prompt_column, answer_column)}
 
-    return listed(
+    rows = load_rows(path)
+    heldout = load_rows(heldout_path)[:num_heldout] if heldout_path else None
+    taskset = listed(
         path,
-        tasks(load_rows(path)),
+        tasks(rows),
         rubric_of(reward),
         num_heldout=num_heldout,
-        heldout=tasks(load_rows(heldout_path)[:num_heldout]) if heldout_path else None,
+        heldout=None if heldout is None else tasks(heldout),
     )
+    return told(taskset, [*rows, *(heldout or ())])

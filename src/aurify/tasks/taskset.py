@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from aurify.data.heldout import question_keys
 from aurify.environments.env import Environment
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
@@ -29,6 +30,7 @@ class TaskSet:
     rubric: Rubric
     environment: Callable[[Task], Environment] = SingleTurn
     demonstration: Demonstrate = field(default=lambda task: task.answer)  # what SFT should learn; None: unknown
+    notes: Sequence[str] = ()  # what a run should be told of how the tasks were made
 
 
 def question(text: str, system: str | None = None) -> list[Message]:
@@ -98,9 +100,14 @@ def listed(
     demonstration: Demonstrate = lambda task: task.answer,
 ) -> TaskSet:
     """A task set out of a fixed list, shuffled anew for each epoch. Either `heldout` comes with it, or a share of the
-    list is held out (num_heldout; None: a tenth). Tasks whose prompt is also a held-out one are not trained."""
+    list is held out (num_heldout; None: a tenth). Tasks that ask what a held-out one asks are not trained (see
+    aurify.data.heldout for what counts as the same question)."""
+    questions = [key for key, _ in question_keys([task.prompt for task in (*tasks, *(heldout or ()))])]
     if heldout is None:
-        prompts = sorted({digest(task.prompt) for task in tasks})
+        digests: dict[str, str] = {}  # of the first prompt of each question
+        for task, key in zip(tasks, questions, strict=True):
+            digests.setdefault(key, digest(task.prompt))
+        prompts = sorted(digests.values())
         num_heldout = max(1, len(prompts) // 10) if num_heldout is None else num_heldout
         if not 0 < num_heldout < len(prompts):
             raise UserError(
@@ -108,9 +115,11 @@ def listed(
                 "leave at least one on each side, or give held-out tasks of their own"
             )
         chosen = set(random.Random("heldout").sample(prompts, num_heldout))
-        heldout = [task for task in tasks if digest(task.prompt) in chosen]
-    known = {digest(task.prompt) for task in heldout}
-    kept = [task for task in tasks if digest(task.prompt) not in known]
+        known = {key for key, first in digests.items() if first in chosen}
+        heldout = [task for task, key in zip(tasks, questions, strict=True) if key in known]
+    else:
+        known = set(questions[len(tasks) :])
+    kept = [task for task, key in zip(tasks, questions, strict=False) if key not in known]
     if not kept:
         raise UserError(f"task {name!r}: every task is a held-out one too, so there is nothing to train on")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.text import Text
@@ -22,6 +22,7 @@ class StageTracker:
     def __init__(self, folder: StageFolder, console: Console, *, show_samples: bool = False) -> None:
         self.folder, self.console, self.show_samples = folder, console, show_samples
         self.writer: Any = None
+        self.also: Callable[[], Metrics] = dict  # what a stage reports with every step, beside what its loop measures
         self.broken: set[str] = set()  # metrics that have been told to be no number
         console.log_to(folder.console)
 
@@ -38,7 +39,8 @@ class StageTracker:
     def step(self, step: int, metrics: Metrics) -> None:
         """Metrics are named `area/name`; those of the area `ledger` get a file of their own. What differs from run to
         run of the same recipe is named `time/` or `memory/`."""
-        metrics = {name: float(value) for name, value in metrics.items()} | {"memory/peak_gb": peak_memory_gb()}
+        metrics = {name: float(value) for name, value in {**metrics, **self.also()}.items()}
+        metrics["memory/peak_gb"] = peak_memory_gb()
         counted = {name: value for name, value in metrics.items() if name.startswith("ledger/")}
         measured = {name: value for name, value in metrics.items() if name not in counted}
         jsonl.append(self.folder.metrics, {"step": step, **valid(measured)})

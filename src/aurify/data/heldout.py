@@ -1,0 +1,135 @@
+"""What is held out of training, in one place: the questions that a model is measured on.
+
+Two questions are the same if their normal forms are: Unicode NFC, no difference of case, white space or the shape of
+quotation marks. A question is what the user says; system prompts differ from file to file. Only where many prompts of
+one set share what the user says ("Go."), so that it tells nothing, the system prompt belongs to the question.
+
+A row asks a held-out question if one of its user turns, a line or paragraph of it, or all turns up to one of them
+together, are one. Plain text is looked through in the same way."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+from aurify.data.pairs import Pair
+from aurify.data.shapes import Chat, Example, Text
+from aurify.types import Message, Task
+
+# curly quotation marks are straight ones; spaces without width, byte order marks and soft hyphens are nothing
+SAME = str.maketrans("\u2018\u2019\u201c\u201d", "''\"\"", "\u200b\ufeff\u00ad")
+LABEL = re.compile(r"(?:question|problem|query|instruction|input|prompt|user|human|q)\s*\d*\s*[:.]\s*")
+PHRASE, FEW = 0.1, 3  # a share, and a number, of the prompts of a set: what so many have in common is no question
+
+
+def normal_form(text: str) -> str:
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text.translate(SAME))
+    text = text.casefold()
+    return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
+
+
+def user_turns(messages: Sequence[Message]) -> list[str]:
+    """What the user says; of a prompt without a user, what it has."""
+    said = [message["content"] for message in messages if message["role"] == "user"]
+    return said or [message["content"] for message in messages if message["role"] != "assistant"] or [""]
+
+
+def whole_prompt(messages: Sequence[Message]) -> str:
+    """The normal form of all but answers."""
+    return "\n".join(normal_form(message["content"]) for message in messages if message["role"] != "assistant")
+
+
+def question_keys(prompts: Sequence[Sequence[Message]]) -> list[tuple[str, bool]]:
+    """What each prompt of a set asks, in normal form; and whether it is the whole prompt, for the user's turns tell
+    nothing."""
+    keys = ["\n".join(map(normal_form, user_turns(messages))) for messages in prompts]
+    whole = [whole_prompt(messages) for messages in prompts]
+    shared = Counter(key for key, _ in set(zip(keys, whole, strict=True)))
+    bound = max(FEW, PHRASE * len(set(whole)))
+    return [(text, True) if shared[key] >= bound else (key, False) for key, text in zip(keys, whole, strict=True)]
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Questions that must not be trained, each with who holds it out."""
+
+    questions: dict[str, str] = field(default_factory=dict)
+    prompts: dict[str, str] = field(default_factory=dict)  # whole ones, where the user's turns tell nothing
+
+    def add(self, prompts: Sequence[Sequence[Message]], holder: str, *, last_turn: bool = False) -> None:
+        """All prompts of one set. last_turn: what comes last is a question of its own too, for worked examples may
+        stand before it."""
+        keys = question_keys(prompts)
+        for key, is_whole in keys:
+            (self.prompts if is_whole else self.questions).setdefault(key, holder)
+        if last_turn:
+            last = [normal_form(user_turns(messages)[-1]) for messages in prompts]
+            num = Counter(text for text, _ in set(zip(last, keys, strict=True)))
+            for text, (_, is_whole) in zip(last, keys, strict=True):
+                if text and not is_whole and num[text] == 1:
+                    self.questions.setdefault(text, holder)
+
+    def add_texts(self, texts: Sequence[str], holder: str) -> None:
+        for text in texts:
+            self.questions.setdefault(normal_form(text), holder)
+
+    def __bool__(self) -> bool:
+        return bool(self.questions or self.prompts)
+
+    def holder(self, messages: Sequence[Message], first: int = 0, but: Collection[str] = ()) -> str | None:
+        """Who holds out what these messages ask; None: nobody. first: the messages before it are context, so only the
+        last question among them is looked at. but: who does not count."""
+        found = (self.questions.get(key) for key in questions_in(messages, first))
+        whole = (self.prompts.get(key) for key in (prompts_in(messages) if self.prompts else ()))
+        return next((holder for holder in chain(found, whole) if holder is not None and holder not in but), None)
+
+    def holder_of_example(self, example: Example, but: Collection[str] = ()) -> str | None:
+        if isinstance(example, Text):
+            found = (self.questions.get(key) for key in parts_of(example.text))
+            return next((holder for holder in found if holder is not None and holder not in but), None)
+        if isinstance(example, Chat):
+            return self.holder(example.messages, but=but)
+        sides = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)
+        found = (self.holder([*example.prompt, *side], len(example.prompt), but) for side in sides)
+        return next((holder for holder in found if holder is not None), None)
+
+
+def heldout_tasks(tasks: Sequence[Task], holder: str = "the task") -> HeldOut:
+    result = HeldOut()
+    result.add([task.prompt for task in tasks], holder, last_turn=True)
+    return result
+
+
+def questions_in(messages: Sequence[Message], first: int = 0) -> Iterator[str]:
+    """Each user turn and its parts; all turns up to one of them, together."""
+    turns = user_turns(messages)
+    skipped = max(0, len(user_turns(messages[:first])) - 1) if first else 0
+    for turn in turns[skipped:]:
+        yield from parts_of(turn)
+    forms = list(map(normal_form, turns)) if len(turns) > 1 else []
+    yield from ("\n".join(forms[:num]) for num in range(max(2, skipped + 1), len(forms) + 1))
+
+
+def prompts_in(messages: Sequence[Message]) -> Iterator[str]:
+    """The whole prompt before each turn of the assistant, and in all."""
+    ends = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    yield from (whole_prompt(messages[:end]) for end in (*ends, len(messages)))
+
+
+def parts_of(text: str) -> Iterator[str]:
+    """The normal forms of a text, of its paragraphs and of its lines, without a label such as "Question:"."""
+    parts = [text]
+    if "\n" in text:
+        parts += [*re.split(r"\n\s*\n", text), *text.split("\n")]
+    for part in parts:
+        form = normal_form(part)
+        if form:
+            yield form
+            label = LABEL.match(form)
+            if label is not None:
+                yield form[label.end() :]

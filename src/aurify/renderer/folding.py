@@ -1,0 +1,81 @@
+"""Rewrites messages for chat templates that have no tools, or refuse a role."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from aurify.types import Message
+
+TOOLS_TEXT = 'Tools, one a line, each called as <tool_call>{"name": ..., "arguments": ...}</tool_call>:'
+
+
+def write_tools_as_text(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
+    """Tools stand in the system prompt, calls between <tool_call> tags, and results in user messages."""
+    told: list[Message] = []
+    for message in messages:
+        plain = message.copy()
+        calls = plain.pop("tool_calls", [])
+        plain.pop("tool_call_id", None)
+        written = [f"<tool_call>\n{json.dumps(call['function'], ensure_ascii=False)}\n</tool_call>" for call in calls]
+        plain["content"] = "\n".join(part for part in (plain["content"], *written) if part)
+        if plain["role"] == "tool":
+            plain.pop("name", None)
+            plain |= {"role": "user", "content": f"<tool_response>\n{plain['content']}\n</tool_response>"}
+        told.append(plain)
+    if tools:
+        listing = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
+        text = f"{TOOLS_TEXT}\n{listing}"
+        if told and told[0]["role"] == "system":
+            told[0]["content"] += "\n\n" + text
+        else:
+            told.insert(0, {"role": "system", "content": text})
+    return told
+
+
+def move_system_to_user(messages: Sequence[Message]) -> list[Message]:
+    """A system message becomes the beginning of the user message after it, or a user message of its own."""
+    moved: list[Message] = []
+    waiting: list[str] = []
+    for message in messages:
+        if message["role"] == "system":
+            waiting.append(message["content"])
+            continue
+        if waiting and message["role"] == "user":
+            message = message.copy()
+            message["content"] = "\n\n".join([*waiting, message["content"]])
+        elif waiting:
+            moved.append({"role": "user", "content": "\n\n".join(waiting)})
+        waiting = []
+        moved.append(message)
+    return [*moved, {"role": "user", "content": "\n\n".join(waiting)}] if waiting else moved
+
+
+def join_user_messages(messages: Sequence[Message]) -> list[Message]:
+    """Neighbouring user messages as one, for templates in which roles must alternate."""
+    joined: list[Message] = []
+    for message in messages:
+        if joined and message["role"] == joined[-1]["role"] == "user":
+            joined[-1] = {**joined[-1], "content": joined[-1]["content"] + "\n\n" + message["content"]}
+        else:
+            joined.append(message)
+    return joined
+
+
+def write_arguments_as_text(messages: Sequence[Message]) -> list[Message]:
+    """For templates that put the arguments of a call into their text as they are."""
+    return [
+        {**message, "tool_calls": [_with_text(call) for call in message["tool_calls"]]}
+        if message.get("tool_calls")
+        else message
+        for message in messages
+    ]
+
+
+def _with_text(call: dict[str, Any]) -> dict[str, Any]:
+    function = call["function"]
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        return call
+    return {**call, "function": {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}}

@@ -1,0 +1,338 @@
+"""Messages to tokens and back.
+
+A conversation becomes tokens piece by piece: what the template puts before a reply (the prompt) and the reply itself
+are encoded separately, because that is how a sampler sees them. So supervised fine-tuning trains exactly the tokens
+that a rollout would have, and after a sampled turn only the template's *delta* is appended: sampled tokens are never
+decoded and encoded again.
+
+What a template would lose or change is refused: `Survey` checks each sequence of roles once, with marks for contents,
+and the contents of a delta are looked for in its text."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from typing import Any, Literal
+
+from aurify.errors import UserError
+from aurify.renderer import folding
+from aurify.renderer.foreign import THOUGHTS, Shield, unused_word
+from aurify.renderer.survey import Survey
+from aurify.renderer.template import CALL_ID, Template, outline
+from aurify.types import Message
+
+log = logging.getLogger("aurify")
+
+# for tokenizers that bring none: plain text, so that a base model has seen every piece of it
+DEFAULT_TEMPLATE = (
+    "{{ bos_token if bos_token else '' }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}Assistant: {{ message['content'] }}{{ eos_token }}\n"
+    "{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+TrainOn = Literal["assistant", "last", "marked"]
+
+
+class Renderer:
+    """Renders with the chat template of a tokenizer from transformers.
+
+    tools_as_text: tools, calls and results are written into system, assistant and user messages, for templates that
+    have none. template_options: variables that the template reads, such as enable_thinking."""
+
+    def __init__(
+        self, tokenizer: Any, *, tools_as_text: bool = False, template_options: Mapping[str, Any] | None = None
+    ) -> None:
+        self.tokenizer = tokenizer
+        if not getattr(tokenizer, "chat_template", None):
+            log.warning("the tokenizer has no chat template: a plain 'User: ... Assistant: ...' one is used")
+            tokenizer.chat_template = DEFAULT_TEMPLATE
+        self.tools_as_text = tools_as_text
+        self.template = Template(tokenizer, template_options or {})
+        self.survey = Survey(self.template, self._fold, tools_as_text)
+
+    # ------------------------------------------------------------------ messages to tokens
+
+    def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
+        """Everything up to the place where the assistant begins to write."""
+        self.survey.check_messages(messages, tools)
+        shield = Shield(self.template.patterns, messages, tools)
+        folded, offered = self._fold(shield.hide_messages(messages), shield.hide(list(tools)))
+        return self._encode(self.template.text(folded, offered, generate=True), shield)
+
+    def conversation(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+        train: TrainOn = "assistant",
+    ) -> tuple[list[int], list[float]]:
+        """Tokens and their weights: 1 on what the assistant writes, its end token included, 0 elsewhere. A message may
+        have a `weight` of its own; one with 0 is context.
+
+        "last": everything before the last reply is its prompt. "marked": only messages that have a weight are trained.
+        What follows the last trained reply is left out, and a greeting that nothing comes before is context."""
+        self.survey.check_messages(messages, tools)
+        shield = Shield(self.template.patterns, messages, tools)
+        folded, offered = self._fold(shield.hide_messages(messages), shield.hide(list(tools)))
+        turns = self._turns(folded, train)
+        before = [self.template.text(folded[:i], offered, generate=True) for i in turns]
+        tokens: list[int] = []
+        weights: list[float] = []
+        written = ""
+        for number, i in enumerate(turns):
+            said = self._said(before[number], folded[: i + 1], offered)
+            if number + 1 < len(turns) and not before[number + 1].startswith(before[number] + said):
+                said = self._said_earlier(before[number], before[number + 1], folded[i])
+            following = before[number][len(written) :]
+            if tokens:
+                following = self._without_end(following, tokens[-1])
+            context = self._encode(following, shield, after=tokens[-1] if tokens else None)
+            reply = [*self._encode(said, shield, continued=True), self._end_id(bool(folded[i].get("tool_calls")))]
+            tokens += context + reply
+            weights += [0.0] * len(context) + [folded[i].get("weight", 1.0)] * len(reply)
+            written = before[number] + said
+        return tokens, weights
+
+    def text(self, text: str) -> tuple[list[int], list[float]]:
+        """Plain text, as a base model reads it: every token is trained but the first, and the end token closes it."""
+        shield = Shield(self.template.patterns, text)
+        first, *others = shield.pieces(shield.hide(text))
+        eos = self.tokenizer.eos_token_id
+        tokens = list(self.tokenizer(first).input_ids)
+        if others and tokens[-1:] == [eos]:
+            tokens.pop()
+        for piece in others:
+            tokens += self._encode_piece(piece, continued=True)
+        if tokens[-1:] != [eos]:
+            tokens.append(eos)
+        return tokens, [0.0, *[1.0] * (len(tokens) - 1)]
+
+    def delta(
+        self,
+        before: Sequence[Message],
+        reply_tokens: Sequence[int],
+        new_messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] = (),
+    ) -> list[int]:
+        """What the template puts after a sampled turn: its end (unless the policy sampled it), `new_messages`, and the
+        opening of the next assistant turn. Raises if the template would lose one of the messages, or write what
+        came before them in another way: then the tokens that were sampled would not belong to the conversation."""
+        form = self.survey.check_delta(before, new_messages, tools)
+        shield = Shield(self.template.patterns, new_messages)
+        reply = unused_word("aurifyreply", new_messages)
+        hidden = shield.hide_messages(new_messages)
+        following = self.survey.following(form, before, hidden, tools, reply)
+        span = self.template.find_end(following, call=form.calls)
+        self.survey.check_contents(form, before, hidden, tools, following[span[1] if span else 0 :])
+        if self.template.drops_thoughts and "</think>" in self.tokenizer.decode(list(reply_tokens)):
+            tell(THOUGHTS_DROPPED.format(name=self.template.name))
+        last = reply_tokens[-1] if reply_tokens else None
+        if last is not None and self._is_end(last):
+            return self._encode(self._without_end(following, last, call=form.calls), shield, after=last)
+        if span:
+            return self._encode(following[span[0] :], shield, continued=True)
+        return [self.end_token, *self._encode(following, shield, after=self.end_token)]
+
+    def _without_end(self, following: str, last: int | None, *, call: bool = False) -> str:
+        """What follows a reply that ended with the token `last`. Where the opening of the next message is what ends a
+        turn, it stays unless it was sampled itself."""
+        span = self.template.find_end(following, call=call)
+        if span is None:
+            return following
+        if self.template.openers and last != self.template.control.all[following[slice(*span)]]:
+            return following[span[0] :]
+        return following[span[1] :]
+
+    def reply(self, prompt: Sequence[int], text: str) -> list[int]:
+        """An answer that somebody else wrote, as a policy would sample it after `prompt`: its own text, which no
+        template rewrites, and the end token. A thought that the prompt opens already is not opened once more."""
+        opened = self.tokenizer.decode(list(prompt)[-16:])
+        for tag in THOUGHTS:
+            if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):
+                text = text.lstrip()[len(tag) :]
+                text = text if opened.endswith(tag) else text.lstrip("\n")
+        closed, end = text.rstrip(), self.template.end_text
+        if end and closed.endswith(end):
+            text = closed.removesuffix(end)
+        shield = Shield(self.template.patterns, text)
+        said = self._encode(shield.hide(text, "assistant"), shield, continued=True)
+        return [*said, self.end_token]
+
+    # ------------------------------------------------------------------ tokens to messages
+
+    def parse(self, tokens: Sequence[int]) -> Message:
+        """The assistant message that these sampled tokens say, without what ends the turn. Tokens that open a call,
+        such as <|python_tag|>, stay: they are part of what the policy said."""
+        kept = [token for token in tokens if token not in self._silent]
+        text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return {"role": "assistant", "content": text}
+
+    def describe(self, tokens: Sequence[int]) -> str:
+        """The text of tokens for an error, shortened in the middle."""
+        text = self.tokenizer.decode(list(tokens))
+        return repr(text if len(text) < 200 else text[:120] + " ... " + text[-60:])
+
+    def notes(
+        self, messages: Sequence[Message] = (), tools: Sequence[dict[str, Any]] = (), *, many_turns: bool = False
+    ) -> list[str]:
+        """What is done to messages so that the template can write them, and what it does itself, for a person."""
+        said = []
+        if self.tools_as_text:
+            said.append("tools, calls and results are written into the text (tools_as_text)")
+        systems = (tools and self.tools_as_text) or any(message["role"] == "system" for message in messages)
+        if systems and not self.template.keeps_system:
+            said.append(SYSTEM_MOVED.format(name=self.template.name))
+        if many_turns and self.template.drops_thoughts:
+            said.append(THOUGHTS_DROPPED.format(name=self.template.name))
+        return said
+
+    def check_turns(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
+        """Raises if a conversation that begins like this could not go on with the result of a tool."""
+        if tools:
+            name = str(tools[0].get("function", tools[0])["name"])
+            result: Message = {"role": "tool", "content": "a", "tool_call_id": CALL_ID, "name": name}
+            self.delta(messages, [self.end_token], [result], tools)
+
+    # ------------------------------------------------------------------ ends of turns
+
+    @cached_property
+    def end_token(self) -> int:
+        """What closes an assistant turn. Where the template writes nothing that could, the model's own end token."""
+        text = self.template.end_text or self.template.openers.get("user", "")
+        return self.template.control.all[text] if text else int(self.tokenizer.eos_token_id)
+
+    @cached_property
+    def stop_tokens(self) -> frozenset[int]:
+        """Ids that end an assistant turn: those of the template and the model's own end token."""
+        return frozenset({self.end_token, *self.template.ends.values()})
+
+    def _end_id(self, call: bool) -> int:
+        text = (self.template.call_end_text or self.template.openers.get("tool", "")) if call else ""
+        return self.template.control.all[text] if text else self.end_token
+
+    def _is_end(self, token: int) -> bool:
+        """Also a special token that the template does not know, such as another end token of the model."""
+        text = self._special_texts.get(token)
+        return token in self.stop_tokens or (text is not None and text not in self.template.source)
+
+    @cached_property
+    def _special_texts(self) -> dict[int, str]:
+        return {token: text for text, token in self.template.control.special.items()}
+
+    @cached_property
+    def _silent(self) -> frozenset[int]:
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        ids = {token for name in names if (token := getattr(self.tokenizer, name, None)) is not None}
+        return frozenset(ids) | self.stop_tokens
+
+    # ------------------------------------------------------------------ texts
+
+    def _fold(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+    ) -> tuple[list[Message], list[dict[str, Any]]]:
+        """Messages and tools as the template can write them."""
+        folded, offered, changed = list(messages), list(tools), False
+        if self.tools_as_text:
+            folded, offered, changed = folding.write_tools_as_text(folded, offered), [], True
+        if any(message["role"] == "system" for message in folded) and not self.template.keeps_system:
+            folded, changed = folding.move_system_to_user(folded), True
+            tell(SYSTEM_MOVED.format(name=self.template.name))
+        if changed and not self.template.takes_neighbours:
+            folded = folding.join_user_messages(folded)
+        if any(message.get("tool_calls") for message in folded) and self.template.wants_text_arguments:
+            folded = folding.write_arguments_as_text(folded)
+        return folded, offered
+
+    def _turns(self, messages: Sequence[Message], train: TrainOn) -> list[int]:
+        """The indices of the replies to train."""
+        otherwise = 0.0 if train == "marked" else 1.0
+        said_by_assistant = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i > 0]
+        turns = [i for i in said_by_assistant if messages[i].get("weight", otherwise) > 0]
+        if not turns:
+            reason = " that has a weight above 0" if said_by_assistant else ""
+            raise UserError(f"no assistant message to train on{reason} in {outline(messages)}")
+        return turns[-1:] if train == "last" else turns
+
+    def _said(self, before: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
+        """What the template makes of the last message, an assistant's, between `before` and its end token."""
+        after = self.template.text(messages, tools)
+        calls = bool(messages[-1].get("tool_calls"))
+        if not after.startswith(before):  # new replies are opened in another way than old ones, such as with a thought
+            if not calls:
+                return messages[-1]["content"]
+            mark = unused_word("aurifyreply", messages)
+            marked: Message = {"role": "assistant", "content": mark}
+            before = self.template.text([*messages[:-1], marked], tools).rpartition(mark)[0]
+            if not after.startswith(before):
+                raise UserError(f"{self.template.name} opens a tool call in a way of its own in {outline(messages)}")
+        said = after[len(before) :]
+        end = self.template.call_end_text if calls else self.template.end_text
+        return said.rpartition(end)[0] if end else said.removesuffix(self.template.closing)
+
+    def _said_earlier(self, before: str, later: str, message: Message) -> str:
+        """What the template makes of a reply once the conversation has gone on, where that is not what it makes of the
+        last one: Qwen3 puts an empty thought before the last reply alone. All that was said has to be there."""
+        following = later[len(before) :] if later.startswith(before) else ""
+        span = self.template.find_end(following, call=True)
+        said = following[: span[0]] if span else ""
+        parts = [message["content"].strip(), *(call["function"]["name"] for call in message.get("tool_calls") or ())]
+        if not said or not all(part in said for part in parts):
+            raise UserError(
+                f"{self.template.name} rewrites earlier turns, such as {message['content'][:60]!r}, so that they "
+                "cannot all be trained at once; set train_on: last"
+            )
+        return said
+
+    def _encode(self, text: str, shield: Shield, *, continued: bool = False, after: int | None = None) -> list[int]:
+        """continued: the text follows other tokens, so a tokenizer that puts a space before every text must not.
+        after: the special token that it follows, which may swallow spaces."""
+        tokens: list[int] = []
+        for number, piece in enumerate(shield.pieces(text)):
+            if number == 0 and after is not None:
+                tokens += self._encode_after(after, piece)
+            else:
+                tokens += self._encode_piece(piece, continued=continued or number > 0)
+        control = self.template.control
+        silent = getattr(self.tokenizer, "unk_token_id", None)
+        found = Counter(token for token in tokens if token in control.ids and token != silent)
+        found.subtract(control.all[name] for name in control.pattern.findall(text))
+        if any(number > 0 for number in found.values()):
+            token = next(token for token, number in found.items() if number > 0)
+            raise UserError(
+                f"{self.template.name}: the tokenizer makes the control token "
+                f"{self.tokenizer.convert_ids_to_tokens(token)!r} of a message's text ({text[:80]!r} ...); take it out "
+                "of the text"
+            )
+        return tokens
+
+    def _encode_piece(self, text: str, *, continued: bool) -> list[int]:
+        if not text:
+            return []
+        if continued and self._puts_space:
+            return self._encode_after(self.tokenizer.eos_token_id, text)
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    def _encode_after(self, token: int, text: str) -> list[int]:
+        before = self.tokenizer.convert_ids_to_tokens(token)
+        tokens = list(self.tokenizer(before + text, add_special_tokens=False).input_ids)
+        return tokens[1:] if tokens[0] == token else list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+    @cached_property
+    def _puts_space(self) -> bool:
+        first = self.tokenizer("a", add_special_tokens=False).input_ids
+        later = self.tokenizer(self.tokenizer.eos_token + "a", add_special_tokens=False).input_ids
+        return list(first) != list(later)[1:]
+
+
+SYSTEM_MOVED = "{name} has no place of its own for a system prompt: it begins the next user message"
+THOUGHTS_DROPPED = (
+    "{name} drops the thoughts of earlier turns; in a rollout of several turns they stay, because sampled tokens are "
+    "never changed. Whoever serves the model should keep them too"
+)
+
+
+@cache
+def tell(text: str) -> None:
+    """Once a process."""
+    log.warning(text)

@@ -1,0 +1,288 @@
+"""Whether a chat template writes everything: looked at with marks in the place of contents, once for each sequence of
+roles, so that rollouts pay for it once.
+
+A template that ignores a role, or raises for it, would have the model train on conversations with holes. Every text
+around the marks must be there, and what stands before a new message must be what stood there without it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from aurify.errors import UserError
+from aurify.renderer.template import CALL_ID, MARK, TOOL, Template, calling, outline
+from aurify.types import Message
+
+Tools = Sequence[dict[str, Any]]
+Fold = Callable[[Sequence[Message], Tools], tuple[list[Message], list[dict[str, Any]]]]
+MEND = (
+    "set tools_as_text: true to write tools, calls and results into the text, or take a model whose template knows "
+    "tools"
+)
+REPLY = "aurifyreply"
+NAME = "aurifyname"
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the replies before a tool's result are written: as plain text, or as messages with calls, which some
+    templates demand."""
+
+    calls: bool
+
+
+class Survey:
+    def __init__(self, template: Template, fold: Fold, tools_as_text: bool) -> None:
+        self.template, self.fold, self.tools_as_text = template, fold, tools_as_text
+        self._messages: dict[Any, str | None] = {}  # why a sequence of roles is refused, None where it is not
+        self._deltas: dict[Any, Form | str] = {}
+
+    # ------------------------------------------------------------------ whole conversations
+
+    def check_messages(self, messages: Sequence[Message], tools: Tools) -> None:
+        key = (*(shape(message) for message in messages), bool(tools))
+        if key not in self._messages:
+            self._messages[key] = self._lost(messages, tools)
+        lost = self._messages[key]
+        if lost:
+            mend = MEND if not self.tools_as_text else "leave them out, or take a model whose template writes them"
+            raise UserError(f"{self._whose()} leaves out {lost} of {outline(messages)}; {mend}")
+
+    def _whose(self) -> str:
+        return self.template.name.replace("the chat template", "the model's chat template", 1)
+
+    def _lost(self, messages: Sequence[Message], tools: Tools) -> str | None:
+        marked = [with_marks(message, k) for k, message in enumerate(messages)]
+        folded, offered = self.fold(marked, [TOOL] if tools else [])
+        replied = bool(messages) and messages[-1]["role"] == "assistant"
+        try:
+            text = self.template.text(folded, offered, generate=not replied)
+        except UserError:
+            if not uses_tools(messages, tools):
+                return None  # the template says the same of the messages themselves
+            raise UserError(f"{self._refusal(folded, offered, replied)}; {self._tool_mend()}") from None
+        lost = ["the tools"] if tools and TOOL["function"]["name"] not in text else []
+        calls = [(k, n) for k, message in enumerate(messages) for n in range(len(message.get("tool_calls") or ()))]
+        if any(f"{MARK}{k}c{n}z" not in text for k, n in calls):
+            lost.append("tool calls")
+        for k, message in enumerate(messages):
+            if f"{MARK}{k}z" in text or (message.get("tool_calls") and not message["content"]):
+                continue
+            kind = "the text beside a tool call" if message.get("tool_calls") else f"the {message['role']} message"
+            if kind not in lost:
+                lost.append(kind)
+        return " and ".join(lost) or None
+
+    def _refusal(self, messages: Sequence[Message], tools: Tools, replied: bool) -> str:
+        try:
+            self.template.text(messages, tools, generate=not replied)
+        except UserError as error:
+            return str(error)
+        raise AssertionError("it was refused a moment ago")
+
+    def _tool_mend(self) -> str:
+        return MEND if not self.tools_as_text else "tools_as_text is set already; another model is needed"
+
+    # ------------------------------------------------------------------ deltas
+
+    def check_delta(self, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> Form:
+        """The form in which all of `new` survives and nothing before it changes."""
+        shapes = tuple(shape(message) for message in before), tuple(shape(message) for message in new)
+        names = [name_of_call(message, tools) for message in new if message["role"] == "tool"]
+        key = (*shapes, bool(tools), None in names, len({*names}) > 1)
+        if key not in self._deltas:
+            self._deltas[key] = self._form(before, new, tools)
+        form = self._deltas[key]
+        if isinstance(form, str):
+            raise UserError(f"{form} ({outline([*before, {'role': 'assistant'}, *new])})")
+        return form
+
+    def _form(self, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> Form | str:
+        answers = any(message["role"] == "tool" for message in (*before, *new)) and not self.tools_as_text
+        forms = [Form(False), Form(True)] if answers else [Form(False)]
+        reasons = [self._trouble(form, before, new, tools) for form in forms]
+        for form, reason in zip(forms, reasons, strict=True):
+            if reason is None:
+                return form
+        plain, last = reasons[0], reasons[-1]
+        assert plain is not None and last is not None
+        return last if " refuses " in plain else plain
+
+    def _trouble(self, form: Form, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> str | None:
+        marked = [with_marks(message, len(before) + 1 + k) for k, message in enumerate(new)]
+        roles = " and ".join(dict.fromkeys(message["role"] for message in new)) or "no"
+        tooled = uses_tools([*before, *new], tools)
+        mend = self._tool_mend() if tooled else "take a model with another template, or other messages"
+        try:
+            following = self.following(form, before, marked, tools, REPLY)
+            span = self.template.find_end(following, call=form.calls)
+            text = self._text(form, before, marked, tools, REPLY)
+            prompt = self._text(form, before, None, tools, REPLY)
+        except UserError as error:
+            return f"{error}; {mend}"
+        for k, message in enumerate(new):
+            if f"{MARK}{len(before) + 1 + k}z" not in following[span[1] if span else 0 :]:
+                return f"{self._whose()} loses the {message['role']} message after a sampled turn; {mend}"
+        if NAME in following:
+            return (
+                f"{self._whose()} writes a function's name before its result; give the environment's tool messages a "
+                "'name', or set tools_as_text: true"
+            )
+        places = [place for k in range(len(before)) if (place := f"{MARK}{k}z") in prompt]
+        if places and text.partition(places[-1])[:2] != prompt.partition(places[-1])[:2]:
+            return (
+                f"{self._whose()} writes earlier turns in another way when {roles} messages follow, and tokens that "
+                f"were sampled after them cannot change; {mend}"
+            )
+        names = {name_of_call(message, tools) for message in new if message["role"] == "tool"}
+        if form.calls and len(names) > 1 and self._names_one_call(before, new):
+            return f"{self._whose()} writes one call a turn, and these are results of {len(names)}; {mend}"
+        return None
+
+    def _names_one_call(self, before: Sequence[Message], new: Sequence[Message]) -> bool:
+        """It gives the results of several calls the name of the first."""
+        named = [{**message, "name": f"{NAME}{k}z"} for k, message in enumerate(new)]
+        following = self.following(Form(True), before, named, [], REPLY)  # type: ignore[arg-type]
+        return f"{NAME}0z" in following and f"{NAME}1z" not in following
+
+    def following(self, form: Form, before: Sequence[Message], new: Sequence[Message], tools: Tools, reply: str) -> str:
+        """What the template writes after a reply that `reply` stands for."""
+        text = self._text(form, before, new, tools, reply)
+        if reply not in text:
+            raise UserError(f"{self.template.name} leaves out the reply in {outline([*before, *new])}")
+        return text.rpartition(reply)[2]
+
+    def _text(
+        self, form: Form, before: Sequence[Message], new: Sequence[Message] | None, tools: Tools, reply: str
+    ) -> str:
+        """new: None for the prompt of the reply."""
+        history = [with_marks(message, k) for k, message in enumerate(before)]
+        if form.calls:
+            history = [
+                self._as_call(f"{MARK}{k}z", followers(before, k), tools) or message
+                if message["role"] == "assistant" and not message.get("tool_calls")
+                else message
+                for k, message in enumerate(history)
+            ]
+        messages = list(history)
+        if new is not None:
+            said: Message = {"role": "assistant", "content": reply}
+            if form.calls:
+                said = self._as_call(reply, [m for m in new if m["role"] == "tool"], tools) or said
+            messages += [said, *new]
+        folded, _ = self.fold(messages, [])
+        return self.template.text(folded, [TOOL] if tools and not self.tools_as_text else [], generate=True)
+
+    def _as_call(self, mark: str, results: Sequence[Message], tools: Tools) -> Message | None:
+        """The reply as a message with the calls that `results` answer."""
+        if not results:
+            return None
+        called = calling(mark if self.template.wants_text_arguments else {"a": mark})
+        [call] = called["tool_calls"]
+        called["tool_calls"] = [
+            {
+                **call,
+                "id": result.get("tool_call_id", CALL_ID),
+                "function": {**call["function"], "name": name_of_call(result, tools) or NAME},
+            }
+            for result in results
+        ]
+        return called
+
+    # ------------------------------------------------------------------ contents
+
+    def check_contents(
+        self, form: Form, before: Sequence[Message], new: Sequence[Message], tools: Tools, following: str
+    ) -> None:
+        """That the contents of `new` stand in `following`, in their order. Spaces around them may go, and a template
+        may write them as JSON. An empty content cannot be looked for: then the text around it has to be there."""
+        place = 0
+        for message in new:
+            found = [(following.find(way, place), way) for way in ways(message["content"])]
+            inside = [(start, way) for start, way in found if start >= 0]
+            if not inside:
+                self._refuse_content(message)
+            start, way = min(inside, key=lambda pair: (pair[0], -len(pair[1])))
+            place = start + len(way)
+        if all(message["content"].strip() for message in new):
+            return
+        marks = [f"{MARK}{len(before) + 1 + k}z" for k in range(len(new))]
+        marked = [{**message, "content": mark} for message, mark in zip(new, marks, strict=True)]
+        whole = self.following(form, before, marked, tools, REPLY)  # type: ignore[arg-type]
+        span = self.template.find_end(whole, call=form.calls)
+        if not matches(following, whole[span[1] if span else 0 :], marks, [message["content"] for message in new]):
+            self._refuse_content(next(message for message in new if not message["content"].strip()))
+
+    def _refuse_content(self, message: Message) -> None:
+        content = message["content"]
+        shown = repr(content if len(content) < 60 else content[:40] + " ... ")
+        mend = "give it a text, such as '(no output)'" if not content.strip() else "write it in another way"
+        raise UserError(f"{self._whose()} loses or changes the {message['role']} message {shown}; {mend}")
+
+
+def shape(message: Message) -> tuple[Any, ...]:
+    """What a template may look at beside the contents."""
+    calls = len(message.get("tool_calls") or ())
+    beside = bool(message["content"]) if calls else None
+    return message["role"], calls, beside, len(message.get("tool_call_id") or ""), "name" in message
+
+
+def with_marks(message: Message, number: int) -> Message:
+    """Marks in the place of the content and of the arguments of calls."""
+    marked: Message = {**message, "content": f"{MARK}{number}z"}
+    if message.get("tool_calls"):
+        marked["content"] = marked["content"] if message["content"] else ""
+        marked["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": {"a": f"{MARK}{number}c{n}z"}}}
+            for n, call in enumerate(message["tool_calls"])
+        ]
+    return marked
+
+
+def uses_tools(messages: Sequence[Message], tools: Tools) -> bool:
+    return bool(tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
+
+
+def followers(messages: Sequence[Message], number: int) -> list[Message]:
+    """The results of tools right after a message."""
+    results: list[Message] = []
+    for message in messages[number + 1 :]:
+        if message["role"] != "tool":
+            break
+        results.append(message)
+    return results
+
+
+def name_of_call(message: Message, tools: Tools) -> str | None:
+    """Which function a result is of: what the message says, or the only tool there is."""
+    if message["role"] != "tool":
+        return ""
+    if "name" in message:
+        return message["name"]
+    return str(tools[0].get("function", tools[0])["name"]) if len(tools) == 1 else None
+
+
+def ways(content: str) -> Iterator[str]:
+    """How a template may write a content."""
+    for text in (content, content.strip(), content.rstrip(), content.lstrip()):
+        yield text
+        for ascii_only in (False, True):
+            yield json.dumps(text, ensure_ascii=ascii_only)[1:-1]
+
+
+def matches(text: str, expected: str, marks: Sequence[str], contents: Sequence[str]) -> bool:
+    """Whether `text` is `expected` with contents in the place of their marks."""
+    rest = expected
+    for mark, content in zip(marks, contents, strict=True):
+        frame, _, rest = rest.partition(mark)
+        if not text.startswith(frame):
+            return False
+        text = text[len(frame) :]
+        following = rest[: rest.find(MARK)] if MARK in rest else rest
+        fitting = [way for way in ways(content) if text.startswith(way + following)]
+        if not fitting:
+            return False
+        text = text[len(max(fitting, key=len)) :]
+    return text == rest

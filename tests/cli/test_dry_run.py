@@ -1,0 +1,141 @@
+"""`aurify train --dry-run` starts the environment for real, and shows or refuses what its messages become."""
+
+from __future__ import annotations
+
+import pytest
+import tokenizers_in_code as made
+from typer.testing import CliRunner
+
+from aurify import registry
+from aurify.cli.main import app
+
+RECIPE = """
+name: acting
+model: random:tiny
+plugins: [acting.py]
+task: {name: largest_number, count: 2, maximum: 9, num_heldout: 4, environment: acting}
+evaluation: {num_tasks: 0}
+stages:
+  grpo: {method: grpo, steps: 1, prompts_per_step: 1, completions_per_prompt: 2, sampling: {max_tokens: 4}}
+"""
+TOOLS = '[{"type": "function", "function": {"name": "search", "description": "Finds.", "parameters": {}}}]'
+PLUGIN = """
+import aurify
+
+@aurify.environment("acting")
+class Acting:
+    opened = closed = 0
+
+    def __init__(self, task: aurify.Task) -> None:
+        self.task = task
+
+    async def start(self):
+        Acting.opened += 1
+        return aurify.Observation(list(self.task.prompt), START)
+
+    async def step(self, message):
+        return STEP
+
+    async def close(self):
+        Acting.closed += 1
+"""
+RESULT = 'aurify.Step([{"role": "tool", "content": "it <|im_end|> rains"}])'
+DONE = "aurify.Step(done=True)"
+MEND = "tools_as_text: true"
+
+
+@pytest.fixture
+def dry_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "ENTRIES", {kind: dict(entries) for kind, entries in registry.ENTRIES.items()})
+
+    def run(start, step, *overrides, template=None):
+        (tmp_path / "acting.yaml").write_text(RECIPE)
+        (tmp_path / "acting.py").write_text(PLUGIN.replace("START", start).replace("STEP", step))
+        if template:
+            monkeypatch.setattr("aurify.engine.model.load_tokenizer", lambda name: made.family(template))
+        result = CliRunner().invoke(app, ["train", "acting.yaml", "--dry-run", *overrides])
+        assert not (tmp_path / "runs").exists()
+        return result
+
+    return run
+
+
+def test_the_environment_is_started_and_its_replies_are_shown(dry_run):
+    result = dry_run("()", RESULT)
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.split())
+    assert shown.count("it <|im_end|> rains") == 3, "after each of three turns"
+    assert shown.count("I do not know.<|im_end|>") == 3
+    assert "the environment was started and played" in shown
+    acting = registry.get("environment", "acting")
+    assert acting.opened == acting.closed == 2, "once to look, once to play"
+
+
+def refusal(result):
+    assert result.exit_code == 2 and isinstance(result.exception, SystemExit), result
+    return " ".join(result.output.split())
+
+
+def test_tools_that_the_template_ignores_are_refused_with_the_mend(dry_run):
+    """random:tiny has no tools: they would vanish without a word."""
+    message = refusal(dry_run(TOOLS, DONE))
+    assert "stages.grpo: the model's chat template leaves out the tools of" in message and MEND in message
+
+
+def test_with_the_mend_it_is_shown(dry_run):
+    result = dry_run(TOOLS, RESULT, "tools_as_text=true")
+    assert result.exit_code == 0, result.output
+    shown = " ".join(result.stdout.split())
+    assert '{"name": "search"' in shown and "<tool_response> it <|im_end|> rains </tool_response>" in shown
+    assert "Note: tools, calls and results are written into the text (tools_as_text)" in shown
+
+
+@pytest.mark.parametrize("family", ["gemma", "phi3", "deepseek"])
+def test_each_family_without_tools_is_refused(dry_run, family):
+    assert MEND in refusal(dry_run(TOOLS, RESULT, template=family))
+
+
+@pytest.mark.parametrize("family", ["gemma", "phi3", "gpt-oss"])
+def test_a_result_that_the_template_loses_is_refused_even_without_tools(dry_run, family):
+    """Phi-3 dropped it, Gemma and gpt-oss raised in the middle of a run."""
+    message = refusal(dry_run("()", RESULT, template=family))
+    assert "stages.grpo: " in message and "(user, assistant, tool)" in message and MEND in message
+
+
+def test_an_environment_that_ends_at_once_is_refused_for_the_results_that_its_tools_would_give(dry_run, monkeypatch):
+    """Its first answer was none that calls a tool; later ones will."""
+    source = (made.FOLDER / "phi3.jinja").read_text() + "{{ tools | tojson if tools else '' }}"
+    tokenizer = made.family("phi3")
+    tokenizer.chat_template = source
+    monkeypatch.setattr(made, "family", lambda name: tokenizer)
+    message = refusal(dry_run(TOOLS, DONE, template="phi3"))
+    assert "loses the tool message after a sampled turn" in message and MEND in message
+
+
+def test_dropped_thoughts_are_told(dry_run):
+    result = dry_run("()", RESULT, "tools_as_text=true", template="qwen3")
+    assert "drops the thoughts of earlier turns" in " ".join(result.stdout.split())
+
+
+def test_folded_system_prompts_are_told(dry_run):
+    result = dry_run(TOOLS, RESULT, "tools_as_text=true", template="gemma")
+    assert "no place of its own for a system prompt" in " ".join(result.stdout.split())
+
+
+def test_template_options_reach_the_template(dry_run):
+    result = dry_run("()", RESULT, "template_options.enable_thinking=false", template="qwen3")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.count("<think>") == 4, "each of four openings closes its thought"
+    result = dry_run("()", RESULT, template="qwen3")
+    assert "<think>" not in result.stdout
+
+
+def test_template_options_that_no_template_reads_are_refused(dry_run):
+    message = refusal(dry_run("()", RESULT, "template_options.enable_thinkng=false", template="qwen3"))
+    assert "stages.grpo: template_options: the chat template reads no 'enable_thinkng'" in message
+
+
+def test_an_environment_that_cannot_start_is_named(dry_run):
+    message = refusal(dry_run("1 / 0", DONE))
+    assert "stages.grpo: environment 'Acting' raised ZeroDivisionError" in message and "acting.py:" in message
