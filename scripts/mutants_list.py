@@ -194,7 +194,8 @@ ALGORITHMS = [
     ),
     *faults(
         "algorithms/distillation.py",
-        "algorithms/test_distillation.py algorithms/test_fixtures_online.py loops/test_online_faults.py",
+        "algorithms/test_distillation.py algorithms/test_fixtures_online.py algorithms/test_fixtures_signs.py "
+        "loops/test_online_faults.py",
         ("needs a reward", "needs_reward: ClassVar[bool] = False", "needs_reward: ClassVar[bool] = True"),
         ("sign of the reward", "return math.exp(log_ratio) - 1", "return 1 - math.exp(log_ratio)"),
         ("beta of the other side", "(1 - self.beta) * math.log", "self.beta * math.log"),
@@ -218,7 +219,7 @@ ALGORITHMS = [
             "return max(0.0, math.fsum(ratios) / len(ratios))",
             "return math.fsum(ratios) / len(ratios)",
         ),
-        ("own completions", "range(k - 1, k - len(data), -1)", "range(k, k - len(data), -1)"),
+        ("the completion of the same prompt", "if prompts[j] != prompt)", "if True)"),
         ("label ignored", "gain = batch.label * self.beta", "gain = self.beta"),
     ),
     *faults(

@@ -379,6 +379,20 @@ def test_dropped_thoughts_are_told_once(caplog):
     assert Renderer(made.byte_level()).template.drops_thoughts is False
 
 
+def test_dropped_thoughts_are_told_in_training_too(caplog):
+    renderer_file.tell.cache_clear()
+    renderer = Renderer(made.family("qwen3"))
+    thought = {"role": "assistant", "content": "<think>\nhe\n</think>\n\n12"}
+    with caplog.at_level(logging.WARNING, "aurify"):
+        renderer.conversation([*QUESTION, thought], train="last")
+        assert not caplog.text
+        tokens, _ = renderer.conversation([*QUESTION, thought, *AGAIN, thought], train="last")
+    assert renderer.tokenizer.decode(tokens).count("he\n</think>") == 1
+    assert "drops the thoughts of earlier replies" in caplog.text
+    with pytest.raises(UserError, match=r"rewrites earlier turns, such as .* train_on: last"):
+        renderer.conversation([*QUESTION, thought, *AGAIN, thought])
+
+
 def test_template_options_reach_the_template():
     closed = Renderer(made.family("qwen3"), template_options={"enable_thinking": False})
     assert closed.tokenizer.decode(closed.prompt(QUESTION)).endswith("assistant\n<think>\n\n</think>\n\n")
