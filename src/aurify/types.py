@@ -97,6 +97,8 @@ class Trajectory:
     truncated: bool = False  # ran into a token budget
     metrics: Metrics = field(default_factory=dict)
     source: Source = "policy"
+    tools: Sequence[dict[str, Any]] = ()  # that the environment offered
+    problems: list[str] = field(default_factory=list)  # what the environment gave that could not be used
 
     @property
     def tokens(self) -> list[int]:
@@ -108,9 +110,14 @@ class Trajectory:
         return self.messages[self.num_prompt_messages :]
 
     @property
+    def replies(self) -> list[Message]:
+        """The assistant messages after the prompt that the policy wrote: those of an environment have weight 0."""
+        return [m for m in self.completion if m["role"] == "assistant" and m.get("weight", 1.0)]
+
+    @property
     def text(self) -> str:
         """What the policy wrote, its turns joined by newlines."""
-        return "\n".join(message["content"] for message in self.completion if message["role"] == "assistant")
+        return "\n".join(message["content"] for message in self.replies)
 
     @property
     def num_policy_tokens(self) -> int:

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aurify.cli.main import app
+from aurify.config import load_config
 
 RECIPE = """
 name: small
@@ -109,6 +110,38 @@ def test_eval_takes_the_task_from_the_run_and_says_the_same_as_training():
     results = json.loads((last_run() / "results.json").read_text())
     assert found["task"] == "largest_number"
     assert (found["num_tasks"], found["accuracy"]) == (4, results["grpo"]["after"])
+
+
+def test_eval_samples_as_the_evaluation_of_the_run_does(monkeypatch):
+    """It dropped stop and top_p. What the command line says comes first."""
+    from aurify.evaluation import evaluate as module
+
+    seen: list[Any] = []
+
+    async def spied(taskset, sampler, renderer, params, **options):
+        seen.append((params, options["max_turns"], options["options"].step_seconds))
+        return await plain(taskset, sampler, renderer, params, **options)
+
+    plain = module.evaluate
+    monkeypatch.setattr(module, "evaluate", spied)
+    changed = last_run() / "recipe.yaml"
+    text = changed.read_text()
+    values = load_config(changed)
+    values["evaluation"]["sampling"] |= {"temperature": 0.5, "top_p": 0.9, "stop": ["a", "b"], "min_p": 0.01}
+    values["stages"]["grpo"] |= {"max_turns": 3}
+    values["rollouts"] = {"step_seconds": 7.0}
+    try:
+        changed.write_text(json.dumps(values))
+        output("eval", "last", "--num-tasks", "1")
+        output("eval", "last", "--num-tasks", "1", "--temperature", "0", "--stop", "c", "--top-p", "0.5",
+               "--max-tokens", "3", "--max-turns", "2")  # fmt: skip
+    finally:
+        changed.write_text(text)
+    (params, turns, seconds), (other, other_turns, _) = seen
+    assert (params.max_tokens, params.temperature, params.top_p, params.min_p) == (2, 0.5, 0.9, 0.01)
+    assert (params.stop, turns, seconds) == (("a", "b"), 3, 7.0)
+    assert (other.max_tokens, other.temperature, other.top_p, other.min_p) == (3, 0.0, 0.5, 0.01)
+    assert (other.stop, other_turns) == (("c",), 2)
 
 
 def test_eval_of_another_task_with_options_and_transcripts():

@@ -9,6 +9,7 @@ import tokenizers_in_code as made
 
 from aurify.data.formats import preference_data
 from aurify.data.preferences import sample_preferences
+from aurify.environments.env import Observation, Step
 from aurify.environments.single_turn import SingleTurn
 from aurify.renderer import Renderer
 from aurify.rewards.math import number_match
@@ -80,3 +81,52 @@ def test_every_sample_has_its_own_seed(renderer):
     assert len(set(seeds)) == 12
     asyncio.run(sample_preferences(TASKS, *arguments, 7))
     assert seeds[:12] == seeds[12:]
+
+
+class TwoTurns(SingleTurn):
+    """Asks a second time, and says so first."""
+
+    async def start(self):
+        return Observation([{"role": "system", "content": "he"}, *self.task.prompt])
+
+    async def step(self, message):
+        self.turns = getattr(self, "turns", 0) + 1
+        return Step([{"role": "user", "content": "go on"}], done=self.turns == 2)
+
+
+def test_two_turn_rollouts_stay_conversations_in_sampled_preferences(renderer):
+    """They became one answer each, their turns joined by a newline."""
+    sampler = ScriptedSampler(lambda prompt: replies.pop(0), renderer.tokenizer)
+    replies = ["he", "she", "is 0", "is 5"]  # the first turns of both, then the second ones
+    judge = Rubric([lambda task, trajectory: float("0" in trajectory.text)])
+    rows, _ = asyncio.run(
+        sample_preferences(TASKS[:1], TwoTurns, judge, sampler, renderer, SamplingParams(), 2, 0)
+    )
+    [row] = rows
+    assert row["prompt"] == [{"role": "system", "content": "he"}, *TASKS[0].prompt]
+    assert [message["content"] for message in row["chosen"]] == ["he", "go on", "is 0"]
+    assert [message["content"] for message in row["rejected"]] == ["she", "go on", "is 5"]
+    chosen, rejected = preference_data(rows, renderer)
+    for datum, words in ((chosen, "he is 0"), (rejected, "she is 5")):
+        trained = [token for token, weight in zip(datum.tokens, datum.weights, strict=True) if weight]
+        said = renderer.tokenizer.decode(trained, skip_special_tokens=True)
+        assert said.replace(" ", "") == words.replace(" ", ""), "every turn of the policy, and nothing else"
+
+
+def test_what_fails_among_samples_is_left_out_and_told(renderer):
+    class Failing(SingleTurn):
+        async def step(self, message):
+            if message["content"] == "is 5":
+                raise OSError("gone")
+            return Step(done=True)
+
+    told = []
+    rows, num_ties = asyncio.run(
+        sample_preferences(
+            TASKS[:1], Failing, Rubric([number_match]),
+            ScriptedSampler(["is 0", "is 5", "is 1", "is 5"], renderer.tokenizer), renderer, SamplingParams(), 3, 0,
+            tell=told.append,
+        )
+    )  # fmt: skip
+    assert (rows[0]["chosen"], rows[0]["rejected"], num_ties) == ("is 0", "is 1", 0)
+    assert len(told) == 1 and "environment 'Failing' raised OSError: gone" in told[0]

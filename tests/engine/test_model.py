@@ -319,3 +319,35 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
     assert model.device_of("auto") == torch.device("cpu")
     with pytest.raises(UserError, match=r"model\.device.*no GPU"):
         load_model(ModelConfig("random:tiny", device="cuda"))
+
+
+def with_rows(folder, num_rows):
+    """The folder with an embedding of so many rows for its 259 tokens."""
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": num_rows}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    weights = {k: v[:num_rows].clone() if "embed" in k or "lm_head" in k else v for k, v in weights.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return str(folder)
+
+
+def test_a_vocabulary_beyond_the_embedding_is_refused_at_loading(folder):
+    """It made a run wait for ever at its first prompt with such a token."""
+    with pytest.raises(UserError, match=r"its tokenizer has 9 tokens without an embedding, such as .* \(250\)"):
+        load_model(with_rows(folder, 250))
+
+
+@pytest.mark.parametrize(("written", "refused"), [(False, False), (True, True)])
+def test_added_tokens_beyond_the_embedding_are_a_warning_where_nothing_writes_them(folder, written, refused, caplog):
+    """Such as an image's place in a tokenizer that several models share."""
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
+    if written:
+        tokenizer.chat_template = "<|image|>" + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    if refused:
+        with pytest.raises(UserError, match=r"1 tokens without an embedding, such as '<\|image\|>' \(259\)"):
+            load_model(str(folder))
+    else:
+        load_model(str(folder))
+        assert "added tokens without an embedding: <|image|>" in caplog.text

@@ -31,7 +31,7 @@ class Echo:
         self.heard.append(message["content"])
         self.left -= 1
         replies = [{"role": "tool", "content": "tool says he"}, {"role": "user", "content": "go on"}]
-        return Step(replies, done=self.left == 0, rewards={"turns": 1.0}, metrics={"turns": float(len(self.heard))})
+        return Step(replies, done=self.left == 0, rewards={"turns": 1.0}, metrics={"turns": 1})
 
     async def close(self):
         self.closed = True

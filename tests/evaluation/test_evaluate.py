@@ -11,6 +11,9 @@ import pytest
 from aurify import tasks
 from aurify.engine.engine import Engine
 from aurify.engine.model import byte_tokenizer, tiny_model
+from aurify.environments.env import Step
+from aurify.environments.player import RolloutOptions
+from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.evaluation.evaluate import (
     evaluate,
@@ -135,3 +138,73 @@ def test_likelier_desirable():
     assert likelier_desirable(Known(), data) == 2.5 / 4
     with pytest.raises(ValueError, match="one label"):
         likelier_desirable(Known(), data[:2])
+
+
+class Patient(SingleTurn):
+    """Goes on for ever."""
+
+    async def step(self, message: Any) -> Step:
+        return Step([{"role": "user", "content": "go on"}])
+
+
+@pytest.mark.parametrize(("options", "turns"), [({}, 16), ({"max_turns": 3}, 3)])
+def test_evaluation_allows_as_many_turns_as_it_is_told(options: dict[str, int], turns: int) -> None:
+    tokenizer = byte_tokenizer()
+    taskset = tasks.make("largest_number", num_heldout=1)
+    taskset.environment = Patient
+    sampler = ScriptedSampler(["0"], tokenizer)
+    asyncio.run(evaluate(taskset, sampler, Renderer(tokenizer), PARAMS, **options))
+    assert len(sampler.prompts) == turns
+
+
+def test_the_turns_of_an_evaluation_are_those_of_its_stage_unless_it_says_otherwise() -> None:
+    from aurify.loops.recipe import recipe_of
+
+    values = {"model": "random:tiny", "task": "sorting", "stages": {"rl": {"method": "grpo", "max_turns": 5}}}
+    values["stages"]["sft"] = {"method": "sft", "data": {"demonstrations": 4}}
+    recipe = recipe_of(values)
+    assert [recipe.evaluation.turns(stage) for stage in recipe.stages.values()] == [5, 16]
+    recipe = recipe_of({**values, "evaluation": {"max_turns": 2}, "rollouts": {"step_seconds": 3.0}})
+    assert [recipe.evaluation.turns(stage) for stage in recipe.stages.values()] == [2, 2]
+    assert [stage.rollouts.step_seconds for stage in recipe.stages.values()] == [3.0, 3.0]
+
+
+def test_answers_that_fail_count_as_wrong_and_are_told() -> None:
+    class Failing(SingleTurn):
+        async def step(self, message: Any) -> Step:
+            if message["content"] == "x":
+                raise OSError("gone")
+            return Step(done=True)
+
+    tokenizer = byte_tokenizer()
+    taskset = tasks.make("largest_number", num_heldout=4)
+    taskset.environment = Failing
+    right = [str(task.answer) for task in taskset.heldout]
+
+    def reply(prompt: list[int]) -> str:
+        asked = tokenizer.decode(prompt)
+        place = next(k for k, task in enumerate(taskset.heldout) if task.prompt[-1]["content"] in asked)
+        return right[place] if place < 3 else "x"
+
+    def run(replies: Any, **options: Any) -> Any:
+        sampler = ScriptedSampler(replies, tokenizer)
+        return asyncio.run(evaluate(taskset, sampler, Renderer(tokenizer), PARAMS, **options))
+
+    result = run(reply)
+    assert (result.accuracy, result.num_tasks, result.metrics["failed"]) == (0.75, 4, 0.25)
+    assert "raised OSError: gone" in result.notes[0]
+    with pytest.raises(UserError, match=r"the first trajectories failed, .*OSError: gone"):
+        run(["x"])
+    with pytest.raises(UserError, match="OSError: gone"):
+        run(["x"], options=RolloutOptions(max_failures=2))
+
+
+def test_a_reward_that_hangs_in_an_evaluation_ends_at_the_limit_of_the_stage() -> None:
+    async def silent(task: Any, trajectory: Any) -> float:
+        if trajectory.text == "1":
+            await asyncio.sleep(3600)
+        return 1.0
+
+    options = RolloutOptions(reward_seconds=0.2)
+    result, _ = scored(["0", "1"], rubric=Rubric([silent]), num_tasks=2, options=options)
+    assert result.accuracy == 0.5

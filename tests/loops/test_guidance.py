@@ -184,3 +184,35 @@ RECIPE = {"model": "random:tiny", "task": "largest_number", "stages": {"rl": {"m
 def test_mistakes_are_found_before_anything_runs(options, message):
     with pytest.raises(UserError, match=message):
         validate(recipe_of({**RECIPE, "stages": {"rl": {"method": "luffy", **options}}}))
+
+
+def test_late_guidance_has_seeds_of_its_own_for_every_step_task_and_place() -> None:
+    """They were all 0, so that turns after a trace shared random numbers over tasks and steps."""
+    sampled = rollouts(["no"], replace="all_failed", num_off=2)
+    seen: list[int] = []
+    play = sampled.player.play
+
+    async def spied(task: Task, params: Any, **options: Any) -> Any:
+        if options["guidance"]:
+            seen.append(params.seed)
+        return await play(task, params, **options)
+
+    sampled.player.play = spied  # type: ignore[method-assign]
+    for step in (0, 1, 0):
+        for place, task in enumerate(TASKS):
+            asyncio.run(sampled.group(step, place, task))
+    first, second, again = seen[:3], seen[3:6], seen[6:]
+    assert len({*first, *second}) == 6 and 0 not in seen and first == again
+
+
+def test_a_guide_stands_in_for_the_policys_own_where_some_of_them_failed() -> None:
+    sampled = rollouts(["no"], replace="all_failed")
+    play, calls = sampled.player.play, iter(range(100))
+
+    async def failing(task: Task, params: Any, **options: Any) -> Any:
+        return None if next(calls) < 2 else await play(task, params, **options)
+
+    sampled.player.play = failing  # type: ignore[method-assign]
+    group = group_of(sampled)
+    assert sources(group) == {"policy": 2, "guidance": 1}, "there was room: nothing had to go"
+    assert not any(discarded.trajectories for discarded in sampled.discarded)

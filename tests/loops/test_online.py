@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from recorder import Recorder
 
+from aurify import registry
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.rloo import RLOO
 from aurify.engine.engine import Engine
@@ -20,8 +22,9 @@ from aurify.errors import UserError
 from aurify.loops.ledger import rollout_metrics
 from aurify.loops.online import learn, minibatches, train_online, trained
 from aurify.loops.progress import Checkpoints
-from aurify.loops.recipe import OnlineStage
-from aurify.loops.rollouts import Rollouts, tasks_from
+from aurify.loops.recipe import OnlineStage, is_online
+from aurify.loops.replay import Buffer, ReplayOptions
+from aurify.loops.rollouts import Rollouts, TaskStream, tasks_from
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler
@@ -193,5 +196,25 @@ def test_an_error_of_a_rollout_names_its_task():
     refused = Rollouts(
         Refusing([], engine.tokenizer), sampled.renderer, sampled.taskset, sampled.rubric, sampled.stage, 1
     )
-    with pytest.raises(UserError, match="'t0': the prompt has 9999 tokens"):
-        asyncio.run(refused.groups(0, TASKS[:1]))
+    with pytest.raises(UserError, match=r"the first trajectories failed, .* task 't\d': the prompt has 9999 tokens"):
+        asyncio.run(refused.sample(0, GRPO(), TaskStream(refused.taskset, 0), []))
+
+
+def test_a_group_of_which_everything_failed_is_counted_and_retires_no_question_of_the_buffer():
+    """All of none are right: that is no reason to drop a question."""
+    sampled, engine = rollouts(["0"], stage())
+    buffer = Buffer(ReplayOptions(), 4)
+    buffer.started = True
+    sampled = replace(sampled, buffer=buffer)
+    sampled.discarded.append(Group(TASKS[1], []))
+    metrics = learn(engine, GRPO(), [Group(TASKS[0], [])], sampled, 0)
+    assert not buffer.retired and metrics["ledger/groups_failed"] == 1
+    assert metrics["ledger/trajectories"] == 0 and engine.version == 0
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names("algorithm") if is_online(name)])
+def test_every_online_method_takes_a_step_of_which_nothing_is_left_and_groups_of_one(name):
+    algorithm = registry.get("algorithm", name)(**({"max_ratio": 5.0} if name == "cispo" else {}))
+    assert algorithm.advantages([]) == []
+    one = Trajectory([], [], 0, rewards={"a": 1.0}, reward=1.0)
+    assert [len(row) for row in algorithm.advantages([Group(TASKS[0], [one], {"a": 1.0})])] == [1]

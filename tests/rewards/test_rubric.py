@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import math
+import signal
 import threading
+import time
 
 import pytest
 
@@ -256,3 +258,77 @@ def test_mistakes_in_a_recipe(entries, expected, monkeypatch):
     monkeypatch.setitem(registry.ENTRIES, "reward", registry.ENTRIES["reward"] | own)
     with pytest.raises(UserError, match=expected):
         rubric_of(entries)
+
+
+def test_a_plain_reward_that_blocks_runs_in_a_thread_one_call_after_the_other():
+    """Two rewards that wait for each other: in the event loop they would never meet. And neither meets itself."""
+    together, running = threading.Barrier(2, timeout=20), []
+
+    def blocking(name):
+        def reward(task, trajectory):
+            running.append(name)
+            assert running.count(name) == 1, "a function that does not say it may run beside itself"
+            together.wait()
+            running.remove(name)
+            return 1.0
+
+        return reward
+
+    for trajectory in score([(blocking("a"), 1.0, "a"), (blocking("b"), 1.0, "b")], "x", "y", "z"):
+        assert trajectory.rewards == {"a": 1.0, "b": 1.0}
+
+
+@pytest.mark.parametrize("threaded", [None, True])
+def test_a_reward_that_hangs_ends_at_its_time_limit_and_is_counted_as_failed(threaded):
+    def hanging(task, trajectory):
+        if trajectory.text == "hang":
+            threading.Event().wait(20)
+        return 1.0
+
+    if threaded:
+        hanging.threaded = True
+    rubric = Rubric([hanging], seconds=0.2)
+    began = time.monotonic()
+    first, second, third = score(rubric, "x", "hang", "y")
+    assert time.monotonic() - began < 10
+    assert (first.reward, second.reward, third.reward) == (1.0, None, 1.0)
+    assert rubric.num_failures["hanging"] == 1
+    assert "the reward took longer than 0.2 seconds" in rubric.failures["hanging"]
+
+
+def test_an_async_reward_that_never_answers_ends_at_its_time_limit():
+    async def silent(task, trajectory):
+        if trajectory.text == "hang":
+            await asyncio.sleep(3600)
+        return 1.0
+
+    rubric = Rubric([silent], seconds=0.2)
+    first, second = score(rubric, "x", "hang")
+    assert (first.reward, second.reward) == (1.0, None) and rubric.num_failures["silent"] == 1
+
+
+def test_a_reward_that_uses_signals_runs_in_the_main_thread():
+    """As math_verify does for its own time limits."""
+
+    def signals(task, trajectory):
+        previous = signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGALRM, previous)
+        return 1.0
+
+    rubric = Rubric([signals])
+    for _ in range(2):
+        assert [trajectory.reward for trajectory in score(rubric, "x", "y")] == [1.0, 1.0]
+    assert not rubric.failures
+
+
+def test_a_reward_that_says_so_stays_in_the_thread_of_its_caller():
+    def here(task, trajectory):
+        return float(threading.current_thread() is threading.main_thread())
+
+    assert score([here], "x")[0].reward == 0.0
+    here.threaded = False
+    assert score([here], "x")[0].reward == 1.0
+
+
+def test_no_trajectories_are_no_failure():
+    asyncio.run(Rubric([length]).score(TASK, []))

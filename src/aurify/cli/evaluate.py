@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -28,7 +28,21 @@ def evaluate(
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens of one answer.", show_default="as in the run, or 256")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy: the same model always gets the same number.")] = 0.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            help="0 is greedy: the same model always gets the same number.", show_default="as in the run, or 0"
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(help="Of the likeliest tokens, this share.", show_default="as in the run, or 1")
+    ] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="A text that ends an answer; those of the run where none is given.")
+    ] = None,
+    max_turns: Annotated[
+        int | None, typer.Option(help="Turns with an environment.", show_default="as in the run, or 16")
+    ] = None,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
     show: Annotated[int, typer.Option(help="Print so many questions with their answers.")] = 0,
     plugin: Annotated[
@@ -41,16 +55,16 @@ def evaluate(
     """Evaluate a model on the held-out tasks of a task set."""
     from aurify import config, registry, tasks
     from aurify.cli.writer import open_writer
+    from aurify.environments.player import RolloutOptions
     from aurify.evaluation.evaluate import evaluate as evaluate_with
     from aurify.types import SamplingParams
 
-    for name, number in (("--num-tasks", num_tasks), ("--samples", samples)):
+    for name, number in (("--num-tasks", num_tasks), ("--samples", samples), ("--max-turns", max_turns)):
         if number is not None and number < 1:
             raise UserError(f"{name} is {number}; expected at least 1")
     place = find_model(model, runs)
-    if max_tokens is None:
-        max_tokens = place.recipe().get("evaluation", {}).get("sampling", {}).get("max_tokens", 256)
-    params = config.build(SamplingParams, {"max_tokens": max_tokens, "temperature": temperature}, "options")
+    given = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
+    params = config.build(SamplingParams, sampling_options(place, given), "options")
     registry.load_plugins([*(place.recipe().get("plugins") or ()), *(plugin or ())])
     chosen = task_options(place, task, options or [])
     taskset = tasks.make(chosen.pop("name"), **chosen)
@@ -65,12 +79,34 @@ def evaluate(
                 samples_per_task=samples,
                 seed=seed,
                 max_context=writer.sampler.max_context,
+                max_turns=max_turns or turns_of(place),
+                options=config.build(RolloutOptions, stage_of(place).get("rollouts") or {}, "rollouts"),
             )
         )
     if as_json:
         typer.echo(json.dumps({"model": place.name, "task": taskset.name, **result.record()}))
     else:
         show_evaluation(f"{place.name} on {taskset.name}", result, show)
+
+
+def stage_of(place: ModelPlace) -> dict[str, Any]:
+    """What the recipe says of the stage that the model came from, and what all stages share; {} where it has none."""
+    recipe = place.recipe()
+    shared = {name: recipe[name] for name in ("rollouts",) if recipe.get(name)}
+    return {**shared, **(recipe.get("stages", {}).get(place.stage) or {})}
+
+
+def sampling_options(place: ModelPlace, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the run's own evaluation samples with, and what the command line says otherwise."""
+    known = place.recipe().get("evaluation", {}).get("sampling") or {}
+    return {"temperature": 0.0, **known, **{name: value for name, value in given.items() if value is not None}}
+
+
+def turns_of(place: ModelPlace) -> int:
+    from aurify.environments.player import MAX_TURNS
+
+    evaluation = place.recipe().get("evaluation", {})
+    return evaluation.get("max_turns") or stage_of(place).get("max_turns") or MAX_TURNS
 
 
 def task_options(place: ModelPlace, task: str | None, options: Sequence[str]) -> dict[str, Any]:
@@ -99,6 +135,8 @@ def show_evaluation(title: str, result: Evaluation, num_shown: int) -> None:
             typer.secho(f"\n{group.task.prompt[-1]['content']}", dim=True)
             typer.echo(trajectory.text)
             typer.secho(f"reward {trajectory.reward}, expected {group.task.answer}", dim=True)
+    for note in result.notes:
+        typer.secho(note, dim=True)
     typer.echo(f"{title}: accuracy {result.accuracy:.3f} ± {result.error:.3f} on {result.num_tasks} held-out tasks")
     for name, value in sorted(result.metrics.items()):
         typer.echo(f"  {name:24} {value:.4g}")

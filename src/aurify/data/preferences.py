@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from aurify.data.sources import Row
 from aurify.environments.env import Environment
-from aurify.environments.rollout import rollout
+from aurify.environments.player import MAX_TURNS, Player, RolloutOptions
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.sampler import Sampler
-from aurify.types import SamplingParams, Task, Trajectory
+from aurify.types import Message, SamplingParams, Task, Trajectory
 
 SEEDS_PER_TASK = 1_000_003
 
@@ -26,18 +26,29 @@ async def sample_preferences(
     params: SamplingParams,
     group_size: int,
     seed: int,
+    *,
+    max_turns: int = MAX_TURNS,
+    options: RolloutOptions | None = None,
+    tell: Callable[[str], object] = lambda line: None,
 ) -> tuple[list[Row], int]:
-    """Preference rows, and the number of tasks left out because their answers all earned the same."""
+    """Preference rows, and the number of tasks left out because their answers all earned the same. tell: is called with
+    what went wrong in trajectories."""
+    player = Player(environment, sampler, renderer, options, max_turns=max_turns)
 
     async def sampled_pair(place: int, task: Task) -> Row | None:
         seeds = [(seed + SEEDS_PER_TASK * place + k) % 2**63 for k in range(group_size)]
-        trajectories = await asyncio.gather(
-            *(rollout(task, environment(task), sampler, renderer, replace(params, seed=own)) for own in seeds)
+        played = await asyncio.gather(
+            *(player.play(task, replace(params, seed=own), order=(place, k)) for k, own in enumerate(seeds))
         )
+        trajectories = [trajectory for trajectory in played if trajectory is not None]
         await rubric.score(task, trajectories)
         return pair(task, trajectories)
 
     rows = await asyncio.gather(*(sampled_pair(place, task) for place, task in enumerate(tasks)))
+    for line in player.take_lines():
+        tell(line)
+    if tasks and not player.num_ended:
+        raise player.too_many()
     kept = [row for row in rows if row is not None]
     return kept, len(rows) - len(kept)
 
@@ -55,4 +66,25 @@ def pair(task: Task, trajectories: Sequence[Trajectory]) -> Row | None:
     if best_reward <= worst_reward or best.text.strip() == worst.text.strip():
         return None
     rewards = [best_reward, worst_reward]
-    return Row({"prompt": task.prompt, "chosen": best.text, "rejected": worst.text, "rewards": rewards}, task.id)
+    if is_single(task, best) and is_single(task, worst):
+        return Row({"prompt": task.prompt, "chosen": best.text, "rejected": worst.text, "rewards": rewards}, task.id)
+    asked = [trajectory.messages[: trajectory.num_prompt_messages] for trajectory in (best, worst)]
+    if asked[0] != asked[1] or list(best.tools) != list(worst.tools):  # answers to different questions
+        return None
+    row = {"prompt": asked[0], "chosen": answers_of(best), "rejected": answers_of(worst), "rewards": rewards}
+    return Row(row | ({"tools": list(best.tools)} if best.tools else {}), task.id)
+
+
+def is_single(task: Task, trajectory: Trajectory) -> bool:
+    """One answer to the task's own prompt."""
+    asked = trajectory.messages[: trajectory.num_prompt_messages]
+    plain = len(trajectory.completion) == 1 and not trajectory.completion[0].get("tool_calls")
+    return plain and not trajectory.tools and asked == task.prompt
+
+
+def answers_of(trajectory: Trajectory) -> list[Message]:
+    """All turns, up to the last one of the policy."""
+    completion = list(trajectory.completion)
+    while completion and not (completion[-1]["role"] == "assistant" and completion[-1].get("weight", 1.0)):
+        completion.pop()
+    return completion

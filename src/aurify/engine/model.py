@@ -77,11 +77,36 @@ def load_model(config: ModelConfig | str, *, scalar_head: bool = False, seed: in
         else:
             module = load_gguf(place.gguf, dtype)
             module = with_scalar_head(module, seed) if scalar_head else module
+    check_vocabulary(tokenizer, module.get_input_embeddings().weight.shape[0], config.name)
     if scalar_head:
         module.config.pad_token_id = with_own_padding(tokenizer).pad_token_id
     # transformers gives the padding token's embedding no gradient; where that is the end token, it has to be trained.
     module.get_input_embeddings().padding_idx = None
     return LoadedModel(module.to(device).eval(), tokenizer, place.base, place.adapter, choice.reason)
+
+
+def check_vocabulary(tokenizer: Any, num_rows: int, name: str) -> None:
+    """Every token that can come about must have an embedding. Added tokens beyond the embedding are no harm where
+    nothing writes them: padding, or an image's place, in models whose tokenizer knows more than they do."""
+    beyond = {text: token for text, token in tokenizer.get_vocab().items() if token >= num_rows}
+    if not beyond:
+        return
+    added = {str(entry) for entry in getattr(tokenizer, "added_tokens_decoder", {}).values()}
+    written = {tokenizer.eos_token, tokenizer.bos_token} | {t for t in added if t in str(tokenizer.chat_template or "")}
+    needed = sorted((token, text) for text, token in beyond.items() if text not in added or text in written)
+    if needed:
+        token, text = needed[0]
+        raise UserError(
+            f"model {name!r}: its tokenizer has {len(needed)} tokens without an embedding, such as {text!r} ({token}); "
+            f"the model has {num_rows} rows. The tokenizer belongs to another model, or tokens were added without "
+            "model.resize_token_embeddings(len(tokenizer)); mend the folder"
+        )
+    log.warning(
+        "%s: added tokens without an embedding: %s; the chat template writes none of them, and a prompt that has one "
+        "is refused",
+        name,
+        ", ".join(sorted(beyond)[:5]),
+    )
 
 
 def load_folder(place: Place, dtype: torch.dtype, scalar_head: bool, seed: int) -> Any:

@@ -1,4 +1,9 @@
-"""What a model acts in. An environment is made for one trajectory, speaks messages only, and never sees a token."""
+"""What a model acts in. An environment is made for one trajectory, speaks messages only, and never sees a token.
+
+Its methods run in a thread with an event loop of its own, so they may block; each call has a time limit. An environment
+that never blocks, or shares what belongs to one event loop with others, says `threaded = False`, and runs beside them.
+If it takes an option `seed`, it gets one that depends on the run's seed, the step, the task and the place in the group:
+the same in a resumed run."""
 
 from __future__ import annotations
 
@@ -27,8 +32,8 @@ class Step:
 
     messages: list[Message] = field(default_factory=list)  # replies: role "tool" or "user"
     done: bool = False
-    rewards: dict[str, float] = field(default_factory=dict)  # added to those of the task's rubric
-    metrics: Metrics = field(default_factory=dict)
+    rewards: Mapping[str, float | None] = field(default_factory=dict)  # summed over steps, beside those of the rubric
+    metrics: Metrics = field(default_factory=dict)  # numbers, summed over steps
 
 
 class Environment(Protocol):

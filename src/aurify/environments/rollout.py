@@ -1,19 +1,27 @@
-"""Lets a policy act in an environment and keeps every token: who wrote it, and how likely it was when it was drawn."""
+"""Lets a policy act in an environment and keeps every token: who wrote it, and how likely it was when it was drawn.
+
+What goes wrong is raised here; `player.py` makes it the outcome of the trajectory."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import replace
+from typing import Any, cast
 
+from aurify.environments.answers import Answers, check_messages
 from aurify.environments.env import Environment, Observation, Step
 from aurify.errors import UserError
 from aurify.renderer import Renderer
-from aurify.samplers.sampler import Sampler
+from aurify.samplers.sampler import Sampler, request_order
 from aurify.signatures import crashes_of
-from aurify.types import Datum, Message, Metrics, SamplingParams, Segment, Task, Trajectory
+from aurify.types import Datum, Message, SamplingParams, Segment, Task, Trajectory
 
 TURN_STRIDE = 0x9E3779B97F4A7C15  # keeps the seeds of later turns away from those of neighbouring trajectories
+
+
+class NoRoom(UserError):
+    """A prompt that fills the context."""
 
 
 async def rollout(
@@ -33,12 +41,12 @@ async def rollout(
     params = replace(params, stop_tokens=(*params.stop_tokens, *sorted(renderer.stop_tokens)))
     if max_context is None:
         max_context = getattr(sampler, "max_context", None)
-    rewards: dict[str, float] = defaultdict(float)
-    metrics: Metrics = {}
-    truncated = False
+    answers = Answers()
+    truncated, order = False, request_order.get()
     try:
-        observation = await observe(environment)
-        messages, tools = list(observation.messages), observation.tools
+        first = await observe(environment)
+        messages, tools = first.messages, first.tools
+        num_prompt_messages = len(messages)
         tokens = renderer.prompt(messages, tools)
         segments = [Segment(tokens, "prompt")]
         check_room(task, tokens, max_context, renderer)
@@ -53,8 +61,11 @@ async def rollout(
                     room = min(room, max_context - len(tokens) - len(reply))
                 if room < 1:
                     truncated = True
+                    if segments[-1].origin == "environment":  # nobody read it, and it may be longer than the context
+                        segments.pop()
                     break
                 seed = None if params.seed is None else (params.seed + turn * TURN_STRIDE) % 2**64
+                request_order.set((*order, turn))
                 [completion] = await sampler.sample([*tokens, *reply], replace(params, max_tokens=room, seed=seed))
                 segments.append(Segment(completion.tokens, "policy", completion.logprobs, completion.versions))
                 reply += completion.tokens
@@ -64,10 +75,8 @@ async def rollout(
             if not finished:
                 truncated = True
                 break
-            step = await step_of(environment, message)
-            for name, value in step.rewards.items():
-                rewards[name] += value
-            metrics |= step.metrics
+            step = await step_of(environment, deepcopy(message))
+            answers.add(step)
             if step.done:
                 break
             delta = renderer.delta(before, reply, step.messages, tools)
@@ -77,22 +86,27 @@ async def rollout(
         else:
             truncated = True
     finally:
-        await environment.close()
-    num_prompt_messages = len(observation.messages)
+        request_order.set(order)
+        try:
+            await environment.close()
+        except Exception as error:  # what was played stays what it is
+            answers.problems.append(f"{name_of(environment)}: close() raised {type(error).__name__}: {error}")
     return Trajectory(
         segments,
         messages,
         num_prompt_messages,
-        dict(rewards),
+        answers.rewards,
         truncated=truncated,
-        metrics=metrics,
+        metrics=answers.metrics,
         source="guidance" if guidance else "policy",
+        tools=tools,
+        problems=answers.problems,
     )
 
 
 def check_room(task: Task, tokens: Sequence[int], max_context: int | None, renderer: Renderer) -> None:
     if max_context is not None and len(tokens) >= max_context:
-        raise UserError(
+        raise NoRoom(
             f"task {task.id!r}: its prompt has {len(tokens)} tokens and the context {max_context}, so there is no room "
             f"to answer {renderer.describe(tokens)}; shorten the prompt, or raise sampler.max_context if the model "
             "allows more"
@@ -100,20 +114,39 @@ def check_room(task: Task, tokens: Sequence[int], max_context: int | None, rende
 
 
 async def observe(environment: Environment) -> Observation:
-    with crashes_of(name_of(environment), type(environment)):
-        return await environment.start()
+    """What the environment shows first, as a copy: it may go on with its own lists."""
+    with crashes_of(name_of(environment), type(inner_of(environment))):
+        first: object = await environment.start()
+    if not isinstance(first, Observation):
+        raise UserError(
+            f"{name_of(environment)}: start() gave a {type(first).__name__}; it must return an aurify.Observation"
+        )
+    check_messages(first.messages, f"{name_of(environment)}: start()")
+    return Observation(deepcopy(list(first.messages)), deepcopy(list(first.tools)))
 
 
 async def step_of(environment: Environment, message: Message) -> Step:
-    with crashes_of(name_of(environment), type(environment)):
+    """The environment's answer, as a copy. Assistant messages that it writes have weight 0: they are not the
+    policy's."""
+    with crashes_of(name_of(environment), type(inner_of(environment))):
         step: object = await environment.step(message)
     if not isinstance(step, Step):
         raise UserError(f"{name_of(environment)}: step() gave a {type(step).__name__}; it must return an aurify.Step")
-    return step
+    check_messages(step.messages, f"{name_of(environment)}: step()")
+    messages = [
+        cast(Message, {**message, "weight": 0.0}) if message["role"] == "assistant" else message
+        for message in deepcopy(list(step.messages))
+    ]
+    return replace(step, messages=messages)
+
+
+def inner_of(environment: Any) -> Any:
+    """The environment itself, where it is hosted."""
+    return getattr(environment, "inner", environment)
 
 
 def name_of(environment: Environment) -> str:
-    return f"environment {type(environment).__name__!r}"
+    return f"environment {type(inner_of(environment)).__name__!r}"
 
 
 def datum_of(trajectory: Trajectory, advantage: float = 0.0) -> Datum:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aurify.environments.rollout import rollout
+from aurify.environments.player import MAX_TURNS, Player, RolloutOptions
 from aurify.errors import UserError
+from aurify.rewards.rubric import Rubric
 from aurify.types import Datum, Group, Metrics, SamplingParams, Task
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ class Judge(Protocol):
 @dataclass(frozen=True)
 class Evaluation:
     """accuracy: the mean over held-out tasks of the rubric's first reward, the one that judges the answer; where it
-    does not apply, the answer counts as wrong. error: standard error over tasks."""
+    does not apply, the answer counts as wrong, and so does one that failed twice. error: standard error over tasks."""
 
     accuracy: float
     error: float
     num_tasks: int
     metrics: Metrics = field(default_factory=dict)
     groups: Sequence[Group] = ()  # the transcripts
+    notes: Sequence[str] = ()  # what went wrong, and was counted
 
     def record(self) -> dict[str, Any]:
         return {"accuracy": self.accuracy, "error": self.error, "num_tasks": self.num_tasks, **self.metrics}
@@ -54,38 +56,47 @@ async def evaluate(
     samples_per_task: int = 1,
     seed: int = 0,
     max_context: int | None = None,
+    max_turns: int = MAX_TURNS,
+    options: RolloutOptions | None = None,
 ) -> Evaluation:
     """Answers to the first `num_tasks` held-out tasks (None: all), judged by the task's own rubric."""
     tasks = list(taskset.heldout)[:num_tasks]
     if not tasks:
         raise UserError(f"task {taskset.name!r} has no held-out tasks to evaluate on")
 
+    rubric = taskset.rubric if options is None else Rubric(taskset.rubric.rewards, options.reward_seconds)
+    player = Player(taskset.environment, sampler, renderer, options, max_context=max_context, max_turns=max_turns)
+
     async def answers(place: int, task: Task) -> Group:
         seeds = [(seed * 1_000_003 + place) * 1_000 + k for k in range(samples_per_task)]
-        trajectories = await asyncio.gather(
-            *(
-                rollout(
-                    task, taskset.environment(task), sampler, renderer, replace(params, seed=s), max_context=max_context
-                )
-                for s in seeds
-            )
+        played = await asyncio.gather(
+            *(player.play(task, replace(params, seed=s), order=(place, k)) for k, s in enumerate(seeds))
         )
-        await taskset.rubric.score(task, trajectories)
-        return Group(task, list(trajectories))
+        trajectories = [trajectory for trajectory in played if trajectory is not None]
+        await rubric.score(task, trajectories)
+        return Group(task, trajectories)
 
     groups = await asyncio.gather(*(answers(place, task) for place, task in enumerate(tasks)))
-    return summary(groups, taskset.rubric.rewards[0].name)
+    if not player.num_ended:
+        raise player.too_many()
+    return replace(summary(groups, taskset.rubric.rewards[0].name, samples_per_task), notes=player.take_lines())
 
 
-def summary(groups: Sequence[Group], answer_reward: str) -> Evaluation:
-    """Tasks weigh the same, however many answers each has."""
+def summary(groups: Sequence[Group], answer_reward: str, samples_per_task: int) -> Evaluation:
+    """Tasks weigh the same, however many answers each has. A group lacks those that failed."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    by_task = [statistics.fmean(t.rewards.get(answer_reward) or 0.0 for t in group.trajectories) for group in groups]
+    by_task = [
+        math.fsum(t.rewards.get(answer_reward) or 0.0 for t in group.trajectories) / samples_per_task
+        for group in groups
+    ]
+    num_failed = samples_per_task * len(groups) - len(trajectories)
     rewards = [t.reward for t in trajectories if t.reward is not None]
     metrics = {
         "length": statistics.fmean(t.num_policy_tokens for t in trajectories),
         "truncated": statistics.fmean(t.truncated for t in trajectories),
     }
+    if num_failed:
+        metrics["failed"] = num_failed / (samples_per_task * len(groups))
     if rewards:
         metrics["reward"] = statistics.fmean(rewards)
     error = statistics.stdev(by_task) / math.sqrt(len(by_task)) if len(by_task) > 1 else 0.0

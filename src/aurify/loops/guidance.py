@@ -130,7 +130,7 @@ async def guide_of(
         traces = await load_traces(
             options.path,
             renderer,
-            Rubric(taskset.rubric.rewards),
+            Rubric(taskset.rubric.rewards, stage.rollouts.reward_seconds),
             heldout=heldout if heldout is not None else heldout_tasks(taskset.heldout),
             max_tokens=max_tokens,
             max_context=max_context,

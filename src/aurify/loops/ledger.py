@@ -28,16 +28,19 @@ def rollout_metrics(
     continued = sum(t.num_policy_tokens for t in every if t.source == "guidance")  # after a guide's beginning
     wasted = sum(t.num_policy_tokens for group in discarded for t in group.trajectories if t.source != "replay")
     metrics = {
-        "rollout/length": statistics.fmean(lengths),
-        "rollout/length_max": float(max(lengths)),
-        "rollout/truncated": num_truncated / len(trajectories),
         "ledger/tokens_sampled": float(sum(lengths) + continued + wasted),
         "ledger/trajectories": float(len(every)),
         "ledger/trajectories_without_reward": float(sum(trajectory.reward is None for trajectory in every)),
         "ledger/trajectories_masked": float(num_truncated if stage.truncated == "mask" else 0),
+        "ledger/trajectories_truncated": float(num_truncated),
+        "ledger/environment_values_failed": float(sum(len(trajectory.problems) for trajectory in every)),
         "ledger/groups": float(len(groups)),
         "ledger/groups_without_spread": float(sum(not any(values) for values in advantages)),
     }
+    if trajectories:
+        metrics["rollout/length"] = statistics.fmean(lengths)
+        metrics["rollout/length_max"] = float(max(lengths))
+        metrics["rollout/truncated"] = num_truncated / len(trajectories)
     if rewards:
         metrics["reward/mean"] = statistics.fmean(rewards)
         metrics["reward/std"] = statistics.pstdev(rewards)

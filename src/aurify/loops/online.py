@@ -19,6 +19,7 @@ from aurify.algorithms.reward_kl import RewardKL, divergence
 from aurify.engine.checkpoint import rng_state
 from aurify.engine.optim import lr_at
 from aurify.environments.rollout import datum_of
+from aurify.errors import UserError
 from aurify.loops.entropy import EntropyController
 from aurify.loops.interrupt import Interrupt, Interrupted
 from aurify.loops.ledger import means_by_source, rollout_metrics
@@ -55,7 +56,8 @@ def train_online(
     checkpoints: Checkpoints,
 ) -> int:
     """Trains from the newest checkpoint, or from the start, to the end; then closes the sampler. Returns the number of
-    steps. Raises `Interrupted` after a checkpoint when asked to stop."""
+    steps. Raises `Interrupted` after a checkpoint when asked to stop. Where sampling stops the run, as after too many
+    failures, there is a checkpoint too."""
     stage, sampler, total = rollouts.stage, rollouts.sampler, rollouts.stage.steps
     if "ref_logprobs" in algorithm.needs:
         engine.keep_reference()
@@ -71,7 +73,13 @@ def train_online(
             for step in range(start, total):
                 begin, rng, taken = time.perf_counter(), rng_state(), tasks.taken
                 replayed = replay(engine, rollouts, step)
-                groups = runner.run(interrupt.until_stopped(rollouts.sample(step, algorithm, tasks, replayed)))
+                try:
+                    groups = runner.run(interrupt.until_stopped(rollouts.sample(step, algorithm, tasks, replayed)))
+                except UserError:
+                    if step > start:  # what was trained until here is not lost with it
+                        tasks.taken = taken
+                        checkpoints.save(step, engine, rng)
+                    raise
                 if groups is None:  # this step has changed nothing yet
                     tasks.taken = taken
                     checkpoints.save(step, engine, rng)
@@ -92,6 +100,8 @@ def train_online(
                     "time/sampled_per_second": metrics["ledger/tokens_sampled"] / (sampled - begin),
                 }
                 tracker.step(step + 1, metrics)
+                for line in rollouts.player.take_lines():
+                    tracker.event(line)
                 for name in sorted(rollouts.rubric.failures.keys() - reported):
                     tracker.event(
                         f"reward {name!r}: {rollouts.rubric.failures[name]}. Such answers are masked, and counted"
@@ -118,10 +128,13 @@ def learn(
 ) -> Metrics:
     """From scored groups to new weights. Where nothing has a gradient (no spread in any group, nor KL or entropy in
     `flat_groups: keep`), there is nothing to learn: the step counts, the weights stay."""
-    stage, rubric, discarded = rollouts.stage, rollouts.rubric, list(rollouts.discarded)
+    stage, rubric, num_asked = rollouts.stage, rollouts.rubric, len(groups)
+    discarded = [group for group in rollouts.discarded if group.trajectories]
     rollouts.discarded.clear()
+    groups = [group for group in groups if group.trajectories]
     advantages = algorithm.advantages(groups)
     metrics = rollout_metrics(groups, advantages, stage, discarded)
+    metrics |= {"ledger/groups_failed": float(num_asked - len(groups)), **rollouts.player.take_counts()}
     metrics["ledger/rewards_failed"] = float(sum(rubric.num_failures.values()))
     rubric.num_failures.clear()
     penalty = algorithm if isinstance(algorithm, RewardKL) and algorithm.reward_kl_coef else None

@@ -2,9 +2,9 @@
 
 A recipe names a model, a task and stages in order. A stage trains one model by one method, and later stages take its
 result by name: `model: "@sft"`, `reward: "@reward"`, `data: {stage: "@reward"}`. What stands at the top of a recipe
-(`model`, `task`, `lora`, `engine`, `sampler`, `tools_as_text`, `template_options`) holds for every stage that does
-not say otherwise. Which options a stage has follows from its method: an algorithm that computes advantages is trained
-online, every other one on static data.
+(`model`, `task`, `lora`, `engine`, `sampler`, `rollouts`, `tools_as_text`, `template_options`) holds for every stage
+that does not say otherwise. Which options a stage has follows from its method: an algorithm that computes advantages is
+trained online, every other one on static data.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from aurify.data.sources import is_one_file
 from aurify.engine.lora import LoraConfig
 from aurify.engine.model import ModelConfig
 from aurify.engine.optim import OptimConfig
+from aurify.environments.player import MAX_TURNS, RolloutOptions
 from aurify.errors import UserError
 from aurify.loops.guidance import GuidanceOptions
 from aurify.loops.replay import ReplayOptions
@@ -36,6 +37,7 @@ INHERITED = (
     "lora",
     "engine",
     "sampler",
+    "rollouts",
     "tools_as_text",
     "template_options",
 )  # of the recipe, for stages that do not set them; `model` is merged
@@ -74,9 +76,14 @@ class EvaluationOptions:
 
     num_tasks: int = 64  # 0 = no evaluation
     sampling: SamplingParams = SamplingParams(temperature=0.0)
+    max_turns: int | None = None  # of a conversation; None: as many as the stage trains with, 16 where it says nothing
 
     def __post_init__(self) -> None:
         at_least(0, num_tasks=self.num_tasks)
+        at_least(1, max_turns=self.max_turns)
+
+    def turns(self, stage: OfflineStage | OnlineStage) -> int:
+        return self.max_turns or (stage.max_turns if isinstance(stage, OnlineStage) else MAX_TURNS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +94,11 @@ class PairSampling:
     num_heldout: int = 32  # tasks of the held-out split, for the pair accuracy
     group_size: int = 8
     sampling: SamplingParams = SamplingParams()
+    max_turns: int = MAX_TURNS  # of a conversation with an environment
     reward: str | None = None  # "@stage": a reward model judges; None: the task's own reward
 
     def __post_init__(self) -> None:
-        at_least(1, num_tasks=self.num_tasks)
+        at_least(1, num_tasks=self.num_tasks, max_turns=self.max_turns)
         at_least(0, num_heldout=self.num_heldout)
         at_least(2, group_size=self.group_size)
 
@@ -180,6 +188,7 @@ class Stage:
     algorithm: dict[str, Any] = field(default_factory=dict)  # the fields of the method's dataclass
     engine: EngineOptions = EngineOptions()
     sampler: SamplerOptions = SamplerOptions()
+    rollouts: RolloutOptions = RolloutOptions()  # time limits, and when too much fails
     tools_as_text: bool = False  # tools, calls and results go into the text, for chat templates that leave them out
     template_options: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
     checkpoint_every: int = 20  # steps; 0: only when the run is interrupted
@@ -234,7 +243,7 @@ class OnlineStage(Stage):
     truncation_penalty: float = 1.0  # what "penalise" takes off the reward
     num_minibatches: int = 1  # optimiser steps that share out the groups of one round of sampling
     num_epochs: int = 1  # passes over the samples of one round
-    max_turns: int = 16
+    max_turns: int = MAX_TURNS  # of a conversation with an environment
     samples_every: int = 10  # steps between samples that are written down; 0 = none
 
     def __post_init__(self) -> None:
@@ -267,6 +276,7 @@ class Recipe:
     lora: LoraConfig | None = None
     engine: EngineOptions = EngineOptions()
     sampler: SamplerOptions = SamplerOptions()
+    rollouts: RolloutOptions = RolloutOptions()
     tools_as_text: bool = False
     template_options: dict[str, Any] = field(default_factory=dict)
 

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from aurify.algorithms.estimators import spread
-from aurify.environments.rollout import rollout
+from aurify.environments.player import Player
 from aurify.errors import UserError
 from aurify.loops.guidance import Beginning
 from aurify.loops.progress import derive_seed
@@ -46,13 +46,29 @@ class Rollouts:
     guide: Guide | None = None
     buffer: Buffer | None = None  # of past successes
     discarded: list[Group] = field(default_factory=list)  # sampled in this step, and not trained
+    player: Player = field(init=False)
+
+    def __post_init__(self) -> None:
+        stage = self.stage
+        player = Player(
+            self.taskset.environment,
+            self.sampler,
+            self.renderer,
+            stage.rollouts,
+            max_context=stage.sampler.max_context,
+            max_turns=stage.max_turns,
+        )
+        object.__setattr__(self, "player", player)
 
     async def sample(
         self, step: int, algorithm: OnlineAlgorithm, tasks: TaskStream, replayed: Sequence[tuple[Task, Entry]]
     ) -> list[Group]:
         """The groups of a step. Those without spread are drawn again with other tasks, up to `dynamic_sampling`
         times (DAPO, arXiv 2503.14476); what then still has none stays. By `dynamic_sampling_by`, spread is that of the
-        advantages, or of the first reward, which judges the answer: accuracy, as in the paper."""
+        advantages, or of the first reward, which judges the answer: accuracy, as in the paper.
+
+        A group of which every trajectory failed is empty. Where that is so from the first step on, and of all of them,
+        there is nothing to go on with."""
         stage = self.stage
         avoid = {task.id for task, _ in replayed} | (self.buffer.retired if self.buffer else set())
         fresh = tasks.take(stage.prompts_per_step - len(replayed), avoid)
@@ -66,6 +82,8 @@ class Rollouts:
             again = await self.groups(step, tasks.take(len(flat), avoid), first=first)
             for place, group in zip(flat, again, strict=True):
                 groups[place] = group
+        if not self.player.num_ended:
+            raise self.player.too_many()
         return groups
 
     def without_spread(self, groups: Sequence[Group], algorithm: OnlineAlgorithm) -> list[int]:
@@ -74,7 +92,9 @@ class Rollouts:
             name = self.rubric.rewards[0].name
             values = [[t.rewards.get(name) for t in group.trajectories] for group in groups]
             return [place for place, row in enumerate(values) if not spread(row)]
-        return [place for place, values in enumerate(algorithm.advantages(groups)) if not any(values)]
+        filled = [group for group in groups if group.trajectories]
+        known = iter(algorithm.advantages(filled))
+        return [place for place, group in enumerate(groups) if not group.trajectories or not any(next(known))]
 
     async def groups(
         self, step: int, tasks: Sequence[Task], stored: Sequence[Entry] = (), *, first: int = 0
@@ -94,17 +114,17 @@ class Rollouts:
         late = self.guide is not None and self.guide.options.replace == "all_failed"
         replayed = [stored.trajectory()] if stored else []
         num_given = 0 if late else len(given)
-        num_own = len(seeds) - len(replayed) - num_given
-        beginnings = [Beginning()] * num_own + given[:num_given]
-        sampled = await asyncio.gather(*map(self.trajectory, [task] * len(beginnings), seeds, beginnings))
+        beginnings = [Beginning()] * (len(seeds) - len(replayed) - num_given) + given[:num_given]
+        sampled = await self.trajectories(task, seeds, beginnings, (step, place))
         trajectories = [*sampled, *replayed]
         await self.rubric.score(task, trajectories)
         if late and given and not any(self.rubric.succeeded(t, self.success) for t in trajectories):
-            guided = await asyncio.gather(*(self.trajectory(task, 0, beginning) for beginning in given))
-            kept = num_own - len(given)
-            self.discarded.append(Group(task, trajectories[kept:num_own]))
+            seeds = [derive_seed(self.seed, step, place, task.id, "late guidance", k) for k in range(len(given))]
+            guided = await self.trajectories(task, seeds, given, (step, place, len(beginnings)))
+            kept = max(0, len(beginnings) - len(guided))  # of the policy's own, less those that failed
+            self.discarded.append(Group(task, sampled[kept:]))
             await self.rubric.score(task, guided)
-            trajectories[kept:num_own] = guided
+            trajectories = [*sampled[:kept], *guided, *replayed]
         weights = {reward.name: reward.weight for reward in self.rubric.rewards}
         combine_rewards(trajectories, weights, self.stage.combine_rewards)
         if self.stage.truncated == "penalise":
@@ -112,22 +132,22 @@ class Rollouts:
                 penalise(trajectory, self.stage.truncation_penalty)
         return Group(task, trajectories, weights)
 
-    async def trajectory(self, task: Task, seed: int, given: Beginning | None = None) -> Trajectory:
-        beginning = given or Beginning()
-        try:
-            trajectory = await rollout(
-                task,
-                self.taskset.environment(task),
-                self.sampler,
-                self.renderer,
-                replace(self.stage.sampling, seed=seed),
-                max_context=self.stage.sampler.max_context,
-                max_turns=self.stage.max_turns,
-                guidance=beginning.tokens,
-            )
-        except UserError as error:
-            raise UserError(f"task {task.id!r}: {error}") from error
-        if beginning.logprobs is not None:
+    async def trajectories(
+        self, task: Task, seeds: Sequence[int], beginnings: Sequence[Beginning], order: tuple[int, ...]
+    ) -> list[Trajectory]:
+        """One for each beginning, but those that failed. order: of their requests, among those of the whole run."""
+        played = (
+            self.trajectory(task, seed, beginning, (*order, k))
+            for k, (seed, beginning) in enumerate(zip(seeds, beginnings, strict=False))
+        )
+        return [trajectory for trajectory in await asyncio.gather(*played) if trajectory is not None]
+
+    async def trajectory(
+        self, task: Task, seed: int, beginning: Beginning, order: tuple[int, ...]
+    ) -> Trajectory | None:
+        params = replace(self.stage.sampling, seed=seed)
+        trajectory = await self.player.play(task, params, guidance=beginning.tokens, order=order)
+        if trajectory is not None and beginning.logprobs is not None:
             trajectory.segments = [
                 replace(s, logprobs=beginning.logprobs) if s.origin == "guidance" else s for s in trajectory.segments
             ]

@@ -15,6 +15,7 @@ from aurify.data.preferences import sample_preferences
 from aurify.engine import checkpoint
 from aurify.engine.engine import Engine
 from aurify.engine.model import ModelConfig, load_model
+from aurify.environments.player import RolloutOptions
 from aurify.errors import UserError
 from aurify.evaluation.evaluate import (
     evaluate,
@@ -92,6 +93,9 @@ class StageRun:
             engine.close()
             for line in self.guard.lines():
                 self.tracker.event(line)
+        except UserError as error:
+            self.tracker.event(f"stopped: {error}")
+            raise
         finally:
             self.tracker.finish()
         self.run_folder.record(self.name, status="finished", seconds=round(time.perf_counter() - began, 1))
@@ -224,12 +228,14 @@ class StageRun:
         return guide
 
     def rubric(self, stage: OnlineStage, taskset: TaskSet) -> tuple[Rubric, Engine | None]:
-        """The task's rewards, and a reward model's. Rewards that are left out still show up, with weight 0."""
+        """The task's rewards, and a reward model's. Rewards that are left out still show up, with weight 0. Failures
+        are counted apart from those of evaluations."""
         if stage.reward is None:
-            return Rubric(taskset.rubric.rewards), None  # counts its failures apart from those of evaluations
+            return Rubric(taskset.rubric.rewards, stage.rollouts.reward_seconds), None
         judge = self.judge(stage.reward.model)
         own = [Reward(r.function, 0.0 if stage.reward.alone else r.weight, r.name) for r in taskset.rubric.rewards]
-        return Rubric([*own, (ModelReward(judge), stage.reward.weight, "reward_model")]), judge
+        judged = (ModelReward(judge), stage.reward.weight, "reward_model")
+        return Rubric([*own, judged], stage.rollouts.reward_seconds), judge
 
     def export(self, engine: Engine) -> None:
         """`final/` is complete or not there."""
@@ -240,7 +246,9 @@ class StageRun:
 
     def checkpoints(self, items: list[Any]) -> Checkpoints:
         stage = self.stage
-        same = replace(stage, checkpoint_every=0, keep_checkpoints=1)  # how often to save may change between two runs
+        limits = RolloutOptions(in_rounds=stage.rollouts.in_rounds)
+        # how often to save, and how long to wait for others, may change between two runs
+        same = replace(stage, checkpoint_every=0, keep_checkpoints=1, rollouts=limits)
         identity = fingerprint([self.seed, same, *items])
         return Checkpoints(self.folder.checkpoints, stage.checkpoint_every, stage.keep_checkpoints, identity)
 
@@ -282,7 +290,8 @@ class StageRun:
         engine = self.open(trainable=False)
         sampler, renderer = self.sampler(engine), make_renderer(stage, engine.tokenizer)
         judge = self.judge(sample.reward) if sample.reward else None
-        rubric = Rubric([ModelReward(judge)]) if judge else taskset.rubric
+        rewards = [ModelReward(judge)] if judge else taskset.rubric.rewards
+        rubric = Rubric(rewards, self.stage.rollouts.reward_seconds)
         parts = (
             list(islice(taskset.train(derive_seed(self.seed, "pairs")), sample.num_tasks)),
             taskset.heldout[: sample.num_heldout],
@@ -293,7 +302,8 @@ class StageRun:
                 return [
                     await sample_preferences(
                         tasks, taskset.environment, rubric, sampler, renderer, sample.sampling, sample.group_size,
-                        derive_seed(self.seed, "pairs", part),
+                        derive_seed(self.seed, "pairs", part), max_turns=sample.max_turns,
+                        options=self.stage.rollouts, tell=self.tracker.event,
                     )
                     for part, tasks in enumerate(parts)
                 ]  # fmt: skip
@@ -363,13 +373,18 @@ class StageRun:
                     options.sampling,
                     num_tasks=options.num_tasks,
                     seed=self.recipe.seed,
+                    max_turns=options.turns(self.stage),
+                    options=self.stage.rollouts,
                 )
             finally:
                 await sampler.close()
 
         with self.waiting(f"evaluating {min(options.num_tasks, len(taskset.heldout))} held-out tasks"):
             result = run_async(answer())
-        return result.accuracy, {key: value for key, value in result.record().items() if key != "accuracy"}
+        for note in result.notes:
+            self.tracker.event(note)
+        details = {key: value for key, value in result.record().items() if key != "accuracy"}
+        return result.accuracy, details | {"max_turns": options.turns(self.stage)}
 
     def before(self, measure: Measure | None) -> None:
         """Measures the model that the stage starts from, unless this is known: from before a kill, or from another
@@ -377,7 +392,9 @@ class StageRun:
         results = self.run_folder.results()
         if measure is None or results[self.name].get("before") is not None:
             return
-        known = known_number(results, self.stage.model.name, self.stage.task) if measure.name == "accuracy" else None
+        turns = self.recipe.evaluation.turns(self.stage)
+        accuracy = measure.name == "accuracy"
+        known = known_number(results, self.stage.model.name, self.stage.task, turns) if accuracy else None
         value, details = known or measure.take()
         self.run_folder.record(self.name, measure=measure.name, before=value, details_before=details)
         self.tracker.event(f"{measure.name} before: {value:.3f}" + (" (known)" if known else ""))
@@ -394,13 +411,14 @@ class StageRun:
         return self.console.rich.status(f"{self.name}: {text} ...")
 
 
-def known_number(results: dict[str, dict[str, Any]], model: str, task: Any) -> Number | None:
+def known_number(results: dict[str, dict[str, Any]], model: str, task: Any, turns: int) -> Number | None:
     """The accuracy of a model on a task, if another stage has measured it: as its result, or as its own start."""
     for stage, result in results.items():
         if result.get("measure") != "accuracy" or result.get("task") != task:
             continue
         for name, when in ((f"@{stage}", "after"), (result["model"], "before")):
-            if name == model and result.get(when) is not None:
+            same = result.get(f"details_{when}", {}).get("max_turns", turns) == turns
+            if name == model and result.get(when) is not None and same:
                 return result[when], result[f"details_{when}"]
     return None
 

@@ -56,9 +56,7 @@ def read_json(text: str) -> Any:
 def calls_in(trajectory: Trajectory) -> list[Call | None]:
     """Every call of the reply; None for one that cannot be read."""
     found: list[Call | None] = []
-    for message in trajectory.completion:
-        if message["role"] != "assistant":
-            continue
+    for message in trajectory.replies:
         if declared := message.get("tool_calls"):
             found += [call_of(call) for call in declared]
         else:

@@ -17,6 +17,8 @@ class Scorer(Protocol):
 class ModelReward:
     """Scores the very tokens that were sampled, as the reward model was trained on them: prompt, reply, end token."""
 
+    threaded = False  # its model is computed with all cores, in the thread that made it
+
     def __init__(self, scorer: Scorer) -> None:
         self.scorer = scorer
         self.__name__ = "reward_model"

@@ -40,9 +40,7 @@ def procedure(partial: bool = True) -> Callable[[Task, Trajectory], float | None
 def places_of(sign: Mapping[str, str], trajectory: Trajectory) -> list[Place]:
     """Where a sign shows in what the policy wrote after its thoughts."""
     found: list[Place] = []
-    for number, message in enumerate(trajectory.completion):
-        if message["role"] != "assistant":
-            continue
+    for number, message in enumerate(trajectory.replies):
         text = str(message.get("content") or "").rpartition("</think>")[2]
         if "tool" in sign:
             declared = message.get("tool_calls")

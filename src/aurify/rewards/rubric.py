@@ -5,26 +5,75 @@ with conversational completions: `(prompts, completions, **columns) -> list[floa
 and is masked, not zero. So is a reward that raises or is not a finite number, since it says nothing about the answer;
 it is counted, and a reward that does nothing but fail is an error.
 
-Async rewards of a group run at the same time. A plain function blocks the others while it runs; one that takes long
-and may run beside others says so by an attribute: `function.threaded = True`."""
+Async rewards of a group run at the same time. A plain function runs in a thread of its own, one call after the other,
+so it may block. An attribute says otherwise: with `function.threaded = True` several calls may run side by side, with
+False they run in the event loop, in the thread that everything started in. A call that takes longer than its limit
+counts as one that raised; Aurify's own rewards have limits of their own."""
 
 from __future__ import annotations
 
 import asyncio
 import inspect
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from aurify import registry
 from aurify.errors import UserError
 from aurify.signatures import call
+from aurify.threads import PerLoop, TimeLimit, Worker, in_thread, wait_for
 from aurify.types import Task, Trajectory
 
 RewardFunction = Callable[..., Any]
+SECONDS = 120.0  # for a call
+SIDE_BY_SIDE = min(32, (os.cpu_count() or 1) + 4)  # calls of a reward that says `threaded = True`
 MAX_FAILURES_IN_A_ROW = 64  # completions; a reward that has worked may fail for a few bad tasks, but not for so many
+
+
+class Calls:
+    """How one function of a person is called."""
+
+    def __init__(self) -> None:
+        self.worker, self.turn, self.side_by_side = Worker("aurify-reward"), PerLoop(1), PerLoop(SIDE_BY_SIDE)
+        self.needs_main_thread = False  # found out: it uses signals
+
+    async def caught(self, seconds: float | None, function: RewardFunction, *arguments: Any, **keywords: Any) -> Any:
+        """What it returns, or the exception that it raised."""
+        if str(getattr(getattr(function, "__self__", function), "__module__", "")).startswith("aurify."):
+            seconds = None
+        try:
+            value = await self._call(seconds, partial(function, *arguments, **keywords), function)
+            return await wait_for(value, seconds, "the reward") if inspect.isawaitable(value) else value
+        except UserError as error:
+            if isinstance(error, TimeLimit):
+                return error
+            raise  # not this answer but the set-up is wrong: an extra is missing, or a sandbox
+        except Exception as error:
+            return error
+
+    async def _call(self, seconds: float | None, call: Callable[[], Any], function: RewardFunction) -> Any:
+        threaded = getattr(getattr(function, "__self__", function), "threaded", None)
+        if threaded:
+            async with self.side_by_side.get():
+                return await in_thread(call, seconds, "the reward")
+        if threaded is False or self.needs_main_thread or is_async(function):
+            return call()
+        async with self.turn.get():
+            try:
+                return await self.worker.run(call, seconds, "the reward")
+            except ValueError as error:
+                if "main thread" not in str(error):
+                    raise
+        self.needs_main_thread = True  # such as math_verify, whose time limits are signals
+        return call()
+
+
+def is_async(function: RewardFunction) -> bool:
+    return any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
 
 
 @dataclass(frozen=True)
@@ -32,13 +81,17 @@ class Reward:
     function: RewardFunction
     weight: float = 1.0
     name: str = ""
+    calls: Calls = field(default_factory=Calls, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:
             object.__setattr__(self, "name", getattr(self.function, "__name__", type(self.function).__name__))
 
-    async def __call__(self, task: Task, trajectories: Sequence[Trajectory]) -> list[Any]:
-        """A value, or the exception that came instead, for each trajectory."""
+    async def __call__(
+        self, task: Task, trajectories: Sequence[Trajectory], seconds: float | None = SECONDS
+    ) -> list[Any]:
+        """A value, or the exception that came instead, for each trajectory. seconds: the limit of a call."""
+        caught = partial(self.calls.caught, seconds)
         batch = getattr(self.function, "batch", None)  # ours may have it, to judge a whole group in one call
         if batch is None and not is_trl(self.function):
             return await asyncio.gather(*(caught(self.function, task, trajectory) for trajectory in trajectories))
@@ -53,18 +106,6 @@ class Reward:
 
 def is_trl(function: RewardFunction) -> bool:
     return "completions" in inspect.signature(function).parameters
-
-
-async def caught(function: RewardFunction, *arguments: Any, **keywords: Any) -> Any:
-    try:
-        if getattr(getattr(function, "__self__", function), "threaded", False):
-            return await asyncio.to_thread(function, *arguments, **keywords)
-        value = function(*arguments, **keywords)
-        return await value if inspect.isawaitable(value) else value
-    except UserError:  # not this answer but the set-up is wrong: an extra is missing, or a sandbox
-        raise
-    except Exception as error:
-        return error
 
 
 def columns(function: RewardFunction, task: Task, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
@@ -85,9 +126,10 @@ def columns(function: RewardFunction, task: Task, trajectories: Sequence[Traject
 
 class Rubric:
     """rewards: functions, or (function, weight) or (function, weight, name), or `Reward`s. The first one judges the
-    answer: accuracy is its mean."""
+    answer: accuracy is its mean. seconds: the limit of a call."""
 
-    def __init__(self, rewards: Sequence[Any]) -> None:
+    def __init__(self, rewards: Sequence[Any], seconds: float | None = SECONDS) -> None:
+        self.seconds = seconds
         self.rewards = [
             reward if isinstance(reward, Reward) else Reward(*reward) if isinstance(reward, tuple) else Reward(reward)
             for reward in rewards
@@ -104,11 +146,13 @@ class Rubric:
         """Fills `rewards` (the breakdown) and `reward` (the weighted sum of those that apply) of every trajectory.
 
         What the environment gave on the way counts with weight 1."""
+        if not trajectories:
+            return
         own = {reward.name for reward in self.rewards}
         for trajectory in trajectories:
             given = [value for name, value in trajectory.rewards.items() if name not in own and value is not None]
             trajectory.reward = math.fsum(given) if given else None
-        every = await asyncio.gather(*(reward(task, trajectories) for reward in self.rewards))
+        every = await asyncio.gather(*(reward(task, trajectories, self.seconds) for reward in self.rewards))
         for reward, values in zip(self.rewards, every, strict=True):
             problems = [problem_of(value) for value in values]
             for trajectory, value, problem in zip(trajectories, values, problems, strict=True):

@@ -46,6 +46,7 @@ class Continuous:
         self.executor: Executor = executor or CoresExecutor(max_batch)
         self.slots = Slots(max_batch, self.executor.steps, device)
         self.active: list[Sequence] = []  # sequence k is in slot k
+        self.moving = False  # the cache is getting another size
 
     def admit(self, waiting: deque[Sequence]) -> list[Sequence]:
         """Takes those for whom there are slots, and room in the cache for all that they may still write."""
@@ -70,13 +71,28 @@ class Continuous:
         """Computes the prompts and draws the first tokens."""
         first = len(self.active)
         self.active += admitted
+        self.moving = True
         self._reserve()
+        self.moving = False
         for slot, sequence in enumerate(admitted, first):
             self.slots.put(slot, sequence)
         options = self.slots.send(first, admitted, 1)
         hidden = self._prefill(admitted, first)
         self.slots.state.part(first, len(self.active)).record(self._logits(hidden), options)
         return self.slots.fetch(first, admitted)
+
+    def take_back(self, admitted: list[Sequence]) -> bool:
+        """Prompts touch no slot but their own, so the others go on. Not so where the cache itself was being moved."""
+        if self.moving:
+            return False
+        taken = set(map(id, admitted))
+        self.active = [sequence for sequence in self.active if id(sequence) not in taken]
+        self.slots.clear(len(self.active))
+        for sequence in admitted:
+            sequence.restart()
+        if not self.active:
+            self.release()
+        return True
 
     def advance(self) -> Drawn:
         """A block of steps for all sequences in flight."""
@@ -105,7 +121,7 @@ class Continuous:
 
     def release(self) -> None:
         """Nothing is to do: memory goes back, for training say. On a card a small cache stays, with its graphs."""
-        self.active = []
+        self.active, self.moving = [], False
         self.slots.clear(0)
         if self.cache.num_bytes > self.kept_bytes:
             self._drop()

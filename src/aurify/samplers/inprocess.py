@@ -2,11 +2,22 @@
 training goes on.
 
 This file is its asynchronous side: requests, the thread that works on them, and their results. How tokens come about
-is in `continuous.py`, and for models that cannot do that in `recurrent.py`."""
+is in `continuous.py`, and for models that cannot do that in `recurrent.py`.
+
+What is equal from run to run: the same request with the same seed draws with the same random numbers, whatever runs
+beside it. The last bits of log-probs depend on the batch. Requests that are made at the same moment begin in the same
+batch, in the order of `request_order`, so answers to plain questions (`SingleTurn`) are equal to the bit on the same
+machine with the same options. How long an environment takes, to start in a thread of its own or to answer, decides
+which step the request after it joins; there log-probs agree to rounding, and so do the tokens, unless a random number
+falls between two roundings of the same probability. With `rollouts.in_rounds` (environments/rounds.py) these are equal
+to the bit too, for up to 128 environments at a time.
+
+Every request ends, with its completions or with the error: see `_recover`."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -22,8 +33,11 @@ from aurify.errors import UserError
 from aurify.samplers.continuous import Continuous, Drawn
 from aurify.samplers.recurrent import SameLength
 from aurify.samplers.request import Request, Sequence
+from aurify.samplers.sampler import request_order
 from aurify.samplers.step import choose_step, prepare_layouts
 from aurify.types import Completion, SamplingParams
+
+log = logging.getLogger("aurify")
 
 
 class Decoder(Protocol):
@@ -36,6 +50,10 @@ class Decoder(Protocol):
         ...
 
     def begin(self, admitted: list[Sequence]) -> Drawn: ...
+
+    def take_back(self, admitted: list[Sequence]) -> bool:
+        """After a `begin` that failed: as if they had never been admitted. False: the others are lost too."""
+        ...
 
     def advance(self) -> Drawn: ...
 
@@ -78,6 +96,8 @@ class InProcessSampler:
         self.seeds = np.random.default_rng(seed)  # for requests without a seed
         self.arriving: list[Sequence] = []  # of the callers of this moment; see `_hand_over`
         self.waiting: deque[Sequence] = deque()
+        self.beginning: list[Sequence] = []  # admitted, and their prompts not computed yet
+        self.doubtful: set[Request] = set()  # a prefill with them failed: each is tried by itself
         self.wakeup = threading.Condition()
         self.closed = False
         self.thread: threading.Thread | None = None
@@ -98,11 +118,18 @@ class InProcessSampler:
                 f"the prompt has {len(prompt)} tokens; the context has room for 1 to {self.max_context - 1}: "
                 "shorten the prompt, or raise sampler.max_context if the model allows more"
             )
+        if not 0 <= min(prompt) <= max(prompt) < self.engine.vocabulary:
+            wrong = next(token for token in prompt if not 0 <= token < self.engine.vocabulary)
+            raise UserError(
+                f"the prompt has the token {wrong}, and {self.engine.name} has embeddings for 0 to "
+                f"{self.engine.vocabulary - 1}: its tokenizer belongs to another model, or has tokens that were added "
+                "without resizing the embeddings"
+            )
         loop = asyncio.get_running_loop()
-        request = Request(loop, loop.create_future(), n, on_token)
+        request = Request(loop, loop.create_future(), n, on_token, order=request_order.get())
         with self.wakeup:
             if self.closed:
-                raise ValueError("this sampler is closed")
+                raise closed()
             seed = int(self.seeds.integers(2**63)) if params.seed is None else params.seed
             for index in range(n):
                 generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, index]))
@@ -116,8 +143,10 @@ class InProcessSampler:
         batch: a worker that began with the first would batch the others by chance, and the last bits of log-probs,
         which depend on the batch, would differ from run to run."""
         with self.wakeup:
-            self.waiting.extend(self.arriving)
-            self.arriving = []
+            if not self.arriving or self.closed:
+                return
+            together = sorted([*self.waiting, *self.arriving], key=lambda sequence: sequence.request.order)
+            self.waiting, self.arriving = deque(together), []
             if self.thread is None:
                 self.thread = threading.Thread(target=self._work, name="aurify-sampler", daemon=True)
                 self.thread.start()
@@ -143,11 +172,13 @@ class InProcessSampler:
             self.version = version
 
     async def close(self) -> None:
+        """Whoever still waits for completions is told that the sampler is closed."""
         with self.wakeup:
             self.closed = True
             self.wakeup.notify()
         if self.thread is not None:
             await asyncio.to_thread(self.thread.join)
+        self._fail(self._unfinished(), closed())
         if self.decoder is not None:
             self.decoder.close()
             self.decoder = None
@@ -180,45 +211,52 @@ class InProcessSampler:
                 with self.engine.lock, torch.no_grad():
                     self._step(self.prepare())
             except BaseException as error:
-                with self.wakeup:
-                    failed = {sequence.request for sequence in self.waiting}
-                    self.waiting = deque()
-                if self.decoder is not None:
-                    failed |= {sequence.request for sequence in self.decoder.active}
-                    self.decoder.release()
-                for request in failed:
-                    request.fail(error)
+                self._recover(error)
 
     def _step(self, decoder: Decoder) -> None:
         """Admits what fits and gives every sequence in flight its next tokens."""
-        self._drop_cancelled(decoder)
-        admitted = self._admit(decoder)
-        if admitted:
-            self._extend(decoder, decoder.begin(admitted))
+        self._drop_ended(decoder)
+        self.beginning = self._admit(decoder)
+        if self.beginning:
+            drawn = decoder.begin(self.beginning)
+            self.doubtful -= {sequence.request for sequence in self.beginning}
+            self.beginning = []
+            self._extend(decoder, drawn)
         if decoder.active:
             self._extend(decoder, decoder.advance())
 
-    def _drop_cancelled(self, decoder: Decoder) -> None:
+    def _drop_ended(self, decoder: Decoder) -> None:
+        """Sequences of requests that failed, or whose caller gave up."""
         with self.wakeup:
-            self.waiting = deque(s for s in self.waiting if not s.request.future.cancelled())
+            self.waiting = deque(s for s in self.waiting if not s.request.over)
         for sequence in decoder.active:
-            if sequence.request.future.cancelled():
+            if sequence.request.over:
                 sequence.finish = "length"
         self._retire(decoder)
 
     def _admit(self, decoder: Decoder) -> list[Sequence]:
         with self.wakeup:
-            while True:
+            while self.waiting:
+                first = self.waiting[0].request
+                alone = first in self.doubtful  # nobody is admitted beside one of these
+                chosen = deque(s for s in self.waiting if not alone or s.request is first)
+                others = [s for s in self.waiting if alone and s.request is not first]
                 try:
-                    return decoder.admit(self.waiting)
-                except UserError as error:
-                    refused = self.waiting[0].request
-                    self.waiting = deque(s for s in self.waiting if s.request is not refused)
-                    refused.fail(error)
+                    admitted = decoder.admit(chosen)
+                    self.waiting = deque([*chosen, *others])
+                    return admitted
+                except Exception as error:  # UserError: the first one never fits; of others it alone is known
+                    self.waiting = deque(s for s in self.waiting if s.request is not first)
+                    self._fail([first], error)
+        return []
 
     def _extend(self, decoder: Decoder, drawn: Drawn) -> None:
         for sequence, tokens, logprobs in drawn:
-            sequence.extend(tokens, logprobs, self.version, self.engine.tokenizer)
+            try:
+                sequence.extend(tokens, logprobs, self.version, self.engine.tokenizer)
+            except Exception as error:  # its stop strings cannot be looked for, say: a matter of its own
+                sequence.request.fail(error)
+                sequence.finish = "length"
         self._retire(decoder)
 
     def _retire(self, decoder: Decoder) -> None:
@@ -226,14 +264,68 @@ class InProcessSampler:
         finished = [sequence for sequence in decoder.active if sequence.finish is not None]
         if not finished:
             return
-        decoder.remove()
+        try:
+            decoder.remove()
+            with self.wakeup:
+                idle = not (decoder.active or self.waiting)
+            if idle:
+                decoder.release()
+        finally:  # they have all their tokens, whatever became of the others
+            for sequence in finished:
+                if sequence.hand_over() and not sequence.request.failed:
+                    sequence.request.succeed()
+
+    def _recover(self, error: BaseException) -> None:
+        """After an exception in a step: those whom it concerns get it, and the others go on.
+
+        A prefill concerns the requests whose prompts were to be computed. If they were several, each is tried again by
+        itself. A decoding step, in the middle of a block or not, concerns all that are in flight, for nothing tells
+        them apart. Where a model cannot be decoded at all, it concerns everybody."""
+        decoder, beginning = self.decoder, self.beginning
+        self.beginning = []
+        if decoder is None:
+            self._fail(self._unfinished(), error)
+            return
+        if beginning and self._undo(decoder, beginning):
+            requests = {sequence.request for sequence in beginning}
+            if len(requests) == 1:
+                self._fail(requests, error)
+            else:
+                self.doubtful |= requests
+                with self.wakeup:
+                    self.waiting.extendleft(reversed(beginning))
+            return
+        in_flight = [sequence for sequence in (*decoder.active, *beginning) if sequence.finish is None]
+        self._fail({sequence.request for sequence in in_flight}, error)
+        try:
+            with self.engine.lock:
+                decoder.release()
+        except BaseException:  # the next step makes a new one
+            log.warning("the sampler starts anew after an error", exc_info=True)
+            self.decoder = None
+
+    def _undo(self, decoder: Decoder, beginning: list[Sequence]) -> bool:
+        """Takes sequences back whose prompts could not be computed. False: those in flight are lost as well."""
+        try:
+            with self.engine.lock, torch.no_grad():
+                return decoder.take_back(beginning)
+        except BaseException:
+            return False
+
+    def _unfinished(self) -> set[Request]:
         with self.wakeup:
-            idle = not (decoder.active or self.waiting)
-        if idle:
-            decoder.release()
-        for sequence in finished:
-            if sequence.hand_over():
-                sequence.request.succeed()
+            sequences = [*self.arriving, *self.waiting, *self.beginning]
+            self.arriving, self.waiting, self.beginning = [], deque(), []
+        return {sequence.request for sequence in (*sequences, *(self.decoder.active if self.decoder else ()))}
+
+    def _fail(self, requests: Iterable[Request], error: BaseException) -> None:
+        for request in requests:
+            self.doubtful.discard(request)
+            request.fail(error)
+
+
+def closed() -> ValueError:
+    return ValueError("this sampler is closed")
 
 
 def end_tokens(engine: Engine) -> frozenset[int]:

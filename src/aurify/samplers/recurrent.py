@@ -48,6 +48,13 @@ class SameLength:
             self.slots.put(slot, sequence)
         return self._run(torch.tensor([sequence.prompt for sequence in admitted], device=self.device))
 
+    def take_back(self, admitted: list[Sequence]) -> bool:
+        """They are all that is in flight."""
+        self.release()
+        for sequence in admitted:
+            sequence.restart()
+        return True
+
     def advance(self) -> Drawn:
         return self._run(self.slots.state.tokens[: len(self.rows), None])
 

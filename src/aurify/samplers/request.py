@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -19,12 +20,20 @@ class Request:
     left: int  # completions still to come
     on_token: Callable[[int], None] | None = None
     results: dict[int, Completion] = field(default_factory=dict)
+    order: tuple[int, ...] = ()
+    failed: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Nobody waits for it any more: it failed, or its caller gave up."""
+        return self.failed or self.future.cancelled()
 
     def succeed(self) -> None:
         completions = [self.results[index] for index in sorted(self.results)]
         self._call(lambda: self.future.set_result(completions))
 
     def fail(self, error: BaseException) -> None:
+        self.failed = True
         self._call(lambda: self.future.set_exception(error))
 
     def tell(self, token: int) -> None:
@@ -33,13 +42,14 @@ class Request:
             self._call(lambda: on_token(token))
 
     def _call(self, function: Callable[[], None]) -> None:
-        """In the caller's event loop; a caller who gave up hears no more."""
+        """In the caller's event loop; a caller who gave up, or whose loop is closed, hears no more."""
 
         def unless_done() -> None:
             if not self.future.done():
                 function()
 
-        self.loop.call_soon_threadsafe(unless_done)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self.loop.call_soon_threadsafe(unless_done)
 
 
 @dataclass(eq=False)
@@ -57,6 +67,9 @@ class Sequence:
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     finish: Literal["stop", "length"] | None = None
+
+    def __post_init__(self) -> None:
+        self.start: Any = self.generator.bit_generator.state
 
     @property
     def length(self) -> int:
@@ -88,6 +101,10 @@ class Sequence:
             return False
         tail = tokenizer.decode(self.tokens[-max(map(len, self.params.stop)) - 8 :])
         return any(text in tail for text in self.params.stop)
+
+    def restart(self) -> None:
+        """Nothing of it was drawn: the random numbers begin again."""
+        self.generator.bit_generator.state = self.start
 
     def hand_over(self) -> bool:
         """Puts the completion among the request's results. True when the request has all of them."""

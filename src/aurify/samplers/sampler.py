@@ -4,12 +4,17 @@ asynchronous, takes many callers at once and batches them itself. The weight ver
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
 from aurify.types import Completion, SamplingParams
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+# The place of a request among others: those that wait are admitted in this order, not in that of their arrival. It
+# belongs to the asyncio task that asks, so a sampler that batches nothing need not know of it.
+request_order: ContextVar[tuple[int, ...]] = ContextVar("request_order", default=())
 
 
 class Sampler(Protocol):

@@ -1,0 +1,71 @@
+"""Where the methods of an environment run: in a thread with an event loop of its own, each call within a time limit.
+So an environment that blocks, or never answers, holds up its own trajectory and no other."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from aurify.environments.env import Environment, Observation, Step
+from aurify.threads import Room, wait_for
+from aurify.types import Message, Task
+
+CLOSING_SECONDS = 1.0  # for an environment to close after a call that was given up
+
+
+class Hosted:
+    """An environment, as a rollout sees it. Without a room it runs in the caller's event loop."""
+
+    def __init__(self, inner: Environment, room: Room | None, seconds: float | None) -> None:
+        self.inner, self.room, self.seconds = inner, room, seconds
+
+    async def start(self) -> Observation:
+        return await self._call("start")
+
+    async def step(self, message: Message) -> Step:
+        return await self._call("step", message)
+
+    async def close(self) -> None:
+        await self._call("close")
+
+    async def _call(self, name: str, *arguments: Any) -> Any:
+        method = getattr(self.inner, name)
+        late = self.room is not None and self.room.late
+        seconds = CLOSING_SECONDS if late else self.seconds
+        what = f"environment {type(self.inner).__name__!r}: {name}()"
+        if self.room is None:
+            return await wait_for(method(*arguments), seconds, what)
+        return await self.room.run(partial(method, *arguments), seconds, what)
+
+
+def is_threaded(factory: Callable[..., Environment]) -> bool:
+    """Not those that say `threaded = False`: they never block."""
+    return bool(getattr(inner_function(factory), "threaded", True))
+
+
+async def make_environment(
+    factory: Callable[..., Environment], task: Task, seed: int | None, room: Room | None, seconds: float | None
+) -> Hosted:
+    """seed: given to factories that have a parameter of that name, unless the recipe has set it."""
+    options = {"seed": seed} if seed is not None and takes_seed(factory) else {}
+
+    async def make() -> Environment:
+        return factory(task, **options)
+
+    what = f"environment {getattr(inner_function(factory), '__name__', 'function')!r}: making it"
+    made = await (room.run(make, seconds, what) if room is not None else make())
+    return Hosted(made, room, seconds)
+
+
+def takes_seed(factory: Callable[..., Environment]) -> bool:
+    given = factory.keywords if isinstance(factory, partial) else {}
+    try:
+        return "seed" in inspect.signature(factory).parameters and "seed" not in given
+    except (TypeError, ValueError):
+        return False
+
+
+def inner_function(factory: Any) -> Any:
+    return factory.func if isinstance(factory, partial) else factory

@@ -1,0 +1,166 @@
+"""Plays tasks: one trajectory after the other, or many at once. What goes wrong inside a trajectory is its outcome and
+not the end of the run: it is tried once more with a fresh environment, then dropped and counted."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+from aurify.environments.env import Environment
+from aurify.environments.hosting import inner_function, is_threaded, make_environment
+from aurify.environments.rollout import NoRoom, rollout
+from aurify.environments.rounds import InRounds
+from aurify.errors import UserError
+from aurify.renderer import Renderer
+from aurify.samplers.sampler import Sampler, request_order
+from aurify.signatures import crashes_of
+from aurify.threads import PerLoop, Room, TimeLimit
+from aurify.types import Metrics, SamplingParams, Task, Trajectory
+
+log = logging.getLogger("aurify")
+
+ATTEMPTS = 2
+MAX_TURNS = 16
+MAX_ROOMS = 128  # environments with a thread at the same time; further trajectories wait
+MAX_TOLD = 5  # reasons of failures that are told in a step
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutOptions:
+    step_seconds: float = 120.0  # for an environment to start, to answer a message, to close
+    reward_seconds: float = 120.0  # for one call of a reward; of one that judges a whole group at once, too
+    max_failures: int = 64  # trajectories in a row that fail, each of them tried twice: then the run stops
+    # a turn begins when all trajectories have come to it: the slowest environment holds up the others, and runs of
+    # several turns are equal to the bit
+    in_rounds: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("step_seconds", "reward_seconds"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"rollouts.{name}: {getattr(self, name)!r} is out of range; it must be above 0")
+        if self.max_failures < 1:
+            raise UserError(f"rollouts.max_failures: {self.max_failures} is out of range; it must be at least 1")
+
+
+class Player:
+    """environment: makes one for a trajectory. max_context: None takes the sampler's, if it has one."""
+
+    def __init__(
+        self,
+        environment: Callable[[Task], Environment],
+        sampler: Sampler,
+        renderer: Renderer,
+        options: RolloutOptions | None = None,
+        *,
+        max_context: int | None = None,
+        max_turns: int = MAX_TURNS,
+    ) -> None:
+        self.environment, self.sampler, self.renderer = environment, sampler, renderer
+        self.options = options or RolloutOptions()
+        self.rounds = InRounds(sampler) if self.options.in_rounds else None
+        self.max_context, self.max_turns = max_context, max_turns
+        self.threaded, self.rooms = is_threaded(environment), PerLoop(MAX_ROOMS)
+        self.num_ended = 0  # trajectories that ended well, in all
+        self.counts: Counter[str] = Counter()  # since `take_counts`
+        self.in_a_row, self.last_reason = 0, ""
+        self.told: set[str] = set()
+        self.untold: list[str] = []
+
+    async def play(
+        self, task: Task, params: SamplingParams, *, guidance: Sequence[int] = (), order: tuple[int, ...] = ()
+    ) -> Trajectory | None:
+        """None: it failed twice. Both attempts have the same seed, so what failed by chance leaves no trace. order:
+        see `request_order`."""
+        async with self.rooms.get() if self.threaded else nullcontext():
+            if self.rounds is not None:
+                self.rounds.enter()
+            try:
+                return await self._attempts(task, params, guidance, order)
+            finally:
+                if self.rounds is not None:
+                    self.rounds.leave()
+
+    async def _attempts(
+        self, task: Task, params: SamplingParams, guidance: Sequence[int], order: tuple[int, ...]
+    ) -> Trajectory | None:
+        for attempt in range(ATTEMPTS):
+            if self.in_a_row >= self.options.max_failures:
+                raise self.too_many()
+            token = request_order.set(order)
+            try:
+                trajectory = await self._try(task, params, guidance)
+            except Exception as error:
+                log.debug("task %r failed", task.id, exc_info=True)
+                self.counts["retried" if attempt + 1 < ATTEMPTS else "failed"] += 1
+                self.last_reason = f"task {task.id!r}: {reason_of(error)}"
+                if attempt + 1 == ATTEMPTS:
+                    self.counts[f"failed_{kind_of(error)}"] += 1
+            else:
+                self.num_ended, self.in_a_row = self.num_ended + 1, 0
+                for problem in trajectory.problems:
+                    self._tell(problem, f"task {task.id!r}: {problem}. It is left out, and counted")
+                return trajectory
+            finally:
+                request_order.reset(token)
+        self.in_a_row += 1
+        self._tell(self.last_reason.partition(": ")[2], f"a trajectory is dropped, and counted: {self.last_reason}")
+        if self.in_a_row >= self.options.max_failures:
+            raise self.too_many()
+        return None
+
+    async def _try(self, task: Task, params: SamplingParams, guidance: Sequence[int]) -> Trajectory:
+        room = Room("aurify-environment") if self.threaded else None
+        try:
+            function = inner_function(self.environment)
+            with crashes_of(f"environment {getattr(function, '__name__', '')!r}", function):
+                environment = await make_environment(
+                    self.environment, task, params.seed, room, self.options.step_seconds
+                )
+            return await rollout(
+                task,
+                environment,
+                self.rounds or self.sampler,
+                self.renderer,
+                params,
+                max_context=self.max_context,
+                max_turns=self.max_turns,
+                guidance=guidance,
+            )
+        finally:
+            if room is not None:
+                room.leave()
+
+    def too_many(self) -> UserError:
+        num = max(self.in_a_row, 1)
+        all_of = "the first trajectories" if not self.num_ended else f"the last {num} trajectories in a row"
+        return UserError(f"{all_of} failed, each of them twice; the last one: {self.last_reason}")
+
+    def take_counts(self) -> Metrics:
+        """What failed since the last call, for the ledger."""
+        counts, self.counts = self.counts, Counter()
+        metrics = {f"ledger/{name}": float(num) for name, num in sorted(counts.items()) if "failed_" in name}
+        for name in ("failed", "retried"):
+            metrics[f"ledger/trajectories_{name}"] = float(counts[name])
+        return metrics
+
+    def take_lines(self) -> list[str]:
+        """What a person should be told of it: each reason once."""
+        lines, self.untold = self.untold, []
+        more = len(lines) - MAX_TOLD
+        return lines[:MAX_TOLD] + ([f"and {more} further reasons why trajectories failed"] if more > 0 else [])
+
+    def _tell(self, key: str, line: str) -> None:
+        if key not in self.told:
+            self.told.add(key)
+            self.untold.append(line)
+
+
+def reason_of(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
+def kind_of(error: Exception) -> str:
+    return "time_limit" if isinstance(error, TimeLimit) else "no_room" if isinstance(error, NoRoom) else "error"

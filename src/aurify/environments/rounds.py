@@ -1,0 +1,57 @@
+"""Turns in step, for runs that are to be equal to the bit though their conversations have several turns."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from aurify.samplers.sampler import Sampler
+from aurify.types import Completion, SamplingParams
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class InRounds:
+    """A sampler that lets a request go when all who play have made theirs. So which requests share a batch depends on
+    the conversations alone, and not on how long an environment takes to answer."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler, self.version = sampler, sampler.version
+        self.max_context: int | None = getattr(sampler, "max_context", None)
+        self.num_playing = 0
+        self.arrived: list[asyncio.Future[None]] = []
+
+    def enter(self) -> None:
+        self.num_playing += 1
+
+    def leave(self) -> None:
+        self.num_playing -= 1
+        self._begin_round()
+
+    async def sample(self, prompt: list[int], params: SamplingParams, n: int = 1) -> list[Completion]:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.arrived.append(turn)
+        self._begin_round()
+        try:
+            await turn
+        finally:
+            if turn in self.arrived:  # cancelled
+                self.arrived.remove(turn)
+        return await self.sampler.sample(prompt, params, n)
+
+    async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        await self.sampler.load_weights(weights, version)
+        self.version = version
+
+    async def close(self) -> None:
+        await self.sampler.close()
+
+    def _begin_round(self) -> None:
+        """All go in the same moment of the event loop, so the sampler finds all of them."""
+        if len(self.arrived) >= self.num_playing:
+            arrived, self.arrived = self.arrived, []
+            for turn in arrived:
+                if not turn.done():
+                    turn.set_result(None)
