@@ -237,6 +237,9 @@ class Card:
     def __init__(self, device: str) -> None:
         self.device = torch.device(device)
         self.cuda = self.device.type == "cuda"
+        if self.cuda and torch.cuda.is_available():
+            # more kinds of models than any run has; without this FlexAttention would refuse the last of them
+            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
 
     def synchronise(self) -> None:
         if self.cuda:
@@ -257,6 +260,11 @@ class Card:
         gc.collect()
         if self.cuda:
             torch.cuda.empty_cache()
+
+    def forget_compiled(self) -> None:
+        """As in a new process: what was compiled for other models is no longer looked through at every call."""
+        if self.cuda:
+            torch._dynamo.reset()
 
     def usable(self) -> int:
         """Bytes that can still be allocated."""

@@ -4,11 +4,11 @@
     python scripts/mutants.py kto gspo        # those whose name or file contains a word
     python scripts/mutants.py --list
 
-A fault is a piece of text that stands once in a file, and what takes its place. It is planted in a copy of src and
-tests, never in the working tree; the tests that are named for it run there with -x, within a time limit. One that
-passes them all has survived: a test is missing. First of all the same tests run without a fault: they must pass, or
-nothing is proved. A fault whose text is not found any more is an error, so that this list
-follows the code.
+A fault is a piece of text that stands once in a file, and what takes its place. It is planted in a copy of src, beside
+a copy of the tests as they are at the start, never in the working tree; the tests that are named for it run there with
+-x, within a time limit. One that passes them all has survived: a test is missing. First of all the same tests run
+without a fault: they must pass, or nothing is proved. A fault whose text is not found any more is an error, so that
+this list follows the code.
 
 Each fault runs in a fork of a process that has imported torch and transformers, and costs a few seconds."""
 
@@ -28,7 +28,8 @@ from pathlib import Path
 from mutants_list import FAULTS, Fault
 
 ROOT = Path(__file__).resolve().parents[1]
-POLL = 0.05
+COPIED = ("src", "tests", "recipes", "examples")
+POLL = 0.05  # seconds
 
 
 @dataclass
@@ -39,13 +40,21 @@ class Trial:
     began: float
 
 
-def copy_tree(folder: Path, fault: Fault) -> None:
-    """src and tests with the fault in them; whatever is not changed is a link."""
-    text = (ROOT / fault.path).read_text(encoding="utf-8")
-    shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("tests", "recipes", "examples", "pyproject.toml"):
-        (folder / name).symlink_to(ROOT / name)
+def take_copy(base: Path) -> None:
+    """The working tree as it is now: whoever goes on editing it changes no result."""
+    for name in COPIED:
+        shutil.copytree(ROOT / name, base / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", base)
+
+
+def plant(base: Path, folder: Path, fault: Fault) -> None:
+    """src with the fault in it; whatever is not changed is a link."""
+    shutil.copytree(base / "src", folder / "src")
+    for path in base.iterdir():
+        if path.name != "src":
+            (folder / path.name).symlink_to(path)
     if fault.old:
+        text = (base / fault.path).read_text(encoding="utf-8")
         (folder / fault.path).write_text(text.replace(fault.old, fault.new), encoding="utf-8")
 
 
@@ -56,8 +65,8 @@ def check_list(chosen: list[Fault]) -> None:
             raise SystemExit(f"{fault.path}: the text of {fault.name!r} stands there {num} times; mend the list")
 
 
-def start(fault: Fault, folder: Path) -> Trial:
-    copy_tree(folder, fault)
+def start(fault: Fault, base: Path, folder: Path) -> Trial:
+    plant(base, folder, fault)
     pid = os.fork()
     if pid == 0:
         os.setsid()  # its own group, so that a time limit ends its children too
@@ -151,12 +160,14 @@ def main() -> int:
     waiting, running, bad = [control, *chosen], [], []
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
+        base = Path(scratch) / "base"
+        take_copy(base)
         while waiting or running:
             while waiting and len(running) < options.jobs:
                 fault = waiting.pop(0)
                 folder = Path(scratch) / str(len(waiting))
                 folder.mkdir()
-                running.append(start(fault, folder))
+                running.append(start(fault, base, folder))
             time.sleep(POLL)
             for trial in list(running):
                 outcome = finish(trial, options.limit * (10 if trial.fault is control else 1))

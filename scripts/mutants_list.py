@@ -1,8 +1,6 @@
 """The faults that scripts/mutants.py plants: a name, a file, a text that stands once in it, what takes its place, and
 the test files that must notice."""
 
-
-
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -196,7 +194,8 @@ ALGORITHMS = [
     ),
     *faults(
         "algorithms/distillation.py",
-        "algorithms/test_distillation.py algorithms/test_fixtures_online.py loops/test_online_faults.py",
+        "algorithms/test_distillation.py algorithms/test_fixtures_online.py algorithms/test_fixtures_signs.py "
+        "loops/test_online_faults.py",
         ("needs a reward", "needs_reward: ClassVar[bool] = False", "needs_reward: ClassVar[bool] = True"),
         ("sign of the reward", "return math.exp(log_ratio) - 1", "return 1 - math.exp(log_ratio)"),
         ("beta of the other side", "(1 - self.beta) * math.log", "self.beta * math.log"),
@@ -220,7 +219,7 @@ ALGORITHMS = [
             "return max(0.0, math.fsum(ratios) / len(ratios))",
             "return math.fsum(ratios) / len(ratios)",
         ),
-        ("own completions", "range(k - 1, k - len(data), -1)", "range(k, k - len(data), -1)"),
+        ("the completion of the same prompt", "if prompts[j] != prompt)", "if True)"),
         ("label ignored", "gain = batch.label * self.beta", "gain = self.beta"),
     ),
     *faults(
@@ -301,16 +300,23 @@ LOOPS = [
             'chosen, metrics["ledger/trajectories_inconsistent"] = consistent(groups, chosen)',
             "pass",
         ),
-        ("rewards of weight 0 disagree", "if value is None or not weight:", "if value is None:"),
+        (
+            "rewards of weight 0 disagree",
+            "distance = weight * (value - fmean(known))",
+            "distance = value - fmean(known)",
+        ),
         ("a step that was stopped counts", "tasks.taken = taken\n", "pass\n"),
     ),
     *faults(
         "loops/rollouts.py",
         "loops/test_online_faults.py loops/test_online.py loops/test_guidance.py loops/test_sources.py",
+        ("rewards not combined", "combine_rewards(trajectories, weights, self.stage.combine_rewards)\n", "pass\n"),
         (
             "penalty before combining",
-            "combine_rewards(trajectories, weights, self.stage.combine_rewards)\n        if",
-            "if",
+            "        combine_rewards(trajectories, weights, self.stage.combine_rewards)\n",
+            "        for t in trajectories:\n            penalise(t, self.stage.truncation_penalty)\n"
+            "        combine_rewards(trajectories, weights, self.stage.combine_rewards)\n"
+            "        return Group(task, trajectories, weights)\n",
         ),
         ("penalty is a bonus", "trajectory.reward -= cost", "trajectory.reward += cost"),
         (
@@ -403,7 +409,7 @@ LOOPS = [
             "for t in scored[:1] for name, value in t.rewards.items() if value",
         ),
         ("weights ignored", "table) * [weights.get(name, 1.0) for name in names]", "table)"),
-        ("sign of the component", "loadings if loadings.sum() >= 0 else -loadings", "-loadings"),
+        ("sign of the component", "loadings if loadings.sum() >= 0 else -loadings", "loadings"),
         ("opposed rewards projected", "if (loadings < -EPSILON).any():", "if False:"),
         ("columns of weight 0", "names = [name for name in names if weights.get(name, 1.0)]", "pass"),
     ),

@@ -10,6 +10,7 @@ import tokenizers_in_code as made
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.renderer import renderer as renderer_file
+from aurify.renderer.foreign import any_of
 
 QUESTION = [{"role": "user", "content": "hello 12?"}]
 ANSWER = {"role": "assistant", "content": "hello all"}
@@ -241,8 +242,25 @@ def test_an_assistant_may_use_tags_of_thoughts_and_calls_but_no_other_special_to
     added = renderer.tokenizer.added_tokens_decoder
     trained = [str(added[t]) for t, w in zip(tokens, weights, strict=True) if w and t in added]
     assert trained == ["<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_end|>"]
+    assert trained_text(renderer, tokens, weights) == text + "<|im_end|>", "it is the thought that was given"
     prompt = renderer.prompt([user(text)])
     assert [str(added[t]) for t in prompt if t in added] == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+
+
+def test_plain_text_for_a_tokenizer_that_ends_every_text():
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = made.byte_level(eos=made.EOS)
+    ends = [(made.EOS, tokenizer.eos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {made.EOS}", special_tokens=ends)
+    tokens, weights = Renderer(tokenizer).text(f"x{made.EOS}y")
+    assert tokenizer.decode(tokens) == f"x{made.EOS}y{made.EOS}" and len(weights) == len(tokens)
+    assert tokens.count(tokenizer.eos_token_id) == 1
+
+
+def test_the_longest_control_token_is_meant():
+    assert any_of(["<a>", "<a><b>"]).findall("<a><b><a>") == ["<a><b>", "<a>"]
+    assert any_of([]).findall("<a>") == []
 
 
 def test_a_control_token_that_only_the_tokenizer_sees_is_refused():
@@ -359,6 +377,20 @@ def test_dropped_thoughts_are_told_once(caplog):
             renderer.delta(QUESTION, thought, AGAIN)
     assert caplog.text.count("drops the thoughts of earlier turns") == 1
     assert Renderer(made.byte_level()).template.drops_thoughts is False
+
+
+def test_dropped_thoughts_are_told_in_training_too(caplog):
+    renderer_file.tell.cache_clear()
+    renderer = Renderer(made.family("qwen3"))
+    thought = {"role": "assistant", "content": "<think>\nhe\n</think>\n\n12"}
+    with caplog.at_level(logging.WARNING, "aurify"):
+        renderer.conversation([*QUESTION, thought], train="last")
+        assert not caplog.text
+        tokens, _ = renderer.conversation([*QUESTION, thought, *AGAIN, thought], train="last")
+    assert renderer.tokenizer.decode(tokens).count("he\n</think>") == 1
+    assert "drops the thoughts of earlier replies" in caplog.text
+    with pytest.raises(UserError, match=r"rewrites earlier turns, such as .* train_on: last"):
+        renderer.conversation([*QUESTION, thought, *AGAIN, thought])
 
 
 def test_template_options_reach_the_template():

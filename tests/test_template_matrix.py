@@ -343,3 +343,14 @@ def test_two_calls_in_a_turn(renderers):
                 renderer.conversation(messages, [TOOL])
         text = renderers[family, True].tokenizer.decode(renderers[family, True].conversation(messages, [TOOL])[0])
         assert text.count('{"name": "search", "arguments"') == 2
+
+
+def test_a_call_that_the_template_does_not_close_loses_nothing_after_it(renderers):
+    """DeepSeek R1 writes no end after a single call, and its arguments are text: the next end is another turn's."""
+    renderer = renderers["deepseek", False]
+    context = {"role": "assistant", "content": "he", "weight": 0.0}
+    messages = [QUESTION, CALLING, result("it rains"), context, THANKS, {"role": "assistant", "content": "rain"}]
+    tokens, weights = renderer.conversation(messages)
+    text = renderer.tokenizer.decode(tokens)
+    assert [text.count(part) for part in ("it rains", "and tomorrow?", "rain <|im_end|>")] == [1, 1, 1]
+    assert sum(weights) > 0 and '{"q": "rain' in text

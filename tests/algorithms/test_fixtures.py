@@ -71,10 +71,10 @@ def test_plain_surrogate_is_not_clipped():
 
 
 def test_clip_share_counts_by_the_sign_of_the_advantage():
-    """T19"""
-    batch = batch_of([4], advantages=[1.0, 1.0, -1.0, -1.0], old_logprobs=0.0)
-    _, metrics = GRPO().loss(Outputs(torch.tensor([1.5, 0.5, 1.5, 0.5]).log()), batch)
-    assert (metrics["loss/clip_high"], metrics["loss/clip_low"]) == (1.0, 1.0)  # sums; the engine divides by 4 tokens
+    """T19. Sums; the engine divides by the tokens."""
+    batch = batch_of([5], advantages=[1.0, 1.0, -1.0, -1.0, 1.0], old_logprobs=0.0)
+    _, metrics = GRPO().loss(Outputs(torch.tensor([1.5, 0.5, 1.5, 0.5, 1.3]).log()), batch)
+    assert (metrics["loss/clip_high"], metrics["loss/clip_low"]) == (2.0, 1.0)
 
 
 @pytest.mark.parametrize(

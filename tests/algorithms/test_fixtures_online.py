@@ -202,10 +202,13 @@ def test_top_entropy_is_a_quantile_of_the_whole_step():
 def test_entropies_of_the_engine_are_those_of_the_softmax():
     engine, plain = Engine(random_model()), random_model().module
     datum = Datum([5, 9, 11, 7], [0.0, 1.0, 0.0, 1.0])
-    logits = plain(torch.tensor([datum.tokens])).logits[0].double().log_softmax(-1)
-    expected = -(logits.exp() * logits).sum(-1).detach()
-    [found] = engine.entropies([datum])
-    assert found == pytest.approx([0.0, float(expected[0]), 0.0, float(expected[2])], abs=1e-5)
+    for temperature in (1.0, 0.3):
+        logits = (plain(torch.tensor([datum.tokens])).logits[0].detach().double() / temperature).log_softmax(-1)
+        expected = -(logits.exp() * logits).sum(-1)
+        [found] = engine.entropies([datum], temperature=temperature)
+        assert found == pytest.approx([0.0, float(expected[0]), 0.0, float(expected[2])], abs=1e-5)
+        picked = [float(logits[0, 9]), float(logits[2, 7])]
+        assert engine.logprobs([datum], temperature=temperature)[0][1::2] == pytest.approx(picked, abs=1e-5)
 
 
 def test_entropy_controller_pushes_towards_its_target():

@@ -13,6 +13,7 @@ from batches import batch_of
 from aurify.algorithms.cispo import CISPO
 from aurify.algorithms.correction import Correction
 from aurify.algorithms.covariance import strip_covariance
+from aurify.algorithms.distillation import Distillation
 from aurify.algorithms.exgrpo import ExGRPO
 from aurify.algorithms.gdpo import GDPO
 from aurify.algorithms.grpo import GRPO, kl_estimate
@@ -126,6 +127,12 @@ def test_masked_importance_sampling_has_a_lower_bound(kind):
     assert metrics["loss/sampler_rejected"].tolist() == [1.0, 0.0]
 
 
+def test_the_geometric_mask_looks_at_the_mean():
+    """d = -.4 twice: e^-.4 = .67 is within, the e^-.8 = .449 of the sum is not."""
+    weight, _ = Correction("geometric_mask").weigh(torch.tensor([-0.4, -0.4]), batch_of([2], logprobs=[0.0, 0.0]))
+    assert weight.tolist() == [1.0, 1.0]
+
+
 def test_negative_drift_looks_at_the_policy_of_now():
     """The sampler and the trainer agreed; since then the policy has moved down by 8 nats a token."""
     batch = batch_of([2, 2], advantages=[-1.0, -1.0, 1.0, 1.0], logprobs=-1.0, old_logprobs=-1.0)
@@ -141,6 +148,8 @@ def test_a_guides_token_pollutes_neither_correction_nor_sampler_gap():
     """The sequence has two own tokens with d = .6 and .4 and one of a guide, whose log-prob of 0 is no sampler's."""
     batch = batch_of([3], ["guidance", "policy", "policy"], logprobs=[0.0, -1.6, -1.4], advantages=1.0)
     old = torch.tensor([-7.0, -1.0, -1.0])
+    weight, _ = Correction("geometric_mask", high=1.5).weigh(old, batch)
+    assert weight.tolist() == [0.0] * 3, "e^.5 = 1.65 over its own two tokens; over all three it would be 1.4"
     for kind, expected in (
         ("token_tis", [1.0, math.exp(0.6), math.exp(0.4)]),
         ("sequence_tis", [2.0] * 3),  # e^1, cut at 2
@@ -166,6 +175,12 @@ def test_luffys_gamma_and_shape_bend_a_guides_tokens():
     ):
         assert loss_of(algorithm, [math.log(0.25)], [1], ["guidance"], **streams) == pytest.approx(-value, abs=1e-6)
         assert slopes(algorithm, [math.log(0.25)], [1], ["guidance"], **streams) == pytest.approx([-slope], abs=1e-5)
+
+
+def test_luffy_does_not_clip_unless_asked():
+    streams = {"advantages": 1.0, "old_logprobs": -2.0}
+    assert loss_of(LUFFY(), [-1.0], [1], **streams) == pytest.approx(-math.e)
+    assert loss_of(LUFFY(clip_on_policy=True), [-1.0], [1], **streams) == pytest.approx(-1.2)
 
 
 def test_replay_gamma_bends_replayed_tokens_alone():
@@ -206,7 +221,7 @@ def test_the_entropy_bonus_has_its_coefficient():
     loss, _ = GRPO(entropy_coef=0.3).loss(Outputs(torch.tensor([-1.0] * 2), entropy), batch_of([2], advantages=0.0))
     loss.backward()
     assert entropy.grad is not None and entropy.grad.tolist() == pytest.approx([-0.3, -0.3])
-    assert float(loss) == pytest.approx(-1.2)
+    assert float(loss.detach()) == pytest.approx(-1.2)
 
 
 def test_entropy_on_policy_tells_the_share_that_counts():
@@ -215,6 +230,13 @@ def test_entropy_on_policy_tells_the_share_that_counts():
     algorithm = LUFFY(entropy_coef=0.5, entropy_on="policy")
     _, metrics = algorithm.loss(Outputs(torch.tensor([-1.0] * 3), entropy), batch)
     assert float(metrics["loss/entropy"]) == 1 and float(metrics["loss/entropy_share"]) == 1
+
+
+def test_an_advantage_of_distillation_says_how_much_a_token_counts():
+    """Divergences 2 and 3, the second token left out by `top_entropy`."""
+    out = Outputs(torch.tensor([-1.0, -1.0]), divergence=lambda kind, beta: torch.tensor([2.0, 3.0]))
+    loss, metrics = Distillation(aggregator="sequence").loss(out, batch_of([2], advantages=[1.0, 0.0]))
+    assert float(loss) == 1.0 and float(metrics["loss/divergence"]) == 2.5
 
 
 # ---------------------------------------------------------------------- advantages
@@ -244,6 +266,8 @@ def test_gdpo_gives_groups_without_spread_exactly_nothing():
     groups = [group_of({"r": 1.0}, {"r": 1.0}), group_of({"r": 1.0}, {"r": 0.0}, {"r": None})]
     assert GDPO().advantages(groups)[0] == [0.0, 0.0]
     assert GDPO().advantages([group_of({"r": 0.1}, {"r": 0.1}, {"r": 0.1})]) == [[0.0] * 3]
+    rounded = group_of({"r": 0.6}, {"r": 0.6}, {"r": 0.0})  # its z add up to 2e-16
+    assert GDPO().advantages([groups[0], rounded])[0] == [0.0, 0.0]
 
 
 def test_gdpo_takes_none_for_no_reward_and_not_for_zero():

@@ -14,7 +14,7 @@ from aurify.config import load_config
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))  # those of recipes/tiny run in other tests, all of their steps
-FEW = {"num_tasks": 4, "num_heldout": 4, "group_size": 6, "sampling": {"max_tokens": 48}}  # some come to an end
+FEW = {"num_tasks": 16, "num_heldout": 4, "group_size": 6, "sampling": {"max_tokens": 64}}  # some come to an end
 
 
 def smallest(stage: dict[str, Any]) -> dict[str, Any]:

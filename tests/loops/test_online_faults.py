@@ -5,6 +5,7 @@ finite."""
 from __future__ import annotations
 
 import asyncio
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from aurify.engine.model import ModelConfig, tiny_model
 from aurify.engine.optim import OptimConfig
 from aurify.environments.rollout import datum_of
 from aurify.errors import UserError
+from aurify.loops.interrupt import Interrupted
 from aurify.loops.ledger import means_by_source
 from aurify.loops.online import consistent, learn, train_online, trained, with_streams
-from aurify.loops.progress import Checkpoints
+from aurify.loops.progress import MEMORY_FILE, Checkpoints
 from aurify.loops.recipe import OnlineStage
 from aurify.loops.replay import Buffer, ReplayOptions
 from aurify.loops.rollouts import Rollouts
@@ -219,6 +221,26 @@ def test_corrections_act_in_the_loop():
     assert grads[0] > 0 and grads[1] == 0
 
 
+def test_a_step_that_was_stopped_takes_no_task(tmp_path):
+    """Asked to stop while the second step samples: what is saved is the state after the first."""
+
+    class Stopping(ScriptedSampler):
+        async def sample(self, prompt: Any, params: Any, n: int = 1) -> Any:
+            calls.append(1)
+            if len(calls) == 12:  # of eight a step
+                signal.raise_signal(signal.SIGINT)
+                await asyncio.sleep(0)
+            return await super().sample(prompt, params, n)
+
+    calls: list[int] = []
+    sampled, engine = rollouts(["0", "1"], stage(steps=3))
+    sampled = replace(sampled, sampler=Stopping(["0", "1"], engine.tokenizer))
+    with pytest.raises(Interrupted, match="after step 1"):
+        run(GRPO(), sampled, engine, tmp_path)
+    [memory] = tmp_path.rglob(MEMORY_FILE)
+    assert torch.load(memory, weights_only=True)["tasks"] == {"taken": 2} and engine.version == 1
+
+
 # ---------------------------------------------------------------------- what a step is made of
 
 
@@ -326,6 +348,8 @@ def test_penalise_acts_with_combined_rewards(how, cut):
         found.append(group.rewards)
     expected = [value - (0.25 if place == cut else 0.0) for place, value in enumerate(found[0])]
     assert found[1] == pytest.approx(expected)
+    sums = [t.rewards["contains"] + t.rewards["short"] for t in group.trajectories]  # type: ignore[operator]
+    assert (found[0] == pytest.approx(sums)) == (how == "sum"), "combined in the loop"
 
 
 def test_penalise_acts_with_gdpo():

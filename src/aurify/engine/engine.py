@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from aurify.engine import parallel
 from aurify.engine.budget import Checkpointing, plan_memory, retreat
 from aurify.engine.divergence import linear_divergence
-from aurify.engine.executor import Grads, Result, choose_executor
+from aurify.engine.executor import Grads, Result, add_up, choose_executor
 from aurify.engine.forward import Body, Inputs
 from aurify.engine.logprobs import Head, linear_logprobs
 from aurify.engine.lora import Adapter, LoraConfig, read_config
@@ -401,19 +400,3 @@ class Engine:
             between = partial(linear_divergence, states, body.head, taught, teacher.head, temperature=temperature)
             outputs.divergence = lambda kind, beta: between(kind=kind, beta=beta)[inputs.scatter]
         return outputs
-
-
-def add_up(terms: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The sums over rows of what each row's loss gave; read from the device once."""
-    names = sorted({name for values in terms for name in values})
-    if not names:
-        return {}
-    flat = [values[name] for values in terms for name in names if name in values]
-    device = next((value.device for value in flat if isinstance(value, Tensor)), torch.device("cpu"))
-    read = iter(torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in flat]).tolist())
-    sums: dict[str, float] = defaultdict(float)
-    for values in terms:
-        for name in names:
-            if name in values:
-                sums[name] += next(read)
-    return sums

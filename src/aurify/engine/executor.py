@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -44,3 +45,19 @@ def choose_executor(device: torch.device, parameters: Sequence[nn.Parameter], *,
     from aurify.engine.cpu.rows import SideBySide
 
     return SideBySide.choose(parameters) or Executor()
+
+
+def add_up(terms: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The sums over rows of what each row's loss gave; read from the device once."""
+    names = sorted({name for values in terms for name in values})
+    if not names:
+        return {}
+    flat = [values[name] for values in terms for name in names if name in values]
+    device = next((value.device for value in flat if isinstance(value, Tensor)), torch.device("cpu"))
+    read = iter(torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device) for v in flat]).tolist())
+    sums: dict[str, float] = defaultdict(float)
+    for values in terms:
+        for name in names:
+            if name in values:
+                sums[name] += next(read)
+    return sums

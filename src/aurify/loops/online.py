@@ -206,7 +206,7 @@ def agrees(trajectory: Trajectory, group: Group) -> bool:
     signs = set()
     for name, value in trajectory.rewards.items():
         weight = group.reward_weights.get(name, 1.0)
-        if value is None or not weight:
+        if value is None:
             continue
         known = [other for t in group.trajectories if (other := t.rewards.get(name)) is not None]
         distance = weight * (value - fmean(known)) if min(known) < max(known) else 0.0

@@ -76,6 +76,9 @@ class Renderer:
         shield = Shield(self.template.patterns, messages, tools)
         folded, offered = self._fold(shield.hide_messages(messages), shield.hide(list(tools)))
         turns = self._turns(folded, train)
+        earlier = (folded[i]["content"] for i in range(turns[-1]) if folded[i]["role"] == "assistant")
+        if self.template.drops_thoughts and any("</think>" in content for content in earlier):
+            tell(EARLIER_THOUGHTS.format(name=self.template.name))
         before = [self.template.text(folded[:i], offered, generate=True) for i in turns]
         tokens: list[int] = []
         weights: list[float] = []
@@ -102,8 +105,7 @@ class Renderer:
         tokens = list(self.tokenizer(first).input_ids)
         if others and tokens[-1:] == [eos]:
             tokens.pop()
-        for piece in others:
-            tokens += self._encode_piece(piece, continued=True)
+        tokens += self._encode_pieces(others, continued=True)
         if tokens[-1:] != [eos]:
             tokens.append(eos)
         return tokens, [0.0, *[1.0] * (len(tokens) - 1)]
@@ -287,12 +289,12 @@ class Renderer:
     def _encode(self, text: str, shield: Shield, *, continued: bool = False, after: int | None = None) -> list[int]:
         """continued: the text follows other tokens, so a tokenizer that puts a space before every text must not.
         after: the special token that it follows, which may swallow spaces."""
-        tokens: list[int] = []
-        for number, piece in enumerate(shield.pieces(text)):
-            if number == 0 and after is not None:
-                tokens += self._encode_after(after, piece)
-            else:
-                tokens += self._encode_piece(piece, continued=continued or number > 0)
+        first, *others = shield.pieces(text)
+        if after is not None:
+            tokens = self._encode_after(after, first)
+        else:
+            tokens = self._encode_pieces([first], continued=continued)
+        tokens += self._encode_pieces(others, continued=True)
         control = self.template.control
         silent = getattr(self.tokenizer, "unk_token_id", None)
         found = Counter(token for token in tokens if token in control.ids and token != silent)
@@ -306,12 +308,12 @@ class Renderer:
             )
         return tokens
 
-    def _encode_piece(self, text: str, *, continued: bool) -> list[int]:
-        if not text:
-            return []
+    def _encode_pieces(self, texts: Sequence[str], *, continued: bool) -> list[int]:
+        texts = [text for text in texts if text]
         if continued and self._puts_space:
-            return self._encode_after(self.tokenizer.eos_token_id, text)
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+            return [token for text in texts for token in self._encode_after(self.tokenizer.eos_token_id, text)]
+        encoded = self.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
+        return [token for tokens in encoded for token in tokens]
 
     def _encode_after(self, token: int, text: str) -> list[int]:
         before = self.tokenizer.convert_ids_to_tokens(token)
@@ -329,6 +331,9 @@ SYSTEM_MOVED = "{name} has no place of its own for a system prompt: it begins th
 THOUGHTS_DROPPED = (
     "{name} drops the thoughts of earlier turns; in a rollout of several turns they stay, because sampled tokens are "
     "never changed. Whoever serves the model should keep them too"
+)
+EARLIER_THOUGHTS = (
+    "{name} drops the thoughts of earlier replies, so a conversation that is trained has those of its last reply alone"
 )
 
 

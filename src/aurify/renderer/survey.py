@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from aurify.errors import UserError
 from aurify.renderer.template import CALL_ID, MARK, TOOL, Template, calling, outline
@@ -59,10 +59,10 @@ class Survey:
         replied = bool(messages) and messages[-1]["role"] == "assistant"
         try:
             text = self.template.text(folded, offered, generate=not replied)
-        except UserError:
+        except UserError as error:
             if not uses_tools(messages, tools):
                 return None  # the template says the same of the messages themselves
-            raise UserError(f"{self._refusal(folded, offered, replied)}; {self._tool_mend()}") from None
+            raise UserError(f"{error}; {self._tool_mend()}") from None
         lost = ["the tools"] if tools and TOOL["function"]["name"] not in text else []
         calls = [(k, n) for k, message in enumerate(messages) for n in range(len(message.get("tool_calls") or ()))]
         if any(f"{MARK}{k}c{n}z" not in text for k, n in calls):
@@ -74,13 +74,6 @@ class Survey:
             if kind not in lost:
                 lost.append(kind)
         return " and ".join(lost) or None
-
-    def _refusal(self, messages: Sequence[Message], tools: Tools, replied: bool) -> str:
-        try:
-            self.template.text(messages, tools, generate=not replied)
-        except UserError as error:
-            return str(error)
-        raise AssertionError("it was refused a moment ago")
 
     def _tool_mend(self) -> str:
         return MEND if not self.tools_as_text else "tools_as_text is set already; another model is needed"
@@ -200,12 +193,10 @@ class Survey:
         may write them as JSON. An empty content cannot be looked for: then the text around it has to be there."""
         place = 0
         for message in new:
-            found = [(following.find(way, place), way) for way in ways(message["content"])]
-            inside = [(start, way) for start, way in found if start >= 0]
-            if not inside:
+            way = next((way for way in ways(message["content"]) if following.find(way, place) >= 0), None)
+            if way is None:
                 self._refuse_content(message)
-            start, way = min(inside, key=lambda pair: (pair[0], -len(pair[1])))
-            place = start + len(way)
+            place = following.index(way, place) + len(way)
         if all(message["content"].strip() for message in new):
             return
         marks = [f"{MARK}{len(before) + 1 + k}z" for k in range(len(new))]
@@ -215,7 +206,7 @@ class Survey:
         if not matches(following, whole[span[1] if span else 0 :], marks, [message["content"] for message in new]):
             self._refuse_content(next(message for message in new if not message["content"].strip()))
 
-    def _refuse_content(self, message: Message) -> None:
+    def _refuse_content(self, message: Message) -> NoReturn:
         content = message["content"]
         shown = repr(content if len(content) < 60 else content[:40] + " ... ")
         mend = "give it a text, such as '(no output)'" if not content.strip() else "write it in another way"
