@@ -332,13 +332,13 @@ LOOPS = [
         ),
         ("dynamic sampling by advantage alone", 'if self.stage.dynamic_sampling_by == "accuracy":', "if False:"),
         ("dynamic sampling off", "range(1, stage.dynamic_sampling + 1)", "range(1, 1)"),
-        ("replaced answers forgotten", "self.discarded.append(Group(task, trajectories[kept:num_own]))", "pass"),
+        ("replaced answers forgotten", "self.discarded.append(Group(task, sampled[kept:]))", "pass"),
         (
             "success threshold of guidance lowered",
             "return self.stage.guidance.success if",
             "return 0.5 * self.stage.guidance.success if",
         ),
-        ("recorded log-probs lost", "if beginning.logprobs is not None:", "if False:"),
+        ("recorded log-probs lost", "if trajectory is not None and beginning.logprobs is not None:", "if False:"),
         ("retired questions asked", "if task.id in avoid and", "if False and"),
     ),
     *faults(
