@@ -208,3 +208,21 @@ def test_a_reward_that_hangs_in_an_evaluation_ends_at_the_limit_of_the_stage() -
     options = RolloutOptions(reward_seconds=0.2)
     result, _ = scored(["0", "1"], rubric=Rubric([silent]), num_tasks=2, options=options)
     assert result.accuracy == 0.5
+
+
+def test_of_two_answers_to_a_task_the_one_that_fails_counts_as_wrong() -> None:
+    class Seeded(SingleTurn):
+        def __init__(self, task: Any, seed: int) -> None:
+            super().__init__(task)
+            self.fails = seed % 2
+
+        async def step(self, message: Any) -> Step:
+            return Step(done=bool(1 // (1 - self.fails)))
+
+    tokenizer = byte_tokenizer()
+    taskset = tasks.make("largest_number", num_heldout=3)
+    taskset.environment = Seeded
+    taskset.rubric = Rubric([lambda task, trajectory: 1.0])
+    sampler = ScriptedSampler(["0"], tokenizer)
+    result = asyncio.run(evaluate(taskset, sampler, Renderer(tokenizer), PARAMS, samples_per_task=2))
+    assert (result.accuracy, result.metrics["failed"]) == (0.5, 0.5)
