@@ -106,3 +106,34 @@ def test_requests_carry_the_step_the_task_the_place_and_the_turn_of_their_trajec
     asyncio.run(rollouts.groups(4, tasks))
     assert sorted(seen) == [(4, place, k, turn) for place in range(2) for k in range(2) for turn in range(2)]
     assert request_order.get() == ()
+
+
+def test_held_out_tasks_are_played_with_the_turns_and_limits_of_the_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was always 16 turns. A number that was measured with other turns is not taken over."""
+    from aurify.loops import stages
+
+    seen: list[Any] = []
+    plain = stages.evaluate
+
+    async def spied(*arguments: Any, **options: Any) -> Any:
+        seen.append((options["max_turns"], options["options"].step_seconds))
+        return await plain(*arguments, **options)
+
+    monkeypatch.setattr(stages, "evaluate", spied)
+    grpo = {"method": "grpo", "model": "@sft", "steps": 1, "prompts_per_step": 2, "completions_per_prompt": 2}
+    recipe: dict[str, Any] = {
+        "model": "random:tiny",
+        "task": {"name": "sorting", "num_heldout": 4},
+        "evaluation": {"num_tasks": 2, "sampling": {"max_tokens": 2, "temperature": 0.0}},
+        "rollouts": {"step_seconds": 9.0},
+        "stages": {
+            "sft": {"method": "sft", "data": {"demonstrations": 4}, "steps": 1},
+            "same": {**grpo, "sampling": {"max_tokens": 2}},
+            "other": {**grpo, "sampling": {"max_tokens": 2}, "max_turns": 3},
+        },
+    }
+    run(recipe, tmp_path)
+    assert [turns for turns, _ in seen] == [16, 16, 16, 3, 3], "`same` knows what `sft` came to, `other` does not"
+    assert {seconds for _, seconds in seen} == {9.0}
