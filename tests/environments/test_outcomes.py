@@ -380,7 +380,7 @@ def test_an_assistant_message_that_the_environment_writes_is_not_the_policys() -
     assert TOKENIZER.decode(trained) == "a<|im_end|>b<|im_end|>"
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "good", [1.0]])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), "good", "1.0", [1.0]])
 def test_an_environments_reward_that_is_no_number_is_masked_and_counted(value: Any) -> None:
     class Odd(Acting):
         def answer(self) -> Step:
@@ -402,7 +402,7 @@ def test_an_environments_reward_of_None_does_not_apply() -> None:
     assert trajectory.rewards == {"own": 1.0, "never": None} and trajectory.problems == []
 
 
-@pytest.mark.parametrize("value", ["good", None, float("nan")])
+@pytest.mark.parametrize("value", ["good", "1.0", None, float("nan")])
 def test_a_metric_that_is_text_or_no_number_is_left_out_and_counted(value: Any) -> None:
     class Wordy(Acting):
         def answer(self) -> Step:

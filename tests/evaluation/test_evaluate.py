@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from aurify.evaluation.evaluate import (
     scored_pair_accuracy,
 )
 from aurify.renderer import Renderer
-from aurify.rewards.rubric import Rubric
+from aurify.rewards.rubric import SECONDS, Rubric
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import Datum, SamplingParams
@@ -205,9 +206,9 @@ def test_a_reward_that_hangs_in_an_evaluation_ends_at_the_limit_of_the_stage() -
             await asyncio.sleep(3600)
         return 1.0
 
-    options = RolloutOptions(reward_seconds=0.2)
+    options, began = RolloutOptions(reward_seconds=0.2), time.monotonic()
     result, _ = scored(["0", "1"], rubric=Rubric([silent]), num_tasks=2, options=options)
-    assert result.accuracy == 0.5
+    assert result.accuracy == 0.5 and time.monotonic() - began < SECONDS / 2
 
 
 def test_of_two_answers_to_a_task_the_one_that_fails_counts_as_wrong() -> None:
