@@ -236,3 +236,12 @@ def test_very_long_texts_are_shortened(run):
     jsonl.append(run.stage("grpo").samples, sample(1, 9.0, "begin " + "x" * 500_000 + " end"))
     text = page_of(run).text
     assert "begin x" in text and "x end" in text and "characters left out" in text and len(text) < 60_000
+
+
+def test_the_page_tells_on_what_each_stage_ran_but_not_every_number_of_the_check(tmp_path):
+    folder = RunFolder.create(tmp_path, RECIPE)
+    checks = [{"path": "blocks", "accepted": True, "packed": {"kl": {"mean": 0.125}}}]
+    folder.record_engine("sft", {"dtype": "bfloat16", "attention": {"path": "blocks", "checks": checks}})
+    page = page_of(folder).text
+    assert "stages sft dtype" in page and "bfloat16" in page and "stages sft attention path" in page
+    assert "0.125" not in page and "0.125" in (folder.path / "run_info.json").read_text()

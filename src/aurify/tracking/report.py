@@ -248,6 +248,8 @@ def origins(folder: RunFolder) -> str:
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
+        if key == "checks":  # of packed rows: dozens of numbers, which stand in run_info.json
+            continue
         if isinstance(value, dict):
             rows += flat(value, f"{prefix}{key} ")
         else:
