@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "aurify"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
-    {"types", "errors", "config", "signatures", "registry", "http", "wheels", "cores"},
+    {"types", "errors", "config", "signatures", "registry", "http", "wheels", "cores", "threads"},
     {"renderer", "algorithms", "memory", "tracking", "samplers.sampler", "rewards"},
     {"data", "engine", "environments"},
     {"tasks", "samplers", "data.preferences"},
