@@ -78,7 +78,7 @@ def train_peft(name: str, dtype: str, rows: list[Row], steps: int) -> list[float
         logprobs = module(input_ids=tokens, attention_mask=mask.long()).logits[:, :-1].float().log_softmax(-1)
         chosen = logprobs.gather(2, tokens[:, 1:, None]).squeeze(2)
         loss = -(chosen * trained[:, 1:]).sum() / trained.sum()
-        losses.append(float(loss))
+        losses.append(loss.item())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         adamw.step()
