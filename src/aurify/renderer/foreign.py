@@ -121,9 +121,6 @@ class Shield:
         pieces[-1] += text[place:]
         return pieces
 
-    def reveal(self, text: str) -> str:
-        return "".join(self.pieces(text))
-
     def _replace(self, found: re.Match[str]) -> str:
         if found[0] not in self.hidden:
             self.hidden.append(found[0])

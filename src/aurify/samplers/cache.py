@@ -3,7 +3,6 @@ budget."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aurify.engine.attention import Forest, Path
+from aurify.engine.hardware import usable_memory
 from aurify.engine.packing import Row
 
 ROUND = 64  # capacities are multiples of it
-CPU_SHARE, GPU_SHARE = 1 / 4, 1 / 2  # of the machine's memory; of the card's memory that is free at first use
+CACHE_SHARE = 1 / 2  # of the memory that is usable at first use
 KEPT_SHARE = 1 / 20  # of a card's memory: a cache up to that size stays between requests, with its graphs
 
 Shape = tuple[int, int, int]  # of a layer: key-value heads, dimensions of a key, of a value
@@ -28,12 +28,7 @@ def round_up(number: int, multiple: int) -> int:
 def default_budget(device: torch.device) -> int:
     """Bytes for keys and values. On a CPU they are a bound more than a plan: memory that no token has reached yet is
     not taken from the system."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # held by torch, free for us
-        return int(GPU_SHARE * (torch.cuda.mem_get_info(device)[0] + unused))
-    if not hasattr(os, "sysconf"):
-        return 2**31
-    return int(CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return int(CACHE_SHARE * usable_memory(device))
 
 
 class SlotCache:
