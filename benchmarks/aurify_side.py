@@ -18,7 +18,7 @@ from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.model import ModelConfig, load_model
+from aurify.models.model import ModelConfig, load_model
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.types import Completion, Datum, Group, SamplingParams, Segment, Task, Trajectory
 

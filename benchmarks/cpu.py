@@ -32,8 +32,8 @@ def main() -> None:
 
     import torch
 
-    from aurify.engine.hardware import dtype_of
-    from aurify.engine.model import RANDOM_TINY, load_tokenizer, resolve, save_model, tiny_model
+    from aurify.hardware import dtype_of
+    from aurify.models.model import RANDOM_TINY, load_tokenizer, resolve, save_model, tiny_model
 
     dtype = str(dtype_of("auto", torch.device("cpu"))).removeprefix("torch.")
     with tempfile.TemporaryDirectory() as scratch:

@@ -18,8 +18,8 @@ from torch import Tensor
 from aurify.engine import attention
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.model import LoadedModel
 from aurify.engine.packing import build_row
+from aurify.models.model import LoadedModel
 
 FACTOR = 3.0  # of KL, which grows with the square: FACTOR**2
 FLOORS = {"float32": 2e-5, "bfloat16": 1e-2}  # of log-probs, and of gradients relative to their norm

@@ -19,8 +19,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from aurify.engine.model import LoadedModel
-from aurify.engine.tiny import byte_tokenizer
+from aurify.models.model import LoadedModel
+from aurify.models.tiny import byte_tokenizer
 from aurify.types import Datum
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -21,7 +21,7 @@ from aurify.algorithms.dpo import DPO
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.model import ModelConfig, load_model
+from aurify.models.model import ModelConfig, load_model
 from aurify.types import Datum
 
 NUM_ROWS, LR, LORA = 4, 2e-4, LoraConfig(rank=16, alpha=32.0)

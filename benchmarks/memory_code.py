@@ -19,13 +19,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from aurify.memory.chunking import ChunkOptions, chunk
-from aurify.memory.comparison import headings, measure_search, modes, row
-from aurify.memory.embedding import load_embedder
-from aurify.memory.knowledge import KnowledgeBase
-from aurify.memory.measure import Answer, Question, ranks
-from aurify.memory.outline import read_outline
-from aurify.memory.types import Document, Embedder, Hit
+from aurify.evaluation.comparison import headings, measure_search, modes, row
+from aurify.evaluation.retrieval import Answer, Question, ranks
+from aurify.knowledge.chunking.chunk import ChunkOptions, chunk
+from aurify.knowledge.chunking.outline import read_outline
+from aurify.knowledge.embedding import load_embedder
+from aurify.knowledge.knowledge_base import KnowledgeBase
+from aurify.knowledge.types import Document, Embedder, Hit
 
 HERE = Path(__file__).parent
 SOURCE = HERE.parent / "src" / "aurify"

@@ -26,12 +26,12 @@ from typing import Any
 
 from aurify import config
 from aurify.cli.kb_chart import chart
-from aurify.memory.comparison import Measured, headings, measure_search, modes, row, stage_rows, tune
-from aurify.memory.knowledge import KnowledgeBase
-from aurify.memory.measure import Answer, Question, halves
-from aurify.memory.rerank import load_reranker
-from aurify.memory.searching import SearchOptions
-from aurify.memory.types import Reranker
+from aurify.evaluation.comparison import Measured, headings, measure_search, modes, row, stage_rows, tune
+from aurify.evaluation.retrieval import Answer, Question, halves
+from aurify.knowledge.knowledge_base import KnowledgeBase
+from aurify.knowledge.rerank import load_reranker
+from aurify.knowledge.search import SearchOptions
+from aurify.knowledge.types import Reranker
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from aurify.algorithms.sft import SFT
 from aurify.data.sources import load_rows
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.model import load_model
+from aurify.models.model import load_model
 from aurify.renderer import Renderer
 from aurify.types import Datum
 

@@ -29,11 +29,11 @@ from aurify.engine import logprobs
 from aurify.engine.engine import Engine
 from aurify.engine.executor import Executor
 from aurify.engine.lora import LoraConfig
-from aurify.engine.model import ModelConfig, load_model
-from aurify.memory.knowledge import KnowledgeBase
-from aurify.memory.snapshot import in_background
-from aurify.memory.store import CHUNKS, connect
-from aurify.memory.types import Document
+from aurify.knowledge.knowledge_base import KnowledgeBase
+from aurify.knowledge.snapshot import in_background
+from aurify.knowledge.store import CHUNKS, connect
+from aurify.knowledge.types import Document
+from aurify.models.model import ModelConfig, load_model
 from aurify.samplers.continuous import Continuous
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.samplers.step import PlainStep

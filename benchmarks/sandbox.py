@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from aurify.rewards.sandbox import Backend, Limits, finish, run_tests, start, works
+from aurify.sandbox.sandbox import Backend, Limits, finish, run_tests, start, works
 
 PROGRAM = "def add(a, b):\n    return a + b\n"
 TESTS = ["assert add(1, 2) == 3", "assert add('a', 'b') == 'ab'", "assert add([], [1]) == [1]"]

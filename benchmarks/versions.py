@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    from aurify.engine.model import load_tokenizer, resolve
+    from aurify.models.model import load_tokenizer, resolve
 
     folder, found = resolve(args.model).base, {}
     with tempfile.TemporaryDirectory() as scratch:

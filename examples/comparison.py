@@ -22,14 +22,14 @@ from aurify import tasks
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.model import ModelConfig, load_model
 from aurify.engine.optim import OptimConfig
 from aurify.evaluation.evaluate import evaluate
 from aurify.loops.guidance import GuidanceOptions, guide_of
 from aurify.loops.online import learn, replay
-from aurify.loops.recipe import OnlineStage
 from aurify.loops.replay import Buffer, ReplayOptions
 from aurify.loops.rollouts import Rollouts, TaskStream
+from aurify.models.model import ModelConfig, load_model
+from aurify.pipeline.recipe import OnlineStage
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.inprocess import InProcessSampler

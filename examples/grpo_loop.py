@@ -19,8 +19,8 @@ from aurify import tasks
 from aurify.algorithms.grpo import GRPO
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.model import load_model
 from aurify.environments.rollout import datum_of, rollout
+from aurify.models.model import load_model
 from aurify.renderer import Renderer
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.types import Group, SamplingParams, Task

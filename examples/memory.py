@@ -7,9 +7,9 @@ the procedure that a question asks for into a prompt.
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from aurify.memory.knowledge import KnowledgeBase
-from aurify.memory.sop import SOPLibrary
-from aurify.memory.types import Document
+from aurify.knowledge.knowledge_base import KnowledgeBase
+from aurify.knowledge.types import Document
+from aurify.procedures.library import SOPLibrary
 
 HERE = Path(__file__).parent
 

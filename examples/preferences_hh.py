@@ -32,9 +32,9 @@ from aurify.algorithms.simpo import SimPO
 from aurify.data.formats import preference_data
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.model import load_model
 from aurify.engine.optim import OptimConfig
 from aurify.errors import UserError
+from aurify.models.model import load_model
 from aurify.renderer import Renderer
 from aurify.types import Algorithm, Datum, Message, prepared
 

@@ -419,7 +419,7 @@ LOOPS = [
         ("success threshold halved", "value >= threshold", "value >= threshold / 2"),
     ),
     *faults(
-        "loops/plan.py",
+        "pipeline/check.py",
         "loops/test_idle_options.py",
         ("one completion a prompt", "if stage.completions_per_prompt < smallest:", "if False:"),
         ("idle options accepted", "    check_effects(algorithm, stage)\n", ""),

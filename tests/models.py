@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import transformers
 
-from aurify.engine.model import LoadedModel, tiny_model
+from aurify.models.model import LoadedModel, tiny_model
 
 SIZES = {
     "hidden_size": 64,

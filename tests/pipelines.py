@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["aurify.loops.pipeline", "aurify.samplers.inprocess", "pipelines"])
+SERVER.set_forkserver_preload(["aurify.pipeline.run", "aurify.samplers.inprocess", "pipelines"])
 ON_NUMBERS: dict[str, Any] = {  # without its model: tests add `tiny(dtype)`
     "task": {"name": "largest_number", "count": 2, "maximum": 20, "num_heldout": 10},
     "evaluation": {"num_tasks": 10, "sampling": {"max_tokens": 4, "temperature": 0.0}},
@@ -40,8 +40,8 @@ def run(values: dict[str, Any], path: Path) -> dict[str, Any]:
     import torch
     from rich.console import Console as RichConsole
 
-    from aurify.loops.pipeline import run_pipeline
-    from aurify.loops.recipe import recipe_of
+    from aurify.pipeline.recipe import recipe_of
+    from aurify.pipeline.run import run_pipeline
     from aurify.tracking.console import Console
     from aurify.tracking.run_folder import RunFolder
 

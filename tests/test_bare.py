@@ -44,36 +44,36 @@ def judge():
     import_httpx("reward 'judge' needs httpx", "judge")
 
 def knowledge_base():
-    from aurify.memory.store import connect
+    from aurify.knowledge.store import connect
     connect(Path("kb"))
 
 def embedder():
-    from aurify.memory.embedding import load_embedder
+    from aurify.knowledge.embedding import load_embedder
     Path("config.json").write_text("{}")
     load_embedder(str(Path.cwd()))
 
 def web_page():
-    from aurify.memory.webpage import read_page
+    from aurify.knowledge.reading.webpage import read_page
     read_page("<p>text</p>")
 
 def pdf():
-    from aurify.memory.pdf import require_pypdf
+    from aurify.knowledge.reading.pdf import require_pypdf
     require_pypdf()
 
 def code():
-    from aurify.memory.outline import load_grammar
+    from aurify.knowledge.chunking.outline import load_grammar
     load_grammar("python")
 
 def server():
-    from aurify.memory.service import import_extra
+    from aurify.serving.knowledge import import_extra
     import_extra()
 
 def chroma():
-    from aurify.memory.adapters import ChromaPassages
+    from aurify.knowledge.adapters import ChromaPassages
     ChromaPassages.open("folder", "collection", None)
 
 def faiss():
-    from aurify.memory.adapters import FaissPassages
+    from aurify.knowledge.adapters import FaissPassages
     FaissPassages.open("index", "passages", None)
 
 def tensorboard():
@@ -119,7 +119,7 @@ COMMANDS = """
 import io, os, sys
 from pathlib import Path
 from aurify.cli.main import app
-from aurify.engine.model import tiny_model
+from aurify.models.model import tiny_model
 from gguf_file import write_gguf
 
 def aurify(*arguments, said=""):

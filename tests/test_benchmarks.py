@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from aurify.engine.model import load_tokenizer
+from aurify.models.model import load_tokenizer
 
 CPU = Path(__file__).parents[1] / "benchmarks" / "cpu.py"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from aurify.engine.model import ModelConfig, load_model
 from aurify.errors import UserError
+from aurify.models.model import ModelConfig, load_model
 
 
 def loaded(wish: str) -> torch.dtype:

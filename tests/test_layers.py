@@ -12,12 +12,18 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "aurify"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
-    {"types", "errors", "config", "signatures", "registry", "http", "wheels", "cores", "threads"},
-    {"renderer", "algorithms", "memory", "tracking", "samplers.sampler", "rewards"},
+    {"types", "errors", "config", "signatures", "registry", "http", "cores", "threads", "files"},
+    {"hardware"},
+    {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools"},
+    {"knowledge", "rewards", "report"},
     {"data", "engine", "environments"},
+    {"tasks.taskset"},
+    {"procedures"},
     {"tasks", "samplers", "data.preferences"},
-    {"evaluation"},
+    {"evaluation", "loops.guidance", "loops.replay"},
+    {"pipeline.recipe"},
     {"loops"},
+    {"pipeline", "serving"},
     {"cli"},
 )
 HEAVY = {
@@ -100,7 +106,7 @@ def test_imports_only_lower_layers(path):
         ("algorithms/grpo.py", "def f():\n    from aurify.engine import engine"),
         ("config.py", "import aurify.renderer"),
         ("evaluation/evaluate.py", "from aurify import loops"),
-        ("data/sources.py", "from aurify.engine.model import ModelConfig"),
+        ("data/sources.py", "from aurify.engine.engine import Engine"),
     ],
 )
 def test_a_wrong_import_is_found(file, line):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from aurify.engine.engine import Engine
-from aurify.engine.model import LoadedModel, ModelConfig, load_model, tiny_model
+from aurify.models.model import LoadedModel, ModelConfig, load_model, tiny_model
 from aurify.types import Datum
 
 with warnings.catch_warnings():

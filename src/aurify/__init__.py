@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from aurify.config import load_config
     from aurify.engine.engine import Engine
     from aurify.engine.lora import LoraConfig
-    from aurify.engine.model import LoadedModel, ModelConfig, load_model, load_tokenizer, tiny_model
     from aurify.engine.optim import OptimConfig, lr_at
     from aurify.environments.env import Environment, Observation, Step
     from aurify.environments.rollout import datum_of, rollout
     from aurify.evaluation.evaluate import evaluate
-    from aurify.loops.pipeline import run_pipeline
+    from aurify.models.model import LoadedModel, ModelConfig, load_model, load_tokenizer, tiny_model
+    from aurify.pipeline.run import run_pipeline
     from aurify.renderer import Renderer
     from aurify.rewards.rubric import Rubric
     from aurify.samplers.inprocess import InProcessSampler
@@ -110,12 +110,12 @@ HOMES = {
     "aurify.config": ("load_config",),
     "aurify.engine.engine": ("Engine",),
     "aurify.engine.lora": ("LoraConfig",),
-    "aurify.engine.model": ("LoadedModel", "ModelConfig", "load_model", "load_tokenizer", "tiny_model"),
+    "aurify.models.model": ("LoadedModel", "ModelConfig", "load_model", "load_tokenizer", "tiny_model"),
     "aurify.engine.optim": ("OptimConfig", "lr_at"),
     "aurify.environments.env": ("Environment", "Observation", "Step"),
     "aurify.environments.rollout": ("datum_of", "rollout"),
     "aurify.evaluation.evaluate": ("evaluate",),
-    "aurify.loops.pipeline": ("run_pipeline",),
+    "aurify.pipeline.run": ("run_pipeline",),
     "aurify.renderer": ("Renderer",),
     "aurify.rewards.rubric": ("Rubric",),
     "aurify.samplers.inprocess": ("InProcessSampler",),

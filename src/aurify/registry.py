@@ -95,7 +95,7 @@ declare(
         "call_valid": "aurify.rewards.function_calling:call_valid",
         "call_name": "aurify.rewards.function_calling:call_name",
         "call_arguments": "aurify.rewards.function_calling:call_arguments",
-        "procedure": "aurify.rewards.procedure:procedure",
+        "procedure": "aurify.procedures.reward:procedure",
         "code": "aurify.rewards.code:code",
         "code_syntax": "aurify.rewards.code:code_syntax",
         "code_docstrings": "aurify.rewards.code:code_docstrings",

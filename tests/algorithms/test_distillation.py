@@ -13,8 +13,8 @@ from aurify.algorithms.distillation import Distillation
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.errors import UserError
-from aurify.loops.plan import validate
-from aurify.loops.recipe import recipe_of
+from aurify.pipeline.check import validate
+from aurify.pipeline.recipe import recipe_of
 from aurify.types import Datum
 
 KINDS = ["reverse", "forward", "jsd"]

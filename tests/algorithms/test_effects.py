@@ -19,7 +19,7 @@ from aurify.algorithms.reward_kl import RewardKL
 from aurify.errors import UserError
 from aurify.loops.entropy import EntropyController
 from aurify.loops.online import keeps_flat, trained
-from aurify.loops.recipe import OnlineStage
+from aurify.pipeline.recipe import OnlineStage
 from aurify.types import Datum, Group, Outputs, Segment, Task, Trajectory, prepared
 
 NEEDED: dict[str, dict[str, Any]] = {"dr_grpo": {"constant_length": 50}, "cispo": {"max_ratio": 5.0}}

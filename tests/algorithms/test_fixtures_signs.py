@@ -318,9 +318,7 @@ def test_kl_cov_has_the_gradient_of_a_penalty_on_the_change():
     """-rho A + .1 |log rho| by log pi: -rho A + .1 sign(log rho)"""
     old, now = [0.0, -1.0, -1.0], [0.0, -0.8, -1.3]
     [datum] = strip_covariance([answer(2.0, old=old)], [now], 0.9, 0.1)
-    found = slopes(
-        GRPO(surrogate="plain"), now[1:], [2], advantages=(datum.advantages or [])[1:], old_logprobs=old[1:]
-    )
+    found = slopes(GRPO(surrogate="plain"), now[1:], [2], advantages=(datum.advantages or [])[1:], old_logprobs=old[1:])
     assert found == pytest.approx([-2 * math.exp(0.2) + 0.1, -2 * math.exp(-0.3) - 0.1], abs=1e-5)
     with pytest.raises(UserError, match="set surrogate: plain"):
         GRPO(covariance="kl")

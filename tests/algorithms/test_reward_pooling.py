@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from aurify.algorithms.reward_model import RewardModel
 from aurify.engine.engine import Engine
-from aurify.engine.model import LoadedModel
+from aurify.models.model import LoadedModel
 from aurify.types import Datum
 
 END = 2

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from aurify.cli.chat import converse, shorten
 from aurify.cli.main import app
 from aurify.cli.writer import Writer, open_writer
-from aurify.memory.sop import SOPLibrary, SOPOptions
+from aurify.procedures.library import SOPLibrary, SOPOptions
 from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import SamplingParams
@@ -16,7 +16,7 @@ from aurify.types import SamplingParams
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from aurify.engine.model import tiny_model
+    from aurify.models.model import tiny_model
 
     return tiny_model().tokenizer
 

@@ -99,7 +99,7 @@ def test_a_report_that_fails_does_not_fail_the_run(monkeypatch):
     def broken(run: Path) -> Path:
         raise KeyError("reward")
 
-    monkeypatch.setattr("aurify.tracking.report.write_report", broken)
+    monkeypatch.setattr("aurify.report.report.write_report", broken)
     result = CliRunner().invoke(app, ["train", "--resume", "last"])
     assert result.exit_code == 0
     assert "The report could not be written (KeyError: 'reward'); `aurify report" in result.stderr

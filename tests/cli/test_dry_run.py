@@ -53,7 +53,7 @@ def dry_run(tmp_path, monkeypatch):
         (tmp_path / "acting.yaml").write_text(RECIPE)
         (tmp_path / "acting.py").write_text(PLUGIN.replace("START", start).replace("STEP", step))
         if template:
-            monkeypatch.setattr("aurify.engine.model.load_tokenizer", lambda name: made.family(template))
+            monkeypatch.setattr("aurify.models.model.load_tokenizer", lambda name: made.family(template))
         result = CliRunner().invoke(app, ["train", "acting.yaml", "--dry-run", *overrides])
         assert not (tmp_path / "runs").exists()
         return result

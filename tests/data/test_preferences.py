@@ -99,9 +99,7 @@ def test_two_turn_rollouts_stay_conversations_in_sampled_preferences(renderer):
     sampler = ScriptedSampler(lambda prompt: replies.pop(0), renderer.tokenizer)
     replies = ["he", "she", "is 0", "is 5"]  # the first turns of both, then the second ones
     judge = Rubric([lambda task, trajectory: float("0" in trajectory.text)])
-    rows, _ = asyncio.run(
-        sample_preferences(TASKS[:1], TwoTurns, judge, sampler, renderer, SamplingParams(), 2, 0)
-    )
+    rows, _ = asyncio.run(sample_preferences(TASKS[:1], TwoTurns, judge, sampler, renderer, SamplingParams(), 2, 0))
     [row] = rows
     assert row["prompt"] == [{"role": "system", "content": "he"}, *TASKS[0].prompt]
     assert [message["content"] for message in row["chosen"]] == ["he", "go on", "is 0"]

@@ -12,7 +12,7 @@ from pipelines import run, steps
 from aurify import tasks
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
-from aurify.loops.recipe import recipe_of
+from aurify.pipeline.recipe import recipe_of
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
 
@@ -70,7 +70,7 @@ def test_a_file_of_held_out_questions_alone_ends_before_anything_is_trained(tmp_
 @pytest.mark.skipif(not GSM8K.is_file(), reason="the GSM8K file is not on this machine (shared/data/gsm8k/train.jsonl)")
 def test_the_dry_run_tells_of_the_747_questions_of_gsm8k(tmp_path, capsys, monkeypatch):
     from aurify.cli.plan import show_plan
-    from aurify.loops.heldout import checked_heldout
+    from aurify.pipeline.heldout import checked_heldout
 
     monkeypatch.setenv("COLUMNS", "200")
     values = recipe_of(recipe(str(GSM8K)))

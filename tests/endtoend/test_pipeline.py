@@ -48,7 +48,7 @@ def test_every_stage_finished_and_was_measured(chain):
 
 
 def test_what_a_stage_leaves_is_what_the_next_one_starts_from(chain):
-    from aurify.engine.model import resolve
+    from aurify.models.model import resolve
 
     path, _ = chain
     sft = path / "sft" / "final"
@@ -69,7 +69,7 @@ def test_the_folders_load_with_plain_transformers(chain, dtype):
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
     from aurify.engine.engine import Engine
-    from aurify.engine.model import ModelConfig, load_model
+    from aurify.models.model import ModelConfig, load_model
     from aurify.types import Datum
 
     path, _ = chain

@@ -17,8 +17,8 @@ from pipelines import run_to_the_end, steps
 from aurify import registry
 from aurify.config import load_config
 from aurify.errors import UserError
-from aurify.loops.plan import validate
-from aurify.loops.recipe import recipe_of
+from aurify.pipeline.check import validate
+from aurify.pipeline.recipe import recipe_of
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "examples" / "plugins" / "recipe.yaml"

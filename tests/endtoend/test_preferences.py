@@ -11,9 +11,9 @@ import pytest
 from pipelines import run, steps, tiny
 
 from aurify.errors import UserError
-from aurify.loops.plan import validate
-from aurify.loops.recipe import recipe_of
 from aurify.loops.reference_cache import FILE
+from aurify.pipeline.check import validate
+from aurify.pipeline.recipe import recipe_of
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:

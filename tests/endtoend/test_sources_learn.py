@@ -11,7 +11,7 @@ from statistics import fmean
 from pipelines import run, steps
 
 from aurify.config import load_config
-from aurify.tracking.report import write_report
+from aurify.report.report import write_report
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,15 +12,15 @@ import pytest
 import torch
 from models import ATTENTIVE, random_model
 
-from aurify.engine import catalog
 from aurify.engine.attention import Forest
 from aurify.engine.check import WINDOW, Checker, Comparison, Summary
 from aurify.engine.engine import Engine
 from aurify.engine.forward import Body
 from aurify.engine.logprobs import Head
 from aurify.engine.lora import LoraConfig
-from aurify.engine.model import ModelConfig, cast, load_model
 from aurify.engine.packing import Row
+from aurify.models import catalog
+from aurify.models.model import ModelConfig, cast, load_model
 
 DTYPES = [torch.float32, torch.bfloat16]
 WINDOWS = {"sliding_window": 4096, "layer_types": ["sliding_attention", "full_attention"]}

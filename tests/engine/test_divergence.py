@@ -12,8 +12,8 @@ from aurify.algorithms.distillation import Distillation
 from aurify.engine.divergence import linear_divergence
 from aurify.engine.engine import Engine
 from aurify.engine.logprobs import Head
-from aurify.engine.model import tiny_model
 from aurify.errors import UserError
+from aurify.models.model import tiny_model
 from aurify.types import Datum
 
 NUM, HIDDEN, TEACHER_HIDDEN, VOCABULARY = 23, 16, 24, 50

@@ -16,7 +16,6 @@ from recorder import Recorder
 
 from aurify.algorithms.grpo import GRPO
 from aurify.engine.engine import Engine
-from aurify.engine.model import ModelConfig, byte_tokenizer, load_model
 from aurify.environments.env import Observation, Step
 from aurify.environments.player import Player, RolloutOptions
 from aurify.environments.rollout import datum_of
@@ -24,8 +23,9 @@ from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.loops.online import train_online
 from aurify.loops.progress import Checkpoints
-from aurify.loops.recipe import OnlineStage
 from aurify.loops.rollouts import Rollouts
+from aurify.models.model import ModelConfig, byte_tokenizer, load_model
+from aurify.pipeline.recipe import OnlineStage
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.inprocess import InProcessSampler

@@ -10,8 +10,8 @@ import tokenizers_in_code as made
 from aurify.environments.rollout import datum_of, rollout
 from aurify.environments.single_turn import SingleTurn
 from aurify.loops.online import trained
-from aurify.loops.recipe import OnlineStage, recipe_of
 from aurify.loops.rollouts import penalise
+from aurify.pipeline.recipe import OnlineStage, recipe_of
 from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import Group, SamplingParams, Task

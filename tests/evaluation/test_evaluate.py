@@ -11,7 +11,6 @@ import pytest
 
 from aurify import tasks
 from aurify.engine.engine import Engine
-from aurify.engine.model import byte_tokenizer, tiny_model
 from aurify.environments.env import Step
 from aurify.environments.player import RolloutOptions
 from aurify.environments.single_turn import SingleTurn
@@ -25,6 +24,7 @@ from aurify.evaluation.evaluate import (
     pair_accuracy,
     scored_pair_accuracy,
 )
+from aurify.models.model import byte_tokenizer, tiny_model
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import SECONDS, Rubric
 from aurify.samplers.inprocess import InProcessSampler
@@ -159,7 +159,7 @@ def test_evaluation_allows_as_many_turns_as_it_is_told(options: dict[str, int], 
 
 
 def test_the_turns_of_an_evaluation_are_those_of_its_stage_unless_it_says_otherwise() -> None:
-    from aurify.loops.recipe import recipe_of
+    from aurify.pipeline.recipe import recipe_of
 
     values = {"model": "random:tiny", "task": "sorting", "stages": {"rl": {"method": "grpo", "max_turns": 5}}}
     values["stages"]["sft"] = {"method": "sft", "data": {"demonstrations": 4}}

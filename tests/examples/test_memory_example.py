@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "memory.py"
 
 
 def test_it_builds_searches_explains_and_puts_a_procedure_into_a_prompt(monkeypatch, capsys):
-    monkeypatch.setattr("aurify.memory.knowledge.load_embedder", lambda name: WordEmbedder())
+    monkeypatch.setattr("aurify.knowledge.knowledge_base.load_embedder", lambda name: WordEmbedder())
     runpy.run_path(str(EXAMPLE))
     printed = capsys.readouterr().out
     assert "rewards.md, line" in printed

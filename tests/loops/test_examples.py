@@ -11,7 +11,6 @@ import pytest
 from aurify import tasks
 from aurify.data.reading import Part
 from aurify.data.sources import Row, load_rows
-from aurify.engine.model import ModelConfig, byte_tokenizer
 from aurify.errors import UserError
 from aurify.loops.examples import (
     Examples,
@@ -24,7 +23,8 @@ from aurify.loops.examples import (
     split,
 )
 from aurify.loops.offline import indices_at
-from aurify.loops.recipe import DataOptions, OfflineStage
+from aurify.models.model import ModelConfig, byte_tokenizer
+from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.renderer import Renderer
 
 PAIRS = [{"prompt": f"q{k // 2}", "chosen": "yes" * k + "!", "rejected": "no"} for k in range(20)]

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from aurify.engine.model import ModelConfig, tiny_model
 from aurify.environments.rollout import datum_of
 from aurify.errors import UserError
 from aurify.loops.guidance import GuidanceOptions, Guide, PrefixOptions, guide_of
 from aurify.loops.ledger import rollout_metrics
-from aurify.loops.plan import validate
-from aurify.loops.recipe import OnlineStage, recipe_of
 from aurify.loops.rollouts import Rollouts
+from aurify.models.model import ModelConfig, tiny_model
+from aurify.pipeline.check import validate
+from aurify.pipeline.recipe import OnlineStage, recipe_of
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler

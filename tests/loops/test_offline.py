@@ -17,12 +17,12 @@ from aurify.algorithms.dpo import DPO
 from aurify.algorithms.kto import KTO
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.model import ModelConfig, load_model, tiny_model
 from aurify.engine.optim import OptimConfig
 from aurify.errors import UserError
 from aurify.loops.offline import batch_of, indices_at, num_steps, train_offline, with_reference
 from aurify.loops.progress import Checkpoints
-from aurify.loops.recipe import DataOptions, OfflineStage
+from aurify.models.model import ModelConfig, load_model, tiny_model
+from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.tracking.run_folder import StageFolder
 from aurify.types import Datum
 

@@ -16,15 +16,15 @@ from aurify import registry
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.rloo import RLOO
 from aurify.engine.engine import Engine
-from aurify.engine.model import ModelConfig, load_model
 from aurify.environments.rollout import datum_of
 from aurify.errors import UserError
 from aurify.loops.ledger import rollout_metrics
 from aurify.loops.online import learn, minibatches, train_online, trained
 from aurify.loops.progress import Checkpoints
-from aurify.loops.recipe import OnlineStage, is_online
 from aurify.loops.replay import Buffer, ReplayOptions
 from aurify.loops.rollouts import Rollouts, TaskStream, tasks_from
+from aurify.models.model import ModelConfig, load_model
+from aurify.pipeline.recipe import OnlineStage, is_online
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler

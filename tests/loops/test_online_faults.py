@@ -22,7 +22,6 @@ from aurify.algorithms.gdpo import GDPO
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.luffy import LUFFY
 from aurify.engine.engine import Engine
-from aurify.engine.model import ModelConfig, tiny_model
 from aurify.engine.optim import OptimConfig
 from aurify.environments.rollout import datum_of
 from aurify.errors import UserError
@@ -30,9 +29,10 @@ from aurify.loops.interrupt import Interrupted
 from aurify.loops.ledger import means_by_source
 from aurify.loops.online import consistent, learn, train_online, trained, with_streams
 from aurify.loops.progress import MEMORY_FILE, Checkpoints
-from aurify.loops.recipe import OnlineStage
 from aurify.loops.replay import Buffer, ReplayOptions
 from aurify.loops.rollouts import Rollouts
+from aurify.models.model import ModelConfig, tiny_model
+from aurify.pipeline.recipe import OnlineStage
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler

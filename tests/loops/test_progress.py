@@ -13,10 +13,10 @@ import torch
 
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
-from aurify.engine.model import tiny_model
 from aurify.errors import UserError
 from aurify.loops.interrupt import Interrupt, Interrupted, run_async, terminable
 from aurify.loops.progress import Checkpoints, derive_seed, fingerprint, seed_everything
+from aurify.models.model import tiny_model
 from aurify.types import Datum
 
 DATA = [Datum([5, 6, 7, 8], [0.0, 1.0, 1.0, 1.0])]

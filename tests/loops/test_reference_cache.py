@@ -13,9 +13,9 @@ from aurify.algorithms.dpo import DPO
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.model import LoadedModel, ModelConfig, load_model, tiny_model
 from aurify.loops import reference_cache
 from aurify.loops.offline import Unit, with_reference
+from aurify.models.model import LoadedModel, ModelConfig, load_model, tiny_model
 from aurify.types import Datum
 
 BATCHES = [[0, 2], [2, 0]]

@@ -13,13 +13,13 @@ from recorder import Recorder
 from aurify.algorithms.exgrpo import ExGRPO
 from aurify.algorithms.grpo import GRPO
 from aurify.engine.engine import Engine
-from aurify.engine.model import ModelConfig, tiny_model
 from aurify.loops.guidance import GuidanceOptions, Guide
 from aurify.loops.online import train_online
 from aurify.loops.progress import Checkpoints
-from aurify.loops.recipe import OnlineStage
 from aurify.loops.replay import Buffer, ReplayOptions
 from aurify.loops.rollouts import Rollouts, TaskStream
+from aurify.models.model import ModelConfig, tiny_model
+from aurify.pipeline.recipe import OnlineStage
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler

@@ -11,12 +11,12 @@ import pytest
 from pipelines import run
 
 from aurify import registry
-from aurify.engine.model import ModelConfig, byte_tokenizer
 from aurify.environments.env import Step
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
-from aurify.loops.recipe import OnlineStage
 from aurify.loops.rollouts import Rollouts
+from aurify.models.model import ModelConfig, byte_tokenizer
+from aurify.pipeline.recipe import OnlineStage
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.sampler import request_order
@@ -112,7 +112,7 @@ def test_held_out_tasks_are_played_with_the_turns_and_limits_of_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was always 16 turns. A number that was measured with other turns is not taken over."""
-    from aurify.loops import stages
+    from aurify.pipeline import stage as stages
 
     seen: list[Any] = []
     plain = stages.evaluate

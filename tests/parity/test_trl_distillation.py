@@ -18,7 +18,7 @@ from trl_oracle import PAIRS, TOKENIZER, arguments, compare, datum, sharp_model
 
 from aurify.algorithms.distillation import Distillation
 from aurify.engine.engine import Engine
-from aurify.engine.model import LoadedModel, tiny_model
+from aurify.models.model import LoadedModel, tiny_model
 from aurify.types import Datum, Metrics
 
 datasets = pytest.importorskip("datasets")

@@ -33,7 +33,7 @@ from aurify.algorithms.sapo import SAPO
 from aurify.algorithms.sft import SFT
 from aurify.algorithms.vespo import VESPO
 from aurify.engine.engine import Engine
-from aurify.engine.model import LoadedModel
+from aurify.models.model import LoadedModel
 from aurify.types import Datum, prepared
 
 with warnings.catch_warnings():

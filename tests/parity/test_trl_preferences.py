@@ -45,7 +45,7 @@ from aurify.algorithms.orpo import ORPO
 from aurify.algorithms.sft import SFT
 from aurify.algorithms.simpo import SimPO
 from aurify.engine.engine import Engine
-from aurify.engine.model import LoadedModel
+from aurify.models.model import LoadedModel
 from aurify.types import prepared
 
 with warnings.catch_warnings():

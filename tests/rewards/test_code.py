@@ -8,9 +8,9 @@ import pytest
 from said import rewarded, said, task_of
 
 from aurify.errors import UserError
-from aurify.rewards import sandbox
 from aurify.rewards.code import code, code_docstrings, code_syntax, code_type_hints, program_in
 from aurify.rewards.rubric import Rubric, rubric_of
+from aurify.sandbox import sandbox
 
 ADD = "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nDone."
 WRONG = "```python\ndef add(a, b):\n    return a - b\n```"

@@ -92,9 +92,7 @@ def plant(monkeypatch, sampler, step, when):
 
 @pytest.mark.parametrize("kind", ["cores", "blocks", "recurrent"])
 @pytest.mark.parametrize("step", ["admit", "prefill", "decode", "draw", "retire"])
-def test_an_exception_in_every_step_reaches_the_caller_within_a_second_and_the_sampler_goes_on(
-    step, kind, monkeypatch
-):
+def test_an_exception_in_every_step_reaches_the_caller_within_a_second_and_the_sampler_goes_on(step, kind, monkeypatch):
     sampler = make_sampler(kind)
     failing = [True]
     plant(monkeypatch, sampler, step, lambda call, _: failing[0])

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from aurify.files import replace_text
 from aurify.tracking import jsonl
 
 KILLED = """
@@ -70,7 +71,7 @@ def test_half_a_surrogate_pair_comes_back_too(tmp_path):
 
 def test_a_replaced_file_is_whole_and_leaves_nothing_beside_it(tmp_path):
     file = tmp_path / "results.json"
-    jsonl.replace_text(file, "old")
-    jsonl.replace_text(file, "new é\n")
+    replace_text(file, "old")
+    replace_text(file, "new é\n")
     assert file.read_bytes() == "new é\n".encode()
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

@@ -11,7 +11,7 @@ from aurify.cli.places import RUNS, RunsFolder, find_model
 
 if TYPE_CHECKING:
     from aurify.cli.writer import Writer
-    from aurify.memory.sop import SOPLibrary
+    from aurify.procedures.library import SOPLibrary
     from aurify.types import Message, SamplingParams
 
 COMMANDS = "/reset forgets the conversation, /system TEXT sets a system prompt, /quit or Ctrl-D ends"
@@ -44,7 +44,7 @@ def chat(
     params = config.build(SamplingParams, values, "options")
     library = None
     if sop is not None:
-        from aurify.memory.sop import library_of
+        from aurify.procedures.library import library_of
 
         library = library_of(sop)
     with open_writer(place.name, device=device) as writer:

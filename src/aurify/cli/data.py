@@ -55,8 +55,8 @@ def inspect(
     from aurify.data.formats import Encoding
     from aurify.data.reading import Part, iter_part
     from aurify.data.tally import Tally
-    from aurify.engine.model import load_tokenizer
     from aurify.errors import UserError
+    from aurify.models.model import load_tokenizer
     from aurify.renderer import Renderer
 
     console = Console(soft_wrap=True, highlight=False)
@@ -92,7 +92,7 @@ def inspect(
 
 def default_model() -> str:
     """A tokenizer that costs no download."""
-    from aurify.engine import catalog
+    from aurify.models import catalog
 
     known = catalog.KNOWN.get(DEFAULT)
     return DEFAULT if known is not None and catalog.is_cached(known) else "random:tiny"

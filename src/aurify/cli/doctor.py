@@ -81,7 +81,7 @@ def python_and_packages() -> Iterator[Finding]:
 def processor() -> Iterator[Finding]:
     import torch
 
-    from aurify.engine.hardware import cpu_has_bf16
+    from aurify.hardware import cpu_has_bf16
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = torch.get_num_threads()
@@ -159,8 +159,8 @@ def hub() -> Iterator[Finding]:
 
 def caches() -> Iterator[Finding]:
     from aurify.cli.models import hub_models
-    from aurify.engine import catalog
-    from aurify.wheels import cache_folder
+    from aurify.files import cache_folder
+    from aurify.models import catalog
 
     known = [model.name for model in catalog.KNOWN.values() if catalog.is_cached(model)]
     names = known + [name for name, _ in hub_models()]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from aurify.memory.ingest import IngestSummary, Progress
-    from aurify.memory.knowledge import KnowledgeBase
+    from aurify.knowledge.ingest import IngestSummary, Progress
+    from aurify.knowledge.knowledge_base import KnowledgeBase
 
 Patterns = list[str]
 MB = 1_000_000
@@ -58,12 +58,12 @@ def ingest(
     """Read documents into a knowledge base; a second time, only what has changed."""
     from rich.console import Console
 
-    from aurify.memory.fetch import FetchOptions
-    from aurify.memory.ingest import IngestOptions, check_place
-    from aurify.memory.ingest import ingest as read
-    from aurify.memory.readers import ReadOptions
-    from aurify.memory.rows import Columns
-    from aurify.memory.web import WebOptions
+    from aurify.knowledge.ingest import IngestOptions, check_place
+    from aurify.knowledge.ingest import ingest as read
+    from aurify.knowledge.reading.fetch import FetchOptions
+    from aurify.knowledge.reading.files import ReadOptions
+    from aurify.knowledge.reading.rows import Columns
+    from aurify.knowledge.reading.web import WebOptions
 
     names = None if metadata is None else tuple(name.strip() for name in metadata.split(",") if name.strip())
     cache_seconds = 0.0 if fresh else FetchOptions.cache_seconds
@@ -105,9 +105,9 @@ def opened(folder: Path, embedder: str | None, max_tokens: int | None) -> Knowle
     """What decides how passages are made is settled when a knowledge base is made."""
     from pathlib import Path
 
-    from aurify.memory.chunking import ChunkOptions
-    from aurify.memory.embedding import MINILM, load_embedder
-    from aurify.memory.knowledge import KnowledgeBase
+    from aurify.knowledge.chunking.chunk import ChunkOptions
+    from aurify.knowledge.embedding import MINILM, load_embedder
+    from aurify.knowledge.knowledge_base import KnowledgeBase
 
     if embedder is not None and Path(embedder).expanduser().is_dir():
         embedder = str(Path(embedder).expanduser().resolve())

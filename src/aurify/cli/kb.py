@@ -18,9 +18,9 @@ from aurify.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from aurify.memory.comparison import Measured
-    from aurify.memory.knowledge import KnowledgeBase
-    from aurify.memory.measure import Question
+    from aurify.evaluation.comparison import Measured
+    from aurify.evaluation.retrieval import Question
+    from aurify.knowledge.knowledge_base import KnowledgeBase
 
 kb = typer.Typer(no_args_is_help=True, help="Knowledge bases: list, describe, measure, serve.")
 Name = Annotated[str, typer.Argument(metavar="KB", help="A name under kb/, or a folder with a slash.")]
@@ -37,7 +37,7 @@ kb.command()(serve)
 @kb.command(name="list")
 def list_all() -> None:
     """List the knowledge bases under kb/."""
-    from aurify.memory.knowledge import KnowledgeBase
+    from aurify.knowledge.knowledge_base import KnowledgeBase
 
     folders = sorted(folder for folder in KBS.iterdir() if is_kb(folder)) if KBS.is_dir() else []
     if not folders:
@@ -52,7 +52,7 @@ def info(
     name: Name, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False
 ) -> None:
     """Say what a knowledge base holds and how it is searched."""
-    from aurify.memory.knowledge import KnowledgeBase
+    from aurify.knowledge.knowledge_base import KnowledgeBase
 
     folder = find_kb(name)
     base = KnowledgeBase.open(folder)
@@ -101,8 +101,8 @@ def evaluate(
     """Measure MRR@10, recall@k, nDCG@10 and latency on questions with known answers."""
     from rich.console import Console
 
-    from aurify.memory.knowledge import KnowledgeBase
-    from aurify.memory.measure import halves, read_questions
+    from aurify.evaluation.retrieval import halves, read_questions
+    from aurify.knowledge.knowledge_base import KnowledgeBase
 
     for option, number in (("--limit", limit), ("--timed", timed)):
         if number is not None and number < 1:
@@ -143,7 +143,7 @@ def check_known(base: KnowledgeBase, questions: list[Question], file: Path) -> N
 
 
 def tune_on(base: KnowledgeBase, questions: list[Question], passages: bool, console: Console) -> None:
-    from aurify.memory.comparison import tune
+    from aurify.evaluation.comparison import tune
 
     with bar(console, f"tuning on {len(questions)} questions", len(questions)) as advance:
         (best, quality), *_ = tune(base, questions, per_document=not passages, progress=advance)
@@ -159,8 +159,8 @@ def tune_on(base: KnowledgeBase, questions: list[Question], passages: bool, cons
 def compare(
     base: KnowledgeBase, questions: list[Question], rerank: str | None, per_document: bool, timed: int, console: Console
 ) -> list[Measured]:
-    from aurify.memory.comparison import measure_search, modes
-    from aurify.memory.rerank import load_reranker
+    from aurify.evaluation.comparison import measure_search, modes
+    from aurify.knowledge.rerank import load_reranker
 
     second = load_reranker(rerank)
     ways = modes(base.settings.search)
@@ -189,7 +189,7 @@ def show(measured: list[Measured]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from aurify.memory.comparison import headings, row, stage_rows
+    from aurify.evaluation.comparison import headings, row, stage_rows
 
     for columns, rows in (
         (headings(), map(row, measured)),

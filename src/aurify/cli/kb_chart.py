@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from aurify.tracking.markup import tag, text
-from aurify.tracking.plot import HEIGHT, LEFT, NARROW, Frame, axes_of_values, tick_label, ticks
+from aurify.report.markup import tag, text
+from aurify.report.plot import HEIGHT, LEFT, NARROW, Frame, axes_of_values, tick_label, ticks
 
 if TYPE_CHECKING:
-    from aurify.memory.comparison import Measured
+    from aurify.evaluation.comparison import Measured
 
 COLOURS = ("#b07a1b", "#2f6f9f", "#8a5a9e", "#2c7a52", "#b5443c", "#6b6a64")
 STYLE = """

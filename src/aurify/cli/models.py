@@ -9,8 +9,8 @@ import typer
 
 def models() -> None:
     """List the models that Aurify knows by name, and the ones in the local caches."""
-    from aurify.engine import catalog
-    from aurify.wheels import cache_folder
+    from aurify.files import cache_folder
+    from aurify.models import catalog
 
     for known in catalog.KNOWN.values():
         state = "on this machine" if catalog.is_cached(known) else "fetched when it is used first"

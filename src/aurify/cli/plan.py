@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from aurify.data.heldout import HeldOut
     from aurify.data.tally import Tally
-    from aurify.loops.recipe import OfflineStage, OnlineStage, Recipe
+    from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe
     from aurify.renderer import Renderer
     from aurify.tasks.taskset import TaskSet
     from aurify.types import Datum
@@ -30,7 +30,7 @@ def show_plan(recipe: Recipe, heldout: HeldOut) -> None:
     from rich.table import Table
 
     from aurify.data.tally import Tally
-    from aurify.loops.plan import describe
+    from aurify.pipeline.check import describe
 
     console = Console(highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -67,9 +67,9 @@ def first_example(recipe: Recipe, name: str, renderer: Renderer, heldout: HeldOu
     changed and left out."""
     from aurify.data.formats import sft_data
     from aurify.loops.examples import first_datum, rows_of_demonstrations
-    from aurify.loops.heldout import stage_rows
-    from aurify.loops.plan import taskset_of
-    from aurify.loops.recipe import OnlineStage, algorithm_of
+    from aurify.pipeline.check import taskset_of
+    from aurify.pipeline.heldout import stage_rows
+    from aurify.pipeline.recipe import OnlineStage, algorithm_of
 
     stage = recipe.stages[name]
     taskset, limit = taskset_of(stage), stage.sampler.max_context
@@ -128,8 +128,8 @@ async def try_environment(
 
 def renderer_of(recipe: Recipe, stage: OfflineStage | OnlineStage) -> Renderer:
     """Of the model that the chain of stages begins with: training does not change the tokenizer."""
-    from aurify.engine.model import load_tokenizer
-    from aurify.loops.recipe import make_renderer, reference
+    from aurify.models.model import load_tokenizer
+    from aurify.pipeline.recipe import make_renderer, reference
 
     name = stage.model.name
     while (earlier := reference(name)) is not None:

@@ -14,6 +14,6 @@ def report(
     runs: RunsFolder = RUNS,
 ) -> None:
     """Rebuild report.html from a run's files: curves, rewards and transcripts in one page that needs no network."""
-    from aurify.tracking.report import write_report
+    from aurify.report.report import write_report
 
     typer.echo(write_report(find_run(run, runs)))

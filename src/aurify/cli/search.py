@@ -13,7 +13,7 @@ from aurify.errors import UserError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from aurify.memory.types import Hit, Value
+    from aurify.knowledge.types import Hit, Value
 
 CONDITION = re.compile(r"([^=<>!]+?)\s*(!=|<=|>=|=|<|>)\s*(.*)", re.DOTALL)
 STAGES = ("dense", "bm25", "fused", "reranked")
@@ -41,9 +41,9 @@ def search(
 
     from rich.console import Console
 
-    from aurify.memory.knowledge import KnowledgeBase
-    from aurify.memory.rerank import load_reranker
-    from aurify.memory.types import Mode
+    from aurify.knowledge.knowledge_base import KnowledgeBase
+    from aurify.knowledge.rerank import load_reranker
+    from aurify.knowledge.types import Mode
 
     base = KnowledgeBase.open(find_kb(kb))
     times: dict[str, float] = {}

@@ -24,10 +24,10 @@ def serve(
     """Answer POST /retrieve from a knowledge base, until Ctrl-C."""
     from dataclasses import replace
 
-    from aurify.memory.knowledge import KnowledgeBase
-    from aurify.memory.rerank import load_reranker
-    from aurify.memory.service import ServiceOptions, serve
-    from aurify.memory.types import Hit
+    from aurify.knowledge.knowledge_base import KnowledgeBase
+    from aurify.knowledge.rerank import load_reranker
+    from aurify.knowledge.types import Hit
+    from aurify.serving.knowledge import ServiceOptions, serve
 
     options = ServiceOptions(host=host, port=port, topk=topk)
     folder = find_kb(kb)

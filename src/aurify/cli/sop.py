@@ -22,7 +22,7 @@ def list_all(folder: Folder) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from aurify.memory.sop import read_folder
+    from aurify.procedures.library import read_folder
 
     table = Table("name", "when", "steps", "tools", box=None)
     for procedure in read_folder(folder):
@@ -33,7 +33,7 @@ def list_all(folder: Folder) -> None:
 @sop.command()
 def show(folder: Folder, name: str) -> None:
     """One procedure, as a model reads it."""
-    from aurify.memory.sop import SOPLibrary, SOPOptions
+    from aurify.procedures.library import SOPLibrary, SOPOptions
 
     typer.echo(SOPLibrary(SOPOptions(str(folder), embedder=None))[name].prompt())
 
@@ -41,7 +41,7 @@ def show(folder: Folder, name: str) -> None:
 @sop.command()
 def check(folder: Folder) -> None:
     """Everything that is wrong with the procedures of a folder."""
-    from aurify.memory.sop import checked
+    from aurify.procedures.library import checked
 
     read = checked(folder)
     for path, procedure, problems in read:
@@ -64,8 +64,8 @@ def find(
     words: Annotated[bool, typer.Option("--words", help="By words alone, without an embedder.")] = False,
 ) -> None:
     """The procedures that a question asks for, with the scores of each stage."""
-    from aurify.memory.embedding import MINILM
-    from aurify.memory.sop import SOPLibrary, SOPOptions
+    from aurify.knowledge.embedding import MINILM
+    from aurify.procedures.library import SOPLibrary, SOPOptions
 
     options = SOPOptions(str(folder), limit=limit, embedder=None if words else MINILM)
     found = SOPLibrary(options).find(query)

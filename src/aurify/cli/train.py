@@ -58,9 +58,9 @@ def run_recipe(
 
     values = config.load_config(path, overrides)
     with Console(stderr=True).status("checking the recipe ..."), config.errors_of(path):
-        from aurify.loops.heldout import checked_heldout
-        from aurify.loops.plan import validate
-        from aurify.loops.recipe import recipe_of
+        from aurify.pipeline.check import validate
+        from aurify.pipeline.heldout import checked_heldout
+        from aurify.pipeline.recipe import recipe_of
 
         recipe = recipe_of(values)
         validate(recipe)
@@ -71,7 +71,7 @@ def run_recipe(
         show_plan(recipe, heldout)
         return
 
-    from aurify.loops.pipeline import run_pipeline
+    from aurify.pipeline.run import run_pipeline
     from aurify.tracking.run_folder import RunFolder
 
     try:
@@ -87,7 +87,7 @@ def run_recipe(
 
 def add_report(run: Path) -> None:
     """A run that ended, well or badly, is not to end in the traceback of its report instead."""
-    from aurify.tracking.report import write_report
+    from aurify.report.report import write_report
 
     try:
         typer.echo(f"Report: {write_report(run)}")

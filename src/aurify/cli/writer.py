@@ -59,7 +59,7 @@ def open_writer(name: str, *, device: str = "auto", seed: int = 0) -> Iterator[W
     with Console(stderr=True).status(f"loading {name} ..."):
         from aurify import config
         from aurify.engine.engine import Engine
-        from aurify.engine.model import ModelConfig, load_model
+        from aurify.models.model import ModelConfig, load_model
         from aurify.renderer import Renderer
         from aurify.samplers.inprocess import InProcessSampler
 

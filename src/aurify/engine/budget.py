@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from aurify.engine.executor import Result
-from aurify.engine.hardware import is_out_of_memory, usable_memory
+from aurify.hardware import is_out_of_memory, usable_memory
 
 if TYPE_CHECKING:
     from aurify.engine.engine import Engine

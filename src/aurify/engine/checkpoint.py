@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from aurify.errors import UserError
+from aurify.files import replace_folder
 
 MANIFEST, STATE, RNG = "manifest.json", "state.json", "rng.pt"
 PREFIX = "step_"
@@ -113,29 +114,6 @@ def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
 def digest_of(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def replace_folder(scratch: Path, folder: Path) -> None:
-    """Puts a finished folder into its place, durably. What was there before goes only once the new one is there."""
-    for path in scratch.rglob("*"):
-        sync(path)
-    sync(scratch)
-    old = folder.with_name(f".{folder.name.lstrip('.')}.{os.getpid()}.old")
-    if folder.exists():
-        os.replace(folder, old)  # a folder cannot be renamed over another
-    os.replace(scratch, folder)
-    sync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def sync(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # Windows opens no folder
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def rng_state() -> dict[str, Any]:

@@ -29,13 +29,13 @@ from aurify.engine.executor import Grads, Result, add_up, choose_executor
 from aurify.engine.forward import Body, Inputs
 from aurify.engine.logprobs import Head, linear_logprobs
 from aurify.engine.lora import Adapter, LoraConfig, read_config
-from aurify.engine.model import LoadedModel, save_model
 from aurify.engine.optim import MasterAdamW, OptimConfig
 from aurify.engine.packing import Row, pack
 from aurify.engine.recompute import recompute_layers
 from aurify.engine.validation import select_trained
 from aurify.engine.weights import Weights
 from aurify.errors import UserError
+from aurify.models.model import LoadedModel, save_model
 from aurify.types import Algorithm, Datum, Metrics, Outputs
 
 STATE_FILE = "engine.pt"

@@ -20,10 +20,10 @@ from aurify.data.shapes import Chat, Example, Label, Text
 from aurify.data.sources import Row
 from aurify.data.tally import Tally
 from aurify.errors import UserError
+from aurify.files import replace_text
 from aurify.loops.offline import Unit
 from aurify.loops.progress import derive_seed
-from aurify.loops.recipe import DataOptions, OfflineStage
-from aurify.tracking.jsonl import replace_text
+from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.types import Datum, Lesson, Message
 
 if TYPE_CHECKING:

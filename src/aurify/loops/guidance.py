@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from aurify.data.heldout import HeldOut, heldout_tasks
 from aurify.data.traces import Traces, load_traces
@@ -19,7 +19,6 @@ from aurify.rewards.rubric import Rubric
 from aurify.types import Task
 
 if TYPE_CHECKING:
-    from aurify.loops.recipe import OnlineStage
     from aurify.renderer import Renderer
     from aurify.tasks.taskset import TaskSet
 
@@ -119,9 +118,9 @@ class Guide:
 
 
 async def guide_of(
-    stage: OnlineStage, taskset: TaskSet, renderer: Renderer, max_context: int, heldout: HeldOut | None = None
+    stage: Any, taskset: TaskSet, renderer: Renderer, max_context: int, heldout: HeldOut | None = None
 ) -> Guide:
-    """Reads the traces of a stage's file, if it has one, and has the task's rewards judge them. heldout: of the whole
+    """Reads the traces of an OnlineStage's file, if it has one, and has the task's rewards judge them. heldout: of the whole
     recipe; None: the task set's own."""
     options = stage.guidance
     assert options is not None

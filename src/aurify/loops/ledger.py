@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from aurify.types import Group, Metrics
 
 if TYPE_CHECKING:
-    from aurify.loops.recipe import OnlineStage
+    from aurify.pipeline.recipe import OnlineStage
 
 
 def rollout_metrics(

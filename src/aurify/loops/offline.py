@@ -22,7 +22,7 @@ from aurify.errors import UserError
 from aurify.loops import reference_cache
 from aurify.loops.interrupt import Interrupt
 from aurify.loops.progress import Checkpoints, derive_seed
-from aurify.loops.recipe import OfflineStage
+from aurify.pipeline.recipe import OfflineStage
 from aurify.types import Algorithm, Datum, prepared
 
 if TYPE_CHECKING:

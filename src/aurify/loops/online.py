@@ -24,8 +24,8 @@ from aurify.loops.entropy import EntropyController
 from aurify.loops.interrupt import Interrupt, Interrupted
 from aurify.loops.ledger import means_by_source, rollout_metrics
 from aurify.loops.progress import Checkpoints, derive_seed
-from aurify.loops.recipe import OnlineStage
 from aurify.loops.rollouts import Rollouts, TaskStream
+from aurify.pipeline.recipe import OnlineStage
 from aurify.types import Datum, Group, Metrics, OnlineAlgorithm, Trajectory, prepared
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ renamed, and it keeps float32: what is read back is what was computed, bit for b
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from aurify.files import replaced_file
 from aurify.types import Datum
 
 if TYPE_CHECKING:
@@ -65,16 +65,9 @@ def trained(datum: Datum) -> list[int]:
 def save(path: Path, model: str, data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> None:
     """logprobs: len(tokens) for each datum; those of trained tokens are kept."""
     values = [row[place] for datum, row in zip(data, logprobs, strict=True) for place in trained(datum)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        identity = {"model": model, "data": data_fingerprint(data)}
+    identity = {"model": model, "data": data_fingerprint(data)}
+    with replaced_file(path) as scratch:
         save_file({"logprobs": torch.tensor(values, dtype=torch.float32)}, scratch, metadata=identity)
-        with scratch.open("rb+") as file:
-            os.fsync(file.fileno())
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
 
 
 def load(path: Path, model: str, data: Sequence[Datum]) -> tuple[list[list[float]] | None, str]:

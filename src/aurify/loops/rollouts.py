@@ -23,8 +23,8 @@ from aurify.types import Group, OnlineAlgorithm, Task, Trajectory
 
 if TYPE_CHECKING:
     from aurify.loops.guidance import Guide
-    from aurify.loops.recipe import OnlineStage
     from aurify.loops.replay import Buffer, Entry
+    from aurify.pipeline.recipe import OnlineStage
     from aurify.renderer import Renderer
     from aurify.rewards.rubric import Rubric
     from aurify.samplers.sampler import Sampler

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 from aurify.errors import UserError
-from aurify.rewards.sandbox import Limits, backend, run_script, run_tests
+from aurify.sandbox.sandbox import Limits, backend, run_script, run_tests
 from aurify.types import Task, Trajectory
 
 BLOCK = re.compile(r"^```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE | re.IGNORECASE)

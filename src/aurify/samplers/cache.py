@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aurify.engine.attention import Forest, Path
-from aurify.engine.hardware import usable_memory
 from aurify.engine.packing import Row
+from aurify.hardware import usable_memory
 
 ROUND = 64  # capacities are multiples of it
 CACHE_SHARE = 1 / 2  # of the memory that is usable at first use

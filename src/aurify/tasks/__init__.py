@@ -40,8 +40,8 @@ def make(name: str, **options: Any) -> TaskSet:
     if "environment" in replaced:
         taskset = replace(taskset, environment=environment_of(replaced["environment"]))
     if "sop" in replaced:
-        from aurify.memory.sop import library_of
-        from aurify.tasks.procedures import with_procedures
+        from aurify.procedures.library import library_of
+        from aurify.procedures.tasks import with_procedures
 
         taskset = with_procedures(taskset, library_of(replaced["sop"]))
     return taskset

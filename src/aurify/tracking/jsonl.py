@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from aurify.files import replaced_file
 
 
 def append(path: Path, *rows: Mapping[str, Any]) -> None:
@@ -38,18 +39,5 @@ def cut(path: Path, last_step: int) -> None:
     """Drops lines of steps that will be run again, so that a resumed run's file reads like a straight one's."""
     if not path.exists():
         return
-    scratch = scratch_of(path)
-    with scratch.open("wb") as file:
+    with replaced_file(path) as scratch, scratch.open("wb") as file:
         file.writelines(line for line, row in lines(path) if row["step"] <= last_step)
-    os.replace(scratch, path)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """The whole file or the old one, never half."""
-    scratch = scratch_of(path)
-    scratch.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-    os.replace(scratch, path)
-
-
-def scratch_of(path: Path) -> Path:
-    return path.with_name(path.name + ".tmp")

@@ -17,7 +17,7 @@ from typing import Any
 
 from aurify.config import dump_config
 from aurify.errors import UserError
-from aurify.tracking.jsonl import replace_text
+from aurify.files import replace_text
 
 RECIPE, INFO, RESULTS, REPORT = "recipe.yaml", "run_info.json", "results.json", "report.html"
 PACKAGES = ("aurify", "torch", "transformers", "safetensors", "numpy")

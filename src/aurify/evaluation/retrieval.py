@@ -1,0 +1,167 @@
+"""How good a search is: MRR@10, recall@k, nDCG@10 on questions with known answers, and how long each stage takes.
+
+An answer is a document, or some lines of one: then a hit must share at least half of its lines, or of the answer's,
+with them, and a file's anchor is no answer. A document found twice counts once. recall@k divides by the answers that
+k places have room for, as BEIR's capped recall does; without it a question with 20 answers could not reach recall@1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from aurify.errors import UserError
+from aurify.knowledge.types import Hit
+
+DEPTH = 20  # places of a result that are looked at
+CUTOFFS = (1, 5, 20)
+
+
+@dataclass(frozen=True)
+class Answer:
+    document: str
+    lines: tuple[int, int] | None = None  # first and last, from 1
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    answers: tuple[Answer, ...]  # at least one
+
+
+def read_questions(path: Path) -> list[Question]:
+    """JSON lines: `{"query": "...", "documents": ["id", ...]}`, or `"document": "id"` with or without
+    `"lines": [first, last]`."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}); expected JSON lines with query and document") from None
+    questions = [question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not questions:
+        raise UserError(f"{path}: no questions; expected lines such as {{'query': '...', 'document': 'its id'}}")
+    return questions
+
+
+def question(line: str, place: str) -> Question:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{place}: not JSON ({error})") from None
+    if not isinstance(row, dict) or not isinstance(row.get("query"), str) or not row["query"].strip():
+        raise UserError(f"{place}: expected an object with a text under 'query'")
+    documents = row.get("documents", [row["document"]] if "document" in row else None)
+    if not isinstance(documents, list) or not documents or not all(isinstance(one, str) for one in documents):
+        raise UserError(f"{place}: expected the id of an answer under 'document', or a list of them under 'documents'")
+    span = row.get("lines")
+    if span is not None and (len(documents) != 1 or not is_span(span)):
+        raise UserError(f"{place}: lines is {span!r}; expected [first, last] of one document, counted from 1")
+    return Question(row["query"], tuple(Answer(one, tuple(span) if span else None) for one in dict.fromkeys(documents)))
+
+
+def is_span(value: Any) -> bool:
+    whole = isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
+    return whole and 1 <= value[0] <= value[1]
+
+
+def halves(questions: Iterable[Question]) -> tuple[list[Question], list[Question]]:
+    """One half to tune on and one to report, by the hash of the text: the same whatever the order of the file."""
+    parts: tuple[list[Question], list[Question]] = ([], [])
+    for one in questions:
+        parts[sha256(one.text.encode("utf-8", "replace")).digest()[0] % 2].append(one)
+    return parts
+
+
+def matches(hit: Hit, answer: Answer) -> bool:
+    chunk = hit.chunk
+    if chunk.document != answer.document or answer.lines is None:
+        return chunk.document == answer.document
+    first, last = answer.lines
+    shared = min(last, chunk.last_line) - max(first, chunk.first_line) + 1
+    shorter = min(last - first, chunk.last_line - chunk.first_line) + 1
+    return chunk.kind != "anchor" and 2 * shared >= shorter
+
+
+def ranks(question: Question, hits: Sequence[Hit]) -> list[int]:
+    """The place, from 1, where each answer that was found comes first."""
+    found = (
+        next((rank for rank, hit in enumerate(hits[:DEPTH], 1) if matches(hit, one)), None) for one in question.answers
+    )
+    return sorted(rank for rank in found if rank is not None)
+
+
+def reciprocal_rank(found: Sequence[int], depth: int = 10) -> float:
+    return 1 / found[0] if found and found[0] <= depth else 0.0
+
+
+def recall(found: Sequence[int], num_answers: int, k: int) -> float:
+    return sum(rank <= k for rank in found) / min(num_answers, k)
+
+
+def ndcg(found: Sequence[int], num_answers: int, depth: int = 10) -> float:
+    gain = sum(1 / math.log2(rank + 1) for rank in found if rank <= depth)
+    return gain / sum(1 / math.log2(rank + 1) for rank in range(1, min(num_answers, depth) + 1))
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over the questions. `error` is the standard error of the MRR."""
+
+    num: int
+    mrr: float
+    error: float
+    ndcg: float
+    recalls: tuple[float, ...]  # at 1, 2, ... DEPTH
+
+    def record(self) -> dict[str, float]:
+        at = {f"recall@{k}": round(self.recalls[k - 1], 4) for k in CUTOFFS}
+        numbers = {"mrr@10": round(self.mrr, 4), "error": round(self.error, 4), "ndcg@10": round(self.ndcg, 4)}
+        return {"questions": self.num, **numbers, **at}
+
+
+def quality(questions: Sequence[Question], results: Sequence[Sequence[Hit]]) -> Quality:
+    found = [ranks(one, hits) for one, hits in zip(questions, results, strict=True)]
+    num_answers = [len(one.answers) for one in questions]
+    reciprocal = [reciprocal_rank(one) for one in found]
+    return Quality(
+        num=len(questions),
+        mrr=statistics.fmean(reciprocal),
+        error=statistics.stdev(reciprocal) / math.sqrt(len(found)) if len(found) > 1 else 0.0,
+        ndcg=statistics.fmean(map(ndcg, found, num_answers)),
+        recalls=tuple(
+            statistics.fmean(recall(one, num, k) for one, num in zip(found, num_answers, strict=True))
+            for k in range(1, DEPTH + 1)
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of single calls, sorted."""
+
+    milliseconds: tuple[float, ...]
+
+    def at(self, share: float) -> float:
+        """The least time that so many of the calls did not exceed."""
+        return self.milliseconds[max(0, math.ceil(share * len(self.milliseconds)) - 1)]
+
+    def record(self) -> dict[str, float]:
+        return {"p50_ms": round(self.at(0.5), 2), "p95_ms": round(self.at(0.95), 2)}
+
+
+def latency(call: Callable[[str], object], texts: Sequence[str], warm_up: int = 3) -> Latency:
+    """One call after another, as a person or an agent asks, none of these questions before."""
+    for _ in range(warm_up):
+        call("warm up")
+    times = []
+    for text in texts:
+        begin = time.perf_counter()
+        call(text)
+        times.append(1e3 * (time.perf_counter() - begin))
+    return Latency(tuple(sorted(times)))

@@ -1,0 +1,330 @@
+"""A knowledge base: a folder that documents are put into and passages are found in.
+
+    from aurify.knowledge.knowledge_base import KnowledgeBase
+    kb = KnowledgeBase.create("kb/notes")
+    kb.add([Document("heart.md", "The heart has four chambers. ...", format="markdown")])
+    for hit in kb.search("how many chambers does the heart have?"):
+        print(hit.score, hit.chunk.document, hit.chunk.text)
+
+One process writes at a time, any number read meanwhile. What a writer was doing when it was killed is done again by the
+next one: no document is lost, none is there twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from aurify import config
+from aurify.errors import UserError
+from aurify.knowledge.chunking.chunk import ChunkOptions, chunk
+from aurify.knowledge.embedding import MINILM, load_embedder
+from aurify.knowledge.search import SearchOptions, Times, search
+from aurify.knowledge.store import LANGUAGES, NO_LANGUAGE, LanceStore
+from aurify.knowledge.tables import Record, Row
+from aurify.knowledge.types import Chunk, Document, Embedder, Hit, Mode, Reranker
+from aurify.knowledge.where import Where
+
+SETTINGS, LOCK = "settings.json", "writer.lock"
+CHUNKS_AT_ONCE = 256  # embedded and committed together: what a kill costs
+COMMITS_BETWEEN_TIDYING = 50  # each commit leaves a file, and many files are slow to read
+SECONDS_FOR_THE_LOCK = 10.0
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a knowledge base must not forget: settings.json in its folder."""
+
+    embedder: str = MINILM
+    language: str = "English"  # whose word endings BM25 ignores; "none" takes words as they are written
+    chunking: ChunkOptions = field(default_factory=ChunkOptions)
+    search: SearchOptions = field(default_factory=SearchOptions)
+
+    def __post_init__(self) -> None:
+        known = (*LANGUAGES, NO_LANGUAGE)
+        if self.language not in known:
+            raise UserError(
+                f"language is {self.language!r}; expected one of {', '.join(known)}"
+                f"{config.did_you_mean(self.language, known)}"
+            )
+
+
+@dataclass
+class AddSummary:
+    """What became of the documents. `empty` ones are stored without chunks, so that they are not read again; of
+    `repeated` ids the first counts; `refused` ones are not stored, by reason."""
+
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    empty: int = 0
+    repeated: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    chunks: int = 0
+    tokens: int = 0  # of the passages' texts and contexts, without titles
+    seconds: float = 0.0
+
+    @property
+    def documents(self) -> int:
+        return self.added + self.replaced + self.unchanged
+
+
+class KnowledgeBase:
+    def __init__(self, folder: Path, settings: Settings, embedder: Embedder | None = None) -> None:
+        self.folder = folder
+        self.settings = settings
+        self.store = LanceStore(folder, settings.language)
+        self._embedder = embedder
+        self._dim: int | None = None  # of the stored vectors, once there are any
+
+    @classmethod
+    def create(
+        cls,
+        folder: str | Path,
+        embedder: str | Embedder = MINILM,
+        chunking: ChunkOptions | None = None,
+        search: SearchOptions | None = None,
+        language: str = "English",
+    ) -> KnowledgeBase:
+        """A new one. An embedder without a name that `load_embedder` knows must be given to `open` again."""
+        folder = Path(folder)
+        if exists(folder):
+            raise UserError(f"{folder} already is a knowledge base; open it, or remove the folder to begin anew")
+        name = embedder if isinstance(embedder, str) else embedder.name
+        if Path(name).expanduser().is_dir():
+            name = str(Path(name).expanduser().resolve())
+        settings = Settings(name, language, chunking or ChunkOptions(), search or SearchOptions())
+        folder.mkdir(parents=True, exist_ok=True)
+        write_settings(folder, settings)
+        return cls(folder, settings, None if isinstance(embedder, str) else embedder)
+
+    @classmethod
+    def open(cls, folder: str | Path, embedder: Embedder | None = None) -> KnowledgeBase:
+        folder = Path(folder)
+        if not exists(folder):
+            raise UserError(f"there is no knowledge base at {folder}; `aurify ingest PATH --kb NAME` makes one")
+        return cls(folder, read_settings(folder), embedder)
+
+    @property
+    def embedder(self) -> Embedder:
+        """Loaded when it is needed first: words are found without it."""
+        if self._embedder is None:
+            self._embedder = load_embedder(self.settings.embedder)
+        if self._dim is None:
+            self._dim = self.store.dim()
+        if self._dim not in (None, self._embedder.dim):
+            raise UserError(
+                f"{self.folder}: its vectors have {self._dim} numbers, those of embedder {self._embedder.name!r} have "
+                f"{self._embedder.dim}; the embedder must be the one that the knowledge base was made with"
+            )
+        return self._embedder
+
+    # Reading
+
+    def search(
+        self,
+        query: str,
+        limit: int = 10,
+        mode: Mode | None = None,
+        where: Where | None = None,
+        rerank: Reranker | None = None,
+        per_document: bool = True,
+        options: SearchOptions | None = None,
+        times: Times | None = None,
+    ) -> list[Hit]:
+        """Best first, one hit a document unless told otherwise. `options` are the settings' where not given; `times`
+        receives the seconds of each stage."""
+        return self.search_many([query], limit, mode, where, rerank, per_document, options, times)[0]
+
+    def search_many(
+        self,
+        queries: Sequence[str],
+        limit: int = 10,
+        mode: Mode | None = None,
+        where: Where | None = None,
+        rerank: Reranker | None = None,
+        per_document: bool = True,
+        options: SearchOptions | None = None,
+        times: Times | None = None,
+    ) -> list[list[Hit]]:
+        """The hits of each query; all queries are embedded together."""
+        if limit < 1:
+            raise UserError(f"search: limit is {limit}; expected 1 or more")
+        options = options or self.settings.search
+        options = replace(options, mode=mode) if mode else options
+        snapshot = self.store.snapshot()
+        if snapshot is None or not len(snapshot):
+            return [[] for _ in queries]
+        return search(
+            snapshot,
+            lambda: self.embedder,
+            list(queries),
+            options,
+            limit=limit,
+            where=where,
+            rerank=rerank,
+            per_document=per_document,
+            times=times,
+        )
+
+    def digests(self, source: str | None = None) -> dict[str, str]:
+        """id -> digest of what is stored, all or what came from one source."""
+        return self.store.digests(source)
+
+    def records(self) -> list[Record]:
+        return sorted(self.store.records(), key=lambda record: record.id)
+
+    # Writing
+
+    def add(self, documents: Iterable[Document], *, progress: Callable[[AddSummary], None] | None = None) -> AddSummary:
+        """Reads documents as they come. Those that are stored with the same digest are left alone, others are stored
+        or replaced. `progress` gets the counts after every commit."""
+        summary, start = AddSummary(), time.monotonic()
+
+        def report() -> None:
+            summary.seconds = time.monotonic() - start
+            if progress is not None:
+                progress(summary)
+
+        with self._writing():
+            known, seen = self.store.digests(), set[str]()
+            self.store.sweep(known.keys())
+            options: ChunkOptions | None = None  # with the first document that is cut, the embedder is loaded
+            batch: list[tuple[Document, list[Chunk]]] = []
+            num_waiting = num_commits = 0
+            for document in documents:
+                if (reason := unfit(document)) is not None:
+                    summary.refused[reason] += 1
+                elif document.id in seen:
+                    summary.repeated += 1
+                elif known.get(document.id) == document.digest:
+                    summary.unchanged += 1
+                else:
+                    options = options or self._chunk_options()
+                    chunks = chunk(document, options, self.embedder.count_tokens)
+                    batch.append((document, chunks))
+                    num_waiting += max(1, len(chunks))
+                seen.add(document.id)
+                if num_waiting >= CHUNKS_AT_ONCE:
+                    self._commit(batch, known, summary)
+                    batch, num_waiting = [], 0
+                    num_commits += 1
+                    report()
+                    if num_commits % COMMITS_BETWEEN_TIDYING == 0:
+                        self.store.tidy()
+            if batch:
+                self._commit(batch, known, summary)
+            self.store.tidy()  # also after no change: the writer before may have been killed just before it
+        report()
+        return summary
+
+    def remove(self, ids: Iterable[str]) -> int:
+        """How many of them were there."""
+        with self._writing():
+            known = self.store.digests().keys()
+            stored = sorted(known & set(ids))
+            self.store.remove(stored)
+            self.store.sweep(known - set(stored))
+            self.store.tidy()
+        return len(stored)
+
+    def remember(self, search: SearchOptions) -> None:
+        """Searches of today and later go by these options."""
+        self.settings = replace(self.settings, search=search)
+        write_settings(self.folder, self.settings)
+
+    def _chunk_options(self) -> ChunkOptions:
+        """Chunks no longer than what the embedder sees of a text."""
+        options = self.settings.chunking
+        seen = min(options.max_tokens, self.embedder.max_tokens)
+        options = replace(options, max_tokens=seen, overlap=min(options.overlap, seen // 4))
+        return replace(options, min_tokens=min(options.min_tokens, seen // 4))
+
+    def _commit(
+        self, batch: Sequence[tuple[Document, list[Chunk]]], known: dict[str, str], summary: AddSummary
+    ) -> None:
+        passages = [chunk.to_embedding_text() for _, chunks in batch for chunk in chunks]
+        vectors = iter(self.embedder.embed_documents(passages))
+        new: tuple[list[Row], list[Record]] = ([], [])
+        changed: tuple[list[Row], list[Record]] = ([], [])
+        for document, chunks in batch:
+            rows, records = changed if document.id in known else new
+            rows += [Row(chunk, next(vectors), document.source, document.format, document.metadata) for chunk in chunks]
+            num_tokens = sum(chunk.num_tokens for chunk in chunks)
+            records.append(
+                Record(
+                    document.id,
+                    document.digest,
+                    document.source,
+                    document.title,
+                    document.format,
+                    len(chunks),
+                    num_tokens,
+                )
+            )
+            summary.tokens += num_tokens
+            summary.empty += not chunks
+        if new[1]:
+            self.store.add(*new)
+        if changed[1]:
+            self.store.replace(*changed)
+        summary.added += len(new[1])
+        summary.replaced += len(changed[1])
+        summary.chunks += len(passages)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.folder / LOCK)
+        try:
+            lock.acquire(timeout=SECONDS_FOR_THE_LOCK)
+        except Timeout:
+            raise UserError(
+                f"{self.folder} is being written to by another process; searching goes on meanwhile, but wait for it "
+                "to finish before you write"
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def unfit(document: Document) -> str | None:
+    """Why a document cannot be stored. Texts that are no Unicode come from broken file names and escapes."""
+    try:
+        for text in (document.id, document.text, document.title, document.format, document.source):
+            text.encode()
+        json.dumps(dict(document.metadata), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "text that is no valid Unicode"
+    except TypeError:
+        return "metadata that is neither text, number nor boolean"
+    if any(isinstance(value, float) and not math.isfinite(value) for value in document.metadata.values()):
+        return "metadata with a number that is not finite"
+    return None if document.id else "no id"
+
+
+def exists(folder: str | Path) -> bool:
+    return (Path(folder) / SETTINGS).is_file()
+
+
+def read_settings(folder: Path) -> Settings:
+    try:
+        values = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder / SETTINGS} is not JSON ({error}); mend it, or remove the folder") from None
+    return config.build(Settings, values, str(folder / SETTINGS))
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    scratch = folder / f"{SETTINGS}.{os.getpid()}"
+    scratch.write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
+    os.replace(scratch, folder / SETTINGS)

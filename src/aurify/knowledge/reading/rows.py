@@ -1,0 +1,158 @@
+"""Documents out of JSON lines and CSV: one column is the text, one the title, one the id, the others are metadata.
+
+Lines are read one by one, and none longer than allowed is ever in memory.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any
+
+from aurify.knowledge.reading.refusals import Refusals, Refused, clean
+from aurify.knowledge.types import Document, Value
+
+TEXTS = ("text", "content", "contents", "body", "passage", "answer")
+TITLES = ("title", "name", "heading", "focus")
+IDS = ("id", "_id", "doc_id", "docid", "uid")
+STEP = 1 << 20
+DELIMITERS = ",;\t"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+Rows = Iterator[tuple[int, "Mapping[str, Any] | str"]]  # line, and the row or why there is none
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of JSON lines or CSV are. None: the first of the usual names that a row has."""
+
+    text: str | None = None
+    title: str | None = None
+    id: str | None = None  # without one, a row is named by its file and line
+    metadata: tuple[str, ...] | None = None  # None: all other columns
+
+    def choose(self, row: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
+        text = self.text or next((name for name in TEXTS if isinstance(row.get(name), str)), None)
+        title = self.title or next((name for name in TITLES if isinstance(row.get(name), str) and name != text), None)
+        return text, title, self.id or next((name for name in IDS if isinstance(row.get(name), str | int)), None)
+
+
+def read_rows(
+    file: IO[bytes], name: str, prefix: str, columns: Columns, max_bytes: int, refusals: Refusals, source: str = ""
+) -> Iterator[Document]:
+    """`name` is the file's, for places and for rows without an id; `prefix` goes before the ids of rows."""
+    rows = csv_rows(file, max_bytes) if is_csv(name) else json_rows(file, max_bytes)
+    for number, row in rows:
+        place = f"{name}:{number}"
+        if isinstance(row, str):
+            refusals.add(place, row)
+            continue
+        document = to_document(row, place, prefix, columns, source)
+        if document is None:
+            wanted = repr(columns.text) if columns.text else f"any of {', '.join(TEXTS)}"
+            shown = f"{place}, with the columns {', '.join(map(repr, list(row)[:20]))}"
+            refusals.add(shown, f"row without text in {wanted}: name the column with --text")
+            continue
+        yield document
+
+
+def is_csv(name: str) -> bool:
+    return name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
+
+
+def json_rows(file: IO[bytes], max_bytes: int) -> Rows:
+    for number, line in bounded_lines(file, max_bytes):
+        if line is None:
+            yield number, f"line of more than {max_bytes:,} bytes"
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # ValueError: also text that is not UTF-8, numbers of thousands of digits
+            yield number, "line that is not JSON"
+            continue
+        yield number, row if isinstance(row, dict) else "line that is not an object"
+
+
+def csv_rows(file: IO[bytes], max_bytes: int) -> Rows:
+    """The first line names the columns, and shows what stands between them. A quoted cell may have several lines; where
+    one does not end, or a line is too long, it is not known where rows begin, and the rest is refused."""
+    csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
+    num_lines = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal num_lines
+        while line := file.readline(max_bytes + 1):
+            num_lines += 1
+            if num_lines == 1 and line.startswith(UTF16):
+                raise Refused("CSV in UTF-16: save it as UTF-8")
+            if len(line) > max_bytes:
+                raise Refused(f"CSV from a line of more than {max_bytes:,} bytes on")
+            line = line.removeprefix(b"\xef\xbb\xbf") if num_lines == 1 else line
+            try:
+                yield line.decode()
+            except UnicodeDecodeError:
+                yield line.decode("cp1252", "replace")
+
+    source = lines()
+    header = next((line for line in source if line.strip()), "")
+    delimiter = max(DELIMITERS, key=header.count)
+    names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
+    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    while True:
+        number = num_lines + 1
+        try:
+            cells = next(reader, None)
+        except (csv.Error, Refused) as error:
+            yield number, str(error) if isinstance(error, Refused) else "CSV from a cell on that cannot be understood"
+            return
+        if cells is None:
+            return
+        if cells and len(cells) != len(names):
+            yield number, "row with more or fewer cells than there are columns"
+        elif any(cells):
+            yield number, {name: cell for name, cell in zip(names, cells, strict=True) if cell}
+
+
+def to_document(row: Mapping[str, Any], place: str, prefix: str, columns: Columns, source: str = "") -> Document | None:
+    text, title, key = columns.choose(row)
+    if text is None or not isinstance(row.get(text), str):
+        return None
+    others = [name for name in row if name not in (text, title, key)] if columns.metadata is None else columns.metadata
+    metadata = {clean(name): value for name in others if (value := to_value(row.get(name))) is not None}
+    row_id = row.get(key) if key else None
+    return Document(
+        id=f"{prefix}{clean(str(row_id))}" if row_id not in (None, "") else place,
+        text=clean(row[text]),
+        title=clean(str(row.get(title) or "")) if title else "",
+        source=source,
+        metadata=metadata,
+    )
+
+
+def to_value(value: Any) -> Value | None:
+    """Lists and objects are kept as JSON; what is absent or no number is left out."""
+    if isinstance(value, str):
+        return clean(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return clean(json.dumps(value, ensure_ascii=False))
+
+
+def bounded_lines(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+    """(number, line) of lines that are not blank; None for one that is too long, of which no more is kept."""
+    number = 0
+    while line := file.readline(max_bytes + 1):
+        number += 1
+        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+        if len(line) <= max_bytes or line.endswith(b"\n"):
+            if line.strip():
+                yield number, line
+            continue
+        while (rest := file.readline(STEP)) and not rest.endswith(b"\n"):
+            pass
+        yield number, None

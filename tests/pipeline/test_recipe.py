@@ -1,0 +1,139 @@
+"""From values to stages, and what is refused before anything runs."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aurify.config import load_config
+from aurify.errors import UserError
+from aurify.models.tiny import byte_tokenizer
+from aurify.pipeline.check import describe, validate
+from aurify.pipeline.recipe import OfflineStage, OnlineStage, make_renderer, recipe_of, references
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
+CHAIN: dict[str, Any] = {
+    "model": "random:tiny",
+    "task": "largest_number",
+    "stages": {
+        "sft": {"method": "sft", "data": {"demonstrations": 8}, "steps": 2},
+        "reward": {"method": "reward_model", "model": "@sft", "data": {"sample": {"num_tasks": 4}}},
+        "dpo": {"method": "dpo", "model": "@sft", "data": {"stage": "@reward"}},
+        "grpo": {"method": "grpo", "model": "@dpo", "reward": "@reward"},
+    },
+}
+
+
+def changed(place: str, value: Any) -> dict[str, Any]:
+    """The chain with one value changed; None removes it."""
+    values = deepcopy(CHAIN)
+    inner, (*path, last) = values, place.split(".")
+    for key in path:
+        inner = inner[key]
+    if value is None:
+        inner.pop(last, None)
+    else:
+        inner[last] = value
+    return values
+
+
+def test_the_chain_is_fine():
+    recipe = recipe_of(CHAIN)
+    validate(recipe)
+    assert [type(stage) for stage in recipe.stages.values()] == [OfflineStage] * 3 + [OnlineStage]
+    assert references(recipe.stages["grpo"]) == {"model": "dpo", "reward": "reward"}
+    assert [row["model"] for row in describe(recipe)] == ["random:tiny", "@sft", "@sft", "@dpo"]
+
+
+def test_stages_inherit_what_they_do_not_say():
+    values = changed("stages.dpo.lora", {"rank": 4})
+    values |= {"lora": {"rank": 2}, "model": {"name": "random:tiny", "dtype": "float32"}}
+    values["stages"]["sft"] |= {"lora": None, "task": {"name": "sorting", "count": 3}}
+    stages = recipe_of(values).stages
+    assert [stage.lora and stage.lora.rank for stage in stages.values()] == [None, 2, 4, 2]
+    assert [stage.task["name"] for stage in stages.values()] == ["sorting"] + ["largest_number"] * 3
+    assert {stage.model.dtype for stage in stages.values()} == {"float32"}
+
+
+def test_what_the_renderer_is_told_holds_for_every_stage_that_does_not_say_otherwise():
+    values = changed("stages.sft.tools_as_text", False) | {"tools_as_text": True, "template_options": {"messages": 1}}
+    stages = recipe_of(values).stages
+    assert [stage.tools_as_text for stage in stages.values()] == [False, True, True, True]
+    assert all(stage.template_options == {"messages": 1} for stage in stages.values())
+    with pytest.raises(UserError, match=r"template_options: .* reads no 'messages'"):
+        make_renderer(stages["sft"], byte_tokenizer())
+    plain = recipe_of(changed("stages.sft.tools_as_text", True)).stages
+    assert [make_renderer(stage, byte_tokenizer()).tools_as_text for stage in plain.values()] == [True] + [False] * 3
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "parts"),
+    [
+        ("stages", {}, ["at least one stage"]),
+        ("stages.sft.method", "sff", ["stages.sft", "sff", "did you mean 'sft'"]),
+        ("stages.sft.method", None, ["stages.sft", "no method"]),
+        ("stages.sft.stepps", 3, ["stages.sft.stepps", "did you mean 'steps'"]),
+        ("modle", "x", ["modle", "did you mean 'model'"]),
+        ("stages.sft.steps", 0, ["stages.sft", "steps", "0", "at least 1"]),
+        ("stages.sft.steps", "many", ["stages.sft.steps", "many", "integer"]),
+        ("stages.sft.epochs", 2, ["stages.sft", "steps (2)", "epochs (2.0)", "one of them"]),
+        ("stages.sft.data", {}, ["stages.sft.data", "no source", "exactly one"]),
+        ("stages.sft.data", {"mix": [{"path": "a"}]}, ["stages.sft.data", "mix: 1 sources", "two or more"]),
+        ("stages.sft.data", {"mix": [{"path": "a"}] * 2, "max_rows": 3}, ["stages.sft.data", "max_rows", "mix"]),
+        ("stages.sft.data", {"mix": [{"path": "a", "weight": 0}] * 2}, ["stages.sft.data.mix.0", "weight: 0"]),
+        ("stages.sft.data", {"demonstrations": 3, "filters": ["x"]}, ["stages.sft.data", "filters", "no effect"]),
+        ("stages.sft.data", {"path": "recipes", "filters": ["at_lest"]}, ["unknown dataset 'at_lest'", "at_least"]),
+        ("stages.sft.data.path", "x.jsonl", ["path and demonstrations", "exactly one"]),
+        ("stages.sft.lora", {"rank": 0}, ["stages.sft.lora", "rank 0"]),
+        ("stages.sft.optim", {"lr": -1.0}, ["stages.sft.optim", "lr", "-1.0"]),
+        ("stages.sft.algorithm", {"beta": 1}, ["stages.sft.algorithm.beta", "unknown key"]),
+        ("stages.dpo.algorithm", {"beta": -1}, ["stages.dpo.algorithm", "beta -1"]),
+        ("stages.grpo.data", {"demonstrations": 3}, ["stages.grpo.data", "unknown key"]),
+        ("stages.grpo.sampling", {"temperature": 0}, ["stages.grpo", "temperature", "greedy"]),
+        ("stages.grpo.num_minibatches", 9, ["stages.grpo", "num_minibatches: 9", "8 groups"]),
+        ("stages.grpo.reward", "@sft", ["stages.grpo", "reward: '@sft'", "no reward model"]),
+        ("stages.grpo.reward", "@rewards", ["stages.grpo", "'@rewards' does not exist", "@reward"]),
+        ("stages.grpo.model", "@reward", ["stages.grpo", "'@reward' is a reward model"]),
+        ("stages.sft.model", "@dpo", ["stages.sft", "'@dpo' comes later", "this is the first"]),
+        ("stages.dpo.data.stage", "reward", ["data.stage", "'@reward'"]),
+        ("stages.dpo.data.stage", "@sft", ["stages.dpo", "'@sft'", "no preference pairs"]),
+        ("stages.dpo.data", {"demonstrations": 3}, ["stages.dpo", "demonstrations", "preference pairs"]),
+        ("stages.sft.data", {"sample": {}}, ["stages.sft", "not from preference pairs"]),
+        ("stages.sft.data", {"path": "nothing.jsonl"}, ["stages.sft", "nothing.jsonl", "no file"]),
+        ("stages.sft.task", {"name": "largest_numbr"}, ["stages.sft", "did you mean 'largest_number'"]),
+        ("stages.sft.task", {"name": "largest_number", "cout": 3}, ["stages.sft", "did you mean 'count'"]),
+        ("task", None, ["stages.sft", "set `task:`"]),
+        ("model", None, ["stages.sft.model", "no model"]),
+        ("model", "smollm3", ["stages.sft", "smollm3"]),
+    ],
+)
+def test_mistakes_are_named(place, value, parts):
+    with pytest.raises(UserError) as caught:
+        validate(recipe_of(changed(place, value)))
+    text = str(caught.value)
+    assert all(part in text for part in parts), text
+    assert "\n" not in text
+
+
+def test_a_stage_name_is_a_folder_name():
+    values = changed("stages.sft", None)
+    values["stages"]["../sft"] = CHAIN["stages"]["sft"]
+    with pytest.raises(UserError, match=r"stages\.\.\./sft: .* folder"):
+        recipe_of(values)
+
+
+@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "base"], ids=lambda path: path.stem)
+def test_recipes_that_come_along_are_fine(path, monkeypatch):
+    """As far as that can be said without a model hub: models are not looked for, GSM8K is stood in for."""
+    from aurify.models import model
+
+    monkeypatch.setattr(model, "resolve", lambda name: model.Place(name))
+    values = load_config(path)
+    if values["task"]["name"] == "gsm8k":
+        values["task"] = {"name": "arithmetic"}
+    recipe = recipe_of(values)
+    validate(recipe)
+    assert recipe.name != "run" and describe(recipe)

@@ -1,0 +1,248 @@
+"""report.html: one offline page made of a run's files, whatever state they are in."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from aurify.files import replace_text
+from aurify.report.report import write_report
+from aurify.tracking import jsonl
+from aurify.tracking.run_folder import RunFolder
+
+EVIL = "</pre></script><script>alert('x')</script><img src=x onerror=alert(1)>\"'&amp; \u2028 \ud83d"
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+RECIPE = {
+    "name": "quick & <b>start</b>",
+    "model": {"name": "smollm2-135m-instruct"},
+    "task": {"name": "largest_number"},
+    "stages": {
+        "sft": {"method": "sft", "steps": 30},
+        "pairs": {"method": "dpo"},
+        "grpo": {"method": "grpo", "steps": 30},
+    },
+}
+
+
+class Page(HTMLParser):
+    """Fails on tags that do not nest; gathers what a browser would show, run or fetch."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.scripts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+    def attributes(self, name: str) -> list[str]:
+        return [value or "" for _, attributes in self.tags for key, value in attributes.items() if key == name]
+
+    def titles(self) -> list[str]:
+        return [attributes.get("aria-label") or "" for tag, attributes in self.tags if tag == "svg"]
+
+
+def sample(step: int, reward: float | None, text: str = "41") -> dict:
+    messages = [{"role": "user", "content": "which?"}, {"role": "assistant", "content": text}]
+    return {
+        "step": step, "task": "t", "answer": "41", "messages": messages, "reward": reward, "rewards": {"match": reward},
+        "tokens": 3, "truncated": False,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def run(tmp_path) -> RunFolder:
+    """A run of three stages: two finished, one under way."""
+    folder = RunFolder.create(tmp_path, RECIPE)
+    for name in RECIPE["stages"]:
+        stage = folder.stage(name)
+        for step in range(1, 31):
+            row = {"step": step, "loss": 2 / step, "optim/grad_norm": 1.0, "time/step": 0.5, "memory/peak_gb": 1.5}
+            if name == "grpo":
+                row |= {"reward/mean": step / 30, "reward/std": 0.3, "mine/own_metric": float(step)}
+            jsonl.append(stage.metrics, row)
+            jsonl.append(stage.ledger, {"step": step, "ledger/tokens_trained": 100.0, "ledger/groups": 4.0})
+        stage.events.write_text("2026-01-01 00:00:00 all is well\n")
+    for step in (1, 10, 20, 30):
+        jsonl.append(folder.stage("grpo").samples, sample(step, 0.0, "worst words"), sample(step, 1.0, "best words"))
+    pair = {"prompt": [{"role": "user", "content": "which one?"}], "chosen": "this one", "rejected": "that one"}
+    jsonl.append(folder.stage("pairs").path / "pairs.jsonl", pair)
+    task = {"name": "largest_number"}
+    numbers = {"sft": ("accuracy", 0.086, 0.344), "pairs": ("accuracy", 0.344, 0.531)}
+    for name, (measure, before, after) in numbers.items():
+        folder.record(name, status="finished", method=RECIPE["stages"][name]["method"], task=task, seconds=75.0,
+                      measure=measure, before=before, after=after, details_after={"error": 0.027})  # fmt: skip
+    folder.record("grpo", status="running", method="grpo", model="@pairs", task=task, measure="accuracy", before=0.531)
+    return folder
+
+
+def page_of(run: RunFolder) -> Page:
+    return Page(write_report(run.path).read_text(encoding="utf-8"))
+
+
+def test_the_page_tells_the_whole_run(run):
+    page = page_of(run)
+    for word in (
+        "0.086",
+        "0.344",
+        "+0.258",
+        "+0.187",
+        "±0.027",
+        "1 min 15 s",
+        "unfinished",
+        "all is well",
+        "steps: 30",
+    ):
+        assert word in page.text
+    for word in ("best words", "worst words", "which one?", "this one", "that one", "2 of 3"):
+        assert word in page.text
+    assert {"Loss", "Reward", "Gradient norm", "mine/own_metric", "Rewards of the completions"} <= set(page.titles())
+    assert re.search(r"tokens trained\s+3,000", page.text)
+    assert [href for href in page.attributes("href") if href not in {f"#{stage}" for stage in RECIPE["stages"]}] == []
+
+
+def test_the_page_asks_nothing_of_the_network(run):
+    html = write_report(run.path).read_text(encoding="utf-8")
+    page = Page(html)
+    assert not page.attributes("src") and not {"link", "iframe", "object", "base"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|https?:", html)
+    assert any("default-src 'none'" in policy for policy in page.attributes("content"))
+
+
+def test_the_page_has_a_light_and_a_dark_face(run):
+    html = write_report(run.path).read_text(encoding="utf-8")
+    assert "prefers-color-scheme: dark" in html and "light dark" in html
+
+
+def test_a_page_made_again_is_the_same(run, tmp_path):
+    first = write_report(run.path).read_bytes()
+    assert write_report(run.path).read_bytes() == first
+    shutil.copytree(run.path, tmp_path / "elsewhere" / run.name)
+    assert write_report(tmp_path / "elsewhere" / run.name).read_bytes() == first
+    assert not list(run.path.glob("*.tmp"))
+
+
+def test_what_others_wrote_is_text_not_markup(run):
+    """Models, data sets, recipes and exceptions: all of it."""
+    plain = {tag for tag, _ in page_of(run).tags}
+    grpo, chosen = run.stage("grpo"), {"prompt": EVIL, "chosen": EVIL, "rejected": EVIL}
+    tools = {"role": EVIL, "content": None, "tool_calls": [{"name": EVIL}]}
+    jsonl.append(grpo.samples, sample(1, 2.0, EVIL) | {"answer": EVIL, "rewards": {EVIL: 1.0}})
+    jsonl.append(grpo.samples, sample(30, 3.0) | {"messages": [tools]})
+    jsonl.append(grpo.metrics, {"step": 31, EVIL: 1.0, "reward/" + EVIL: 1.0, "reward/b": 2.0})
+    jsonl.append(grpo.ledger, {"step": 31, "ledger/" + EVIL: 1.0})
+    jsonl.append(run.stage("pairs").path / "pairs.jsonl", chosen)
+    replace_text(grpo.events, EVIL)
+    replace_text(run.recipe, json.dumps(RECIPE | {"name": EVIL, "model": EVIL, "task": {"name": EVIL}}))
+    run.record("grpo", method=EVIL, model=EVIL, measure=EVIL, status=EVIL)
+    page = page_of(run)
+    assert {tag for tag, _ in page.tags} == plain and len(page.scripts) == 1 and "alert" not in page.scripts[0]
+    assert not [name for _, attributes in page.tags for name in attributes if name.startswith("on")]
+    assert page.text.count("alert('x')") >= 12
+
+
+def test_charts_are_well_formed_and_inside_their_frame(run):
+    html = write_report(run.path).read_text(encoding="utf-8")
+    drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
+    assert len(drawings) > 10
+    for drawing in drawings:
+        root = ElementTree.fromstring(drawing)
+        _, _, width, height = map(float, root.attrib["viewBox"].split())
+        for line in root.iter():
+            for point in line.attrib.get("points", "").split():
+                x, y = map(float, point.split(","))
+                assert -1 <= x <= width + 1 and -1 <= y <= height + 1
+
+
+def row(**values: float | None) -> bytes:
+    return b"".join(json.dumps({"step": step} | values).encode() + b"\n" for step in (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("sft/metrics.jsonl", b""),
+        ("sft/metrics.jsonl", row(loss=None)),
+        ("sft/metrics.jsonl", row(loss=0.0)),
+        ("sft/metrics.jsonl", row(loss=1e300)),
+        ("sft/metrics.jsonl", row(loss=-1e-300)),
+        ("sft/metrics.jsonl", b'{"step": 1, "loss": 1e300}\n{"step": 2, "loss": -1e300}\n'),
+        ("sft/metrics.jsonl", row(loss=1.0) + b'{"step": 3, "lo'),
+        ("sft/metrics.jsonl", row(**{"reward/mean": 1.0, "reward/std": None})),
+        ("grpo/samples.jsonl", row()[:0] + json.dumps(sample(1, None)).encode() + b"\n"),
+        ("grpo/samples.jsonl", json.dumps(sample(1, 0.5)).encode() + b"\n" + "é".encode()[:1]),
+        ("sft/events.log", b"half a character \xc3"),
+        ("run_info.json", b"{}"),
+    ],
+)
+def test_a_page_is_made_of_whatever_a_killed_run_left(run, file, content):
+    (run.path / file).write_bytes(content)
+    assert "Gradient norm" in page_of(run).titles()
+
+
+def test_a_run_that_has_not_begun_has_a_page(tmp_path):
+    for recipe in ({}, RECIPE):
+        page = page_of(RunFolder.create(tmp_path, recipe))
+        assert "alert" not in page.text
+    assert "not started" in page.text and "0 of 3" in page.text
+
+
+def test_a_run_without_recipe_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no run folder"):
+        write_report(tmp_path)
+
+
+def test_a_long_run_has_a_small_page_that_keeps_its_spikes(tmp_path):
+    folder = RunFolder.create(tmp_path, {"stages": {"sft": {}}})
+    losses = [math.sin(step / 500) for step in range(20_000)]
+    losses[12_345] = 77.0
+    jsonl.append(folder.stage("sft").metrics, *({"step": step, "loss": loss} for step, loss in enumerate(losses, 1)))
+    report: Path = write_report(folder.path)
+    assert report.stat().st_size < 120_000
+    [series] = [json.loads(text) for text in Page(report.read_text()).attributes("data-series")]
+    assert max(series[0][1]) == 77.0 and series[0][0][series[0][1].index(77.0)] == 12_346
+
+
+def test_very_long_texts_are_shortened(run):
+    jsonl.append(run.stage("grpo").samples, sample(1, 9.0, "begin " + "x" * 500_000 + " end"))
+    text = page_of(run).text
+    assert "begin x" in text and "x end" in text and "characters left out" in text and len(text) < 60_000
+
+
+def test_the_page_tells_on_what_each_stage_ran_but_not_every_number_of_the_check(tmp_path):
+    folder = RunFolder.create(tmp_path, RECIPE)
+    checks = [{"path": "blocks", "accepted": True, "packed": {"kl": {"mean": 0.125}}}]
+    folder.record_engine("sft", {"dtype": "bfloat16", "attention": {"path": "blocks", "checks": checks}})
+    page = page_of(folder).text
+    assert "stages sft dtype" in page and "bfloat16" in page and "stages sft attention path" in page
+    assert "0.125" not in page and "0.125" in (folder.path / "run_info.json").read_text()
