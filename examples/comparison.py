@@ -24,7 +24,7 @@ from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
 from aurify.evaluation.evaluate import evaluate
-from aurify.loops.guidance import GuidanceOptions, guide_of
+from aurify.loops.guidance import GuidanceOptions, open_guide
 from aurify.loops.online import learn, replay
 from aurify.loops.replay import Buffer, ReplayOptions
 from aurify.loops.rollouts import Rollouts, TaskStream
@@ -106,7 +106,7 @@ class Learner:
             Rubric(self.taskset.rubric.rewards),
             stage,
             self.seed,
-            guide=self.runner.run(guide_of(stage, self.taskset, self.renderer, limit)) if guidance else None,
+            guide=self.runner.run(open_guide(stage, self.taskset, self.renderer, limit)) if guidance else None,
             buffer=Buffer(past, args.completions) if past else None,
         )
         ends = [

@@ -19,7 +19,7 @@ from aurify import tasks
 from aurify.algorithms.grpo import GRPO
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.environments.rollout import datum_of, rollout
+from aurify.environments.rollout import build_datum, rollout
 from aurify.models.model import load_model
 from aurify.renderer import Renderer
 from aurify.samplers.inprocess import InProcessSampler
@@ -94,7 +94,7 @@ async def main() -> None:
         # learn: one advantage a trajectory; a group whose rewards are all equal has nothing to say
         advantages = algorithm.advantages(groups)
         data = [
-            datum_of(trajectory, advantage)
+            build_datum(trajectory, advantage)
             for group, row in zip(groups, advantages, strict=True)
             for trajectory, advantage in zip(group.trajectories, row, strict=True)
             if any(row)

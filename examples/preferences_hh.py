@@ -111,7 +111,7 @@ def differences(values: Sequence[float]) -> list[float]:
     return [chosen - rejected for chosen, rejected in zip(values[::2], values[1::2], strict=True)]
 
 
-def batch_of(pairs: Sequence[Pair], labels: bool) -> list[Datum]:
+def gather_batch(pairs: Sequence[Pair], labels: bool) -> list[Datum]:
     """Pairs as they are; or, for a method that wants single answers with a label, all chosen ones before all rejected
     ones, so that neighbours answer different prompts."""
     if not labels:
@@ -124,7 +124,7 @@ def train(engine: Engine, algorithm: Algorithm, pairs: Sequence[Pair], args: arg
     for step in range(args.steps):
         begin = time.perf_counter()
         chosen = pairs[step * args.pairs : (step + 1) * args.pairs]
-        data = batch_of(chosen, algorithm.learns_from == "labels")
+        data = gather_batch(chosen, algorithm.learns_from == "labels")
         if "ref_logprobs" in algorithm.needs:
             known = engine.logprobs(data, reference=True)
             data = [replace(datum, ref_logprobs=values) for datum, values in zip(data, known, strict=True)]

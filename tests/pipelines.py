@@ -40,14 +40,14 @@ def run(values: dict[str, Any], path: Path) -> dict[str, Any]:
     import torch
     from rich.console import Console as RichConsole
 
-    from aurify.pipeline.recipe import recipe_of
+    from aurify.pipeline.recipe import build_recipe
     from aurify.pipeline.run import run_pipeline
     from aurify.tracking.console import Console
     from aurify.tracking.run_folder import RunFolder
 
     torch.set_num_threads(1)
     path.mkdir(parents=True, exist_ok=True)
-    return run_pipeline(recipe_of(values), RunFolder(path), console=Console(RichConsole(file=StringIO())))
+    return run_pipeline(build_recipe(values), RunFolder(path), console=Console(RichConsole(file=StringIO())))
 
 
 def start(values: dict[str, Any], path: Path) -> Any:

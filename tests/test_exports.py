@@ -39,7 +39,7 @@ PUBLIC = [
     "__version__",
     "algorithm",
     "dataset",
-    "datum_of",
+    "build_datum",
     "environment",
     "evaluate",
     "load_config",

@@ -12,7 +12,7 @@ import pytest
 import tokenizers_in_code as made
 
 from aurify.environments.env import Observation, Step
-from aurify.environments.rollout import datum_of, rollout
+from aurify.environments.rollout import build_datum, rollout
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
@@ -121,7 +121,7 @@ def test_a_two_turn_tool_conversation_trains_the_sampled_tokens_with_every_messa
     asks = (family, as_text) != ("mistral", False)  # see the test below
     trajectory, said = play(renderer, [output], asks=asks)
     assert [s.tokens for s in trajectory.segments if s.origin == "policy"] == said
-    datum = datum_of(trajectory)
+    datum = build_datum(trajectory)
     assert [t for t, w in zip(datum.tokens, datum.weights, strict=True) if w] == [t for reply in said for t in reply]
     environment = [s.tokens for s in trajectory.segments if s.origin == "environment"]
     assert contains(renderer.tokenizer.decode(environment[0]), output)

@@ -10,7 +10,7 @@ from torch import Tensor
 from aurify.types import SOURCES, Batch, Source
 
 
-def batch_of(lengths: list[int], sources: Sequence[Source] = (), **streams: Tensor | list[float] | float) -> Batch:
+def make_batch(lengths: list[int], sources: Sequence[Source] = (), **streams: Tensor | list[float] | float) -> Batch:
     """Sequences of the given lengths, neighbours in pairs; every token trained and written by the policy, the reference
     at 0, unless said otherwise. A stream given as one number is that number for each token."""
     num, total = len(lengths), sum(lengths)

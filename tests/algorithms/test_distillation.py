@@ -14,7 +14,7 @@ from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.errors import UserError
 from aurify.pipeline.check import validate
-from aurify.pipeline.recipe import recipe_of
+from aurify.pipeline.recipe import build_recipe
 from aurify.types import Datum
 
 KINDS = ["reverse", "forward", "jsd"]
@@ -101,7 +101,7 @@ def test_options_of_the_estimate_are_refused_where_there_is_none(option):
 def test_the_estimate_is_for_what_the_student_wrote_just_now(source):
     stage = {"method": "distillation", "teacher": "random:tiny", **source}
     values: dict[str, Any] = {"model": "random:tiny", "task": {"name": "largest_number"}, "stages": {"distil": stage}}
-    validate(recipe_of(values))
+    validate(build_recipe(values))
     stage["algorithm"] = {"vocabulary": "sampled"}
     with pytest.raises(UserError, match="choose vocabulary: full"):
-        validate(recipe_of(values))
+        validate(build_recipe(values))

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
-from batches import batch_of
+from batches import make_batch
 
 from aurify import registry
 from aurify.algorithms.correction import Correction
@@ -194,7 +194,7 @@ def fingerprint(algorithm: Any) -> list[float]:
     def stream(name: str) -> torch.Tensor:
         return torch.tensor([value for datum in data for value in (getattr(datum, name) or [0.0] * 99)[1 : 1 + 99]])
 
-    batch = batch_of(
+    batch = make_batch(
         LENGTHS,
         [source for source, length in zip(SOURCES, LENGTHS, strict=True) for _ in range(length)],  # type: ignore[misc]
         **{name: stream(name) for name in ("advantages", "old_logprobs", "ref_logprobs", "logprobs")},

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from batches import batch_of
+from batches import make_batch
 
 from aurify.algorithms.dpo import DPO
 from aurify.algorithms.estimators import center, group_advantages
@@ -54,25 +54,25 @@ def test_a_missing_reward_does_not_touch_the_baseline():
 )
 def test_clipped_surrogate(ratio, advantage, loss):
     """Clip (.2, .28): an upside beyond 1.28 and a downside below .8 earn no more."""
-    batch = batch_of([1], advantages=advantage, old_logprobs=0.0)
+    batch = make_batch([1], advantages=advantage, old_logprobs=0.0)
     out = Outputs(torch.tensor([math.log(ratio)]))
     assert float(GRPO(clip_low=0.2, clip_high=0.28).loss(out, batch)[0]) == pytest.approx(loss, rel=1e-5)
 
 
 def test_dual_clip_bounds_negative_advantages():
-    batch, out = batch_of([1], advantages=-1.0, old_logprobs=0.0), Outputs(torch.tensor([math.log(5.0)]))
+    batch, out = make_batch([1], advantages=-1.0, old_logprobs=0.0), Outputs(torch.tensor([math.log(5.0)]))
     assert float(GRPO(dual_clip=3.0).loss(out, batch)[0]) == pytest.approx(3.0)
     assert float(GRPO().loss(out, batch)[0]) == pytest.approx(5.0)
 
 
 def test_plain_surrogate_is_not_clipped():
-    batch, out = batch_of([1], advantages=1.0, old_logprobs=0.0), Outputs(torch.tensor([math.log(5.0)]))
+    batch, out = make_batch([1], advantages=1.0, old_logprobs=0.0), Outputs(torch.tensor([math.log(5.0)]))
     assert float(GRPO(surrogate="plain").loss(out, batch)[0]) == pytest.approx(-5.0)
 
 
 def test_clip_share_counts_by_the_sign_of_the_advantage():
     """T19. Sums; the engine divides by the tokens."""
-    batch = batch_of([5], advantages=[1.0, 1.0, -1.0, -1.0, 1.0], old_logprobs=0.0)
+    batch = make_batch([5], advantages=[1.0, 1.0, -1.0, -1.0, 1.0], old_logprobs=0.0)
     _, metrics = GRPO().loss(Outputs(torch.tensor([1.5, 0.5, 1.5, 0.5, 1.3]).log()), batch)
     assert (metrics["loss/clip_high"], metrics["loss/clip_low"]) == (2.0, 1.0)
 
@@ -83,7 +83,7 @@ def test_clip_share_counts_by_the_sign_of_the_advantage():
 )
 def test_aggregators(aggregator, expected):
     """Two tokens with A = 1, four with A = .5, ratio 1: sums before the engine divides by 6 tokens or 2 sequences."""
-    batch = batch_of([2, 4], advantages=[1.0] * 2 + [0.5] * 4)
+    batch = make_batch([2, 4], advantages=[1.0] * 2 + [0.5] * 4)
     algorithm = GRPO(aggregator=aggregator, constant_length=10 if aggregator == "constant" else None)
     assert float(algorithm.loss(Outputs(torch.zeros(6)), batch)[0]) == pytest.approx(expected)
 
@@ -99,7 +99,7 @@ def test_kl_estimates():
 
 def test_dpo():
     """h = (2, -1), beta .1: -log sigmoid(.3) = .554355; with smoothing .1 also .1 * (.854355 - .554355) = .584355"""
-    batch, out = batch_of([1, 1], ref_logprobs=0.0), Outputs(torch.tensor([2.0, -1.0]))
+    batch, out = make_batch([1, 1], ref_logprobs=0.0), Outputs(torch.tensor([2.0, -1.0]))
     assert float(DPO(beta=0.1).loss(out, batch)[0]) == pytest.approx(0.554355, abs=1e-6)
     assert float(DPO(beta=0.1, label_smoothing=0.1).loss(out, batch)[0]) == pytest.approx(0.584355, abs=1e-6)
 
@@ -107,22 +107,22 @@ def test_dpo():
 def test_reward_model():
     """Scores 1.5 and .2: -log sigmoid(1.3) = .241008; margin .5: .371101; centring .01 adds .01 * 1.7^2 = .0289"""
     out = Outputs(torch.zeros(0), scores=torch.tensor([1.5, 0.2]))
-    assert float(RewardModel().loss(out, batch_of([0, 0]))[0]) == pytest.approx(0.241008, abs=1e-6)
-    with_margin = batch_of([0, 0], margin=[0.5, 0.5])
+    assert float(RewardModel().loss(out, make_batch([0, 0]))[0]) == pytest.approx(0.241008, abs=1e-6)
+    with_margin = make_batch([0, 0], margin=[0.5, 0.5])
     assert float(RewardModel().loss(out, with_margin)[0]) == pytest.approx(0.371101, abs=1e-6)
-    centred = RewardModel(centering=0.01).loss(out, batch_of([0, 0]))[0]
+    centred = RewardModel(centering=0.01).loss(out, make_batch([0, 0]))[0]
     assert float(centred) == pytest.approx(0.241008 + 0.0289, abs=1e-6)
 
 
 def test_reward_model_counts_a_tie_as_wrong():
     out = Outputs(torch.zeros(0), scores=torch.tensor([0.2, 0.2]))
-    assert RewardModel().loss(out, batch_of([0, 0]))[1]["reward/accuracy"] == 0
+    assert RewardModel().loss(out, make_batch([0, 0]))[1]["reward/accuracy"] == 0
 
 
 def test_dynamic_fine_tuning():
     """p = .5 and .1: -.5 log .5 - .1 log .1 = .346574 + .230259; the gradient by log p is -p, where SFT's is -1"""
     logprobs = torch.tensor([0.5, 0.1]).log().requires_grad_(True)
-    loss, metrics = SFT("dft").loss(Outputs(logprobs), batch_of([2]))
+    loss, metrics = SFT("dft").loss(Outputs(logprobs), make_batch([2]))
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.576832, abs=1e-6)
     assert logprobs.grad.tolist() == pytest.approx([-0.5, -0.1])
@@ -130,5 +130,5 @@ def test_dynamic_fine_tuning():
 
 
 def test_sft_weights_tokens():
-    batch = batch_of([3], weights=[1.0, 0.5, 2.0])
+    batch = make_batch([3], weights=[1.0, 0.5, 2.0])
     assert float(SFT().loss(Outputs(torch.tensor([-1.0, -2.0, -3.0])), batch)[0]) == 1 + 1 + 6

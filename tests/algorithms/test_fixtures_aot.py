@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from batches import batch_of
+from batches import make_batch
 
 from aurify.algorithms.aot import AOT
 from aurify.types import Datum, Outputs
@@ -40,7 +40,7 @@ def loss_of(algorithm: AOT, data: list[Datum]) -> tuple[float, list[float]]:
     logprobs = torch.tensor([-float(datum.tokens[1]) for datum in data], requires_grad=True)
     reference = torch.tensor([datum.ref_logprobs[1] for datum in data])  # type: ignore[index]
     baseline = torch.tensor([datum.baseline for datum in data])
-    loss, _ = algorithm.loss(Outputs(logprobs), batch_of([1] * len(data), ref_logprobs=reference, baseline=baseline))
+    loss, _ = algorithm.loss(Outputs(logprobs), make_batch([1] * len(data), ref_logprobs=reference, baseline=baseline))
     loss.backward()
     assert logprobs.grad is not None
     return float(loss.detach()), logprobs.grad.tolist()

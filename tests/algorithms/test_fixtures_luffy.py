@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from batches import batch_of
+from batches import make_batch
 from models import random_model
 
 from aurify.algorithms.exgrpo import ExGRPO
@@ -47,7 +47,7 @@ def test_each_token_has_the_loss_of_its_writer():
     """policy: rho = e^.1 = 1.10517 against -1.10517; guide: p = .25, f = .25 / .35 = .714286; replay: w = e^-.5 =
     .606531, f = .606531 / .706531 = .858463. A = 2, 1 and 1."""
     logprobs = torch.tensor([-1.0, math.log(0.25), -1.5], requires_grad=True)
-    batch = batch_of(
+    batch = make_batch(
         [1, 1, 1],
         ["policy", "guidance", "replay"],
         advantages=[2.0, 1.0, 1.0],
@@ -69,7 +69,9 @@ def test_each_token_has_the_loss_of_its_writer():
 def test_clipping_touches_the_policys_own_tokens_alone():
     """rho = e^1 = 2.71828 for all three; clipped at 1.2 it has no gradient, and only one clipped token is counted."""
     logprobs = torch.tensor([-1.0, -1.0, -1.0], requires_grad=True)
-    batch = batch_of([1, 1, 1], ["policy", "guidance", "replay"], advantages=[1.0] * 3, old_logprobs=[-2.0, -2.0, -2.0])
+    batch = make_batch(
+        [1, 1, 1], ["policy", "guidance", "replay"], advantages=[1.0] * 3, old_logprobs=[-2.0, -2.0, -2.0]
+    )
     loss, metrics = ExGRPO(clip_on_policy=True).loss(Outputs(logprobs), batch)
     loss.backward()
     assert logprobs.grad[0] == 0 and bool((logprobs.grad[1:] != 0).all())
@@ -140,7 +142,7 @@ def test_entropy_over_the_policys_own_tokens_only():
     entropy = torch.tensor([1.0, 1.0], requires_grad=True)
     for which, expected in (("all", [-0.5, -0.5]), ("policy", [-0.5, 0.0])):
         entropy.grad = None
-        batch = batch_of([1, 1], ["policy", "guidance"], advantages=[0.0, 0.0])
+        batch = make_batch([1, 1], ["policy", "guidance"], advantages=[0.0, 0.0])
         algorithm = LUFFY(entropy_coef=0.5, entropy_on=which)  # type: ignore[arg-type]
         algorithm.loss(Outputs(torch.tensor([-1.0, -1.0]), entropy), batch)[0].backward()
         assert entropy.grad.tolist() == expected

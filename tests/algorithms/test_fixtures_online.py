@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from batches import batch_of
+from batches import make_batch
 from models import random_model
 
 from aurify.algorithms.cispo import CISPO
@@ -82,7 +82,7 @@ def test_gdpo_gives_every_reward_the_same_say():
 @pytest.mark.parametrize("form", ["sequence", "token"])
 def test_gspo_ratio_of_the_sequence(form):
     """Log ratios (.1, -.2, .4): s = exp(.1) = 1.105171, the same for each token"""
-    batch = batch_of([3], advantages=[1.0] * 3, old_logprobs=[0.0] * 3)
+    batch = make_batch([3], advantages=[1.0] * 3, old_logprobs=[0.0] * 3)
     out = Outputs(torch.tensor([0.1, -0.2, 0.4]))
     loss = GSPO(form=form, clip_high=0.5).loss(out, batch)[0]
     assert float(loss) == pytest.approx(-1.105171, abs=1e-5)
@@ -91,14 +91,14 @@ def test_gspo_ratio_of_the_sequence(form):
 
 def test_gspo_spreads_the_gradient_evenly():
     logprobs = torch.tensor([0.1, -0.2, 0.4], requires_grad=True)
-    batch = batch_of([3], advantages=[1.0] * 3, old_logprobs=[0.0] * 3)
+    batch = make_batch([3], advantages=[1.0] * 3, old_logprobs=[0.0] * 3)
     GSPO(clip_high=0.5).loss(Outputs(logprobs), batch)[0].backward()
     assert logprobs.grad.tolist() == pytest.approx([-1.105171 / 3] * 3, abs=1e-5)
 
 
 def test_luspo_is_gspo_times_the_length():
     """The three tokens of the same sequence: -3 e^.1"""
-    batch = batch_of([3], advantages=[1.0] * 3, old_logprobs=[0.0] * 3)
+    batch = make_batch([3], advantages=[1.0] * 3, old_logprobs=[0.0] * 3)
     luspo = GSPO(clip_high=0.5, aggregator="constant", constant_length=1)
     assert float(luspo.loss(Outputs(torch.tensor([0.1, -0.2, 0.4])), batch)[0]) == pytest.approx(-3.315513, abs=1e-5)
 
@@ -106,7 +106,7 @@ def test_luspo_is_gspo_times_the_length():
 def test_gmpo_clips_tokens_and_takes_their_geometric_mean():
     """A = 1, log ratios (.1, -.2, .6 cut to .4): -exp(.3 / 3) = -1.105171, and the cut token has no gradient. A = -1,
     log ratios (.1, -.6 cut to -.4, .2): exp(-.1 / 3) = .967216"""
-    batch = batch_of([3, 3], advantages=[1.0] * 3 + [-1.0] * 3, old_logprobs=[0.0] * 6)
+    batch = make_batch([3, 3], advantages=[1.0] * 3 + [-1.0] * 3, old_logprobs=[0.0] * 6)
     logprobs = torch.tensor([0.1, -0.2, 0.6, 0.1, -0.6, 0.2], requires_grad=True)
     loss, metrics = GMPO().loss(Outputs(logprobs), batch)
     loss.backward()
@@ -119,7 +119,7 @@ def test_gmpo_clips_tokens_and_takes_their_geometric_mean():
 def test_vespo_weighs_whole_sequences():
     """w = e^.3 = 1.349859: w^2 e^(3 (1 - w)) = exp(.6 - 1.049576) = .637898 for A = 1, w^3 e^(2 (1 - w)) =
     exp(.9 - .699718) = 1.221748 for A = -1"""
-    batch = batch_of([2, 2], advantages=[1.0, 1.0, -1.0, -1.0], old_logprobs=[-1.0] * 4)
+    batch = make_batch([2, 2], advantages=[1.0, 1.0, -1.0, -1.0], old_logprobs=[-1.0] * 4)
     logprobs = torch.tensor([-0.9, -0.8, -0.9, -0.8], requires_grad=True)
     loss, metrics = VESPO().loss(Outputs(logprobs), batch)
     loss.backward()
@@ -132,7 +132,7 @@ def test_vespo_weighs_whole_sequences():
 def test_vespo_forgets_sequences_that_are_far_away(gap):
     """A product of ten ratios of e^15 is beyond float32: weight 0, and no NaN."""
     logprobs = torch.full((10,), gap, requires_grad=True)
-    loss, _ = VESPO().loss(Outputs(logprobs), batch_of([10], advantages=1.0, old_logprobs=0.0))
+    loss, _ = VESPO().loss(Outputs(logprobs), make_batch([10], advantages=1.0, old_logprobs=0.0))
     loss.backward()
     assert logprobs.grad.tolist() == [0.0] * 10
 
@@ -153,7 +153,7 @@ def test_an_option_without_effect_is_an_error(make):
 
 def test_cispo_caps_the_weight_and_drops_no_token():
     logprobs = torch.tensor([math.log(8.0), 0.0], requires_grad=True)
-    batch = batch_of([2], advantages=[1.0, 1.0], old_logprobs=[0.0, 0.0])
+    batch = make_batch([2], advantages=[1.0, 1.0], old_logprobs=[0.0, 0.0])
     CISPO(max_ratio=5.0).loss(Outputs(logprobs), batch)[0].backward()
     assert logprobs.grad.tolist() == pytest.approx([-5.0, -1.0])
     with pytest.raises(UserError, match="absolute cap"):
@@ -162,7 +162,7 @@ def test_cispo_caps_the_weight_and_drops_no_token():
 
 def test_sapo_is_the_plain_gradient_at_ratio_one():
     logprobs = torch.zeros(2, requires_grad=True)
-    batch = batch_of([1, 1], advantages=[2.0, -2.0], old_logprobs=[0.0, 0.0])
+    batch = make_batch([1, 1], advantages=[2.0, -2.0], old_logprobs=[0.0, 0.0])
     SAPO().loss(Outputs(logprobs), batch)[0].backward()
     assert logprobs.grad.tolist() == pytest.approx([-2.0, 2.0])
 
@@ -180,14 +180,14 @@ def test_sapo_is_the_plain_gradient_at_ratio_one():
 )
 def test_corrections(kind, expected):
     """d = (.1, 1, -.5), C = 2"""
-    batch = batch_of([3], logprobs=[0.0] * 3)
+    batch = make_batch([3], logprobs=[0.0] * 3)
     weight, metrics = Correction(kind).weigh(torch.tensor([0.1, 1.0, -0.5]), batch)
     assert weight.tolist() == pytest.approx(expected, abs=1e-5)
     assert float(metrics["loss/sampler_rejected"].sum()) == expected.count(0)
 
 
 def test_geometric_mask_and_drift_leave_out_whole_sequences():
-    batch = batch_of([2, 2], logprobs=[0.0] * 4, advantages=[-1.0, -1.0, 1.0, 1.0])
+    batch = make_batch([2, 2], logprobs=[0.0] * 4, advantages=[-1.0, -1.0, 1.0, 1.0])
     old = torch.tensor([-1.0, -1.0, -0.3, -0.3])
     assert Correction("geometric_mask").weigh(old, batch)[0].tolist() == [0, 0, 1, 1]  # exp(-1) < .5 < exp(-.3)
     assert Correction(negative_drift=0.2).weigh(old, batch)[0].tolist() == [0, 0, 1, 1]  # the second has A > 0

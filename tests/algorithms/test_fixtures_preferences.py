@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from batches import batch_of
+from batches import make_batch
 
 from aurify.algorithms.aot import AOT
 from aurify.algorithms.cpo import CPO
@@ -29,7 +29,7 @@ def spread(sums: list[float], lengths: list[int]) -> Outputs:
 
 
 def value(algorithm: Any, sums: list[float], lengths: list[int], **streams: Any) -> float:
-    return float(algorithm.loss(spread(sums, lengths), batch_of(lengths, **streams))[0])
+    return float(algorithm.loss(spread(sums, lengths), make_batch(lengths, **streams))[0])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_discopop_sinks_before_it_climbs():
     """At a gap of 0 the slope by beta h_c is -.25 - .5 + .25 / .05 (1 - log 2) = .784264; with a lead below 0."""
     for lead, rising in ((0.0, True), (2.0, False)):
         out = Outputs(torch.tensor([lead, 0.0], requires_grad=True))
-        DPO(loss_type="discopop").loss(out, batch_of([1, 1]))[0].backward()
+        DPO(loss_type="discopop").loss(out, make_batch([1, 1]))[0].backward()
         assert out.logprobs.grad is not None and (out.logprobs.grad[0] > 0) == rising
         assert not rising or float(out.logprobs.grad[0]) == pytest.approx(0.0784264, abs=1e-6)
 
@@ -80,7 +80,7 @@ def test_every_loss_prefers_the_chosen_one(name):
     """Where the model equals its reference, the gradient lifts h_c - h_r, and a large lead costs less than none."""
     algorithm, lengths = DPO(loss_type=name), [4, 2]
     out = Outputs(torch.zeros(6, requires_grad=True))
-    algorithm.loss(out, batch_of(lengths))[0].backward()
+    algorithm.loss(out, make_batch(lengths))[0].backward()
     assert out.logprobs.grad is not None
     by_sequence = [float(part.sum()) for part in out.logprobs.grad.split(lengths)]
     assert by_sequence[0] < by_sequence[1]
@@ -91,7 +91,7 @@ def test_every_loss_prefers_the_chosen_one(name):
 @pytest.mark.parametrize(("alpha", "gap"), [(1.0, 6 * 0.5 - 2 * -0.25), (0.5, 4 * 0.5 + 0.5), (0.0, 2 * 0.5 + 0.5)])
 def test_length_desensitised(alpha, gap):
     """Six tokens of .5 against two of -.25: the last four of the chosen one count alpha."""
-    batch = batch_of([6, 2])
+    batch = make_batch([6, 2])
     out = Outputs(torch.tensor([0.5] * 6 + [-0.25] * 2))
     loss = float(DPO(beta=1.0, length_alpha=alpha).loss(out, batch)[0])
     assert loss == pytest.approx(math.log1p(math.exp(-gap)), rel=1e-5)
@@ -100,7 +100,7 @@ def test_length_desensitised(alpha, gap):
 def test_length_desensitised_looks_at_each_pair():
     """The second pair's rejected one is the longer; the first pair has equal lengths, so nothing changes there."""
     out = Outputs(torch.tensor([0.3, 0.1, -0.2, 0.4, 0.6, 0.7, -0.5]))
-    batch = batch_of([2, 2, 1, 2])
+    batch = make_batch([2, 2, 1, 2])
     first, second = (0.4 - 0.2), (0.6 - (0.7 - 0.5 * 0.1))
     expected = math.log1p(math.exp(-first)) + math.log1p(math.exp(-second))
     assert float(DPO(beta=1.0, length_alpha=0.1).loss(out, batch)[0]) == pytest.approx(expected, rel=1e-5)
@@ -144,7 +144,7 @@ def test_orpo_stays_finite(mean):
     """T15: a mean log-prob of -1e-9, and of exactly 0, on either side, in value and gradient."""
     for means in ((mean, -1.0), (-1.0, mean)):
         logprobs = torch.tensor(means, requires_grad=True)
-        loss, _ = ORPO().loss(Outputs(logprobs), batch_of([1, 1]))
+        loss, _ = ORPO().loss(Outputs(logprobs), make_batch([1, 1]))
         loss.backward()
         assert logprobs.grad is not None
         assert bool(torch.isfinite(loss)) and bool(torch.isfinite(logprobs.grad).all()), means
@@ -263,5 +263,5 @@ def test_reward_model_counts_longer_completions_that_score_higher():
     """Scores (2, 1), (1, 2), (1, 2), (3, 0) for lengths (5, 3), (5, 3), (2, 4), (1, 1): the longer one wins in the
     first and the third."""
     out = Outputs(torch.zeros(0), scores=torch.tensor([2.0, 1.0, 1.0, 2.0, 1.0, 2.0, 3.0, 0.0]))
-    _, metrics = RewardModel().loss(out, batch_of([5, 3, 5, 3, 2, 4, 1, 1]))
+    _, metrics = RewardModel().loss(out, make_batch([5, 3, 5, 3, 2, 4, 1, 1]))
     assert metrics["reward/longer"] == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from batches import batch_of
+from batches import make_batch
 
 from aurify.algorithms.cispo import CISPO
 from aurify.algorithms.correction import Correction
@@ -30,13 +30,13 @@ from aurify.types import Datum, Group, Outputs, Segment, Task, Trajectory
 def slopes(algorithm: Any, values: list[float], lengths: list[int], sources: Any = (), **streams: Any) -> list[float]:
     """The gradient of the loss by each token's log-prob."""
     now = torch.tensor(values, requires_grad=True)
-    algorithm.loss(Outputs(now), batch_of(lengths, sources, **streams))[0].backward()
+    algorithm.loss(Outputs(now), make_batch(lengths, sources, **streams))[0].backward()
     assert now.grad is not None
     return now.grad.tolist()
 
 
 def loss_of(algorithm: Any, values: list[float], lengths: list[int], sources: Any = (), **streams: Any) -> float:
-    return float(algorithm.loss(Outputs(torch.tensor(values)), batch_of(lengths, sources, **streams))[0])
+    return float(algorithm.loss(Outputs(torch.tensor(values)), make_batch(lengths, sources, **streams))[0])
 
 
 def test_cispo_detaches_its_ratio():
@@ -121,7 +121,7 @@ def test_correction_weights_multiply_the_loss():
 @pytest.mark.parametrize("kind", ["token_mis", "sequence_mis"])
 def test_masked_importance_sampling_has_a_lower_bound(kind):
     """e^-1 = .367879 is below .5: out. e^-.5 = .606531 is within."""
-    batch = batch_of([1, 1], logprobs=[0.0, 0.0])
+    batch = make_batch([1, 1], logprobs=[0.0, 0.0])
     weight, metrics = Correction(kind).weigh(torch.tensor([-1.0, -0.5]), batch)
     assert weight.tolist() == pytest.approx([0.0, 0.606531], abs=1e-6)
     assert metrics["loss/sampler_rejected"].tolist() == [1.0, 0.0]
@@ -129,13 +129,13 @@ def test_masked_importance_sampling_has_a_lower_bound(kind):
 
 def test_the_geometric_mask_looks_at_the_mean():
     """d = -.4 twice: e^-.4 = .67 is within, the e^-.8 = .449 of the sum is not."""
-    weight, _ = Correction("geometric_mask").weigh(torch.tensor([-0.4, -0.4]), batch_of([2], logprobs=[0.0, 0.0]))
+    weight, _ = Correction("geometric_mask").weigh(torch.tensor([-0.4, -0.4]), make_batch([2], logprobs=[0.0, 0.0]))
     assert weight.tolist() == [1.0, 1.0]
 
 
 def test_negative_drift_looks_at_the_policy_of_now():
     """The sampler and the trainer agreed; since then the policy has moved down by 8 nats a token."""
-    batch = batch_of([2, 2], advantages=[-1.0, -1.0, 1.0, 1.0], logprobs=-1.0, old_logprobs=-1.0)
+    batch = make_batch([2, 2], advantages=[-1.0, -1.0, 1.0, 1.0], logprobs=-1.0, old_logprobs=-1.0)
     out = Outputs(torch.tensor([-9.0] * 4, requires_grad=True))
     loss, metrics = GRPO(surrogate="plain", correction=Correction(negative_drift=0.5)).loss(out, batch)
     loss.backward()
@@ -146,7 +146,7 @@ def test_negative_drift_looks_at_the_policy_of_now():
 
 def test_a_guides_token_pollutes_neither_correction_nor_sampler_gap():
     """The sequence has two own tokens with d = .6 and .4 and one of a guide, whose log-prob of 0 is no sampler's."""
-    batch = batch_of([3], ["guidance", "policy", "policy"], logprobs=[0.0, -1.6, -1.4], advantages=1.0)
+    batch = make_batch([3], ["guidance", "policy", "policy"], logprobs=[0.0, -1.6, -1.4], advantages=1.0)
     old = torch.tensor([-7.0, -1.0, -1.0])
     weight, _ = Correction("geometric_mask", high=1.5).weigh(old, batch)
     assert weight.tolist() == [0.0] * 3, "e^.5 = 1.65 over its own two tokens; over all three it would be 1.4"
@@ -209,16 +209,18 @@ def test_shape_log_has_a_gradient_below_minus_twenty(shape, slope):
 def test_a_guides_token_has_the_ratio_one_in_luffy_and_its_own_elsewhere():
     """The trainer's log-prob before the update is known for GRPO: rho = e^.1. For LUFFY the entry is not looked at."""
     streams = {"advantages": [1.0, 1.0], "old_logprobs": [-2.1, 0.0]}
-    guided = batch_of([1], ["guidance"], advantages=1.0, old_logprobs=-2.1)
+    guided = make_batch([1], ["guidance"], advantages=1.0, old_logprobs=-2.1)
     _, metrics = GRPO().loss(Outputs(torch.tensor([-2.0])), guided)
     assert float(metrics["loss/ratio"]) == pytest.approx(math.exp(0.1))
-    _, metrics = LUFFY().loss(Outputs(torch.tensor([-2.0, -3.0])), batch_of([1, 1], ["policy", "guidance"], **streams))
+    _, metrics = LUFFY().loss(
+        Outputs(torch.tensor([-2.0, -3.0])), make_batch([1, 1], ["policy", "guidance"], **streams)
+    )
     assert float(metrics["loss/ratio"]) == pytest.approx(math.exp(0.1) + 1)
 
 
 def test_the_entropy_bonus_has_its_coefficient():
     entropy = torch.tensor([1.0, 3.0], requires_grad=True)
-    loss, _ = GRPO(entropy_coef=0.3).loss(Outputs(torch.tensor([-1.0] * 2), entropy), batch_of([2], advantages=0.0))
+    loss, _ = GRPO(entropy_coef=0.3).loss(Outputs(torch.tensor([-1.0] * 2), entropy), make_batch([2], advantages=0.0))
     loss.backward()
     assert entropy.grad is not None and entropy.grad.tolist() == pytest.approx([-0.3, -0.3])
     assert float(loss.detach()) == pytest.approx(-1.2)
@@ -226,7 +228,7 @@ def test_the_entropy_bonus_has_its_coefficient():
 
 def test_entropy_on_policy_tells_the_share_that_counts():
     entropy = torch.tensor([1.0, 3.0, 5.0])
-    batch = batch_of([1, 1, 1], ["policy", "guidance", "replay"], advantages=0.0)
+    batch = make_batch([1, 1, 1], ["policy", "guidance", "replay"], advantages=0.0)
     algorithm = LUFFY(entropy_coef=0.5, entropy_on="policy")
     _, metrics = algorithm.loss(Outputs(torch.tensor([-1.0] * 3), entropy), batch)
     assert float(metrics["loss/entropy"]) == 1 and float(metrics["loss/entropy_share"]) == 1
@@ -235,7 +237,7 @@ def test_entropy_on_policy_tells_the_share_that_counts():
 def test_an_advantage_of_distillation_says_how_much_a_token_counts():
     """Divergences 2 and 3, the second token left out by `top_entropy`."""
     out = Outputs(torch.tensor([-1.0, -1.0]), divergence=lambda kind, beta: torch.tensor([2.0, 3.0]))
-    loss, metrics = Distillation(aggregator="sequence").loss(out, batch_of([2], advantages=[1.0, 0.0]))
+    loss, metrics = Distillation(aggregator="sequence").loss(out, make_batch([2], advantages=[1.0, 0.0]))
     assert float(loss) == 1.0 and float(metrics["loss/divergence"]) == 2.5
 
 

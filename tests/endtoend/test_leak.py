@@ -12,7 +12,7 @@ from pipelines import run, steps
 from aurify import tasks
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
-from aurify.pipeline.recipe import recipe_of
+from aurify.pipeline.recipe import build_recipe
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
 
@@ -73,7 +73,7 @@ def test_the_dry_run_tells_of_the_747_questions_of_gsm8k(tmp_path, capsys, monke
     from aurify.pipeline.heldout import checked_heldout
 
     monkeypatch.setenv("COLUMNS", "200")
-    values = recipe_of(recipe(str(GSM8K)))
+    values = build_recipe(recipe(str(GSM8K)))
     show_plan(values, checked_heldout(values))
     shown = " ".join(capsys.readouterr().out.split())
     assert "sft: 747 rows left out of training, their questions are held out: task 'gsm8k' of stages.sft" in shown

@@ -18,7 +18,7 @@ from aurify import registry
 from aurify.config import load_config
 from aurify.errors import UserError
 from aurify.pipeline.check import validate
-from aurify.pipeline.recipe import recipe_of
+from aurify.pipeline.recipe import build_recipe
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "examples" / "plugins" / "recipe.yaml"
@@ -167,7 +167,7 @@ def test_the_data_set_holds_no_held_out_question(own_entries):
     from aurify.data.named import load_dataset
     from aurify.data.tally import Tally
 
-    recipe_of(values_of())
+    build_recipe(values_of())
     rows = load_dataset({"name": "corrected", "task": "odd_or_even", "num": 300})
     heldout = {task.prompt[0]["content"] for task in tasks.make("odd_or_even").heldout}
     assert len(rows) == 300 and not heldout & {row["messages"][0]["content"] for row in rows}
@@ -181,7 +181,7 @@ def test_the_data_set_holds_no_held_out_question(own_entries):
 
 
 def test_the_algorithm_by_hand(own_entries):
-    recipe_of(values_of())
+    build_recipe(values_of())
     algorithm = registry.get("algorithm", "best_of_group")()
     assert algorithm.chosen([0.0, 1.0, None, 1.0]) == [0, 1, 0, 0]
     assert algorithm.chosen([0.0, 0.5]) == algorithm.chosen([None, None]) == [0, 0]
@@ -208,5 +208,5 @@ def test_the_algorithm_by_hand(own_entries):
 )
 def test_mistakes_in_the_recipe_are_seen_before_anything_runs(own_entries, override, expected):
     with pytest.raises(UserError) as caught:
-        validate(recipe_of(values_of(override)))
+        validate(build_recipe(values_of(override)))
     assert expected in str(caught.value)

@@ -18,7 +18,7 @@ from aurify.algorithms.grpo import GRPO
 from aurify.engine.engine import Engine
 from aurify.environments.env import Observation, Step
 from aurify.environments.player import Player, RolloutOptions
-from aurify.environments.rollout import datum_of
+from aurify.environments.rollout import build_datum
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.loops.online import train_online
@@ -375,7 +375,7 @@ def test_an_assistant_message_that_the_environment_writes_is_not_the_policys() -
     trajectory, _ = play(Speaking)
     assert trajectory.text == "a\nb" and len(trajectory.replies) == 2
     assert [m["content"] for m in trajectory.completion] == ["a", "I know it: 12", "go on", "b"]
-    datum = datum_of(trajectory)
+    datum = build_datum(trajectory)
     trained = [token for token, weight in zip(datum.tokens, datum.weights, strict=True) if weight]
     assert TOKENIZER.decode(trained) == "a<|im_end|>b<|im_end|>"
 

@@ -8,7 +8,7 @@ import pytest
 import tokenizers_in_code as made
 
 from aurify.environments.env import Observation, Step
-from aurify.environments.rollout import datum_of, rollout
+from aurify.environments.rollout import build_datum, rollout
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.renderer import Renderer
@@ -62,7 +62,7 @@ def test_the_trained_tokens_are_the_sampled_ones(renderer):
     assert renderer.tokenizer(text, add_special_tokens=False).input_ids != first
     trajectory, sampler = play(renderer, [first, second], Echo())
     assert [s.tokens for s in trajectory.segments if s.origin == "policy"] == [first, second]
-    datum = datum_of(trajectory)
+    datum = build_datum(trajectory)
     assert [t for t, w in zip(datum.tokens, datum.weights, strict=True) if w] == first + second
     assert sampler.prompts[1] == datum.tokens[: -len(second)]  # the second turn saw the very tokens of the first
 
@@ -72,7 +72,7 @@ def test_environment_tokens_stay_and_weigh_nothing(renderer):
     trajectory, _ = play(renderer, ["hello", "12"], Echo())
     origins = [segment.origin for segment in trajectory.segments]
     assert origins == ["prompt", "policy", "environment", "policy"]
-    datum = datum_of(trajectory, 0.5)
+    datum = build_datum(trajectory, 0.5)
     assert datum.tokens == trajectory.tokens
     place, expected = 0, []
     for segment in trajectory.segments:
@@ -89,7 +89,7 @@ def test_environment_tokens_stay_and_weigh_nothing(renderer):
 def test_a_sampled_end_token_is_trained(renderer):
     """T3: sampled, it has weight 1."""
     trajectory, _ = play(renderer, ["hello"])
-    datum = datum_of(trajectory)
+    datum = build_datum(trajectory)
     assert datum.tokens[-1] == renderer.end_token
     assert datum.weights[-1] == 1.0
     assert not trajectory.truncated
@@ -110,7 +110,7 @@ def test_an_end_token_that_the_runtime_adds_is_not_trained(renderer):
     policy, following = trajectory.segments[1], trajectory.segments[2]
     assert renderer.end_token not in policy.tokens
     assert following.tokens[0] == renderer.end_token
-    datum = datum_of(trajectory)
+    datum = build_datum(trajectory)
     start = len(trajectory.segments[0].tokens) + len(policy.tokens)
     assert datum.weights[start - 1 : start + 1] == [1.0, 0.0]
 
@@ -183,14 +183,14 @@ def test_every_turn_has_its_own_seed(renderer):
 
 def test_guidance_is_trained_without_log_probs():
     segments = [Segment([1, 2], "prompt"), Segment([3], "guidance"), Segment([4], "policy", [-0.5], [0])]
-    datum = datum_of(Trajectory(segments, [], 0, source="guidance"))
+    datum = build_datum(Trajectory(segments, [], 0, source="guidance"))
     assert datum.weights == [0, 0, 1, 1]
     assert datum.logprobs == [0, 0, 0, -0.5]
     assert datum.source == "policy" and datum.guided == [False, False, True, False]
-    whole = datum_of(Trajectory(segments[:2], [], 0, source="guidance"))
+    whole = build_datum(Trajectory(segments[:2], [], 0, source="guidance"))
     assert whole.source == "guidance" and whole.guided is None and whole.logprobs == [0, 0, 0]
     without = [Segment([1], "prompt"), Segment([4], "policy")]
-    assert datum_of(Trajectory(without, [], 0)).logprobs is None
+    assert build_datum(Trajectory(without, [], 0)).logprobs is None
 
 
 @pytest.mark.parametrize(

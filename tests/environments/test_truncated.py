@@ -7,11 +7,11 @@ import asyncio
 import pytest
 import tokenizers_in_code as made
 
-from aurify.environments.rollout import datum_of, rollout
+from aurify.environments.rollout import build_datum, rollout
 from aurify.environments.single_turn import SingleTurn
 from aurify.loops.online import trained
 from aurify.loops.rollouts import penalise
-from aurify.pipeline.recipe import OnlineStage, recipe_of
+from aurify.pipeline.recipe import OnlineStage, build_recipe
 from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import Group, SamplingParams, Task
@@ -19,7 +19,7 @@ from aurify.types import Group, SamplingParams, Task
 
 def stage_with(truncated):
     stage = {"method": "grpo", "truncated": truncated}
-    recipe = recipe_of({"model": "random:tiny", "task": "arithmetic", "stages": {"rl": stage}})
+    recipe = build_recipe({"model": "random:tiny", "task": "arithmetic", "stages": {"rl": stage}})
     found = recipe.stages["rl"]
     assert isinstance(found, OnlineStage)
     return found
@@ -42,7 +42,7 @@ def group():
 
 
 def data_of(*arguments):
-    return [datum_of(*pair) for pair in trained(*arguments)]
+    return [build_datum(*pair) for pair in trained(*arguments)]
 
 
 def num_trained(data):

@@ -159,13 +159,13 @@ def test_evaluation_allows_as_many_turns_as_it_is_told(options: dict[str, int], 
 
 
 def test_the_turns_of_an_evaluation_are_those_of_its_stage_unless_it_says_otherwise() -> None:
-    from aurify.pipeline.recipe import recipe_of
+    from aurify.pipeline.recipe import build_recipe
 
     values = {"model": "random:tiny", "task": "sorting", "stages": {"rl": {"method": "grpo", "max_turns": 5}}}
     values["stages"]["sft"] = {"method": "sft", "data": {"demonstrations": 4}}
-    recipe = recipe_of(values)
+    recipe = build_recipe(values)
     assert [recipe.evaluation.turns(stage) for stage in recipe.stages.values()] == [5, 16]
-    recipe = recipe_of({**values, "evaluation": {"max_turns": 2}, "rollouts": {"step_seconds": 3.0}})
+    recipe = build_recipe({**values, "evaluation": {"max_turns": 2}, "rollouts": {"step_seconds": 3.0}})
     assert [recipe.evaluation.turns(stage) for stage in recipe.stages.values()] == [2, 2]
     assert [stage.rollouts.step_seconds for stage in recipe.stages.values()] == [3.0, 3.0]
 

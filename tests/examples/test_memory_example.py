@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "memory"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "knowledge"))
 from words import WordEmbedder
 
 pytest.importorskip("lancedb")

@@ -15,7 +15,7 @@ from aurify.errors import UserError
 from aurify.loops.examples import (
     Examples,
     Rows,
-    examples_of,
+    encode_examples,
     rows_of_demonstrations,
     rows_of_file,
     save_pairs,
@@ -64,7 +64,7 @@ def test_a_file_with_a_file_to_evaluate_on(tmp_path):
 
 def test_pairs_become_units_of_two_that_share_their_prompt():
     renderer = Renderer(byte_tokenizer())
-    examples = examples_of(Rows([Row(row, "") for row in PAIRS]), stage(), renderer, lesson="pairs", limit=500)
+    examples = encode_examples(Rows([Row(row, "") for row in PAIRS]), stage(), renderer, lesson="pairs", limit=500)
     assert len(examples.train) == 20 and examples.num_dropped == 0
     for chosen, rejected in examples.train:
         start = chosen.weights.index(1.0)
@@ -75,12 +75,12 @@ def test_rows_that_are_too_long_are_named_or_counted(tmp_path):
     renderer = Renderer(byte_tokenizer())
     rows = Rows(load_rows(write(tmp_path / "pairs.jsonl", PAIRS)))
     with pytest.raises(UserError, match=r"pairs.jsonl:1[0-9]: the row has \d+ tokens; at most 60 fit.*overlong: drop"):
-        examples_of(rows, stage(max_length=60), renderer, lesson="pairs", limit=500)
-    examples = examples_of(rows, stage(overlong="drop"), renderer, lesson="pairs", limit=60)
+        encode_examples(rows, stage(max_length=60), renderer, lesson="pairs", limit=500)
+    examples = encode_examples(rows, stage(overlong="drop"), renderer, lesson="pairs", limit=60)
     assert 0 < examples.num_dropped < 20 and len(examples.train) == 20 - examples.num_dropped
     assert max(len(datum.tokens) for unit in examples.train for datum in unit) <= 60
     with pytest.raises(UserError, match="none of the 20 rows fits"):
-        examples_of(rows, stage(overlong="drop", max_length=5), renderer, lesson="pairs", limit=60)
+        encode_examples(rows, stage(overlong="drop", max_length=5), renderer, lesson="pairs", limit=60)
 
 
 def test_demonstrations_are_training_tasks_with_their_answers():
@@ -115,7 +115,7 @@ def test_a_mixture_goes_on_where_its_step_says(tmp_path):
     rows = rows_of_file(options.data, 0, hold_out=True)
 
     def units() -> Examples:
-        return examples_of(rows, options, Renderer(byte_tokenizer()), lesson="answers", limit=500, seed=5)
+        return encode_examples(rows, options, Renderer(byte_tokenizer()), lesson="answers", limit=500, seed=5)
 
     first, resumed = units(), units()
     assert first.mixture is not None and len(first.train) == 40
@@ -130,7 +130,7 @@ def test_a_mixture_goes_on_where_its_step_says(tmp_path):
 
 def test_pairs_and_labels_for_kto():
     rows = Rows([Row({"prompt": "a", "completion": "b", "label": value}, f"{k}") for k, value in enumerate("10")])
-    examples = examples_of(rows, stage(), Renderer(byte_tokenizer()), lesson="labels", limit=500)
+    examples = encode_examples(rows, stage(), Renderer(byte_tokenizer()), lesson="labels", limit=500)
     assert [[datum.label for datum in unit] for unit in examples.train] == [[1.0], [-1.0]]
-    pairs = examples_of(Rows([Row(PAIRS[1], "")]), stage(), Renderer(byte_tokenizer()), lesson="labels", limit=500)
+    pairs = encode_examples(Rows([Row(PAIRS[1], "")]), stage(), Renderer(byte_tokenizer()), lesson="labels", limit=500)
     assert [[datum.label for datum in unit] for unit in pairs.train] == [[1.0], [-1.0]]

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from aurify.environments.rollout import datum_of
+from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
-from aurify.loops.guidance import GuidanceOptions, Guide, PrefixOptions, guide_of
+from aurify.loops.guidance import GuidanceOptions, Guide, PrefixOptions, open_guide
 from aurify.loops.ledger import rollout_metrics
 from aurify.loops.rollouts import Rollouts
 from aurify.models.model import ModelConfig, tiny_model
 from aurify.pipeline.check import validate
-from aurify.pipeline.recipe import OnlineStage, recipe_of
+from aurify.pipeline.recipe import OnlineStage, build_recipe
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler
@@ -43,7 +43,7 @@ def rollouts(replies: Any, **guidance: Any) -> Rollouts:
     )
     taskset = TaskSet("toy", lambda seed: iter(TASKS), TASKS, Rubric([contains]))
     renderer = Renderer(TOKENIZER)
-    guide = asyncio.run(guide_of(stage, taskset, renderer, 1000))
+    guide = asyncio.run(open_guide(stage, taskset, renderer, 1000))
     return Rollouts(ScriptedSampler(replies, TOKENIZER), renderer, taskset, taskset.rubric, stage, 1, guide=guide)
 
 
@@ -113,7 +113,7 @@ def test_the_policy_goes_on_from_a_prefix():
     assert guided.text == "it is 0" and guided.reward == 1, "5 of 8 tokens, and what the policy made of them"
     prompt = sampled.renderer.prompt(TASKS[0].prompt)
     assert sampled.sampler.prompts[-1] == [*prompt, *guided.segments[1].tokens]  # type: ignore[attr-defined]
-    datum = datum_of(guided, 1.0)
+    datum = build_datum(guided, 1.0)
     assert datum.source == "policy" and datum.guided is not None
     assert datum.guided[len(prompt) :] == [True] * 5 + [False] * 3
     assert datum.weights[len(prompt) :] == [1.0] * 8
@@ -183,7 +183,7 @@ RECIPE = {"model": "random:tiny", "task": "largest_number", "stages": {"rl": {"m
 )
 def test_mistakes_are_found_before_anything_runs(options, message):
     with pytest.raises(UserError, match=message):
-        validate(recipe_of({**RECIPE, "stages": {"rl": {"method": "luffy", **options}}}))
+        validate(build_recipe({**RECIPE, "stages": {"rl": {"method": "luffy", **options}}}))
 
 
 def test_late_guidance_has_seeds_of_its_own_for_every_step_task_and_place() -> None:

@@ -19,7 +19,7 @@ from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
 from aurify.errors import UserError
-from aurify.loops.offline import batch_of, indices_at, num_steps, train_offline, with_reference
+from aurify.loops.offline import gather_batch, indices_at, num_steps, train_offline, with_reference
 from aurify.loops.progress import Checkpoints
 from aurify.models.model import ModelConfig, load_model, tiny_model
 from aurify.pipeline.recipe import DataOptions, OfflineStage
@@ -62,7 +62,7 @@ def test_steps_go_on_into_the_next_epoch_in_another_order():
 
 
 def test_a_pair_that_stands_twice_in_a_batch_is_two_units():
-    batch = batch_of([pair(0), pair(1)], [0, 1, 0])
+    batch = gather_batch([pair(0), pair(1)], [0, 1, 0])
     assert [datum.unit for datum in batch] == [0, 0, 1, 1, 2, 2]
     assert batch[0].tokens == batch[4].tokens
 

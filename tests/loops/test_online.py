@@ -16,7 +16,7 @@ from aurify import registry
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.rloo import RLOO
 from aurify.engine.engine import Engine
-from aurify.environments.rollout import datum_of
+from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
 from aurify.loops.ledger import rollout_metrics
 from aurify.loops.online import learn, minibatches, train_online, trained
@@ -127,7 +127,7 @@ def test_with_a_kl_in_the_reward_equal_rewards_teach_by_their_distance_from_the_
     with torch.no_grad():
         for weight in engine.module.parameters():
             weight.mul_(1.5)
-    data = [datum_of(trajectory) for trajectory in groups[0].trajectories]
+    data = [build_datum(trajectory) for trajectory in groups[0].trajectories]
     known = zip(engine.logprobs(data), engine.logprobs(data, reference=True), strict=True)
     costs = [
         sum(o - r for w, o, r in zip(datum.weights, old, ref, strict=True) if w)

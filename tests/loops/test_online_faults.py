@@ -23,7 +23,7 @@ from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.luffy import LUFFY
 from aurify.engine.engine import Engine
 from aurify.engine.optim import OptimConfig
-from aurify.environments.rollout import datum_of
+from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
 from aurify.loops.interrupt import Interrupted
 from aurify.loops.ledger import means_by_source
@@ -483,7 +483,7 @@ def test_weight_decay_shrinks_matrices_alone():
 
 
 def test_recorded_log_probs_reach_the_datum(tmp_path):
-    from aurify.loops.guidance import GuidanceOptions, PrefixOptions, guide_of
+    from aurify.loops.guidance import GuidanceOptions, PrefixOptions, open_guide
 
     path = tmp_path / "traces.jsonl"
     tokens = tiny_model().tokenizer.encode("it is 0")
@@ -496,13 +496,13 @@ def test_recorded_log_probs_reach_the_datum(tmp_path):
     for prefix, expected in ((None, [*recorded, 0.0]), (half, recorded[:4])):
         options = stage(guidance=GuidanceOptions(path=str(path), prefix=prefix))
         sampled, _ = rollouts([" 0"], options)
-        guide = asyncio.run(guide_of(options, sampled.taskset, sampled.renderer, 1000))
+        guide = asyncio.run(open_guide(options, sampled.taskset, sampled.renderer, 1000))
         assert guide.traces is not None and guide.traces.refused == {"with log-probs of other tokens": 1}
         group = asyncio.run(replace(sampled, guide=guide).group(0, 0, TASKS[0]))
         guided = group.trajectories[-1]
         [segment] = [segment for segment in guided.segments if segment.origin == "guidance"]
         assert segment.logprobs == pytest.approx(expected)
-        datum = datum_of(guided, 1.0)
+        datum = build_datum(guided, 1.0)
         begin = len(guided.segments[0].tokens)
         assert datum.logprobs is not None
         assert datum.logprobs[begin : begin + len(expected)] == pytest.approx(expected)
@@ -510,4 +510,4 @@ def test_recorded_log_probs_reach_the_datum(tmp_path):
 
 def test_segments_of_a_guide_without_a_record_count_as_certain():
     segments = [Segment([1], "prompt"), Segment([2, 3], "guidance")]
-    assert datum_of(Trajectory(segments, [], 0, source="guidance")).logprobs == [0.0] * 3
+    assert build_datum(Trajectory(segments, [], 0, source="guidance")).logprobs == [0.0] * 3

@@ -13,7 +13,7 @@ import torch
 from models import random_model
 
 from aurify.engine.engine import Engine
-from aurify.environments.rollout import datum_of
+from aurify.environments.rollout import build_datum
 from aurify.loops.replay import Buffer, Entry, ReplayOptions, bucket_weights, num_replayed
 from aurify.rewards.rubric import Rubric
 from aurify.types import Datum, Group, Segment, Task, Trajectory
@@ -254,7 +254,7 @@ def test_the_entropy_ranking_is_that_of_the_plain_model():
     engine = Engine(model, trainable=False, micro_batch_tokens=1)
     [(_, entry)] = buffer.choose(2, engine, 1.0, seed=0)
     assert list(entry.tokens[3:]) == answers[expected.index(min(expected))]
-    values = engine.entropies([datum_of(own[1])])[0]
+    values = engine.entropies([build_datum(own[1])])[0]
     assert sum(values[3:]) / 11 == pytest.approx(expected[1], abs=1e-5)
 
 
@@ -271,7 +271,7 @@ def test_a_stored_trajectory_comes_back_as_it_was():
     entry = Entry.of(Group(Task("a", messages[:1]), [original]), original, [0, 0, 0, -3, -4, 0, 0, -5], step=2)
     again = entry.trajectory()
     assert again.tokens == original.tokens and again.source == "replay" and again.messages == messages
-    datum = datum_of(again, 0.5)
+    datum = build_datum(again, 0.5)
     assert datum.weights == [0, 0, 0, 1, 1, 0, 0, 1] and datum.logprobs == [0, 0, 0, -3, -4, 0, 0, -5]
     asyncio.run(RUBRIC.score(Task("a", []), [again]))
     assert again.reward == 1.25, "judged again, and what the environment gave counts again"

@@ -16,8 +16,8 @@ from aurify.data.sources import Row
 from aurify.errors import UserError
 from aurify.loops.examples import Rows, rows_of_file, save_pairs, split
 from aurify.models.model import byte_tokenizer
-from aurify.pipeline.heldout import Guard, checked_heldout, heldout_of, stage_rows, task_holder
-from aurify.pipeline.recipe import Recipe, recipe_of
+from aurify.pipeline.heldout import Guard, checked_heldout, collect_heldout, stage_rows, task_holder
+from aurify.pipeline.recipe import Recipe, build_recipe
 from aurify.pipeline.stage import StageRun
 from aurify.tasks.taskset import TaskSet, question
 from aurify.tracking.console import Console
@@ -38,7 +38,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 def recipe(path: str, data: dict[str, Any], method: str = "sft", **more: Any) -> Recipe:
     stages = {"first": {"method": method, "data": data}, **more}
-    return recipe_of({"model": "random:tiny", "task": {"name": "gsm8k", "path": path}, "stages": stages})
+    return build_recipe({"model": "random:tiny", "task": {"name": "gsm8k", "path": path}, "stages": stages})
 
 
 def questions(rows: Rows) -> set[str]:
@@ -65,7 +65,7 @@ def test_no_held_out_gsm8k_question_is_among_the_rows_of_the_same_file(tmp_path)
     stage = whole.stages["first"]
     before = rows_of_file(stage.data, whole.seed, hold_out=False)  # type: ignore[union-attr]
     assert len(heldout) == 747 == len(heldout & questions(before))
-    after = stage_rows(whole, "first", heldout_of(whole))
+    after = stage_rows(whole, "first", collect_heldout(whole))
     assert not heldout & questions(after) and len(after.train) == 7473 - 747
     assert after.tally.held_out == {"task 'gsm8k' of stages.first": 747}
 
@@ -125,9 +125,9 @@ def test_another_stage_s_held_out_tasks_are_not_demonstrated_sampled_or_asked(tm
     later = {"method": "grpo", "task": {"name": "gsm8k", "path": path, "num_heldout": 10}}
     own = {"name": "gsm8k", "path": path, "num_heldout": 1}
     stages = {"first": {"method": "sft", "data": {"demonstrations": 1000}, "task": own}, "later": later}
-    both = recipe_of({"model": "random:tiny", "stages": stages})
-    alone = recipe_of({"model": "random:tiny", "stages": {"first": stages["first"]}})
-    heldout = heldout_questions(recipe_of({"model": "random:tiny", "stages": {"first": later}}), tmp_path / "a")
+    both = build_recipe({"model": "random:tiny", "stages": stages})
+    alone = build_recipe({"model": "random:tiny", "stages": {"first": stages["first"]}})
+    heldout = heldout_questions(build_recipe({"model": "random:tiny", "stages": {"first": later}}), tmp_path / "a")
     run = run_of(alone, tmp_path / "a")
     assert heldout & questions(run.rows(run.stage)), "before: trained by stage first, measured by stage later"  # type: ignore[arg-type]
     run = run_of(both, tmp_path / "b")
@@ -145,8 +145,8 @@ def test_traces_for_another_stage_s_held_out_tasks_are_refused(tmp_path):
     path = write(tmp_path / "facts.jsonl", FACTS)
     later = {"method": "grpo", "task": {"name": "gsm8k", "path": path, "num_heldout": 10}}
     luffy = {"method": "luffy", "guidance": {"path": path}, "task": {"name": "gsm8k", "path": path, "num_heldout": 1}}
-    values = recipe_of({"model": "random:tiny", "stages": {"first": luffy, "later": later}})
-    heldout = heldout_questions(recipe_of({"model": "random:tiny", "stages": {"first": later}}), tmp_path / "run")
+    values = build_recipe({"model": "random:tiny", "stages": {"first": luffy, "later": later}})
+    heldout = heldout_questions(build_recipe({"model": "random:tiny", "stages": {"first": later}}), tmp_path / "run")
     run = run_of(values, tmp_path / "run")
     engine = SimpleNamespace(max_context=500, tokenizer=byte_tokenizer())
     guide = run.guide(run.stage, engine)  # type: ignore[arg-type]
@@ -163,7 +163,7 @@ def test_saved_pairs_of_another_stage_are_filtered(tmp_path):
     taken = {"method": "dpo", "data": {"stage": "@first"}}
     values = recipe(path, pairs["data"], "dpo", taken=taken, later=later)  # type: ignore[arg-type]
     run = run_of(values, tmp_path / "run", "taken")
-    heldout = heldout_questions(recipe_of({"model": "random:tiny", "stages": {"first": later}}), tmp_path / "run")
+    heldout = heldout_questions(build_recipe({"model": "random:tiny", "stages": {"first": later}}), tmp_path / "run")
     rows = [Row({"prompt": question(row["question"]), "chosen": "1", "rejected": "2"}, "") for row in FACTS]
     save_pairs(run.run_folder.stage("first").path, Rows(rows))  # as an older run may have left them
     kept = run.rows(run.stage)  # type: ignore[arg-type]
@@ -181,8 +181,8 @@ def test_rows_that_one_stage_is_evaluated_on_are_trained_by_none(tmp_path):
         "reward": {"method": "reward_model", "data": {"path": path, "heldout_share": 0.2}},
         "dpo": {"method": "dpo", "data": {"path": path}},
     }
-    values = recipe_of({"model": "random:tiny", "stages": stages})
-    heldout = heldout_of(values)
+    values = build_recipe({"model": "random:tiny", "stages": stages})
+    heldout = collect_heldout(values)
     rows = {name: stage_rows(values, name, heldout) for name in stages}
     measured = {row["prompt"].strip().lower() for part in rows.values() for row in part.heldout}
     trained = {row["prompt"].strip().lower() for part in rows.values() for row in part.train}
@@ -214,8 +214,8 @@ def test_nothing_left_is_an_error_that_says_so(tmp_path):
 
 def test_a_task_set_without_any_other_task_is_an_error():
     tasks = [Task(f"{k}", question(f"{k}?"), "1") for k in range(6)]
-    heldout = heldout_of(
-        recipe_of({"model": "random:tiny", "task": {"name": "arithmetic"}, "stages": {"a": {"method": "grpo"}}})
+    heldout = collect_heldout(
+        build_recipe({"model": "random:tiny", "task": {"name": "arithmetic"}, "stages": {"a": {"method": "grpo"}}})
     )
     heldout.add([task.prompt for task in tasks], "stages.b")
     guard = Guard(heldout)
@@ -238,6 +238,6 @@ def test_tasks_of_an_environment_that_share_a_prompt_hold_nothing_out(tmp_path):
     stages = {
         name: {"method": "grpo", "task": {"name": "hidden_game", "level": k}} for k, name in enumerate(("a", "b"))
     }
-    values = recipe_of({"model": "random:tiny", "plugins": [str(plugin)], "stages": stages})
-    assert not heldout_of(values)
+    values = build_recipe({"model": "random:tiny", "plugins": [str(plugin)], "stages": stages})
+    assert not collect_heldout(values)
     assert task_holder(values, values.stages["b"]) == "task 'hidden_game' of stages.b"

@@ -10,14 +10,14 @@ import pytest
 
 from aurify.errors import UserError
 from aurify.pipeline.check import validate
-from aurify.pipeline.recipe import recipe_of
+from aurify.pipeline.recipe import build_recipe
 
 GUIDE = {"demonstrations": True}
 
 
 def check(method: str, **options: Any) -> None:
     values: dict[str, Any] = {"model": "random:tiny", "task": "largest_number"}
-    validate(recipe_of({**values, "stages": {"rl": {"method": method, **options}}}))
+    validate(build_recipe({**values, "stages": {"rl": {"method": method, **options}}}))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from aurify.config import load_config
 from aurify.errors import UserError
 from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline.check import describe, validate
-from aurify.pipeline.recipe import OfflineStage, OnlineStage, make_renderer, recipe_of, references
+from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, make_renderer, references
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
 CHAIN: dict[str, Any] = {
@@ -41,7 +41,7 @@ def changed(place: str, value: Any) -> dict[str, Any]:
 
 
 def test_the_chain_is_fine():
-    recipe = recipe_of(CHAIN)
+    recipe = build_recipe(CHAIN)
     validate(recipe)
     assert [type(stage) for stage in recipe.stages.values()] == [OfflineStage] * 3 + [OnlineStage]
     assert references(recipe.stages["grpo"]) == {"model": "dpo", "reward": "reward"}
@@ -52,7 +52,7 @@ def test_stages_inherit_what_they_do_not_say():
     values = changed("stages.dpo.lora", {"rank": 4})
     values |= {"lora": {"rank": 2}, "model": {"name": "random:tiny", "dtype": "float32"}}
     values["stages"]["sft"] |= {"lora": None, "task": {"name": "sorting", "count": 3}}
-    stages = recipe_of(values).stages
+    stages = build_recipe(values).stages
     assert [stage.lora and stage.lora.rank for stage in stages.values()] == [None, 2, 4, 2]
     assert [stage.task["name"] for stage in stages.values()] == ["sorting"] + ["largest_number"] * 3
     assert {stage.model.dtype for stage in stages.values()} == {"float32"}
@@ -60,12 +60,12 @@ def test_stages_inherit_what_they_do_not_say():
 
 def test_what_the_renderer_is_told_holds_for_every_stage_that_does_not_say_otherwise():
     values = changed("stages.sft.tools_as_text", False) | {"tools_as_text": True, "template_options": {"messages": 1}}
-    stages = recipe_of(values).stages
+    stages = build_recipe(values).stages
     assert [stage.tools_as_text for stage in stages.values()] == [False, True, True, True]
     assert all(stage.template_options == {"messages": 1} for stage in stages.values())
     with pytest.raises(UserError, match=r"template_options: .* reads no 'messages'"):
         make_renderer(stages["sft"], byte_tokenizer())
-    plain = recipe_of(changed("stages.sft.tools_as_text", True)).stages
+    plain = build_recipe(changed("stages.sft.tools_as_text", True)).stages
     assert [make_renderer(stage, byte_tokenizer()).tools_as_text for stage in plain.values()] == [True] + [False] * 3
 
 
@@ -112,7 +112,7 @@ def test_what_the_renderer_is_told_holds_for_every_stage_that_does_not_say_other
 )
 def test_mistakes_are_named(place, value, parts):
     with pytest.raises(UserError) as caught:
-        validate(recipe_of(changed(place, value)))
+        validate(build_recipe(changed(place, value)))
     text = str(caught.value)
     assert all(part in text for part in parts), text
     assert "\n" not in text
@@ -122,7 +122,7 @@ def test_a_stage_name_is_a_folder_name():
     values = changed("stages.sft", None)
     values["stages"]["../sft"] = CHAIN["stages"]["sft"]
     with pytest.raises(UserError, match=r"stages\.\.\./sft: .* folder"):
-        recipe_of(values)
+        build_recipe(values)
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "base"], ids=lambda path: path.stem)
@@ -134,6 +134,6 @@ def test_recipes_that_come_along_are_fine(path, monkeypatch):
     values = load_config(path)
     if values["task"]["name"] == "gsm8k":
         values["task"] = {"name": "arithmetic"}
-    recipe = recipe_of(values)
+    recipe = build_recipe(values)
     validate(recipe)
     assert recipe.name != "run" and describe(recipe)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aurify.errors import UserError
-from aurify.procedures.library import BM25, SOPLibrary, SOPOptions, library_of
+from aurify.procedures.library import BM25, SOPLibrary, SOPOptions, open_library
 from aurify.procedures.procedure import Sign, read_procedure
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "sop"
@@ -183,9 +183,9 @@ def test_a_folder_must_be_there_and_hold_some(tmp_path):
         with pytest.raises(UserError, match=problem):
             by_words(folder)
     with pytest.raises(UserError, match="expected a folder of procedures"):
-        library_of(3)
+        open_library(3)
     with pytest.raises(UserError, match="least"):
-        library_of({"folder": str(EXAMPLES), "lest": 0.1})
+        open_library({"folder": str(EXAMPLES), "lest": 0.1})
 
 
 def test_meaning_finds_what_words_do_not():

@@ -8,7 +8,7 @@ from said import rewarded, task_of
 
 from aurify.errors import UserError
 from aurify.procedures.reward import longest_chain, procedure
-from aurify.rewards.rubric import rubric_of
+from aurify.rewards.rubric import build_rubric
 from aurify.types import Segment, Trajectory
 
 SIGNS = [{"says": "order number"}, {"tool": "find_order"}, {"says": r"\d+ days"}, {"tool": "issue_refund"}]
@@ -76,12 +76,12 @@ def test_it_does_not_apply_without_a_procedure_or_signs():
 
 
 def test_a_recipe_can_name_it():
-    rubric = rubric_of([{"name": "procedure", "partial": False, "weight": 2.0}])
+    rubric = build_rubric([{"name": "procedure", "partial": False, "weight": 2.0}])
     trajectory = played("order number")
     asyncio.run(rubric.score(task_of(procedure=REFUND), [trajectory]))
     assert trajectory.rewards == {"procedure": 0.0}
     with pytest.raises(UserError, match="has no option 'part'"):
-        rubric_of([{"name": "procedure", "part": True}])
+        build_rubric([{"name": "procedure", "part": True}])
 
 
 def test_the_longest_chain_by_trying_all(generator):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from aurify.report.plot import Series, heat_map, line_chart, merged, smoothed, thinned, tick_label, ticks
-from aurify.tracking.figures import change_of, duration, is_share, short
+from aurify.tracking.figures import duration, is_share, measure_change, short
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_durations(seconds, text):
 
 
 def test_better_is_up_but_for_losses():
-    assert change_of({"measure": "accuracy", "before": 0.5, "after": 0.75}) == (0.25, "better")
-    assert change_of({"measure": "held-out loss", "before": 0.5, "after": 0.75}) == (0.25, "worse")
-    assert change_of({"measure": "accuracy", "before": 0.5, "after": 0.5})[1] == "same"
-    assert change_of({"measure": "accuracy", "before": 0.5}) == (None, "same")
+    assert measure_change({"measure": "accuracy", "before": 0.5, "after": 0.75}) == (0.25, "better")
+    assert measure_change({"measure": "held-out loss", "before": 0.5, "after": 0.75}) == (0.25, "worse")
+    assert measure_change({"measure": "accuracy", "before": 0.5, "after": 0.5})[1] == "same"
+    assert measure_change({"measure": "accuracy", "before": 0.5}) == (None, "same")
     assert is_share({"measure": "accuracy", "before": 0.5}) and not is_share({"measure": "loss", "before": 0.5})

@@ -9,7 +9,7 @@ from said import rewarded, said, task_of
 
 from aurify import registry
 from aurify.rewards.auto import KINDS, auto, kind_of
-from aurify.rewards.rubric import rubric_of
+from aurify.rewards.rubric import build_rubric
 
 
 @pytest.mark.parametrize(
@@ -70,6 +70,6 @@ def test_mixed_tasks(text, answer, info, value):
 def test_every_kind_has_a_reward_and_auto_stands_in_recipes():
     for name in KINDS.values():
         registry.get("reward", name)
-    rubric, good = rubric_of("auto"), said("4")
+    rubric, good = build_rubric("auto"), said("4")
     asyncio.run(rubric.score(task_of("4"), [good]))
     assert good.rewards == {"auto": 1.0}

@@ -9,7 +9,7 @@ from said import rewarded, said, task_of
 
 from aurify.errors import UserError
 from aurify.rewards.code import code, code_docstrings, code_syntax, code_type_hints, program_in
-from aurify.rewards.rubric import Rubric, rubric_of
+from aurify.rewards.rubric import Rubric, build_rubric
 from aurify.sandbox import sandbox
 
 ADD = "Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nDone."
@@ -139,7 +139,7 @@ def test_without_any_sandbox_nothing_runs(monkeypatch):
 )
 def test_options(entry, problem):
     with pytest.raises(UserError, match=problem):
-        rubric_of([entry])
+        build_rubric([entry])
 
 
 def test_criteria_of_the_text():

@@ -14,7 +14,7 @@ from said import said, task_of
 from aurify.errors import UserError
 from aurify.rewards import judge as module
 from aurify.rewards.judge import JudgeError, judge
-from aurify.rewards.rubric import Rubric, rubric_of
+from aurify.rewards.rubric import Rubric, build_rubric
 
 
 class Server:
@@ -185,7 +185,7 @@ def test_a_verdict_cut_short_on_disk_is_asked_for_again(options, tmp_path):
 
 def test_in_a_recipe():
     entry = {"name": "judge", "weight": 0.5, "url": "http://localhost:1/v1", "model": "m", "rubric": "Be right."}
-    assert rubric_of([entry]).rewards[0].name == "judge"
+    assert build_rubric([entry]).rewards[0].name == "judge"
     for change, problem in (
         ({"url": "localhost"}, "expected something like http"),
         ({"rubric": " "}, "the rubric is empty"),
@@ -194,4 +194,4 @@ def test_in_a_recipe():
         ({"retries": -1}, "retries is -1"),
     ):
         with pytest.raises(UserError, match=problem):
-            rubric_of([entry | change])
+            build_rubric([entry | change])

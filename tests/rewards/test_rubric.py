@@ -13,7 +13,7 @@ import pytest
 from aurify import registry
 from aurify.errors import UserError
 from aurify.rewards.model import ModelReward
-from aurify.rewards.rubric import MAX_FAILURES_IN_A_ROW, Rubric, rubric_of
+from aurify.rewards.rubric import MAX_FAILURES_IN_A_ROW, Rubric, build_rubric
 from aurify.types import Segment, Task, Trajectory
 
 TASK = Task("t/1", [{"role": "user", "content": "Say 7, as in 7."}], "7", {"level": 3})
@@ -229,12 +229,12 @@ def test_a_reward_model_scores_the_sampled_tokens_a_group_at_a_time():
 
 
 def test_rewards_of_a_recipe():
-    rubric = rubric_of(["number_match", ["exact_match", 0.5], {"name": "format", "weight": 0.2, "pattern": r"\d+"}])
+    rubric = build_rubric(["number_match", ["exact_match", 0.5], {"name": "format", "weight": 0.2, "pattern": r"\d+"}])
     weights = {reward.name: reward.weight for reward in rubric.rewards}
     assert weights == {"number_match": 1.0, "exact_match": 0.5, "format": 0.2}
     assert score(rubric, "7")[0].reward == pytest.approx(1.7)
     assert score(rubric, "is 7")[0].reward == 1.0
-    assert rubric_of("exact_match").rewards[0].name == "exact_match"
+    assert build_rubric("exact_match").rewards[0].name == "exact_match"
 
 
 @pytest.mark.parametrize(
@@ -257,7 +257,7 @@ def test_mistakes_in_a_recipe(entries, expected, monkeypatch):
     own = {"tells_nothing": lambda: 0.5, "breaks": lambda: 1 / 0}
     monkeypatch.setitem(registry.ENTRIES, "reward", registry.ENTRIES["reward"] | own)
     with pytest.raises(UserError, match=expected):
-        rubric_of(entries)
+        build_rubric(entries)
 
 
 def test_a_plain_reward_that_blocks_runs_in_a_thread_one_call_after_the_other():

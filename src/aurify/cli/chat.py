@@ -44,9 +44,9 @@ def chat(
     params = config.build(SamplingParams, values, "options")
     library = None
     if sop is not None:
-        from aurify.procedures.library import library_of
+        from aurify.procedures.library import open_library
 
-        library = library_of(sop)
+        library = open_library(sop)
     with open_writer(place.name, device=device) as writer:
         typer.secho(f"{place.name}. {COMMANDS}.", dim=True)
         converse(writer, params, system, library)

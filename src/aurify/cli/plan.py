@@ -67,19 +67,19 @@ def first_example(recipe: Recipe, name: str, renderer: Renderer, heldout: HeldOu
     changed and left out."""
     from aurify.data.formats import sft_data
     from aurify.loops.examples import first_datum, rows_of_demonstrations
-    from aurify.pipeline.check import taskset_of
+    from aurify.pipeline.check import resolve_taskset
     from aurify.pipeline.heldout import stage_rows
-    from aurify.pipeline.recipe import OnlineStage, algorithm_of
+    from aurify.pipeline.recipe import OnlineStage, build_algorithm
 
     stage = recipe.stages[name]
-    taskset, limit = taskset_of(stage), stage.sampler.max_context
+    taskset, limit = resolve_taskset(stage), stage.sampler.max_context
     if isinstance(stage, OnlineStage):
         assert taskset is not None
         return asyncio.run(try_environment(renderer, taskset, recipe.seed, stage.max_turns, limit))
     if stage.data.parts:
         rows = stage_rows(recipe, name, heldout)
         tally.add(rows.tally)
-        datum = first_datum(rows, stage, renderer, algorithm_of(stage, stage.method).learns_from)
+        datum = first_datum(rows, stage, renderer, build_algorithm(stage, stage.method).learns_from)
         return Shown(datum, renderer.notes()) if datum else None
     if stage.data.demonstrations is not None:
         assert taskset is not None
@@ -96,7 +96,7 @@ async def try_environment(
 ) -> Shown:
     """Starts the environment of the first task for real. One of several turns is played, with an answer that is no
     answer in the place of the model's: a template that cannot write what the environment says is refused here."""
-    from aurify.environments.rollout import datum_of, observe, rollout
+    from aurify.environments.rollout import build_datum, observe, rollout
     from aurify.environments.single_turn import SingleTurn
     from aurify.samplers.scripted import ScriptedSampler
     from aurify.types import Datum, SamplingParams
@@ -123,7 +123,7 @@ async def try_environment(
     )
     notes = renderer.notes(first.messages, first.tools, many_turns=max_turns > 1)
     tried = f"the environment was started and played, {STAND_IN!r} in the place of {len(sampler.prompts)} answers"
-    return Shown(datum_of(trajectory), [tried, *notes])
+    return Shown(build_datum(trajectory), [tried, *notes])
 
 
 def renderer_of(recipe: Recipe, stage: OfflineStage | OnlineStage) -> Renderer:

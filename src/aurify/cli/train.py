@@ -60,9 +60,9 @@ def run_recipe(
     with Console(stderr=True).status("checking the recipe ..."), config.errors_of(path):
         from aurify.pipeline.check import validate
         from aurify.pipeline.heldout import checked_heldout
-        from aurify.pipeline.recipe import recipe_of
+        from aurify.pipeline.recipe import build_recipe
 
-        recipe = recipe_of(values)
+        recipe = build_recipe(values)
         validate(recipe)
         heldout = checked_heldout(recipe)
     if dry_run:

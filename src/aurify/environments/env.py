@@ -44,7 +44,7 @@ class Environment(Protocol):
     async def close(self) -> None: ...
 
 
-def environment_of(entry: Any) -> Callable[[Task], Environment]:
+def build_environment(entry: Any) -> Callable[[Task], Environment]:
     """From a recipe: a registered name, or {name: ..., options of it}. The options are checked here, once."""
     options = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
     if not isinstance(options.get("name"), str):

@@ -149,7 +149,7 @@ def name_of(environment: Environment) -> str:
     return f"environment {type(inner_of(environment)).__name__!r}"
 
 
-def datum_of(trajectory: Trajectory, advantage: float = 0.0) -> Datum:
+def build_datum(trajectory: Trajectory, advantage: float = 0.0) -> Datum:
     """What the engine trains on: tokens of the policy weigh 1 (those of a guide too, for algorithms that imitate), all
     others 0. A guide's tokens count as certain (log-prob 0): nobody knows how likely they were to it."""
     tokens: list[int] = []

@@ -143,7 +143,7 @@ def rows_of_demonstrations(taskset: TaskSet, num: int, seed: int) -> Rows:
     return Rows(rows)
 
 
-def examples_of(
+def encode_examples(
     rows: Rows, stage: OfflineStage, renderer: Renderer, *, lesson: Lesson, limit: int, seed: int = 0
 ) -> Examples:
     """Tokens. What is above `limit` (or the stage's own max_length) is an error that names the row, or is cut or

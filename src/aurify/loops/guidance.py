@@ -117,11 +117,11 @@ class Guide:
         return [tokens] if len(tokens) <= self.max_tokens else []
 
 
-async def guide_of(
+async def open_guide(
     stage: Any, taskset: TaskSet, renderer: Renderer, max_context: int, heldout: HeldOut | None = None
 ) -> Guide:
-    """Reads the traces of an OnlineStage's file, if it has one, and has the task's rewards judge them. heldout: of the whole
-    recipe; None: the task set's own."""
+    """Reads the traces of an OnlineStage's file, if it has one, and has the task's rewards judge them. heldout: of the
+    whole recipe; None: the task set's own."""
     options = stage.guidance
     assert options is not None
     max_tokens, traces = options.max_tokens or stage.sampling.max_tokens, None

@@ -62,7 +62,7 @@ def indices_at(step: int, stage: OfflineStage, num_units: int, seed: int, mixtur
     return [epoch_order(num_units, seed, place // num_units)[place % num_units] for place in range(begin, end)]
 
 
-def batch_of(units: Sequence[Unit], indices: Sequence[int]) -> list[Datum]:
+def gather_batch(units: Sequence[Unit], indices: Sequence[int]) -> list[Datum]:
     """The data of one step. Units are numbered anew: a small data set may hold one twice in a batch."""
     return [
         replace(datum, unit=place) if len(units[index]) > 1 else datum
@@ -121,7 +121,7 @@ def reference_logprobs(
     engine: Engine, units: Sequence[Unit], batch: Sequence[int], new: Sequence[int]
 ) -> list[list[float]]:
     """Of the data of the new units, in the order of `new`."""
-    known = iter(engine.logprobs(batch_of(units, batch), reference=True))
+    known = iter(engine.logprobs(gather_batch(units, batch), reference=True))
     by_unit = {index: [next(known) for _ in units[index]] for index in batch}
     return [values for index in new for values in by_unit[index]]
 
@@ -163,7 +163,7 @@ def train_offline(
     with Interrupt() as interrupt:
         for step in range(start, total):
             begin = time.perf_counter()
-            batch = batch_of(units, indices_at(step, stage, num_units, seed, mixture))
+            batch = gather_batch(units, indices_at(step, stage, num_units, seed, mixture))
             metrics = engine.forward_backward(prepared(algorithm, batch, engine), algorithm)
             metrics |= engine.optim_step(lr_at(stage.optim, step, total))
             seconds = time.perf_counter() - begin

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from aurify.algorithms.reward_kl import RewardKL, divergence
 from aurify.engine.checkpoint import rng_state
 from aurify.engine.optim import lr_at
-from aurify.environments.rollout import datum_of
+from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
 from aurify.loops.entropy import EntropyController
 from aurify.loops.interrupt import Interrupt, Interrupted
@@ -147,7 +147,7 @@ def learn(
     if stage.consistent_only:
         chosen, metrics["ledger/trajectories_inconsistent"] = consistent(groups, chosen)
     chosen = [pairs for pairs in chosen if pairs]
-    data = [[datum_of(trajectory, advantage) for trajectory, advantage in pairs] for pairs in chosen]
+    data = [[build_datum(trajectory, advantage) for trajectory, advantage in pairs] for pairs in chosen]
     if data:
         data = with_streams(engine, algorithm, data, stage)
         if penalty:

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from aurify.environments.rollout import datum_of
+from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
 from aurify.types import Datum, Group, Message, Metrics, Origin, Policy, Segment, Task, Trajectory
 
@@ -157,7 +157,7 @@ class Buffer:
         if self.options.select == "random":
             return {name: generator.choice(keys) for name, keys in known.items()}
         keys = [key for entries in known.values() if len(entries) > 1 for key in entries]
-        data = [datum_of(self.entries[key].trajectory()) for key in keys]
+        data = [build_datum(self.entries[key].trajectory()) for key in keys]
         if self.options.select == "entropy":
             values = policy.entropies(data, temperature=temperature)
         else:

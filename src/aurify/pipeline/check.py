@@ -17,7 +17,7 @@ from aurify.data.tally import Tally
 from aurify.errors import UserError
 from aurify.loops.replay import num_replayed
 from aurify.models import model as models
-from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, algorithm_of, data_files, references
+from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm, data_files, references
 
 if TYPE_CHECKING:
     from aurify.tasks.taskset import TaskSet
@@ -32,14 +32,14 @@ def validate(recipe: Recipe) -> None:
         where = f"stages.{name}"
         try:
             check_references(recipe, name, stage)
-            algorithm = algorithm_of(stage, where)
+            algorithm = build_algorithm(stage, where)
             check_files(stage)
             teachers = [stage.teacher] if isinstance(stage, OnlineStage) and stage.teacher else []
             for model in (stage.model.name, *judges(stage), *teachers):
                 if not model.startswith("@"):
                     models.resolve(model)
             models.device_of(stage.model.device)
-            taskset = taskset_of(stage)
+            taskset = resolve_taskset(stage)
             if isinstance(stage, OnlineStage):
                 check_online(stage, algorithm, taskset)
             else:
@@ -55,12 +55,12 @@ def check_references(recipe: Recipe, name: str, stage: OfflineStage | OnlineStag
             reason = "comes later" if target in recipe.stages else "does not exist"
             known = ", ".join(f"@{other}" for other in earlier) or "none: this is the first"
             raise UserError(f"{place}: '@{target}' {reason}; the stages before {name!r} are {known}")
-        scores = "scores" in algorithm_of(recipe.stages[target], f"stages.{target}").needs
+        scores = "scores" in build_algorithm(recipe.stages[target], f"stages.{target}").needs
         if place in ("reward", "data.sample.reward") and not scores:
             raise UserError(
                 f"{place}: '@{target}' trains no reward model (its method is {recipe.stages[target].method})"
             )
-        if place in ("model", "teacher") and scores and "scores" not in algorithm_of(stage, f"stages.{name}").needs:
+        if place in ("model", "teacher") and scores and "scores" not in build_algorithm(stage, f"stages.{name}").needs:
             raise UserError(
                 f"{place}: '@{target}' is a reward model: it has a scalar head and cannot write; name a stage before it"
             )
@@ -76,7 +76,7 @@ def judges(stage: OfflineStage | OnlineStage) -> list[str]:
 
 
 def makes_pairs(stage: OfflineStage | OnlineStage) -> bool:
-    return isinstance(stage, OfflineStage) and algorithm_of(stage, stage.method).per == "unit"
+    return isinstance(stage, OfflineStage) and build_algorithm(stage, stage.method).per == "unit"
 
 
 def check_files(stage: OfflineStage | OnlineStage) -> None:
@@ -220,7 +220,7 @@ def check_offline(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) 
         raise UserError(f"data.demonstrations: the task {taskset.name!r} cannot write its own answers; give data.path")
 
 
-def taskset_of(stage: OfflineStage | OnlineStage) -> TaskSet | None:
+def resolve_taskset(stage: OfflineStage | OnlineStage) -> TaskSet | None:
     """The task set that the stage names, made anew."""
     from aurify import tasks
 

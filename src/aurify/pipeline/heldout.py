@@ -13,8 +13,8 @@ from aurify.data.sources import is_hub_id
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.loops.examples import Rows, prompts_of, read_examples, rows_of_file
-from aurify.pipeline.check import taskset_of
-from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, algorithm_of
+from aurify.pipeline.check import resolve_taskset
+from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm
 from aurify.types import Message, Task
 
 if TYPE_CHECKING:
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 PATIENCE = 10_000  # training tasks in a row that ask a held-out question
 
 
-def heldout_of(recipe: Recipe) -> HeldOut:
+def collect_heldout(recipe: Recipe) -> HeldOut:
     """Of all stages: the held-out tasks of their task sets, and the rows that they are evaluated on."""
     result = HeldOut()
     for name, stage in recipe.stages.items():
         holder = task_holder(recipe, stage)
         if holder is not None and holder.endswith(f" stages.{name}"):  # the same options are the same set
-            taskset = taskset_of(stage)
+            taskset = resolve_taskset(stage)
             assert taskset is not None
             result.add(told_by_prompts(taskset), holder, last_turn=True)
         if isinstance(stage, OfflineStage) and stage.data.parts:
@@ -45,7 +45,7 @@ def heldout_of(recipe: Recipe) -> HeldOut:
 def checked_heldout(recipe: Recipe) -> HeldOut:
     """The same. Raises before anything is trained where a stage's files have nothing left to train on; those of the
     hub are not read for it."""
-    heldout = heldout_of(recipe)
+    heldout = collect_heldout(recipe)
     for name, stage in recipe.stages.items():
         parts = stage.data.parts if isinstance(stage, OfflineStage) else []
         if parts and not any(part.path is not None and is_hub_id(part.path) for part in parts):
@@ -80,7 +80,7 @@ def told_by_prompts(taskset: TaskSet) -> list[list[Message]]:
 
 def holds_rows_out(stage: OfflineStage) -> bool:
     """A stage without a task, and a reward model, are measured on a share of their rows."""
-    return stage.task is None or "scores" in algorithm_of(stage, stage.method).needs
+    return stage.task is None or "scores" in build_algorithm(stage, stage.method).needs
 
 
 def without_heldout(rows: Rows, heldout: HeldOut, stage: OfflineStage, where: str, but: Collection[str] = ()) -> Rows:
@@ -90,7 +90,7 @@ def without_heldout(rows: Rows, heldout: HeldOut, stage: OfflineStage, where: st
         return rows
     parts = stage.data.parts
     forms = [part.form for part in parts]
-    lesson = algorithm_of(stage, where).learns_from
+    lesson = build_algorithm(stage, where).learns_from
     kept, total, left = [], Counter[int](), Counter[int]()
     for row, example in zip(rows.train, read_examples(rows.train, lesson, forms), strict=True):
         total[row.part] += 1

@@ -281,7 +281,7 @@ class Recipe:
     template_options: dict[str, Any] = field(default_factory=dict)
 
 
-def recipe_of(values: Mapping[str, Any]) -> Recipe:
+def build_recipe(values: Mapping[str, Any]) -> Recipe:
     """Builds the recipe from what `config.load_config` read. Unknown keys and wrong types are errors that name their
     place."""
     values = dict(values)
@@ -336,7 +336,7 @@ def is_online(method: str) -> bool:
     return hasattr(registry.get("algorithm", method), "advantages")
 
 
-def algorithm_of(stage: Stage, where: str) -> Any:
+def build_algorithm(stage: Stage, where: str) -> Any:
     """The stage's algorithm: the registered dataclass with the fields that the recipe sets."""
     return config.build(registry.get("algorithm", stage.method), stage.algorithm, f"{where}.algorithm")
 

@@ -12,7 +12,7 @@ from aurify.data.heldout import HeldOut
 from aurify.loops.interrupt import terminable
 from aurify.pipeline.check import describe, validate
 from aurify.pipeline.heldout import checked_heldout
-from aurify.pipeline.recipe import Recipe, algorithm_of
+from aurify.pipeline.recipe import Recipe, build_algorithm
 from aurify.pipeline.stage import StageRun, is_finished
 from aurify.tracking.console import Console
 from aurify.tracking.run_folder import RunFolder
@@ -62,7 +62,7 @@ def run_stage(
 def chat_hint(recipe: Recipe, folder: RunFolder) -> str | None:
     """How to talk to the last model that can write."""
     for name, stage in reversed(recipe.stages.items()):
-        if "scores" not in algorithm_of(stage, f"stages.{name}").needs:
+        if "scores" not in build_algorithm(stage, f"stages.{name}").needs:
             return f"Chat with it: {program()} chat {folder.path}:{name}"
     return None
 

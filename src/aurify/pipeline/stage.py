@@ -26,7 +26,7 @@ from aurify.evaluation.evaluate import (
 )
 from aurify.files import replace_folder
 from aurify.loops import examples as data
-from aurify.loops.guidance import Guide, guide_of
+from aurify.loops.guidance import Guide, open_guide
 from aurify.loops.interrupt import run_async
 from aurify.loops.offline import train_offline
 from aurify.loops.online import train_online
@@ -34,9 +34,9 @@ from aurify.loops.progress import Checkpoints, derive_seed, fingerprint, seed_ev
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts
 from aurify.models.model import ModelConfig, load_model
-from aurify.pipeline.check import taskset_of
-from aurify.pipeline.heldout import Guard, heldout_of, stage_rows, task_holder, without_heldout
-from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, algorithm_of, make_renderer, reference
+from aurify.pipeline.check import resolve_taskset
+from aurify.pipeline.heldout import Guard, collect_heldout, stage_rows, task_holder, without_heldout
+from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm, make_renderer, reference
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
 from aurify.samplers.inprocess import InProcessSampler
@@ -72,11 +72,11 @@ class StageRun:
         self.stage: OfflineStage | OnlineStage = self.recipe.stages[self.name]
         self.seed = derive_seed(self.recipe.seed, self.name)
         self.folder: StageFolder = self.run_folder.stage(self.name)
-        self.algorithm = algorithm_of(self.stage, f"stages.{self.name}")
+        self.algorithm = build_algorithm(self.stage, f"stages.{self.name}")
         if self.heldout is None:
-            self.heldout = heldout_of(self.recipe)
+            self.heldout = collect_heldout(self.recipe)
         self.guard = Guard(self.heldout, self.makers(self.name))
-        taskset = taskset_of(self.stage)
+        taskset = resolve_taskset(self.stage)
         self.taskset: TaskSet | None = None if taskset is None else self.guard.guarded(taskset)
         self.tracker = StageTracker(self.folder, self.console, show_samples=self.show_samples)
 
@@ -108,7 +108,7 @@ class StageRun:
         engine = self.open(scalar_head=scores)
         self.tell(engine)
         lesson, renderer = self.algorithm.learns_from, make_renderer(stage, engine.tokenizer)
-        examples = data.examples_of(rows, stage, renderer, lesson=lesson, limit=engine.max_context, seed=self.seed)
+        examples = data.encode_examples(rows, stage, renderer, lesson=lesson, limit=engine.max_context, seed=self.seed)
         for line in examples.tally.lines():
             self.tracker.event(line)
         if num_held_out := examples.tally.held_out.total():
@@ -221,7 +221,7 @@ class StageRun:
         limit = stage.sampler.max_context or engine.max_context
         with self.waiting("reading and judging traces"):
             guide = run_async(
-                guide_of(stage, self.taskset, make_renderer(stage, engine.tokenizer), limit, self.heldout)
+                open_guide(stage, self.taskset, make_renderer(stage, engine.tokenizer), limit, self.heldout)
             )
         if guide.traces is not None:
             self.tracker.event(guide.traces.report())

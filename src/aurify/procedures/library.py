@@ -152,7 +152,7 @@ def embedder_of(name: str) -> Embedder:
     return load_embedder(name)
 
 
-def library_of(entry: Any) -> SOPLibrary:
+def open_library(entry: Any) -> SOPLibrary:
     """From a recipe: a folder, or {folder: ..., options}."""
     values = {"folder": entry} if isinstance(entry, str) else entry
     if not isinstance(values, Mapping) or "folder" not in values:

@@ -21,7 +21,7 @@ from aurify.report.markup import table, tag, text
 from aurify.report.plot import dumbbell, heat_map, sparkline
 from aurify.report.transcripts import gathered, pairs, transcripts
 from aurify.tracking import jsonl
-from aurify.tracking.figures import change_of, duration, is_share, number, short
+from aurify.tracking.figures import duration, is_share, measure_change, number, short
 from aurify.tracking.run_folder import INFO, RunFolder, StageFolder
 
 HERE = Path(__file__).parent
@@ -120,7 +120,7 @@ def tiles(results: Mapping[str, Result], rows: Mapping[str, Rows]) -> str:
 
 def headline(results: Mapping[str, Result]) -> str:
     """The number that most stages report, before the first of them and after the last."""
-    whole = [result for result in results.values() if change_of(result)[0] is not None]
+    whole = [result for result in results.values() if measure_change(result)[0] is not None]
     if not whole:
         return ""
     measures = [result["measure"] for result in whole]
@@ -129,7 +129,7 @@ def headline(results: Mapping[str, Result]) -> str:
     ends = {"measure": measure, "before": chain[0]["before"], "after": chain[-1]["after"]}
     task = name_of(chain[-1].get("task"))
     label = f"held-out {measure.removeprefix('held-out ')}" + (f" on {task}" if task else "") + ", before and after"
-    after = tag("em", number(ends["after"]), class_=change_of(ends)[1])
+    after = tag("em", number(ends["after"]), class_=measure_change(ends)[1])
     numbers = tag("b", number(ends["before"]), " <i>→</i> ", after)
     return tag("div", numbers, tag("span", text(label)), class_="tile lead")
 
@@ -138,7 +138,7 @@ def results_table(results: Mapping[str, Result]) -> str:
     """Held-out numbers before and after each stage."""
     rows = []
     for stage, result in results.items():
-        change, verdict = change_of(result)
+        change, verdict = measure_change(result)
         shown = change is not None and is_share(result)
         rows.append(
             [

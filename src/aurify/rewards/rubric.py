@@ -198,7 +198,7 @@ def problem_of(value: Any) -> str | None:
     return None
 
 
-def rubric_of(entries: Any) -> Rubric:
+def build_rubric(entries: Any) -> Rubric:
     """From a recipe: a name, or a list of names, of [name, weight], or of {name: ..., weight: ..., options of it}."""
     return Rubric([reward_of(entry) for entry in (entries if isinstance(entries, list) else [entries])])
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from aurify import registry
-from aurify.environments.env import environment_of
+from aurify.environments.env import build_environment
 from aurify.errors import UserError
-from aurify.rewards.rubric import rubric_of
+from aurify.rewards.rubric import build_rubric
 from aurify.signatures import call
 from aurify.tasks.taskset import TaskSet
 
@@ -20,8 +20,8 @@ REPLACED = ("reward", "environment", "sop")  # options that every task set takes
 
 def make(name: str, **options: Any) -> TaskSet:
     """The task set of that name, with its options; `gym:<data set>` for those of reasoning-gym. Every task set also
-    takes `reward` and `environment`, which replace its own (see `rubric_of` and `environment_of`), and `sop`, a folder
-    of procedures for its prompts (see `with_procedures`)."""
+    takes `reward` and `environment`, which replace its own (see `build_rubric` and `build_environment`), and `sop`, a
+    folder of procedures for its prompts (see `with_procedures`)."""
     prefix, _, rest = name.partition(":")
     if prefix == "gym" and rest:
         from aurify.tasks.gym import gym
@@ -36,12 +36,12 @@ def make(name: str, **options: Any) -> TaskSet:
     if not isinstance(taskset, TaskSet):
         raise UserError(f"task {name!r} gave a {type(taskset).__name__}; it must return a TaskSet")
     if "reward" in replaced:
-        taskset = replace(taskset, rubric=rubric_of(replaced["reward"]))
+        taskset = replace(taskset, rubric=build_rubric(replaced["reward"]))
     if "environment" in replaced:
-        taskset = replace(taskset, environment=environment_of(replaced["environment"]))
+        taskset = replace(taskset, environment=build_environment(replaced["environment"]))
     if "sop" in replaced:
-        from aurify.procedures.library import library_of
+        from aurify.procedures.library import open_library
         from aurify.procedures.tasks import with_procedures
 
-        taskset = with_procedures(taskset, library_of(replaced["sop"]))
+        taskset = with_procedures(taskset, open_library(replaced["sop"]))
     return taskset

@@ -11,7 +11,7 @@ from aurify.data.messages import messages_of
 from aurify.data.sources import Row, load_hub, load_rows
 from aurify.errors import UserError
 from aurify.rewards.math import number_match
-from aurify.rewards.rubric import Rubric, rubric_of
+from aurify.rewards.rubric import Rubric, build_rubric
 from aurify.tasks.taskset import TaskSet, listed, question
 from aurify.types import Task
 
@@ -69,8 +69,8 @@ def jsonl(
     system: str | None = None,
 ) -> TaskSet:
     """A file of people's own. The prompt is a text or a list of messages; answer_column: null if no reward needs one.
-    reward: a name or a list, see `rubric_of`. Further columns reach reward functions by their names. Held out are the
-    rows of `heldout_path`, or num_heldout of `path` (a tenth, if not given)."""
+    reward: a name or a list, see `build_rubric`. Further columns reach reward functions by their names. Held out are
+    the rows of `heldout_path`, or num_heldout of `path` (a tenth, if not given)."""
 
     def tasks(rows: Sequence[Row]) -> list[Task]:
         return [Task(row.place, prompt(row), answer(row), info(row)) for row in rows]
@@ -91,7 +91,7 @@ def jsonl(
     taskset = listed(
         path,
         tasks(rows),
-        rubric_of(reward),
+        build_rubric(reward),
         num_heldout=num_heldout,
         heldout=None if heldout is None else tasks(heldout),
     )

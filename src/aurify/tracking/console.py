@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from aurify.tracking.figures import change_of, duration, is_share, number, short
+from aurify.tracking.figures import duration, is_share, measure_change, number, short
 from aurify.types import Group, Metrics, Trajectory
 
 # metric -> (heading, width, format); a line shows those that its stage has, in this order
@@ -141,7 +141,7 @@ class Console:
             table.add_column("", no_wrap=True)
         table.add_column("time", justify="right", no_wrap=True)
         for stage, result in results.items():
-            change, verdict = change_of(result)
+            change, verdict = measure_change(result)
             colour = {"better": "green", "worse": "red", "same": "dim"}[verdict]
             cells: list[str | Text] = [
                 Text(stage, style="bold"),
@@ -185,7 +185,7 @@ def step_line(step: int, total: int, metrics: Metrics, columns: Sequence[str]) -
 
 def share_bar(result: Mapping[str, Any], width: int = 20) -> Text:
     """What was there before, and what the stage won or lost, out of a full bar."""
-    if not is_share(result) or change_of(result)[0] is None:
+    if not is_share(result) or measure_change(result)[0] is None:
         return Text("")
     before, after = round(result["before"] * width), round(result["after"] * width)
     kept, moved = min(before, after), abs(after - before)

@@ -12,7 +12,7 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def change_of(result: Mapping[str, Any]) -> tuple[float | None, str]:
+def measure_change(result: Mapping[str, Any]) -> tuple[float | None, str]:
     """How far a stage moved its held-out number, and whether that is "better", "worse" or "same". Losses improve by
     falling."""
     before, after = result.get("before"), result.get("after")
