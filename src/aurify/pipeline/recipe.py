@@ -28,8 +28,6 @@ from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
 from aurify.environments.player import MAX_TURNS, RolloutOptions
 from aurify.errors import UserError
-from aurify.loops.guidance import GuidanceOptions
-from aurify.loops.replay import ReplayOptions
 from aurify.models.model import ModelConfig
 from aurify.renderer import Renderer, TrainOn
 from aurify.rewards.combine import Combination
@@ -147,6 +145,54 @@ class DataOptions(Checked):
         if self.heldout_path is None:
             return None
         return Part(path=self.heldout_path, split="test", maps=self.maps, filters=self.filters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixOptions:
+    """How much of a trace is given. linear: a share that falls from `high` to `low` as the stage goes on. fixed: shares
+    evenly spaced from `low` to `high` over the guided rows of a group."""
+
+    schedule: Literal["fixed", "linear"] = "linear"
+    low: float = 0.0
+    high: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 1:
+            raise UserError(f"low {self.low} and high {self.high} must be in [0, 1], in this order")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceOptions(Checked):
+    """A guide's answers in the groups of the policy's own; see loops/guidance.py."""
+
+    path: str | None = None  # a file of traces (see aurify.data.traces) ...
+    demonstrations: bool = False  # ... or the answers that the task itself would give
+    num_off: PositiveInt = 1  # of the completions_per_prompt, so many are a guide's
+    replace: Literal["always", "all_failed"] = "always"  # all_failed: only where none of the policy's own succeeds
+    max_tokens: PositiveInt | None = None  # longer traces are refused; None: sampling.max_tokens
+    prefix: PrefixOptions | None = None  # give only the beginning of a trace
+    success: float = 1.0  # what the task's first reward gives a right answer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.path is None) != self.demonstrations:
+            raise UserError("set one of path (a file of traces) and demonstrations (true)")
+        if self.prefix is not None and self.replace == "all_failed":
+            raise UserError("prefix: it is given before the policy writes, so it does not go with all_failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions(Checked):
+    """Past successes of the policy in the groups of now; see loops/replay.py."""
+
+    share: Annotated[float, Interval(gt=0, le=1)] = 0.5  # of a step's prompts, as far as the buffer has questions
+    start: float = 0.35  # nothing is collected or replayed before a step's success rate is above this
+    sigma: PositiveFloat = 1.0  # of the normal density over buckets, in successes
+    buckets: Literal["successes", "spread"] = "successes"  # what a question's bucket says of its latest group
+    select: Literal["entropy", "nll", "random"] = "entropy"  # which of a question's trajectories: the surest, or any
+    per_question: PositiveInt = 16  # trajectories
+    max_tokens: PositiveInt = 8_000_000  # of the whole buffer, prompts included; 8 bytes each
+    success: float = 1.0  # what the task's first reward gives a right answer
 
 
 @dataclass(frozen=True, kw_only=True)
