@@ -157,12 +157,12 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
     file, _, key = where.rpartition(": ")
     if key.endswith(FILE_SUFFIXES):
         file, key = key, ""
-    with errors_of(file):
+    with prefix_errors(file):
         return build_at(cls, values, key)
 
 
 @contextmanager
-def errors_of(file: str | Path) -> Iterator[None]:
+def prefix_errors(file: str | Path) -> Iterator[None]:
     """User errors raised inside begin with the file's name."""
     try:
         yield

@@ -130,7 +130,7 @@ def test_recipes_that_come_along_are_fine(path, monkeypatch):
     """As far as that can be said without a model hub: models are not looked for, GSM8K is stood in for."""
     from aurify.models import model
 
-    monkeypatch.setattr(model, "resolve", lambda name: model.Place(name))
+    monkeypatch.setattr(model, "resolve_model", lambda name: model.ModelFiles(name))
     values = load_config(path)
     if values["task"]["name"] == "gsm8k":
         values["task"] = {"name": "arithmetic"}

@@ -95,9 +95,9 @@ def convert(known: KnownModel, gguf: Path, folder: Path) -> None:
     """A GGUF file into a plain bf16 folder that answers a question rightly."""
     import torch
 
-    from aurify.models.model import Place, cast, load_gguf, save_model, tokenizer_at
+    from aurify.models.model import ModelFiles, cast_weights, load_gguf, read_tokenizer, save_model
 
-    module, tokenizer = load_gguf(gguf, torch.float32), tokenizer_at(Place(str(gguf), gguf=gguf))
+    module, tokenizer = load_gguf(gguf, torch.float32), read_tokenizer(ModelFiles(str(gguf), gguf=gguf))
     ids = tokenizer(known.question, return_tensors="pt").input_ids
     with torch.no_grad():
         for _ in range(4):
@@ -108,4 +108,4 @@ def convert(known: KnownModel, gguf: Path, folder: Path) -> None:
             f"model {known.name!r}: converted from {gguf.name} it says {text!r}, without {known.answer!r}; it is "
             "not used. Another version of transformers or gguf may read it rightly: constraints.txt has tested ones"
         )
-    save_model(cast(module, torch.bfloat16), tokenizer, folder)
+    save_model(cast_weights(module, torch.bfloat16), tokenizer, folder)

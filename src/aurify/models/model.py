@@ -20,7 +20,7 @@ from torch import nn
 
 from aurify.errors import UserError
 from aurify.files import replace_folder
-from aurify.hardware import choose_dtype, device_of
+from aurify.hardware import choose_device, choose_dtype
 from aurify.models import catalog
 from aurify.models.tiny import byte_tokenizer, random_llama
 
@@ -47,7 +47,7 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ModelFiles:
     """Where a model's files are."""
 
     base: str  # a folder, a hub id, or random:tiny
@@ -56,7 +56,7 @@ class Place:
     snapshot: Path | None = None  # of a hub id in the hub's local cache, where the hub does not answer
 
     @property
-    def files(self) -> str:
+    def source(self) -> str:
         """What transformers is to load."""
         return str(self.snapshot or self.base)
 
@@ -64,25 +64,25 @@ class Place:
 def load_model(config: ModelConfig | str, *, scalar_head: bool = False, seed: int = 0) -> LoadedModel:
     """scalar_head: a reward model, whose new head (if the folder has none) is drawn from `seed`."""
     config = ModelConfig(config) if isinstance(config, str) else config
-    device, place = device_of(config.device), resolve(config.name)
+    device, files = choose_device(config.device), resolve_model(config.name)
     choice = choose_dtype(config.dtype, device)
     dtype = choice.dtype
-    if place.base == RANDOM_TINY:
+    if files.base == RANDOM_TINY:
         loaded = tiny_model(scalar_head=scalar_head, seed=seed)
-        module, tokenizer = cast(loaded.module, dtype), loaded.tokenizer
+        module, tokenizer = cast_weights(loaded.module, dtype), loaded.tokenizer
     else:
-        tokenizer = tokenizer_at(place)
-        if place.gguf is None:
-            module = load_folder(place, dtype, scalar_head, seed)
+        tokenizer = read_tokenizer(files)
+        if files.gguf is None:
+            module = load_folder(files, dtype, scalar_head, seed)
         else:
-            module = load_gguf(place.gguf, dtype)
+            module = load_gguf(files.gguf, dtype)
             module = with_scalar_head(module, seed) if scalar_head else module
     check_vocabulary(tokenizer, module.get_input_embeddings().weight.shape[0], config.name)
     if scalar_head:
         module.config.pad_token_id = with_own_padding(tokenizer).pad_token_id
     # transformers gives the padding token's embedding no gradient; where that is the end token, it has to be trained.
     module.get_input_embeddings().padding_idx = None
-    return LoadedModel(module.to(device).eval(), tokenizer, place.base, place.adapter, choice.reason)
+    return LoadedModel(module.to(device).eval(), tokenizer, files.base, files.adapter, choice.reason)
 
 
 def check_vocabulary(tokenizer: Any, num_rows: int, name: str) -> None:
@@ -109,29 +109,29 @@ def check_vocabulary(tokenizer: Any, num_rows: int, name: str) -> None:
     )
 
 
-def load_folder(place: Place, dtype: torch.dtype, scalar_head: bool, seed: int) -> Any:
+def load_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: int) -> Any:
     """A folder or hub id. transformers only warns of weights that it does not find, and draws them at random: here that
     is an error."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
     options: dict[str, Any] = {"num_labels": 1} if scalar_head else {}
-    with quiet(), complain(place.base):
+    with quiet_transformers(), explain_failure(files.base):
         module, info = kind.from_pretrained(
-            place.files, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            files.source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
     headless = scalar_head and any(key.startswith("score.") for key in info["missing_keys"])
     absent = sorted(key for key in info["missing_keys"] if not (headless and key.startswith("score.")))
     if absent:
         raise UserError(
-            f"model {place.base!r}: {len(absent)} weights of {type(module).__name__} are not in its files, such as "
+            f"model {files.base!r}: {len(absent)} weights of {type(module).__name__} are not in its files, such as "
             f"{absent[0]!r}. The folder is incomplete, or holds another kind of model (a reward model is no language "
             "model); fetch or export it again"
         )
     if wrong := sorted(info["mismatched_keys"]):
         name, found, expected = wrong[0]
         raise UserError(
-            f"model {place.base!r}: weight {name!r} has shape {list(found)}, config.json asks for {list(expected)}; "
+            f"model {files.base!r}: weight {name!r} has shape {list(found)}, config.json asks for {list(expected)}; "
             "its files do not belong together"
         )
     if headless:
@@ -145,11 +145,11 @@ def with_scalar_head(causal: Any, seed: int) -> Any:
 
     values = {k: v for k, v in causal.config.to_dict().items() if k not in ("id2label", "label2id")}
     config = type(causal.config).from_dict(values | {"num_labels": 1})
-    with complain(type(causal).__name__):
+    with explain_failure(type(causal).__name__):
         module = AutoModelForSequenceClassification.from_config(config)
         module.base_model.load_state_dict(causal.base_model.state_dict())
     init_score(module, seed)
-    return cast(module, next(causal.parameters()).dtype)
+    return cast_weights(module, next(causal.parameters()).dtype)
 
 
 def init_score(module: Any, seed: int) -> None:
@@ -165,17 +165,17 @@ def load_gguf(path: Path, dtype: torch.dtype) -> Any:
     """Dequantised. transformers cannot save a model that it read from GGUF, so the weights move into a plain one."""
     from transformers import AutoModelForCausalLM
 
-    with quiet(), complain(str(path)):
+    with quiet_transformers(), explain_failure(str(path)):
         loaded = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
     module = type(loaded)(config)
     module.load_state_dict(loaded.state_dict())
     module.tie_weights()
     module.generation_config = loaded.generation_config
-    return cast(module, dtype).eval()
+    return cast_weights(module, dtype).eval()
 
 
-def cast(module: Any, dtype: torch.dtype) -> Any:
+def cast_weights(module: Any, dtype: torch.dtype) -> Any:
     """The weights alone. Module.to would round the rotary frequencies as well, which transformers keeps in fp32."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -183,19 +183,21 @@ def cast(module: Any, dtype: torch.dtype) -> Any:
 
 
 def load_tokenizer(name: str) -> Any:
-    return tokenizer_at(resolve(name))
+    return read_tokenizer(resolve_model(name))
 
 
-def tokenizer_at(place: Place) -> Any:
+def read_tokenizer(files: ModelFiles) -> Any:
     """An adapter's own tokenizer, if its folder has one; else the base's."""
-    if place.base == RANDOM_TINY:
+    if files.base == RANDOM_TINY:
         return byte_tokenizer()
     from transformers import AutoTokenizer
 
-    source = str(place.adapter if place.adapter and (place.adapter / "tokenizer_config.json").exists() else place.files)
-    with quiet(), complain(source):
-        if place.gguf is not None and source == place.files:
-            tokenizer = AutoTokenizer.from_pretrained(str(place.gguf.parent), gguf_file=place.gguf.name)
+    source = str(
+        files.adapter if files.adapter and (files.adapter / "tokenizer_config.json").exists() else files.source
+    )
+    with quiet_transformers(), explain_failure(source):
+        if files.gguf is not None and source == files.source:
+            tokenizer = AutoTokenizer.from_pretrained(str(files.gguf.parent), gguf_file=files.gguf.name)
         else:
             tokenizer = AutoTokenizer.from_pretrained(source)
     return with_padding(tokenizer, source)
@@ -220,15 +222,15 @@ def with_own_padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def resolve(name: str) -> Place:
+def resolve_model(name: str) -> ModelFiles:
     """Finds a model's files; an adapter folder leads to its base."""
     if name == RANDOM_TINY:
-        return Place(name)
+        return ModelFiles(name)
     path = Path(name).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise UserError(f"model {name!r}: there is no such GGUF file{near(path)}")
-        return Place(str(path), gguf=path)
+            raise UserError(f"model {name!r}: there is no such GGUF file{suggest_neighbour(path)}")
+        return ModelFiles(str(path), gguf=path)
     if path.is_dir():
         if (path / "adapter_config.json").exists():
             return resolve_adapter(path)
@@ -237,20 +239,20 @@ def resolve(name: str) -> Place:
             raise UserError(
                 f"model {name!r}: the folder has no config.json (it holds {files}); give the folder of a saved model"
             )
-        return Place(str(path))
+        return ModelFiles(str(path))
     known = catalog.find(name)
     if known is not None and name.lower() == known.name:
-        return Place(str(catalog.fetch(known)))
+        return ModelFiles(str(catalog.fetch(known)))
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise unknown(name)
-    return hub(name, known)
+        raise unknown_model(name)
+    return find_on_hub(name, known)
 
 
-def resolve_adapter(folder: Path) -> Place:
+def resolve_adapter(folder: Path) -> ModelFiles:
     """The base may have been named on another machine: a folder of the catalogue is found again by its name."""
     try:
         name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-        base = resolve(Path(name).name if not Path(name).exists() and Path(name).name in catalog.KNOWN else name)
+        base = resolve_model(Path(name).name if not Path(name).exists() and Path(name).name in catalog.KNOWN else name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error if isinstance(error, UserError) else f"adapter_config.json cannot be read ({error!r})"
         raise UserError(f"adapter {str(folder)!r}: its base model cannot be found: {reason}") from error
@@ -259,29 +261,29 @@ def resolve_adapter(folder: Path) -> Place:
     return replace(base, adapter=folder)
 
 
-def hub(name: str, known: catalog.KnownModel | None) -> Place:
+def find_on_hub(name: str, known: catalog.KnownModel | None) -> ModelFiles:
     """A hub id, if the hub answers; else its local cache, else the catalogue's way to the same model."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     if hub_answers():
         try:
-            with quiet():
+            with quiet_transformers():
                 hf_hub_download(name, "config.json", etag_timeout=HUB_TIMEOUT)
-            return Place(name)
+            return ModelFiles(name)
         except GatedRepoError:
             raise UserError(
                 f"model {name!r}: the hub wants you to accept its terms; do so, then `hf auth login`"
             ) from None
         except RepositoryNotFoundError:
-            raise unknown(name) from None
+            raise unknown_model(name) from None
         except OSError as error:
             log.info("%s: the model hub failed (%s)", name, type(error).__name__)
     if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
-        return Place(name, snapshot=Path(cached).parent)
+        return ModelFiles(name, snapshot=Path(cached).parent)
     if known is not None:
         log.info("%s: the model hub does not answer; taking %s", name, known.name)
-        return Place(str(catalog.fetch(known)))
+        return ModelFiles(str(catalog.fetch(known)))
     raise UserError(
         f"model {name!r}: it is not in the local cache and the model hub does not answer. Download it where there is a "
         f"network and give its folder, or use one of: {', '.join(catalog.KNOWN)}"
@@ -302,16 +304,16 @@ def hub_answers() -> bool:
     return True
 
 
-def unknown(name: str) -> UserError:
+def unknown_model(name: str) -> UserError:
     names = {*catalog.KNOWN, *(known.hub_id for known in catalog.KNOWN.values()), RANDOM_TINY}
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f"; did you mean {close[0]!r}?" if close else near(Path(name).expanduser())
+    hint = f"; did you mean {close[0]!r}?" if close else suggest_neighbour(Path(name).expanduser())
     return UserError(
         f"model {name!r} is neither a folder, a GGUF file, a catalogue name nor a hub id (owner/name){hint}"
     )
 
 
-def near(path: Path) -> str:
+def suggest_neighbour(path: Path) -> str:
     """'; did you mean ...' among the neighbours of a path that is not there."""
     neighbours = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, neighbours, n=1, cutoff=0.5)
@@ -329,7 +331,7 @@ def save_model(module: Any, tokenizer: Any, folder: Path) -> None:
             generation.validate(strict=True)
         except ValueError:  # models on the hub name a temperature without do_sample; transformers will not save that
             generation.do_sample = True
-    with quiet():
+    with quiet_transformers():
         module.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
     config = json.loads((scratch / "config.json").read_text())
@@ -345,7 +347,7 @@ def tiny_model(*, scalar_head: bool = False, seed: int = 0, **sizes: Any) -> Loa
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """transformers' bars and advice stay off our console; its errors do not."""
     from transformers.utils import logging as transformers_logging
 
@@ -361,7 +363,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def complain(name: str) -> Iterator[None]:
+def explain_failure(name: str) -> Iterator[None]:
     """What transformers raises for missing or broken files, as one paragraph that names the model."""
     try:
         yield
