@@ -33,7 +33,10 @@ def main() -> None:
     import torch
 
     from aurify.hardware import choose_dtype
-    from aurify.models.model import RANDOM_TINY, load_tokenizer, resolve_model, save_model, tiny_model
+    from aurify.models.export import save_model
+    from aurify.models.loading import RANDOM_TINY
+    from aurify.models.model import load_tokenizer, tiny_model
+    from aurify.models.names import resolve_model
 
     dtype = str(choose_dtype("auto", torch.device("cpu")).dtype).removeprefix("torch.")
     with tempfile.TemporaryDirectory() as scratch:

@@ -66,7 +66,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    from aurify.models.model import load_tokenizer, resolve_model
+    from aurify.models.model import load_tokenizer
+    from aurify.models.names import resolve_model
 
     folder, found = resolve_model(args.model).base, {}
     with tempfile.TemporaryDirectory() as scratch:

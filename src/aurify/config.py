@@ -124,6 +124,13 @@ def missing_file(path: Path) -> str:
     return f"{path}: no such file{did_you_mean(path.name, names)}"
 
 
+def suggest_neighbour(path: Path) -> str:
+    """`; did you mean ...?` with what lies beside a path that does not exist."""
+    neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, neighbours, n=1, cutoff=0.5)
+    return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
+
+
 def apply_override(values: DictConfig, override: str) -> None:
     """Sets `a.b=3` in place. The value is typed as YAML would type it; a mapping replaces the one that was there."""
     from omegaconf import OmegaConf

@@ -48,7 +48,7 @@ def test_every_stage_finished_and_was_measured(chain):
 
 
 def test_what_a_stage_leaves_is_what_the_next_one_starts_from(chain):
-    from aurify.models.model import resolve_model
+    from aurify.models.names import resolve_model
 
     path, _ = chain
     sft = path / "sft" / "final"

@@ -20,7 +20,8 @@ from aurify.engine.logprobs import Head
 from aurify.engine.lora import LoraConfig
 from aurify.engine.packing import Row
 from aurify.models import catalog
-from aurify.models.model import ModelConfig, cast_weights, load_model
+from aurify.models.loading import cast_weights
+from aurify.models.model import ModelConfig, load_model
 
 DTYPES = [torch.float32, torch.bfloat16]
 WINDOWS = {"sliding_window": 4096, "layer_types": ["sliding_attention", "full_attention"]}

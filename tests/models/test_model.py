@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from aurify.errors import UserError
 from aurify.hardware import choose_device
-from aurify.models import catalog, model
-from aurify.models.model import ModelConfig, load_model, load_tokenizer, resolve_model, save_model, tiny_model
+from aurify.models import catalog, names
+from aurify.models.export import save_model
+from aurify.models.model import ModelConfig, load_model, load_tokenizer, tiny_model
+from aurify.models.names import resolve_model
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gguf_file import write_gguf
@@ -34,7 +36,7 @@ def offline(monkeypatch, tmp_path):
     """No hub, and an empty cache of its client."""
     import huggingface_hub.constants
 
-    monkeypatch.setattr(model, "hub_answers", lambda: False)
+    monkeypatch.setattr(names, "hub_answers", lambda: False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
@@ -307,9 +309,9 @@ def test_the_hub_is_not_asked_in_offline_mode(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("asked the hub"))
-    model.hub_answers.cache_clear()
-    assert model.hub_answers() is False
-    model.hub_answers.cache_clear()
+    names.hub_answers.cache_clear()
+    assert names.hub_answers() is False
+    names.hub_answers.cache_clear()
 
 
 # ------------------------------------------------------------------ dtype and device

@@ -12,7 +12,9 @@ from aurify.algorithms.reward_model import RewardModel
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.models.model import ModelConfig, cast_weights, load_model, save_model, tiny_model
+from aurify.models.export import save_model
+from aurify.models.loading import cast_weights
+from aurify.models.model import ModelConfig, load_model, tiny_model
 from aurify.types import Datum
 
 TEXTS = ["What is 3 + 4?", "Name a colour of the sky.", "Ärger: 漢字 \n\t!", "x"]
