@@ -273,7 +273,7 @@ def stage_of(
         values["task"] = shorthand(values["task"], "name")
     if values.get("reward") is not None:
         values["reward"] = shorthand(values["reward"], "model")
-    with config.errors_of(f"{where}.method"):
+    with config.prefix_errors(f"{where}.method"):
         online = is_online(values["method"])
     if online:
         return config.build(OnlineStage, values, where)
