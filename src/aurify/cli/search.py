@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aurify.cli.places import find_kb
+from aurify.cli.names import find_kb
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 

