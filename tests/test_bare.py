@@ -69,12 +69,12 @@ def server():
     import_extra()
 
 def chroma():
-    from aurify.knowledge.adapters import ChromaPassages
-    ChromaPassages.open("folder", "collection", None)
+    from aurify.knowledge.adapters import open_chroma
+    open_chroma("folder", "collection", None)
 
 def faiss():
-    from aurify.knowledge.adapters import FaissPassages
-    FaissPassages.open("index", "passages", None)
+    from aurify.knowledge.adapters import open_faiss
+    open_faiss("index", "passages", None)
 
 def tensorboard():
     from aurify.tracking.tensorboard import open_writer
