@@ -56,7 +56,7 @@ def run_recipe(
     from aurify import config
 
     values = config.load_config(path, overrides)
-    with Console(stderr=True).status("checking the recipe ..."), config.errors_of(path):
+    with Console(stderr=True).status("checking the recipe ..."), config.prefix_errors(path):
         from aurify.pipeline.check import validate
         from aurify.pipeline.heldout import checked_heldout
         from aurify.pipeline.recipe import build_recipe
