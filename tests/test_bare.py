@@ -77,8 +77,8 @@ def faiss():
     FaissPassages.open("index", "passages", None)
 
 def tensorboard():
-    from aurify.tracking.trackers.tensorboard import open_writer
-    open_writer(Path.cwd(), 1)  # a stage goes on without; its events.log says so
+    from aurify.tracking.trackers.tensorboard import open_summary_writer
+    open_summary_writer(Path.cwd(), 1)  # a stage goes on without; its events.log says so
 
 WANTED = {
     hub_data_set: "hub", parquet_file: "hub", gym_task: "gym", math_reward: "math", judge: "judge",

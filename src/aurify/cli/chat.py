@@ -53,7 +53,7 @@ def chat(
 def converse(writer: Writer, params: SamplingParams, system: str, library: SOPLibrary | None = None) -> None:
     messages = begin_conversation(system)
     while True:
-        text = read_question()
+        text = ask()
         if text is None or text in ("/quit", "/exit"):
             return
         if text == "/reset":
@@ -90,7 +90,7 @@ def add_procedures(library: SOPLibrary, writer: Writer, system: str, messages: l
         typer.secho(f"(procedure {procedure.name} is not used: it needs {tools}, and a chat has no tools)", dim=True)
 
 
-def read_question() -> str | None:
+def ask() -> str | None:
     """None at the end of the input."""
     if sys.stdin.isatty():
         import readline  # noqa: F401 (gives input() editing and history)

@@ -21,7 +21,7 @@ from aurify.report.plot import draw_dumbbell, draw_heat_map, draw_sparkline
 from aurify.report.transcripts import build_pairs, build_transcripts, gather_samples
 from aurify.tracking import jsonl
 from aurify.tracking.figures import format_duration, format_number, format_short, is_share, judge_change
-from aurify.tracking.run_folder import RunFolder, StageFolder, read_json
+from aurify.tracking.run_folder import RunFolder, StageFolder, read_record
 
 HERE = Path(__file__).parent
 PAGE = """<!doctype html>
@@ -51,7 +51,7 @@ def write_report(run: Path) -> Path:
     recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8")) or {}
     planned, found = recipe.get("stages") or {}, folder.results()
     results: dict[str, Result] = {name: found.get(name, {}) for name in dict.fromkeys([*planned, *found])}
-    rows = {name: read_rows(folder.stage_folder(name)) for name in results}
+    rows = {name: read_steps(folder.stage_folder(name)) for name in results}
     sections = (
         build_stage(folder.stage_folder(name), result, rows[name], planned.get(name) or {})
         for name, result in results.items()
@@ -69,7 +69,7 @@ def write_report(run: Path) -> Path:
     return folder.report
 
 
-def read_rows(stage: StageFolder) -> Rows:
+def read_steps(stage: StageFolder) -> Rows:
     """Metrics and ledger entries of each step together."""
     steps: dict[int, dict[str, Any]] = defaultdict(dict)
     for file in (stage.metrics, stage.ledger):
@@ -82,7 +82,7 @@ def read_rows(stage: StageFolder) -> Rows:
 
 
 def build_heading(folder: RunFolder, recipe: Mapping[str, Any], title: str, stages: Sequence[str]) -> str:
-    started = read_json(folder.info).get("started", "")[:16].replace("T", " ")
+    started = read_record(folder.info).get("started", "")[:16].replace("T", " ")
     facts = [folder.name, read_name(recipe.get("model")), read_name(recipe.get("task")), started]
     links = (tag("a", text(stage), href=f"#{stage}") for stage in stages)
     line = tag("p", text(" · ".join(fact for fact in facts if fact)), class_="dim")
@@ -230,7 +230,7 @@ def build_code(words: str) -> str:
 
 def build_origins(folder: RunFolder) -> str:
     """What is needed to run it again."""
-    facts = [[text(key), text(value)] for key, value in flatten(read_json(folder.info))]
+    facts = [[text(key), text(value)] for key, value in flatten(read_record(folder.info))]
     folds = fold("Recipe", build_code(folder.recipe.read_text(encoding="utf-8")))
     folds += fold("Versions and hardware", table([("", "dim"), ("", None)], facts) if facts else "")
     line = f"Made from the files of {folder.name}; aurify report {folder.name} makes it anew."

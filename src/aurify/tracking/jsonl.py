@@ -35,7 +35,7 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
     return (row for _, row in read_lines(path))
 
 
-def cut(path: Path, last_step: int) -> None:
+def drop_after(path: Path, last_step: int) -> None:
     """Drops the lines of steps that will run again, so that a resumed run leaves the same file as a straight one."""
     if not path.exists():
         return

@@ -41,7 +41,7 @@ class RunFolder:
         folder = RunFolder(root / f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(2)}")
         folder.path.mkdir(parents=True)
         replace_text(folder.recipe, dump_config(recipe))
-        write_json(folder.info, describe_run(recipe.get("seed", 0)))
+        write_record(folder.info, describe_run(recipe.get("seed", 0)))
         return folder
 
     @staticmethod
@@ -77,24 +77,24 @@ class RunFolder:
 
     def results(self) -> dict[str, dict[str, Any]]:
         """What each stage came to: status, method, and held-out numbers before and after."""
-        return read_json(self.path / "results.json")
+        return read_record(self.path / "results.json")
 
     def record(self, stage: str, **values: Any) -> None:
         """Adds to a stage's results."""
         results = self.results()
         results[stage] = results.get(stage, {}) | values
-        write_json(self.path / "results.json", results)
+        write_record(self.path / "results.json", results)
 
     def record_engine(self, stage: str, facts: Mapping[str, Any]) -> None:
         """On what a stage runs: device, dtype, attention, seed as they really were."""
-        info = read_json(self.info)
+        info = read_record(self.info)
         info["stages"] = info.get("stages", {}) | {stage: dict(facts)}
-        write_json(self.info, info)
+        write_record(self.info, info)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_record(path: Path, values: Mapping[str, Any]) -> None:
     replace_text(path, json.dumps(values, indent=2) + "\n")

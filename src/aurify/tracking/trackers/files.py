@@ -20,7 +20,7 @@ class Files(Tracker):
 
     def start(self, total: int, start: int) -> None:
         for file in (self.folder.metrics, self.folder.ledger, self.folder.samples):
-            jsonl.cut(file, start)
+            jsonl.drop_after(file, start)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """The area `ledger` has a file of its own. JSON has no word for NaN and infinity, so they become null."""

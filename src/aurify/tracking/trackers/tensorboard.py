@@ -18,7 +18,7 @@ class TensorBoard(Tracker):
 
     def start(self, total: int, start: int) -> None:
         try:
-            self.writer = open_writer(self.folder, start + 1)
+            self.writer = open_summary_writer(self.folder, start + 1)
         except UserError as error:
             self.missing = str(error)
 
@@ -35,7 +35,7 @@ class TensorBoard(Tracker):
             self.writer = None
 
 
-def open_writer(folder: Path, first_step: int) -> Any:
+def open_summary_writer(folder: Path, first_step: int) -> Any:
     """Steps from `first_step` on replace those of a killed run."""
     tensorboard = require("torch.utils.tensorboard", "tensorboard", "for curves in TensorBoard")
     return tensorboard.SummaryWriter(str(folder), purge_step=first_step)
