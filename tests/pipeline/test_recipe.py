@@ -11,6 +11,7 @@ import pytest
 from aurify.config import load_config
 from aurify.errors import UserError
 from aurify.models.tiny import byte_tokenizer
+from aurify.pipeline import check
 from aurify.pipeline.check import describe, validate
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, make_renderer, references
 
@@ -128,9 +129,7 @@ def test_a_stage_name_is_a_folder_name():
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "base"], ids=lambda path: path.stem)
 def test_recipes_that_come_along_are_fine(path, monkeypatch):
     """As far as that can be said without a model hub: models are not looked for, GSM8K is stood in for."""
-    from aurify.models import model
-
-    monkeypatch.setattr(model, "resolve", lambda name: model.Place(name))
+    monkeypatch.setattr(check, "resolve_model", lambda name: None)
     values = load_config(path)
     if values["task"]["name"] == "gsm8k":
         values["task"] = {"name": "arithmetic"}

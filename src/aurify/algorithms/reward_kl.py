@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge
-
 from aurify.algorithms.effects import Effect, Effects
 from aurify.algorithms.grpo import GRPO
+from aurify.bounds import Ge
 from aurify.types import Datum, Metrics, Need
 
 

@@ -17,7 +17,7 @@ from aurify.environments.rounds import InRounds
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.sampler import Sampler, request_order
-from aurify.signatures import crashes_of
+from aurify.signatures import report_crashes
 from aurify.threads import PerLoop, Room, TimeLimit
 from aurify.types import Metrics, SamplingParams, Task, Trajectory
 
@@ -118,7 +118,7 @@ class Player:
         room = Room("aurify-environment") if self.threaded else None
         try:
             function = inner_function(self.environment)
-            with crashes_of(f"environment {getattr(function, '__name__', '')!r}", function):
+            with report_crashes(f"environment {getattr(function, '__name__', '')!r}", function):
                 environment = await make_environment(
                     self.environment, task, params.seed, room, self.options.step_seconds
                 )

@@ -15,10 +15,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Interval
-
 from aurify import config, registry
-from aurify.bounds import Checked, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from aurify.bounds import Checked, Ge, Interval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.data.formats import OnBadRow
 from aurify.data.mixing import By, Stop
 from aurify.data.overlong import Overlong
@@ -319,7 +317,7 @@ def stage_of(
         values["task"] = shorthand(values["task"], "name")
     if values.get("reward") is not None:
         values["reward"] = shorthand(values["reward"], "model")
-    with config.errors_of(f"{where}.method"):
+    with config.prefix_errors(f"{where}.method"):
         online = is_online(values["method"])
     if online:
         return config.build(OnlineStage, values, where)
