@@ -12,8 +12,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "aurify"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
-    {"types", "errors", "config", "signatures", "registry", "http", "cores", "threads", "files"},
-    {"hardware"},
+    {"types", "errors", "bounds", "config", "signatures", "registry", "http", "cores", "threads", "files", "thoughts"},
+    {"hardware", "rows"},
     {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools"},
     {"knowledge", "rewards", "report"},
     {"data", "engine", "environments"},
@@ -107,6 +107,7 @@ def test_imports_only_lower_layers(path):
         ("config.py", "import aurify.renderer"),
         ("evaluation/evaluate.py", "from aurify import loops"),
         ("data/sources.py", "from aurify.engine.engine import Engine"),
+        ("rows/files.py", "from aurify.data.sources import Part"),
     ],
 )
 def test_a_wrong_import_is_found(file, line):
@@ -120,7 +121,8 @@ def lines_with(pattern: str) -> set[str]:
 def test_each_part_keeps_to_its_place():
     assert lines_with("apply_chat_template") == {"renderer/template.py"}
     assert {name.split("/")[0] for name in lines_with(".backward(")} == {"engine"}
-    assert lines_with("import tensorboard") | lines_with("torch.utils.tensorboard") <= {"tracking/tensorboard.py"}
+    trackers = lines_with("import tensorboard") | lines_with("torch.utils.tensorboard")
+    assert trackers == {"tracking/trackers/tensorboard.py"}
     assert not lines_with("import vllm")
     assert not lines_with("import peft")
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from aurify import registry
 from aurify.errors import UserError
 from aurify.rows.row import Row, Tally
-from aurify.signatures import crashes_of, options_for
+from aurify.signatures import options_for, report_crashes
 
 Entry = str | Mapping[str, Any]  # a registered function: its name, or {name: ..., options}
 
@@ -43,7 +43,7 @@ def resolve_step(step: Literal["filter", "map"], entry: Entry) -> tuple[str, Cal
     options = options_for(f"{step} {name!r}", function, given, num_given=1)
 
     def run(row: Row) -> Any:
-        with crashes_of(f"{step} {name!r} at {row.location}", function):
+        with report_crashes(f"{step} {name!r} at {row.location}", function):
             return function(row, **options)
 
     return name, run
