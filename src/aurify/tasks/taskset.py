@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from aurify.data.heldout import question_keys
+from aurify.data.questions import question
 from aurify.environments.env import Environment
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
@@ -31,11 +32,6 @@ class TaskSet:
     environment: Callable[[Task], Environment] = SingleTurn
     demonstration: Demonstrate = field(default=lambda task: task.answer)  # what SFT should learn; None: unknown
     notes: Sequence[str] = ()  # what a run should be told of how the tasks were made
-
-
-def question(text: str, system: str | None = None) -> list[Message]:
-    messages: list[Message] = [{"role": "system", "content": system}] if system else []
-    return [*messages, {"role": "user", "content": text}]
 
 
 def digest(prompt: Sequence[Message]) -> str:
