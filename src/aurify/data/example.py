@@ -25,7 +25,9 @@ class Chat(FromRow):
     def prompt(self) -> list[Message]:
         """What is asked."""
         roles = [message["role"] for message in self.messages]
-        end = self.num_asked if self.num_asked is not None else roles.index("assistant") if "assistant" in roles else None
+        end = (
+            self.num_asked if self.num_asked is not None else roles.index("assistant") if "assistant" in roles else None
+        )
         return self.messages[:end]
 
 

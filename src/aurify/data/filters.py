@@ -49,9 +49,7 @@ def resolve_step(step: Literal["filter", "map"], entry: Entry) -> tuple[str, Cal
     return name, run
 
 
-def apply_steps(
-    rows: Iterable[Row], maps: Sequence[Entry], filters: Sequence[Entry], tally: Tally
-) -> Iterator[Row]:
+def apply_steps(rows: Iterable[Row], maps: Sequence[Entry], filters: Sequence[Entry], tally: Tally) -> Iterator[Row]:
     """The rows after all maps, in their order, that all filters let pass. What a filter leaves out is counted."""
     changes = [resolve_step("map", entry) for entry in maps]
     tests = [resolve_step("filter", entry) for entry in filters]

@@ -16,7 +16,6 @@ from aurify.rows.sources import NO_ROWS, open_source
 from aurify.signatures import call, options_for, report_crashes
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Part(Checked):
     """One source, alone or in a mixture."""

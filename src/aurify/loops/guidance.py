@@ -70,11 +70,10 @@ class Guide:
 
 def prefix_share(options: PrefixOptions, index: int, num: int, step: int, total: int) -> float:
     """The share of a trace that guided row `index` of `num` is given in step `step` of `total`."""
-    if options.schedule == "fixed":
-        part = index / (num - 1) if num > 1 else 1.0
-    else:
-        part = 1 - step / total
-    return options.low + (options.high - options.low) * part
+    width = options.high - options.low
+    if options.schedule == "linear":
+        return options.low + width * (1 - step / total)
+    return options.low + width * (index / (num - 1) if num > 1 else 1.0)
 
 
 def max_trace_tokens(stage: OnlineStage) -> int:

@@ -194,7 +194,9 @@ class Rollouts:
     def untold_failures(self) -> list[str]:
         names = sorted(self.rubric.failures.keys() - self.told)
         self.told |= set(names)
-        return [f"reward {name!r}: {self.rubric.failures[name]}. Such answers are masked, and counted" for name in names]
+        return [
+            f"reward {name!r}: {self.rubric.failures[name]}. Such answers are masked, and counted" for name in names
+        ]
 
 
 def penalise(trajectory: Trajectory, penalty: float) -> None:
