@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from aurify.data.heldout import HeldOut
-    from aurify.data.tally import Tally
     from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe
     from aurify.renderer import Renderer
+    from aurify.rows.row import Tally
     from aurify.tasks.taskset import TaskSet
     from aurify.types import Datum
 
@@ -29,8 +29,8 @@ def show_plan(recipe: Recipe, heldout: HeldOut) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from aurify.data.tally import Tally
     from aurify.pipeline.check import describe
+    from aurify.rows.row import Tally
 
     console = Console(highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -65,11 +65,10 @@ class Shown:
 def first_example(recipe: Recipe, name: str, renderer: Renderer, heldout: HeldOut, tally: Tally) -> Shown | None:
     """None where the example does not exist yet: pairs are sampled by the model of an earlier stage. tally: of what is
     changed and left out."""
-    from aurify.data.formats import sft_data
-    from aurify.loops.examples import first_datum, rows_of_demonstrations
+    from aurify.loops.examples import demonstrate, first_datum
     from aurify.pipeline.check import resolve_taskset
     from aurify.pipeline.heldout import stage_rows
-    from aurify.pipeline.recipe import OnlineStage, build_algorithm
+    from aurify.pipeline.recipe import OnlineStage
 
     stage = recipe.stages[name]
     taskset, limit = resolve_taskset(stage), stage.sampler.max_context
@@ -77,14 +76,15 @@ def first_example(recipe: Recipe, name: str, renderer: Renderer, heldout: HeldOu
         assert taskset is not None
         return asyncio.run(try_environment(renderer, taskset, recipe.seed, stage.max_turns, limit))
     if stage.data.parts:
-        rows = stage_rows(recipe, name, heldout)
-        tally.add(rows.tally)
-        datum = first_datum(rows, stage, renderer, build_algorithm(stage, stage.method).learns_from)
+        examples = stage_rows(recipe, name, heldout)
+        tally.add(examples.tally)
+        datum = first_datum(examples, stage, renderer)
         return Shown(datum, renderer.notes()) if datum else None
     if stage.data.demonstrations is not None:
         assert taskset is not None
-        rows = rows_of_demonstrations(taskset, 1, recipe.seed)
-        return Shown(sft_data(rows.train, renderer, stage.train_on)[0], renderer.notes(rows.train[0]["messages"]))
+        examples = demonstrate(taskset, 1, recipe.seed)
+        datum = first_datum(examples, stage, renderer)
+        return Shown(datum, renderer.notes(examples.train[0].messages)) if datum else None
     if stage.data.sample is not None:
         assert taskset is not None
         asyncio.run(try_environment(renderer, taskset, recipe.seed, TRIED_TURNS, limit))

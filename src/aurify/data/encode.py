@@ -118,7 +118,11 @@ def fit(example: Example, renderer: Renderer, options: Encoding, tally: Tally) -
     if options.overlong == "drop":
         tally.dropped[f"above {limit} tokens"] += 1
         return None
-    cut = cut_text(unit[0], limit, options.overlong) if isinstance(example, Text) else cut_messages(example, renderer, options)
+    cut = (
+        cut_text(unit[0], limit, options.overlong)
+        if isinstance(example, Text)
+        else cut_messages(example, renderer, options)
+    )
     if cut is None:
         tally.dropped[f"above {limit} tokens, and no message could be cut off"] += 1
     else:

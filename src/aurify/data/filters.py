@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from typing import Any, Literal
 
 from aurify import registry
@@ -49,15 +48,11 @@ def resolve_step(step: Literal["filter", "map"], entry: Entry) -> tuple[str, Cal
     return name, run
 
 
-def apply_steps(
-    rows: Iterable[Row], maps: Sequence[Entry], filters: Sequence[Entry], tally: Tally
-) -> Iterator[Row]:
+def apply_steps(rows: Iterable[Row], maps: Sequence[Entry], filters: Sequence[Entry], tally: Tally) -> Iterator[Row]:
     """The rows after all maps, in their order, that all filters let pass. What a filter leaves out is counted."""
     changes = [resolve_step("map", entry) for entry in maps]
     tests = [resolve_step("filter", entry) for entry in filters]
     for row in rows:
-        if changes or tests:
-            row = deepcopy(row)  # a person's function may change it, and others read the same row
         for name, change in changes:
             changed = change(row)
             if not isinstance(changed, Mapping):

@@ -53,9 +53,9 @@ def find_objects(*keys: str) -> Find:
     def find(row: Mapping[str, Any]) -> dict[str, str] | None:
         for name in (*CHAT, *row):
             value = row.get(name)
-            if name not in NO_CHAT and isinstance(value, list) and value and isinstance(value[0], Mapping):
-                if all(value[0].get(key) is not None for key in keys):
-                    return {"messages": str(name), **system_column(row)}
+            entry = value[0] if isinstance(value, list) and value and name not in NO_CHAT else None
+            if isinstance(entry, Mapping) and all(entry.get(key) is not None for key in keys):
+                return {"messages": str(name), **system_column(row)}
         return None
 
     return find

@@ -16,7 +16,6 @@ from aurify.rows.sources import NO_ROWS, open_source
 from aurify.signatures import call, options_for, report_crashes
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class Part(Checked):
     """One source, alone or in a mixture."""
@@ -61,7 +60,8 @@ def read_part(part: Part, tally: Tally, *, skip_bad: bool = False, number: int =
         row.part = number
         tally.changed.update(row.changes)
     if not rows:
-        raise UserError(f"{part.name}: no row is left to train on ({'; '.join(tally.lines()) or NO_ROWS})")
+        what = "is left to train on" if tally.filtered else "can be read"
+        raise UserError(f"{part.name}: no row {what} ({'; '.join(tally.lines()) or NO_ROWS})")
     return rows
 
 

@@ -49,7 +49,9 @@ class Traces:
         """One line: what was kept, and what was refused and why."""
         kept = f"{self.path}: {self.num} traces for {len(self.by_question)} questions"
         kept += "".join(f" ({num:,} rows changed: {reason})" for reason, num in self.tally.changed.items())
-        refused = [f"{num} {reason} (first: {self.tally.first[reason]})" for reason, num in self.tally.rejected.most_common()]
+        refused = [
+            f"{num} {reason} (first: {self.tally.first[reason]})" for reason, num in self.tally.rejected.most_common()
+        ]
         return f"{kept}; refused: {', '.join(refused)}" if refused else kept
 
 

@@ -129,9 +129,7 @@ def save_pairs(folder: Path, train: Sequence[Row], heldout: Sequence[Row]) -> No
 # ---------------------------------------------------------------------- tokens
 
 
-def encode_examples(
-    examples: Examples, stage: OfflineStage, renderer: Renderer, *, limit: int, seed: int = 0
-) -> Units:
+def encode_examples(examples: Examples, stage: OfflineStage, renderer: Renderer, *, limit: int, seed: int = 0) -> Units:
     """What is above `limit` (or the stage's own max_length) is an error that names the row, or is cut or dropped; what
     becomes of every row is counted."""
     options, parts, tally = choose_encoding(stage, limit), stage.data.parts, Tally()
@@ -159,9 +157,7 @@ def encode_examples(
 
 def choose_encoding(stage: OfflineStage, limit: int) -> Encoding:
     limit = min(stage.max_length or limit, limit)
-    return Encoding(
-        train_on=stage.train_on, limit=limit, overlong=stage.overlong, on_bad_row=stage.data.on_bad_row
-    )
+    return Encoding(train_on=stage.train_on, limit=limit, overlong=stage.overlong, on_bad_row=stage.data.on_bad_row)
 
 
 def mix(sources: Sequence[Sequence[Unit]], data: DataOptions, seed: int) -> Mixture:

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from aurify.algorithms.effects import check_effects, stage_has
 from aurify.config import suggest_neighbour
-from aurify.data.reading import check_part, read_part
-from aurify.data.sources import is_hub_id
-from aurify.data.tally import Tally
+from aurify.data.sources import check_part, read_part
 from aurify.errors import UserError
 from aurify.hardware import choose_device
 from aurify.loops.replay import num_replayed
 from aurify.models.names import resolve_model
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm, data_files, references
+from aurify.rows.row import Tally
+from aurify.rows.sources import is_hub_id
 
 if TYPE_CHECKING:
     from aurify.tasks.taskset import TaskSet

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from aurify.data.heldout import HeldOut, whole_prompt
-from aurify.data.sources import is_hub_id
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
-from aurify.loops.examples import Rows, prompts_of, read_examples, rows_of_file
+from aurify.loops.examples import Examples, read_examples
 from aurify.pipeline.check import resolve_taskset
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm
+from aurify.rows.sources import is_hub_id
 from aurify.types import Message, Task
 
 if TYPE_CHECKING:
@@ -35,10 +35,8 @@ def collect_heldout(recipe: Recipe) -> HeldOut:
         if isinstance(stage, OfflineStage) and stage.data.parts:
             if stage.data.heldout_path is None and len(recipe.stages) == 1:
                 continue  # the split of its rows keeps both sides apart
-            rows = rows_of_file(stage.data, recipe.seed, hold_out=holds_rows_out(stage))
-            prompts, texts = prompts_of(read_examples(rows.heldout))
-            result.add(prompts, f"the rows that stages.{name} is evaluated on")
-            result.add_texts(texts, f"the rows that stages.{name} is evaluated on")
+            examples = read_stage(stage, recipe.seed)
+            result.add_examples(examples.heldout, f"the rows that stages.{name} is evaluated on")
     return result
 
 
@@ -53,12 +51,16 @@ def checked_heldout(recipe: Recipe) -> HeldOut:
     return heldout
 
 
-def stage_rows(recipe: Recipe, name: str, heldout: HeldOut) -> Rows:
-    """The rows of a stage that reads files or functions, as it will train on them."""
+def stage_rows(recipe: Recipe, name: str, heldout: HeldOut) -> Examples:
+    """The examples of a stage that reads files or functions, as it will train on them."""
     stage = recipe.stages[name]
     assert isinstance(stage, OfflineStage)
-    rows = rows_of_file(stage.data, recipe.seed, hold_out=holds_rows_out(stage))
-    return without_heldout(rows, heldout, stage, f"stages.{name}")
+    return without_heldout(read_stage(stage, recipe.seed), heldout, stage, f"stages.{name}")
+
+
+def read_stage(stage: OfflineStage, seed: int) -> Examples:
+    lesson = build_algorithm(stage, stage.method).learns_from
+    return read_examples(stage.data, lesson, seed, hold_out=holds_rows_out(stage))
 
 
 def task_holder(recipe: Recipe, stage: OfflineStage | OnlineStage) -> str | None:
@@ -83,33 +85,32 @@ def holds_rows_out(stage: OfflineStage) -> bool:
     return stage.task is None or "scores" in build_algorithm(stage, stage.method).needs
 
 
-def without_heldout(rows: Rows, heldout: HeldOut, stage: OfflineStage, where: str, but: Collection[str] = ()) -> Rows:
-    """The same rows, less those whose question is held out, which are counted. Raises where a source has none left.
-    but: task sets that the rows were made of; they keep their own held-out tasks apart."""
+def without_heldout(
+    examples: Examples, heldout: HeldOut, stage: OfflineStage, where: str, but: Collection[str] = ()
+) -> Examples:
+    """The same examples, less those whose question is held out, which are counted. Raises where a source has none left.
+    but: task sets that the examples were made of; they keep their own held-out tasks apart."""
     if not heldout:
-        return rows
-    parts = stage.data.parts
-    forms = [part.form for part in parts]
-    lesson = build_algorithm(stage, where).learns_from
-    kept, total, left = [], Counter[int](), Counter[int]()
-    for row, example in zip(rows.train, read_examples(rows.train, lesson, forms), strict=True):
-        total[row.part] += 1
-        holder = None if example is None else heldout.holder_of_example(example, but)
+        return examples
+    parts, kept, total, left = stage.data.parts, [], Counter[int](), Counter[int]()
+    for example in examples.train:
+        total[example.part] += 1
+        holder = heldout.holder_of_example(example, but)
         if holder is None:
-            kept.append(row)
-            left[row.part] += 1
+            kept.append(example)
+            left[example.part] += 1
         else:
-            rows.tally.held_out[holder] += 1
+            examples.tally.held_out[holder] += 1
     for part, num in total.items():
         if not left[part]:
             name = f" of {parts[part].name}" if part < len(parts) else ""
-            reasons = ", ".join(rows.tally.held_out)
+            reasons = ", ".join(examples.tally.held_out)
             raise UserError(
                 f"{where}.data: nothing is left to train on: the questions of all {num} rows{name} are held out, by "
                 f"{reasons}. Give rows of other questions, or hold others out (num_heldout, heldout_path, "
                 "heldout_share)"
             )
-    return replace(rows, train=kept)
+    return replace(examples, train=kept)
 
 
 @dataclass

@@ -17,11 +17,9 @@ from typing import Annotated, Any, Literal
 
 from aurify import config, registry
 from aurify.bounds import Checked, Ge, Interval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from aurify.data.formats import OnBadRow
+from aurify.data.encode import OnBadRow, Overlong
 from aurify.data.mixing import By, Stop
-from aurify.data.overlong import Overlong
-from aurify.data.reading import Part
-from aurify.data.sources import is_one_file
+from aurify.data.sources import Part
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
 from aurify.environments.player import MAX_TURNS, RolloutOptions
@@ -31,6 +29,7 @@ from aurify.loops.replay import ReplayOptions
 from aurify.models.model import ModelConfig
 from aurify.renderer import Renderer, TrainOn
 from aurify.rewards.combine import Combination
+from aurify.rows.sources import is_one_file
 from aurify.types import SamplingParams
 
 INHERITED = (

@@ -39,6 +39,7 @@ from aurify.pipeline.heldout import Guard, collect_heldout, stage_rows, task_hol
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm, make_renderer, reference
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
+from aurify.rows.row import Row
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.tasks.taskset import TaskSet
 from aurify.tracking.run_folder import RunFolder, StageFolder
@@ -107,8 +108,8 @@ class StageRun:
         rows = self.rows(stage)
         engine = self.open(scalar_head=scores)
         self.tell(engine)
-        lesson, renderer = self.algorithm.learns_from, make_renderer(stage, engine.tokenizer)
-        examples = data.encode_examples(rows, stage, renderer, lesson=lesson, limit=engine.max_context, seed=self.seed)
+        renderer = make_renderer(stage, engine.tokenizer)
+        examples = data.encode_examples(rows, stage, renderer, limit=engine.max_context, seed=self.seed)
         for line in examples.tally.lines():
             self.tracker.event(line)
         if num_held_out := examples.tally.held_out.total():
@@ -254,7 +255,7 @@ class StageRun:
 
     # ------------------------------------------------------------------ data
 
-    def rows(self, stage: OfflineStage) -> data.Rows:
+    def rows(self, stage: OfflineStage) -> data.Examples:
         """What the stage trains on and what it is measured on. Whatever the source is, no row to train on asks a
         question that any stage of the recipe holds out."""
         source = stage.data
@@ -264,7 +265,7 @@ class StageRun:
         if source.demonstrations is not None:
             assert self.taskset is not None
             made_by = self.makers(self.name)
-            rows = data.rows_of_demonstrations(self.taskset, source.demonstrations, self.seed)
+            rows = data.demonstrate(self.taskset, source.demonstrations, self.seed)
         else:
             owner = self.name if source.stage is None else source.stage[1:]
             made_by, rows = self.makers(owner), self.pairs_of(owner, stage)
@@ -275,15 +276,16 @@ class StageRun:
         holder = task_holder(self.recipe, self.recipe.stages[name])
         return [] if holder is None else [holder]
 
-    def pairs_of(self, owner: str, stage: OfflineStage) -> data.Rows:
+    def pairs_of(self, owner: str, stage: OfflineStage) -> data.Examples:
         folder = self.run_folder.stage(owner).path
-        rows = data.saved_pairs(folder)
-        if rows is None:
-            rows = self.sample_pairs(stage)
-            data.save_pairs(folder, rows)
-        return rows
+        if (pairs := data.load_pairs(folder)) is not None:
+            return pairs
+        data.save_pairs(folder, *self.sample_pairs(stage))
+        saved = data.load_pairs(folder)
+        assert saved is not None
+        return saved
 
-    def sample_pairs(self, stage: OfflineStage) -> data.Rows:
+    def sample_pairs(self, stage: OfflineStage) -> tuple[list[Row], list[Row]]:
         """Best against worst of the starting model's own answers, for training tasks and for held-out ones."""
         sample, taskset = stage.data.sample, self.taskset
         assert sample is not None and taskset is not None
@@ -297,7 +299,7 @@ class StageRun:
             taskset.heldout[: sample.num_heldout],
         )
 
-        async def sample_all() -> list[tuple[list[data.Row], int]]:
+        async def sample_all() -> list[tuple[list[Row], int]]:
             try:
                 return [
                     await sample_preferences(
@@ -324,12 +326,12 @@ class StageRun:
                 f"{sample.group_size} answers earned the same reward. Take an easier or a harder task, a larger "
                 "group_size, a higher sampling.temperature, or a model that is sometimes right (after a short sft)"
             )
-        return data.Rows(train, heldout)
+        return train, heldout
 
     # ------------------------------------------------------------------ held-out numbers
 
     def measure(
-        self, engine: Engine, examples: data.Examples | None = None, *, pairs: bool = False, scores: bool = False
+        self, engine: Engine, examples: data.Units | None = None, *, pairs: bool = False, scores: bool = False
     ) -> Measure | None:
         """A reward model is judged on pairs; a model with a task by its answers; any other one on held-out rows."""
         options = self.recipe.evaluation

@@ -22,7 +22,9 @@ class BadRow(UserError):
 class Row(dict[str, Any]):
     """A row with its location ("pairs.jsonl:17"), the number of its source in a mixture, and what reading changed."""
 
-    def __init__(self, values: Mapping[str, Any], location: str = "", part: int = 0, changes: Iterable[str] = ()) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], location: str = "", part: int = 0, changes: Iterable[str] = ()
+    ) -> None:
         super().__init__(values)
         self.location, self.part, self.changes = location, part, list(changes)
 

@@ -25,8 +25,8 @@ def gsm8k(
     num_heldout: int | None = None,
     system: str | None = None,
 ) -> TaskSet:
-    """Grade-school word problems (Cobbe et al. 2021). path, heldout_path: files with `question` and `answer`, which ends
-    in '#### number'; without a path, both splits of the hub. num_heldout: so many of those held out."""
+    """Grade-school word problems (Cobbe et al. 2021). path, heldout_path: files with `question` and `answer`, which
+    ends in '#### number'; without a path, both splits of the hub. num_heldout: so many of those held out."""
 
     def read(row: Row) -> Task:
         answer = row.text("answer")
@@ -79,5 +79,5 @@ def read_tasks(
     taskset = listed(name, tasks, rubric, num_heldout=num_heldout, heldout=kept)
     every = [*rows, *(heldout or ())]
     changes = Counter(change for row in every for change in row.changes)
-    notes = [f"task {name}: {num:,} of {len(every):,} rows changed: {change}" for change, num in changes.items()]
-    return replace(taskset, notes=notes)
+    notes = (f"task {name}: {num:,} of {len(every):,} rows changed: {change}" for change, num in changes.items())
+    return replace(taskset, notes=tuple(notes))
