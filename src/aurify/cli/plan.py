@@ -84,7 +84,7 @@ def first_example(recipe: Recipe, name: str, renderer: Renderer, heldout: HeldOu
         assert taskset is not None
         examples = demonstrate(taskset, 1, recipe.seed)
         datum = first_datum(examples, stage, renderer)
-        return Shown(datum, renderer.notes(examples.train[0].messages)) if datum else None
+        return Shown(datum, renderer.notes(next(taskset.train(recipe.seed)).prompt)) if datum else None
     if stage.data.sample is not None:
         assert taskset is not None
         asyncio.run(try_environment(renderer, taskset, recipe.seed, TRIED_TURNS, limit))

@@ -87,9 +87,8 @@ def open_hub(name: str, subset: str | None, split: str, *, stream: bool = False)
                 yield build_row(row, f"{name}/{split}: row {number}")
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"data set {name!r}: the hub did not give it ({reason}); give a JSONL file as path"
-            ) from error
+            problem = f"the hub did not give it ({reason}); give a JSONL file as path"
+            raise UserError(f"data set {name!r}: {problem}") from error
 
     return keep(f"{name} {subset} {split} {stream}", "hub", read)
 

@@ -35,10 +35,8 @@ def gsm8k(
             raise row.bad(f"'answer' ends in {answer[-40:]!r}; expected '#### number' at its end")
         return Task(row.location, question(row.text("question"), system), parts[1], {"solution": join_answer(*parts)})
 
-    if path is None:
-        rows, heldout = load_hub(GSM8K, "main", "train"), load_hub(GSM8K, "main", "test")
-    else:
-        rows, heldout = load_rows(path), load_rows(heldout_path) if heldout_path else None
+    heldout = load_rows(heldout_path) if heldout_path else load_hub(GSM8K, "main", "test") if path is None else None
+    rows = load_hub(GSM8K, "main", "train") if path is None else load_rows(path)
     taskset = read_tasks("gsm8k", rows, heldout, num_heldout, read, Rubric([number_match]))
     return replace(taskset, demonstration=lambda task: task.info["solution"])
 
