@@ -20,9 +20,7 @@ from aurify.engine.packing import Row, build_row
 log = logging.getLogger("aurify")
 
 KNOWN_LAYERS = {"full_attention", "sliding_attention"}  # as transformers names them; packed rows know no others
-accepted: dict[
-    tuple[str, Path], Check
-] = {}  # in this process, by structure: other models of the same one need no check
+accepted: dict[tuple[str, Path], Check] = {}  # in this process, by structure: each is checked once
 COSTS: dict[Path, str] = {
     "dense": "Each row needs a mask of its length squared, which long rows feel",
     "plain": "Each sequence gets a padded row of its own, so shared prompts are computed again for each",

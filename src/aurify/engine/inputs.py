@@ -52,7 +52,7 @@ def build_inputs(row: Row, data: Sequence[Datum], device: torch.device) -> Input
             arrays[name] = values
     tensors = dict(zip(arrays, upload(list(arrays.values()), device), strict=True))
     own = {name: tensors.pop(name) for name in ("distinct", "parents", "targets", "scatter", "last")}
-    batch = Batch(num_sequences=len(chosen), num_units=len(units), **tensors)  # type: ignore[arg-type]
+    batch = Batch(num_sequences=len(chosen), num_units=len(units), **tensors)
     indices = [(k, int(t)) for k, ts in zip(row.data, trained, strict=True) for t in ts]
     return Inputs(batch, **own, indices=indices)
 
