@@ -195,7 +195,9 @@ def build_at(cls: type[T], values: Any, key: str) -> T:
     try:
         return cls(**arguments)
     except ValueError as error:  # a check of the dataclass itself
-        raise UserError(f"{key}: {error}" if key else str(error)) from error
+        text = str(error)
+        named = text.partition(":")[0] in hints
+        raise UserError(join(key, text) if named else f"{key}: {text}" if key else text) from error
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aurify.cli.places import RUNS, RunsFolder, find_run
-from aurify.cli.recipes import find_recipe
+from aurify.cli.names import RUNS, RunsFolder, find_recipe, find_run
 from aurify.errors import UserError
 
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
+from aurify.thoughts import CLOSINGS
 from aurify.types import Message
 
 T = TypeVar("T")
-THOUGHTS = ("<think>", "<thinking>", "<thought>", "<reasoning>")  # what some templates open an answer with
-THOUGHT_TAGS = frozenset({*THOUGHTS, *(tag.replace("<", "</") for tag in THOUGHTS), "[THINK]", "[/THINK]"})
+THOUGHT_TAGS = frozenset({*CLOSINGS, *CLOSINGS.values()})
 
 
 @dataclass(frozen=True)
