@@ -34,7 +34,7 @@ def written(template, arguments):
         render_jinja_template([messages], add_generation_prompt=generate, **options)[0][0]
         for messages, generate in (([question], True), ([question, reply], False))
     ]
-    return texts[1].removeprefix(os.path.commonprefix(texts))
+    return texts[1].removeprefix(os.path.commonprefix(texts))  # noqa: RUF071 - texts, not paths
 
 
 def test_calls_as_the_templates_write_them():
