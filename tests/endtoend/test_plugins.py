@@ -162,11 +162,10 @@ def test_what_the_documentation_shows_stands_in_the_examples():
 
 
 def test_the_data_set_holds_no_held_out_question(own_entries):
-    from aurify.data.named import load_dataset
-    from aurify.data.tally import Tally
-
     from aurify import tasks
     from aurify.data.filters import apply_steps
+    from aurify.data.sources import load_dataset
+    from aurify.rows.row import Tally
 
     build_recipe(values_of())
     rows = load_dataset({"name": "corrected", "task": "odd_or_even", "num": 300})

@@ -500,7 +500,7 @@ def test_recorded_log_probs_reach_the_datum(tmp_path):
         options = stage(guidance=GuidanceOptions(path=str(path), prefix=prefix))
         sampled, _ = rollouts([" 0"], options)
         guide = asyncio.run(open_guide(options, sampled.taskset, sampled.renderer, 1000))
-        assert guide.traces is not None and guide.traces.refused == {"with log-probs of other tokens": 1}
+        assert guide.traces is not None and guide.traces.tally.rejected == {"with log-probs of other tokens": 1}
         group, _ = asyncio.run(replace(sampled, guide=guide).play_group(0, 0, TASKS[0]))
         guided = group.trajectories[-1]
         [segment] = [segment for segment in guided.segments if segment.origin == "guidance"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import Any
 
 from aurify.types import Message
@@ -24,11 +25,9 @@ class Chat(FromRow):
     @property
     def prompt(self) -> list[Message]:
         """What is asked."""
-        roles = [message["role"] for message in self.messages]
-        end = (
-            self.num_asked if self.num_asked is not None else roles.index("assistant") if "assistant" in roles else None
-        )
-        return self.messages[:end]
+        if self.num_asked is not None:
+            return self.messages[: self.num_asked]
+        return list(takewhile(lambda message: message["role"] != "assistant", self.messages))
 
 
 @dataclass(frozen=True)

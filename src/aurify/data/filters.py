@@ -11,7 +11,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
 from typing import Any, Literal
 
 from aurify import registry
@@ -54,8 +53,6 @@ def apply_steps(rows: Iterable[Row], maps: Sequence[Entry], filters: Sequence[En
     changes = [resolve_step("map", entry) for entry in maps]
     tests = [resolve_step("filter", entry) for entry in filters]
     for row in rows:
-        if changes or tests:
-            row = deepcopy(row)  # a person's function may change it, and others read the same row
         for name, change in changes:
             changed = change(row)
             if not isinstance(changed, Mapping):

@@ -1,10 +1,10 @@
-"""The forms that rows come in. A form is found by what is in a row, its columns and the kinds of their values, and says
-which columns it reads; file names say nothing. A source is in the form that most of its first rows have."""
+"""The forms that rows come in. A row's form is found by its columns and the kinds of their values, never by a file's
+name; a source is in the form that most of its first rows have."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from aurify.rows.columns import CHAT, COMPLETION, CONTEXT, PROMPT, SYSTEM, TEXT,
 from aurify.rows.row import BadRow, Row, Tally
 from aurify.types import Lesson
 
-Find = Callable[[Mapping[str, Any]], dict[str, str] | None]
 LOOKED_AT = 200
 # what else a method can learn from: the chosen answers of pairs, and both sides of them as labels
 ALSO: dict[Lesson, tuple[Lesson, ...]] = {
@@ -33,70 +32,89 @@ FALLBACK: dict[Lesson, tuple[str, Columns]] = {
     "labels": ("labels", {"prompt": "prompt", "answer": "completion", "label": "label"}),
 }
 ONES = {"answers": "answers", "pairs": "preference pairs", "labels": "answers with labels"}
-NO_CHAT = ("prompt", "completion", "chosen", "rejected")
+OBJECTS = {"messages": ("role",), "sharegpt": ("from", "value"), "capybara": ("input", "output")}  # keys of a turn
+SIDES = ("prompt", "completion", "chosen", "rejected")  # columns that are no whole chat
 
 
 @dataclass(frozen=True)
 class Form:
     name: str
     holds: Lesson
-    find: Find  # the columns of a row in this form; None: it is in another one
     read: Callable[[Row, Columns], Example]
 
+
+FORMS = {
+    form.name: form
+    for form in (
+        Form("hh", "pairs", reading.read_dialogues),
+        Form("dialogue pairs", "pairs", reading.read_dialogues),
+        Form("pairs", "pairs", reading.read_pair),
+        Form("implicit pairs", "pairs", reading.read_implicit_pair),
+        Form("rated completions", "pairs", reading.read_rated),
+        Form("labels", "labels", reading.read_label),
+        Form("messages", "answers", reading.read_chat),
+        Form("sharegpt", "answers", reading.read_chat),
+        Form("capybara", "answers", reading.read_chat),
+        Form("glaive", "answers", reading.read_glaive_chat),
+        Form("alpaca", "answers", reading.read_answer),
+        Form("prompt and answer", "answers", reading.read_answer),
+        Form("hh transcript", "answers", reading.read_chat),
+        Form("text", "answers", reading.read_text),
+    )
+}
 
 # ---------------------------------------------------------------------- what a row looks like
 
 
-def find_objects(*keys: str) -> Find:
-    """A column with a list of objects that have these keys, whatever it is called."""
-
-    def find(row: Mapping[str, Any]) -> dict[str, str] | None:
-        for name in (*CHAT, *row):
-            value = row.get(name)
-            if name not in NO_CHAT and isinstance(value, list) and value and isinstance(value[0], Mapping):
-                if all(value[0].get(key) is not None for key in keys):
-                    return {"messages": str(name), **system_column(row)}
-        return None
-
-    return find
-
-
-def find_transcript(is_transcript: Callable[[Any], bool]) -> Find:
-    def find(row: Mapping[str, Any]) -> dict[str, str] | None:
-        column = next((str(name) for name, value in row.items() if is_transcript(value)), None)
-        return {"messages": column, **system_column(row)} if column and "chosen" not in row else None
-
-    return find
-
-
-def system_column(row: Mapping[str, Any]) -> dict[str, str]:
-    column = find_column(row, SYSTEM, str)
-    return {"system": column} if column else {}
-
-
-def find_alpaca(row: Mapping[str, Any]) -> dict[str, str] | None:
-    if not isinstance(row.get("instruction"), str) or not isinstance(row.get("output"), str) or find_label(row):
-        return None
-    return {"prompt": "instruction", "answer": "output", "input": "input", **system_column(row)}
-
-
-def find_answer(row: Mapping[str, Any]) -> dict[str, str] | None:
-    """Answers with labels are no answers to imitate: half of them are bad."""
-    return None if find_label(row) else find_prompt_and_answer(row)
-
-
-def find_label(row: Mapping[str, Any]) -> dict[str, str] | None:
-    found = find_prompt_and_answer(row)
-    return {**found, "label": "label"} if found and parse_label(row.get("label")) is not None else None
-
-
-def find_prompt_and_answer(row: Mapping[str, Any]) -> dict[str, str] | None:
+def find_forms(row: Mapping[str, Any]) -> Iterator[tuple[str, Columns]]:
+    """All forms that a row fits, the most particular one first, each with the columns that it reads."""
     prompt = find_column(row, PROMPT, str, list)
+    asked = {"prompt": prompt} if prompt else {}
+    system = {"system": column} if (column := find_column(row, SYSTEM, str)) else {}
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if is_hh(chosen) and is_hh(rejected):
+        yield "hh", {}
+    if is_whole(chosen) and is_whole(rejected):
+        yield "dialogue pairs", asked
+    if "chosen" in row and "rejected" in row and ("prompt" in row or prompt):
+        yield "pairs", {"prompt": "prompt" if "prompt" in row else prompt or "", **system}
+    if isinstance(chosen, str) and isinstance(rejected, str) and not prompt:
+        yield "implicit pairs", {}
+    if prompt and isinstance(row[prompt], str) and are_rated(row.get("completions")):
+        yield "rated completions", asked
     answer = find_column(row, (name for name in COMPLETION if name != prompt), str, list, int, float)
-    if prompt is None or answer is None or not is_said(row[answer]) or not is_said(row[prompt]):
-        return None
-    context = find_column(row, CONTEXT, str)
-    return {"prompt": prompt, "answer": answer, **({"input": context} if context else {}), **system_column(row)}
+    context = {"input": column} if (column := find_column(row, CONTEXT, str)) else {}
+    answered = prompt and answer and is_said(row[prompt]) and is_said(row[answer])
+    labelled = answered and parse_label(row.get("label")) is not None
+    if labelled:
+        yield "labels", {**asked, "answer": answer or "", "label": "label", **context, **system}
+    for name, keys in OBJECTS.items():
+        if chat := find_objects(row, keys):
+            yield name, {"messages": chat, **system}
+    if chat := find_value(row, is_glaive):
+        yield "glaive", {"messages": chat, **system}
+    if not labelled and isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
+        yield "alpaca", {"prompt": "instruction", "answer": "output", "input": "input", **system}
+    if not labelled and answered:  # with labels they are no answers to imitate: half of them are bad
+        yield "prompt and answer", {**asked, "answer": answer or "", **context, **system}
+    if (chat := find_value(row, is_hh)) and "chosen" not in row:
+        yield "hh transcript", {"messages": chat}
+    if text := find_column(row, TEXT, str):
+        yield "text", {"text": text}
+
+
+def find_objects(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """A column with a list of objects that have these keys, whatever it is called."""
+    for name in (*CHAT, *row):
+        value = row.get(name)
+        entry = value[0] if isinstance(value, list) and value and name not in SIDES else None
+        if isinstance(entry, Mapping) and all(entry.get(key) is not None for key in keys):
+            return str(name)
+    return None
+
+
+def find_value(row: Mapping[str, Any], test: Callable[[Any], bool]) -> str | None:
+    return next((str(name) for name, value in row.items() if test(value)), None)
 
 
 def is_said(value: Any) -> bool:
@@ -104,70 +122,23 @@ def is_said(value: Any) -> bool:
     return not isinstance(value, list) or (isinstance(value[0], Mapping) and "role" in value[0])
 
 
-def find_pair(row: Mapping[str, Any]) -> dict[str, str] | None:
-    prompt = "prompt" if "prompt" in row else find_column(row, PROMPT, str, list)
-    if "chosen" not in row or "rejected" not in row or prompt is None:
-        return None
-    return {"prompt": prompt, **system_column(row)}
-
-
-def both_sides(row: Mapping[str, Any], test: Callable[[Any], bool]) -> bool:
-    return test(row.get("chosen")) and test(row.get("rejected"))
-
-
-def find_implicit_pair(row: Mapping[str, Any]) -> dict[str, str] | None:
-    prompted = find_column(row, PROMPT, str, list) is not None
-    return {} if both_sides(row, lambda side: isinstance(side, str)) and not prompted else None
-
-
-def find_dialogues(row: Mapping[str, Any]) -> dict[str, str] | None:
-    """Both sides are whole conversations: lists that do not begin with the assistant."""
-    prompt = find_column(row, PROMPT, str, list)
-    return ({"prompt": prompt} if prompt else {}) if both_sides(row, is_whole) else None
-
-
 def is_whole(side: Any) -> bool:
+    """A whole conversation: a list that does not begin with the assistant."""
     opened = isinstance(side, list) and side and isinstance(side[0], Mapping)
     return bool(opened) and side[0].get("role") != "assistant"
 
 
-def find_rated(row: Mapping[str, Any]) -> dict[str, str] | None:
-    entries, prompt = row.get("completions"), find_column(row, PROMPT, str)
-    if not isinstance(entries, list) or len(entries) < 2 or prompt is None:
-        return None
-    rated = all(isinstance(entry, Mapping) and read_rating(entry) is not None for entry in entries)
-    return {"prompt": prompt} if rated else None
+def are_rated(entries: Any) -> bool:
+    several = isinstance(entries, list) and len(entries) > 1
+    return several and all(isinstance(entry, Mapping) and read_rating(entry) is not None for entry in entries)
 
-
-def find_text(row: Mapping[str, Any]) -> dict[str, str] | None:
-    column = find_column(row, TEXT, str)
-    return {"text": column} if column else None
-
-
-# the more particular forms come first: the first that most rows have is taken
-FORMS = (
-    Form("hh", "pairs", lambda row: {} if both_sides(row, is_hh) else None, reading.read_dialogues),
-    Form("dialogue pairs", "pairs", find_dialogues, reading.read_dialogues),
-    Form("pairs", "pairs", find_pair, reading.read_pair),
-    Form("implicit pairs", "pairs", find_implicit_pair, reading.read_implicit_pair),
-    Form("rated completions", "pairs", find_rated, reading.read_rated),
-    Form("labels", "labels", find_label, reading.read_label),
-    Form("messages", "answers", find_objects("role"), reading.read_chat),
-    Form("sharegpt", "answers", find_objects("from", "value"), reading.read_chat),
-    Form("capybara", "answers", find_objects("input", "output"), reading.read_chat),
-    Form("glaive", "answers", find_transcript(is_glaive), reading.read_glaive_chat),
-    Form("alpaca", "answers", find_alpaca, reading.read_answer),
-    Form("prompt and answer", "answers", find_answer, reading.read_answer),
-    Form("hh transcript", "answers", find_transcript(is_hh), reading.read_chat),
-    Form("text", "answers", find_text, reading.read_text),
-)
 
 # ---------------------------------------------------------------------- the form of a source
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the rows of a source: their form, and what they become."""
+    """Reads the rows of a source."""
 
     form: Form
     columns: Columns
@@ -212,9 +183,9 @@ def detect(rows: Sequence[Row], lesson: Lesson | None = None, name: str | None =
     lesson: what is learned from; a form that holds just that comes before one that can be turned into it. name: the
     form is given, and only its columns are looked for."""
     looked_at = rows[:LOOKED_AT]
-    if name is not None and name not in {form.name for form in FORMS}:
-        raise UserError(f"unknown form of data {name!r}{did_you_mean(name, [form.name for form in FORMS])}")
-    allowed = [form for form in FORMS if name in (None, form.name)]
+    if name is not None and name not in FORMS:
+        raise UserError(f"unknown form of data {name!r}{did_you_mean(name, FORMS)}")
+    allowed = [form for form in FORMS.values() if name in (None, form.name)]
     kinds = [[form for form in allowed if form.holds == holds] for holds in ALSO[lesson]] if lesson else [allowed]
     found = [one for one in (vote(forms, looked_at) for forms in kinds) if one is not None]
     if found:
@@ -230,21 +201,20 @@ def detect(rows: Sequence[Row], lesson: Lesson | None = None, name: str | None =
         names = list_names(map(str, rows[0])) if rows else "none"
         raise UserError(f"{where}: no known form of data; columns: {names}. docs/data.md lists the forms")
     fallback, columns = FALLBACK[lesson]
-    form = next(form for form in FORMS if form.name == fallback)
-    return Reader(form, columns, 0, len(looked_at), lesson)
+    return Reader(FORMS[fallback], columns, 0, len(looked_at), lesson)
 
 
 def vote(forms: Sequence[Form], rows: Sequence[Row]) -> tuple[Form, Columns, int] | None:
-    """The form that the most rows have, its columns and the number of these rows; among equals, the more particular
-    form. A row votes once, for its most particular form."""
+    """The form that the most rows have, its columns and the number of these rows. A row votes for its most particular
+    form."""
+    names = {form.name for form in forms}
     votes: Counter[str] = Counter()
-    columns: dict[str, Counter[tuple[tuple[str, str], ...]]] = {}
+    columns: dict[str, Counter[tuple[tuple[str, str], ...]]] = {name: Counter() for name in names}
     for row in rows:
-        for form in forms:
-            if (found := form.find(row)) is not None:
-                votes[form.name] += 1
-                columns.setdefault(form.name, Counter())[tuple(found.items())] += 1
-                break
+        name, found = next((one for one in find_forms(row) if one[0] in names), ("", {}))
+        if name:
+            votes[name] += 1
+            columns[name][tuple(found.items())] += 1
     if not votes:
         return None
     form = max(forms, key=lambda form: votes[form.name])

@@ -165,7 +165,8 @@ def read_rated(row: Row, columns: Columns) -> Pair:
     entries = [entry for entry in given if isinstance(entry, Mapping) and read_rating(entry) is not None]
     if len({read_rating(entry) for entry in entries}) < 2:
         raise row.bad("no two completions with different ratings")
-    best, worst = (str(pick(entries, key=read_rating).get("response", "")) for pick in (max, min))
+    chosen = [pick(entries, key=lambda entry: read_rating(entry) or 0.0) for pick in (max, min)]
+    best, worst = (str(entry.get("response", "")) for entry in chosen)
     return read_pair(Row({**row, "chosen": best, "rejected": worst}, row.location), columns)
 
 

@@ -54,13 +54,14 @@ def check_part(part: Part) -> None:
 def read_part(part: Part, tally: Tally, *, skip_bad: bool = False, number: int = 0) -> list[Row]:
     """The rows of a source, `number` in its mixture. skip_bad: those that cannot be read are counted in `tally`."""
     entries = load_dataset(part.dataset) if part.dataset is not None else open_path(part)
-    read = islice(good_rows(entries, tally, skip_bad), part.max_rows)
-    rows = list(apply_steps(read, part.maps, part.filters, tally))
+    read: Iterable[Row] = islice(good_rows(entries, tally, skip_bad), part.max_rows)
+    rows = list(apply_steps(read, part.maps, part.filters, tally) if part.maps or part.filters else read)
     for row in rows:
         row.part = number
         tally.changed.update(row.changes)
     if not rows:
-        raise UserError(f"{part.name}: no row is left to train on ({'; '.join(tally.lines()) or NO_ROWS})")
+        what = "is left to train on" if tally.filtered else "can be read"
+        raise UserError(f"{part.name}: no row {what} ({'; '.join(tally.lines()) or NO_ROWS})")
     return rows
 
 

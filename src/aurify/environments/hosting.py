@@ -56,8 +56,8 @@ async def host_environment(
     seconds: float | None,
     stuck: list[Room] | None = None,
 ) -> AsyncIterator[Hosted]:
-    """Makes the environment of one trajectory, in a thread of its own if it may block. Each call has `seconds`. A thread
-    that may still be busy when the trajectory ends is added to `stuck`."""
+    """Makes the environment of one trajectory, in a thread of its own if it may block. Each call may take `seconds`. A
+    thread that may still be busy when the trajectory ends is added to `stuck`."""
     room, function = Room("aurify-environment") if is_threaded(factory) else None, inner_function(factory)
     try:
         with report_crashes(f"environment {getattr(function, '__name__', '')!r}", function):

@@ -1,5 +1,5 @@
-"""The held-out numbers of a stage, before it trains and after. A reward model is judged on pairs, a model with a task by
-its answers, any other one on held-out rows."""
+"""The held-out numbers of a stage, before it trains and after. A reward model is judged on pairs, a model with a task
+by its answers, any other one on held-out rows."""
 
 from __future__ import annotations
 

@@ -30,14 +30,15 @@ def run_pipeline(
     if not any(stage.reads_traces for stage in plan.stages.values()):
         forget_rows()  # all that was to be read is in the plan
     try:
-        with terminable():
+        with folder.lock(), terminable():
             for number, stage in enumerate(plan.stages.values(), 1):
                 title = f"{number}/{len(plan.stages)} {stage.name}"
                 if is_finished(folder, stage.name):
                     console.print(f"[dim]{title}: finished already[/]")
                 else:
                     console.header(title, summarise(stage))
-                    run_stage(start_stage(plan, stage.name, folder, console, show_samples=show_samples))
+                    with folder.attempt(stage.name):
+                        run_stage(start_stage(plan, stage.name, folder, console, show_samples=show_samples))
                 stage.examples = None
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(

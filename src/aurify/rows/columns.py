@@ -1,4 +1,5 @@
-"""The usual names of columns in one table, for training data, tasks, traces and the knowledge base. Earlier names win."""
+"""The usual names of columns in one table, for training data, tasks, traces and the knowledge base. The first name that
+a row has wins."""
 
 from __future__ import annotations
 

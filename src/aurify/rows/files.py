@@ -50,7 +50,7 @@ def read_entries(path: Path) -> Entries:
     with path.open("rb") as file:
         zipped = file.read(2) == GZIP
         file.seek(0)
-        content: IO[bytes] = gzip.open(file) if zipped else file  # type: ignore[assignment]
+        content: IO[bytes] = gzip.GzipFile(fileobj=file) if zipped else file  # type: ignore[assignment]
         try:
             head = content.read(HEAD)
             content.seek(0)

@@ -1,8 +1,9 @@
 """The one form of GSM8K's rows (Cobbe et al. 2021), whoever reads them: a stage's data, a task, a file of traces.
 
-Its files hold two things that nobody should learn to say or compare with: calculator annotations, `48/2 = <<48/2=24>>24`,
-and a last line `#### 24` in several spellings. The annotations go, and the last line is written in one way. Other files
-may hold `<<` too (C++, shell), so a row is GSM8K's only if it has a question and an answer that ends in '#### number'."""
+Its files hold two things that nobody should learn to say or compare with: calculator annotations,
+`48/2 = <<48/2=24>>24`, and a last line `#### 24` in several spellings. The annotations go, and the last line is written
+in one way. Other files may hold `<<` too (C++, shell), so a row is GSM8K's only if it has a question and an answer that
+ends in '#### number'."""
 
 from __future__ import annotations
 

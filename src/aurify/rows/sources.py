@@ -6,6 +6,7 @@ file changes or `forget_rows` is called."""
 from __future__ import annotations
 
 import glob
+import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -22,16 +23,17 @@ NO_ROWS = "the file has no rows; expected one JSON object a line"
 
 
 class Kept:
-    """Rows that are read as far as anybody has asked, and kept. Each reader gets copies."""
+    """Rows that are read as far as anybody has asked, and kept as bytes: they take less memory than objects, and each
+    reader gets rows of its own."""
 
     def __init__(self, state: object, rest: Iterator[Row | BadRow]) -> None:
-        self.state, self.rest, self.known = state, rest, list[Row | BadRow]()
+        self.state, self.rest, self.known = state, rest, list[bytes | BadRow]()
 
     def __iter__(self) -> Iterator[Row | BadRow]:
         index = 0
         while index < len(self.known) or self.read_on():
             entry = self.known[index]
-            yield Row(entry, entry.location, changes=entry.changes) if isinstance(entry, Row) else entry
+            yield Row(*pickle.loads(entry)) if isinstance(entry, bytes) else entry
             index += 1
 
     def read_on(self) -> bool:
@@ -40,7 +42,9 @@ class Kept:
         except UserError:
             self.state = None  # whoever asks next reads anew, and is told as well
             raise
-        if entry is not None:
+        if isinstance(entry, Row):
+            self.known.append(pickle.dumps((dict(entry), entry.location, entry.part, entry.changes)))
+        elif entry is not None:
             self.known.append(entry)
         return entry is not None
 
@@ -83,9 +87,8 @@ def open_hub(name: str, subset: str | None, split: str, *, stream: bool = False)
                 yield build_row(row, f"{name}/{split}: row {number}")
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"data set {name!r}: the hub did not give it ({reason}); give a JSONL file as path"
-            ) from error
+            problem = f"the hub did not give it ({reason}); give a JSONL file as path"
+            raise UserError(f"data set {name!r}: {problem}") from error
 
     return keep(f"{name} {subset} {split} {stream}", "hub", read)
 

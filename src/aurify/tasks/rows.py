@@ -25,8 +25,8 @@ def gsm8k(
     num_heldout: int | None = None,
     system: str | None = None,
 ) -> TaskSet:
-    """Grade-school word problems (Cobbe et al. 2021). path, heldout_path: files with `question` and `answer`, which ends
-    in '#### number'; without a path, both splits of the hub. num_heldout: so many of those held out."""
+    """Grade-school word problems (Cobbe et al. 2021). path, heldout_path: files with `question` and `answer`, which
+    ends in '#### number'; without a path, both splits of the hub. num_heldout: so many of those held out."""
 
     def read(row: Row) -> Task:
         answer = row.text("answer")
@@ -35,10 +35,8 @@ def gsm8k(
             raise row.bad(f"'answer' ends in {answer[-40:]!r}; expected '#### number' at its end")
         return Task(row.location, question(row.text("question"), system), parts[1], {"solution": join_answer(*parts)})
 
-    if path is None:
-        rows, heldout = load_hub(GSM8K, "main", "train"), load_hub(GSM8K, "main", "test")
-    else:
-        rows, heldout = load_rows(path), load_rows(heldout_path) if heldout_path else None
+    heldout = load_rows(heldout_path) if heldout_path else load_hub(GSM8K, "main", "test") if path is None else None
+    rows = load_hub(GSM8K, "main", "train") if path is None else load_rows(path)
     taskset = read_tasks("gsm8k", rows, heldout, num_heldout, read, Rubric([number_match]))
     return replace(taskset, demonstration=lambda task: task.info["solution"])
 
@@ -79,5 +77,5 @@ def read_tasks(
     taskset = listed(name, tasks, rubric, num_heldout=num_heldout, heldout=kept)
     every = [*rows, *(heldout or ())]
     changes = Counter(change for row in every for change in row.changes)
-    notes = [f"task {name}: {num:,} of {len(every):,} rows changed: {change}" for change, num in changes.items()]
-    return replace(taskset, notes=notes)
+    notes = (f"task {name}: {num:,} of {len(every):,} rows changed: {change}" for change, num in changes.items())
+    return replace(taskset, notes=tuple(notes))
