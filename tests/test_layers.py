@@ -20,7 +20,7 @@ LAYERS = (
     {"tasks.taskset"},
     {"procedures"},
     {"tasks", "samplers", "data.preferences"},
-    {"evaluation", "loops.guidance", "loops.replay"},
+    {"evaluation"},
     {"pipeline.recipe"},
     {"loops"},
     {"pipeline", "serving"},
