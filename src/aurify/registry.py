@@ -20,7 +20,7 @@ from aurify.errors import UserError
 from aurify.signatures import EXPECTED, problem_of, shown
 
 T = TypeVar("T")
-Kind = Literal["task", "reward", "environment", "algorithm", "dataset"]
+Kind = Literal["task", "reward", "environment", "tool", "algorithm", "dataset"]
 
 # name -> object, or "module:attribute" until it is asked for
 ENTRIES: dict[str, dict[str, Any]] = {kind: {} for kind in get_args(Kind)}
@@ -114,7 +114,14 @@ declare(
         "margin_from_scores": "aurify.data.filters:margin_from_scores",
     },
 )
-declare("environment", {"single_turn": "aurify.environments.single_turn:SingleTurn"})
+declare(
+    "environment",
+    {
+        "single_turn": "aurify.environments.single_turn:SingleTurn",
+        "tool_use": "aurify.environments.tool_use:ToolUse",
+    },
+)
+declare("tool", {"calculator": "aurify.tools.calculator:calculator"})
 
 
 def register(kind: Kind, name: str | None = None) -> Callable[[T], T]:
