@@ -16,6 +16,7 @@ LAYERS = (
     {"hardware"},
     {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools"},
     {"knowledge", "rewards", "report"},
+    {"tools.search"},
     {"data", "engine", "environments"},
     {"tasks.taskset"},
     {"procedures"},

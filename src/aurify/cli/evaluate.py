@@ -103,7 +103,7 @@ def sampling_options(place: ModelPlace, given: Mapping[str, Any]) -> dict[str, A
 
 
 def turns_of(place: ModelPlace) -> int:
-    from aurify.environments.player import MAX_TURNS
+    from aurify.environments.rollout import MAX_TURNS
 
     evaluation = place.recipe().get("evaluation", {})
     return evaluation.get("max_turns") or stage_of(place).get("max_turns") or MAX_TURNS

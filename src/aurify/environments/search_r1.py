@@ -1,9 +1,9 @@
 """Search-R1 (arXiv 2503.09516): the model thinks, searches and answers within one turn.
 
 It writes `<search>query</search>`; sampling stops there, the passages are put after it between `<information>` tags,
-and the same turn goes on. What is retrieved is context and never trained. Two departures from the reference: the sampled
-tokens stay as they are (it decodes, cuts and encodes them again), and the turn after the last search tells the model
-to answer (the reference lets it write a search that nobody runs)."""
+and the same turn goes on. What is retrieved is context and never trained. Two departures from the reference: the
+sampled tokens stay as they are (it decodes, cuts and encodes them again), and the turn after the last search tells
+the model to answer (the reference lets it write a search that nobody runs)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class SearchR1(MultiTurnEnvironment):
         return Step(continue_turn=f"\n\n<information>{text}</information>\n\n", metrics={"searches": 1})
 
 
-OPENED: dict[tuple[str | None, str | None, int], Search] = {}  # one for the process: trajectories share a knowledge base
+OPENED: dict[tuple[str | None, str | None, int], Search] = {}  # trajectories share a knowledge base
 
 
 def open_search(kb: str | None, url: str | None, topk: int) -> Search:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aurify.environments.env import Observation, Step
+from aurify.environments.env import Step
 from aurify.environments.multi_turn import MultiTurnEnvironment
-from aurify.tools.calls import read_calls
-from aurify.tools.toolbox import CALL_SECONDS, Open, Toolbox, build_tools
+from aurify.tools.toolbox import CALL_SECONDS, Toolbox, build_tools
 from aurify.types import Message, Task
 
 
@@ -26,4 +25,21 @@ class ToolUse(MultiTurnEnvironment):
         calls = message.get("tool_calls") or []
         if not calls:
             return Step(done=True)
-        ...
+        self.toolbox.counts.clear()
+        answers = [await self._answer(call, number) for number, call in enumerate(calls)]
+        counts = self.toolbox.counts
+        return Step(answers, metrics={"tool_calls": counts["calls"], "calls_failed": counts["calls_failed"]})
+
+    async def _answer(self, call: dict[str, Any], number: int) -> Message:
+        function = call["function"]
+        name = str(function.get("name", ""))
+        if number >= self.max_calls:
+            result = self.toolbox.fail("too_many", f"at most {self.max_calls} calls of a turn are run")
+        elif problem := call.get("problem"):
+            result = self.toolbox.fail("unreadable", problem)
+        else:
+            result = await self.toolbox.call(name, function["arguments"])
+        return {"role": "tool", "content": result.text, "name": name, "tool_call_id": call["id"]}
+
+    async def close(self) -> None:
+        await self.toolbox.close()

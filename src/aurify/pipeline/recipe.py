@@ -23,7 +23,8 @@ from aurify.data.reading import Part
 from aurify.data.sources import is_one_file
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
-from aurify.environments.player import MAX_TURNS, RolloutOptions
+from aurify.environments.player import RolloutOptions
+from aurify.environments.rollout import MAX_TURNS
 from aurify.errors import UserError
 from aurify.loops.guidance import GuidanceOptions
 from aurify.loops.replay import ReplayOptions

@@ -85,7 +85,7 @@ def retrieval_hit(task: Task, trajectory: Trajectory) -> float | None:
     if not golds:
         return None
     found = [m["content"] for m in trajectory.completion if m["role"] != "assistant" or not m.get("weight", 1.0)]
-    text = f" {normalise_answer(' '.join(found))} "
+    text = f" {normalise_answer(TAGS.sub(' ', ' '.join(found)))} "
     return float(any(f" {gold} " in text for gold in golds if gold))
 
 

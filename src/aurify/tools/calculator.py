@@ -24,7 +24,9 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     name: getattr(math, name) for name in ("sqrt", "exp", "log", "log10", "sin", "cos", "tan", "floor", "ceil", "gcd")
 } | {"abs": abs, "round": round, "min": min, "max": max}
 CONSTANTS = {"pi": math.pi, "e": math.e}
-SIGNS = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "^": "**", "²": "**2", "³": "**3"})
+SIGNS = str.maketrans(
+    {"\u00d7": "*", "\u00b7": "*", "\u00f7": "/", "\u2212": "-", "^": "**", "\u00b2": "**2", "\u00b3": "**3"}
+)
 MAX_CHARS = 1000
 MAX_BITS = 10_000  # of a power: a larger one would take the machine's memory
 

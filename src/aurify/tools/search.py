@@ -6,7 +6,6 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from aurify.errors import UserError
 from aurify.tools.tool import CallError
@@ -84,5 +83,3 @@ def from_service(url: str) -> Retrieve:
         return [Passage(passage.title, passage.text, passage.id) for passage in found]
 
     return retrieve
-
-

@@ -52,7 +52,7 @@ class Toolbox:
         self.counts["calls"] += 1
         tool = self.tools.get(name)
         if tool is None:
-            return self._fail("unknown", f"there is no tool {name!r}; the tools are: {', '.join(self.tools)}")
+            return self.fail("unknown", f"there is no tool {name!r}; the tools are: {', '.join(self.tools)}")
         try:
             if tool.blocking:
                 result = await in_thread(partial(tool.function, arguments), self.seconds, f"{name}()")
@@ -60,13 +60,14 @@ class Toolbox:
                 result = await wait_for(tool.function(arguments), self.seconds, f"{name}()")
             return Result(write_result(result))
         except CallError as error:
-            return self._fail("arguments", f"{name}: {error}")
+            return self.fail("arguments", f"{name}: {error}")
         except TimeLimit as error:
-            return self._fail("time_limit", str(error))
+            return self.fail("time_limit", str(error))
         except Exception as error:
-            return self._fail("raised", f"{name}: {type(error).__name__}: {error}")
+            return self.fail("raised", f"{name}: {type(error).__name__}: {error}")
 
-    def _fail(self, kind: str, text: str) -> Result:
+    def fail(self, kind: str, text: str) -> Result:
+        """An answer to a call that was not made, or failed."""
         self.counts[f"calls_{kind}"] += 1
         self.counts["calls_failed"] += 1
         return Result(f"Error: {text}", kind)
