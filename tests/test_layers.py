@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "aurify"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
-    {"types", "errors", "config", "signatures", "registry", "http", "cores", "threads", "files"},
+    {"types", "errors", "bounds", "config", "signatures", "registry", "http", "cores", "threads", "files", "thoughts"},
     {"hardware"},
     {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools"},
     {"knowledge", "rewards", "report"},

@@ -265,7 +265,7 @@ def test_mistakes_are_said_plainly(tmp_path, kb):
     with pytest.raises(UserError, match=r"mode is 'bm26'.*did you mean 'bm25'"):
         kb.search("x", mode="bm26")
     for wrong in ({"dense_weight": 2.0}, {"candidates": 0}, {"fusion": "max"}):
-        with pytest.raises(UserError, match="search: "):
+        with pytest.raises(UserError, match=next(iter(wrong))):
             SearchOptions(**wrong)
     (kb.folder / "settings.json").write_text('{"embeder": "x"}')
     with pytest.raises(UserError, match=r"settings.json: unknown key 'embeder'; did you mean 'embedder'"):

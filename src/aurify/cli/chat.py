@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aurify.cli.places import RUNS, RunsFolder, find_model
+from aurify.cli.names import RUNS, RunsFolder, find_model
 
 if TYPE_CHECKING:
     from aurify.cli.writer import Writer

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aurify.cli.places import RUNS, ModelPlace, RunsFolder, find_model
+from aurify.cli.names import RUNS, NamedModel, RunsFolder, find_model
 from aurify.errors import UserError
 
 if TYPE_CHECKING:
@@ -89,27 +89,27 @@ def evaluate(
         show_evaluation(f"{place.name} on {taskset.name}", result, show)
 
 
-def stage_of(place: ModelPlace) -> dict[str, Any]:
+def stage_of(place: NamedModel) -> dict[str, Any]:
     """What the recipe says of the stage that the model came from, and what all stages share; {} where it has none."""
     recipe = place.recipe()
     shared = {name: recipe[name] for name in ("rollouts",) if recipe.get(name)}
     return {**shared, **(recipe.get("stages", {}).get(place.stage) or {})}
 
 
-def sampling_options(place: ModelPlace, given: Mapping[str, Any]) -> dict[str, Any]:
+def sampling_options(place: NamedModel, given: Mapping[str, Any]) -> dict[str, Any]:
     """All that the run's own evaluation samples with, and what the command line says otherwise."""
     known = place.recipe().get("evaluation", {}).get("sampling") or {}
     return {"temperature": 0.0, **known, **{name: value for name, value in given.items() if value is not None}}
 
 
-def turns_of(place: ModelPlace) -> int:
+def turns_of(place: NamedModel) -> int:
     from aurify.environments.rollout import MAX_TURNS
 
     evaluation = place.recipe().get("evaluation", {})
     return evaluation.get("max_turns") or stage_of(place).get("max_turns") or MAX_TURNS
 
 
-def task_options(place: ModelPlace, task: str | None, options: Sequence[str]) -> dict[str, Any]:
+def task_options(place: NamedModel, task: str | None, options: Sequence[str]) -> dict[str, Any]:
     """`name`, and the options of the task: those of the run that the model came from, then the command line's."""
     from omegaconf import OmegaConf
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aurify.cli.places import RUNS, RunsFolder, find_run
+from aurify.cli.names import RUNS, RunsFolder, find_run
 
 
 def report(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aurify.cli.places import RUNS, RunsFolder, find_model
+from aurify.cli.names import RUNS, RunsFolder, find_model
 from aurify.errors import UserError
 
 

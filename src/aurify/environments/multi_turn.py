@@ -36,7 +36,7 @@ class MultiTurnEnvironment:
     def begin(self) -> Any:
         return list(self.task.prompt)
 
-    def step(self, message: Message) -> Step | str | Message | Sequence[Message]:
+    def step(self, message: Message) -> Any:
         raise NotImplementedError(f"{type(self).__name__} has no step(message)")
 
     def finish(self, outcome: str) -> Any:

@@ -16,7 +16,7 @@ from aurify.environments.hosting import settle
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.sampler import Sampler, request_order
-from aurify.signatures import crashes_of
+from aurify.signatures import report_crashes
 from aurify.tools.calls import read_tool_calls
 from aurify.types import Datum, Message, Outcome, SamplingParams, Segment, Task, Trajectory, Turn
 
@@ -245,7 +245,7 @@ def check_room(task: Task, tokens: Sequence[int], max_context: int | None, rende
 
 async def observe(environment: Environment) -> Observation:
     """What the environment shows first, as a copy: it may go on with its own lists."""
-    with crashes_of(name_of(environment), type(inner_of(environment))):
+    with report_crashes(name_of(environment), type(inner_of(environment))):
         first: object = await settle(environment.start)
     if not isinstance(first, Observation):
         raise UserError(
@@ -259,7 +259,7 @@ async def take_step(environment: Environment, message: Message) -> Step:
     """The environment's answer, as a copy. Assistant messages that it writes have weight 0: they are not the
     policy's."""
     where = f"{name_of(environment)}: step()"
-    with crashes_of(name_of(environment), type(inner_of(environment))):
+    with report_crashes(name_of(environment), type(inner_of(environment))):
         answer: object = await settle(environment.step, message)
     if isinstance(answer, str):
         answer = [{"role": "user", "content": answer}]

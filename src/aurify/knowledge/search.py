@@ -12,6 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from aurify.bounds import Checked, NonNegativeFloat, PositiveInt, Share
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 from aurify.knowledge.fusion import rrf, weighted
@@ -26,19 +27,20 @@ LOOKED_UP_TOGETHER = 2  # questions
 PER_LIMIT = 5  # candidates for each hit asked for: several may be of one document
 
 
-@dataclass(frozen=True, slots=True)
-class SearchOptions:
+@dataclass(frozen=True)
+class SearchOptions(Checked):
     """How a knowledge base searches unless told otherwise; its settings.json keeps them. On half of MedQuAD's questions
     a dense weight of 0.9 was best and 0.85 close to it; on our own code 0.85 was better (docs/memory.md)."""
 
     mode: Mode = "hybrid"
     fusion: Fusion = "weighted"
-    dense_weight: float = 0.85  # the rest is that of the words
-    k: float = 60  # of reciprocal rank fusion
-    candidates: int = 100  # of each first stage
-    reranked: int = 50  # that a second stage looks at
+    dense_weight: Share = 0.85  # the rest is that of the words
+    k: NonNegativeFloat = 60  # of reciprocal rank fusion
+    candidates: PositiveInt = 100  # of each first stage
+    reranked: PositiveInt = 50  # that a second stage looks at
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, value, choices in (
             ("mode", self.mode, get_args(Mode)),
             ("fusion", self.fusion, get_args(Fusion)),
@@ -47,10 +49,6 @@ class SearchOptions:
                 raise UserError(
                     f"search: {name} is {value!r}; expected one of {', '.join(choices)}{did_you_mean(value, choices)}"
                 )
-        if not 0 <= self.dense_weight <= 1:
-            raise UserError(f"search: dense_weight is {self.dense_weight}; expected a share between 0 and 1")
-        if min(self.candidates, self.reranked) < 1 or self.k < 0:
-            raise UserError("search: candidates and reranked must be 1 or more, and k must not be negative")
 
     @property
     def weights(self) -> dict[str, float]:

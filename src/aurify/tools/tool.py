@@ -64,7 +64,7 @@ def make_tool(function: Callable[..., Any], *, name: str | None = None, close: C
         return arguments
 
     try:
-        schema = TypeAdapter(function).json_schema()
+        schema = TypeAdapter[Any](function).json_schema()
         checked = validate_call(bind)
     except Exception as error:  # pydantic has several for types that it cannot describe
         problem = str(error).partition("\n")[0]
