@@ -25,11 +25,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Interval
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aurify.bounds import Checked, PositiveInt
+from aurify.bounds import Checked, Interval, PositiveInt
 from aurify.errors import UserError
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
