@@ -65,6 +65,7 @@ declare(
         "largest_number": "aurify.tasks.procedural:largest_number",
         "arithmetic": "aurify.tasks.procedural:arithmetic",
         "addition": "aurify.tasks.procedural:addition",
+        "multiplication": "aurify.tasks.procedural:multiplication",
         "sorting": "aurify.tasks.procedural:sorting",
         "count_letters": "aurify.tasks.procedural:count_letters",
         "reverse_words": "aurify.tasks.procedural:reverse_words",
@@ -95,6 +96,11 @@ declare(
         "call_valid": "aurify.rewards.function_calling:call_valid",
         "call_name": "aurify.rewards.function_calling:call_name",
         "call_arguments": "aurify.rewards.function_calling:call_arguments",
+        "answer_em": "aurify.rewards.search:answer_em",
+        "answer_sub_em": "aurify.rewards.search:answer_sub_em",
+        "answer_f1": "aurify.rewards.search:answer_f1",
+        "search_format": "aurify.rewards.search:search_format",
+        "retrieval_hit": "aurify.rewards.search:retrieval_hit",
         "procedure": "aurify.procedures.reward:procedure",
         "code": "aurify.rewards.code:code",
         "code_syntax": "aurify.rewards.code:code_syntax",
@@ -119,9 +125,10 @@ declare(
     {
         "single_turn": "aurify.environments.single_turn:SingleTurn",
         "tool_use": "aurify.environments.tool_use:ToolUse",
+        "search_r1": "aurify.environments.search_r1:SearchR1",
     },
 )
-declare("tool", {"calculator": "aurify.tools.calculator:calculator"})
+declare("tool", {"calculator": "aurify.tools.calculator:calculator", "search": "aurify.tools.search:Search"})
 
 
 def register(kind: Kind, name: str | None = None) -> Callable[[T], T]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from aurify.environments.env import Observation, Step
+from aurify.environments.env import Observation
 from aurify.environments.hosting import settle
 from aurify.types import Message, Task
 

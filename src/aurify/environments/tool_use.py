@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from aurify.environments.env import Step
@@ -12,10 +11,10 @@ from aurify.types import Message, Task
 
 
 class ToolUse(MultiTurnEnvironment):
-    """tools: names, or {name: ..., options}. seconds: for each call. max_calls: of one turn; further ones are answered
-    with an error."""
+    """tools: names, or {name: ..., options}; or what `build_tools` made of them. seconds: for each call. max_calls: of
+    one turn; further ones are answered with an error."""
 
-    def __init__(self, task: Task, tools: Sequence[Any], seconds: float = CALL_SECONDS, max_calls: int = 8) -> None:
+    def __init__(self, task: Task, tools: Any, seconds: float = CALL_SECONDS, max_calls: int = 8) -> None:
         super().__init__(task)
         self.max_calls = max_calls
         self.toolbox = Toolbox((tools if callable(tools) else build_tools(tools))(), seconds)

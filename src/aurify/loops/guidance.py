@@ -111,7 +111,7 @@ class Guide:
         if self.traces is not None:
             return self.traces.of(task.prompt)
         answer = self.taskset.demonstration(task)
-        if answer is None:
+        if not isinstance(answer, str):  # a conversation is no single answer
             return []
         tokens = self.renderer.reply(self.renderer.prompt(task.prompt), answer)
         return [tokens] if len(tokens) <= self.max_tokens else []

@@ -64,7 +64,8 @@ def make_tool(function: Callable[..., Any], *, name: str | None = None, close: C
         return arguments
 
     try:
-        schema = TypeAdapter[Any](function).json_schema()
+        adapter: Any = TypeAdapter  # takes a function too, though its annotations do not say so
+        schema = adapter(function).json_schema()
         checked = validate_call(bind)
     except Exception as error:  # pydantic has several for types that it cannot describe
         problem = str(error).partition("\n")[0]
