@@ -128,7 +128,14 @@ declare(
         "search_r1": "aurify.environments.search_r1:SearchR1",
     },
 )
-declare("tool", {"calculator": "aurify.tools.calculator:calculator", "search": "aurify.tools.search:Search"})
+declare(
+    "tool",
+    {
+        "calculator": "aurify.tools.calculator:calculator",
+        "search": "aurify.tools.search:Search",
+        "mcp": "aurify.tools.mcp:MCP",
+    },
+)
 
 
 def register(kind: Kind, name: str | None = None) -> Callable[[T], T]:

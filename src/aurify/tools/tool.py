@@ -6,7 +6,8 @@
         return a * b
 
 A tool with state, or with something to open and close, is a class: its options come from the recipe, the model calls
-its method `call`, and each trajectory has an instance of its own. `shared = True` makes one instance for the run."""
+its method `call`, and each trajectory has an instance of its own. `shared = True` makes one instance for the run. A
+class that brings several tools has a method `tools()` instead, which is asked once a trajectory."""
 
 from __future__ import annotations
 

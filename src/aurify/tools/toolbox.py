@@ -112,14 +112,13 @@ def build_source(entry: Any) -> Open:
         tool = make_tool(found, name=name)
         return lambda: [tool]
     make = partial(found, **options_for(f"tool {name!r}", found, options))
+    if hasattr(found, "tools"):  # several: the object says for each trajectory which
+        return make().tools  # type: ignore[no-any-return]
     if getattr(found, "shared", False):
-        tools = open_instance(name, make())
-        return lambda: tools
-    return lambda: open_instance(name, make())
+        only = make()
+        return lambda: [open_instance(name, only)]
+    return lambda: [open_instance(name, make())]
 
 
-def open_instance(name: str, instance: Any) -> list[Tool]:
-    """The tools of an object: its method `call`, or what its method `tools()` lists."""
-    if hasattr(instance, "tools"):
-        return list(instance.tools())
-    return [make_tool(instance.call, name=name, close=getattr(instance, "close", None))]
+def open_instance(name: str, instance: Any) -> Tool:
+    return make_tool(instance.call, name=name, close=getattr(instance, "close", None))
