@@ -165,7 +165,7 @@ class Play:
     def last_message(self) -> Message:
         """What the environment is told, as a copy: it may change it."""
         message = deepcopy(self.messages[-1])
-        if self.tools and (calls := read_tool_calls(message["content"])):
+        if self.tools and (calls := read_tool_calls(message["content"], self.tools)):
             message["tool_calls"] = calls
         return message
 

@@ -113,7 +113,8 @@ def build_source(entry: Any) -> Open:
         return lambda: [tool]
     make = partial(found, **options_for(f"tool {name!r}", found, options))
     if hasattr(found, "tools"):  # several: the object says for each trajectory which
-        return make().tools  # type: ignore[no-any-return]
+        source: Any = make()
+        return lambda: list(source.tools())
     if getattr(found, "shared", False):
         only = make()
         return lambda: [open_instance(name, only)]
