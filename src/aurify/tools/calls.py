@@ -45,8 +45,6 @@ def read_call(value: Any) -> Call:
         return Call("", {}, f"the call {shorten(value)} has no name; expected {FORM}")
     keys = ("arguments", "parameters", "args", "input")
     given: Any = next((entry[key] for key in keys if entry.get(key) is not None), {})
-        (entry[key] for key in ("arguments", "parameters", "args", "input") if entry.get(key) is not None), {}
-    )
     arguments = given
     for _ in range(2):
         if isinstance(arguments, str):
