@@ -85,7 +85,7 @@ async def try_environment(stage: PlannedStage, renderer: Renderer, seed: int, ma
     """Starts the environment of the first task for real. One of several turns is played, with a text that is no answer
     instead of the model's: a template that cannot write what the environment says is refused here."""
     from aurify.environments.hosting import host_environment
-    from aurify.environments.rollout import build_datum, observe, rollout
+    from aurify.environments.rollout import Limits, build_datum, observe, rollout
     from aurify.environments.single_turn import SingleTurn
     from aurify.samplers.scripted import ScriptedSampler
     from aurify.types import Datum, SamplingParams
@@ -114,7 +114,7 @@ async def try_environment(stage: PlannedStage, renderer: Renderer, seed: int, ma
             renderer,
             SamplingParams(max_tokens=10**6),
             max_context=stage.options.sampler.max_context,
-            max_turns=min(max_turns, TRIED_TURNS),
+            limits=Limits(min(max_turns, TRIED_TURNS)),
         )
     notes = renderer.notes(first.messages, first.tools, many_turns=max_turns > 1)
     tried = f"the environment was started and played, with {STAND_IN!r} for {len(sampler.prompts)} answers"

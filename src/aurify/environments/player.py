@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from aurify.bounds import Checked, PositiveFloat, PositiveInt
 from aurify.environments.env import Environment
 from aurify.environments.hosting import host_environment, is_threaded
-from aurify.environments.rollout import NoRoom, rollout
+from aurify.environments.rollout import Limits, NoRoom, rollout
 from aurify.environments.rounds import CountingSampler, InRounds
 from aurify.errors import UserError
 from aurify.renderer import Renderer
@@ -23,7 +23,6 @@ from aurify.types import Metrics, SamplingParams, Task, Trajectory
 log = logging.getLogger("aurify")
 
 ATTEMPTS = 2
-MAX_TURNS = 16
 MAX_ROOMS = 128  # environments with a thread at the same time; further trajectories wait
 MAX_STUCK = 128  # threads that calls over their time limit still hold
 MAX_TOLD = 5  # reasons of failures that are told in a step
@@ -50,12 +49,12 @@ class Player:
         options: RolloutOptions | None = None,
         *,
         max_context: int | None = None,
-        max_turns: int = MAX_TURNS,
+        limits: Limits | None = None,
     ) -> None:
         self.environment, self.sampler, self.renderer = environment, sampler, renderer
         self.options = options or RolloutOptions()
         self.rounds = InRounds(sampler) if self.options.in_rounds else None
-        self.max_context, self.max_turns = max_context, max_turns
+        self.max_context, self.limits = max_context, limits or Limits()
         self.threaded, self.rooms = is_threaded(environment), PerLoop(MAX_ROOMS)
         self.num_ended = 0  # trajectories that ended well, in all
         self.counts: Counter[str] = Counter()  # since `take_counts`
@@ -129,7 +128,7 @@ class Player:
                 self.renderer,
                 params,
                 max_context=self.max_context,
-                max_turns=self.max_turns,
+                limits=self.limits,
                 guidance=guidance,
             )
 

@@ -62,7 +62,7 @@ class Guide:
         if self.traces is not None:
             return self.traces.of(task.prompt)
         answer = self.taskset.demonstration(task)
-        if answer is None:
+        if not isinstance(answer, str):  # a conversation is no single answer
             return []
         tokens = self.renderer.reply(self.renderer.prompt(task.prompt), answer)
         return [tokens] if len(tokens) <= max_trace_tokens(self.stage) else []

@@ -68,8 +68,8 @@ def without_heldout(examples: Examples, heldout: HeldOut, stage: PlannedStage, b
             parts = stage.offline.data.parts
             name = f" of {parts[part].name}" if part < len(parts) else ""
             raise UserError(
-                f"stages.{stage.name}.data: nothing is left to train on: the questions of all {num} rows{name} are held "
-                f"out, by {', '.join(holders)}. Give rows of other questions, or hold others out (num_heldout, "
+                f"stages.{stage.name}.data: nothing is left to train on: the questions of all {num} rows{name} are "
+                f"held out, by {', '.join(holders)}. Give rows of other questions, or hold others out (num_heldout, "
                 "heldout_path, heldout_share)"
             )
     return replace(examples, train=kept, tally=replace(examples.tally, held_out=examples.tally.held_out + holders))

@@ -21,7 +21,8 @@ from aurify.data.mixing import By, Stop
 from aurify.data.sources import Part
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
-from aurify.environments.player import MAX_TURNS, RolloutOptions
+from aurify.environments.player import RolloutOptions
+from aurify.environments.rollout import MAX_TURNS
 from aurify.errors import UserError
 from aurify.models.model import ModelConfig
 from aurify.renderer import Renderer, TrainOn
