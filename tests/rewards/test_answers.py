@@ -8,7 +8,7 @@ import pytest
 
 from aurify.rewards.format import format_match, length_penalty
 from aurify.rewards.math import number_match, numbers_match
-from aurify.rewards.numbers import last_number, numbers_in
+from aurify.rewards.numbers import numbers_in
 from aurify.rewards.text import contains_answer, exact_match
 from aurify.types import Segment, Task, Trajectory
 

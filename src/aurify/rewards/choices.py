@@ -35,9 +35,10 @@ GOLD = re.compile(r"\s*(?:option|choice|answer)?[\s:]*\(?([A-Za-z])\)?\s*(?:[.):
 
 
 def read_gold_choice(gold: str) -> str | None:
-    """B, of "B", "(b)", "B) Paris" or "\\text{(B)}"; None where it is no letter."""
-    found = GOLD.fullmatch(strip_latex(read_boxes(gold) or gold))
-    return found[1].upper() if found else None
+    """B, of "B", "(b)", "B) Paris" or "\\text{(B)}"; None where it is no letter, or more than one."""
+    text = strip_latex(read_boxes(gold) or gold)
+    found = GOLD.fullmatch(text)
+    return found[1].upper() if found and not ANOTHER.match(text, found.end(1)) else None
 
 
 def read_choice(text: str) -> str | None:

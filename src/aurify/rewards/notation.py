@@ -34,6 +34,8 @@ REWRITES = tuple(
         (r"(?<!\\)%|(?<=\d)\s*per ?cent\b", r"\\%"),
         (r"^(?:\\?\$|\u20ac|\u00a3|\u00a5|USD|EUR)\s*(?=[\d.])", ""),
         (r"\\?\$|(?<!\\)\\[()\[\]]", ""),  # delimiters of mathematics
+        (r"\\q?quad", ", "),
+        (r"\(\s*or\s+([^()]*)\)", r", \1"),
         (r"(?<=[\w})\]])\s+(?:or|and)\s+(?=[\w\\({\[-])", ", "),
         (r"^(?=\s*(?:[<>]|\\[gl](?:eq?|t)\b))", "x"),  # "> 3" says something of a variable
     )
@@ -44,7 +46,7 @@ SCALE = re.compile(rf"(?<=\d)\s*(?:\\[, ])?\s*(?:\\text\s*\{{\s*)?({'|'.join(SCA
 STYLE = r"\\(?:text|textbf|textit|mathrm|mathbf)\s*\{"
 TEXT = re.compile(rf"{STYLE}([^{{}}]*)\}}")
 LETTER = re.compile(rf"{STYLE}\s*([A-Z])\s*\}}|([A-Z])")
-CHOICE = re.compile(rf"(?:{STYLE}\s*)?\(\s*([A-Z])\s*\)\s*\}}?(?:\\ |\\quad|[\s:.~])*(.*)", re.DOTALL)
+CHOICE = re.compile(rf"(?:{STYLE}\s*)?\(\s*([A-Z])\s*\)\s*\}}?(?:\\ |[\s:.,~])*(.*)", re.DOTALL)
 WORDS = re.compile(r"[a-z][a-z' -]{3,}|yes|no|odd|all", re.IGNORECASE)  # "abc" may be a product
 
 BASED = re.compile(r"(-?[0-9A-F]+)_\s*(?:\{\s*(?:\\text\s*\{)?\s*(\w+)\s*\}*|(\d))")
@@ -72,7 +74,7 @@ def rewrite(text: str) -> str:
     """Unicode, plain-text mathematics and thousands as LaTeX."""
     text = re.sub(f"[{RAISED}]+", lambda m: "^{" + m[0].translate(PLAIN_DIGITS) + "}", text)
     text = re.sub(f"[{LOWERED}]+", lambda m: "_{" + m[0].translate(PLAIN_DIGITS) + "}", text)
-    text = SEPARATORS.sub("", "".join(SYMBOLS.get(c) or rewrite_character(c) for c in text))
+    text = "".join(SYMBOLS.get(c) or rewrite_character(c) for c in SEPARATORS.sub("", text))
     for pattern, by in REWRITES:
         text = pattern.sub(by, text)
     return SCALE.sub(lambda m: f" \\times 10^{{{SCALES[m[1].lower()]}}}", text).strip()

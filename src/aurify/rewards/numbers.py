@@ -33,7 +33,8 @@ def last_number(text: str) -> Number | None:
     for found in reversed(list(VALUE.finditer(text))):
         before = PART.search(text[max(0, found.start() - 8) : found.start()])
         if before is None:
-            return read_value(found)
+            is_date = found["divisor"] and text[: found.start()].endswith("/")  # 1/2/2023
+            return to_decimal(found["divisor"]) if is_date else read_value(found)
         if "^" not in before[0]:
             return None  # a root, or a number in another base
     return None
