@@ -52,6 +52,7 @@ PUBLIC = [
     "run_pipeline",
     "task",
     "tiny_model",
+    "tool",
 ]
 
 

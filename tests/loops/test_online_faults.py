@@ -283,7 +283,7 @@ def test_flat_groups_that_are_kept_get_kl_and_entropy():
 
 def test_truncated_and_masked_answers_stay_out_where_flat_groups_are_kept():
     options = stage(truncated="mask")
-    answers = [Trajectory([], [], 0, reward=1.0, truncated=cut) for cut in (True, False)]
+    answers = [Trajectory([], [], 0, reward=1.0, outcome="token_limit" if cut else "done") for cut in (True, False)]
     group = Group(TASKS[0], [*answers, Trajectory([], [], 0)])
     assert len(trained(group, [0.0] * 3, options, keep_flat=True)) == 1
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from aurify.errors import UserError
+from aurify.knowledge.client import Passage, Retriever, RetrieverError, RetrieverOptions, passages_of
 from aurify.knowledge.types import Chunk, Document, Hit
 from aurify.serving.knowledge import LOOPBACK, Line, Question, ServiceOptions, application, bound, read_question
-from aurify.serving.knowledge_client import Passage, Retriever, RetrieverError, RetrieverOptions, passages_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from words import WordEmbedder
@@ -306,7 +306,7 @@ async def ask_closed():
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"topk": 0}, "topk is 0"), ({"topk": 9, "max_topk": 3}, "above max_topk"), ({"port": 70_000}, "port is 70000")],
+    [({"topk": 0}, "topk: 0"), ({"topk": 9, "max_topk": 3}, "above max_topk"), ({"port": 70_000}, "port: 70000")],
 )
 def test_wrong_options_of_the_service_are_named(options, said):
     with pytest.raises(UserError, match=said):
@@ -315,7 +315,7 @@ def test_wrong_options_of_the_service_are_named(options, said):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"url": "localhost:8000"}, "expected something like"), ({"seconds": 0}, "above 0"), ({"topk": 0}, "topk is 0")],
+    [({"url": "localhost:8000"}, "expected something like"), ({"seconds": 0}, "above 0"), ({"topk": 0}, "topk: 0")],
 )
 def test_wrong_options_of_the_client_are_named(options, said):
     with pytest.raises(UserError, match=said):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aurify.config import errors_of
+from aurify.config import prefix_errors
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -42,7 +42,7 @@ def show_plan(recipe: Recipe, heldout: HeldOut) -> None:
     console.print(table)
     for name, stage in recipe.stages.items():
         tally = Tally()
-        with errors_of(f"stages.{name}"):
+        with prefix_errors(f"stages.{name}"):
             renderer = renderer_of(recipe, stage)
             example = first_example(recipe, name, renderer, heldout, tally)
             for line in tally.lines():
@@ -96,7 +96,7 @@ async def try_environment(
 ) -> Shown:
     """Starts the environment of the first task for real. One of several turns is played, with an answer that is no
     answer in the place of the model's: a template that cannot write what the environment says is refused here."""
-    from aurify.environments.rollout import build_datum, observe, rollout
+    from aurify.environments.rollout import Limits, build_datum, observe, rollout
     from aurify.environments.single_turn import SingleTurn
     from aurify.samplers.scripted import ScriptedSampler
     from aurify.types import Datum, SamplingParams
@@ -119,7 +119,7 @@ async def try_environment(
         renderer,
         SamplingParams(max_tokens=10**6),
         max_context=max_context,
-        max_turns=min(max_turns, TRIED_TURNS),
+        limits=Limits(min(max_turns, TRIED_TURNS)),
     )
     notes = renderer.notes(first.messages, first.tools, many_turns=max_turns > 1)
     tried = f"the environment was started and played, {STAND_IN!r} in the place of {len(sampler.prompts)} answers"

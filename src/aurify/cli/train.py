@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from aurify.cli.places import RUNS, RunsFolder, find_run
-from aurify.cli.recipes import find_recipe
+from aurify.cli.names import RUNS, RunsFolder, find_recipe, find_run
 from aurify.errors import UserError
 
 
@@ -57,7 +57,7 @@ def run_recipe(
     from aurify import config
 
     values = config.load_config(path, overrides)
-    with Console(stderr=True).status("checking the recipe ..."), config.errors_of(path):
+    with Console(stderr=True).status("checking the recipe ..."), config.prefix_errors(path):
         from aurify.pipeline.check import validate
         from aurify.pipeline.heldout import checked_heldout
         from aurify.pipeline.recipe import build_recipe
@@ -81,12 +81,18 @@ def run_recipe(
     typer.echo(f"{'Going on with' if resume else 'Run'} {folder.path}")
     try:
         run_pipeline(recipe, folder, show_samples=samples, heldout=heldout)
+    except Exception:
+        if not resume and not folder.has_work():
+            shutil.rmtree(folder.path)
+            typer.echo(f"Nothing was trained; {folder.path} is removed", err=True)
+        raise
     finally:
-        add_report(folder.path)
+        if folder.path.exists() and not folder.is_locked():
+            add_report(folder.path)
 
 
 def add_report(run: Path) -> None:
-    """A run that ended, well or badly, is not to end in the traceback of its report instead."""
+    """An error in the report does not hide how the run ended."""
     from aurify.report.report import write_report
 
     try:

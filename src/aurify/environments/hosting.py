@@ -27,17 +27,26 @@ class Hosted:
     async def step(self, message: Message) -> Step:
         return await self._call("step", message)
 
+    async def finish(self, outcome: str) -> Any:
+        return await self._call("finish", outcome) if hasattr(self.inner, "finish") else None
+
     async def close(self) -> None:
         await self._call("close")
 
     async def _call(self, name: str, *arguments: Any) -> Any:
-        method = getattr(self.inner, name)
+        method = partial(settle, getattr(self.inner, name))
         late = self.room is not None and self.room.late
         seconds = CLOSING_SECONDS if late else self.seconds
         what = f"environment {type(self.inner).__name__!r}: {name}()"
         if self.room is None:
             return await wait_for(method(*arguments), seconds, what)
         return await self.room.run(partial(method, *arguments), seconds, what)
+
+
+async def settle(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function, plain or async."""
+    result = function(*arguments)
+    return await result if inspect.isawaitable(result) else result
 
 
 def is_threaded(factory: Callable[..., Environment]) -> bool:

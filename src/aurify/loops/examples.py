@@ -132,15 +132,20 @@ def by_part(rows: Sequence[Row]) -> dict[int, list[int]]:
 
 def rows_of_demonstrations(taskset: TaskSet, num: int, seed: int) -> Rows:
     """Training tasks with the answer that the task itself would give."""
+    offered = {"tools": list(taskset.tools)} if taskset.tools else {}
     answered = ((task, taskset.demonstration(task)) for task in taskset.train(derive_seed(seed, "demonstrations")))
     rows = [
-        Row({"messages": [*task.prompt, {"role": "assistant", "content": answer}]}, f"task {task.id}")
+        Row({"messages": [*task.prompt, *as_messages(answer)]} | offered, f"task {task.id}")
         for task, answer in islice(answered, num)
         if answer is not None
     ]
     if not rows:
         raise UserError(f"task {taskset.name!r}: there is no training task with an answer to demonstrate")
     return Rows(rows)
+
+
+def as_messages(answer: str | list[Message]) -> list[Message]:
+    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
 
 
 def encode_examples(

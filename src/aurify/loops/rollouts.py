@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from aurify.algorithms.estimators import spread
 from aurify.environments.player import Player
+from aurify.environments.rollout import Limits
 from aurify.errors import UserError
 from aurify.loops.guidance import Beginning
 from aurify.loops.progress import derive_seed
@@ -56,7 +57,7 @@ class Rollouts:
             self.renderer,
             stage.rollouts,
             max_context=stage.sampler.max_context,
-            max_turns=stage.max_turns,
+            limits=Limits(stage.max_turns),
         )
         object.__setattr__(self, "player", player)
 
