@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from aurify.sandbox import sandbox
+from aurify.sandbox import sandbox, view
 from aurify.sandbox.sandbox import Limits, run_script, run_tests
 
 LIMITS = Limits(seconds=0.5, memory_mb=256, disk_mb=4, output_kb=64)
@@ -39,7 +39,7 @@ TESTS = [
 
 
 def working(kind):
-    if kind == "bubblewrap" and sandbox.bwrap() is None:
+    if kind == "bubblewrap" and view.bwrap() is None:
         return False
     return sandbox.works(kind) == ""
 
@@ -96,7 +96,7 @@ def state(canary):
 def hidden():
     """What lies in the home folder, but for the interpreter, which may."""
     home = Path.home()
-    own = Path(sandbox.interpreter())
+    own = Path(view.interpreter())
     return set(os.listdir(home)) - ({own.relative_to(home).parts[0]} if own.is_relative_to(home) else set())
 
 

@@ -17,11 +17,9 @@ import marshal
 import math
 import os
 import selectors
-import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 import time
 import types
 from collections.abc import Sequence
@@ -31,9 +29,9 @@ from typing import Any, Literal
 
 from aurify.errors import UserError
 from aurify.sandbox.seccomp import seccomp_filter, supported
+from aurify.sandbox.view import DEVICES, bubblewrap_command, bwrap, interpreter, package_folders, readable_paths
 
 Backend = Literal["bubblewrap", "landlock"]
-NOBODY = "65534"
 BOOT = """\
 import marshal, sys, types
 load = marshal.load(open(int(sys.argv[1]), "rb"))
@@ -42,8 +40,7 @@ for name, code in load["modules"].items():
     exec(code, module.__dict__)
 module.main(load["options"])
 """
-SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/lib", "/lib64", "/etc/ld.so.cache", "/nix/store")
-DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
+TESTING = ["checks", "pytest_stand_in", "items", "runner"]  # what the side of the tests needs beside the rest
 MEND = "install bubblewrap (Debian, Ubuntu: apt-get install bubblewrap), or use a kernel with Landlock (Linux 5.13)"
 
 
@@ -85,33 +82,41 @@ def run_script(code: str, stdin: str = "", limits: Limits = Limits()) -> Outcome
 @dataclass(frozen=True)
 class TestReport:
     passed: int
-    total: int  # 0: the program could not even be loaded
+    total: int
     problem: str = ""  # the first thing that went wrong
 
 
 def run_tests(
-    code: str, tests: Sequence[str], *, setup: str = "", entry_point: str | None = None, limits: Limits = Limits()
+    code: str,
+    tests: Sequence[str] = (),
+    *,
+    calls: Sequence[tuple[list[Any], list[Any]]] = (),
+    setup: str = "",
+    entry_point: str | None = None,
+    hint: str | None = None,
+    limits: Limits = Limits(),
 ) -> TestReport:
-    """Runs each test against the program; see `inside.py` for what counts as one. setup: code that the tests need.
-    ValueError: the tests themselves are broken."""
+    """Runs the program's tests as pytest and unittest would (see `runner.py`). setup: code that the tests need.
+    entry_point: the function that `check(candidate)` and calls are for; hint: its name, if the program has it. calls:
+    lists of arguments, and the values that are accepted. ValueError: the tests themselves are broken."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         options = {"role": "program", "code": code, "descriptor": theirs.fileno()}
         program = start(options, limits, inherited=[theirs.fileno()], quiet=True)
         try:
             theirs.close()
-            options = {"role": "tests", "tests": list(tests), "setup": setup, "entry_point": entry_point}
-            options["descriptor"] = ours.fileno()
+            options = {"role": "tests", "tests": list(tests), "calls": list(calls), "setup": setup}
+            options |= {"entry_point": entry_point, "hint": hint, "descriptor": ours.fileno()}
             judge = start(options, limits, inherited=[ours.fileno()])
             ours.close()
             outcome = finish(judge, limits)
         finally:
             program.kill()
             program.wait()
-    return report_of(outcome)
+    return read_report(outcome)
 
 
-def report_of(outcome: Outcome) -> TestReport:
+def read_report(outcome: Outcome) -> TestReport:
     """From the lines that the side of the tests has written. What it had no time for has not passed."""
     lines = [json.loads(line) for line in outcome.stdout.splitlines() if line.endswith("}")]
     said: dict[str, Any] = {}
@@ -122,10 +127,12 @@ def report_of(outcome: Outcome) -> TestReport:
     if "broken" in said:
         raise ValueError(f"the tests are broken: {said['broken']}")
     results = [line for line in lines if "test" in line]
-    problems = [line["problem"] for line in results if not line["passed"]]
+    problems = [f"{line['test']}: {line['problem']}" for line in results if not line["passed"]]
+    passed, total = sum(line["passed"] for line in results), len(results)
     if "done" not in said:
         problems.append(said.get("refused") or f"stopped: {outcome.stopped or f'exit code {outcome.returncode}'}")
-    return TestReport(sum(line["passed"] for line in results), said.get("count", 0), (problems or [""])[0])
+        total = max(said.get("count", 0), passed + 1)
+    return TestReport(passed, total, (problems or [""])[0])
 
 
 def start(
@@ -144,16 +151,16 @@ def start(
         "cpu_seconds": math.ceil(limits.seconds),
         "disk_mb": limits.disk_mb,
         "landlock": chosen == "landlock",
-        "readable": [*readable(), *DEVICES],
-        "packages": packages(),
+        "readable": [*readable_paths(), *DEVICES],
+        "packages": package_folders(),
         "filter": seccomp_filter(namespaces=False).hex() if chosen == "landlock" else "",
     }
-    order = sealed(marshal.dumps({"modules": modules(), "options": options}))
+    order = sealed(marshal.dumps({"modules": inside_modules(options["role"]), "options": options}))
     given = sealed(stdin)
     kernel_filter = sealed(seccomp_filter(namespaces=True))
     command = [interpreter(), "-I", "-S", "-B", "-c", BOOT, str(order)]
     if chosen == "bubblewrap":
-        command = [*bubblewrap(limits), "--seccomp", str(kernel_filter), "--", *command]
+        command = [*bubblewrap_command(limits.disk_mb), "--seccomp", str(kernel_filter), "--", *command]
     try:
         return subprocess.Popen(
             command,
@@ -213,79 +220,12 @@ def sealed(data: bytes) -> int:
     return descriptor
 
 
-def bubblewrap(limits: Limits) -> list[str]:
-    """The part of the command that builds the view. There is no /proc in it: its files are the whole kernel's."""
-    command = [
-        bwrap() or "bwrap",
-        "--unshare-pid",
-        "--unshare-net",
-        "--unshare-ipc",
-        "--unshare-uts",
-        "--unshare-cgroup-try",
-    ]
-    command += ["--die-with-parent", "--new-session", "--hostname", "sandbox", "--cap-drop", "ALL"]
-    if os.geteuid() == 0:
-        # in a user namespace of its own a process of root would still own root's files; `inside.py` becomes nobody
-        command += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
-    else:
-        command += ["--unshare-user", "--uid", NOBODY, "--gid", NOBODY]
-    for folder in sorted({str(parent) for path in readable() for parent in Path(path).parents} - {"/"}):
-        command += ["--perms", "0755", "--dir", folder]  # else that of root's home is root's alone
-    for path in readable():
-        if os.path.islink(path):
-            command += ["--symlink", os.readlink(path), path]
-        else:
-            command += ["--ro-bind", path, path]
-    command += ["--dev", "/dev", "--remount-ro", "/dev"]
-    command += ["--perms", "1777", "--size", str(limits.disk_mb << 20), "--tmpfs", "/tmp", "--chdir", "/tmp"]
-    return [*command, "--remount-ro", "/"]  # the root is a tmpfs too, without a size
-
-
 @functools.cache
-def modules() -> dict[str, types.CodeType]:
-    """What runs inside, compiled once; the last one has `main`."""
-    names = {name: f"{__package__}.{name}" for name in ("confine", "peer", "inside")}
-    texts = {module: (Path(__file__).parent / f"{name}.py").read_text() for name, module in names.items()}
+def inside_modules(role: str) -> dict[str, types.CodeType]:
+    """What runs inside, compiled once. The last module has `main`."""
+    names = ["confine", "values", "peer", *(TESTING if role == "tests" else []), "inside"]
+    texts = {f"{__package__}.{name}": (Path(__file__).parent / f"{name}.py").read_text() for name in names}
     return {module: compile(text, module, "exec", dont_inherit=True) for module, text in texts.items()}
-
-
-@functools.cache
-def packages() -> list[str]:
-    """Where the base interpreter's own packages lie: NumPy, say, if it is installed there."""
-    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
-    found = [
-        *(sysconfig.get_path(name, vars=base) for name in ("purelib", "platlib")),
-        "/usr/lib/python3/dist-packages",
-    ]
-    return [path for path in dict.fromkeys(found) if any(path.startswith(f"{folder}/") for folder in readable())]
-
-
-@functools.cache
-def interpreter() -> str:
-    """That of the virtual environment's base: what people have installed for themselves stays outside."""
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    path = Path(sys.base_exec_prefix) / "bin" / version
-    return os.path.realpath(path if path.exists() else sys.executable)
-
-
-@functools.cache
-def readable() -> tuple[str, ...]:
-    """What the interpreter needs: itself, its library, and the system's shared libraries."""
-    base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
-    own = [interpreter(), *(sysconfig.get_path(name, vars=base) for name in ("stdlib", "platstdlib"))]
-    own += [str(library) for library in (Path(sys.base_exec_prefix) / "lib").glob("libpython*")]
-    found: list[str] = []
-    for path in (*SYSTEM, *own):
-        below = any(path == other or path.startswith(f"{other}/") for other in found)
-        if os.path.lexists(path) and not below:
-            found.append(path)
-    return tuple(found)
-
-
-@functools.cache
-def bwrap() -> str | None:
-    """bubblewrap's program: of the system, or beside this environment's interpreter."""
-    return shutil.which("bwrap") or shutil.which("bwrap", path=os.path.join(sys.prefix, "bin"))
 
 
 @functools.cache
