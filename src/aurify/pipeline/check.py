@@ -8,6 +8,7 @@ is seen when a stage begins.
 from __future__ import annotations
 
 import logging
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 from aurify.algorithms.effects import check_effects, stage_has
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from aurify.tasks.taskset import TaskSet
 
 
+MAX_CHECKED = 100_000  # training tasks: a task set may make them without end
 log = logging.getLogger("aurify")
 
 
@@ -42,6 +44,8 @@ def validate(recipe: Recipe) -> None:
                     resolve_model(model)
             choose_device(stage.model.device)
             taskset = resolve_taskset(stage)
+            if taskset is not None:
+                taskset.rubric.check_tasks(chain(taskset.heldout, islice(taskset.train(0), MAX_CHECKED)))
             if isinstance(stage, OnlineStage):
                 check_online(stage, algorithm, taskset)
             else:

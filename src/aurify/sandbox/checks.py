@@ -12,6 +12,10 @@ from collections.abc import Iterator, Sequence
 
 MARK = "__aurify_checked__"  # called before each check
 ASSERTING = re.compile(r"assert|raises|warns|deprecated_call", re.IGNORECASE)
+PROGRAM_MODULES = (  # names under which tests import the program
+    *("solution", "main", "module", "my_module", "my_solution", "program", "script", "submission", "your_code"),
+    *("your_module", "your_solution"),
+)
 FAILING = {"fail", "exit", "_exit", "quit"}
 BRANCHES = (ast.If, ast.Try, ast.TryStar, ast.With, ast.AsyncWith, ast.Match)
 LOOPS = (ast.For, ast.AsyncFor, ast.While)
@@ -32,9 +36,7 @@ def blocks(statement: ast.AST) -> Iterator[list[ast.stmt]]:
 
 def expressions(statement: ast.AST) -> Iterator[ast.AST]:
     """The nodes of a statement that run with it: not its blocks, and no function or class that it defines."""
-    waiting = [
-        node for node in ast.iter_child_nodes(statement) if not isinstance(node, ast.stmt | ast.ExceptHandler)
-    ]
+    waiting = [node for node in ast.iter_child_nodes(statement) if not isinstance(node, ast.stmt | ast.ExceptHandler)]
     if isinstance(statement, SCOPES):
         waiting = list(statement.decorator_list)
     for node in waiting:
@@ -198,3 +200,25 @@ def parse_all(texts: Sequence[str], setup: str) -> list[ParsedText]:
     trees = [parse_tests(text) for text in texts]
     checking = checking_functions([ast.parse(setup), *trees])
     return [ParsedText(tree, checking) for tree in trees]
+
+
+def imported_from_program(text: str) -> set[str]:
+    """The names that tests import from the program's module, or look up in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ImportFrom) and node.module in PROGRAM_MODULES:
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in PROGRAM_MODULES:
+            found.add(node.attr)
+    return found
+
+
+def imported_modules(tree: ast.Module) -> set[str]:
+    """The modules that a text imports for certain: at its top, outside of any `try` or `if`."""
+    names: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return {name.split(".")[0] for name in names}

@@ -5,7 +5,6 @@ never sees what is expected of it, cannot touch the interpreter that decides, an
 printing, exiting early and redefining `assert` or `==` gain it nothing."""
 
 from __future__ import annotations
-
 import __future__
 
 import builtins
@@ -24,7 +23,6 @@ from aurify.sandbox.values import OPERATIONS, Remote
 
 ANNOTATIONS = __future__.annotations.compiler_flag  # annotations are not evaluated: `List` need not be imported
 MAX_PRINTED = 1 << 20
-ALIASES = ("main", "module", "my_module", "my_solution", "program", "script", "submission", "your_code", "your_module")
 
 
 def run_script(options: dict[str, Any]) -> None:
@@ -206,17 +204,21 @@ def load_solution(peer: Peer) -> types.ModuleType:
 
 def make_module(solution: types.ModuleType, options: dict[str, Any]) -> dict[str, Any]:
     """The namespace of the tests. It starts with what the program defines."""
+    from aurify.sandbox.checks import PROGRAM_MODULES
+
     module = types.ModuleType("__main__")
     module.__dict__.update({name: value for name, value in vars(solution).items() if not name.startswith("__")})
     module.__file__ = "tests.py"
     sys.modules["__main__"] = module
-    for name in ("solution", *ALIASES, options["entry_point"] or ""):
-        if name and name not in sys.stdlib_module_names:
+    for name in (*PROGRAM_MODULES, options["entry_point"] or "solution"):
+        if name not in sys.stdlib_module_names:
             sys.modules[name] = solution
     sys.modules["pytest"] = sys.modules["aurify.sandbox.pytest_stand_in"]
     text = "\n".join([options["setup"], *options["tests"]])
     if "unittest" in text:
-        importlib.import_module("unittest").main = lambda *arguments, **options: None  # the runner runs all cases anyway
+        importlib.import_module("unittest").main = lambda *arguments, **options: (
+            None
+        )  # the runner runs all cases anyway
     if "doctest" in text:
         importlib.import_module("doctest").testmod = lambda *arguments, **options: None
     return module.__dict__

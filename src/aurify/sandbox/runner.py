@@ -5,7 +5,6 @@ A test has passed if nothing went wrong, the program was there to the end, and a
 checks nothing may fail, but it cannot pass: it proves nothing."""
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -14,7 +13,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
-
 
 from aurify.sandbox.checks import MARK, ParsedText, mark
 from aurify.sandbox.items import Broken, Session, build_items
@@ -143,7 +141,9 @@ class Runner:
 
     def execute(self, statements: list[ast.stmt]) -> None:
         try:
-            exec(compile(ast.Module(statements, []), "tests.py", "exec", ANNOTATIONS, dont_inherit=True), self.namespace)
+            exec(
+                compile(ast.Module(statements, []), "tests.py", "exec", ANNOTATIONS, dont_inherit=True), self.namespace
+            )
         except SystemExit as error:
             if isinstance(error, ProgramExit) or error.code:
                 raise
@@ -169,13 +169,13 @@ class Runner:
             for _ in range(num_tests - (self.num_reported - num_reported)):
                 self.judge(case.__name__, result.setup_problem, True, False, False)
 
-    def run_calls(self, calls: Sequence[tuple[list[Any], list[Any]]]) -> None:
-        """Calls the program's function with each list of arguments; it must return one of the accepted values."""
-        for arguments, accepted in calls:
-            self.attempt("call", lambda arguments=arguments, accepted=accepted: self.run_call(arguments, accepted))
+    def run_calls(self, calls: Sequence[tuple[list[Any], dict[str, Any], list[Any]]]) -> None:
+        """Calls the program's function: arguments, named arguments, and the values that it may return."""
+        for number, call in enumerate(calls):
+            self.attempt(f"input {number}", lambda call=call: self.run_call(*call))
 
-    def run_call(self, arguments: list[Any], accepted: list[Any]) -> None:
-        result = self.make_candidate()(*arguments)
+    def run_call(self, arguments: list[Any], named: dict[str, Any], accepted: list[Any]) -> None:
+        result = self.make_candidate()(*arguments, **named)
         self.count_check()
         if not any(same_value(result, value) for value in accepted):
             raise AssertionError("the function returns another value")

@@ -87,7 +87,7 @@ def run_tests(
     code: str,
     tests: Sequence[str] = (),
     *,
-    calls: Sequence[tuple[list[Any], list[Any]]] = (),
+    calls: Sequence[tuple[list[Any], dict[str, Any], list[Any]]] = (),
     setup: str = "",
     entry_point: str | None = None,
     hint: str | None = None,
@@ -95,7 +95,7 @@ def run_tests(
 ) -> TestReport:
     """Runs the program's tests as pytest and unittest would (see `runner.py`). setup: code that the tests need.
     entry_point: the function that `check(candidate)` and calls are for; hint: its name, if the program has it. calls:
-    lists of arguments, and the values that are accepted. ValueError: the tests themselves are broken."""
+    arguments, named arguments, and the values that the function may return. ValueError: the tests themselves are broken."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         options = {"role": "program", "code": code, "descriptor": theirs.fileno()}

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import sysconfig
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 NOBODY = "65534"
@@ -45,6 +46,12 @@ def package_folders() -> list[str]:
         "/usr/lib/python3/dist-packages",
     ]
     return [path for path in dict.fromkeys(found) if any(path.startswith(f"{root}/") for root in readable_paths())]
+
+
+@functools.cache
+def has_module(name: str) -> bool:
+    """Whether the sandbox can import a top-level module of that name."""
+    return name in sys.stdlib_module_names or PathFinder.find_spec(name, package_folders()) is not None
 
 
 @functools.cache
