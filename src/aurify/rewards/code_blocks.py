@@ -1,4 +1,4 @@
-"""Finds the program in an answer that may show several blocks of code: parts of the program, usage, output, commands."""
+"""Finds the program in an answer, which may show several blocks: parts of the program, usage, output, commands."""
 
 from __future__ import annotations
 

@@ -44,8 +44,8 @@ def find_problems(tests: CodeTests, limits: Limits) -> Iterator[str]:
     if tests.calls and all(call.accepted == [None] for call in tests.calls):
         yield "expects None from every call, so that a function that does nothing would pass; mend the outputs"
     for _, expected in tests.scripts:
-        if len(expected.encode()) > limits.output_kb * 1024:
-            yield f"expects {len(expected.encode()):,} bytes of output; raise output_kb of the reward above {limits.output_kb}"
+        if (size := len(expected.encode())) > limits.output_kb * 1024:
+            yield f"expects {size:,} bytes of output; raise output_kb of the reward, which is {limits.output_kb}"
     if tests.texts:
         yield from find_text_problems(tests)
 

@@ -16,7 +16,7 @@ PROGRAM_MODULES = (  # names under which tests import the program
     *("solution", "main", "module", "my_module", "my_solution", "program", "script", "submission", "your_code"),
     *("your_module", "your_solution"),
 )
-FAILING = {"fail", "exit", "_exit", "quit"}
+EXITS = {"exit", "_exit", "quit"}
 BRANCHES = (ast.If, ast.Try, ast.TryStar, ast.With, ast.AsyncWith, ast.Match)
 LOOPS = (ast.For, ast.AsyncFor, ast.While)
 SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
@@ -62,12 +62,17 @@ def is_check(statement: ast.stmt) -> bool:
 
 
 def always_fails(statement: ast.stmt) -> bool:
-    """`raise X`, `assert False`, `fail()`, `exit()`"""
+    """`raise X`, `assert False`, `fail()`, `exit(1)`"""
     if isinstance(statement, ast.Raise):
         return statement.exc is not None
     if isinstance(statement, ast.Assert):
         return isinstance(statement.test, ast.Constant) and not statement.test.value
-    return any(called_name(node) in FAILING for node in expressions(statement))
+    calls = [node for node in expressions(statement) if isinstance(node, ast.Call)]
+    return any(called_name(call) == "fail" or (called_name(call) in EXITS and has_exit_code(call)) for call in calls)
+
+
+def has_exit_code(call: ast.Call) -> bool:
+    return any(not isinstance(code, ast.Constant) or bool(code.value) for code in call.args)
 
 
 def fails_inside(statement: ast.stmt) -> bool:
@@ -78,13 +83,18 @@ def fails_inside(statement: ast.stmt) -> bool:
     return any(always_fails(child) or fails_inside(child) for block in inner for child in block)
 
 
-def mark(block: list[ast.stmt]) -> None:
-    """Puts a call of MARK before each check of a block and of the blocks in it."""
+def fails_later(block: Sequence[ast.AST]) -> bool:
+    """Whether it is left early, or else fails."""
+    return any(isinstance(statement, ast.stmt) and always_fails(statement) for statement in block[1:])
+
+
+def mark(block: list[ast.stmt], *, fails: bool = False) -> None:
+    """Puts a call of MARK before each check of a block and of the blocks in it. fails: see `fails_later`."""
     for index in reversed(range(len(block))):
         statement = block[index]
         for inner in blocks(statement):
-            mark(inner)
-        if is_check(statement) or fails_inside(statement):
+            mark(inner, fails=isinstance(statement, (*FUNCTIONS, *LOOPS)) and fails_later(inner))
+        if is_check(statement) or fails_inside(statement) or (fails and index == 0):
             call = ast.Expr(ast.Call(ast.Name(MARK, ast.Load()), [], []))
             block.insert(index, ast.fix_missing_locations(ast.copy_location(call, statement)))
 
@@ -97,8 +107,9 @@ def leads_to_check(block: Sequence[ast.AST], checking: set[str]) -> bool:
         for node in expressions(statement):
             if getattr(node, "id", getattr(node, "attr", "")) in checking:
                 return True
-        if not isinstance(statement, FUNCTIONS) and any(leads_to_check(inner, checking) for inner in blocks(statement)):
-            return True
+        for inner in () if isinstance(statement, FUNCTIONS) else blocks(statement):
+            if leads_to_check(inner, checking) or (isinstance(statement, LOOPS) and fails_later(inner)):
+                return True
     return False
 
 
@@ -107,7 +118,8 @@ def checking_functions(trees: Sequence[ast.AST]) -> set[str]:
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
     found: set[str] = set()
     while True:
-        more = {node.name for node in functions if node.name not in found and leads_to_check(node.body, found)}
+        left = [node for node in functions if node.name not in found]
+        more = {node.name for node in left if fails_later(node.body) or leads_to_check(node.body, found)}
         if not more:
             return found
         found |= more
@@ -149,7 +161,7 @@ def collected_functions(tree: ast.Module) -> dict[str, ast.FunctionDef | ast.Asy
 
 def is_doctest(text: str) -> bool:
     """Whether an example in it says what it should print."""
-    return re.search(r"^[ \t]*>>> .*\n(?:[ \t]*\.\.\..*\n)*[ \t]*(?!>>>)\S", text, re.MULTILINE) is not None
+    return re.search(r"^[ \t]*>>> .*\n(?:[ \t]*\.\.\..*\n)*[ \t]*(?!>>>|\.\.\.)\S", text, re.MULTILINE) is not None
 
 
 def parse_tests(text: str) -> ast.Module:

@@ -5,7 +5,6 @@ never sees what is expected of it, cannot touch the interpreter that decides, an
 printing, exiting early and redefining `assert` or `==` gain it nothing."""
 
 from __future__ import annotations
-import __future__
 
 import builtins
 import contextlib
@@ -21,7 +20,6 @@ from aurify.sandbox.confine import confine
 from aurify.sandbox.peer import Peer, ProgramEnded
 from aurify.sandbox.values import OPERATIONS, Remote
 
-ANNOTATIONS = __future__.annotations.compiler_flag  # annotations are not evaluated: `List` need not be imported
 MAX_PRINTED = 1 << 20
 
 
@@ -31,10 +29,11 @@ def run_script(options: dict[str, Any]) -> None:
 
 
 def run_module(code: str, name: str) -> dict[str, Any]:
-    """Executes the code as a module of that name."""
+    """Executes the code as a module of that name. It inherits `annotations` from the future of this file: annotations
+    are not evaluated, so that `List` need not be imported."""
     module = types.ModuleType(name)
     sys.modules[name] = module
-    exec(compile(code, "program.py", "exec", ANNOTATIONS, dont_inherit=True), module.__dict__)
+    exec(compile(code, "program.py", "exec"), module.__dict__)
     return module.__dict__
 
 
@@ -171,13 +170,14 @@ def run_tests(options: dict[str, Any]) -> None:
         return peer.ask("candidate", entry_point or hint, bool(entry_point))
 
     runner = Runner(peer, namespace, say, make_candidate)
+    can_check = bool(options["calls"]) or any(text.count() for text in texts)
     try:
         if not runner.set_up(options["setup"]):
             return
         for text in texts:
             runner.run_text(text)
         runner.run_calls(options["calls"])
-        runner.conclude()
+        runner.conclude(can_check)
     except Broken as error:
         say(broken=str(error)[:500])
         return
@@ -216,12 +216,14 @@ def make_module(solution: types.ModuleType, options: dict[str, Any]) -> dict[str
     sys.modules["pytest"] = sys.modules["aurify.sandbox.pytest_stand_in"]
     text = "\n".join([options["setup"], *options["tests"]])
     if "unittest" in text:
-        importlib.import_module("unittest").main = lambda *arguments, **options: (
-            None
-        )  # the runner runs all cases anyway
+        importlib.import_module("unittest").main = do_nothing  # the runner runs all cases anyway
     if "doctest" in text:
-        importlib.import_module("doctest").testmod = lambda *arguments, **options: None
+        importlib.import_module("doctest").testmod = do_nothing
     return module.__dict__
+
+
+def do_nothing(*arguments: Any, **options: Any) -> None:
+    pass
 
 
 def main(options: dict[str, Any]) -> None:

@@ -104,14 +104,15 @@ def parameter_sets(mark: Mark) -> Iterator[tuple[dict[str, Any], dict[str, Any],
     """For each row of `parametrize`: values for arguments, values for fixtures, and marks."""
     keywords = dict(zip(("argnames", "argvalues"), mark.args, strict=False)) | mark.kwargs
     names = keywords["argnames"]
-    names = [name.strip() for name in names.split(",") if name.strip()] if isinstance(names, str) else list(names)
+    single = isinstance(names, str) and len(names.replace(",", " ").split()) == 1  # then a row is a value
+    names = names.replace(",", " ").split() if isinstance(names, str) else list(names)
     indirect = keywords.get("indirect", False)
     to_fixtures = names if indirect is True else list(indirect or ())
     for row in keywords["argvalues"]:
         marks: list[Mark] = []
         if isinstance(row, Parameters):
             marks, row = row.marks, row.values
-        elif len(names) == 1:
+        elif single:
             row = (row,)
         values = tuple(row)
         if len(values) != len(names):

@@ -5,6 +5,7 @@ reward must not depend on that; pytest takes longer to import than most tests ta
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import math
@@ -15,8 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from numbers import Number
 from typing import Any
-
-SCOPES = ("function", "class", "module", "package", "session")
 
 
 class Skipped(BaseException):
@@ -129,37 +128,32 @@ class FixtureRequest:
 
 
 class MonkeyPatch:
-    """Changes that end with the test."""
+    """Changes that end with the test. unittest.mock makes them, and takes them back."""
 
     def __init__(self) -> None:
-        self.undoing: list[Callable[[], Any]] = []
+        self.changes = contextlib.ExitStack()
+        self.undo = self.changes.close
 
-    def setattr(self, target: Any, name: Any, value: Any = Ellipsis, raising: bool = True) -> None:
-        if isinstance(target, str):
-            value, (path, _, name) = name, target.rpartition(".")
-            target = find_object(path)
-        if raising and not hasattr(target, name):
-            raise AttributeError(f"{target!r} has no attribute {name!r}")
-        self.undoing.append(undo_attribute(target, name))
-        setattr(target, name, value)
+    def change(self, change: Any) -> None:
+        self.changes.enter_context(change)
 
-    def delattr(self, target: Any, name: Any = "", raising: bool = True) -> None:
-        if isinstance(target, str):
-            path, _, name = target.rpartition(".")
-            target = find_object(path)
-        if hasattr(target, name):
-            self.undoing.append(undo_attribute(target, name))
+    def setattr(self, target: Any, name: Any, value: Any = mark, raising: bool = True) -> None:
+        if value is mark:  # it is left out: the target is a dotted path
+            self.change(mock().patch(target, name, create=not raising))
+        else:
+            self.change(mock().patch.object(target, name, value, create=not raising))
+
+    def delattr(self, target: Any, name: str, raising: bool = True) -> None:
+        if raising or hasattr(target, name):
+            self.change(mock().patch.object(target, name))
             delattr(target, name)
-        elif raising:
-            raise AttributeError(name)
 
     def setitem(self, mapping: Any, key: Any, value: Any) -> None:
-        self.undoing.append(undo_item(mapping, key))
-        mapping[key] = value
+        self.change(mock().patch.dict(mapping, {key: value}))
 
     def delitem(self, mapping: Any, key: Any, raising: bool = True) -> None:
+        self.change(mock().patch.dict(mapping))
         if raising or key in mapping:
-            self.undoing.append(undo_item(mapping, key))
             del mapping[key]
 
     def setenv(self, name: str, value: Any, prepend: str | None = None) -> None:
@@ -169,47 +163,16 @@ class MonkeyPatch:
     def delenv(self, name: str, raising: bool = True) -> None:
         self.delitem(os.environ, name, raising)
 
-    def undo(self) -> None:
-        while self.undoing:
-            self.undoing.pop()()
-
     @classmethod
-    def context(cls) -> Any:
-        return MonkeyPatchContext()
+    @contextlib.contextmanager
+    def context(cls) -> Iterator[MonkeyPatch]:
+        patch = cls()
+        with patch.changes:
+            yield patch
 
 
-class MonkeyPatchContext:
-    def __enter__(self) -> MonkeyPatch:
-        self.patch = MonkeyPatch()
-        return self.patch
-
-    def __exit__(self, *error: Any) -> None:
-        self.patch.undo()
-
-
-def find_object(path: str) -> Any:
-    """The module or attribute at a dotted path."""
-    head, *rest = path.split(".")
-    found = importlib.import_module(head)
-    for index, part in enumerate(rest):
-        if not hasattr(found, part):
-            importlib.import_module(".".join([head, *rest[: index + 1]]))
-        found = getattr(found, part)
-    return found
-
-
-def undo_attribute(target: Any, name: str) -> Callable[[], Any]:
-    if not hasattr(target, name):
-        return lambda: delattr(target, name)
-    before = getattr(target, name)
-    return lambda: setattr(target, name, before)
-
-
-def undo_item(mapping: Any, key: Any) -> Callable[[], Any]:
-    if key not in mapping:
-        return lambda: mapping.pop(key, None)
-    before = mapping[key]
-    return lambda: mapping.__setitem__(key, before)
+def mock() -> Any:
+    return importlib.import_module("unittest.mock")
 
 
 class Captured:
@@ -324,7 +287,8 @@ def deprecated_call(*args: Any, match: Any = None, **kwargs: Any) -> Any:
 
 
 class approx:
-    """Equal within a tolerance: 1e-6 of the expected number, at least 1e-12; sequences and mappings by their entries."""
+    """Equal within a tolerance: a millionth of the expected number, at least 1e-12. Sequences and mappings are compared
+    by their entries."""
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -5,7 +5,6 @@ A test has passed if nothing went wrong, the program was there to the end, and a
 checks nothing may fail, but it cannot pass: it proves nothing."""
 
 from __future__ import annotations
-import __future__
 
 import ast
 import importlib
@@ -18,8 +17,6 @@ from aurify.sandbox.checks import MARK, ParsedText, mark
 from aurify.sandbox.items import Broken, Session, build_items
 from aurify.sandbox.peer import Peer, ProgramEnded, ProgramExit
 from aurify.sandbox.pytest_stand_in import Skipped, XFailed
-
-ANNOTATIONS = __future__.annotations.compiler_flag  # annotations are not evaluated, as in the program
 
 
 def is_skip(error: BaseException) -> bool:
@@ -58,9 +55,10 @@ class Runner:
             return False
         return True
 
-    def conclude(self) -> None:
-        """Where no test has run, the program has failed or, if nobody has asked it anything, the tests are at fault."""
-        if not self.num_reported and not self.peer.num_asked:
+    def conclude(self, can_check: bool) -> None:
+        """Where no test has run, the tests are at fault if nothing in them could check anything, or if they have asked
+        the program nothing. Otherwise the program has failed."""
+        if not self.num_reported and not (can_check and self.peer.num_asked):
             raise Broken("none of them ran and checked anything")
         if not self.num_reported:
             self.say(test="all", passed=False, problem="no check ran")
@@ -126,7 +124,7 @@ class Runner:
 
     def run_statements(self, text: ParsedText) -> bool:
         """Runs the statements at the top. Each that checks something is a test, together with those before it. False:
-        the text has ended early, as it may."""
+        the text wants to be skipped."""
         pieces: list[list[ast.stmt]] = [[]]
         for statement in text.tree.body:
             pieces[-1].append(statement)
@@ -135,15 +133,15 @@ class Runner:
         self.ended_early = False
         for piece in pieces:
             run = lambda piece=piece: self.execute(piece)  # noqa: E731
-            if not self.attempt("the top", run, can_check=piece is not pieces[-1]) or self.ended_early:
+            if not self.attempt("the top", run, can_check=piece is not pieces[-1]):
                 return False
+            if self.ended_early:
+                break
         return True
 
     def execute(self, statements: list[ast.stmt]) -> None:
         try:
-            exec(
-                compile(ast.Module(statements, []), "tests.py", "exec", ANNOTATIONS, dont_inherit=True), self.namespace
-            )
+            exec(compile(ast.Module(statements, []), "tests.py", "exec"), self.namespace)
         except SystemExit as error:
             if isinstance(error, ProgramExit) or error.code:
                 raise

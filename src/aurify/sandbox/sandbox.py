@@ -1,11 +1,13 @@
 """Runs code that nobody has read: no network, no files of the host, no new processes; bounded time, memory, disk and
 output.
 
-With bubblewrap (`bwrap`) a run has its own view of files, processes, network and users: the interpreter's folders to
-read, a small /tmp in memory to write, and nothing else. Where bubblewrap is missing or may not work (some
-distributions and containers forbid user namespaces), the kernel's Landlock takes over: the same filter of system calls
-and limits, reading below the interpreter's folders alone, and no writing at all. A process could then still learn
-whether a path exists. Without either, code is not run."""
+With bubblewrap (`bwrap`) a run has its own view of files, processes, network and users: it can read the interpreter's
+folders, write a small /tmp in memory, and nothing else. Some distributions and containers forbid that, or have no
+bubblewrap. There the kernel's Landlock takes over, with the same limits and filter of system calls: the interpreter's
+folders to read, nothing to write. A process could then still learn whether a path exists. Without either, no code runs.
+
+This is our own code because no library does it: those that were looked at need Docker, are young, or run another
+Python."""
 
 from __future__ import annotations
 
@@ -51,10 +53,9 @@ class SandboxError(RuntimeError):
 
 @dataclass(frozen=True)
 class Limits(Checked):
-    # of processor time; on the clock twice as much, since the machine may be busy
-    seconds: Annotated[float, Ge(0.1)] = 5.0
+    seconds: Annotated[float, Ge(0.1)] = 5.0  # of processor time; on the clock twice as much, as others may be busy
     memory_mb: Annotated[int, Ge(64)] = 512
-    disk_mb: PositiveInt = 16  # of /tmp, which lies in memory
+    disk_mb: PositiveInt = 16  # of /tmp, which is in memory
     output_kb: PositiveInt = 256
 
     @property
@@ -71,7 +72,7 @@ class Outcome:
 
 
 def run_script(code: str, stdin: str = "", limits: Limits = Limits()) -> Outcome:
-    """Runs a program as a script, as `python program.py < stdin` would."""
+    """Runs a program as `python program.py < stdin` would."""
     process = start({"role": "script", "code": code}, limits, stdin=stdin.encode())
     return finish(process, limits)
 
@@ -93,9 +94,10 @@ def run_tests(
     hint: str | None = None,
     limits: Limits = Limits(),
 ) -> TestReport:
-    """Runs the program's tests as pytest and unittest would (see `runner.py`). setup: code that the tests need.
-    entry_point: the function that `check(candidate)` and calls are for; hint: its name, if the program has it. calls:
-    arguments, named arguments, and the values that the function may return. ValueError: the tests themselves are broken."""
+    """Runs tests of the program as pytest and unittest would (see `runner.py`). ValueError: the tests are broken.
+
+    calls: arguments, named arguments, and the values that the function may return. setup: code that the tests need.
+    entry_point: the function that calls and `check(candidate)` are for. hint: its name, if the program has it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         options = {"role": "program", "code": code, "descriptor": theirs.fileno()}
@@ -141,7 +143,7 @@ def start(
     quiet: bool = False,
     using: Backend | None = None,
 ) -> subprocess.Popen[bytes]:
-    """Starts a role of `inside.py`. quiet: its output is thrown away."""
+    """Starts a role of `inside.py`. quiet: its output goes nowhere."""
     chosen = using or backend()
     options = options | {
         "memory_mb": limits.memory_mb,
@@ -175,7 +177,7 @@ def start(
 
 
 def finish(process: subprocess.Popen[bytes], limits: Limits) -> Outcome:
-    """Reads what the process writes until it ends, or has to be ended: by the clock, or because it writes too much."""
+    """Reads what the process writes until it ends. Ends it when its time is up or it has written too much."""
     assert process.stdout is not None and process.stderr is not None
     read: dict[Any, bytearray] = {process.stdout: bytearray(), process.stderr: bytearray()}
     stopped: Literal["", "time", "output"] = ""
@@ -195,7 +197,7 @@ def finish(process: subprocess.Popen[bytes], limits: Limits) -> Outcome:
                         selector.unregister(key.fileobj)
                 if sum(map(len, read.values())) > limits.output_kb * 1024:
                     stopped = "output"
-            if not stopped:  # it may have closed its streams and go on
+            if not stopped:  # it may have closed its streams and still run
                 try:
                     process.wait(max(0.0, deadline - time.monotonic()))
                 except subprocess.TimeoutExpired:
@@ -207,7 +209,7 @@ def finish(process: subprocess.Popen[bytes], limits: Limits) -> Outcome:
 
 
 def sealed(data: bytes) -> int:
-    """A file in memory that nobody can change any more, not even through /proc."""
+    """A file in memory that nobody can change any more, not even through /proc. Returns its descriptor."""
     descriptor = os.memfd_create("aurify", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     with open(descriptor, "wb", closefd=False) as file:
         file.write(data)
@@ -227,7 +229,7 @@ def inside_modules(role: str) -> dict[str, types.CodeType]:
 
 @functools.cache
 def backend() -> Backend:
-    """What works on this machine, found out by running something."""
+    """The kind of sandbox that works on this machine. Runs something in it to find out."""
     if sys.platform != "linux" or not supported():
         raise UserError(
             f"running generated code needs a sandbox, which Aurify has for Linux on x86-64 and ARM64 only; this is "
@@ -244,7 +246,7 @@ def backend() -> Backend:
 
 
 def works(candidate: Backend) -> str:
-    """What is wrong with it here; empty if it runs a program."""
+    """Why it does not work here; empty if it does."""
     if candidate == "bubblewrap" and bwrap() is None:
         return "it is not installed"
     if candidate == "landlock" and ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint(1)) < 1:
