@@ -1,0 +1,64 @@
+"""Bytes to text, in whatever encoding they are, or a refusal instead of wrong letters."""
+
+from __future__ import annotations
+
+import re
+
+from aurify.files import require
+from aurify.knowledge.reading.refusals import Refused
+
+HEAD = 8192  # bytes that tell text from other things
+MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+PRINTABLE = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
+TEXT_CODEC = re.compile(  # no other codecs: some take quadratic time
+    r"utf-?(8|16|32)|(us-)?ascii|latin|iso-?8859|windows-|cp\d|koi8|big5|gb|euc-|shift|tis-?620", re.IGNORECASE
+)
+NOT_ASCII = re.compile(rb"[\x80-\xff]+")
+SAMPLE = 100_000  # bytes from the first that is not ASCII
+ALONE = 0.3  # more of these bytes stand alone in Latin scripts (0.4 at least), fewer in others (0.2 at most)
+LEAST = 30  # of these bytes; in fewer, charset-normalizer takes Cyrillic for Arabic
+MOST_CHAOS = 0.05  # of charset-normalizer; damaged Korean reads as Cyrillic with more
+RARE = ["shift_jis_2004", "shift_jisx0213", "utf_16_be", "utf_16_le", "utf_32_be", "utf_32_le"]  # anything fits them
+CENTRAL_EUROPE = {"bs", "cs", "hr", "hu", "pl", "ro", "sk", "sl", "sr"}
+BALTIC = {"lt", "lv"}
+TURKIC = {"az", "tk", "tr"}
+UNKNOWN = "text in an encoding that cannot be told: save it as UTF-8"
+
+
+def decode_text(data: bytes, declared: str | None = None) -> str:
+    """By the byte order mark, as declared, as UTF-8, as detected: the first that fits. Raises `Refused`."""
+    marked = next((codec for mark, codec in MARKS.items() if data.startswith(mark)), None)
+    head = data[:HEAD]
+    if marked != "utf-16" and (b"\0" in head or len(head.translate(None, PRINTABLE)) * 10 > len(head)):
+        raise Refused("binary file")
+    for codec in (marked, declared, "utf-8"):
+        if codec is not None and TEXT_CODEC.match(codec):
+            try:
+                return data.decode(codec)
+            except (LookupError, ValueError):
+                continue
+    return data.decode(detect_codec(data), "replace")
+
+
+def detect_codec(data: bytes) -> str:
+    """Of text that is not UTF-8. Raises `Refused` where no codec is likely."""
+    start = next(NOT_ASCII.finditer(data)).start()
+    runs = [len(run) for run in NOT_ASCII.findall(data[start : start + SAMPLE])]
+    if runs.count(1) > ALONE * sum(runs):
+        return latin_codec(data[start : start + SAMPLE])
+    if sum(runs) < LEAST:
+        raise Refused(UNKNOWN)
+    detector = require("charset_normalizer", "memory", "to read text that is not UTF-8")
+    best = detector.from_bytes(data, cp_exclusion=RARE).best()
+    if best is None or best.chaos > MOST_CHAOS:
+        raise Refused(UNKNOWN)
+    return str(best.encoding)
+
+
+def latin_codec(sample: bytes) -> str:
+    """By the language, which a few wrong letters do not hide; their shapes say too little for charset-normalizer."""
+    detector = require("py3langid", "memory", "to read text that is not UTF-8")
+    language = detector.classify(sample.decode("cp1252", "replace"))[0]
+    if language in CENTRAL_EUROPE:
+        return "cp1250" if re.search(rb"[\x80-\x9f]", sample) else "iso8859_2"
+    return "cp1254" if language in TURKIC else "cp1257" if language in BALTIC else "cp1252"
