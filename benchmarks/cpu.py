@@ -32,12 +32,15 @@ def main() -> None:
 
     import torch
 
-    from aurify.hardware import dtype_of
-    from aurify.models.model import RANDOM_TINY, load_tokenizer, resolve, save_model, tiny_model
+    from aurify.hardware import choose_dtype
+    from aurify.models.export import save_model
+    from aurify.models.loading import RANDOM_TINY
+    from aurify.models.model import load_tokenizer, tiny_model
+    from aurify.models.names import resolve_model
 
-    dtype = str(dtype_of("auto", torch.device("cpu"))).removeprefix("torch.")
+    dtype = str(choose_dtype("auto", torch.device("cpu")).dtype).removeprefix("torch.")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = resolve(args.model).base
+        folder = resolve_model(args.model).base
         if folder == RANDOM_TINY:
             folder = scratch
             tiny = tiny_model()

@@ -66,9 +66,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
 
-    from aurify.models.model import load_tokenizer, resolve
+    from aurify.models.model import load_tokenizer
+    from aurify.models.names import resolve_model
 
-    folder, found = resolve(args.model).base, {}
+    folder, found = resolve_model(args.model).base, {}
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch) / "work.json"
         make_work(load_tokenizer(folder)).write(work)

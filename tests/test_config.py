@@ -187,7 +187,7 @@ def test_nested_dataclasses_are_built():
         ({"shuffle": 3}, "r.yaml: 's.shuffle' is 3; expected true or false"),
         ({"lora": 3}, "r.yaml: 's.lora' is 3; expected a mapping or null"),
         ({"lora": {"rank": 0}}, "r.yaml: s.lora: rank 0 must be at least 1"),
-        ({"sampling": {"top_p": 2}}, "r.yaml: s.sampling: sampling.top_p: 2.0 is out of range; it must be in (0, 1]"),
+        ({"sampling": {"top_p": 2}}, "r.yaml: s.sampling.top_p: 2.0 is out of range; it must be in (0, 1]"),
         ({"mode": "autoo"}, "r.yaml: 's.mode' is 'autoo'; expected one of 'auto', 'cpu', 'cuda'; did you mean 'auto'?"),
         ({"files": ["a", {}]}, "r.yaml: 's.files.1' is {}; expected text"),
         ({"files": "a"}, "r.yaml: 's.files' is 'a'; expected a list (text each)"),

@@ -25,7 +25,7 @@ def test_auto_is_bf16_only_where_the_cpu_has_it(flag, expected, monkeypatch, cap
     assert choice.dtype == expected and (flag if flag != "avx2" else "no bf16") in choice.reason
     assert not caplog.records
     with caplog.at_level(logging.WARNING, "aurify"):
-        assert hardware.dtype_of("bfloat16", CPU) == torch.bfloat16
+        assert hardware.choose_dtype("bfloat16", CPU).dtype == torch.bfloat16
     assert ("emulated" in caplog.text) == (expected == torch.float32)
 
 
@@ -44,10 +44,10 @@ def test_the_variable_says_what_auto_means(monkeypatch):
     monkeypatch.setenv(hardware.DTYPE_VARIABLE, "float32")
     choice = hardware.choose_dtype("auto", CPU)
     assert choice.dtype == torch.float32 and "AURIFY_DTYPE" in choice.reason
-    assert hardware.dtype_of("bfloat16", CPU) == torch.bfloat16  # what the recipe says counts
+    assert hardware.choose_dtype("bfloat16", CPU).dtype == torch.bfloat16  # what the recipe says counts
     monkeypatch.setenv(hardware.DTYPE_VARIABLE, "half")
     with pytest.raises(UserError, match=r"AURIFY_DTYPE: 'half'.*float32, bfloat16 or auto"):
-        hardware.dtype_of("auto", CPU)
+        hardware.choose_dtype("auto", CPU)
 
 
 def test_a_container_has_the_memory_of_its_limit(tmp_path, monkeypatch):

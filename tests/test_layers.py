@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "aurify"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
-    {"types", "errors", "config", "signatures", "registry", "http", "cores", "threads", "files"},
+    {"types", "errors", "bounds", "config", "signatures", "registry", "http", "cores", "threads", "files", "thoughts"},
     {"hardware"},
     {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools"},
     {"knowledge", "rewards", "report"},
@@ -120,7 +120,8 @@ def lines_with(pattern: str) -> set[str]:
 def test_each_part_keeps_to_its_place():
     assert lines_with("apply_chat_template") == {"renderer/template.py"}
     assert {name.split("/")[0] for name in lines_with(".backward(")} == {"engine"}
-    assert lines_with("import tensorboard") | lines_with("torch.utils.tensorboard") <= {"tracking/tensorboard.py"}
+    trackers = lines_with("import tensorboard") | lines_with("torch.utils.tensorboard")
+    assert trackers == {"tracking/trackers/tensorboard.py"}
     assert not lines_with("import vllm")
     assert not lines_with("import peft")
 

@@ -124,6 +124,13 @@ def missing_file(path: Path) -> str:
     return f"{path}: no such file{did_you_mean(path.name, names)}"
 
 
+def suggest_neighbour(path: Path) -> str:
+    """`; did you mean ...?` with what lies beside a path that does not exist."""
+    neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, neighbours, n=1, cutoff=0.5)
+    return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
+
+
 def apply_override(values: DictConfig, override: str) -> None:
     """Sets `a.b=3` in place. The value is typed as YAML would type it; a mapping replaces the one that was there."""
     from omegaconf import OmegaConf
@@ -157,12 +164,12 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
     file, _, key = where.rpartition(": ")
     if key.endswith(FILE_SUFFIXES):
         file, key = key, ""
-    with errors_of(file):
+    with prefix_errors(file):
         return build_at(cls, values, key)
 
 
 @contextmanager
-def errors_of(file: str | Path) -> Iterator[None]:
+def prefix_errors(file: str | Path) -> Iterator[None]:
     """User errors raised inside begin with the file's name."""
     try:
         yield
@@ -188,7 +195,9 @@ def build_at(cls: type[T], values: Any, key: str) -> T:
     try:
         return cls(**arguments)
     except ValueError as error:  # a check of the dataclass itself
-        raise UserError(f"{key}: {error}" if key else str(error)) from error
+        text = str(error)
+        named = text.partition(":")[0] in hints
+        raise UserError(join(key, text) if named else f"{key}: {text}" if key else text) from error
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:

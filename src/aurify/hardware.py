@@ -32,7 +32,7 @@ class DtypeChoice:
         return str(self.dtype).removeprefix("torch.")
 
 
-def device_of(wish: str) -> torch.device:
+def choose_device(wish: str) -> torch.device:
     """wish: auto, cpu or cuda. Under torchrun each rank has the card of its local rank."""
     if wish == "cuda" and not torch.cuda.is_available():
         raise UserError("model.device: 'cuda' was asked for, but torch sees no GPU; use 'auto' or 'cpu'")
@@ -59,10 +59,6 @@ def choose_dtype(wish: str, device: torch.device) -> DtypeChoice:
     if wish == "bfloat16" and not fast:
         log.warning("%s: bfloat16 is emulated here and very slow (%s); use auto or float32", asked, hardware)
     return DtypeChoice(DTYPES[wish], f"{asked} asks for it")
-
-
-def dtype_of(wish: str, device: torch.device) -> torch.dtype:
-    return choose_dtype(wish, device).dtype
 
 
 def multiplies_bf16(device: torch.device) -> tuple[bool, str]:
@@ -98,7 +94,9 @@ def usable_memory(device: torch.device) -> int:
 
 def machine_memory() -> int:
     """Bytes; a container's limit where there is one."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
+    import psutil  # comes with accelerate
+
+    physical = psutil.virtual_memory().total
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             return min(physical, int(Path(file).read_text()))

@@ -17,14 +17,14 @@ from typing import Any, Literal, TypeVar, get_args
 
 from aurify.config import did_you_mean, missing_file
 from aurify.errors import UserError
-from aurify.signatures import EXPECTED, problem_of, shown
+from aurify.signatures import EXPECTED, find_problem, shown
 
 T = TypeVar("T")
 Kind = Literal["task", "reward", "environment", "algorithm", "dataset"]
 
 # name -> object, or "module:attribute" until it is asked for
 ENTRIES: dict[str, dict[str, Any]] = {kind: {} for kind in get_args(Kind)}
-PLACES: dict[tuple[str, str], str] = {}  # (kind, name) -> file and line that registered it
+REGISTERED_AT: dict[tuple[str, str], str] = {}  # (kind, name) -> file and line that registered it
 
 
 def declare(kind: Kind, entries: Mapping[str, str]) -> None:
@@ -121,17 +121,17 @@ def register(kind: Kind, name: str | None = None) -> Callable[[T], T]:
     """Decorator: `@register("task", "riddles")`. Without a name, the function's or class's own name is taken."""
 
     def add(entry: T) -> T:
-        place = calling_place()
+        place = find_caller()
         key = name or getattr(entry, "__name__", "")
         if not key:
             raise UserError(f"{place}: {entry!r} has no name of its own; give one, as in @aurify.{kind}('my_name')")
-        if problem := problem_of(kind, entry):
+        if problem := find_problem(kind, entry):
             raise UserError(f"{place}: {kind} {key!r} {problem}; expected {EXPECTED[kind]}")
         known = ENTRIES[kind].get(key)
-        if known is not None and not same(known, entry, PLACES.get((kind, key)), place):
-            first = PLACES.get((kind, key)) or location(known)
+        if known is not None and not same(known, entry, REGISTERED_AT.get((kind, key)), place):
+            first = REGISTERED_AT.get((kind, key)) or location(known)
             raise UserError(f"{place}: {kind} {key!r} is registered already, at {first}; choose another name")
-        ENTRIES[kind][key], PLACES[kind, key] = entry, place
+        ENTRIES[kind][key], REGISTERED_AT[kind, key] = entry, place
         return entry
 
     return add
@@ -147,7 +147,7 @@ def same(known: Any, entry: Any, first: str | None, place: str) -> bool:
     return first == place or location(known) == location(entry) == f"__main__:{entry.__qualname__}"
 
 
-def calling_place() -> str:
+def find_caller() -> str:
     """File and line of whoever called into this file."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename == __file__:
@@ -226,7 +226,7 @@ def run_plugin(path: str, file: Path | None, run: Callable[..., object], *argume
         for kind, entries in before.items():
             ENTRIES[kind].clear()
             ENTRIES[kind].update(entries)
-        place = f"{path}{line_of(error, file)}"
+        place = f"{path}{find_line(error, file)}"
         if isinstance(error, UserError):
             raise error if str(error).startswith(place) else UserError(f"plugin {place}: {error}") from error
         problem = f"{type(error).__name__}: {error}"
@@ -237,7 +237,7 @@ def run_plugin(path: str, file: Path | None, run: Callable[..., object], *argume
         raise UserError(f"plugin {path} registers nothing; put one of {decorators} above a function or class in it")
 
 
-def line_of(error: BaseException, file: Path | None) -> str:
+def find_line(error: BaseException, file: Path | None) -> str:
     """`:3`, where in a plugin's file an exception came from."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f":{error.lineno}"

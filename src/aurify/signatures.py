@@ -1,6 +1,6 @@
 """What a person's own part must look like, and how the options of a recipe reach it.
 
-`problem_of` is asked when a part is registered, so that a wrong signature is named with its file and line before
+`find_problem` is asked when a part is registered, so that a wrong signature is named with its file and line before
 anything runs. `options_for` and `call` check the options by the signature: their names, and their types where they are
 annotated."""
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from aurify.config import convert, did_you_mean, errors_of
+from aurify.config import convert, did_you_mean, prefix_errors
 from aurify.errors import UserError
 from aurify.types import Lesson, Per
 
@@ -28,7 +28,7 @@ EXPECTED = {
 NO_OPTIONS = ("task", "prompt", "prompts", "completion", "response")  # a reward's parameters that no recipe can give
 
 
-def problem_of(kind: str, entry: Any) -> str | None:
+def find_problem(kind: str, entry: Any) -> str | None:
     """What is wrong with something that is to be registered, as the end of a sentence that begins with its name."""
     if not callable(entry):
         return f"is {entry!r}, which cannot be called"
@@ -37,9 +37,9 @@ def problem_of(kind: str, entry: Any) -> str | None:
     except (TypeError, ValueError):  # written in C: it says nothing about itself
         return None
     if kind == "algorithm":
-        return problem_of_algorithm(entry)
+        return find_algorithm_problem(entry)
     if kind == "environment":
-        return problem_of_environment(entry, signature)
+        return find_environment_problem(entry, signature)
     if kind == "reward" and ({"trajectory", "completions"} & set(signature.parameters)):
         given = (None, None) if "trajectory" in signature.parameters else ()
         return None if not given or binds(signature, *given) else f"takes {signature}"
@@ -53,8 +53,8 @@ def problem_of(kind: str, entry: Any) -> str | None:
     return None
 
 
-def problem_of_environment(entry: Any, signature: inspect.Signature) -> str | None:
-    if not places(signature, 1):
+def find_environment_problem(entry: Any, signature: inspect.Signature) -> str | None:
+    if not takes_positional(signature, 1):
         return f"takes {signature}"
     if not inspect.isclass(entry):
         return None
@@ -69,7 +69,7 @@ def problem_of_environment(entry: Any, signature: inspect.Signature) -> str | No
     return None
 
 
-def problem_of_algorithm(entry: Any) -> str | None:
+def find_algorithm_problem(entry: Any) -> str | None:
     if not inspect.isclass(entry) or not dataclasses.is_dataclass(entry):
         return "is not a dataclass"
     for name in ("learns_from", "needs", "per", "loss"):
@@ -98,7 +98,7 @@ def binds(signature: inspect.Signature, *given: Any) -> bool:
     return True
 
 
-def places(signature: inspect.Signature, num: int) -> bool:
+def takes_positional(signature: inspect.Signature, num: int) -> bool:
     """Whether `num` arguments can be given by place, whatever options come beside them."""
     by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     kinds = [parameter.kind for parameter in signature.parameters.values()]
@@ -120,15 +120,15 @@ def options_for(
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in options:
             raise UserError(f"{what} needs the option {name!r}; write {{name: ..., {name}: ...}}")
-    hints = hints_of(function)
-    with errors_of(what):
+    hints = read_hints(function)
+    with prefix_errors(what):
         return {
             name: convert(hints[name], value, name) if name in named and name in hints else value
             for name, value in options.items()
         }
 
 
-def hints_of(function: Any) -> dict[str, Any]:
+def read_hints(function: Any) -> dict[str, Any]:
     """Annotations of the parameters; none where they cannot be read, such as names that only a type checker sees."""
     try:
         return get_type_hints(function.__init__ if inspect.isclass(function) else function)
@@ -139,12 +139,12 @@ def hints_of(function: Any) -> dict[str, Any]:
 def call(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     """`function(**options)` with checked options. What a person's own function raises is told with its place."""
     values = options_for(what, function, options)
-    with crashes_of(what, function):
+    with report_crashes(what, function):
         return function(**values)
 
 
 @contextmanager
-def crashes_of(what: str, function: Any) -> Iterator[None]:
+def report_crashes(what: str, function: Any) -> Iterator[None]:
     """What a person's own code raises becomes a user error with file and line; mistakes of Aurify stay what they
     are."""
     try:
@@ -155,12 +155,12 @@ def crashes_of(what: str, function: Any) -> Iterator[None]:
         if str(getattr(function, "__module__", "")).startswith("aurify."):
             raise
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if frame.filename == file_of(function)] or frames
+        own = [frame for frame in frames if frame.filename == source_file(function)] or frames
         where = f"{shown(own[-1].filename)}:{own[-1].lineno}"
         raise UserError(f"{what} raised {type(error).__name__}: {error} ({where})") from error
 
 
-def file_of(function: Any) -> str | None:
+def source_file(function: Any) -> str | None:
     try:
         return inspect.getsourcefile(function)
     except TypeError:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypedDict
+
+from aurify.bounds import Checked, Interval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,27 +46,15 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class SamplingParams:
-    max_tokens: int = 256
-    temperature: float = 1.0  # 0 = greedy
-    top_k: int = 0  # 0 = off
-    top_p: float = 1.0
-    min_p: float = 0.0
+class SamplingParams(Checked):
+    max_tokens: PositiveInt = 256
+    temperature: NonNegativeFloat = 1.0  # 0 = greedy
+    top_k: NonNegativeInt = 0  # 0 = off
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    min_p: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     stop: tuple[str, ...] = ()  # stop strings; the tokens that complete one are kept
     stop_tokens: tuple[int, ...] = ()  # beside the end tokens that the model itself names
     seed: int | None = None  # completion i of a request uses (seed, i)
-
-    def __post_init__(self) -> None:
-        checks = (
-            ("max_tokens", self.max_tokens >= 1, ">= 1"),
-            ("temperature", self.temperature >= 0, ">= 0"),
-            ("top_k", self.top_k >= 0, ">= 0 (0 is off)"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
-        )
-        for name, valid, expected in checks:
-            if not valid:
-                raise ValueError(f"sampling.{name}: {getattr(self, name)!r} is out of range; it must be {expected}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,11 +48,15 @@ def test_every_stage_finished_and_was_measured(chain):
 
 
 def test_what_a_stage_leaves_is_what_the_next_one_starts_from(chain):
-    from aurify.models.model import resolve
+    from aurify.models.names import resolve_model
 
     path, _ = chain
     sft = path / "sft" / "final"
-    assert resolve(str(path / "dpo" / "final")).base == resolve(str(path / "grpo" / "final")).base == str(sft.resolve())
+    assert (
+        resolve_model(str(path / "dpo" / "final")).base
+        == resolve_model(str(path / "grpo" / "final")).base
+        == str(sft.resolve())
+    )
     dpo, grpo = (load_file(path / stage / "final" / "adapter_model.safetensors") for stage in ("dpo", "grpo"))
     assert all(tensor.any() for name, tensor in dpo.items() if "lora_B" in name), "an adapter that was never trained"
     assert all(not grpo[name].equal(tensor) for name, tensor in dpo.items())

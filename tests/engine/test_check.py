@@ -20,7 +20,8 @@ from aurify.engine.logprobs import Head
 from aurify.engine.lora import LoraConfig
 from aurify.engine.packing import Row
 from aurify.models import catalog
-from aurify.models.model import ModelConfig, cast, load_model
+from aurify.models.loading import cast_weights
+from aurify.models.model import ModelConfig, load_model
 
 DTYPES = [torch.float32, torch.bfloat16]
 WINDOWS = {"sliding_window": 4096, "layer_types": ["sliding_attention", "full_attention"]}
@@ -38,7 +39,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def body_of(architecture: str, dtype: torch.dtype, **options: Any) -> Body:
     module = random_model(architecture, **{**ATTENTIVE, **ARCHITECTURES.get(architecture, {}), **options}).module
-    return Body(cast(module, dtype), Head.of(module))
+    return Body(cast_weights(module, dtype), Head.of(module))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -191,7 +192,7 @@ def test_a_short_context_gets_a_small_tree():
 @pytest.mark.parametrize("kind", ["scalar head", "adapter", "frozen"])
 def test_every_kind_of_engine_can_be_checked(kind, dtype):
     model = random_model(scalar_head=kind == "scalar head", **ATTENTIVE)
-    cast(model.module, dtype)
+    cast_weights(model.module, dtype)
     if kind == "scalar head":
         model.module.score.float()
     engine = Engine(model, lora=LoraConfig(rank=4) if kind == "adapter" else None, trainable=kind != "frozen")
@@ -213,7 +214,7 @@ def test_every_kind_of_engine_can_be_checked(kind, dtype):
 
 def test_faults_of_a_scalar_head_are_refused(monkeypatch):
     one_node_too_many(monkeypatch)
-    module = cast(random_model(scalar_head=True, **ATTENTIVE).module, torch.bfloat16)
+    module = cast_weights(random_model(scalar_head=True, **ATTENTIVE).module, torch.bfloat16)
     body = Body(module, None)
     assert not body.packs and "differs from plain rows" in body.reason
 

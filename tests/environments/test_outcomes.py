@@ -24,7 +24,8 @@ from aurify.errors import UserError
 from aurify.loops.online import train_online
 from aurify.loops.progress import Checkpoints
 from aurify.loops.rollouts import Rollouts
-from aurify.models.model import ModelConfig, byte_tokenizer, load_model
+from aurify.models.model import ModelConfig, load_model
+from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline.recipe import OnlineStage
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric

@@ -24,7 +24,8 @@ from aurify.evaluation.evaluate import (
     pair_accuracy,
     scored_pair_accuracy,
 )
-from aurify.models.model import byte_tokenizer, tiny_model
+from aurify.models.model import tiny_model
+from aurify.models.tiny import byte_tokenizer
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import SECONDS, Rubric
 from aurify.samplers.inprocess import InProcessSampler

@@ -238,7 +238,7 @@ def test_large_documents_take_no_longer_a_chunk():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"max_tokens": 0}, "max_tokens is 0"), ({"overlap": 256}, "overlap is 256"), ({"min_tokens": -1}, "min_tokens")],
+    [({"max_tokens": 0}, "max_tokens: 0"), ({"overlap": 256}, "overlap: 256"), ({"min_tokens": -1}, "min_tokens")],
 )
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(UserError, match=message):

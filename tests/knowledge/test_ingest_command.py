@@ -95,9 +95,9 @@ def test_rows_with_named_columns(typed):
         (("nowhere", "--kb", "mine"), "nowhere: there is no such file or folder"),
         (("notes", "--kb", "mine", "--include", "*.pdf"), "notes: there is no document in it"),
         (("notes", "--kb", "mine", "--include", "*.png"), "nothing in it could be read: 1 x binary file"),
-        (("notes", "--kb", "mine", "--max-mb", "0"), "max_bytes is 0"),
-        (("notes", "--kb", "mine", "--depth", "-1"), "depth is -1"),
-        (("notes", "--kb", "mine", "--max-tokens", "0"), "max_tokens is 0"),
+        (("notes", "--kb", "mine", "--max-mb", "0"), "max_bytes: 0"),
+        (("notes", "--kb", "mine", "--depth", "-1"), "depth: -1"),
+        (("notes", "--kb", "mine", "--max-tokens", "0"), "max_tokens: 0"),
         (("http://127.0.0.1:9/", "--kb", "mine"), "address that is not public (--allow-private reads it)"),
     ],
 )

@@ -315,6 +315,6 @@ def test_instructions_in_a_text_stay_text(tmp_path):
 
 
 def test_limits_are_checked():
-    with pytest.raises(ValueError, match="max_bytes is 0"):
+    with pytest.raises(ValueError, match="max_bytes: 0"):
         ReadOptions(max_bytes=0)
     assert resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY  # limits are the child's alone

@@ -430,5 +430,5 @@ def test_options_are_checked():
     for wrong in ({"seconds": 0}, {"delay": -1}, {"max_bytes": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             FetchOptions(**wrong)
-    with pytest.raises(ValueError, match="depth is -1"):
+    with pytest.raises(ValueError, match="depth: -1"):
         WebOptions(depth=-1)

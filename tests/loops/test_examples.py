@@ -23,7 +23,8 @@ from aurify.loops.examples import (
     split,
 )
 from aurify.loops.offline import indices_at
-from aurify.models.model import ModelConfig, byte_tokenizer
+from aurify.models.model import ModelConfig
+from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.renderer import Renderer
 

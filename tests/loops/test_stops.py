@@ -15,7 +15,8 @@ from aurify.environments.env import Step
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.loops.rollouts import Rollouts
-from aurify.models.model import ModelConfig, byte_tokenizer
+from aurify.models.model import ModelConfig
+from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline.recipe import OnlineStage
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric

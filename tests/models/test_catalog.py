@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from aurify.errors import UserError
-from aurify.models import catalog
+from aurify.models import catalog, wheels
 from aurify.models.model import load_model, tiny_model
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -63,13 +63,13 @@ def test_a_known_model_is_fetched_converted_and_found_again(known, tmp_path, mon
         weight.data = weight.data.bfloat16().float()  # it is stored in bf16
     assert torch.equal(loaded.module(PROMPT).logits, expected(PROMPT).logits)
 
-    monkeypatch.setattr(catalog, "download", lambda *_: pytest.fail("fetched twice"))
+    monkeypatch.setattr(wheels, "download", lambda *_: pytest.fail("fetched twice"))
     assert load_model("TINY").name == loaded.name == str(catalog.cached_folder(known))
 
 
 def test_two_at_once_fetch_once(known, monkeypatch):
-    downloads, real = [], catalog.download
-    monkeypatch.setattr(catalog, "download", lambda *args: downloads.append(1) or real(*args))
+    downloads, real = [], wheels.download
+    monkeypatch.setattr(wheels, "download", lambda *args: downloads.append(1) or real(*args))
     folders = []
     threads = [threading.Thread(target=lambda: folders.append(catalog.fetch(known))) for _ in range(2)]
     for thread in threads:
@@ -95,8 +95,12 @@ def test_what_is_not_as_expected_is_not_kept(known, tmp_path, change, message):
 
 def test_names_and_cache_folder(monkeypatch, tmp_path):
     known = catalog.KNOWN["smollm2-135m-instruct"]
-    assert catalog.find("SmolLM2-135M-Instruct") is catalog.find("huggingfacetb/smollm2-135m-instruct") is known
-    assert catalog.find("smollm2") is None
+    assert (
+        catalog.find_known("SmolLM2-135M-Instruct")
+        is catalog.find_known("huggingfacetb/smollm2-135m-instruct")
+        is known
+    )
+    assert catalog.find_known("smollm2") is None
     monkeypatch.delenv("AURIFY_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert catalog.cached_folder(known) == tmp_path / "aurify" / "models" / "smollm2-135m-instruct"

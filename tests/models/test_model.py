@@ -12,8 +12,11 @@ from models import random_model
 from safetensors.torch import load_file, save_file
 
 from aurify.errors import UserError
-from aurify.models import catalog, model
-from aurify.models.model import ModelConfig, load_model, load_tokenizer, resolve, save_model, tiny_model
+from aurify.hardware import choose_device
+from aurify.models import catalog, names
+from aurify.models.export import save_model
+from aurify.models.model import ModelConfig, load_model, load_tokenizer, tiny_model
+from aurify.models.names import resolve_model
 
 sys.path.insert(0, str(Path(__file__).parent))
 from gguf_file import write_gguf
@@ -33,7 +36,7 @@ def offline(monkeypatch, tmp_path):
     """No hub, and an empty cache of its client."""
     import huggingface_hub.constants
 
-    monkeypatch.setattr(model, "hub_answers", lambda: False)
+    monkeypatch.setattr(names, "hub_answers", lambda: False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
@@ -247,7 +250,7 @@ def test_adapter_folder_leads_to_its_base(folder, tmp_path, scalar_head):
 def test_adapter_of_another_machine_finds_its_base_in_the_catalogue(tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "fetch", lambda known: tmp_path / "cache" / known.name)
     adapter = write_adapter(tmp_path / "adapter", "/somewhere/else/models/smollm2-135m-instruct")
-    assert resolve(str(adapter)).base == str(tmp_path / "cache" / "smollm2-135m-instruct")
+    assert resolve_model(str(adapter)).base == str(tmp_path / "cache" / "smollm2-135m-instruct")
 
 
 @pytest.mark.parametrize(
@@ -285,9 +288,9 @@ def test_unknown_folder_names_its_neighbour(folder):
 
 def test_hub_id_without_a_hub_comes_from_the_catalogue_or_is_an_error(offline, tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "fetch", lambda known: tmp_path / known.name)
-    assert resolve("HuggingFaceTB/SmolLM2-135M-Instruct").base == str(tmp_path / "smollm2-135m-instruct")
+    assert resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct").base == str(tmp_path / "smollm2-135m-instruct")
     with pytest.raises(UserError, match=r"hub does not answer.*give its folder.*smollm2-135m-instruct"):
-        resolve("owner/other")
+        resolve_model("owner/other")
 
 
 def test_hub_id_without_a_hub_comes_from_the_hub_cache_if_it_is_there(offline, folder):
@@ -306,9 +309,9 @@ def test_the_hub_is_not_asked_in_offline_mode(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: pytest.fail("asked the hub"))
-    model.hub_answers.cache_clear()
-    assert model.hub_answers() is False
-    model.hub_answers.cache_clear()
+    names.hub_answers.cache_clear()
+    assert names.hub_answers() is False
+    names.hub_answers.cache_clear()
 
 
 # ------------------------------------------------------------------ dtype and device
@@ -316,7 +319,7 @@ def test_the_hub_is_not_asked_in_offline_mode(monkeypatch):
 
 def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert model.device_of("auto") == torch.device("cpu")
+    assert choose_device("auto") == torch.device("cpu")
     with pytest.raises(UserError, match=r"model\.device.*no GPU"):
         load_model(ModelConfig("random:tiny", device="cuda"))
 

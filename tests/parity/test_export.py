@@ -12,7 +12,9 @@ from aurify.algorithms.reward_model import RewardModel
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.models.model import ModelConfig, cast, load_model, save_model, tiny_model
+from aurify.models.export import save_model
+from aurify.models.loading import cast_weights
+from aurify.models.model import ModelConfig, load_model, tiny_model
 from aurify.types import Datum
 
 TEXTS = ["What is 3 + 4?", "Name a colour of the sky.", "Ärger: 漢字 \n\t!", "x"]
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is d
 @pytest.fixture
 def base(tmp_path, dtype):
     made = tiny_model(seed=1)
-    save_model(cast(made.module, getattr(torch, dtype)), made.tokenizer, tmp_path / "base")
+    save_model(cast_weights(made.module, getattr(torch, dtype)), made.tokenizer, tmp_path / "base")
     return tmp_path / "base"
 
 

@@ -15,13 +15,13 @@ import aurify
 from aurify.data.sources import Row
 from aurify.errors import UserError
 from aurify.loops.examples import Rows, rows_of_file, save_pairs, split
-from aurify.models.model import byte_tokenizer
+from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline.heldout import Guard, checked_heldout, collect_heldout, stage_rows, task_holder
 from aurify.pipeline.recipe import Recipe, build_recipe
 from aurify.pipeline.stage import StageRun
 from aurify.tasks.taskset import TaskSet, question
-from aurify.tracking.console import Console
 from aurify.tracking.run_folder import RunFolder
+from aurify.tracking.trackers.console import Console
 from aurify.types import Task
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"

@@ -11,6 +11,7 @@ import pytest
 from aurify.config import load_config
 from aurify.errors import UserError
 from aurify.models.tiny import byte_tokenizer
+from aurify.pipeline import check
 from aurify.pipeline.check import describe, validate
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, make_renderer, references
 
@@ -87,10 +88,10 @@ def test_what_the_renderer_is_told_holds_for_every_stage_that_does_not_say_other
         ("stages.sft.data", {"demonstrations": 3, "filters": ["x"]}, ["stages.sft.data", "filters", "no effect"]),
         ("stages.sft.data", {"path": "recipes", "filters": ["at_lest"]}, ["unknown dataset 'at_lest'", "at_least"]),
         ("stages.sft.data.path", "x.jsonl", ["path and demonstrations", "exactly one"]),
-        ("stages.sft.lora", {"rank": 0}, ["stages.sft.lora", "rank 0"]),
+        ("stages.sft.lora", {"rank": 0}, ["stages.sft.lora.rank: 0", "at least 1"]),
         ("stages.sft.optim", {"lr": -1.0}, ["stages.sft.optim", "lr", "-1.0"]),
         ("stages.sft.algorithm", {"beta": 1}, ["stages.sft.algorithm.beta", "unknown key"]),
-        ("stages.dpo.algorithm", {"beta": -1}, ["stages.dpo.algorithm", "beta -1"]),
+        ("stages.dpo.algorithm", {"beta": -1}, ["stages.dpo.algorithm.beta: -1", "above 0"]),
         ("stages.grpo.data", {"demonstrations": 3}, ["stages.grpo.data", "unknown key"]),
         ("stages.grpo.sampling", {"temperature": 0}, ["stages.grpo", "temperature", "greedy"]),
         ("stages.grpo.num_minibatches", 9, ["stages.grpo", "num_minibatches: 9", "8 groups"]),
@@ -128,9 +129,7 @@ def test_a_stage_name_is_a_folder_name():
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "base"], ids=lambda path: path.stem)
 def test_recipes_that_come_along_are_fine(path, monkeypatch):
     """As far as that can be said without a model hub: models are not looked for, GSM8K is stood in for."""
-    from aurify.models import model
-
-    monkeypatch.setattr(model, "resolve", lambda name: model.Place(name))
+    monkeypatch.setattr(check, "resolve_model", lambda name: None)
     values = load_config(path)
     if values["task"]["name"] == "gsm8k":
         values["task"] = {"name": "arithmetic"}

@@ -133,7 +133,7 @@ def test_without_any_sandbox_nothing_runs(monkeypatch):
     ("entry", "problem"),
     [
         ({"name": "code", "score": "most"}, "is 'most'; expected"),
-        ({"name": "code", "seconds": 0}, "seconds is 0.*; it must be at least"),
+        ({"name": "code", "seconds": 0}, "seconds: 0.*; it must be at least"),
         ({"name": "code", "memory": 3}, "no option 'memory'; did you mean 'memory_mb'"),
     ],
 )

@@ -191,7 +191,7 @@ def test_in_a_recipe():
         ({"rubric": " "}, "the rubric is empty"),
         ({"low": 10}, "low must be below high"),
         ({"seconds": 0}, "must be above 0"),
-        ({"retries": -1}, "retries is -1"),
+        ({"retries": -1}, "retries: -1 is out of range"),
     ):
         with pytest.raises(UserError, match=problem):
             build_rubric([entry | change])

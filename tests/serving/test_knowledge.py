@@ -306,7 +306,7 @@ async def ask_closed():
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"topk": 0}, "topk is 0"), ({"topk": 9, "max_topk": 3}, "above max_topk"), ({"port": 70_000}, "port is 70000")],
+    [({"topk": 0}, "topk: 0"), ({"topk": 9, "max_topk": 3}, "above max_topk"), ({"port": 70_000}, "port: 70000")],
 )
 def test_wrong_options_of_the_service_are_named(options, said):
     with pytest.raises(UserError, match=said):
@@ -315,7 +315,7 @@ def test_wrong_options_of_the_service_are_named(options, said):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"url": "localhost:8000"}, "expected something like"), ({"seconds": 0}, "above 0"), ({"topk": 0}, "topk is 0")],
+    [({"url": "localhost:8000"}, "expected something like"), ({"seconds": 0}, "above 0"), ({"topk": 0}, "topk: 0")],
 )
 def test_wrong_options_of_the_client_are_named(options, said):
     with pytest.raises(UserError, match=said):

@@ -22,24 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aurify.algorithms.dpo import sigmoid
-from aurify.algorithms.pairs import reward_metrics, split
-from aurify.errors import UserError
+from aurify.algorithms.pairs import Smoothing, reward_metrics, split
+from aurify.bounds import Checked, PositiveFloat
 from aurify.types import Batch, Datum, Lesson, Need, Outputs, Per, Policy, Sums
 
 
 @dataclass(frozen=True)
-class AOT:
-    beta: float = 0.1
-    label_smoothing: float = 0.0
+class AOT(Checked):
+    beta: PositiveFloat = 0.1
+    label_smoothing: Smoothing = 0.0
     paired: bool = False
 
     learns_from: ClassVar[Lesson] = "pairs"
     needs: ClassVar[frozenset[Need]] = frozenset({"ref_logprobs"})
     per: ClassVar[Per] = "unit"
-
-    def __post_init__(self) -> None:
-        if self.beta <= 0 or not 0 <= self.label_smoothing < 0.5:
-            raise UserError(f"aot: beta {self.beta} must be > 0 and label_smoothing {self.label_smoothing} in [0, 0.5)")
 
     def prepare(self, data: Sequence[Datum], policy: Policy, temperature: float) -> list[Datum]:
         now = summed(data, policy.logprobs(data, temperature=temperature))  # [sequences]

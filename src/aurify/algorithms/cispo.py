@@ -8,19 +8,20 @@ five."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
 from aurify.algorithms.effects import NEVER, Effects
 from aurify.algorithms.grpo import GRPO
+from aurify.bounds import Gt
 from aurify.errors import UserError
 from aurify.types import Batch, Outputs
 
 
 @dataclass(frozen=True)
 class CISPO(GRPO):
-    max_ratio: float | None = None
+    max_ratio: Annotated[float, Gt(1), "an absolute cap; 5 is usual"] | None = None
 
     effects: ClassVar[Effects] = dict.fromkeys(
         ("surrogate", "clip_low", "clip_high", "dual_clip", "covariance_kl_coef"), NEVER
@@ -28,8 +29,8 @@ class CISPO(GRPO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_ratio is None or self.max_ratio <= 1:
-            raise UserError(f"cispo.max_ratio: {self.max_ratio} must be a number above 1, an absolute cap; 5 is usual")
+        if self.max_ratio is None:
+            raise UserError("max_ratio: it must be given, a number above 1 (an absolute cap; 5 is usual)")
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.advantages is not None

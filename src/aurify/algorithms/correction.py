@@ -21,11 +21,12 @@ asked, and so do we: the sampler in the process has the trainer's weights."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from aurify.bounds import Checked, Gt, Interval
 from aurify.errors import UserError
 from aurify.types import Batch
 
@@ -34,15 +35,14 @@ Kind = Literal["none", "token_tis", "sequence_tis", "token_mis", "sequence_mis",
 
 
 @dataclass(frozen=True)
-class Correction:
+class Correction(Checked):
     kind: Kind = "none"
-    low: float = 0.5
-    high: float = 2.0
+    low: Annotated[float, Interval(ge=0, lt=1)] = 0.5
+    high: Annotated[float, Gt(1)] = 2.0
     negative_drift: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low < 1 < self.high:
-            raise UserError(f"correction: low {self.low} and high {self.high} must lie on either side of 1")
+        super().__post_init__()
         if self.low != 0.5 and not self.kind.endswith(("mis", "mask")):
             raise UserError(
                 f"correction.low: {self.low} has an effect only with kind: token_mis, sequence_mis or geometric_mask; "

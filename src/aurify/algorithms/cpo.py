@@ -15,28 +15,25 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from aurify.algorithms.dpo import LOSSES, PER_TOKEN
-from aurify.algorithms.pairs import lengths_of, reward_metrics, split, with_imitation
+from aurify.algorithms.pairs import Smoothing, lengths_of, reward_metrics, split, with_imitation
+from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat
 from aurify.errors import UserError
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 
 @dataclass(frozen=True)
-class CPO:
-    beta: float = 0.1
+class CPO(Checked):
+    beta: PositiveFloat = 0.1
     loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
-    label_smoothing: float = 0.0
-    sft_coef: float = 1.0
+    label_smoothing: Smoothing = 0.0
+    sft_coef: NonNegativeFloat = 1.0
 
     learns_from: ClassVar[Lesson] = "pairs"
     needs: ClassVar[frozenset[Need]] = frozenset()
     per: ClassVar[Per] = "unit"
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.sft_coef < 0 or not 0 <= self.label_smoothing < 0.5:
-            raise UserError(
-                f"cpo: beta {self.beta} must be > 0, sft_coef {self.sft_coef} >= 0 and label_smoothing "
-                f"{self.label_smoothing} in [0, 0.5)"
-            )
+        super().__post_init__()
         if self.label_smoothing and self.loss_type != "sigmoid":
             raise UserError(f"cpo.label_smoothing: the loss {self.loss_type!r} has none; leave it out, or take sigmoid")
 

@@ -13,19 +13,20 @@ from dataclasses import dataclass
 
 from aurify.algorithms.estimators import group_advantages
 from aurify.algorithms.grpo import GRPO
+from aurify.bounds import NonNegativeFloat, NonNegativeInt
 from aurify.errors import UserError
 from aurify.types import Group
 
 
 @dataclass(frozen=True)
 class DAPO(GRPO):
-    clip_high: float = 0.28
+    clip_high: NonNegativeFloat = 0.28
     max_length: int | None = None  # sampled tokens, usually sampling.max_tokens; null: no penalty
-    buffer: int = 0  # tokens before max_length in which the penalty grows
+    buffer: NonNegativeInt = 0  # tokens before max_length in which the penalty grows
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.max_length is None) != (self.buffer == 0) or self.buffer < 0:
+        if (self.max_length is None) != (self.buffer == 0):
             raise UserError(f"dapo: max_length {self.max_length} and buffer {self.buffer} belong together; set both")
         if self.max_length is not None and self.buffer > self.max_length:
             raise UserError(f"dapo.buffer: {self.buffer} is more than max_length {self.max_length}")

@@ -24,12 +24,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from torch import Tensor
 
 from aurify.algorithms.effects import NEVER, Effect, Effects
 from aurify.algorithms.grpo import GRPO
+from aurify.bounds import Gt, Interval
 from aurify.errors import UserError
 from aurify.types import Batch, Datum, Divergence, Group, Need, Outputs, Policy
 
@@ -39,9 +40,9 @@ CLIPS = ("clip_low", "clip_high", "dual_clip")
 @dataclass(frozen=True)
 class Distillation(GRPO):
     divergence: Divergence = "reverse"
-    beta: float = 0.5  # jsd: towards 0 it becomes like forward, towards 1 like reverse
+    beta: Annotated[float, Interval(gt=0, lt=1)] = 0.5  # jsd: towards 0 it becomes like forward, towards 1 like reverse
     vocabulary: Literal["full", "sampled"] = "full"
-    max_ratio: float = 20.0
+    max_ratio: Annotated[float, Gt(1)] = 20.0
     surrogate: Literal["clip", "plain"] = "plain"
 
     min_group: ClassVar[int] = 1
@@ -68,8 +69,6 @@ class Distillation(GRPO):
         super().__post_init__()
         if self.kl_coef:
             raise UserError("distillation.kl_coef: the teacher takes the place of the reference; leave it at 0")
-        if not 0 < self.beta < 1 or self.max_ratio <= 1:
-            raise UserError(f"distillation: beta {self.beta} must be in (0, 1) and max_ratio {self.max_ratio} above 1")
 
     @property
     def needs(self) -> frozenset[Need]:

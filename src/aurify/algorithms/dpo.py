@@ -35,7 +35,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aurify.algorithms.effects import Effect, Effects, check_effects
-from aurify.algorithms.pairs import lengths_of, reward_metrics, split, with_imitation
+from aurify.algorithms.pairs import Smoothing, lengths_of, reward_metrics, split, with_imitation
+from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat, Share
 from aurify.errors import UserError
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
@@ -131,14 +132,14 @@ DIVERGENCES: dict[Divergence, Callable[[Tensor, float], Tensor]] = {
 
 
 @dataclass(frozen=True)
-class DPO:
-    beta: float = 0.1
+class DPO(Checked):
+    beta: PositiveFloat = 0.1
     loss_type: Name = "sigmoid"
-    label_smoothing: float | None = None  # None: 0.001 for exo, which needs some, and 0 for the others
+    label_smoothing: Smoothing | None = None  # None: 0.001 for exo, which needs some, and 0 for the others
     divergence: Divergence = "reverse_kl"
     divergence_alpha: float = 0.5  # of "alpha": near 1 it is reverse_kl, at 0 forward_kl
-    length_alpha: float = 1.0  # 1 = off; 0 = only the length that both completions have counts
-    sft_coef: float = 0.0
+    length_alpha: Share = 1.0  # 1 = off; 0 = only the length that both completions have counts
+    sft_coef: NonNegativeFloat = 0.0
 
     learns_from: ClassVar[Lesson] = "pairs"
     needs: ClassVar[frozenset[Need]] = frozenset({"ref_logprobs"})
@@ -148,20 +149,14 @@ class DPO:
     }
 
     def __post_init__(self) -> None:
-        if self.beta <= 0 or self.sft_coef < 0 or not 0 <= self.length_alpha <= 1:
-            raise UserError(
-                f"dpo: beta {self.beta} must be > 0, sft_coef {self.sft_coef} >= 0 and length_alpha "
-                f"{self.length_alpha} in [0, 1]"
-            )
-        if not 0 <= self.smoothing < 0.5 or (self.loss_type == "exo" and self.smoothing == 0):
-            lowest = "(0" if self.loss_type == "exo" else "[0"
-            raise UserError(f"dpo.label_smoothing: {self.label_smoothing} must be in {lowest}, 0.5)")
+        super().__post_init__()
+        if self.loss_type == "exo" and self.smoothing == 0:
+            raise UserError("label_smoothing: 0 is out of range; for the loss exo it must be in (0, 0.5)")
         if self.smoothing and self.loss_type not in SMOOTHED:
             raise UserError(
                 f"dpo.label_smoothing: the loss {self.loss_type!r} has no label smoothing; leave it out, or take one "
                 f"of {', '.join(SMOOTHED)}"
             )
-
         if self.divergence != "reverse_kl" and self.loss_type not in GAPS:
             raise UserError(
                 f"dpo.divergence: {self.divergence!r} has a meaning only for differences of two completions, which the "

@@ -19,24 +19,19 @@ from torch import Tensor
 from aurify.algorithms.effects import Effect, Effects
 from aurify.algorithms.luffy import LUFFY
 from aurify.algorithms.shaping import BENT, shaped
-from aurify.errors import UserError
+from aurify.bounds import PositiveFloat
 from aurify.types import Batch, Need, Outputs
 
 
 @dataclass(frozen=True)
 class ExGRPO(LUFFY):
-    replay_gamma: float = 0.1
+    replay_gamma: PositiveFloat = 0.1
 
     stage_needs: ClassVar[tuple[str, ...]] = ("replay",)
     effects: ClassVar[Effects] = {
         "shape": Effect(lambda a: True, "", "replay"),
         "replay_gamma": Effect(lambda a: a.shape in BENT, "with a shape that has one", "replay"),
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.replay_gamma <= 0:
-            raise UserError(f"exgrpo.replay_gamma: {self.replay_gamma} must be above 0")
 
     @property
     def needs(self) -> frozenset[Need]:

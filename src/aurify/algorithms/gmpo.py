@@ -16,13 +16,14 @@ from torch import Tensor
 
 from aurify.algorithms.effects import NEVER, Effects
 from aurify.algorithms.grpo import GRPO
+from aurify.bounds import NonNegativeFloat
 from aurify.types import Batch, Outputs
 
 
 @dataclass(frozen=True)
 class GMPO(GRPO):
-    clip_low: float = 0.4
-    clip_high: float = 0.4
+    clip_low: NonNegativeFloat = 0.4
+    clip_high: NonNegativeFloat = 0.4
     aggregator: Literal["token", "sequence", "constant"] = "sequence"
 
     # an advantage of a token weighs the gradient of its whole sequence: single tokens cannot be chosen

@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ from aurify.algorithms.correction import Correction
 from aurify.algorithms.covariance import strip_covariance
 from aurify.algorithms.effects import Effect, Effects, check_effects
 from aurify.algorithms.estimators import Scale, group_advantages
+from aurify.bounds import Checked, Gt, Interval, NonNegativeFloat, PositiveFloat
 from aurify.errors import UserError
 from aurify.types import Batch, Datum, Group, Lesson, Need, Outputs, Per, Policy, Sums
 
@@ -48,23 +49,23 @@ MAX_LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True)
-class GRPO:
+class GRPO(Checked):
     scale: Scale = "group"
     surrogate: Literal["clip", "plain"] = "clip"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
-    dual_clip: float | None = None
+    clip_low: NonNegativeFloat = 0.2
+    clip_high: NonNegativeFloat = 0.2
+    dual_clip: Annotated[float, Gt(1), "3 is usual"] | None = None
     aggregator: Literal["token", "sequence", "constant"] = "token"
     constant_length: int | None = None  # for aggregator "constant"; usually sampling.max_tokens
-    kl_coef: float = 0.0
+    kl_coef: NonNegativeFloat = 0.0
     kl: Literal["k1", "k2", "k3"] = "k3"
-    kl_clamp: float | None = None  # the most that k3 of a token may be
+    kl_clamp: Annotated[float, Gt(0), "verl takes 10"] | None = None  # the most that k3 of a token may be
     entropy_coef: float = 0.0
     entropy_target: float | None = None  # nats; the loop then moves entropy_coef
-    top_entropy: float = 1.0  # share of the tokens of a step
+    top_entropy: Annotated[float, Interval(gt=0, le=1), "0.2 is usual, 1 is off"] = 1.0  # share of the tokens of a step
     covariance: Literal["clip", "kl"] | None = None  # what happens to the tokens that cost most entropy
-    covariance_share: float = 2e-4  # of the tokens of a step
-    covariance_kl_coef: float = 0.1
+    covariance_share: Annotated[float, Interval(gt=0, lt=1)] = 2e-4  # of the tokens of a step
+    covariance_kl_coef: PositiveFloat = 0.1
     flat_groups: Literal["leave_out", "keep"] = "leave_out"  # groups without spread
     correction: Correction = Correction()
 
@@ -87,29 +88,16 @@ class GRPO:
     }
 
     def __post_init__(self) -> None:
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise UserError(f"grpo.dual_clip: {self.dual_clip} must be greater than 1 (3 is usual), or null")
-        if not 0 < self.top_entropy <= 1:
-            raise UserError(f"grpo.top_entropy: {self.top_entropy} must be in (0, 1]; 0.2 is usual, 1 is off")
+        super().__post_init__()
         if self.aggregator == "constant" and not self.constant_length:
             raise UserError(
                 "grpo.aggregator 'constant' divides by a length: set grpo.constant_length, usually sampling.max_tokens"
-            )
-        if self.kl_clamp is not None and self.kl_clamp <= 0:
-            raise UserError(f"grpo.kl_clamp: {self.kl_clamp} must be above 0 (10 is verl's), or null")
-        if not 0 < self.covariance_share < 1 or self.covariance_kl_coef <= 0:
-            raise UserError(
-                f"grpo: covariance_share {self.covariance_share} must be in (0, 1) and covariance_kl_coef "
-                f"{self.covariance_kl_coef} above 0"
             )
         if self.covariance == "kl" and self.surrogate != "plain":
             raise UserError(
                 "grpo.covariance: kl stands in the place of a clip; set surrogate: plain, or take covariance: clip"
             )
         check_effects(self)
-        for name in ("clip_low", "clip_high", "kl_coef"):
-            if getattr(self, name) < 0:
-                raise UserError(f"grpo.{name}: {getattr(self, name)} must not be negative")
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -18,13 +18,14 @@ from torch import Tensor
 
 from aurify.algorithms.effects import NEVER, Effect, Effects
 from aurify.algorithms.grpo import GRPO
+from aurify.bounds import NonNegativeFloat
 from aurify.types import Batch, Outputs
 
 
 @dataclass(frozen=True)
 class GSPO(GRPO):
-    clip_low: float = 3e-4
-    clip_high: float = 4e-4
+    clip_low: NonNegativeFloat = 3e-4
+    clip_high: NonNegativeFloat = 4e-4
     aggregator: Literal["token", "sequence", "constant"] = "sequence"
     form: Literal["sequence", "token"] = "sequence"
 

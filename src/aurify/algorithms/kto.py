@@ -20,26 +20,20 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat
 from aurify.errors import UserError
 from aurify.types import Batch, Datum, Lesson, Need, Outputs, Per, Policy, Sums
 
 
 @dataclass(frozen=True)
-class KTO:
-    beta: float = 0.1
+class KTO(Checked):
+    beta: PositiveFloat = 0.1
     loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
-    desirable_weight: float = 1.0
-    undesirable_weight: float = 1.0
+    desirable_weight: NonNegativeFloat = 1.0
+    undesirable_weight: NonNegativeFloat = 1.0
 
     learns_from: ClassVar[Lesson] = "labels"
     per: ClassVar[Per] = "sequence"
-
-    def __post_init__(self) -> None:
-        if self.beta <= 0 or min(self.desirable_weight, self.undesirable_weight) < 0:
-            raise UserError(
-                f"kto: beta {self.beta} must be > 0, desirable_weight {self.desirable_weight} and undesirable_weight "
-                f"{self.undesirable_weight} >= 0"
-            )
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -29,7 +29,7 @@ from aurify.algorithms.effects import NEVER, Effect, Effects
 from aurify.algorithms.estimators import Scale
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.shaping import BENT, Shape, shaped
-from aurify.errors import UserError
+from aurify.bounds import NonNegativeFloat, PositiveFloat
 from aurify.types import Batch, Datum, Group, Outputs, Policy, Sums
 
 SMALLEST_PROBABILITY = 1e-6  # beside a recorded one
@@ -40,9 +40,9 @@ class LUFFY(GRPO):
     scale: Scale = "none"
     clip_on_policy: bool = False  # the ratios of the policy's own tokens
     shape: Shape = "fraction"
-    gamma: float = 0.1
+    gamma: PositiveFloat = 0.1
     behaviour: Literal["one", "recorded"] = "one"  # how likely a guide's tokens were to the guide
-    sft_coef: float = 0.0
+    sft_coef: NonNegativeFloat = 0.0
     entropy_on: Literal["all", "policy"] = "all"  # tokens that entropy_coef counts; the reference takes all
 
     asks_guide_ratio: ClassVar[bool] = False
@@ -62,11 +62,6 @@ class LUFFY(GRPO):
         "sft_coef": Effect(lambda a: True, "", "guidance"),
         "entropy_on": Effect(lambda a: "entropy" in a.needs, "with entropy_coef or entropy_target"),
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gamma <= 0 or self.sft_coef < 0:
-            raise UserError(f"luffy: gamma {self.gamma} must be above 0 and sft_coef {self.sft_coef} not below it")
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         if not self.sft_coef:

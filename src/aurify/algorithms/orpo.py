@@ -18,23 +18,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aurify.algorithms.pairs import mean_by_sequence, reward_metrics, split
-from aurify.errors import UserError
+from aurify.bounds import Checked, PositiveFloat
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 HIGHEST = -1e-7  # of a mean log-prob: at 0 the odds are infinite, and nearer to it exp(a) is 1 in float32
 
 
 @dataclass(frozen=True)
-class ORPO:
-    beta: float = 0.1  # the paper's lambda
+class ORPO(Checked):
+    beta: PositiveFloat = 0.1  # the paper's lambda
 
     learns_from: ClassVar[Lesson] = "pairs"
     needs: ClassVar[frozenset[Need]] = frozenset()
     per: ClassVar[Per] = "unit"
-
-    def __post_init__(self) -> None:
-        if self.beta <= 0:
-            raise UserError(f"orpo.beta: {self.beta} must be > 0")
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         means = mean_by_sequence(out.logprobs, batch)  # [sequences]

@@ -3,10 +3,15 @@ and so on, and what they return is a sum over pairs."""
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from aurify.bounds import Interval
 from aurify.types import Batch, Outputs, Sums
+
+Smoothing = Annotated[float, Interval(ge=0, lt=0.5)]  # the share of pairs that are labelled the wrong way round
 
 
 def split(values: Tensor) -> tuple[Tensor, Tensor]:

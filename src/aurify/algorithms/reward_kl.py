@@ -12,28 +12,23 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from aurify.algorithms.effects import Effect, Effects
 from aurify.algorithms.grpo import GRPO
-from aurify.errors import UserError
+from aurify.bounds import Ge
 from aurify.types import Datum, Need
 
 
 @dataclass(frozen=True)
 class RewardKL(GRPO, ABC):
-    reward_kl_coef: float = 0.0
+    reward_kl_coef: Annotated[float, Ge(0), "0.05 is usual, 0 is off"] = 0.0
 
     effects: ClassVar[Effects] = {
         "flat_groups": Effect(
             lambda a: not a.reward_kl_coef, "without reward_kl_coef, by whose cost every group has a spread"
         ),
     }
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.reward_kl_coef < 0:
-            raise UserError(f"reward_kl_coef: {self.reward_kl_coef} must not be negative; 0.05 is usual, 0 is off")
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -15,24 +15,19 @@ from torch import Tensor
 
 from aurify.algorithms.effects import NEVER, Effects
 from aurify.algorithms.grpo import GRPO
-from aurify.errors import UserError
+from aurify.bounds import PositiveFloat
 from aurify.types import Batch, Outputs
 
 
 @dataclass(frozen=True)
 class SAPO(GRPO):
-    tau_positive: float = 1.0
-    tau_negative: float = 1.05
+    tau_positive: PositiveFloat = 1.0
+    tau_negative: PositiveFloat = 1.05
     aggregator: Literal["token", "sequence", "constant"] = "sequence"
 
     effects: ClassVar[Effects] = dict.fromkeys(
         ("surrogate", "clip_low", "clip_high", "dual_clip", "covariance_kl_coef"), NEVER
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.tau_positive, self.tau_negative) <= 0:
-            raise UserError(f"sapo: tau_positive {self.tau_positive} and tau_negative {self.tau_negative} must be > 0")
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.advantages is not None

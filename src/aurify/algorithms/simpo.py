@@ -18,29 +18,22 @@ import torch
 from torch import Tensor
 
 from aurify.algorithms.dpo import sigmoid
-from aurify.algorithms.pairs import mean_by_sequence, reward_metrics, split, with_imitation
-from aurify.errors import UserError
+from aurify.algorithms.pairs import Smoothing, mean_by_sequence, reward_metrics, split, with_imitation
+from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 
 @dataclass(frozen=True)
-class SimPO:
-    beta: float = 2.5
-    gamma: float = 1.375
+class SimPO(Checked):
+    beta: PositiveFloat = 2.5
+    gamma: NonNegativeFloat = 1.375
     alpha: float = 0.0  # AlphaPO: 0.1 to 0.25 is usual
-    label_smoothing: float = 0.0
-    sft_coef: float = 0.0  # above 0: CPO-SimPO, which forgets less
+    label_smoothing: Smoothing = 0.0
+    sft_coef: NonNegativeFloat = 0.0  # above 0: CPO-SimPO, which forgets less
 
     learns_from: ClassVar[Lesson] = "pairs"
     needs: ClassVar[frozenset[Need]] = frozenset()
     per: ClassVar[Per] = "unit"
-
-    def __post_init__(self) -> None:
-        if self.beta <= 0 or self.gamma < 0 or self.sft_coef < 0 or not 0 <= self.label_smoothing < 0.5:
-            raise UserError(
-                f"simpo: beta {self.beta} must be > 0, gamma {self.gamma} and sft_coef {self.sft_coef} >= 0, and "
-                f"label_smoothing {self.label_smoothing} in [0, 0.5)"
-            )
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         rewards = mean_by_sequence(out.logprobs, batch)  # [sequences]

@@ -18,26 +18,20 @@ from torch import Tensor
 
 from aurify.algorithms.effects import NEVER, Effects
 from aurify.algorithms.grpo import GRPO
-from aurify.errors import UserError
+from aurify.bounds import PositiveFloat
 from aurify.types import Batch, Outputs
 
 
 @dataclass(frozen=True)
 class VESPO(GRPO):
-    k_positive: float = 2.0
-    lambda_positive: float = 3.0
-    k_negative: float = 3.0
-    lambda_negative: float = 2.0
+    k_positive: PositiveFloat = 2.0  # at 0 the weight has no hump, and so with the others
+    lambda_positive: PositiveFloat = 3.0
+    k_negative: PositiveFloat = 3.0
+    lambda_negative: PositiveFloat = 2.0
 
     effects: ClassVar[Effects] = dict.fromkeys(
         ("surrogate", "clip_low", "clip_high", "dual_clip", "covariance_kl_coef"), NEVER
     )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name in ("k_positive", "lambda_positive", "k_negative", "lambda_negative"):
-            if getattr(self, name) <= 0:
-                raise UserError(f"vespo.{name}: {getattr(self, name)} must be > 0; the weight has no hump otherwise")
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.advantages is not None

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aurify.cli.places import RUNS, RunsFolder
-from aurify.cli.recipes import find_recipe
+from aurify.cli.names import RUNS, RunsFolder, find_recipe
 
 
 def demo(

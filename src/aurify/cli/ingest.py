@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aurify.cli.places import find_kb, is_kb
+from aurify.cli.names import find_kb, is_kb
 from aurify.errors import UserError
 
 if TYPE_CHECKING:

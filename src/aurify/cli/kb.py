@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aurify.cli.places import KBS, find_kb, is_kb
+from aurify.cli.names import KBS, find_kb, is_kb
 from aurify.cli.serve import serve
 from aurify.errors import UserError
 

@@ -1,7 +1,7 @@
-"""The `aurify` command. One file a command; each imports what is heavy when it runs, so that `--help` answers at once.
+"""The `aurify` command. One file a command; heavy modules are imported when a command runs: `--help` answers at once.
 
-What a person did wrong (`UserError`), and what the machine refuses (a full disk, too little memory), ends as one
-paragraph on stderr with exit code 2, never as a traceback; `--debug` shows it.
+A mistake of the user (`UserError`) or a refusal of the machine (full disk, too little memory) ends as one paragraph on
+stderr with exit code 2. The traceback shows with `--debug` alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from aurify.cli.chat import chat
 from aurify.cli.data import data
 from aurify.cli.demo import demo
 from aurify.cli.doctor import doctor
-from aurify.cli.evaluate import evaluate
+from aurify.cli.evaluate import evaluate_model
 from aurify.cli.ingest import ingest
 from aurify.cli.kb import kb
 from aurify.cli.models import models
@@ -121,7 +121,7 @@ def options(
 
 app.command()(demo)
 app.command()(train)
-app.command(name="eval")(evaluate)
+app.command(name="eval")(evaluate_model)
 app.command()(sample)
 app.command()(chat)
 app.command()(runs)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from aurify.config import errors_of
+from aurify.config import prefix_errors
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -42,7 +42,7 @@ def show_plan(recipe: Recipe, heldout: HeldOut) -> None:
     console.print(table)
     for name, stage in recipe.stages.items():
         tally = Tally()
-        with errors_of(f"stages.{name}"):
+        with prefix_errors(f"stages.{name}"):
             renderer = renderer_of(recipe, stage)
             example = first_example(recipe, name, renderer, heldout, tally)
             for line in tally.lines():

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from aurify.cli.places import RUNS, RunsFolder, all_runs, read_values
+from aurify.cli.names import RUNS, RunsFolder, list_runs, read_values
 from aurify.errors import UserError
 
 DONE = "finished"
@@ -22,7 +22,7 @@ def runs(
     from rich.console import Console
     from rich.table import Table
 
-    found = all_runs(folder)
+    found = list_runs(folder)
     if not found:
         raise UserError(
             f"there are no runs in {folder}/; `aurify demo` or `aurify train RECIPE` makes one (--runs: another folder)"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aurify.cli.places import find_kb
+from aurify.cli.names import find_kb
 
 
 def serve(

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aurify.cli.places import RUNS, RunsFolder, find_run
-from aurify.cli.recipes import find_recipe
+from aurify.cli.names import RUNS, RunsFolder, find_recipe, find_run
 from aurify.errors import UserError
 
 
@@ -57,7 +56,7 @@ def run_recipe(
     from aurify import config
 
     values = config.load_config(path, overrides)
-    with Console(stderr=True).status("checking the recipe ..."), config.errors_of(path):
+    with Console(stderr=True).status("checking the recipe ..."), config.prefix_errors(path):
         from aurify.pipeline.check import validate
         from aurify.pipeline.heldout import checked_heldout
         from aurify.pipeline.recipe import build_recipe

@@ -18,7 +18,7 @@ from aurify.data.named import named
 from aurify.data.sources import Row
 from aurify.data.tally import Tally
 from aurify.errors import UserError
-from aurify.signatures import crashes_of, options_for
+from aurify.signatures import options_for, report_crashes
 
 Step = Literal["filter", "map"]
 
@@ -47,13 +47,13 @@ def apply_steps(
     tests = [step_of("filter", entry) for entry in filters]
     for row in rows:
         for name, function, options in changes:
-            with crashes_of(f"map {name!r} at {row.place}", function):
+            with report_crashes(f"map {name!r} at {row.place}", function):
                 changed = function(row, **options)
             if not isinstance(changed, Mapping):
                 raise UserError(f"map {name!r} at {row.place} gave a {type(changed).__name__}; it must return the row")
             row = Row(changed, row.place, row.part)
         for name, function, options in tests:
-            with crashes_of(f"filter {name!r} at {row.place}", function):
+            with report_crashes(f"filter {name!r} at {row.place}", function):
                 stays = function(row, **options)
             if not stays:
                 tally.filtered[name] += 1

@@ -8,7 +8,7 @@ from typing import Any
 from aurify import registry
 from aurify.data.sources import Row
 from aurify.errors import UserError
-from aurify.signatures import call, crashes_of, options_for
+from aurify.signatures import call, options_for, report_crashes
 
 
 def load_dataset(entry: str | Mapping[str, Any]) -> list[Row]:
@@ -16,7 +16,7 @@ def load_dataset(entry: str | Mapping[str, Any]) -> list[Row]:
     name, options = named(entry)
     function = registry.get("dataset", name)
     result = call(f"dataset {name!r}", function, options)
-    with crashes_of(f"dataset {name!r}", function):  # a generator runs, and fails, only now
+    with report_crashes(f"dataset {name!r}", function):  # a generator runs, and fails, only now
         if isinstance(result, str | Mapping) or not hasattr(result, "__iter__"):
             raise UserError(f"dataset {name!r} gave a {type(result).__name__}; it must return rows, or yield them")
         rows = list(result)

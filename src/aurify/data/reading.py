@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Annotated, Any
 
+from aurify.bounds import Checked, Interval, PositiveInt
 from aurify.data.filters import apply_steps, step_of
 from aurify.data.gsm8k import TIDIED
 from aurify.data.named import check_dataset, load_dataset, named
@@ -16,27 +17,24 @@ from aurify.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(Checked):
     """One source, alone or in a mixture."""
 
     path: str | None = None  # a file, a pattern such as data/*.jsonl, a folder, or owner/name of the hub
     dataset: str | dict[str, Any] | None = None  # registered by @aurify.dataset: a name, or {name: ..., options of it}
-    weight: float = 1.0  # in a mixture
+    weight: Annotated[float, Interval(gt=0, lt=float("inf"))] = 1.0  # in a mixture
     split: str = "train"  # of a data set of the hub, and of the files in a folder
     subset: str | None = None  # of a data set of the hub: what it calls its configuration
-    max_rows: int | None = None  # the first so many; those of the hub are then streamed
+    max_rows: PositiveInt | None = None  # the first so many; those of the hub are then streamed
     form: str | None = None  # what `aurify data inspect` calls it; None: found by what is in the rows
     maps: list[str | dict[str, Any]] = field(default_factory=list)  # names, or {name: ..., options}
     filters: list[str | dict[str, Any]] = field(default_factory=list)  # applied after all maps
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [name for name in ("path", "dataset") if getattr(self, name) is not None]
         if len(given) != 1:
             raise UserError(f"{' and '.join(given) or 'no source'} given; a part of a mixture has a path or a dataset")
-        if not 0 < self.weight < float("inf"):
-            raise UserError(f"weight: {self.weight!r} is out of range; it must be above 0")
-        if self.max_rows is not None and self.max_rows < 1:
-            raise UserError(f"max_rows: {self.max_rows!r} is out of range; it must be at least 1")
 
     @property
     def name(self) -> str:

@@ -56,7 +56,7 @@ def save(
         write(scratch)
         torch.save(dict(rng or rng_state()), scratch / RNG)
         (scratch / STATE).write_text(json.dumps({"step": step, **(state or {})}, indent=2) + "\n")
-        (scratch / MANIFEST).write_text(json.dumps(manifest_of(scratch), indent=2) + "\n")
+        (scratch / MANIFEST).write_text(json.dumps(build_manifest(scratch), indent=2) + "\n")
         replace_folder(scratch, path)
     except OSError as error:
         raise UserError(
@@ -94,7 +94,7 @@ def load(path: Path) -> Checkpoint:
             raise damaged(path, name, "it is missing")
         if file.stat().st_size != size:
             raise damaged(path, name, f"it has {file.stat().st_size} bytes, expected {size}")
-        if digest_of(file) != digest:
+        if hash_file(file) != digest:
             raise damaged(path, name, "its SHA-256 differs from the manifest")
     state = json.loads((path / STATE).read_text())
     return Checkpoint(path, state.pop("step"), state, torch.load(path / RNG, weights_only=True))
@@ -106,12 +106,12 @@ def damaged(path: Path, name: str, what: str) -> UserError:
     return UserError(f"{path / name}: the checkpoint is damaged: {what}. Remove the folder {path}; {mend}")
 
 
-def manifest_of(folder: Path) -> dict[str, dict[str, Any]]:
+def build_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": digest_of(f)} for f in files}
+    return {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": hash_file(f)} for f in files}
 
 
-def digest_of(file: Path) -> str:
+def hash_file(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -35,7 +35,8 @@ from aurify.engine.recompute import recompute_layers
 from aurify.engine.validation import select_trained
 from aurify.engine.weights import Weights
 from aurify.errors import UserError
-from aurify.models.model import LoadedModel, save_model
+from aurify.models.export import save_model
+from aurify.models.model import LoadedModel
 from aurify.types import Algorithm, Datum, Metrics, Outputs
 
 STATE_FILE = "engine.pt"

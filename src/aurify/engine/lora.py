@@ -21,28 +21,25 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from aurify.bounds import Checked, Interval, PositiveInt
 from aurify.errors import UserError
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
 
 
 @dataclass(frozen=True)
-class LoraConfig:
-    rank: int = 16
+class LoraConfig(Checked):
+    rank: PositiveInt = 16
     alpha: float = 32.0  # the adapter is scaled by alpha / rank
-    dropout: float = 0.0
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     targets: str | list[str] = "all-linear"  # or the last parts of layer names, such as [q_proj, v_proj]
-
-    def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise UserError(f"lora: rank {self.rank} must be at least 1 and dropout {self.dropout} in [0, 1)")
 
 
 class MergedProduct(torch.autograd.Function):

@@ -11,31 +11,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from aurify.bounds import Checked, NonNegativeInt, PositiveFloat
 from aurify.errors import UserError
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    lr: float = 1e-4
+class OptimConfig(Checked):
+    lr: PositiveFloat = 1e-4
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = 0
+    warmup_steps: NonNegativeInt = 0
     min_lr_ratio: float = 0.0  # where linear and cosine end, as a share of lr
     weight_decay: float = 0.0  # on matrices only
     beta1: float = 0.9
     beta2: float = 0.999
-    eps: float = 1e-8
+    eps: PositiveFloat = 1e-8
     max_grad_norm: float = 1.0  # 0 = no clipping
-    max_skipped_steps: int = 3  # so many steps in a row may be skipped because their gradient is not finite
-
-    def __post_init__(self) -> None:
-        for name, valid in (
-            ("lr", self.lr > 0),
-            ("warmup_steps", self.warmup_steps >= 0),
-            ("eps", self.eps > 0),
-            ("max_skipped_steps", self.max_skipped_steps >= 0),
-        ):
-            if not valid:
-                raise UserError(f"optim.{name}: {getattr(self, name)!r} is out of range; give a positive number")
+    max_skipped_steps: NonNegativeInt = 3  # so many steps in a row may be skipped because their gradient is not finite
 
 
 def lr_at(config: OptimConfig, step: int, total_steps: int) -> float:

@@ -17,7 +17,7 @@ def world_size() -> int:
 def device() -> torch.device:
     """Where tensors for other ranks have to be: NCCL moves none but those of this rank's own card."""
     if dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())  # as `hardware.device_of` has set it
+        return torch.device("cuda", torch.cuda.current_device())  # as `hardware.choose_device` has set it
     return torch.device("cpu")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+from aurify.bounds import Checked, PositiveFloat, PositiveInt
 from aurify.environments.env import Environment
 from aurify.environments.hosting import inner_function, is_threaded, make_environment
 from aurify.environments.rollout import NoRoom, rollout
@@ -16,7 +17,7 @@ from aurify.environments.rounds import InRounds
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.sampler import Sampler, request_order
-from aurify.signatures import crashes_of
+from aurify.signatures import report_crashes
 from aurify.threads import PerLoop, Room, TimeLimit
 from aurify.types import Metrics, SamplingParams, Task, Trajectory
 
@@ -30,20 +31,13 @@ MAX_TOLD = 5  # reasons of failures that are told in a step
 
 
 @dataclass(frozen=True, kw_only=True)
-class RolloutOptions:
-    step_seconds: float = 120.0  # for an environment to start, to answer a message, to close
-    reward_seconds: float = 120.0  # for one call of a reward; of one that judges a whole group at once, too
-    max_failures: int = 64  # trajectories in a row that fail, each of them tried twice: then the run stops
+class RolloutOptions(Checked):
+    step_seconds: PositiveFloat = 120.0  # for an environment to start, to answer a message, to close
+    reward_seconds: PositiveFloat = 120.0  # for one call of a reward; of one that judges a whole group at once, too
+    max_failures: PositiveInt = 64  # trajectories in a row that fail, each of them tried twice: then the run stops
     # a turn begins when all trajectories have come to it: the slowest environment holds up the others, and runs of
     # several turns are equal to the bit
     in_rounds: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("step_seconds", "reward_seconds"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"rollouts.{name}: {getattr(self, name)!r} is out of range; it must be above 0")
-        if self.max_failures < 1:
-            raise UserError(f"rollouts.max_failures: {self.max_failures} is out of range; it must be at least 1")
 
 
 class Player:
@@ -124,7 +118,7 @@ class Player:
         room = Room("aurify-environment") if self.threaded else None
         try:
             function = inner_function(self.environment)
-            with crashes_of(f"environment {getattr(function, '__name__', '')!r}", function):
+            with report_crashes(f"environment {getattr(function, '__name__', '')!r}", function):
                 environment = await make_environment(
                     self.environment, task, params.seed, room, self.options.step_seconds
                 )

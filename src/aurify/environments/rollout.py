@@ -14,7 +14,7 @@ from aurify.environments.env import Environment, Observation, Step
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.sampler import Sampler, request_order
-from aurify.signatures import crashes_of
+from aurify.signatures import report_crashes
 from aurify.types import Datum, Message, SamplingParams, Segment, Task, Trajectory
 
 TURN_STRIDE = 0x9E3779B97F4A7C15  # keeps the seeds of later turns away from those of neighbouring trajectories
@@ -115,7 +115,7 @@ def check_room(task: Task, tokens: Sequence[int], max_context: int | None, rende
 
 async def observe(environment: Environment) -> Observation:
     """What the environment shows first, as a copy: it may go on with its own lists."""
-    with crashes_of(name_of(environment), type(inner_of(environment))):
+    with report_crashes(name_of(environment), type(inner_of(environment))):
         first: object = await environment.start()
     if not isinstance(first, Observation):
         raise UserError(
@@ -128,7 +128,7 @@ async def observe(environment: Environment) -> Observation:
 async def step_of(environment: Environment, message: Message) -> Step:
     """The environment's answer, as a copy. Assistant messages that it writes have weight 0: they are not the
     policy's."""
-    with crashes_of(name_of(environment), type(inner_of(environment))):
+    with report_crashes(name_of(environment), type(inner_of(environment))):
         step: object = await environment.step(message)
     if not isinstance(step, Step):
         raise UserError(f"{name_of(environment)}: step() gave a {type(step).__name__}; it must return an aurify.Step")

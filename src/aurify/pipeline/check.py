@@ -11,12 +11,14 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from aurify.algorithms.effects import check_effects, stage_has
+from aurify.config import suggest_neighbour
 from aurify.data.reading import check_part, read_part
 from aurify.data.sources import is_hub_id
 from aurify.data.tally import Tally
 from aurify.errors import UserError
+from aurify.hardware import choose_device
 from aurify.loops.replay import num_replayed
-from aurify.models import model as models
+from aurify.models.names import resolve_model
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm, data_files, references
 
 if TYPE_CHECKING:
@@ -37,8 +39,8 @@ def validate(recipe: Recipe) -> None:
             teachers = [stage.teacher] if isinstance(stage, OnlineStage) and stage.teacher else []
             for model in (stage.model.name, *judges(stage), *teachers):
                 if not model.startswith("@"):
-                    models.resolve(model)
-            models.device_of(stage.model.device)
+                    resolve_model(model)
+            choose_device(stage.model.device)
             taskset = resolve_taskset(stage)
             if isinstance(stage, OnlineStage):
                 check_online(stage, algorithm, taskset)
@@ -82,7 +84,7 @@ def makes_pairs(stage: OfflineStage | OnlineStage) -> bool:
 def check_files(stage: OfflineStage | OnlineStage) -> None:
     for place, path in data_files(stage).items():
         if not path.is_file():
-            raise UserError(f"{place}: there is no file {str(path)!r}{models.near(path)}")
+            raise UserError(f"{place}: there is no file {str(path)!r}{suggest_neighbour(path)}")
     if isinstance(stage, OfflineStage):
         for part in stage.data.parts:
             check_part(part)

@@ -13,9 +13,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from aurify import config, registry
+from aurify.bounds import Checked, Ge, Interval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.data.formats import OnBadRow
 from aurify.data.mixing import By, Stop
 from aurify.data.overlong import Overlong
@@ -43,64 +44,42 @@ INHERITED = (
 )  # of the recipe, for stages that do not set them; `model` is merged
 
 
-def at_least(smallest: float, **values: float | None) -> None:
-    """Raises for the first value that is smaller. None is allowed."""
-    for name, value in values.items():
-        if value is not None and value < smallest:
-            raise UserError(f"{name}: {value!r} is out of range; it must be at least {smallest}")
-
-
 @dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    micro_batch_tokens: int | None = None  # tokens in one forward and backward; None: the engine chooses
+class EngineOptions(Checked):
+    micro_batch_tokens: PositiveInt | None = None  # tokens in one forward and backward; None: the engine chooses
     # recompute activations in the backward pass: less memory, a third more time; auto: where they would not fit
     checkpointing: bool | Literal["auto"] = "auto"
 
-    def __post_init__(self) -> None:
-        at_least(1, micro_batch_tokens=self.micro_batch_tokens)
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerOptions(Checked):
+    max_batch: PositiveInt = 64  # completions that are generated at the same time
+    max_context: Annotated[int, Ge(2)] | None = None  # tokens of prompt and completion; None: what the model can take
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerOptions:
-    max_batch: int = 64  # completions that are generated at the same time
-    max_context: int | None = None  # tokens of prompt and completion; None: what the model can take
-
-    def __post_init__(self) -> None:
-        at_least(1, max_batch=self.max_batch)
-        at_least(2, max_context=self.max_context)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationOptions:
+class EvaluationOptions(Checked):
     """Held-out numbers before and after each stage. Greedy by default: the same model always gets the same number."""
 
-    num_tasks: int = 64  # 0 = no evaluation
+    num_tasks: NonNegativeInt = 64  # 0 = no evaluation
     sampling: SamplingParams = SamplingParams(temperature=0.0)
-    max_turns: int | None = None  # of a conversation; None: as many as the stage trains with, 16 where it says nothing
-
-    def __post_init__(self) -> None:
-        at_least(0, num_tasks=self.num_tasks)
-        at_least(1, max_turns=self.max_turns)
+    # of a conversation; None: as many as the stage trains with, 16 where it says nothing
+    max_turns: PositiveInt | None = None
 
     def turns(self, stage: OfflineStage | OnlineStage) -> int:
         return self.max_turns or (stage.max_turns if isinstance(stage, OnlineStage) else MAX_TURNS)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairSampling:
+class PairSampling(Checked):
     """Preference pairs out of the model's own answers: the best against the worst of each group."""
 
-    num_tasks: int = 64
-    num_heldout: int = 32  # tasks of the held-out split, for the pair accuracy
-    group_size: int = 8
+    num_tasks: PositiveInt = 64
+    num_heldout: NonNegativeInt = 32  # tasks of the held-out split, for the pair accuracy
+    group_size: Annotated[int, Ge(2)] = 8
     sampling: SamplingParams = SamplingParams()
-    max_turns: int = MAX_TURNS  # of a conversation with an environment
+    max_turns: PositiveInt = MAX_TURNS  # of a conversation with an environment
     reward: str | None = None  # "@stage": a reward model judges; None: the task's own reward
-
-    def __post_init__(self) -> None:
-        at_least(1, num_tasks=self.num_tasks, max_turns=self.max_turns)
-        at_least(0, num_heldout=self.num_heldout)
-        at_least(2, group_size=self.group_size)
 
 
 OF_ONE_SOURCE = ("split", "subset", "max_rows", "form")
@@ -108,13 +87,13 @@ OF_ROWS = (*OF_ONE_SOURCE, "maps", "filters")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions:
+class DataOptions(Checked):
     """Where an offline stage takes its rows from: one of path, dataset, mix, demonstrations, sample and stage."""
 
     path: str | None = None  # a file, a pattern such as data/*.jsonl, a folder, or owner/name of the hub, in any form
     dataset: str | dict[str, Any] | None = None  # registered by @aurify.dataset: a name, or {name: ..., options of it}
     mix: list[Part] | None = None  # several sources with weights
-    demonstrations: int | None = None  # so many training tasks with the answer that the task itself would give
+    demonstrations: PositiveInt | None = None  # so many training tasks with the answer that the task itself would give
     sample: PairSampling | None = None
     stage: str | None = None  # "@stage": the pairs that stage was trained on
     split: str = "train"  # `split` to `form` describe the source in `path` or `dataset`; see `Part`
@@ -127,10 +106,11 @@ class DataOptions:
     mix_stop: Stop = "exhaust"  # an epoch of `mix` ends when the first source is used up, or (cycle) when all are
     on_bad_row: OnBadRow = "error"  # rows that cannot be used; skipped ones are counted by their reason
     heldout_path: str | None = None  # rows to evaluate on
-    heldout_share: float = 0.1  # of the rows, where neither a task nor heldout_path gives something to evaluate on
+    # of the rows, where neither a task nor heldout_path gives something to evaluate on
+    heldout_share: Annotated[float, Interval(ge=0, lt=1)] = 0.1
 
     def __post_init__(self) -> None:
-        at_least(1, demonstrations=self.demonstrations)
+        super().__post_init__()
         sources = ("path", "dataset", "mix", "demonstrations", "sample", "stage")
         given = [name for name in sources if getattr(self, name) is not None]
         if len(given) != 1:
@@ -139,8 +119,6 @@ class DataOptions:
                 "(several of them), demonstrations (a number of the task's own answers), sample (pairs from the "
                 'model\'s answers) and stage ("@name": the pairs of that stage)'
             )
-        if not 0 <= self.heldout_share < 1:
-            raise UserError(f"heldout_share: {self.heldout_share!r} is out of range; it must be in [0, 1)")
         if self.mix is not None and len(self.mix) < 2:
             raise UserError(f"mix: {len(self.mix)} sources; it needs two or more")
         idle = OF_ONE_SOURCE if self.mix is not None else OF_ROWS if not (self.path or self.dataset) else ()
@@ -177,7 +155,7 @@ class RewardModelUse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(Checked):
     """What all stages have."""
 
     method: str
@@ -191,12 +169,8 @@ class Stage:
     rollouts: RolloutOptions = RolloutOptions()  # time limits, and when too much fails
     tools_as_text: bool = False  # tools, calls and results go into the text, for chat templates that leave them out
     template_options: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
-    checkpoint_every: int = 20  # steps; 0: only when the run is interrupted
-    keep_checkpoints: int = 1
-
-    def __post_init__(self) -> None:
-        at_least(0, checkpoint_every=self.checkpoint_every)
-        at_least(1, keep_checkpoints=self.keep_checkpoints)
+    checkpoint_every: NonNegativeInt = 20  # steps; 0: only when the run is interrupted
+    keep_checkpoints: PositiveInt = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,64 +178,43 @@ class OfflineStage(Stage):
     """Static data: SFT, reward models, preferences."""
 
     data: DataOptions
-    steps: int | None = None  # None: `epochs` decides
-    epochs: float | None = None  # passes over the rows; 1 if `steps` is not given either
-    batch_size: int = 8  # rows, or pairs, of one optimiser step
-    max_length: int | None = None  # tokens of a row; None: what the model can take
+    steps: PositiveInt | None = None  # None: `epochs` decides
+    epochs: PositiveFloat | None = None  # passes over the rows; 1 if `steps` is not given either
+    batch_size: PositiveInt = 8  # rows, or pairs, of one optimiser step
+    max_length: Annotated[int, Ge(2)] | None = None  # tokens of a row; None: what the model can take
     overlong: Overlong = "error"  # rows above max_length: dropped, or cut where a message ends; all are counted
     train_on: TrainOn = "assistant"  # SFT: all assistant turns, the last one, or those marked by `train` or `weight`
 
     def __post_init__(self) -> None:
-        Stage.__post_init__(self)
-        at_least(1, steps=self.steps, batch_size=self.batch_size)
-        at_least(2, max_length=self.max_length)
+        super().__post_init__()
         if self.steps is not None and self.epochs is not None:
             raise UserError(
                 f"steps ({self.steps}) and epochs ({self.epochs}) both say how long to train; give one of them"
             )
-        if self.epochs is not None and self.epochs <= 0:
-            raise UserError(f"epochs: {self.epochs!r} is out of range; it must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnlineStage(Stage):
     """The model's own answers, scored: GRPO and its family."""
 
-    steps: int = 30
-    prompts_per_step: int = 8
-    completions_per_prompt: int = 8
+    steps: PositiveInt = 30
+    prompts_per_step: PositiveInt = 8
+    completions_per_prompt: PositiveInt = 8
     sampling: SamplingParams = SamplingParams()
     reward: RewardModelUse | None = None  # a reward model, beside the task's own rewards
     combine_rewards: Combination = "sum"  # several rewards of a group into one; see rewards/combine.py
     guidance: GuidanceOptions | None = None  # a guide's answers, in the groups of the policy's own
     replay: ReplayOptions | None = None  # the policy's own past successes, in groups of now
     teacher: str | None = None  # "@stage" or a model, for methods that learn from another one's log-probs
-    dynamic_sampling: int = 0  # how often groups without spread are drawn again, at most, in a step
+    dynamic_sampling: NonNegativeInt = 0  # how often groups without spread are drawn again, at most, in a step
     dynamic_sampling_by: Literal["advantage", "accuracy"] = "advantage"  # what must differ; accuracy: the first reward
     consistent_only: bool = False  # train only answers with all rewards above their group's means, or all below
     truncated: Literal["keep", "mask", "penalise"] = "keep"  # completions that ran into a token limit
-    truncation_penalty: float = 1.0  # what "penalise" takes off the reward
-    num_minibatches: int = 1  # optimiser steps that share out the groups of one round of sampling
-    num_epochs: int = 1  # passes over the samples of one round
-    max_turns: int = MAX_TURNS  # of a conversation with an environment
-    samples_every: int = 10  # steps between samples that are written down; 0 = none
-
-    def __post_init__(self) -> None:
-        Stage.__post_init__(self)
-        at_least(
-            1,
-            steps=self.steps,
-            max_turns=self.max_turns,
-            num_epochs=self.num_epochs,
-            num_minibatches=self.num_minibatches,
-        )
-        at_least(1, prompts_per_step=self.prompts_per_step, completions_per_prompt=self.completions_per_prompt)
-        at_least(
-            0,
-            samples_every=self.samples_every,
-            truncation_penalty=self.truncation_penalty,
-            dynamic_sampling=self.dynamic_sampling,
-        )
+    truncation_penalty: NonNegativeFloat = 1.0  # what "penalise" takes off the reward
+    num_minibatches: PositiveInt = 1  # optimiser steps that share out the groups of one round of sampling
+    num_epochs: PositiveInt = 1  # passes over the samples of one round
+    max_turns: PositiveInt = MAX_TURNS  # of a conversation with an environment
+    samples_every: NonNegativeInt = 10  # steps between samples that are written down; 0 = none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +271,7 @@ def stage_of(
         values["task"] = shorthand(values["task"], "name")
     if values.get("reward") is not None:
         values["reward"] = shorthand(values["reward"], "model")
-    with config.errors_of(f"{where}.method"):
+    with config.prefix_errors(f"{where}.method"):
         online = is_online(values["method"])
     if online:
         return config.build(OnlineStage, values, where)

@@ -14,8 +14,8 @@ from aurify.pipeline.check import describe, validate
 from aurify.pipeline.heldout import checked_heldout
 from aurify.pipeline.recipe import Recipe, build_algorithm
 from aurify.pipeline.stage import StageRun, is_finished
-from aurify.tracking.console import Console
 from aurify.tracking.run_folder import RunFolder
+from aurify.tracking.trackers.console import Console
 
 
 def run_pipeline(

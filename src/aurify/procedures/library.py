@@ -10,15 +10,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
 from aurify import config
+from aurify.bounds import Checked, Interval, PositiveInt, Share
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 from aurify.knowledge.embedding import MINILM, load_embedder
-from aurify.knowledge.fusion import weighted
+from aurify.knowledge.fusion import fuse_scores
 from aurify.knowledge.types import Embedder
 from aurify.procedures.procedure import SUFFIXES, Procedure, read_procedure
 
@@ -35,22 +36,16 @@ STOP_WORDS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class SOPOptions:
+class SOPOptions(Checked):
     """`sop:` of a task: a folder, or these."""
 
     folder: str
-    limit: int = 2  # procedures in one prompt
-    max_tokens: int = 1000  # of all of them; one that does not fit is left out whole, and said
-    least: float = 0.3  # cosine to a question below which a procedure is not meant (without an embedder: any word)
-    dense_weight: float = 0.8  # the rest is that of the words
+    limit: PositiveInt = 2  # procedures in one prompt
+    max_tokens: PositiveInt = 1000  # of all of them; one that does not fit is left out whole, and said
+    # cosine to a question below which a procedure is not meant (without an embedder: any word)
+    least: Annotated[float, Interval(ge=-1, le=1)] = 0.3
+    dense_weight: Share = 0.8  # the rest is that of the words
     embedder: str | None = MINILM  # None: by words alone, without sentence-transformers
-
-    def __post_init__(self) -> None:
-        for name, least in (("limit", 1), ("max_tokens", 1), ("least", -1), ("dense_weight", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"sop: {name} is {getattr(self, name)}; it must be at least {least}")
-        if self.dense_weight > 1 or self.least > 1:
-            raise UserError("sop: dense_weight and least must be at most 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +90,7 @@ class SOPLibrary:
             meant = set(scores["bm25"])
         lists = {stage: sorted(found.items(), key=lambda item: (-item[1], item[0])) for stage, found in scores.items()}
         weights = {"dense": self.options.dense_weight, "bm25": 1 - self.options.dense_weight}
-        order = weighted(lists, weights if "dense" in lists else {"bm25": 1.0})
+        order = fuse_scores(lists, weights if "dense" in lists else {"bm25": 1.0})
         matches = []
         for place, score in order:
             if place in meant:

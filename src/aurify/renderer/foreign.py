@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar, cast
 
+from aurify.thoughts import CLOSINGS
 from aurify.types import Message
 
 T = TypeVar("T")
-THOUGHTS = ("<think>", "<thinking>", "<thought>", "<reasoning>")  # what some templates open an answer with
-THOUGHT_TAGS = frozenset({*THOUGHTS, *(tag.replace("<", "</") for tag in THOUGHTS), "[THINK]", "[/THINK]"})
+THOUGHT_TAGS = frozenset({*CLOSINGS, *CLOSINGS.values()})
 
 
 @dataclass(frozen=True)
@@ -43,14 +43,14 @@ class ControlTokens:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        return any_of(self.all)
+        return match_any(self.all)
 
     @cached_property
     def ids(self) -> frozenset[int]:
         return frozenset(self.all.values())
 
 
-def any_of(texts: Iterable[str]) -> re.Pattern[str]:
+def match_any(texts: Iterable[str]) -> re.Pattern[str]:
     """Finds the longest of the texts, as tokenizers do."""
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
 

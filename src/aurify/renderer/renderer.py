@@ -18,9 +18,10 @@ from typing import Any, Literal
 
 from aurify.errors import UserError
 from aurify.renderer import folding
-from aurify.renderer.foreign import THOUGHTS, Shield, unused_word
+from aurify.renderer.foreign import Shield, unused_word
 from aurify.renderer.survey import Survey
 from aurify.renderer.template import CALL_ID, Template, outline
+from aurify.thoughts import CLOSINGS
 from aurify.types import Message
 
 log = logging.getLogger("aurify")
@@ -150,7 +151,7 @@ class Renderer:
         """An answer that somebody else wrote, as a policy would sample it after `prompt`: its own text, which no
         template rewrites, and the end token. A thought that the prompt opens already is not opened once more."""
         opened = self.tokenizer.decode(list(prompt)[-16:])
-        for tag in THOUGHTS:
+        for tag in CLOSINGS:
             if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):
                 text = text.lstrip()[len(tag) :]
                 text = text if opened.endswith(tag) else text.lstrip("\n")

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from aurify.errors import UserError
-from aurify.renderer.foreign import THOUGHT_TAGS, ControlTokens, any_of
+from aurify.renderer.foreign import THOUGHT_TAGS, ControlTokens, match_any
 from aurify.types import Message
 
 MARK = "aurifymark"  # stands for a content where only the text around it is wanted
@@ -105,8 +105,8 @@ class Template:
         spoken = {text for text in control.special if text in self.source} - self.frame - {*self.ends}
         return {
             "": control.pattern,
-            "system": any_of({*control.all} - markers),
-            "assistant": any_of({*control.all} - markers - spoken),
+            "system": match_any({*control.all} - markers),
+            "assistant": match_any({*control.all} - markers - spoken),
         }
 
     @cached_property
@@ -200,11 +200,11 @@ class Template:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        return any_of({*self.control.special, *self.openers.values()})
+        return match_any({*self.control.special, *self.openers.values()})
 
     @cached_property
     def _known_ends(self) -> re.Pattern[str]:
-        return any_of({self.end_text, *self._strings("eos_token"), *OTHER_ENDS} - {""})
+        return match_any({self.end_text, *self._strings("eos_token"), *OTHER_ENDS} - {""})
 
     def _arguments(self, text: str) -> Any:
         return text if self.wants_text_arguments else {"a": text}

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.errors import UserError
 from aurify.http import TryAgain, import_httpx, post
 from aurify.types import Message, Task, Trajectory
@@ -39,31 +40,27 @@ class JudgeError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Checked):
     url: str
     model: str
     rubric: str
     low: float = 0.0
     high: float = 10.0
     api_key_env: str = "OPENAI_API_KEY"  # the variable of the environment that holds the key; may be unset
-    seconds: float = 60.0  # for each request
-    retries: int = 3
-    max_concurrent: int = 8
-    max_tokens: int = 512
+    seconds: PositiveFloat = 60.0  # for each request
+    retries: NonNegativeInt = 3
+    max_concurrent: PositiveInt = 8
+    max_tokens: PositiveInt = 512
     cache: str | None = None  # folder; None: aurify/judge in the user's cache
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.url.startswith(("http://", "https://")):
             raise UserError(f"reward 'judge': url is {self.url!r}; expected something like http://localhost:8000/v1")
         if not self.rubric.strip():
             raise UserError("reward 'judge': the rubric is empty; say in words what a good reply is")
         if not self.low < self.high:
             raise UserError(f"reward 'judge': low is {self.low} and high {self.high}; low must be below high")
-        for name, least in (("retries", 0), ("max_concurrent", 1), ("max_tokens", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"reward 'judge': {name} is {getattr(self, name)}; it must be at least {least}")
-        if not self.seconds > 0:
-            raise UserError(f"reward 'judge': seconds is {self.seconds}; it must be above 0")
 
 
 class Judge:

@@ -27,8 +27,9 @@ import types
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from aurify.bounds import Checked, Ge, PositiveInt
 from aurify.errors import UserError
 from aurify.sandbox.seccomp import seccomp_filter, supported
 
@@ -52,16 +53,12 @@ class SandboxError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Limits:
-    seconds: float = 5.0  # of processor time; on the clock twice as much, since the machine may be busy
-    memory_mb: int = 512
-    disk_mb: int = 16  # of /tmp, which lies in memory
-    output_kb: int = 256
-
-    def __post_init__(self) -> None:
-        for name, least in (("seconds", 0.1), ("memory_mb", 64), ("disk_mb", 1), ("output_kb", 1)):
-            if not getattr(self, name) >= least:
-                raise UserError(f"sandbox: {name} is {getattr(self, name)!r}; it must be at least {least}")
+class Limits(Checked):
+    # of processor time; on the clock twice as much, since the machine may be busy
+    seconds: Annotated[float, Ge(0.1)] = 5.0
+    memory_mb: Annotated[int, Ge(64)] = 512
+    disk_mb: PositiveInt = 16  # of /tmp, which lies in memory
+    output_kb: PositiveInt = 256
 
     @property
     def wall_seconds(self) -> float:

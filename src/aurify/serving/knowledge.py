@@ -17,9 +17,10 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
+from aurify.bounds import Checked, Interval, PositiveInt
 from aurify.errors import UserError
 from aurify.knowledge.types import Hit
 
@@ -33,28 +34,24 @@ FORM = 'expected {"queries": [text, ...], "topk": number or null, "return_scores
 log = logging.getLogger("aurify")
 
 
-@dataclass(frozen=True, slots=True)
-class ServiceOptions:
+@dataclass(frozen=True)
+class ServiceOptions(Checked):
     """Where the service listens, and what it takes on. Beyond a limit it refuses; it never shortens in silence."""
 
     host: str = "127.0.0.1"  # only this machine can reach it; 0.0.0.0 is everybody
-    port: int = 8765  # 0: any free one
-    topk: int = 3  # for requests that leave it open
-    max_topk: int = 100
-    max_queries: int = 512  # of one request
-    max_characters: int = 8_000  # of one query
-    max_bytes: int = 4_000_000  # of one request
-    max_waiting: int = 64  # requests; more are sent away to try again
+    port: Annotated[int, Interval(ge=0, le=65_535)] = 8765  # 0: any free one
+    topk: PositiveInt = 3  # for requests that leave it open
+    max_topk: PositiveInt = 100
+    max_queries: PositiveInt = 512  # of one request
+    max_characters: PositiveInt = 8_000  # of one query
+    max_bytes: PositiveInt = 4_000_000  # of one request
+    max_waiting: PositiveInt = 64  # requests; more are sent away to try again
     seconds: float = 30.0  # for a request to arrive
 
     def __post_init__(self) -> None:
-        for name in ("topk", "max_topk", "max_queries", "max_characters", "max_bytes", "max_waiting"):
-            if getattr(self, name) < 1:
-                raise UserError(f"service: {name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
         if self.topk > self.max_topk:
             raise UserError(f"service: topk is {self.topk}, above max_topk ({self.max_topk})")
-        if not 0 <= self.port < 65_536:
-            raise UserError(f"service: port is {self.port}; it must be from 0 to 65535")
 
     @property
     def local(self) -> bool:

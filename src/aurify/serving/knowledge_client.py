@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.errors import UserError
 from aurify.http import import_httpx, post
 
@@ -27,23 +28,18 @@ class Passage:
     score: float | None = None  # None: the retriever gave none
 
 
-@dataclass(frozen=True, slots=True)
-class RetrieverOptions:
+@dataclass(frozen=True)
+class RetrieverOptions(Checked):
     url: str = "http://127.0.0.1:8765/retrieve"
-    topk: int | None = None  # None: the retriever's own
-    seconds: float = 30.0  # for each attempt
-    retries: int = 3
-    max_queries: int = 128  # of one request; more are sent in several
+    topk: PositiveInt | None = None  # None: the retriever's own
+    seconds: PositiveFloat = 30.0  # for each attempt
+    retries: NonNegativeInt = 3
+    max_queries: PositiveInt = 128  # of one request; more are sent in several
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.url.startswith(("http://", "https://")):
             raise UserError(f"retriever: url is {self.url!r}; expected something like http://127.0.0.1:8765/retrieve")
-        for name, least in (("topk", 1), ("retries", 0), ("max_queries", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"retriever: {name} is {value}; it must be at least {least}")
-        if not self.seconds > 0:
-            raise UserError(f"retriever: seconds is {self.seconds}; it must be above 0")
 
 
 class Retriever:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Literal
 
+from aurify.bounds import Checked, NonNegativeInt, PositiveInt
 from aurify.errors import UserError
 
 Count = Callable[[Sequence[str]], list[int]]
@@ -20,25 +21,24 @@ WORD_END = re.compile(r"\s+")
 
 
 @dataclass(frozen=True)
-class ChunkOptions:
+class ChunkOptions(Checked):
     """Tokens are those of the embedder, over title, breadcrumb, context and text together: what is longer than its
     window would be stored and never seen by dense search. Lines and characters bound code only, where a large window
     would otherwise make one chunk of a file."""
 
-    max_tokens: int = 256
-    overlap: int = 32  # tokens at most of a cut text's end that its next part repeats, in whole sentences or lines
-    min_tokens: int = 32  # a piece below this joins its neighbour, if both fit
-    max_lines: int = 75
-    max_chars: int = 2000
+    max_tokens: PositiveInt = 256
+    # tokens at most of a cut text's end that its next part repeats, in whole sentences or lines
+    overlap: NonNegativeInt = 32
+    min_tokens: NonNegativeInt = 32  # a piece below this joins its neighbour, if both fit
+    max_lines: PositiveInt = 75
+    max_chars: PositiveInt = 2000
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "max_lines", "max_chars"):
-            if getattr(self, name) < 1:
-                raise UserError(f"chunking: {name} is {getattr(self, name)}; expected a positive number")
+        super().__post_init__()
         for name in ("overlap", "min_tokens"):
-            if not 0 <= getattr(self, name) < self.max_tokens:
+            if getattr(self, name) >= self.max_tokens:
                 raise UserError(
-                    f"chunking: {name} is {getattr(self, name)}; expected 0 or more, and less than max_tokens "
+                    f"{name}: {getattr(self, name)} is out of range; it must be less than max_tokens "
                     f"({self.max_tokens})"
                 )
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import getproxies
 
-from aurify.errors import UserError
+from aurify.bounds import Checked, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.files import cache_folder
 from aurify.http import WORTH_ANOTHER_TRY, import_httpx
 from aurify.knowledge.reading.refusals import Refused
@@ -43,27 +43,19 @@ PRIVATE = "address that is not public (--allow-private reads it)"
 
 
 @dataclass(frozen=True)
-class FetchOptions:
-    delay: float = 0.5  # seconds between two requests to a host; robots.txt may ask for more
-    seconds: float = 20.0  # for an answer to begin and to go on
-    max_seconds: float = 120.0  # for all of it
-    retries: int = 3
-    max_redirects: int = 5
-    max_bytes: int = 20_000_000  # unpacked
-    max_requests_per_host: int = 2000
+class FetchOptions(Checked):
+    delay: NonNegativeFloat = 0.5  # seconds between two requests to a host; robots.txt may ask for more
+    seconds: PositiveFloat = 20.0  # for an answer to begin and to go on
+    max_seconds: PositiveFloat = 120.0  # for all of it
+    retries: NonNegativeInt = 3
+    max_redirects: NonNegativeInt = 5
+    max_bytes: PositiveInt = 20_000_000  # unpacked
+    max_requests_per_host: PositiveInt = 2000
     allow_private: bool = False  # also hosts of this machine and its network
     robots: bool = True  # keep to robots.txt
     agent: str = "aurify"
     cache: str | None = None  # folder; None: aurify/web in the user's cache
-    cache_seconds: float = 3600.0  # younger answers are used without asking, older ones if the server agrees
-
-    def __post_init__(self) -> None:
-        for name in ("seconds", "max_seconds", "max_bytes", "max_requests_per_host"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"web: {name} is {getattr(self, name)}; expected a number above 0")
-        for name in ("delay", "retries", "max_redirects", "cache_seconds"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"web: {name} is {getattr(self, name)}; expected 0 or more")
+    cache_seconds: NonNegativeFloat = 3600.0  # younger answers are used without asking, older ones if the server agrees
 
 
 @dataclass(frozen=True)

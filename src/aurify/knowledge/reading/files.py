@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
-from aurify.errors import UserError
+from aurify.bounds import Checked, PositiveInt
 from aurify.knowledge.reading.pdf import UnreadablePdf, read_pdf
 from aurify.knowledge.reading.refusals import FRONT_MATTER, Refusals, Refused, clean
 from aurify.knowledge.reading.rows import Columns, read_rows
@@ -75,15 +75,10 @@ HYPHEN = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
 
 
 @dataclass(frozen=True)
-class ReadOptions:
+class ReadOptions(Checked):
     columns: Columns = field(default_factory=Columns)
-    max_bytes: int = 10 * MB  # of a text, unpacked; of a line of JSON lines or CSV
-    max_pdf_bytes: int = 200 * MB
-
-    def __post_init__(self) -> None:
-        for name in ("max_bytes", "max_pdf_bytes"):
-            if getattr(self, name) < 1:
-                raise UserError(f"ingest: {name} is {getattr(self, name)}; expected a positive number")
+    max_bytes: PositiveInt = 10 * MB  # of a text, unpacked; of a line of JSON lines or CSV
+    max_pdf_bytes: PositiveInt = 200 * MB
 
 
 def read_file(

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urljoin, urlsplit
 
-from aurify.errors import UserError
+from aurify.bounds import Checked, NonNegativeInt, PositiveInt
 from aurify.knowledge.reading.fetch import Answer, Fetcher, FetchOptions, normal
 from aurify.knowledge.reading.files import HEAD, ReadOptions, is_html, read_stream, to_page
 from aurify.knowledge.reading.refusals import Refusals, Refused, clean
@@ -29,16 +29,10 @@ ELSEWHERE = "URL of a sitemap on another host"
 
 
 @dataclass(frozen=True)
-class WebOptions:
+class WebOptions(Checked):
     fetch: FetchOptions = field(default_factory=FetchOptions)
-    depth: int = 0  # links followed from each URL; 0: the page alone
-    max_pages: int = 1000
-
-    def __post_init__(self) -> None:
-        if self.depth < 0 or self.max_pages < 1:
-            raise UserError(
-                f"web: depth is {self.depth} and max_pages {self.max_pages}; expected 0 or more, and 1 or more"
-            )
+    depth: NonNegativeInt = 0  # links followed from each URL; 0: the page alone
+    max_pages: PositiveInt = 1000
 
 
 @dataclass(frozen=True, slots=True)

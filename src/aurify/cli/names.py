@@ -1,8 +1,9 @@
-"""What people write for a run or a model on the command line, and where that is.
+"""What people write for a run, a model, a recipe or a knowledge base, and where it is.
 
 A run is its folder, its name under the folder of runs (the beginning is enough where it is unique), or `last`. A model
-is a run (its last finished stage), `RUN:stage`, a folder, a GGUF file, a catalogue name or a hub id. A knowledge base
-is its name under `kb/`, or a folder written with a slash.
+is a run (its last finished stage), `RUN:stage`, a folder, a GGUF file, a catalogue name or a hub id. A recipe is a
+file, or the name of one that comes with Aurify (`quickstart`, `tiny/sft`). A knowledge base is its name under `kb/`, or
+a folder written with a slash.
 """
 
 from __future__ import annotations
@@ -16,15 +17,24 @@ import typer
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 
+ModelName = Annotated[
+    str, typer.Argument(help="A run, RUN:stage, a folder, a GGUF file, a catalogue name or a hub id.")
+]
+RunName = Annotated[str, typer.Argument(help="A run's folder, its name, or last.")]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.", show_default=True)]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 RUNS = Path("runs")
 KBS = Path("kb")
 FINAL = "final"
+SHIPPED = (
+    Path(__file__).parents[1] / "recipes",  # installed
+    Path(__file__).parents[3] / "recipes",  # a checkout
+)
 
 
 @dataclass(frozen=True)
-class ModelPlace:
-    """`name` is for `ModelConfig`; run and stage are known where the model came out of a run."""
+class NamedModel:
+    """`name` is for `ModelConfig`; run and stage are known where a run has trained the model."""
 
     name: str
     run: Path | None = None
@@ -39,11 +49,9 @@ class ModelPlace:
         return load_config(self.run / "recipe.yaml")
 
 
-def all_runs(runs: Path) -> list[Path]:
+def list_runs(runs: Path) -> list[Path]:
     """Oldest first: their names begin with the time."""
-    if not runs.is_dir():
-        return []
-    return sorted(folder for folder in runs.iterdir() if is_run(folder))
+    return sorted(filter(is_run, runs.iterdir())) if runs.is_dir() else []
 
 
 def is_run(folder: Path) -> bool:
@@ -51,23 +59,90 @@ def is_run(folder: Path) -> bool:
 
 
 def find_run(name: str, runs: Path = RUNS) -> Path:
-    known = all_runs(runs)
+    known = list_runs(runs)
     if is_run(Path(name)):
         return Path(name)
     if name in ("last", "latest"):
         if not known:
             raise UserError(f"there is no run in {runs}/ yet; `aurify demo` or `aurify train RECIPE` makes one")
         return known[-1]
+    if (runs / name) in known:
+        return runs / name
     matches = [run for run in known if run.name.startswith(name)]
-    if (runs / name) in known or len(matches) == 1:
-        return runs / name if (runs / name) in known else matches[0]
+    if len(matches) == 1:
+        return matches[0]
     if matches:
         raise UserError(f"run {name!r} could be {', '.join(run.name for run in matches[:5])}; give more of the name")
     raise UserError(f"there is no run {name!r} in {runs}/{did_you_mean(name, [run.name for run in known])}")
 
 
+def list_finished_stages(run: Path) -> list[str]:
+    """Stages with a model, in the order of the recipe."""
+    order = list(read_values(run / "results.json"))
+    found = sorted(folder.name for folder in run.iterdir() if (folder / FINAL).is_dir())
+    return sorted(found, key=lambda stage: order.index(stage) if stage in order else len(order))
+
+
+def find_model(name: str, runs: Path = RUNS) -> NamedModel:
+    """Text models only: a reward model cannot write."""
+    run_name, colon, stage = name.rpartition(":")
+    if colon and run_name and run_name != "random" and not Path(name).exists():
+        return find_stage_model(find_run(run_name, runs), stage)
+    folder = Path(name).expanduser()
+    begins_a_run = not folder.exists() and any(run.name.startswith(name) for run in list_runs(runs))
+    if name in ("last", "latest") or is_run(folder) or begins_a_run:
+        run = find_run(name, runs)
+        writers = [stage for stage in list_finished_stages(run) if not is_reward_model(run / stage / FINAL)]
+        if not writers:
+            raise UserError(
+                f"run {run.name} has no finished stage with a model yet; `aurify train --resume {run}` goes on with it"
+            )
+        return find_stage_model(run, writers[-1])
+    if folder.is_dir() and is_reward_model(folder):
+        raise UserError(f"{folder} is a reward model: it scores answers and cannot write any")
+    return NamedModel(name)
+
+
+def find_stage_model(run: Path, stage: str) -> NamedModel:
+    finished = list_finished_stages(run)
+    if stage not in finished:
+        raise UserError(f"run {run.name} has no finished stage {stage!r}{did_you_mean(stage, finished)}")
+    if is_reward_model(run / stage / FINAL):
+        raise UserError(f"stage {stage!r} of run {run.name} is a reward model: it scores answers and cannot write any")
+    return NamedModel(str(run / stage / FINAL), run, stage)
+
+
+def is_reward_model(folder: Path) -> bool:
+    config = read_values(folder / "config.json")
+    adapter = read_values(folder / "adapter_config.json")
+    architectures = config.get("architectures") or [""]
+    return "SequenceClassification" in architectures[0] or adapter.get("task_type") == "SEQ_CLS"
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON or YAML file that Aurify wrote; empty where the file is missing or cut short."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def find_recipe(name: str) -> Path:
+    """A path that exists, or the path as it was given: reading it then says what is wrong."""
+    path = Path(name).expanduser()
+    folder = next((folder for folder in SHIPPED if folder.is_dir()), None)
+    if path.exists() or folder is None:
+        return path
+    relative = name.removeprefix("recipes/")
+    candidates = (folder / relative, folder / f"{relative}.yaml")
+    return next((candidate for candidate in candidates if candidate.is_file()), path)
+
+
 def find_kb(name: str, *, new: bool = False) -> Path:
-    """The folder of a knowledge base; one that is not there yet is an error unless it may be `new`."""
+    """The folder of a knowledge base; a folder that is not there yet is an error unless it may be `new`."""
     folder = Path(name).expanduser() if "/" in name or name in (".", "..") else KBS / name
     if not name:
         raise UserError("--kb is empty; give a name such as --kb notes, or a folder such as --kb ./notes")
@@ -82,57 +157,3 @@ def find_kb(name: str, *, new: bool = False) -> Path:
 
 def is_kb(folder: Path) -> bool:
     return (folder / "settings.json").is_file()
-
-
-def finished_stages(run: Path) -> list[str]:
-    """Stages with a model, in the order of the recipe."""
-    order = list(read_values(run / "results.json"))
-    found = sorted(folder.name for folder in run.iterdir() if (folder / FINAL).is_dir())
-    return sorted(found, key=lambda stage: order.index(stage) if stage in order else len(order))
-
-
-def find_model(name: str, runs: Path = RUNS) -> ModelPlace:
-    """Text models only: a reward model cannot write."""
-    run_name, colon, stage = name.rpartition(":")
-    if colon and run_name and run_name != "random" and not Path(name).exists():
-        return stage_model(find_run(run_name, runs), stage)
-    folder = Path(name).expanduser()
-    begins_a_run = not folder.exists() and any(run.name.startswith(name) for run in all_runs(runs))
-    if name in ("last", "latest") or is_run(folder) or begins_a_run:
-        run = find_run(name, runs)
-        writers = [stage for stage in finished_stages(run) if not is_reward_model(run / stage / FINAL)]
-        if not writers:
-            raise UserError(
-                f"run {run.name} has no finished stage with a model yet; `aurify train --resume {run}` goes on with it"
-            )
-        return stage_model(run, writers[-1])
-    if folder.is_dir() and is_reward_model(folder):
-        raise UserError(f"{folder} is a reward model: it scores answers and cannot write any")
-    return ModelPlace(name)
-
-
-def stage_model(run: Path, stage: str) -> ModelPlace:
-    finished = finished_stages(run)
-    if stage not in finished:
-        raise UserError(f"run {run.name} has no finished stage {stage!r}{did_you_mean(stage, finished)}")
-    if is_reward_model(run / stage / FINAL):
-        raise UserError(f"stage {stage!r} of run {run.name} is a reward model: it scores answers and cannot write any")
-    return ModelPlace(str(run / stage / FINAL), run, stage)
-
-
-def is_reward_model(folder: Path) -> bool:
-    config = read_values(folder / "config.json")
-    adapter = read_values(folder / "adapter_config.json")
-    architectures = config.get("architectures") or [""]
-    return "SequenceClassification" in architectures[0] or adapter.get("task_type") == "SEQ_CLS"
-
-
-def read_values(path: Path) -> dict[str, Any]:
-    """A mapping out of a JSON or YAML file that Aurify wrote; empty where there is none, or only half of one."""
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return values if isinstance(values, dict) else {}

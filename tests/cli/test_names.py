@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from aurify.cli import recipes
-from aurify.cli.places import ModelPlace, find_kb, find_model, find_run
-from aurify.cli.recipes import find_recipe
+from aurify.cli import names
+from aurify.cli.names import NamedModel, find_kb, find_model, find_recipe, find_run
 from aurify.errors import UserError
 
 TEXT = {"architectures": ["LlamaForCausalLM"]}
@@ -55,14 +54,14 @@ def test_a_run_that_is_not_one(runs, name, expected):
 def test_the_model_of_a_run_is_its_last_finished_stage_that_can_write(runs):
     run = runs / "20260102_120000_bbbb"
     for name in ("last", "20260102"):
-        assert find_model(name, runs) == ModelPlace(str(run / "grpo" / "final"), run, "grpo")
-    assert find_model("last:sft", runs) == ModelPlace(str(run / "sft" / "final"), run, "sft")
+        assert find_model(name, runs) == NamedModel(str(run / "grpo" / "final"), run, "grpo")
+    assert find_model("last:sft", runs) == NamedModel(str(run / "sft" / "final"), run, "sft")
     assert find_model("last", runs).recipe() == {"name": "x", "task": "sorting"}
 
 
 @pytest.mark.parametrize("name", ["random:tiny", "owner/name", "smollm2-135m-instruct", "model.gguf"])
 def test_other_names_are_left_to_the_engine(runs, name):
-    assert find_model(name, runs) == ModelPlace(name)
+    assert find_model(name, runs) == NamedModel(name)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +90,7 @@ def test_recipes_that_come_along_are_found_by_name(tmp_path, monkeypatch):
     shipped = tmp_path / "shipped"
     (shipped / "tiny").mkdir(parents=True)
     (shipped / "tiny" / "sft.yaml").write_text("name: shipped")
-    monkeypatch.setattr(recipes, "SHIPPED", (tmp_path / "nowhere", shipped))
+    monkeypatch.setattr(names, "SHIPPED", (tmp_path / "nowhere", shipped))
     for name in ("tiny/sft", "tiny/sft.yaml", "recipes/tiny/sft.yaml"):
         assert find_recipe(name) == shipped / "tiny" / "sft.yaml"
     assert str(find_recipe("mine.yaml")) == "mine.yaml"

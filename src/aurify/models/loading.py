@@ -1,0 +1,166 @@
+"""Reads the files of a model with transformers. What it only warns of (weights that are missing or do not fit) is an
+error here, and its errors name the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from aurify.errors import UserError
+from aurify.models.tiny import byte_tokenizer
+
+RANDOM_TINY = "random:tiny"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """Where the files of a model are."""
+
+    base: str  # a folder, a hub id, or random:tiny
+    gguf: Path | None = None
+    adapter: Path | None = None
+    snapshot: Path | None = None  # of a hub id in the hub's local cache, where the hub does not answer
+
+    @property
+    def source(self) -> str:
+        """What transformers is to load."""
+        return str(self.snapshot or self.base)
+
+
+def load_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: int) -> Any:
+    """Loads a folder or hub id. scalar_head: as a reward model, whose head is new if the files have none."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
+    options: dict[str, Any] = {"num_labels": 1} if scalar_head else {}
+    with quiet_transformers(), explain_failure(files.base):
+        module, info = kind.from_pretrained(
+            files.source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    headless = scalar_head and any(key.startswith("score.") for key in info["missing_keys"])
+    absent = sorted(key for key in info["missing_keys"] if not (headless and key.startswith("score.")))
+    if absent:
+        raise UserError(
+            f"model {files.base!r}: {len(absent)} weights of {type(module).__name__} are not in its files, such as "
+            f"{absent[0]!r}. The folder is incomplete, or holds another kind of model (a reward model is no language "
+            "model); fetch or export it again"
+        )
+    if wrong := sorted(info["mismatched_keys"]):
+        name, found, expected = wrong[0]
+        raise UserError(
+            f"model {files.base!r}: weight {name!r} has shape {list(found)}, config.json asks for {list(expected)}; "
+            "its files do not belong together"
+        )
+    if headless:
+        init_score(module, seed)
+    return module
+
+
+def load_gguf(path: Path, dtype: torch.dtype) -> Any:
+    """Dequantises a GGUF file. transformers cannot save a model that it read from GGUF, so the weights move into a
+    plain one."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers(), explain_failure(str(path)):
+        loaded = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
+    config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
+    module = type(loaded)(config)
+    module.load_state_dict(loaded.state_dict())
+    module.tie_weights()
+    module.generation_config = loaded.generation_config
+    return cast_weights(module, dtype).eval()
+
+
+def add_scalar_head(causal: Any, seed: int) -> Any:
+    """Builds a reward model on the body of a language model."""
+    from transformers import AutoModelForSequenceClassification
+
+    values = {k: v for k, v in causal.config.to_dict().items() if k not in ("id2label", "label2id")}
+    config = type(causal.config).from_dict(values | {"num_labels": 1})
+    with explain_failure(type(causal).__name__):
+        module = AutoModelForSequenceClassification.from_config(config)
+        module.base_model.load_state_dict(causal.base_model.state_dict())
+    init_score(module, seed)
+    return cast_weights(module, next(causal.parameters()).dtype)
+
+
+def init_score(module: Any, seed: int) -> None:
+    """Draws a new head from `seed`, small, so that scores start near zero."""
+    if not isinstance(getattr(module, "score", None), nn.Linear):
+        raise UserError(f"{type(module).__name__} has no linear 'score' head; it cannot become a reward model")
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(module.score.weight.shape, generator=generator) / module.score.in_features**0.5
+    module.score.weight.data.copy_(0.1 * weight)
+
+
+def cast_weights(module: Any, dtype: torch.dtype) -> Any:
+    """Casts the weights alone. Module.to would also round the rotary frequencies, which transformers keeps in fp32."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return module
+
+
+def read_tokenizer(files: ModelFiles) -> Any:
+    """Reads the adapter's own tokenizer if its folder has one, else the base's."""
+    if files.base == RANDOM_TINY:
+        return byte_tokenizer()
+    from transformers import AutoTokenizer
+
+    own = files.adapter is not None and (files.adapter / "tokenizer_config.json").exists()
+    source = str(files.adapter if own else files.source)
+    with quiet_transformers(), explain_failure(source):
+        if files.gguf is not None and not own:
+            tokenizer = AutoTokenizer.from_pretrained(str(files.gguf.parent), gguf_file=files.gguf.name)
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{source}: the tokenizer names no end token; set eos_token in its tokenizer_config.json")
+    if tokenizer.pad_token_id is None:  # padding never reaches a loss, so any token will do
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def choose_other_padding(tokenizer: Any) -> Any:
+    """For reward models. Plain transformers takes the score of the last token that is not padding. If the end token
+    pads, it would miss the end token of a text, on which we train the score."""
+    taken = (tokenizer.eos_token, tokenizer.bos_token)
+    others = [token for token in tokenizer.all_special_tokens if token not in taken]
+    if tokenizer.pad_token_id == tokenizer.eos_token_id and others:
+        tokenizer.pad_token = tokenizer.unk_token if tokenizer.unk_token in others else others[0]
+    return tokenizer
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keeps transformers' bars and advice off our console; its errors still come."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def explain_failure(name: str) -> Iterator[None]:
+    """Turns what transformers raises for missing or broken files into one paragraph that names the model."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(
+            f"model {name!r} cannot be loaded: {reason}. Check that the folder is complete, or fetch it again"
+        ) from error

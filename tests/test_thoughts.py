@@ -1,0 +1,60 @@
+"""The answer after a thought, for the tags of known models; none where the thought never ends."""
+
+from __future__ import annotations
+
+import pytest
+from said import said
+
+from aurify.rewards.answers import read_answer
+from aurify.thoughts import CLOSINGS, final_answer
+from aurify.types import Trajectory
+
+
+@pytest.mark.parametrize(("opening", "closing"), CLOSINGS.items())
+def test_the_tags_of_known_models(opening, closing):
+    for first, last in ((opening, closing), (opening.upper(), closing.upper())):
+        assert final_answer(f"{first}\nIs it 4? {last}\n\nIt is 5.") == "\n\nIt is 5."
+        assert final_answer(f"{first}\nIs it 4? {last}") == ""
+        assert final_answer(f"{first}\nIs it 4?") is None
+        assert final_answer(f"It is 5. {first} or 4?") is None, "a thought after the answer goes on"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("It is 5.", "It is 5."),
+        ("", ""),
+        ("Is it 4?</think>5", "5"),  # the prompt has opened the thought
+        ("<think>a</think>b<think>c</think>d", "d"),
+        ("<think>a</think>b<think>c", None),
+        ("<think>Tags such as <think> are odd.</think>5", "5"),
+        ("<reasoning>a <think>b</think> c", None),
+        ("<reasoning>a <think>b</think> c</reasoning>5", "5"),
+        ("<think>a</thinking>b", None),
+        ("<think></think>5", "5"),
+        ("if a < think > b: 5", "if a < think > b: 5"),
+        ("42<|end|>", "42<|end|>"),  # Phi's end of a turn
+        ("<|channel|>analysis<|message|>4?<|end|><|start|>assistant<|channel|>final<|message|>5", "5"),
+        ("<|channel|>analysis<|message|>4?<|channel|>final<|message|>5", "5"),
+        ("<|channel|>final<|message|>5", "5"),
+        ("<|channel|>analysis<|message|>4?", None),
+    ],
+)
+def test_what_is_left(text, answer):
+    assert final_answer(text) == answer
+
+
+def test_a_thought_that_the_prompt_has_opened():
+    assert final_answer("Is it 4?", opened=True) is None
+    assert final_answer("Is it 4?</think>5", opened=True) == "5"
+    assert final_answer("Is it <think>4?[/THINK]5", opened=True) == "5"
+
+
+def test_the_answer_of_several_turns():
+    turns = ["<think>a</think>first", "<think>b</think>second"]
+    messages = [{"role": "user", "content": "?"}, *({"role": "assistant", "content": text} for text in turns)]
+    assert read_answer(Trajectory([], messages, 1)) == "first\nsecond"
+    messages.append({"role": "assistant", "content": "<think>third"})
+    assert read_answer(Trajectory([], messages, 1)) is None
+    assert read_answer(said("whole")) == "whole"
+    assert read_answer(Trajectory([], messages[:1], 1)) == ""
