@@ -139,7 +139,7 @@ def test_rows_have_text_title_id_and_metadata(tmp_path):
     ]
     path = tmp_path / "rows.jsonl"
     path.write_text("\ufeff\n" + "\n\n".join(map(json.dumps, rows)) + "\n")
-    (one, two), refusals = read(path, row_prefix="")
+    (one, two), refusals = read(path, own_ids=True)
     assert (one.id, one.title, one.text) == ("7", "Heart", "It beats.")
     assert one.metadata == {"question": "Does it?", "year": 2020, "tags": '["a", "b"]'}
     assert (two.id, two.title, two.text) == ("rows.jsonl:4", "", "It pumps.\ufffd")
@@ -158,7 +158,7 @@ def test_csv_has_text_title_id_and_metadata(tmp_path, delimiter):
     with path.open("w", encoding="utf-8-sig", newline="") as file:
         table = csv.writer(file, delimiter=delimiter)
         table.writerows([["id", "title", "answer", "year"], ["7", "Heart", text, "2020"], ["", "Lung", "Öl.", ""]])
-    (one, two), refusals = read(path, row_prefix="")
+    (one, two), refusals = read(path, own_ids=True)
     assert (one.id, one.title, one.text, one.metadata) == ("7", "Heart", text, {"year": "2020"})
     assert (two.id, two.text, two.metadata) == ("rows.csv:4", "Öl.", {})
     assert not refusals.counts
@@ -193,7 +193,7 @@ def test_bad_csv_is_counted(tmp_path):
 def test_columns_can_be_named(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"id": 1, "text": "no", "q": "yes", "key": "k", "year": 1, "secret": 2}) + "\n")
-    (document,), _ = read(path, ReadOptions(Columns("q", "text", "key", ("year",))), row_prefix="")
+    (document,), _ = read(path, ReadOptions(Columns("q", "text", "key", ("year",))), own_ids=True)
     assert (document.id, document.text, document.title, document.metadata) == ("k", "yes", "no", {"year": 1})
     documents, refusals = read(path, ReadOptions(Columns("nowhere")))
     assert not documents

@@ -13,6 +13,9 @@ PRINTABLE = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
 TEXT_CODEC = re.compile(  # no other codecs: some take quadratic time
     r"utf-?(8|16|32)|(us-)?ascii|latin|iso-?8859|windows-|cp\d|koi8|big5|gb|euc-|shift|tis-?620", re.IGNORECASE
 )
+CHARSET = re.compile(
+    rb"<(?:meta[^>]{0,200}?charset|\?xml[^>]{0,200}?encoding)\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE
+)
 NOT_ASCII = re.compile(rb"[\x80-\xff]+")
 SAMPLE = 100_000  # bytes from the first that is not ASCII
 ALONE = 0.3  # more of these bytes stand alone in Latin scripts (0.4 at least), fewer in others (0.2 at most)
@@ -62,3 +65,9 @@ def latin_codec(sample: bytes) -> str:
     if language in CENTRAL_EUROPE:
         return "cp1250" if re.search(rb"[\x80-\x9f]", sample) else "iso8859_2"
     return "cp1254" if language in TURKIC else "cp1257" if language in BALTIC else "cp1252"
+
+
+def decode_html(data: bytes, charset: str | None = None) -> str:
+    """`charset` is what the web server says; else the page itself may name one."""
+    found = CHARSET.search(data[:HEAD])
+    return decode_text(data, charset or (found[1].decode("ascii") if found else None))

@@ -30,6 +30,7 @@ BLOCKS = frozenset(
 SITEMAP = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:\w+:)?(?:urlset|sitemapindex)\b", re.DOTALL)
 LOC = re.compile(rb"<loc>\s*(?:<!\[CDATA\[)?\s*([^<\]\s]{1,2048})", re.IGNORECASE)
 HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
+NO_TEXT = "page without text (is it made by scripts, or hidden until they run?)"
 LEAST_MAIN = 200  # characters: a main part with less is a mistake of the page
 LEAST_SHARE = 0.25  # of all text: articles with less are teasers of other pages
 
