@@ -43,6 +43,10 @@ def judge():
     from aurify.rewards.judge import import_httpx
     import_httpx("reward 'judge' needs httpx", "judge")
 
+def call_schema():
+    from aurify.tools.schema import find_violation
+    find_violation({}, {"type": "object"})
+
 def knowledge_base():
     from aurify.knowledge.store import connect
     connect(Path("kb"))
@@ -82,6 +86,7 @@ def tensorboard():
 
 WANTED = {
     hub_data_set: "hub", parquet_file: "hub", gym_task: "gym", math_reward: "math", judge: "judge",
+    call_schema: "tools",
     knowledge_base: "memory", embedder: "memory", web_page: "memory", pdf: "memory", code: "memory",
     server: "serve", chroma: "chroma", faiss: "faiss", tensorboard: "tensorboard",
 }
