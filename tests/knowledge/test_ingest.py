@@ -22,7 +22,6 @@ from words import WordEmbedder, some_documents
 from aurify.knowledge import ingest as module
 from aurify.knowledge.ingest import IngestOptions, ingest
 from aurify.knowledge.knowledge_base import KnowledgeBase
-from aurify.knowledge.reading.fetch import WebOptions
 from aurify.knowledge.reading.files import ReadOptions
 from aurify.knowledge.snapshot import in_background
 

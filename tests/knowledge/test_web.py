@@ -16,10 +16,12 @@ pytest.importorskip("lxml")
 pytest.importorskip("httpx")
 from aurify.knowledge.ingest import listed_urls
 from aurify.knowledge.reading import fetch
+from aurify.knowledge.reading.encoding import UNKNOWN
 from aurify.knowledge.reading.fetch import AGENT, Fetcher, WebOptions, is_public, normalize_url
 from aurify.knowledge.reading.files import ReadOptions
 from aurify.knowledge.reading.refusals import Refusals, Refused
 from aurify.knowledge.reading.web import read_urls
+from aurify.knowledge.reading.webpage import NO_TEXT
 
 
 class Site:
@@ -229,8 +231,8 @@ def test_robots_by_the_longest_rule_for_us(site, options):
         return robots(text).can_fetch(site.url + path, AGENT)
 
     rules = (
-        "\ufeffuser-agent: other\nuser-agent: Aurify # us\ndisallow: /*.pdf$\nDisallow: /a\nallow: /a/b\nCrawl-delay: 2\n\n"
-        "User-agent: *\nDisallow: /\n"
+        "\ufeffuser-agent: other\nuser-agent: Aurify # us\ndisallow: /*.pdf$\nDisallow: /a\nallow: /a/b\n"
+        "Crawl-delay: 2\n\nUser-agent: *\nDisallow: /\n"
     )
     assert robots(rules).crawl_delay(AGENT) == 2
     for path, allowed in {"/": 1, "/x.pdf": 0, "/x.pdf?y": 1, "/a": 0, "/ab": 0, "/a/b/c": 1, "/a/b.pdf": 0}.items():
@@ -333,6 +335,31 @@ def test_answers_are_bounded(site, options, monkeypatch):
         "too many redirects": 1,
         "URL that is not http(s)://host/...": 2,
     }
+
+
+def test_what_is_no_page_is_read_or_refused_as_a_file(site, options):
+    russian = "Сердце"
+    site.pages = {
+        "/a.txt": (200, {"Content-Type": "text/plain; charset=koi8-r"}, russian.encode("koi8-r")),
+        "/b.txt": (200, {"Content-Type": "text/plain"}, russian.encode("koi8-r")),
+        "/c.zip": (200, {"Content-Type": "application/zip"}, b"PK\x03\x04" + bytes(100)),
+        "/d.gz": (200, {"Content-Type": "application/gzip"}, gzip.compress(b"text " * 1000)[:40]),
+        "/e.md": (200, {"Content-Type": "text/markdown"}, "# Heart\n\nbeats"),
+    }
+    documents, refusals = read([site.url + path for path in site.pages], options)
+    assert [(document.text, document.title) for document in documents] == [
+        (russian, "a"),
+        ("# Heart\n\nbeats", "Heart"),
+    ]
+    zipped = "ZIP archive or office document: unpack it, or save it as PDF or text"
+    assert dict(refusals.counts) == {UNKNOWN: 1, zipped: 1, "damaged gzip file": 1}
+
+
+def test_a_page_of_links_alone_is_named_and_its_links_are_followed(site, options):
+    site.pages = {"/": '<nav><a href="/a">A</a></nav><script>draw()</script>', "/a": page()}
+    documents, refusals = read(site.url, options, depth=1)
+    assert [document.id for document in documents] == [site.url + "/a"]
+    assert refusals.lines() == [f"1 x {NO_TEXT} (the first: {site.url}/)"]
 
 
 def test_a_server_that_drips_is_left(options, monkeypatch):

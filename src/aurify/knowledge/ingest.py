@@ -126,9 +126,7 @@ def check_location(location: str) -> None:
         raise UserError(f"{location}: there is no such file or folder; expected one of them, or http(s)://...")
 
 
-def read_location(
-    location: str, kb_folder: Path, options: IngestOptions, summary: IngestSummary
-) -> Iterator[Document]:
+def read_location(location: str, kb_folder: Path, options: IngestOptions, summary: IngestSummary) -> Iterator[Document]:
     path = Path(location).expanduser()
     if urls := [location] if is_url(location) else listed_urls(path) if path.is_file() else []:
 

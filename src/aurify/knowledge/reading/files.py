@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any, cast
 
 from aurify.bounds import Checked, PositiveInt
 from aurify.knowledge.reading.encoding import HEAD, decode_html, decode_text
@@ -73,7 +74,7 @@ def read_file(
 
 
 def read_stream(
-    file: io.BufferedReader,
+    file: io.BufferedReader[Any],
     id: str,
     options: ReadOptions,
     refusals: Refusals,
@@ -87,7 +88,7 @@ def read_stream(
     if head.startswith(GZIP):
         limit = max(options.max_bytes, RATIO * file.seek(0, os.SEEK_END))
         file.seek(0)
-        file = io.BufferedReader(BoundedGzip(file, limit))
+        file = io.BufferedReader(cast(Any, BoundedGzip(file, limit)))
         head = file.peek(HEAD)
         name = name.with_suffix("") if name.suffix == ".gz" else name
     head = head[:HEAD]
@@ -161,7 +162,7 @@ def find_title(markdown: str) -> str:
 class BoundedGzip(io.RawIOBase):
     """What a gzip file unpacks to; more than `limit` bytes are refused."""
 
-    def __init__(self, file: io.BufferedReader, limit: int) -> None:
+    def __init__(self, file: io.BufferedReader[Any], limit: int) -> None:
         self.file, self.left = gzip.GzipFile(fileobj=file), limit
 
     def readable(self) -> bool:

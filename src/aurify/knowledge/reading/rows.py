@@ -44,7 +44,7 @@ class Columns:
 
 
 def read_rows(
-    file: io.BufferedReader,
+    file: io.BufferedReader[Any],
     name: str,
     prefix: str,
     columns: Columns,
@@ -66,7 +66,7 @@ def read_rows(
             refusals.add(shown, f"row without text in {wanted}: name the column with --text")
 
 
-def json_rows(file: io.BufferedReader, max_bytes: int) -> Rows:
+def json_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
     for number, line in json_lines(file, max_bytes):
         if line is None:
             yield number, f"line of more than {max_bytes:,} bytes"
@@ -79,7 +79,7 @@ def json_rows(file: io.BufferedReader, max_bytes: int) -> Rows:
         yield number, row if isinstance(row, dict) else "line that is not an object"
 
 
-def json_lines(file: io.BufferedReader, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
+def json_lines(file: io.BufferedReader[Any], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     """(number, line) of lines that are not blank; None for one that is too long, of which no more is kept."""
     number = 0
     while line := file.readline(max_bytes + 1):
@@ -94,7 +94,7 @@ def json_lines(file: io.BufferedReader, max_bytes: int) -> Iterator[tuple[int, b
         yield number, None
 
 
-def csv_rows(file: io.BufferedReader, max_bytes: int) -> Rows:
+def csv_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
     """The first line names the columns and shows the delimiter. A quoted cell may have several lines; where one does
     not end, or a line is too long, it is not known where rows begin, and the rest is refused."""
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
@@ -118,7 +118,7 @@ def csv_rows(file: io.BufferedReader, max_bytes: int) -> Rows:
             yield number, {name: cell for name, cell in zip(names, cells, strict=True) if cell}
 
 
-def csv_lines(file: io.BufferedReader, max_bytes: int) -> Iterator[str]:
+def csv_lines(file: io.BufferedReader[Any], max_bytes: int) -> Iterator[str]:
     codec = ""
     if file.peek(2).startswith(UTF16):
         raise Refused("CSV in UTF-16: save it as UTF-8")

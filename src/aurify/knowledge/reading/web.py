@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import cast
 from urllib.parse import unquote, urljoin, urlsplit
 
 from aurify.knowledge.reading.encoding import HEAD, decode_html
@@ -86,7 +85,7 @@ def read_answer(
         return [Link(url, link.depth, link.site) for url in urls]
     name = PurePosixPath(unquote(urlsplit(answer.url).path)).name or urlsplit(answer.url).netloc
     if answer.type not in HTML and not is_html(answer.body[:HEAD], PurePosixPath(name)):
-        file = io.BufferedReader(cast(io.RawIOBase, io.BytesIO(answer.body)))
+        file = io.BufferedReader(io.BytesIO(answer.body))
         yield from read_stream(file, answer.url, options, refusals, charset=answer.charset)
         return []
     page = read_page(decode_html(answer.body, answer.charset), answer.url)

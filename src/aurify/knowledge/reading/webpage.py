@@ -18,15 +18,16 @@ from urllib.parse import urljoin
 
 from aurify.files import require
 
-LEFT_OUT = frozenset(
-    "title script style noscript template svg math canvas iframe object embed audio video picture nav footer aside "
-    "button select option textarea input dialog".split()
-)
 HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
-BLOCKS = frozenset(
+LEFT_OUT = (
+    "title script style noscript template svg math canvas iframe object embed audio video picture nav footer aside "
+    "button select option textarea input dialog"
+)
+BLOCKS = (
     "p div section article main header body blockquote dl dt dd table thead tbody tr ul ol li pre figure figcaption "
-    "address details summary hr caption form".split()
-).union(HEADINGS)
+    "address details summary hr caption form"
+)
+LEFT_OUT_TAGS, BLOCK_TAGS = frozenset(LEFT_OUT.split()), frozenset([*BLOCKS.split(), *HEADINGS])
 SITEMAP = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:\w+:)?(?:urlset|sitemapindex)\b", re.DOTALL)
 LOC = re.compile(rb"<loc>\s*(?:<!\[CDATA\[)?\s*([^<\]\s]{1,2048})", re.IGNORECASE)
 HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
@@ -95,7 +96,7 @@ class Writer:
     def start(self, element: Any) -> bool:
         """False: what the element holds is to be skipped."""
         tag = element.tag
-        if tag in BLOCKS:
+        if tag in BLOCK_TAGS:
             self.flush()
         self.inside[tag] += 1
         if tag in ("ul", "ol"):
@@ -115,7 +116,7 @@ class Writer:
 
     def end(self, element: Any) -> None:
         tag = element.tag
-        if tag in BLOCKS:
+        if tag in BLOCK_TAGS:
             self.flush()
             self.prefix = ""
         self.inside[tag] -= 1
@@ -144,7 +145,7 @@ class Writer:
 def is_left_out(element: Any) -> bool:
     if element.tag in ("html", "body"):  # a hidden page waits for a script to show it
         return False
-    return element.tag in LEFT_OUT or "hidden" in element.attrib or bool(HIDDEN.search(element.get("style", "")))
+    return element.tag in LEFT_OUT_TAGS or "hidden" in element.attrib or bool(HIDDEN.search(element.get("style", "")))
 
 
 def choose_blocks(blocks: list[Block]) -> list[str]:
