@@ -61,8 +61,8 @@ def web_page():
     read_page("<p>text</p>")
 
 def pdf():
-    from aurify.knowledge.reading.pdf import require_pypdf
-    require_pypdf()
+    from aurify.knowledge.reading.pdf import read_pdf
+    read_pdf(b"", 1)
 
 def code():
     from aurify.knowledge.chunking.outline import load_grammar
