@@ -42,8 +42,8 @@ def run(values: dict[str, Any], path: Path) -> dict[str, Any]:
 
     from aurify.pipeline.recipe import build_recipe
     from aurify.pipeline.run import run_pipeline
-    from aurify.tracking.console import Console
     from aurify.tracking.run_folder import RunFolder
+    from aurify.tracking.trackers.console import Console
 
     torch.set_num_threads(1)
     path.mkdir(parents=True, exist_ok=True)

@@ -43,6 +43,10 @@ def judge():
     from aurify.rewards.judge import import_httpx
     import_httpx("reward 'judge' needs httpx", "judge")
 
+def call_schema():
+    from aurify.tools.schema import find_violation
+    find_violation({}, {"type": "object"})
+
 def knowledge_base():
     from aurify.knowledge.store import connect
     connect(Path("kb"))
@@ -77,12 +81,12 @@ def faiss():
     open_faiss("index", "passages", None)
 
 def tensorboard():
-    from aurify.tracking.tensorboard import open_writer
-    if open_writer(Path.cwd(), 1) is None:  # a stage goes on without; its events.log says so
-        raise UserError("aurify[tensorboard]")
+    from aurify.tracking.trackers.tensorboard import open_summary_writer
+    open_summary_writer(Path.cwd(), 1)  # a stage goes on without; its events.log says so
 
 WANTED = {
     hub_data_set: "hub", parquet_file: "hub", gym_task: "gym", math_reward: "math", judge: "judge",
+    call_schema: "tools",
     knowledge_base: "memory", embedder: "memory", web_page: "memory", pdf: "memory", code: "memory",
     server: "serve", chroma: "chroma", faiss: "faiss", tensorboard: "tensorboard",
 }
@@ -197,7 +201,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_bare(bare: Path, program: str, folder: Path) -> str:
     """Runs a program in `folder`. It finds the standard library, the core dependencies, aurify and gguf_file.py."""
     places = [*dict.fromkeys(STANDARD_LIBRARY), f"{STANDARD_LIBRARY[0]}/lib-dynload"]
-    places += [str(bare), str(SOURCE), str(ROOT / "tests" / "engine")]
+    places += [str(bare), str(SOURCE), str(ROOT / "tests" / "models")]
     setup = f"import os, sys; sys.path[:] = {places!r}; os.environ['HF_HUB_OFFLINE'] = '1'\n"
     command = [sys.executable, "-I", "-S", "-X", "utf8", "-W", "ignore", "-c", setup + program]
     result = subprocess.run(command, capture_output=True, text=True, cwd=folder)

@@ -113,6 +113,48 @@ def test_a_wrong_import_is_found(file, line):
     assert len(violations(SOURCE / file, line)) == 1
 
 
+def import_graph() -> dict[str, set[str]]:
+    """Module -> the modules that it imports, wherever the import stands: in a function, or for a type checker."""
+    graph = {}
+    for path in FILES:
+        names = {name.removeprefix("aurify.") for name, _ in imports_of(ast.parse(path.read_text()))}
+        graph[module_of(path)] = names - {module_of(path)}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Modules that reach each other: the strongly connected components of more than one."""
+
+    def reach(start: str) -> set[str]:
+        found, coming = set(), [start]
+        while coming:
+            for name in graph.get(coming.pop(), set()) - found:
+                found.add(name)
+                coming.append(name)
+        return found
+
+    reached = {module: reach(module) for module in graph}
+    found = [{other for other in reached[module] if module in reached.get(other, ())} for module in graph]
+    return [circle for number, circle in enumerate(found) if circle and circle not in found[:number]]
+
+
+def test_no_circle_of_imports():
+    assert not circles(import_graph())
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("models.loading", "def f():\n    from aurify.models import catalog"),
+        ("engine.check", "if TYPE_CHECKING:\n    from aurify.engine.forward import Body"),
+    ],
+)
+def test_a_circle_is_found(module, line):
+    graph = import_graph()
+    graph[module] |= {name.removeprefix("aurify.") for name, _ in imports_of(ast.parse(line))}
+    assert [module in circle for circle in circles(graph)] == [True]
+
+
 def lines_with(pattern: str) -> set[str]:
     return {str(path.relative_to(SOURCE)) for path in FILES if pattern in path.read_text()}
 
@@ -120,7 +162,8 @@ def lines_with(pattern: str) -> set[str]:
 def test_each_part_keeps_to_its_place():
     assert lines_with("apply_chat_template") == {"renderer/template.py"}
     assert {name.split("/")[0] for name in lines_with(".backward(")} == {"engine"}
-    assert lines_with("import tensorboard") | lines_with("torch.utils.tensorboard") <= {"tracking/tensorboard.py"}
+    trackers = lines_with("import tensorboard") | lines_with("torch.utils.tensorboard")
+    assert trackers == {"tracking/trackers/tensorboard.py"}
     assert not lines_with("import vllm")
     assert not lines_with("import peft")
 

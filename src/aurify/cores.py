@@ -6,7 +6,6 @@ between two products."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +22,9 @@ starting = threading.Lock()
 
 def affordable(size: int) -> bool:
     """Whether speed may cost that many bytes: an eighth of the machine's memory at most."""
-    return hasattr(os, "sysconf") and size <= MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    import psutil
+
+    return size <= MEMORY_SHARE * psutil.virtual_memory().total
 
 
 class Cores:

@@ -94,7 +94,9 @@ def usable_memory(device: torch.device) -> int:
 
 def machine_memory() -> int:
     """Bytes; a container's limit where there is one."""
-    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 8 << 30
+    import psutil  # comes with accelerate
+
+    physical = psutil.virtual_memory().total
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
             return min(physical, int(Path(file).read_text()))

@@ -11,9 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypedDict
 
-from annotated_types import Interval
-
-from aurify.bounds import Checked, NonNegativeFloat, NonNegativeInt, PositiveInt
+from aurify.bounds import Checked, Interval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 if TYPE_CHECKING:
     from torch import Tensor

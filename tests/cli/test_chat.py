@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from typer.testing import CliRunner
 
-from aurify.cli.chat import converse, shorten
+from aurify.cli.chat import converse, drop_oldest
 from aurify.cli.main import app
 from aurify.cli.writer import Writer, open_writer
 from aurify.procedures.library import SOPLibrary, SOPOptions
@@ -131,7 +131,7 @@ def test_what_fits_is_kept(tokenizer):
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
-    assert shorten(writer, SamplingParams(max_tokens=16), messages) == 0
+    assert drop_oldest(writer, SamplingParams(max_tokens=16), messages) == 0
     assert len(messages) == 3
 
 

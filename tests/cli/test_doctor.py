@@ -33,8 +33,8 @@ def test_a_missing_package_is_a_problem_and_a_missing_extra_is_not(examine, monk
 
 
 def test_little_memory_and_little_disk_are_named(examine, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(doctor, "memory_bytes", lambda: (8 * doctor.GIB, doctor.GIB))
+    usage, memory = namedtuple("usage", "total used free"), namedtuple("memory", "total available")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory(8 * doctor.GIB, doctor.GIB))
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(10, 9, doctor.GIB))
     text = examine().stdout
     assert "1.0 of 8.0 GiB free; the demo wants about 3" in text

@@ -20,8 +20,8 @@ from aurify.pipeline.heldout import Guard, checked_heldout, collect_heldout, sta
 from aurify.pipeline.recipe import Recipe, build_recipe
 from aurify.pipeline.stage import StageRun
 from aurify.tasks.taskset import TaskSet, question
-from aurify.tracking.console import Console
 from aurify.tracking.run_folder import RunFolder
+from aurify.tracking.trackers.console import Console
 from aurify.types import Task
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from aurify.report.plot import Series, heat_map, line_chart, merged, smoothed, thinned, tick_label, ticks
-from aurify.tracking.figures import duration, is_share, measure_change, short
+from aurify.report.plot import Series, choose_ticks, draw_heat_map, draw_lines, format_tick, merge_columns, smooth, thin
+from aurify.tracking.figures import format_duration, format_short, is_share, judge_change
 
 
 @pytest.mark.parametrize(
@@ -18,49 +18,49 @@ from aurify.tracking.figures import duration, is_share, measure_change, short
     ],
 )
 def test_ticks_enclose_the_values_and_are_told_apart(low, high):
-    marks = ticks(low, high)
+    marks = choose_ticks(low, high)
     assert marks[0] <= low + 1e-9 * abs(low) and marks[-1] >= high - 1e-9 * abs(high) and 2 <= len(marks) <= 7
-    labels = [tick_label(mark, marks[1] - marks[0]) for mark in marks]
+    labels = [format_tick(mark, marks[1] - marks[0]) for mark in marks]
     assert len(set(labels)) == len(labels)
 
 
 @pytest.mark.parametrize(("low", "high", "labels"), [(0, 1, "0 0.25 0.5 0.75 1"), (0.06, 2.1, "0 1 2 3")])
 def test_ticks_are_round(low, high, labels):
-    marks = ticks(low, high)
-    assert " ".join(tick_label(mark, marks[1] - marks[0]) for mark in marks) == labels
+    marks = choose_ticks(low, high)
+    assert " ".join(format_tick(mark, marks[1] - marks[0]) for mark in marks) == labels
 
 
 def test_thinned_keeps_ends_and_extremes_in_order():
     values = [math.sin(k) for k in range(10_000)]
     values[1234], values[5678] = 50.0, -50.0
-    kept = thinned(values, 100)
+    kept = thin(values, 100)
     assert len(kept) <= 102 and kept == sorted(set(kept)) and {0, 1234, 5678, 9999} <= set(kept)
-    assert thinned([1.0, 2.0, 3.0], 100) == [0, 1, 2]
+    assert thin([1.0, 2.0, 3.0], 100) == [0, 1, 2]
 
 
 def test_smoothing_neither_shifts_nor_lags():
-    assert smoothed([3.0] * 50) == pytest.approx([3.0] * 50)
+    assert smooth([3.0] * 50) == pytest.approx([3.0] * 50)
     line = [float(k) for k in range(201)]
-    assert smoothed(line)[100] == pytest.approx(100)
-    assert smoothed(line[::-1]) == pytest.approx(smoothed(line)[::-1])
+    assert smooth(line)[100] == pytest.approx(100)
+    assert smooth(line[::-1]) == pytest.approx(smooth(line)[::-1])
 
 
 def test_a_heat_map_counts_every_value():
     columns = [(1, [0.0, 0.0, 1.0]), (2, [1.0, 1.0, 1.0])]
-    html = heat_map("rewards", columns, num_bins=4)
+    html = draw_heat_map("rewards", columns, num_bins=4)
     assert html.count("<rect") == 8 and "step 1: 2 of 3 from 0 to 0.25" in html and "step 2: 3 of 3" in html
-    assert 'class="cell"' in heat_map("equal", [(1, [0.5, 0.5])])  # no spread, no division by zero
+    assert 'class="cell"' in draw_heat_map("equal", [(1, [0.5, 0.5])])  # no spread, no division by zero
 
 
 def test_neighbouring_columns_join_and_lose_nothing():
     columns = [(step, [float(step)]) for step in range(1, 101)]
-    joined = merged(columns)
+    joined = merge_columns(columns)
     assert len(joined) <= 48 and joined[-1][0] == 100
     assert [value for _, values in joined for value in values] == [float(step) for step in range(1, 101)]
 
 
 def test_a_curve_with_one_point_can_be_drawn():
-    assert "step 7" in line_chart("loss", [Series("loss", [7], [0.5], [0.1])])
+    assert "step 7" in draw_lines("loss", [Series("loss", [7], [0.5], [0.1])])
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_curve_with_one_point_can_be_drawn():
     [(0, "0"), (0.5, "0.5"), (1234, "1234"), (65_320, "65.3k"), (1.2e6, "1.2M"), (3e-5, "3e-5"), (-0.0123, "-0.0123")],
 )
 def test_short_numbers(value, text):
-    assert short(value) == text
+    assert format_short(value) == text
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,12 @@ def test_short_numbers(value, text):
     [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 00 s"), (3599.7, "1 h 00 min"), (7384, "2 h 03 min")],
 )
 def test_durations(seconds, text):
-    assert duration(seconds) == text
+    assert format_duration(seconds) == text
 
 
 def test_better_is_up_but_for_losses():
-    assert measure_change({"measure": "accuracy", "before": 0.5, "after": 0.75}) == (0.25, "better")
-    assert measure_change({"measure": "held-out loss", "before": 0.5, "after": 0.75}) == (0.25, "worse")
-    assert measure_change({"measure": "accuracy", "before": 0.5, "after": 0.5})[1] == "same"
-    assert measure_change({"measure": "accuracy", "before": 0.5}) == (None, "same")
+    assert judge_change({"measure": "accuracy", "before": 0.5, "after": 0.75}) == (0.25, "better")
+    assert judge_change({"measure": "held-out loss", "before": 0.5, "after": 0.75}) == (0.25, "worse")
+    assert judge_change({"measure": "accuracy", "before": 0.5, "after": 0.5})[1] == "same"
+    assert judge_change({"measure": "accuracy", "before": 0.5}) == (None, "same")
     assert is_share({"measure": "accuracy", "before": 0.5}) and not is_share({"measure": "loss", "before": 0.5})

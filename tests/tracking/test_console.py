@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console as RichConsole
 
-from aurify.tracking.console import COLUMNS, Console, best_and_worst, printable
+from aurify.tracking.trackers.console import COLUMNS, Console, clean_text, pick_best_and_worst
 from aurify.types import Group, Segment, Task, Trajectory
 
 ESCAPE, CONTROL = "\x1b", re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -34,10 +34,10 @@ def trajectory(text: str, reward: float | None, truncated: bool = False) -> Traj
 
 def told(console: Console, metrics: dict[str, float], total: int, start: int = 0) -> None:
     console.header("1/4 sft", "sft of [a model] (LoRA rank 32)")
-    console.begin(total, start)
+    console.start(total, start)
     for step in range(start + 1, total + 1):
         console.step(step, metrics)
-    console.end()
+    console.finish()
 
 
 def test_without_a_terminal_there_are_plain_lines_one_a_step():
@@ -62,7 +62,7 @@ def test_values_stand_under_their_headings(total):
 
 def test_a_step_that_lacks_a_value_keeps_the_columns():
     console, stream = consoles()
-    console.begin(3, 0)
+    console.start(3, 0)
     console.step(1, GRPO)
     console.step(2, {name: value for name, value in GRPO.items() if "loss" not in name})  # there was nothing to learn
     console.step(3, GRPO | {"loss": float("nan")})
@@ -73,7 +73,7 @@ def test_a_step_that_lacks_a_value_keeps_the_columns():
 
 def test_a_metric_that_comes_later_brings_new_headings():
     console, stream = consoles()
-    console.begin(2, 0)
+    console.start(2, 0)
     console.step(1, {"reward/mean": 0.5})
     console.step(2, GRPO)
     assert [line.split()[0] for line in stream.getvalue().splitlines()] == ["step", "1/2", "step", "2/2"]
@@ -99,7 +99,7 @@ def test_a_terminal_has_a_bar_and_is_left_as_it_was():
 @pytest.mark.parametrize("start", [0, 4])
 def test_a_bar_ends_with_the_stage_even_if_nobody_says_so(start):
     console, _ = consoles(force_terminal=True)
-    console.begin(4, start)
+    console.start(4, start)
     for step in range(start + 1, 5):
         console.step(step, SFT)
     assert console.progress is None
@@ -108,13 +108,12 @@ def test_a_bar_ends_with_the_stage_even_if_nobody_says_so(start):
 def test_the_log_has_what_the_terminal_shows_without_its_colours(tmp_path):
     console, stream = consoles(force_terminal=True)
     console.header("1/1 sft", "about the stage")
-    console.log_to(tmp_path / "console.log")
-    console.begin(2, 0)
+    console.open_log(tmp_path / "console.log")
+    console.start(2, 0)
     for step in (1, 2):
         console.step(step, SFT)
         assert f"{step}/2" in (tmp_path / "console.log").read_text()  # at once: it survives a kill
-    console.end()
-    console.log_to(None)
+    console.finish()
     console.print("after the stage")
     log = (tmp_path / "console.log").read_text()
     assert "1/1 sft" in log and "about the stage" in log and not CONTROL.search(log.replace("\n", ""))
@@ -142,21 +141,22 @@ def test_samples_show_the_best_and_the_worst():
     task = Task("t", [{"role": "user", "content": "largest of 1, 2?"}], "2")
     others = [trajectory("two", 1.0), trajectory("x", None), trajectory("2", 0.5)]
     console, stream = consoles()
-    console.samples([Group(task, [trajectory("one", 0.0, truncated=True), *others])])
+    console.show_samples = True
+    console.samples(1, [Group(task, [trajectory("one", 0.0, truncated=True), *others])])
     text = stream.getvalue()
     assert "largest of 1, 2?" in text and "expected: 2" in text
     assert re.search(r"\+1\.00 +two *\n +\+0\.00 +one \(cut off\)\n", text)
-    assert [best.text for best in best_and_worst([trajectory("a", 1.0), trajectory("b", 1.0)])] == ["b"]
-    assert best_and_worst([trajectory("x", None)]) == []
+    assert [best.text for best in pick_best_and_worst([trajectory("a", 1.0), trajectory("b", 1.0)])] == ["b"]
+    assert pick_best_and_worst([trajectory("x", None)]) == []
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J\x1b]0;hi\x07", "[red]not markup[/red] [/]", "\u202egnp.exe", "half \ud83d"])
 def test_a_models_text_neither_steers_the_terminal_nor_breaks_it(tmp_path, text):
     task = Task(text, [{"role": "user", "content": text}], text)
     console, stream = consoles(force_terminal=True, color_system=None)
-    console.log_to(tmp_path / "console.log")
-    console.samples([Group(task, [trajectory(text, 1.0)])])
-    console.log_to(None)
+    console.open_log(tmp_path / "console.log", show_samples=True)
+    console.samples(1, [Group(task, [trajectory(text, 1.0)])])
+    console.finish()
     shown = stream.getvalue()
     assert ESCAPE not in shown and "\u202e" not in shown
     shown.encode()  # no half characters
@@ -164,4 +164,4 @@ def test_a_models_text_neither_steers_the_terminal_nor_breaks_it(tmp_path, text)
 
 
 def test_a_long_text_is_cut():
-    assert len(printable("x" * 10_000, 100)) < 110 and printable("a\tb\nc") == "a\tb\nc"
+    assert len(clean_text("x" * 10_000, 100)) < 110 and clean_text("a\tb\nc") == "a\tb\nc"

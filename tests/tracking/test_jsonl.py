@@ -35,7 +35,7 @@ def test_a_torn_line_is_left_out_and_cut(tmp_path, torn):
     whole = file.read_bytes()
     file.write_bytes(whole + torn)
     assert [row["step"] for row in jsonl.read(file)] == [1, 2]
-    jsonl.cut(file, 2)
+    jsonl.drop_after(file, 2)
     assert file.read_bytes() == whole
 
 
@@ -43,15 +43,15 @@ def test_cut_keeps_the_lines_up_to_a_step_byte_for_byte(tmp_path):
     file = tmp_path / "samples.jsonl"
     jsonl.append(file, {"step": 1, "text": "é\u2028\x85"}, {"step": 1, "loss": 0.1 + 0.2}, {"step": 2})
     kept = b"".join(file.read_bytes().splitlines(keepends=True)[:2])
-    jsonl.cut(file, 1)
+    jsonl.drop_after(file, 1)
     assert file.read_bytes() == kept
-    jsonl.cut(file, 0)
+    jsonl.drop_after(file, 0)
     assert file.read_bytes() == b""
     assert [path.name for path in tmp_path.iterdir()] == ["samples.jsonl"]  # no scratch file is left
 
 
 def test_cutting_what_is_not_there_makes_no_file(tmp_path):
-    jsonl.cut(tmp_path / "ledger.jsonl", 3)
+    jsonl.drop_after(tmp_path / "ledger.jsonl", 3)
     assert list(tmp_path.iterdir()) == [] and list(jsonl.read(tmp_path / "ledger.jsonl")) == []
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import io
 import math
 import subprocess
@@ -11,16 +10,17 @@ import sys
 import pytest
 from rich.console import Console as RichConsole
 
-from aurify.tracking import jsonl, tensorboard
-from aurify.tracking.console import Console
+from aurify.tracking import jsonl
 from aurify.tracking.run_folder import StageFolder
 from aurify.tracking.tracker import StageTracker
+from aurify.tracking.trackers import tensorboard
+from aurify.tracking.trackers.console import Console
 from aurify.types import Group, Segment, Task, Trajectory
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> StageFolder:
-    monkeypatch.setattr(tensorboard, "open_writer", lambda *_: None)  # it has a test of its own
+    monkeypatch.setattr(tensorboard.TensorBoard, "start", lambda *_: None)  # it has a test of its own
     return StageFolder(tmp_path)
 
 
@@ -120,14 +120,7 @@ def test_an_event_is_one_line_and_may_be_quiet(folder):
 
 
 def test_without_tensorboard_the_events_say_so_once(tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def refuse(name, *rest, **options):
-        if "tensorboard" in name:
-            raise ImportError(name)
-        return real(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     one = tracker(StageFolder(tmp_path))
     one.start(1)
     one.step(1, {"loss": 1.0})
@@ -154,7 +147,7 @@ def test_tensorboard_files_hold_the_metrics(tmp_path):
 def test_peak_memory_is_that_of_the_process_alone_in_gib():
     """Started from this one, which is much larger."""
     code = (
-        "from aurify.tracking.memory import peak_memory_gb as peak",
+        "from aurify.tracking.machine import read_peak_memory as peak",
         "before = peak(); held = b'x' * 2**28; during = peak(); del held; print(before, during, peak())",
     )
     result = subprocess.run([sys.executable, "-c", "\n".join(code)], capture_output=True, check=True)

@@ -35,14 +35,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Gt, Interval
 from torch import Tensor
 
 from aurify.algorithms.correction import Correction
 from aurify.algorithms.covariance import strip_covariance
 from aurify.algorithms.effects import Effect, Effects, check_effects
 from aurify.algorithms.estimators import Scale, group_advantages
-from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat
+from aurify.bounds import Checked, Gt, Interval, NonNegativeFloat, PositiveFloat
 from aurify.errors import UserError
 from aurify.types import Batch, Datum, Group, Lesson, Need, Outputs, Per, Policy, Sums
 

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Ge
-
 from aurify.algorithms.effects import Effect, Effects
 from aurify.algorithms.grpo import GRPO
+from aurify.bounds import Ge
 from aurify.types import Datum, Need
 
 

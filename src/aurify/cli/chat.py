@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aurify.cli.names import RUNS, RunsFolder, find_model
+from aurify.cli.names import RUNS, Device, ModelName, RunsFolder, find_model
 
 if TYPE_CHECKING:
     from aurify.cli.writer import Writer
@@ -18,9 +18,7 @@ COMMANDS = "/reset forgets the conversation, /system TEXT sets a system prompt, 
 
 
 def chat(
-    model: Annotated[
-        str, typer.Argument(help="A run, RUN:stage, a folder, a GGUF file, a catalogue name or a hub id.")
-    ] = "last",
+    model: ModelName = "last",
     system: Annotated[str, typer.Option(help="A system prompt.")] = "",
     max_tokens: Annotated[int, typer.Option(help="Tokens of one answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.7,
@@ -31,7 +29,7 @@ def chat(
     sop: Annotated[
         str | None, typer.Option(help="A folder of procedures; each question gets those that it asks for.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     runs: RunsFolder = RUNS,
 ) -> None:
     """Chat with a model, a run or one stage of a run."""
@@ -39,7 +37,7 @@ def chat(
     from aurify.cli.writer import open_writer
     from aurify.types import SamplingParams
 
-    place = find_model(model, runs)
+    found = find_model(model, runs)
     values = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
     params = config.build(SamplingParams, values, "options")
     library = None
@@ -47,44 +45,44 @@ def chat(
         from aurify.procedures.library import open_library
 
         library = open_library(sop)
-    with open_writer(place.name, device=device) as writer:
-        typer.secho(f"{place.name}. {COMMANDS}.", dim=True)
+    with open_writer(found.name, device=device) as writer:
+        typer.secho(f"{found.name}. {COMMANDS}.", dim=True)
         converse(writer, params, system, library)
 
 
 def converse(writer: Writer, params: SamplingParams, system: str, library: SOPLibrary | None = None) -> None:
-    messages = opening(system)
+    messages = begin_conversation(system)
     while True:
         text = ask()
         if text is None or text in ("/quit", "/exit"):
             return
         if text == "/reset":
-            messages = opening(system)
+            messages = begin_conversation(system)
             typer.secho("(forgotten)", dim=True)
         elif text.startswith("/system"):
             system = text.removeprefix("/system").strip()
-            messages = opening(system)
+            messages = begin_conversation(system)
             typer.secho("(new conversation)", dim=True)
         elif text.startswith("/"):
             typer.secho(f"({COMMANDS})", dim=True)
         elif text:
             if library is not None:
-                consult(library, writer, system, messages, text)
+                add_procedures(library, writer, system, messages, text)
             messages.append({"role": "user", "content": text})
             answer(writer, params, messages)
 
 
-def opening(system: str) -> list[Message]:
+def begin_conversation(system: str) -> list[Message]:
     return [{"role": "system", "content": system}] if system else []
 
 
-def consult(library: SOPLibrary, writer: Writer, system: str, messages: list[Message], text: str) -> None:
-    """Puts the procedures that a question asks for under the system prompt. A question that asks for none goes on with
-    those of before."""
+def add_procedures(library: SOPLibrary, writer: Writer, system: str, messages: list[Message], text: str) -> None:
+    """Puts the procedures that a question asks for under the system prompt. A question that asks for none keeps the
+    earlier ones."""
     found = [match.procedure for match in library.find(text, tools=())]
     if found:
         prompt = library.prompt_of(found, system, lambda part: len(writer.renderer.tokenizer.encode(part)))
-        messages[:] = opening(prompt) + [message for message in messages if message["role"] != "system"]
+        messages[:] = begin_conversation(prompt) + [message for message in messages if message["role"] != "system"]
         typer.secho(f"(procedure: {', '.join(procedure.name for procedure in found)})", dim=True)
     elif meant := library.find(text, limit=1):
         procedure = meant[0].procedure
@@ -104,10 +102,10 @@ def ask() -> str | None:
 
 
 def answer(writer: Writer, params: SamplingParams, messages: list[Message]) -> None:
-    """Appends the model's answer, which shows while it is written. Ctrl-C takes the question back, no more."""
+    """Appends the model's answer, which shows while it is written. Ctrl-C takes the question back and nothing else."""
     from rich.console import Console
 
-    num_forgotten = shorten(writer, params, messages)
+    num_forgotten = drop_oldest(writer, params, messages)
     if num_forgotten:
         typer.secho(f"(the context is full: the oldest {num_forgotten} messages were dropped)", dim=True)
     name = typer.style("model> ", fg=typer.colors.CYAN)
@@ -131,7 +129,7 @@ def answer(writer: Writer, params: SamplingParams, messages: list[Message]) -> N
     typer.echo("" if begun else name)
 
 
-def shorten(writer: Writer, params: SamplingParams, messages: list[Message]) -> int:
+def drop_oldest(writer: Writer, params: SamplingParams, messages: list[Message]) -> int:
     """Drops the oldest messages, never the system prompt or the question, until the answer has room."""
     first = 1 if messages[0]["role"] == "system" else 0
     dropped = 0

@@ -7,9 +7,7 @@ import os
 import platform
 import shutil
 import socket
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal
@@ -18,10 +16,16 @@ from urllib.parse import urlparse
 import typer
 
 Verdict = Literal["ok", "note", "problem"]
+Finding = tuple[Verdict, str, str]  # with its subject and what there is to say
 MARKS = {
     "ok": ("ok", typer.colors.GREEN),
     "note": ("note", typer.colors.YELLOW),
     "problem": ("PROBLEM", typer.colors.RED),
+}
+ENDINGS = {
+    "ok": "Everything is in place; `aurify demo` shows it at work.",
+    "note": "Aurify can run; `aurify demo` shows it at work. The notes say what would make it more complete.",
+    "problem": "Mend the problems above first.",
 }
 CORE = ("torch", "transformers", "safetensors", "gguf", "accelerate", "numpy", "pydantic", "omegaconf", "typer", "rich")
 EXTRAS = {  # module -> (extra, what it gives)
@@ -34,51 +38,38 @@ EXTRAS = {  # module -> (extra, what it gives)
     "sentence_transformers": ("memory", "dense search and rerankers"),
     "starlette": ("serve", "a knowledge base over HTTP"),
 }
+SUBJECT_WIDTH = max(map(len, EXTRAS))
 GIB = 1024**3
 HUB_SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    verdict: Verdict
-    subject: str
-    text: str
+MEMORY_OF_DEMO = 3  # GiB
 
 
 def doctor() -> None:
     """Check the machine and the installation."""
     worst: Verdict = "ok"
     for check in CHECKS:
-        for finding in check():
-            label, colour = MARKS[finding.verdict]
-            typer.echo(f"{typer.style(f'{label:8}', fg=colour)}{finding.subject:14}{finding.text}")
-            worst = max(worst, finding.verdict, key=list(MARKS).index)
-    endings = {
-        "ok": "Everything is in place; `aurify demo` shows it at work.",
-        "note": "Aurify can run; `aurify demo` shows it at work. The notes say what would make it more complete.",
-        "problem": "Mend the problems above first.",
-    }
-    typer.echo(endings[worst])
+        for verdict, subject, text in check():
+            label, colour = MARKS[verdict]
+            typer.echo(f"{typer.style(f'{label:8}', fg=colour)}{subject:{SUBJECT_WIDTH}}  {text}")
+            worst = max(worst, verdict, key=list(MARKS).index)
+    typer.echo(ENDINGS[worst])
     if worst == "problem":
         raise typer.Exit(1)
 
 
-def python_and_packages() -> Iterator[Finding]:
-    good = sys.version_info >= (3, 11)
-    yield Finding(
-        "ok" if good else "problem", "python", platform.python_version() + ("" if good else "; 3.11 or newer is needed")
-    )
+def check_packages() -> Iterator[Finding]:
+    yield "ok", "python", platform.python_version()
     for name in CORE:
         try:
             found = version(name)
         except PackageNotFoundError:
-            yield Finding("problem", name, "not installed; run `pip install aurify`")
+            yield "problem", name, "not installed; run `pip install aurify`"
             continue
         if name in ("torch", "transformers"):
-            yield Finding("ok", name, found)
+            yield "ok", name, found
 
 
-def processor() -> Iterator[Finding]:
+def check_processor() -> Iterator[Finding]:
     import torch
 
     from aurify.hardware import cpu_has_bf16
@@ -87,105 +78,93 @@ def processor() -> Iterator[Finding]:
     threads = torch.get_num_threads()
     text = f"{cores} cores, {threads} threads for torch, {torch.backends.cpu.get_cpu_capability()}"
     if threads < cores // 2:
-        yield Finding("note", "cpu", f"{text}; OMP_NUM_THREADS holds torch back")
+        yield "note", "cpu", f"{text}; OMP_NUM_THREADS holds torch back"
     else:
-        yield Finding("ok", "cpu", text)
+        yield "ok", "cpu", text
     if cpu_has_bf16():
-        yield Finding(
-            "ok", "bf16 on cpu", "in hardware: models are loaded in bf16, at half the memory and about twice the speed"
-        )
+        text = "in hardware: models are loaded in bf16, at half the memory and about twice the speed"
     else:
-        yield Finding("ok", "bf16 on cpu", "not in hardware: models are loaded in fp32, four bytes a parameter")
+        text = "not in hardware: models are loaded in fp32, four bytes a parameter"
+    yield "ok", "bf16 on cpu", text
 
 
-def memory() -> Iterator[Finding]:
-    total, free = memory_bytes()
-    if total is None or free is None:
-        yield Finding("note", "memory", "could not be read on this system")
-    elif free < 3 * GIB:
-        yield Finding("note", "memory", f"{free / GIB:.1f} of {total / GIB:.1f} GiB free; the demo wants about 3")
+def check_memory() -> Iterator[Finding]:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    text = f"{memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free"
+    if memory.available < MEMORY_OF_DEMO * GIB:
+        yield "note", "memory", f"{text}; the demo wants about {MEMORY_OF_DEMO}"
     else:
-        yield Finding("ok", "memory", f"{free / GIB:.1f} of {total / GIB:.1f} GiB free")
+        yield "ok", "memory", text
 
 
-def memory_bytes() -> tuple[int | None, int | None]:
-    """The memory (RAM) of this machine, total and available: Linux's own figures, or the physical pages elsewhere; None
-    where neither is known."""
-    figures = Path("/proc/meminfo")
-    if figures.exists():
-        lines = dict(line.split(":", 1) for line in figures.read_text().splitlines())
-        total, free = (int(lines[name].split()[0]) * 1024 for name in ("MemTotal", "MemAvailable"))
-        return total, free
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None, None
-    return total, total
-
-
-def gpu() -> Iterator[Finding]:
+def check_gpu() -> Iterator[Finding]:
     import torch
 
+    from aurify.hardware import multiplies_bf16
+
     if not torch.cuda.is_available():
-        yield Finding("ok", "gpu", "none that torch can use; everything runs on the CPU")
+        yield "ok", "gpu", "none that torch can use; everything runs on the CPU"
         return
     for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
         free, total = torch.cuda.mem_get_info(index)
-        text = f"{properties.name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-        yield Finding(
-            "ok" if fast else "note", f"gpu {index}", text + ("" if fast else "; no bf16 in hardware, fp32 is used")
-        )
+        text = f"{torch.cuda.get_device_name(index)}, {free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        if multiplies_bf16(torch.device("cuda", index))[0]:
+            yield "ok", f"gpu {index}", text
+        else:
+            yield "note", f"gpu {index}", f"{text}; no bf16 in hardware, fp32 is used"
 
 
-def hub() -> Iterator[Finding]:
+def check_hub() -> Iterator[Finding]:
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
-        yield Finding("note", "model hub", "switched off by HF_HUB_OFFLINE; local and catalogue models work")
+        yield "note", "model hub", "switched off by HF_HUB_OFFLINE; local and catalogue models work"
         return
-    place = urlparse(ENDPOINT)
+    address = urlparse(ENDPOINT)
     try:
-        socket.create_connection((place.hostname, place.port or 443), timeout=HUB_SECONDS).close()
+        socket.create_connection((address.hostname, address.port or 443), timeout=HUB_SECONDS).close()
     except OSError as error:
         reason = error.strerror or type(error).__name__
-        yield Finding(
-            "note", "model hub", f"out of reach ({reason}); local and catalogue models work (`aurify models`)"
-        )
+        yield "note", "model hub", f"out of reach ({reason}); local and catalogue models work (`aurify models`)"
     else:
-        yield Finding("ok", "model hub", "answers")
+        yield "ok", "model hub", "answers"
 
 
-def caches() -> Iterator[Finding]:
-    from aurify.cli.models import hub_models
+def check_folders() -> Iterator[Finding]:
+    from aurify.cli.models import list_hub_models
     from aurify.files import cache_folder
     from aurify.models import catalog
 
     known = [model.name for model in catalog.KNOWN.values() if catalog.is_cached(model)]
-    names = known + [name for name, _ in hub_models()]
-    yield Finding("ok", "model cache", f"{', '.join(names) or 'empty'} (in {cache_folder()} and the hub's cache)")
-    folder = next(parent for parent in (cache_folder(), *cache_folder().parents) if parent.exists())
-    for subject, place in (("disk, cache", folder), ("disk, here", Path.cwd())):
-        free = shutil.disk_usage(place).free
-        low = free < 5 * GIB
-        yield Finding(
-            "note" if low else "ok",
-            subject,
-            f"{free / GIB:.0f} GiB free" + ("; checkpoints may not fit" if low else ""),
-        )
+    names = ", ".join(known + list_hub_models()) or "empty"
+    yield "ok", "model cache", f"{names} (in {cache_folder()} and the hub's cache)"
+    cache = next(parent for parent in (cache_folder(), *cache_folder().parents) if parent.exists())
+    for subject, folder in (("disk, cache", cache), ("disk, here", Path.cwd())):
+        free = shutil.disk_usage(folder).free
+        if free < 5 * GIB:
+            yield "note", subject, f"{free / GIB:.0f} GiB free; checkpoints may not fit"
+        else:
+            yield "ok", subject, f"{free / GIB:.0f} GiB free"
     if not os.access(Path.cwd(), os.W_OK):
-        yield Finding(
-            "problem", "disk, here", "this folder cannot be written to; runs are written to ./runs (see --runs)"
-        )
+        yield "problem", "disk, here", "this folder cannot be written to; runs are written to ./runs (see --runs)"
 
 
-def extras() -> Iterator[Finding]:
+def check_extras() -> Iterator[Finding]:
     for module, (extra, gives) in EXTRAS.items():
         if importlib.util.find_spec(module):
-            yield Finding("ok", module, gives)
+            yield "ok", module, gives
         else:
-            yield Finding("note", module, f"not installed: {gives}; `pip install 'aurify[{extra}]'`")
+            yield "note", module, f"not installed: {gives}; `pip install 'aurify[{extra}]'`"
 
 
-CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (python_and_packages, processor, memory, gpu, hub, caches, extras)
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
+    check_packages,
+    check_processor,
+    check_memory,
+    check_gpu,
+    check_hub,
+    check_folders,
+    check_extras,
+)

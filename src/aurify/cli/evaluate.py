@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aurify.cli.names import RUNS, NamedModel, RunsFolder, find_model
+from aurify.cli.names import RUNS, Device, ModelName, NamedModel, RunsFolder, find_model
 from aurify.errors import UserError
 
 if TYPE_CHECKING:
     from aurify.evaluation.evaluate import Evaluation
 
 
-def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="A run, RUN:stage, a folder, a GGUF file, a catalogue name or a hub id.")
-    ],
+def evaluate_model(
+    model: ModelName,
     options: Annotated[list[str] | None, typer.Argument(help="Options of the task, as key=value.")] = None,
     task: Annotated[
         str | None, typer.Option(help="Name of the task; the one of the run if the model is a run's.")
     ] = None,
-    num_tasks: Annotated[int | None, typer.Option(help="Held-out tasks to ask.", show_default="all")] = None,
-    samples: Annotated[int, typer.Option(help="Answers to each task.")] = 1,
+    num_tasks: Annotated[int | None, typer.Option(min=1, help="Held-out tasks to ask.", show_default="all")] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Answers to each task.")] = 1,
     max_tokens: Annotated[
         int | None, typer.Option(help="Tokens of one answer.", show_default="as in the run, or 256")
     ] = None,
@@ -41,7 +39,7 @@ def evaluate(
         list[str] | None, typer.Option(help="A text that ends an answer; those of the run where none is given.")
     ] = None,
     max_turns: Annotated[
-        int | None, typer.Option(help="Turns with an environment.", show_default="as in the run, or 16")
+        int | None, typer.Option(min=1, help="Turns with an environment.", show_default="as in the run, or 16")
     ] = None,
     seed: Annotated[int, typer.Option(help="For temperatures above 0.")] = 0,
     show: Annotated[int, typer.Option(help="Print so many questions with their answers.")] = 0,
@@ -49,28 +47,30 @@ def evaluate(
         list[str] | None, typer.Option(help="A file with tasks and rewards of yours; those of the run are known.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     runs: RunsFolder = RUNS,
 ) -> None:
     """Evaluate a model on the held-out tasks of a task set."""
     from aurify import config, registry, tasks
     from aurify.cli.writer import open_writer
-    from aurify.environments.player import RolloutOptions
-    from aurify.evaluation.evaluate import evaluate as evaluate_with
+    from aurify.environments.player import MAX_TURNS, RolloutOptions
+    from aurify.evaluation.evaluate import evaluate
     from aurify.types import SamplingParams
 
-    for name, number in (("--num-tasks", num_tasks), ("--samples", samples), ("--max-turns", max_turns)):
-        if number is not None and number < 1:
-            raise UserError(f"{name} is {number}; expected at least 1")
-    place = find_model(model, runs)
+    found = find_model(model, runs)
+    recipe = found.recipe()
+    stage = {"rollouts": recipe.get("rollouts"), **(recipe.get("stages", {}).get(found.stage) or {})}
+    as_trained = recipe.get("evaluation") or {}
     given = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
-    params = config.build(SamplingParams, sampling_options(place, given), "options")
-    registry.load_plugins([*(place.recipe().get("plugins") or ()), *(plugin or ())])
-    chosen = task_options(place, task, options or [])
+    sampling = {"temperature": 0.0, **(as_trained.get("sampling") or {})}
+    sampling |= {name: value for name, value in given.items() if value is not None}
+    params = config.build(SamplingParams, sampling, "options")
+    registry.load_plugins([*(recipe.get("plugins") or ()), *(plugin or ())])
+    chosen = choose_task(found, stage.get("task") or recipe.get("task"), task, options or [])
     taskset = tasks.make(chosen.pop("name"), **chosen)
-    with open_writer(place.name, device=device) as writer:
+    with open_writer(found.name, device=device) as writer:
         result = writer.run(
-            evaluate_with(
+            evaluate(
                 taskset,
                 writer.sampler,
                 writer.renderer,
@@ -79,49 +79,26 @@ def evaluate(
                 samples_per_task=samples,
                 seed=seed,
                 max_context=writer.sampler.max_context,
-                max_turns=max_turns or turns_of(place),
-                options=config.build(RolloutOptions, stage_of(place).get("rollouts") or {}, "rollouts"),
+                max_turns=max_turns or as_trained.get("max_turns") or stage.get("max_turns") or MAX_TURNS,
+                options=config.build(RolloutOptions, stage["rollouts"] or {}, "rollouts"),
             )
         )
     if as_json:
-        typer.echo(json.dumps({"model": place.name, "task": taskset.name, **result.record()}))
+        typer.echo(json.dumps({"model": found.name, "task": taskset.name, **result.record()}))
     else:
-        show_evaluation(f"{place.name} on {taskset.name}", result, show)
+        show_evaluation(f"{found.name} on {taskset.name}", result, show)
 
 
-def stage_of(place: NamedModel) -> dict[str, Any]:
-    """What the recipe says of the stage that the model came from, and what all stages share; {} where it has none."""
-    recipe = place.recipe()
-    shared = {name: recipe[name] for name in ("rollouts",) if recipe.get(name)}
-    return {**shared, **(recipe.get("stages", {}).get(place.stage) or {})}
-
-
-def sampling_options(place: NamedModel, given: Mapping[str, Any]) -> dict[str, Any]:
-    """All that the run's own evaluation samples with, and what the command line says otherwise."""
-    known = place.recipe().get("evaluation", {}).get("sampling") or {}
-    return {"temperature": 0.0, **known, **{name: value for name, value in given.items() if value is not None}}
-
-
-def turns_of(place: NamedModel) -> int:
-    from aurify.environments.player import MAX_TURNS
-
-    evaluation = place.recipe().get("evaluation", {})
-    return evaluation.get("max_turns") or stage_of(place).get("max_turns") or MAX_TURNS
-
-
-def task_options(place: NamedModel, task: str | None, options: Sequence[str]) -> dict[str, Any]:
+def choose_task(found: NamedModel, of_run: Any, task: str | None, options: Sequence[str]) -> dict[str, Any]:
     """`name`, and the options of the task: those of the run that the model came from, then the command line's."""
     from omegaconf import OmegaConf
 
-    recipe = place.recipe()
-    stage = recipe.get("stages", {}).get(place.stage, {})
-    found = stage.get("task") or recipe.get("task")
-    known: dict[str, Any] = dict(found) if isinstance(found, dict) else {"name": found} if found else {}
+    known: dict[str, Any] = dict(of_run) if isinstance(of_run, dict) else {"name": of_run} if of_run else {}
     if task is not None and task != known.get("name"):
         known = {"name": task}
     if not known:
         raise UserError(
-            f"{place.name} does not say what to evaluate it on; add --task NAME, such as --task largest_number"
+            f"{found.name} does not say what to evaluate it on; add --task NAME, such as --task largest_number"
         )
     for option in options:
         if "=" not in option:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from aurify.report.markup import tag, text
-from aurify.report.plot import HEIGHT, LEFT, NARROW, Frame, axes_of_values, tick_label, ticks
+from aurify.report.plot import HEIGHT, LEFT, WIDTH, Frame, choose_ticks, draw_value_axis, format_tick
 
 if TYPE_CHECKING:
     from aurify.evaluation.comparison import Measured
@@ -24,8 +24,8 @@ GAP, ROW = 24, 26
 def chart(measured: Sequence[Measured]) -> str:
     left, right = recall_panel(measured), latency_panel(measured)
     height = HEIGHT + 18 * len(measured) + 8
-    body = tag("style", STYLE) + left + tag("g", right, transform=f"translate({NARROW + GAP} 0)")
-    box = f"0 0 {2 * NARROW + GAP} {height}"
+    body = tag("style", STYLE) + left + tag("g", right, transform=f"translate({WIDTH + GAP} 0)")
+    box = f"0 0 {2 * WIDTH + GAP} {height}"
     label = "recall and latency"
     return tag("svg", body, xmlns="http://www.w3.org/2000/svg", viewBox=box, role="img", aria_label=label)
 
@@ -33,9 +33,9 @@ def chart(measured: Sequence[Measured]) -> str:
 def recall_panel(measured: Sequence[Measured]) -> str:
     """From the lowest recall@1 up: over the whole scale from 0 good searches could not be told apart."""
     curves = [one.quality.recalls for one in measured]
-    marks = ticks(min(map(min, curves)), max(map(max, curves)))
+    marks = choose_ticks(min(map(min, curves)), max(map(max, curves)))
     depth = len(curves[0])
-    frame = Frame(NARROW, (1, depth), (marks[0], marks[-1]))
+    frame = Frame((1, depth), (marks[0], marks[-1]))
     lines = "".join(
         tag("polyline", points=frame.path(range(1, depth + 1), curve), class_="curve", stroke=colour(number))
         for number, curve in enumerate(curves)
@@ -44,7 +44,7 @@ def recall_panel(measured: Sequence[Measured]) -> str:
         tag("text", str(k), x=f"{frame.x(k):.1f}", y=HEIGHT - 10, text_anchor="middle")
         for k in (1, *range(5, depth + 1, 5))
     )
-    return heading("recall@k") + axes_of_values(frame, marks) + labels + lines + legend(measured)
+    return heading("recall@k") + draw_value_axis(frame, marks) + labels + lines + legend(measured)
 
 
 def legend(measured: Sequence[Measured]) -> str:
@@ -59,13 +59,13 @@ def legend(measured: Sequence[Measured]) -> str:
 
 def latency_panel(measured: Sequence[Measured]) -> str:
     """A bar to the median, a thin one on to the 95th percentile."""
-    begin, end = 90, NARROW - 16
-    marks = ticks(0, max(one.total.at(0.95) for one in measured))
+    begin, end = 90, WIDTH - 16
+    marks = choose_ticks(0, max(one.total.at(0.95) for one in measured))
     unit = (end - begin) / marks[-1]
     bottom = 26 + ROW * len(measured)
     grid = "".join(
         tag("line", class_="grid", x1=f"{begin + mark * unit:.1f}", x2=f"{begin + mark * unit:.1f}", y1=22, y2=bottom)
-        + tag("text", tick_label(mark, marks[1]), x=f"{begin + mark * unit:.1f}", y=bottom + 14, text_anchor="middle")
+        + tag("text", format_tick(mark, marks[1]), x=f"{begin + mark * unit:.1f}", y=bottom + 14, text_anchor="middle")
         for mark in marks
     )
     bars = []

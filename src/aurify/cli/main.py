@@ -1,12 +1,11 @@
-"""The `aurify` command. One file a command; each imports what is heavy when it runs, so that `--help` answers at once.
+"""The `aurify` command. One file a command; heavy modules are imported when a command runs: `--help` answers at once.
 
-What a person did wrong (`UserError`), and what the machine refuses (a full disk, too little memory), ends as one
-paragraph on stderr with exit code 2, never as a traceback; `--debug` shows it.
+A mistake of the user (`UserError`) or a refusal of the machine (full disk, too little memory) ends as one paragraph on
+stderr with exit code 2. The traceback shows with `--debug` alone.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 import traceback
@@ -19,7 +18,7 @@ from aurify.cli.chat import chat
 from aurify.cli.data import data
 from aurify.cli.demo import demo
 from aurify.cli.doctor import doctor
-from aurify.cli.evaluate import evaluate
+from aurify.cli.evaluate import evaluate_model
 from aurify.cli.ingest import ingest
 from aurify.cli.kb import kb
 from aurify.cli.models import models
@@ -29,7 +28,7 @@ from aurify.cli.sample import sample
 from aurify.cli.search import search
 from aurify.cli.sop import sop
 from aurify.cli.train import train
-from aurify.errors import UserError
+from aurify.errors import UserError, explain_refusal
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -51,7 +50,7 @@ class Commands(TyperGroup):
             complain("stopped", str(error))
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            text = str(error) if isinstance(error, UserError) else refusal(error)
+            text = str(error) if isinstance(error, UserError) else explain_refusal(error)
             if text is None:
                 raise  # a mistake of ours
             if debug:
@@ -59,21 +58,6 @@ class Commands(TyperGroup):
             else:
                 complain("error", " ".join(text.split()))
             raise typer.Exit(USER_ERROR) from None
-
-
-def refusal(error: Exception) -> str | None:
-    """What the machine would not do, with the mend; None for any other error."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch has its own
-        return (
-            f"out of memory ({str(error).split('. ')[0]}); lower engine.micro_batch_tokens or sampler.max_batch, set "
-            "engine.checkpointing=true, or train an adapter (lora: {rank: 16}), and go on with `aurify train --resume`"
-        )
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error}); make room, and go on with `aurify train --resume last`"
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{error}; use a folder that you may write to, such as --runs FOLDER"
-    return None
 
 
 def complain(label: str, text: str) -> None:
@@ -121,7 +105,7 @@ def options(
 
 app.command()(demo)
 app.command()(train)
-app.command(name="eval")(evaluate)
+app.command(name="eval")(evaluate_model)
 app.command()(sample)
 app.command()(chat)
 app.command()(runs)

@@ -18,18 +18,15 @@ def models() -> None:
         typer.secho(f"{'':24}{known.hub_id}, {known.parameters} parameters, {known.licence}", dim=True)
     typer.echo(f"{'random:tiny':24}made in memory: two random layers, for tests")
     typer.echo(f"\nAurify's cache: {cache_folder()}")
-    cached = hub_models()
-    typer.echo(f"Hub cache: {', '.join(name for name, _ in cached) or 'empty'}")
+    typer.echo(f"Hub cache: {', '.join(list_hub_models()) or 'empty'}")
     typer.echo("Any hub id (owner/name), folder of a saved model, adapter folder or .gguf file can be used as well.")
 
 
-def hub_models() -> list[tuple[str, Path]]:
-    """Models that the hub's client has downloaded: (owner/name, folder)."""
+def list_hub_models() -> list[str]:
+    """Models that the hub's client has downloaded, as owner/name."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
     folders = sorted(Path(HF_HUB_CACHE).glob("models--*"))
     return [
-        (folder.name.removeprefix("models--").replace("--", "/"), folder)
-        for folder in folders
-        if any(folder.glob("snapshots/*"))
+        folder.name.removeprefix("models--").replace("--", "/") for folder in folders if any(folder.glob("snapshots/*"))
     ]

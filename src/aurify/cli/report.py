@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from aurify.cli.names import RUNS, RunsFolder, find_run
+from aurify.cli.names import RUNS, RunName, RunsFolder, find_run
 
 
-def report(
-    run: Annotated[str, typer.Argument(help="A run's folder, its name, or last.")] = "last",
-    runs: RunsFolder = RUNS,
-) -> None:
+def report(run: RunName = "last", runs: RunsFolder = RUNS) -> None:
     """Rebuild report.html from a run's files: curves, rewards and transcripts in one page that needs no network."""
     from aurify.report.report import write_report
 

@@ -7,16 +7,14 @@ from typing import Annotated
 
 import typer
 
-from aurify.cli.names import RUNS, RunsFolder, find_model
+from aurify.cli.names import RUNS, Device, ModelName, RunsFolder, find_model
 from aurify.errors import UserError
 
 
 def sample(
-    model: Annotated[
-        str, typer.Argument(help="A run, RUN:stage, a folder, a GGUF file, a catalogue name or a hub id.")
-    ],
+    model: ModelName,
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from the standard input.")],
-    num: Annotated[int, typer.Option("--num", "-n", help="How many answers.")] = 1,
+    num: Annotated[int, typer.Option("--num", "-n", min=1, help="How many answers.")] = 1,
     system: Annotated[str, typer.Option(help="A system prompt.")] = "",
     max_tokens: Annotated[int, typer.Option(help="Tokens of one answer.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
@@ -25,7 +23,7 @@ def sample(
     ] = 1.0,
     top_k: Annotated[int, typer.Option(help="Sample from this many tokens; 0 is all.")] = 0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same answers.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Device = "auto",
     runs: RunsFolder = RUNS,
 ) -> None:
     """Ask once and print the answers."""
@@ -38,8 +36,6 @@ def sample(
     text = sys.stdin.read().strip() if prompt == "-" else prompt
     if not text:
         raise UserError("the prompt is empty; write what to ask after the model's name")
-    if num < 1:
-        raise UserError(f"--num is {num}; expected at least 1")
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
     with open_writer(find_model(model, runs).name, device=device) as writer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -80,12 +81,18 @@ def run_recipe(
     typer.echo(f"{'Going on with' if resume else 'Run'} {folder.path}")
     try:
         run_pipeline(recipe, folder, show_samples=samples, heldout=heldout)
+    except Exception:
+        if not resume and not folder.has_work():
+            shutil.rmtree(folder.path)
+            typer.echo(f"Nothing was trained; {folder.path} is removed", err=True)
+        raise
     finally:
-        add_report(folder.path)
+        if folder.path.exists() and not folder.is_locked():
+            add_report(folder.path)
 
 
 def add_report(run: Path) -> None:
-    """A run that ended, well or badly, is not to end in the traceback of its report instead."""
+    """An error in the report does not hide how the run ended."""
     from aurify.report.report import write_report
 
     try:

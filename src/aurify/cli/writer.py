@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from aurify.types import Message, SamplingParams
 
 T = TypeVar("T")
-UNFINISHED = "\ufffd"  # what bytes that are no whole character yet are decoded to
+UNFINISHED = "\ufffd"  # stands for bytes that are not a whole character yet
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Writer:
         return [self.renderer.parse(completion.tokens)["content"] for completion in completions]
 
     def stream(self, messages: list[Message], params: SamplingParams, show: Callable[[str], None]) -> str:
-        """One answer, and each piece of its text as soon as it is there. A character may span several tokens."""
+        """Returns one answer and shows each piece of its text at once. A character may span several tokens."""
         tokens: list[int] = []
         shown = ""
 

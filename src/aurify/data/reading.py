@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, Any
 
-from annotated_types import Interval
-
-from aurify.bounds import Checked, PositiveInt
+from aurify.bounds import Checked, Interval, PositiveInt
 from aurify.data.filters import apply_steps, step_of
 from aurify.data.gsm8k import TIDIED
 from aurify.data.named import check_dataset, load_dataset, named

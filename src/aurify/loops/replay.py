@@ -30,9 +30,8 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
-from annotated_types import Interval
 
-from aurify.bounds import Checked, PositiveFloat, PositiveInt
+from aurify.bounds import Checked, Interval, PositiveFloat, PositiveInt
 from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
 from aurify.types import Datum, Group, Message, Metrics, Origin, Policy, Segment, Task, Trajectory

@@ -15,10 +15,8 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Interval
-
 from aurify import config, registry
-from aurify.bounds import Checked, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from aurify.bounds import Checked, Ge, Interval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.data.formats import OnBadRow
 from aurify.data.mixing import By, Stop
 from aurify.data.overlong import Overlong

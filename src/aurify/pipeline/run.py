@@ -14,8 +14,8 @@ from aurify.pipeline.check import describe, validate
 from aurify.pipeline.heldout import checked_heldout
 from aurify.pipeline.recipe import Recipe, build_algorithm
 from aurify.pipeline.stage import StageRun, is_finished
-from aurify.tracking.console import Console
 from aurify.tracking.run_folder import RunFolder
+from aurify.tracking.trackers.console import Console
 
 
 def run_pipeline(
@@ -32,7 +32,7 @@ def run_pipeline(
     validate(recipe)
     heldout = checked_heldout(recipe) if heldout is None else heldout
     try:
-        with terminable():
+        with folder.lock(), terminable():
             for number, name in enumerate(recipe.stages, 1):
                 run_stage(recipe, folder, name, f"{number}/{len(recipe.stages)} {name}", console, show_samples, heldout)
     except KeyboardInterrupt as error:
@@ -56,7 +56,8 @@ def run_stage(
     console.header(
         title, f"{plan['method']} of {plan['model']} ({plan['weights']}), {plan['learns from']}, {plan['length']}"
     )
-    StageRun(recipe, folder, name, console, show_samples, heldout).run()
+    with folder.attempt(name):
+        StageRun(recipe, folder, name, console, show_samples, heldout).run()
 
 
 def chat_hint(recipe: Recipe, folder: RunFolder) -> str | None:

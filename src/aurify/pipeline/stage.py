@@ -41,9 +41,9 @@ from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.tasks.taskset import TaskSet
-from aurify.tracking.console import Console
 from aurify.tracking.run_folder import RunFolder, StageFolder
 from aurify.tracking.tracker import StageTracker
+from aurify.tracking.trackers.console import Console
 from aurify.types import Datum
 
 Number = tuple[float, dict[str, Any]]  # a held-out number, and what belongs to it

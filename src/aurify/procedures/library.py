@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Interval
 
 from aurify import config
-from aurify.bounds import Checked, PositiveInt, Share
+from aurify.bounds import Checked, Interval, PositiveInt, Share
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 from aurify.knowledge.embedding import MINILM, load_embedder

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-from aurify.report.plot import Series, line_chart
+from aurify.report.plot import Series, draw_lines
 
 Rows = Sequence[dict[str, Any]]  # one a step: its metrics, and its ledger entries
-Drawing = Callable[..., str]  # takes wide=True for two places of the grid
 
 
 @dataclass(frozen=True)
@@ -56,56 +54,49 @@ RUNNING = (
 NAMED = {name for chart in (*LEARNING, *RUNNING) for name in chart.metrics} | {"reward/std", "step"}
 
 
-def learning(rows: Rows) -> list[Drawing]:
-    return drawings((*held_out(rows), *LEARNING, *by_reward(rows)), rows)
+def draw_learning(rows: Rows) -> list[str]:
+    return draw_charts((*list_heldout(rows), *LEARNING, *list_rewards(rows)), rows)
 
 
-def running(rows: Rows) -> list[Drawing]:
+def draw_running(rows: Rows) -> list[str]:
     """Also metrics that nobody here has heard of, each alone."""
-    return drawings((*RUNNING, *others(rows)), rows)
+    return draw_charts((*RUNNING, *list_others(rows)), rows)
 
 
-def drawings(charts: Sequence[Chart], rows: Rows) -> list[Drawing]:
-    return [
-        partial(line_chart, chart.title, series, bounds=chart.bounds)
-        for chart in charts
-        if (series := series_of(chart, rows))
-    ]
+def draw_charts(charts: Iterable[Chart], rows: Rows) -> list[str]:
+    found = ((chart, collect_series(chart, rows)) for chart in charts)
+    return [draw_lines(chart.title, series, chart.bounds) for chart, series in found if series]
 
 
-def series_of(chart: Chart, rows: Rows) -> list[Series]:
+def collect_series(chart: Chart, rows: Rows) -> list[Series]:
     """A curve for each metric that some step has. Steps without it, or where it is no number, are passed over."""
     curves = []
     for metric, name in chart.metrics.items():
         known = [row for row in rows if row.get(metric) is not None]
         if known:
             spread = [row.get(chart.spread) for row in known] if chart.spread else [None]
-            curves.append(
-                Series(
-                    name,
-                    [row["step"] for row in known],
-                    [row[metric] for row in known],
-                    None if None in spread else spread,  # type: ignore[arg-type]
-                )
-            )
+            steps, values = [row["step"] for row in known], [row[metric] for row in known]
+            curves.append(Series(name, steps, values, None if None in spread else spread))  # type: ignore[arg-type]
     return curves
 
 
-def by_reward(rows: Rows) -> list[Chart]:
+def list_rewards(rows: Rows) -> list[Chart]:
     """The parts of the reward, where there is more than one."""
-    parts = [name for name in names_of(rows) if name.startswith("reward/") and name not in NAMED]
+    parts = [name for name in list_metrics(rows) if name.startswith("reward/") and name not in NAMED]
     return [Chart("Rewards by name", {name: name.partition("/")[2] for name in parts})] if len(parts) > 1 else []
 
 
-def held_out(rows: Rows) -> list[Chart]:
-    parts = [name for name in names_of(rows) if name.startswith("eval/")]
+def list_heldout(rows: Rows) -> list[Chart]:
+    parts = [name for name in list_metrics(rows) if name.startswith("eval/")]
     return [Chart(f"Held-out {name.partition('/')[2].replace('_', ' ')}", {name: name}) for name in parts]
 
 
-def others(rows: Rows) -> list[Chart]:
+def list_others(rows: Rows) -> list[Chart]:
     shown = ("reward/", "eval/", "ledger/")
-    return [Chart(name, {name: name}) for name in names_of(rows) if name not in NAMED and not name.startswith(shown)]
+    return [
+        Chart(name, {name: name}) for name in list_metrics(rows) if name not in NAMED and not name.startswith(shown)
+    ]
 
 
-def names_of(rows: Rows) -> list[str]:
+def list_metrics(rows: Rows) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))

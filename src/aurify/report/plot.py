@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from aurify.report.markup import tag, text
-from aurify.tracking.figures import short
+from aurify.tracking.figures import format_short
 
-HEIGHT, NARROW, WIDE = 200, 340, 700  # of the view box; a wide chart takes two places of the grid
+WIDTH, HEIGHT = 340, 200  # of the view box
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 14, 26
 MAX_POINTS = 500  # of a curve on the page; metrics.jsonl has all
 NUM_COLOURS = 6
@@ -42,14 +42,13 @@ class Series:
 class Frame:
     """Where steps and values lie in the view box."""
 
-    width: int
     steps: tuple[float, float]
     values: tuple[float, float]
 
     def x(self, step: float) -> float:
         first, last = self.steps
         share = (step - first) / (last - first) if last > first else 0.5
-        return LEFT + (self.width - LEFT - RIGHT) * share
+        return LEFT + (WIDTH - LEFT - RIGHT) * share
 
     def y(self, value: float) -> float:
         low, high = self.values
@@ -59,7 +58,7 @@ class Frame:
         return " ".join(f"{self.x(s):.1f},{self.y(v):.1f}" for s, v in zip(steps, values, strict=True))
 
 
-def ticks(low: float, high: float, num: int = 4) -> list[float]:
+def choose_ticks(low: float, high: float, num: int = 4) -> list[float]:
     """Round numbers around a range: about `num`, and no two the same."""
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # a flat line stands in the middle
         pad = abs(high) / 2 or 0.5
@@ -71,18 +70,18 @@ def ticks(low: float, high: float, num: int = 4) -> list[float]:
     return [step * k for k in range(first, last + 1)]
 
 
-def tick_label(value: float, step: float) -> str:
+def format_tick(value: float, step: float) -> str:
     """As many digits as tell one tick from the next."""
     if abs(value) < step / 1e3:
         return "0"
     if step >= 1000 or (step < 1e-4 and abs(value) < 100 * step):
-        return short(value)
+        return format_short(value)
     num_digits = max(0, 1 - math.floor(math.log10(step)))
     label = f"{value:.{num_digits}f}"
     return label.rstrip("0").rstrip(".") if "." in label else label
 
 
-def thinned(values: Sequence[float], limit: int = MAX_POINTS) -> list[int]:
+def thin(values: Sequence[float], limit: int = MAX_POINTS) -> list[int]:
     """Which points of a long curve to draw: the lowest and the highest of each stretch, so that no spike is lost."""
     num = len(values)
     if num <= limit:
@@ -94,14 +93,14 @@ def thinned(values: Sequence[float], limit: int = MAX_POINTS) -> list[int]:
     return sorted(kept)
 
 
-def smoothed(values: Sequence[float]) -> list[float]:
-    """Exponential averages from both ends, in the middle between the two: unlike one alone, this does not lag."""
+def smooth(values: Sequence[float]) -> list[float]:
+    """The mean of two exponential averages, one from each end. One average alone lags behind the curve."""
     weight = 1 - 1 / max(2.0, len(values) / 25)
-    forth, back = averaged(values, weight), averaged(values[::-1], weight)[::-1]
+    forth, back = average(values, weight), average(values[::-1], weight)[::-1]
     return [(one + other) / 2 for one, other in zip(forth, back, strict=True)]
 
 
-def averaged(values: Sequence[float], weight: float) -> list[float]:
+def average(values: Sequence[float], weight: float) -> list[float]:
     """Exponential moving average without the bias of its start."""
     result, total, norm = [], 0.0, 0.0
     for value in values:
@@ -110,154 +109,141 @@ def averaged(values: Sequence[float], weight: float) -> list[float]:
     return result
 
 
-def line_chart(
-    title: str, series: Sequence[Series], *, wide: bool = False, bounds: tuple[float, float] | None = None
-) -> str:
+def draw_lines(title: str, series: Sequence[Series], bounds: tuple[float, float] | None = None) -> str:
     """Curves over steps. Where there are many points, a smoothed curve lies over them. `bounds` are the ends of the
     values' axis, unless a value lies outside."""
     low = min(min(one.lower) for one in series)
     high = max(max(one.upper) for one in series)
     if bounds is not None and bounds[0] <= low and high <= bounds[1]:
         low, high = bounds
-    marks = ticks(low, high)
+    marks = choose_ticks(low, high)
     first, last = min(one.steps[0] for one in series), max(one.steps[-1] for one in series)
-    frame = Frame(WIDE if wide else NARROW, (first, last), (marks[0], marks[-1]))
-    curves = (curve(frame, one, number) for number, one in enumerate(series))
+    frame = Frame((first, last), (marks[0], marks[-1]))
+    curves = (draw_curve(frame, one, number) for number, one in enumerate(series))
     cursor = f'<g class="cursor"><line y1="{TOP}" y2="{HEIGHT - BOTTOM}"/><text y="{TOP - 4}"></text></g>'
-    return figure(
+    return build_figure(
         title,
-        axes(frame, marks) + "".join(curves) + cursor,
-        frame.width,
-        legend(series),
-        data_reach=json.dumps([first, last, LEFT, frame.width - RIGHT]),
-        data_series=json.dumps([points(one) for one in series]),
+        draw_value_axis(frame, marks) + draw_step_axis(frame) + "".join(curves) + cursor,
+        build_legend(series),
+        data_reach=json.dumps([first, last, LEFT, WIDTH - RIGHT]),
+        data_series=json.dumps([pick_points(one) for one in series]),
     )
 
 
-def points(series: Series) -> tuple[list[int], list[float]]:
-    kept = thinned(series.values)
+def pick_points(series: Series) -> tuple[list[int], list[float]]:
+    kept = thin(series.values)
     return [series.steps[k] for k in kept], [float(f"{series.values[k]:.4g}") for k in kept]
 
 
-def axes(frame: Frame, marks: Sequence[float]) -> str:
-    return axes_of_values(frame, marks) + step_labels(frame)
-
-
-def axes_of_values(frame: Frame, marks: Sequence[float]) -> str:
+def draw_value_axis(frame: Frame, marks: Sequence[float]) -> str:
     step = marks[1] - marks[0]
     return "".join(
-        f'<line class="grid" x1="{LEFT}" x2="{frame.width - RIGHT}" y1="{frame.y(m):.1f}" y2="{frame.y(m):.1f}"/>'
-        f'<text class="tick" x="{LEFT - 7}" y="{frame.y(m) + 3.5:.1f}" text-anchor="end">{tick_label(m, step)}</text>'
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{frame.y(m):.1f}" y2="{frame.y(m):.1f}"/>'
+        f'<text class="tick" x="{LEFT - 7}" y="{frame.y(m) + 3.5:.1f}" text-anchor="end">{format_tick(m, step)}</text>'
         for m in marks
     )
 
 
-def step_labels(frame: Frame) -> str:
+def draw_step_axis(frame: Frame) -> str:
     first, last = (int(step) for step in frame.steps)
     if first == last:
         return f'<text class="tick" x="{frame.x(first):.1f}" y="{HEIGHT - 8}" text-anchor="middle">step {first}</text>'
-    inner = [int(mark) for mark in ticks(first, last, 5) if mark == int(mark)]
+    inner = [int(mark) for mark in choose_ticks(first, last, 5) if mark == int(mark)]
     room = frame.x(last) - 60  # the last label is the longest
     marks = [first, *(mark for mark in inner if frame.x(mark) > LEFT + 18 and frame.x(mark) < room)]
     labels = (
         f'<text class="tick" x="{frame.x(mark):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{mark}</text>'
         for mark in marks
     )
-    end = f'<text class="tick" x="{frame.width - RIGHT + 4}" y="{HEIGHT - 8}" text-anchor="end">step {last}</text>'
+    end = f'<text class="tick" x="{WIDTH - RIGHT + 4}" y="{HEIGHT - 8}" text-anchor="end">step {last}</text>'
     return "".join(labels) + end
 
 
-def curve(frame: Frame, series: Series, number: int) -> str:
-    kept = thinned(series.values)
+def draw_curve(frame: Frame, series: Series, number: int) -> str:
+    kept = thin(series.values)
     steps, values = [series.steps[k] for k in kept], [series.values[k] for k in kept]
-    smooth = smoothed(series.values) if len(series.values) >= SMOOTH_FROM else None
-    body = band(frame, series, smooth or series.values, kept) if series.spread is not None else ""
-    body += f'<polyline class="{"raw" if smooth else "curve"}" points="{frame.path(steps, values)}"/>'
-    if smooth:
-        body += f'<polyline class="curve" points="{frame.path(steps, [smooth[k] for k in kept])}"/>'
-    end = smooth[-1] if smooth else values[-1]
+    smoothed = smooth(series.values) if len(series.values) >= SMOOTH_FROM else None
+    body = draw_band(frame, series, smoothed or series.values, kept) if series.spread is not None else ""
+    body += f'<polyline class="{"raw" if smoothed else "curve"}" points="{frame.path(steps, values)}"/>'
+    if smoothed:
+        body += f'<polyline class="curve" points="{frame.path(steps, [smoothed[k] for k in kept])}"/>'
+    end = smoothed[-1] if smoothed else values[-1]
     body += f'<circle class="dot" cx="{frame.x(steps[-1]):.1f}" cy="{frame.y(end):.1f}" r="3"/>'
     return tag("g", body, class_=f"s{number % NUM_COLOURS}")
 
 
-def band(frame: Frame, series: Series, middle: Sequence[float], kept: Sequence[int]) -> str:
+def draw_band(frame: Frame, series: Series, middle: Sequence[float], kept: Sequence[int]) -> str:
     assert series.spread is not None
-    half = series.spread if middle is series.values else smoothed(series.spread)
+    half = series.spread if middle is series.values else smooth(series.spread)
     upper = [middle[k] + half[k] for k in kept]
     lower = [middle[k] - half[k] for k in kept]
     steps = [series.steps[k] for k in kept]
     return f'<polygon class="band" points="{frame.path([*steps, *steps[::-1]], [*upper, *lower[::-1]])}"/>'
 
 
-def legend(series: Sequence[Series]) -> str:
+def build_legend(series: Sequence[Series]) -> str:
     """The last value of each curve; names where there is more than one."""
     names = [f"<i></i>{text(one.name)} " if len(series) > 1 else "" for one in series]
     return "".join(
-        tag("span", name, tag("b", short(one.values[-1])), class_=f"s{number % NUM_COLOURS}")
+        tag("span", name, tag("b", format_short(one.values[-1])), class_=f"s{number % NUM_COLOURS}")
         for number, (name, one) in enumerate(zip(names, series, strict=True))
     )
 
 
-def heat_map(
-    title: str, columns: Sequence[tuple[int, Sequence[float]]], *, wide: bool = False, num_bins: int = 12
-) -> str:
+def draw_heat_map(title: str, columns: Sequence[tuple[int, Sequence[float]]], num_bins: int = 12) -> str:
     """How values were spread, one column a step (or a few steps): the stronger a cell, the more of them."""
-    columns = merged(columns)
+    columns = merge_columns(columns)
     low = min(min(values) for _, values in columns)
     high = max(max(values) for _, values in columns)
     if high <= low:
         low, high = low - 0.5, high + 0.5
-    frame = Frame(WIDE if wide else NARROW, (columns[0][0], columns[-1][0]), (low, high))
-    width = (frame.width - LEFT - RIGHT) / len(columns)
-    height = (HEIGHT - TOP - BOTTOM) / num_bins
+    frame = Frame((columns[0][0], columns[-1][0]), (low, high))
+    width, height = (WIDTH - LEFT - RIGHT) / len(columns), (HEIGHT - TOP - BOTTOM) / num_bins
     cells = ""
-    for place, (step, values) in enumerate(columns):
+    for index, (step, values) in enumerate(columns):
         counts = [0] * num_bins
         for value in values:
             counts[min(num_bins - 1, int((value - low) / (high - low) * num_bins))] += 1
         for level, count in enumerate(counts):
             begin, end = (low + (high - low) * k / num_bins for k in (level, level + 1))
-            tip = f"step {step}: {count} of {len(values)} from {short(begin)} to {short(end)}"
+            tip = f"step {step}: {count} of {len(values)} from {format_short(begin)} to {format_short(end)}"
             cells += tag(
                 "rect",
                 tag("title", tip) if count else "",
                 class_="cell" if count else "no cell",
                 fill_opacity=f"{0.15 + 0.85 * math.sqrt(count / len(values)):.2f}" if count else None,
-                x=f"{LEFT + place * width:.1f}",
+                x=f"{LEFT + index * width:.1f}",
                 y=f"{HEIGHT - BOTTOM - (level + 1) * height:.1f}",
                 width=f"{max(1.0, width - 1):.1f}",
                 height=f"{height - 1:.1f}",
             )
     labels = "".join(
-        f'<text class="tick" x="{LEFT - 7}" y="{frame.y(value) + drop}" text-anchor="end">{short(value)}</text>'
+        f'<text class="tick" x="{LEFT - 7}" y="{frame.y(value) + drop}" text-anchor="end">{format_short(value)}</text>'
         for value, drop in ((low, 0), ((low + high) / 2, 4), (high, 8))
     )
     num = sum(len(values) for _, values in columns)
-    return figure(title, labels + cells + step_labels(frame), frame.width, tag("span", f"{short(num)} completions"))
+    caption = tag("span", f"{format_short(num)} completions")
+    return build_figure(title, labels + cells + draw_step_axis(frame), caption)
 
 
-def merged(columns: Sequence[tuple[int, Sequence[float]]]) -> list[tuple[int, list[float]]]:
+def merge_columns(columns: Sequence[tuple[int, Sequence[float]]]) -> list[tuple[int, list[float]]]:
     """Neighbours together where there are more columns than the chart has room for; a column keeps its last step."""
     size = math.ceil(len(columns) / MAX_COLUMNS)
     parts = [columns[k : k + size] for k in range(0, len(columns), size)]
     return [(part[-1][0], [value for _, values in part for value in values]) for part in parts]
 
 
-def sparkline(values: Sequence[float], width: int = 120, height: int = 22) -> str:
+def draw_sparkline(values: Sequence[float], width: int = 120, height: int = 22) -> str:
     low, high = min(values), max(values)
-    kept = thinned(values, 120)
-    frame = [
-        (
-            2 + (width - 4) * k / max(1, len(values) - 1),
-            height / 2 if high <= low else height - 3 - (height - 6) * (values[k] - low) / (high - low),
-        )
-        for k in kept
-    ]
-    points = " ".join(f"{x:.1f},{y:.1f}" for x, y in frame)
+    points = " ".join(
+        f"{2 + (width - 4) * k / max(1, len(values) - 1):.1f},"
+        f"{height / 2 if high <= low else height - 3 - (height - 6) * (values[k] - low) / (high - low):.1f}"
+        for k in thin(values, 120)
+    )
     return tag("svg", f'<polyline class="curve" points="{points}"/>', class_="spark", viewBox=f"0 0 {width} {height}")
 
 
-def dumbbell(before: float, after: float, verdict: str, width: int = 180) -> str:
+def draw_dumbbell(before: float, after: float, verdict: str, width: int = 180) -> str:
     """A share before and after on a scale from 0 to 1."""
     x, y = (8 + (width - 16) * value for value in (before, after))
     return tag(
@@ -272,7 +258,7 @@ def dumbbell(before: float, after: float, verdict: str, width: int = 180) -> str
     )
 
 
-def figure(title: str, body: str, width: int, caption: str, **attributes: object) -> str:
+def build_figure(title: str, body: str, caption: str, **attributes: object) -> str:
     head = tag("figcaption", tag("span", text(title), class_="title"), tag("span", caption, class_="values"))
-    picture = tag("svg", body, viewBox=f"0 0 {width} {HEIGHT}", role="img", aria_label=title)
-    return tag("figure", head, picture, class_="wide" if width == WIDE else None, **attributes)
+    picture = tag("svg", body, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=title)
+    return tag("figure", head, picture, **attributes)

@@ -1,12 +1,11 @@
 """report.html: a run on one page, made from its files alone, so that it can be made again at any time.
 
-One file that asks nothing of the network: charts are SVG, the style sheet and the few lines of script stand inside, and
-a content security policy forbids the rest. Whatever a model or a data set wrote is escaped.
+The page asks nothing of the network: charts are SVG, style sheet and script stand inside, and a content security policy
+forbids the rest. Whatever a model or a data set wrote is escaped.
 """
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -16,13 +15,13 @@ from typing import Any
 import yaml
 
 from aurify.files import replace_text
-from aurify.report.curves import Drawing, Rows, learning, running
+from aurify.report.curves import Rows, draw_learning, draw_running
 from aurify.report.markup import table, tag, text
-from aurify.report.plot import dumbbell, heat_map, sparkline
-from aurify.report.transcripts import gathered, pairs, transcripts
+from aurify.report.plot import draw_dumbbell, draw_heat_map, draw_sparkline
+from aurify.report.transcripts import build_pairs, build_transcripts, gather_samples
 from aurify.tracking import jsonl
-from aurify.tracking.figures import duration, is_share, measure_change, number, short
-from aurify.tracking.run_folder import INFO, RunFolder, StageFolder
+from aurify.tracking.figures import format_duration, format_number, format_short, is_share, judge_change
+from aurify.tracking.run_folder import RunFolder, StageFolder
 
 HERE = Path(__file__).parent
 PAGE = """<!doctype html>
@@ -51,26 +50,27 @@ def write_report(run: Path) -> Path:
     folder = RunFolder.open(run)
     recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8")) or {}
     planned, found = recipe.get("stages") or {}, folder.results()
-    results: dict[str, Result] = {name: found.get(name, {}) for name in dict.fromkeys([*planned, *found])}
-    rows = {name: rows_of(folder.stage_folder(name)) for name in results}
+    names = dict.fromkeys([*planned, *found])
+    results: dict[str, Result] = {name: {**found.get(name, {}), "status": folder.status(name)} for name in names}
+    rows = {name: read_steps(folder.stage_folder(name)) for name in results}
     sections = (
-        stage_section(folder.stage_folder(name), result, rows[name], planned.get(name) or {})
+        build_stage(folder.stage_folder(name), result, rows[name], planned.get(name) or {})
         for name, result in results.items()
-        if result or rows[name]
+        if name in found or rows[name]
     )
     title = str(recipe.get("name") or folder.name)
     page = PAGE.format(
         title=text(f"{title} · {folder.name} · Aurify"),
         style=(HERE / "report.css").read_text(encoding="utf-8"),
         script=(HERE / "report.js").read_text(encoding="utf-8"),
-        body=heading(folder, recipe, title, list(results))
-        + tag("main", tiles(results, rows), results_table(results), *sections, origins(folder)),
+        body=build_heading(folder, recipe, title, list(results))
+        + tag("main", build_tiles(results, rows), build_results(results), *sections, build_origins(folder)),
     )
     replace_text(folder.report, page)
     return folder.report
 
 
-def rows_of(stage: StageFolder) -> Rows:
+def read_steps(stage: StageFolder) -> Rows:
     """Metrics and ledger entries of each step together."""
     steps: dict[int, dict[str, Any]] = defaultdict(dict)
     for file in (stage.metrics, stage.ledger):
@@ -82,63 +82,58 @@ def rows_of(stage: StageFolder) -> Rows:
 # ---------------------------------------------------------------------- the top of the page
 
 
-def heading(folder: RunFolder, recipe: Mapping[str, Any], title: str, stages: Sequence[str]) -> str:
-    started = run_info(folder).get("started", "")[:16].replace("T", " ")
-    facts = [folder.name, name_of(recipe.get("model")), name_of(recipe.get("task")), started]
+def build_heading(folder: RunFolder, recipe: Mapping[str, Any], title: str, stages: Sequence[str]) -> str:
+    started = jsonl.read_object(folder.info).get("started", "")[:16].replace("T", " ")
+    facts = [folder.name, read_name(recipe.get("model")), read_name(recipe.get("task")), started]
     links = (tag("a", text(stage), href=f"#{stage}") for stage in stages)
     line = tag("p", text(" · ".join(fact for fact in facts if fact)), class_="dim")
     nav = tag("nav", tag("div", MARK, tag("b", "Aurify"), *links))
     return nav + tag("header", tag("h1", text(title)), line, class_="top")
 
 
-def name_of(value: Any) -> str:
-    """A model or task is a name, or a name with options."""
+def read_name(value: Any) -> str:
+    """A model or a task is a name, or a mapping with a name and options."""
     return str((value.get("name") if isinstance(value, dict) else value) or "")
 
 
-def run_info(folder: RunFolder) -> dict[str, Any]:
-    file = folder.path / INFO
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-
-
-def tiles(results: Mapping[str, Result], rows: Mapping[str, Rows]) -> str:
+def build_tiles(results: Mapping[str, Result], rows: Mapping[str, Rows]) -> str:
     every = [row for part in rows.values() for row in part]
-    finished = sum(result.get("status") == "finished" for result in results.values())
+    finished = sum(result["status"] == "finished" for result in results.values())
     facts = [(f"{finished} of {len(results)}", "stages finished")]
     if seconds := sum(result.get("seconds", 0) for result in results.values()):
-        facts.append((duration(seconds), "in all stages"))
+        facts.append((format_duration(seconds), "in all stages"))
     for metric, label, together in (
         ("ledger/tokens_sampled", "tokens sampled", sum),
         ("ledger/tokens_trained", "tokens trained", sum),
         ("memory/peak_gb", "GiB of memory at most", max),
     ):
         if values := [row[metric] for row in every if row.get(metric) is not None]:
-            facts.append((short(together(values)), label))
+            facts.append((format_short(together(values)), label))
     plain = (tag("div", tag("b", text(value)), tag("span", label), class_="tile") for value, label in facts)
-    return tag("div", headline(results), *plain, class_="tiles")
+    return tag("div", build_headline(results), *plain, class_="tiles")
 
 
-def headline(results: Mapping[str, Result]) -> str:
+def build_headline(results: Mapping[str, Result]) -> str:
     """The number that most stages report, before the first of them and after the last."""
-    whole = [result for result in results.values() if measure_change(result)[0] is not None]
+    whole = [result for result in results.values() if judge_change(result)[0] is not None]
     if not whole:
         return ""
     measures = [result["measure"] for result in whole]
     measure = max(dict.fromkeys(measures), key=measures.count)
     chain = [result for result in whole if result["measure"] == measure]
     ends = {"measure": measure, "before": chain[0]["before"], "after": chain[-1]["after"]}
-    task = name_of(chain[-1].get("task"))
+    task = read_name(chain[-1].get("task"))
     label = f"held-out {measure.removeprefix('held-out ')}" + (f" on {task}" if task else "") + ", before and after"
-    after = tag("em", number(ends["after"]), class_=measure_change(ends)[1])
-    numbers = tag("b", number(ends["before"]), " <i>→</i> ", after)
+    after = tag("em", format_number(ends["after"]), class_=judge_change(ends)[1])
+    numbers = tag("b", format_number(ends["before"]), " <i>→</i> ", after)
     return tag("div", numbers, tag("span", text(label)), class_="tile lead")
 
 
-def results_table(results: Mapping[str, Result]) -> str:
+def build_results(results: Mapping[str, Result]) -> str:
     """Held-out numbers before and after each stage."""
     rows = []
     for stage, result in results.items():
-        change, verdict = measure_change(result)
+        change, verdict = judge_change(result)
         shown = change is not None and is_share(result)
         rows.append(
             [
@@ -146,70 +141,75 @@ def results_table(results: Mapping[str, Result]) -> str:
                 text(result.get("method", "")),
                 text(result.get("model", "")),
                 text(result.get("measure", "")),
-                measured(result, "before"),
-                measured(result, "after"),
+                format_measured(result, "before"),
+                format_measured(result, "after"),
                 "" if change is None else tag("span", f"{change:+.3f}", class_=verdict),
-                dumbbell(result["before"], result["after"], verdict) if shown else "",
-                duration(result["seconds"]) if "seconds" in result else badge(result),
+                draw_dumbbell(result["before"], result["after"], verdict) if shown else "",
+                format_duration(result["seconds"]) if "seconds" in result else build_badge(result),
             ]
         )
-    head = {"Stage": None, "Method": None, "Starts from": "from-model", "Held-out number": None}
-    head |= {"Before": "n", "After": "n", "Change": "n", " ": None, "Time": "n"}
+    head = [("Stage", None), ("Method", None), ("Starts from", "from-model"), ("Held-out number", None)]
+    head += [("Before", "n"), ("After", "n"), ("Change", "n"), ("", None), ("Time", "n")]
     return tag("div", table(head, rows, class_="results"), class_="scroll")
 
 
-def measured(result: Result, when: str) -> str:
+def format_measured(result: Result, when: str) -> str:
     """The number, with its standard error where there is one."""
     value, error = result.get(when), (result.get(f"details_{when}") or {}).get("error")
     if value is None:
         return ""
-    return number(value) + (" " + tag("small", f"±{error:.3f}") if error else "")
+    return format_number(value) + (" " + tag("small", f"±{error:.3f}") if error else "")
 
 
-def badge(result: Result) -> str:
-    status = result.get("status", "not started")
-    return tag("span", text("unfinished" if status == "running" else status), class_="badge")
+def build_badge(result: Result) -> str:
+    return tag("span", text(result["status"]), class_="badge")
+
+
+def build_error(result: Result) -> str:
+    """What ended a stage, the mend where it is known, and else where it happened."""
+    error = result.get("error")
+    if not error:
+        return ""
+    mend = tag("p", text(error["mend"])) if "mend" in error else ""
+    return tag("div", tag("p", text(error["text"])), mend, build_code(error.get("traceback", "")), class_="error")
 
 
 # ---------------------------------------------------------------------- a stage
 
 
-def stage_section(stage: StageFolder, result: Result, rows: Rows, options: Mapping[str, Any]) -> str:
-    samples = gathered(jsonl.read(stage.samples))
-    charts = learning(rows)
+def build_stage(stage: StageFolder, result: Result, rows: Rows, options: Mapping[str, Any]) -> str:
+    samples = gather_samples(jsonl.read(stage.samples))
+    charts = draw_learning(rows)
     if samples.rewards:
-        charts.insert(1, lambda wide=False: heat_map("Rewards of the completions", samples.columns, wide=wide))
+        charts.insert(1, draw_heat_map("Rewards of the completions", samples.columns))
     facts = [result.get("method"), f"from {result['model']}" if result.get("model") else None, f"{len(rows)} steps"]
-    facts.append(duration(result["seconds"]) if "seconds" in result else None)
+    facts.append(format_duration(result["seconds"]) if "seconds" in result else None)
     line = text(" · ".join(fact for fact in facts if fact))
-    if result.get("status") != "finished":
-        line += " " + badge(result)
-    html = tag("h2", text(stage.name)) + tag("p", line, class_="dim") + grid(charts)
+    if result["status"] != "finished":
+        line += " " + build_badge(result)
+    html = tag("h2", text(stage.name)) + tag("p", line, class_="dim") + build_error(result) + build_grid(charts)
     if samples.rewards:
-        html += tag("h3", "What it wrote") + transcripts(samples)
+        html += tag("h3", "What it wrote") + build_transcripts(samples)
     elif examples := list(islice(jsonl.read(stage.path / "pairs.jsonl"), 3)):
-        html += tag("h3", "Pairs it learned from") + pairs(examples)
+        html += tag("h3", "Pairs it learned from") + build_pairs(examples)
     events = stage.events.read_text(encoding="utf-8", errors="replace") if stage.events.exists() else ""
+    settings = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)
     html += tag(
         "div",
-        folded("Speed, memory and optimiser", grid(running(rows))),
-        folded("Ledger: what became of tokens, groups and rewards", ledger(rows)),
-        folded("Settings", code(yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True) if options else "")),
-        folded("Events", code(events)),
+        fold("Speed, memory and optimiser", build_grid(draw_running(rows))),
+        fold("Ledger: what became of tokens, groups and rewards", build_ledger(rows)),
+        fold("Settings", build_code(settings if options else "")),
+        fold("Events", build_code(events)),
         class_="folds",
     )
     return tag("section", html, id=stage.name)
 
 
-def grid(charts: Sequence[Drawing]) -> str:
-    """Three places a row; the first chart, or the first and the last, are wide where that fills the last row."""
-    num_wide = -len(charts) % 3
-    wide = ({0} if num_wide else set()) | ({len(charts) - 1} if num_wide == 2 else set())
-    drawn = (chart(wide=place in wide) for place, chart in enumerate(charts))
-    return tag("div", *drawn, class_="charts") if charts else ""
+def build_grid(charts: Sequence[str]) -> str:
+    return tag("div", *charts, class_="charts") if charts else ""
 
 
-def ledger(rows: Rows) -> str:
+def build_ledger(rows: Rows) -> str:
     """Sums over the stage, and how they went."""
     values: dict[str, list[float]] = defaultdict(list)
     for row in rows:
@@ -220,39 +220,39 @@ def ledger(rows: Rows) -> str:
     for name, series in values.items():
         whole = sum(values.get(WHOLE.get(name, ""), ()))
         share = f"{sum(series) / whole:.1%} of {WHOLE[name].partition('/')[2]}" if whole else ""
-        title, mean = name.partition("/")[2].replace("_", " "), short(sum(series) / len(series))
-        lines.append([text(title), f"{sum(series):,.0f}", share, mean, sparkline(series)])
-    head = {"Entry": None, "Sum": "n", " ": "dim", "Mean of a step": "n", "Over the steps": None}
+        title, mean = name.partition("/")[2].replace("_", " "), format_short(sum(series) / len(series))
+        lines.append([text(title), f"{sum(series):,.0f}", share, mean, draw_sparkline(series)])
+    head = [("Entry", None), ("Sum", "n"), ("", "dim"), ("Mean of a step", "n"), ("Over the steps", None)]
     return table(head, lines) if lines else ""
 
 
-def folded(title: str, body: str) -> str:
+def fold(title: str, body: str) -> str:
     return tag("details", tag("summary", text(title)), body) if body else ""
 
 
-def code(words: str) -> str:
+def build_code(words: str) -> str:
     return tag("pre", text(words.rstrip())) if words.strip() else ""
 
 
 # ---------------------------------------------------------------------- the end of the page
 
 
-def origins(folder: RunFolder) -> str:
+def build_origins(folder: RunFolder) -> str:
     """What is needed to run it again."""
-    facts = [[text(key), text(value)] for key, value in flat(run_info(folder))]
-    folds = folded("Recipe", code(folder.recipe.read_text(encoding="utf-8")))
-    folds += folded("Versions and hardware", table({" ": "dim", "  ": None}, facts) if facts else "")
+    facts = [[text(key), text(value)] for key, value in flatten(jsonl.read_object(folder.info))]
+    folds = fold("Recipe", build_code(folder.recipe.read_text(encoding="utf-8")))
+    folds += fold("Versions and hardware", table([("", "dim"), ("", None)], facts) if facts else "")
     line = f"Made from the files of {folder.name}; aurify report {folder.name} makes it anew."
     return tag("footer", tag("div", folds, class_="folds"), tag("p", text(line), class_="dim"))
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         if key == "checks":  # of packed rows: dozens of numbers, which stand in run_info.json
             continue
         if isinstance(value, dict):
-            rows += flat(value, f"{prefix}{key} ")
+            rows += flatten(value, f"{prefix}{key} ")
         else:
             rows.append((f"{prefix}{key}", " ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return rows

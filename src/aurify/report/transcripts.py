@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aurify.report.markup import tag, text
-from aurify.tracking.figures import short
+from aurify.tracking.figures import format_short
 
 Sample = Mapping[str, Any]
 
@@ -46,71 +46,71 @@ class Samples:
         return [known[round(k * (len(known) - 1) / max(1, num - 1))] for k in range(num)]
 
 
-def gathered(rows: Iterable[Sample]) -> Samples:
+def gather_samples(rows: Iterable[Sample]) -> Samples:
     samples = Samples()
     for row in rows:
         samples.add(row)
     return samples
 
 
-def transcripts(samples: Samples) -> str:
+def build_transcripts(samples: Samples) -> str:
     every = [reward for rewards in samples.rewards.values() for reward in rewards]
     low, high = min(every), max(every)
     html = ""
     for step in samples.steps():
         best, worst = samples.best[step], samples.worst[step]
         num = len(samples.rewards[step])
-        cards = [card(best, f"best of {num}", low, high)]
+        cards = [build_card(best, f"best of {num}", low, high)]
         if worst["reward"] < best["reward"]:
-            cards.append(card(worst, f"worst of {num}", low, high))
+            cards.append(build_card(worst, f"worst of {num}", low, high))
         html += tag("h4", f"Step {step}") + tag("div", *cards, class_="pair")
     return html
 
 
-def card(sample: Sample, which: str, low: float, high: float) -> str:
+def build_card(sample: Sample, which: str, low: float, high: float) -> str:
     heat = 100 * (sample["reward"] - low) / (high - low) if high > low else 100
-    facts = [f"{name} {'-' if value is None else short(value)}" for name, value in sample["rewards"].items()]
+    facts = [f"{name} {'-' if value is None else format_short(value)}" for name, value in sample["rewards"].items()]
     if sample.get("answer"):
-        facts.append(f"expected: {clipped(str(sample['answer']), 80)}")
+        facts.append(f"expected: {clip(str(sample['answer']), 80)}")
     facts.append(f"{sample['tokens']} tokens")
     header = tag(
         "header",
-        pill(f"{sample['reward']:+.2f}", heat),
+        build_pill(f"{sample['reward']:+.2f}", heat),
         tag("span", which, class_="dim"),
         tag("span", "cut off", class_="cut") if sample["truncated"] else "",
         tag("span", text(" · ".join(facts)), class_="dim facts"),
     )
-    return tag("article", header, tag("div", *map(turn, sample["messages"]), class_="turns"))
+    return tag("article", header, tag("div", *map(build_turn, sample["messages"]), class_="turns"))
 
 
-def pill(label: str, heat: float) -> str:
+def build_pill(label: str, heat: float) -> str:
     """`heat` from 0, bad, to 100, good."""
     return tag("b", text(label), class_="pill", style=f"--heat:{heat:.0f}")
 
 
-def turn(message: Mapping[str, Any]) -> str:
+def build_turn(message: Mapping[str, Any]) -> str:
     role, content = str(message.get("role", "")), message.get("content")
     said = content if isinstance(content, str) else "" if content is None else json.dumps(content, ensure_ascii=False)
     if message.get("tool_calls"):
         said += "\n" + json.dumps(message["tool_calls"], ensure_ascii=False)
-    words = tag("div", text(clipped(said.strip())), dir="auto")
+    words = tag("div", text(clip(said.strip())), dir="auto")
     return tag("div", tag("small", text(role)), words, class_="turn said" if role == "assistant" else "turn asked")
 
 
-def pairs(rows: Sequence[Mapping[str, Any]]) -> str:
+def build_pairs(rows: Sequence[Mapping[str, Any]]) -> str:
     """Preference pairs: a question, and the better answer beside the worse one."""
     html = ""
     for row in rows:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
         cards = (
-            tag("article", pill(which, heat), tag("div", text(clipped(row[which])), class_="turn said", dir="auto"))
+            tag("article", build_pill(which, heat), tag("div", text(clip(row[which])), class_="turn said", dir="auto"))
             for which, heat in (("chosen", 100), ("rejected", 0))
         )
-        html += tag("p", text(clipped(prompt, 600)), class_="question", dir="auto") + tag("div", *cards, class_="pair")
+        html += tag("p", text(clip(prompt, 600)), class_="question", dir="auto") + tag("div", *cards, class_="pair")
     return html
 
 
-def clipped(words: str, limit: int = MAX_TEXT) -> str:
+def clip(words: str, limit: int = MAX_TEXT) -> str:
     if len(words) <= limit:
         return words
     head, tail = limit * 2 // 3, limit // 3

@@ -19,10 +19,9 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
-from annotated_types import Interval
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
-from aurify.bounds import Checked, PositiveInt
+from aurify.bounds import Checked, Interval, PositiveInt
 from aurify.errors import UserError
 from aurify.files import require
 from aurify.knowledge.types import Hit

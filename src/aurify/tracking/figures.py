@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def number(value: float | None) -> str:
+def format_number(value: float | None) -> str:
     """A held-out number."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def measure_change(result: Mapping[str, Any]) -> tuple[float | None, str]:
-    """How far a stage moved its held-out number, and whether that is "better", "worse" or "same". Losses improve by
-    falling."""
+def judge_change(result: Mapping[str, Any]) -> tuple[float | None, str]:
+    """How far a stage moved its held-out number, and whether that is "better", "worse" or "same". A loss improves when
+    it falls."""
     before, after = result.get("before"), result.get("after")
     if before is None or after is None:
         return None, "same"
@@ -34,7 +34,7 @@ def is_share(result: Mapping[str, Any]) -> bool:
     return bool(known) and not is_loss(result) and all(0 <= value <= 1 for value in known)
 
 
-def short(value: float) -> str:
+def format_short(value: float) -> str:
     """Three or four digits that say the size: 0.0123, 12.3, 1234, 65.3k, 1.2M, 3e-5."""
     size = abs(value)
     if not math.isfinite(value):
@@ -50,7 +50,7 @@ def short(value: float) -> str:
     return f"{value:.3g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

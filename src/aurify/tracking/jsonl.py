@@ -1,4 +1,4 @@
-"""JSON lines that survive a kill: every line is complete on disk when `append` returns."""
+"""JSON files that survive a kill: lines are complete on disk when `append` returns, and objects are replaced whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aurify.files import replaced_file
+from aurify.files import replace_text, replaced_file
 
 
 def append(path: Path, *rows: Mapping[str, Any]) -> None:
@@ -16,8 +16,8 @@ def append(path: Path, *rows: Mapping[str, Any]) -> None:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """Complete lines, raw and parsed. What a kill cut short, perhaps within a character, is left out."""
+def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """Complete lines, raw and parsed. A line that a kill cut short, perhaps within a character, is left out."""
     if not path.exists():
         return
     with path.open("rb") as file:  # bytes: only "\n" ends a line, whatever other separators the texts hold
@@ -31,13 +31,22 @@ def lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows one after the other: a file of samples may be larger than memory."""
-    return (row for _, row in lines(path))
+    """One row after the other: a file of samples may be larger than memory."""
+    return (row for _, row in read_lines(path))
 
 
-def cut(path: Path, last_step: int) -> None:
-    """Drops lines of steps that will be run again, so that a resumed run's file reads like a straight one's."""
+def drop_after(path: Path, last_step: int) -> None:
+    """Drops the lines of steps that will run again, so that a resumed run leaves the same file as a straight one."""
     if not path.exists():
         return
     with replaced_file(path) as scratch, scratch.open("wb") as file:
-        file.writelines(line for line, row in lines(path) if row["step"] <= last_step)
+        file.writelines(line for line, row in read_lines(path) if row["step"] <= last_step)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Empty where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_object(path: Path, values: Mapping[str, Any]) -> None:
+    replace_text(path, json.dumps(values, indent=2) + "\n")

@@ -2,68 +2,43 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import os
-import platform
 import secrets
-import subprocess
-import sys
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aurify.config import dump_config
-from aurify.errors import UserError
+from aurify.errors import UserError, explain_refusal
 from aurify.files import replace_text
+from aurify.tracking import jsonl
+from aurify.tracking.lock import find_holder, lock_folder
+from aurify.tracking.machine import describe_run
 
-RECIPE, INFO, RESULTS, REPORT = "recipe.yaml", "run_info.json", "results.json", "report.html"
-PACKAGES = ("aurify", "torch", "transformers", "safetensors", "numpy")
+TRACEBACK_FRAMES = 4
 
 
-@dataclass(frozen=True)
 class StageFolder:
     """Files of one stage; `final/` holds the model, `checkpoints/` what a resumed run needs."""
 
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self.metrics = path / "metrics.jsonl"
+        self.ledger = path / "ledger.jsonl"
+        self.samples = path / "samples.jsonl"
+        self.events = path / "events.log"
+        self.console = path / "console.log"
+        self.tensorboard = path / "tensorboard"
+        self.checkpoints = path / "checkpoints"
+        self.final = path / "final"
 
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def ledger(self) -> Path:
-        return self.path / "ledger.jsonl"
-
-    @property
-    def samples(self) -> Path:
-        return self.path / "samples.jsonl"
-
-    @property
-    def events(self) -> Path:
-        return self.path / "events.log"
-
-    @property
-    def console(self) -> Path:
-        return self.path / "console.log"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def final(self) -> Path:
-        return self.path / "final"
+    def log(self, text: str) -> None:
+        """Adds to events.log: a line with the time, and further lines of the text below it."""
+        with self.events.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} " + "\n    ".join(text.splitlines()) + "\n")
 
 
 @dataclass(frozen=True)
@@ -73,18 +48,18 @@ class RunFolder:
     @staticmethod
     def create(root: Path, recipe: Mapping[str, Any]) -> RunFolder:
         """A new folder `<YYYYMMDD_HHMMSS_xxxx>` under `root`, with the resolved recipe and what it runs on."""
-        path = root / f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(2)}"
-        path.mkdir(parents=True)
-        folder = RunFolder(path)
-        replace_text(path / RECIPE, dump_config(recipe))
-        replace_text(path / INFO, json.dumps(run_info(recipe.get("seed", 0)), indent=2) + "\n")
+        folder = RunFolder(root / f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(2)}")
+        folder.path.mkdir(parents=True)
+        replace_text(folder.recipe, dump_config(recipe))
+        jsonl.write_object(folder.info, describe_run(recipe.get("seed", 0)))
         return folder
 
     @staticmethod
     def open(path: Path) -> RunFolder:
-        if not (path / RECIPE).is_file():
-            raise UserError(f"{path}: this is no run folder (it has no {RECIPE}); `aurify runs` lists them")
-        return RunFolder(path)
+        folder = RunFolder(path)
+        if not folder.recipe.is_file():
+            raise UserError(f"{path}: this is no run folder (it has no {folder.recipe.name}); `aurify runs` lists them")
+        return folder
 
     @property
     def name(self) -> str:
@@ -92,11 +67,15 @@ class RunFolder:
 
     @property
     def recipe(self) -> Path:
-        return self.path / RECIPE
+        return self.path / "recipe.yaml"
+
+    @property
+    def info(self) -> Path:
+        return self.path / "run_info.json"
 
     @property
     def report(self) -> Path:
-        return self.path / REPORT
+        return self.path / "report.html"
 
     def stage_folder(self, name: str) -> StageFolder:
         """Where a stage's files are, if it has any."""
@@ -108,67 +87,61 @@ class RunFolder:
 
     def results(self) -> dict[str, dict[str, Any]]:
         """What each stage came to: status, method, and held-out numbers before and after."""
-        file = self.path / RESULTS
-        return json.loads(file.read_text()) if file.exists() else {}
+        return jsonl.read_object(self.path / "results.json")
 
     def record(self, stage: str, **values: Any) -> None:
-        """Adds to a stage's results."""
+        """Adds to a stage's results; a value that is None is taken out."""
         results = self.results()
-        results[stage] = results.get(stage, {}) | values
-        replace_text(self.path / RESULTS, json.dumps(results, indent=2) + "\n")
+        known = results.get(stage, {}) | values
+        results[stage] = {name: value for name, value in known.items() if value is not None}
+        jsonl.write_object(self.path / "results.json", results)
 
     def record_engine(self, stage: str, facts: Mapping[str, Any]) -> None:
         """On what a stage runs: device, dtype, attention, seed as they really were."""
-        file = self.path / INFO
-        info = json.loads(file.read_text()) if file.exists() else {}
+        info = jsonl.read_object(self.info)
         info["stages"] = info.get("stages", {}) | {stage: dict(facts)}
-        replace_text(file, json.dumps(info, indent=2) + "\n")
+        jsonl.write_object(self.info, info)
 
+    def lock(self) -> AbstractContextManager[None]:
+        """For as long as a process works in this folder. Raises where another one does."""
+        return lock_folder(self.path)
 
-def run_info(seed: Any) -> dict[str, Any]:
-    versions = {}
-    for package in PACKAGES:
+    @contextmanager
+    def attempt(self, stage: str) -> Iterator[None]:
+        """Records how a stage ends where it does not finish: interrupted, or failed with its error."""
+        self.record(stage, status="running", error=None)
         try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "seed": seed,
-        "python": platform.python_version(),
-        "versions": versions,
-        "hardware": hardware(),
-        "git": git_commit(),
-    }
+            yield
+        except KeyboardInterrupt:
+            self.record(stage, status="interrupted")
+            raise
+        except Exception as error:
+            told = describe_error(error)
+            self.record(stage, status="failed", error=told)
+            if not isinstance(error, UserError):  # the stage has told those
+                self.stage(stage).log("failed: " + "\n".join(told.values()))
+            raise
+
+    def status(self, stage: str) -> str:
+        """not started, running, finished, failed, interrupted, or killed: the process that ran it has gone."""
+        status = str(self.results().get(stage, {}).get("status", "not started"))
+        return "killed" if status == "running" and find_holder(self.path) is None else status
+
+    def is_locked(self) -> bool:
+        return find_holder(self.path) is not None
+
+    def has_work(self) -> bool:
+        """Whether anything was measured, sampled or trained that a resumed run would go on with."""
+        files = {file.name for file in self.path.glob("*/*")} - {"events.log", "console.log", "tensorboard"}
+        return bool(files) or any("before" in result for result in self.results().values())
 
 
-def hardware() -> dict[str, Any]:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    found: dict[str, Any] = {
-        "machine": platform.machine(),
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "memory_gb": round(memory / 2**30, 1),
-    }
-    torch = sys.modules.get("torch")  # never imported for this alone
-    if torch is not None and torch.cuda.is_available():
-        found["gpu"] = torch.cuda.get_device_name(0)
-    return found
-
-
-def cpu_name() -> str:
-    """Linux tells in a file; elsewhere it is what Python knows."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor())
-
-
-def git_commit() -> str | None:
-    """The commit of the working folder, marked if files differ from it; None outside of a repository."""
-    try:
-        result = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout.strip() or None
+def describe_error(error: Exception) -> dict[str, str]:
+    """What happened, the mend where it is known, and for other errors where it happened."""
+    if isinstance(error, UserError):
+        return {"text": str(error)}
+    told = {"text": f"{type(error).__name__}: {error}"}
+    if mend := explain_refusal(error):
+        return told | {"mend": mend}
+    frames = traceback.format_exception(error)[-TRACEBACK_FRAMES - 1 : -1]
+    return told | {"traceback": "".join(frames).rstrip()}

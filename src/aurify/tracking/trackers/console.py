@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from aurify.tracking.figures import duration, is_share, measure_change, number, short
+from aurify.tracking.figures import format_duration, format_number, format_short, is_share, judge_change
+from aurify.tracking.trackers import Tracker
 from aurify.types import Group, Metrics, Trajectory
 
 # metric -> (heading, width, format); a line shows those that its stage has, in this order
@@ -41,40 +42,30 @@ COLUMNS: dict[str, tuple[str, int, str]] = {
 HEADINGS_EVERY = 40  # lines
 BARS_FROM = 104  # columns of the terminal
 MAX_SHOWN = 600  # characters of a text
+GROUPS_SHOWN = 2  # of the samples of a step
 
 
-class Console:
+class Console(Tracker):
     """Writes to the terminal and, without colours, to the console.log of the stage. On a terminal a bar stays below."""
 
     def __init__(self, rich: RichConsole | None = None) -> None:
         self.rich = rich or RichConsole(highlight=False)
+        self.show_samples = False
+        self.log: RichConsole | None = None
         self.progress: Progress | None = None
-        self.bar: Any = None
-        self.file: RichConsole | None = None
-        self.title: str = ""  # of a stage whose console.log is not open yet
-        self.description: str = ""
+        self.title = self.description = ""  # of the stage
         self.total, self.num_lines = 0, 0
         self.columns: list[str] = []
-
-    def log_to(self, path: Path | None) -> None:
-        """Further output also goes to this file, the stage's header included."""
-        if self.file is not None:
-            self.file.file.close()
-        self.file = None
-        if path is not None:
-            stream = path.open("a", encoding="utf-8", errors="backslashreplace")
-            self.file = RichConsole(file=stream, width=120, force_terminal=False, color_system=None, highlight=False)
-            self.print_header(self.file)
 
     def print(self, *objects: Any) -> None:
         plain = all(isinstance(thing, (str, Text)) for thing in objects)  # lines are left whole, tables fitted
         self.rich.print(*objects, soft_wrap=plain)
-        if self.file is not None:
-            self.file.print(*objects, soft_wrap=plain)
-            self.file.file.flush()
+        if self.log is not None:
+            self.log.print(*objects, soft_wrap=plain)
+            self.log.file.flush()
 
     def header(self, title: str, description: str = "") -> None:
-        """Opens a stage. Its console.log, which is not known yet, gets the header when it is opened."""
+        """Opens a stage. Its console.log does not exist yet and gets the header when it is opened."""
         self.title, self.description = title, description
         self.print_header(self.rich)
 
@@ -84,8 +75,15 @@ class Console:
         if self.description:
             console.print(Text(self.description, style="dim"), soft_wrap=True)
 
-    def begin(self, total: int, start: int) -> None:
-        """Before step `start + 1` of `total`."""
+    def open_log(self, path: Path, *, show_samples: bool = False) -> None:
+        """Until `finish`, output also goes to this file, the stage's header included."""
+        self.finish()
+        self.show_samples = show_samples
+        stream = path.open("a", encoding="utf-8", errors="backslashreplace")
+        self.log = RichConsole(file=stream, width=120, force_terminal=False, color_system=None, highlight=False)
+        self.print_header(self.log)
+
+    def start(self, total: int, start: int) -> None:
         self.total, self.num_lines, self.columns = total, 0, []
         if self.rich.is_terminal and start < total:
             self.progress = Progress(
@@ -93,41 +91,52 @@ class Console:
                 TextColumn("[dim]left[/]"), TimeRemainingColumn(), console=self.rich, transient=True,
                 speed_estimate_period=600,  # a step may take a minute
             )  # fmt: skip
-            self.bar = self.progress.add_task(escape(self.title), total=total, completed=start)
+            self.progress.add_task(escape(self.title), total=total, completed=start)
             self.progress.start()
 
     def step(self, step: int, metrics: Metrics) -> None:
         known = [name for name in COLUMNS if name in metrics or name in self.columns]
         if known != self.columns or self.num_lines % HEADINGS_EVERY == 0:
             self.columns, self.num_lines = known, 0
-            self.print(Text(headings(known, self.total), style="dim"))
-        self.print(step_line(step, self.total, metrics, known))
+            self.print(Text(format_headings(known, self.total), style="dim"))
+        self.print(format_step(step, self.total, metrics, known))
         self.num_lines += 1
         if self.progress is not None:
-            self.progress.update(self.bar, completed=step)
+            self.progress.update(self.progress.task_ids[0], completed=step)
             if step >= self.total:
-                self.end()
+                self.stop_bar()
 
-    def end(self) -> None:
-        if self.progress is not None:
-            self.progress.stop()
-            self.progress = None
-
-    def samples(self, groups: Sequence[Group], num: int = 2) -> None:
+    def samples(self, step: int, groups: Sequence[Group]) -> None:
         """The best and the worst trajectory of the first groups."""
-        for group in groups[:num]:
-            shown = best_and_worst([t for t in group.trajectories if t.source == "policy"])
+        for group in groups[:GROUPS_SHOWN] if self.show_samples else ():
+            shown = pick_best_and_worst([t for t in group.trajectories if t.source == "policy"])
             if not shown:
                 continue
             expected = f"   expected: {group.task.answer}" if group.task.answer else ""
-            self.print(Text("  " + printable(group.task.prompt[-1]["content"], 160) + printable(expected), style="dim"))
+            question = clean_text(group.task.prompt[-1]["content"], 160) + clean_text(expected)
+            self.print(Text("  " + question, style="dim"))
             grid = Table.grid(padding=(0, 2, 0, 0))
             grid.add_column(justify="right", style="bold", min_width=8)
             grid.add_column(overflow="fold")
             for trajectory in shown:
                 cut = Text(" (cut off)", style="red") if trajectory.truncated else ""
-                grid.add_row(f"{trajectory.reward:+.2f}", Text.assemble(printable(trajectory.text.strip()), cut))
+                grid.add_row(f"{trajectory.reward:+.2f}", Text.assemble(clean_text(trajectory.text.strip()), cut))
             self.print(grid)
+
+    def event(self, text: str, *, quiet: bool) -> None:
+        if not quiet:
+            self.print(Text(text, style="dim"))
+
+    def finish(self) -> None:
+        self.stop_bar()
+        if self.log is not None:
+            self.log.file.close()
+            self.log = None
+
+    def stop_bar(self) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
 
     def summary(self, results: Mapping[str, Mapping[str, Any]]) -> None:
         """The table at the end: one row a stage, its held-out number before and after."""
@@ -141,34 +150,34 @@ class Console:
             table.add_column("", no_wrap=True)
         table.add_column("time", justify="right", no_wrap=True)
         for stage, result in results.items():
-            change, verdict = measure_change(result)
+            change, verdict = judge_change(result)
             colour = {"better": "green", "worse": "red", "same": "dim"}[verdict]
             cells: list[str | Text] = [
                 Text(stage, style="bold"),
                 Text(str(result.get("method", ""))),
                 Text(str(result.get("measure", "-")).removeprefix("held-out ")),
-                number(result.get("before")),
-                Text(number(result.get("after")), style="bold"),
+                format_number(result.get("before")),
+                Text(format_number(result.get("after")), style="bold"),
                 Text("-" if change is None else f"{change:+.3f}", style=colour),
             ]
             if bars:
-                cells.append(share_bar(result))
-            cells.append(duration(result["seconds"]) if "seconds" in result else "-")
+                cells.append(draw_share(result))
+            cells.append(format_duration(result["seconds"]) if "seconds" in result else "-")
             table.add_row(*cells)
         self.print()
         self.print(table)
 
 
-def headings(columns: Sequence[str], total: int) -> str:
-    place = "step".rjust(2 * len(str(total)) + 1)
-    return place + "".join(f"{COLUMNS[name][0]:>{COLUMNS[name][1]}}" for name in columns)
+def format_headings(columns: Sequence[str], total: int) -> str:
+    first = "step".rjust(2 * len(str(total)) + 1)
+    return first + "".join(f"{COLUMNS[name][0]:>{COLUMNS[name][1]}}" for name in columns)
 
 
-def step_line(step: int, total: int, metrics: Metrics, columns: Sequence[str]) -> Text:
+def format_step(step: int, total: int, metrics: Metrics, columns: Sequence[str]) -> Text:
     """One value under each heading; "-" for what this step does not have."""
-    place = f"{step:>{len(str(total))}}/{total}".rjust(len("step"))
-    line = Text(place)
-    line.stylize("dim", place.index("/"))
+    first = f"{step:>{len(str(total))}}/{total}".rjust(len("step"))
+    line = Text(first)
+    line.stylize("dim", first.index("/"))
     for name in columns:
         _, width, form = COLUMNS[name]
         value = metrics.get(name)
@@ -177,15 +186,15 @@ def step_line(step: int, total: int, metrics: Metrics, columns: Sequence[str]) -
         elif not math.isfinite(value):
             cell, style = str(value), "bold red"
         else:
-            cell = short(value) if form == "short" else format(value, form)
+            cell = format_short(value) if form == "short" else format(value, form)
             style = "green" if name.startswith("reward/") else "dim" if name.startswith(("time/", "memory/")) else ""
         line.append(" " + cell.rjust(width - 1), style=style)
     return line
 
 
-def share_bar(result: Mapping[str, Any], width: int = 20) -> Text:
-    """What was there before, and what the stage won or lost, out of a full bar."""
-    if not is_share(result) or measure_change(result)[0] is None:
+def draw_share(result: Mapping[str, Any], width: int = 20) -> Text:
+    """A bar: the share before, and what the stage won or lost, out of all."""
+    if not is_share(result) or judge_change(result)[0] is None:
         return Text("")
     before, after = round(result["before"] * width), round(result["after"] * width)
     kept, moved = min(before, after), abs(after - before)
@@ -193,7 +202,7 @@ def share_bar(result: Mapping[str, Any], width: int = 20) -> Text:
     return Text.assemble(("━" * kept, "dim"), (sign * moved, colour), ("·" * (width - kept - moved), "dim"))
 
 
-def best_and_worst(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+def pick_best_and_worst(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     """The best one first; one alone where all earned the same; none where nothing was judged."""
     judged = sorted((t for t in trajectories if t.reward is not None), key=lambda t: t.reward or 0.0)
     if not judged:
@@ -201,8 +210,8 @@ def best_and_worst(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     return [judged[-1]] if judged[0].reward == judged[-1].reward else [judged[-1], judged[0]]
 
 
-def printable(text: str, limit: int = MAX_SHOWN) -> str:
-    """A model's text without what would steer a terminal, on one screen."""
+def clean_text(text: str, limit: int = MAX_SHOWN) -> str:
+    """A model's text, cut to one screen, without characters that steer a terminal."""
     text = text if len(text) <= limit else text[:limit] + " …"
     text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair
     return "".join(sign if sign in "\n\t" or sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)

@@ -1,0 +1,51 @@
+"""The files of a stage: metrics.jsonl, ledger.jsonl, samples.jsonl and events.log. A record is complete on disk when
+the call returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from aurify.tracking import jsonl
+from aurify.tracking.run_folder import StageFolder
+from aurify.tracking.trackers import Tracker
+from aurify.types import Group, Metrics, Trajectory
+
+
+class Files(Tracker):
+    def __init__(self, folder: StageFolder) -> None:
+        self.folder = folder
+
+    def start(self, total: int, start: int) -> None:
+        for file in (self.folder.metrics, self.folder.ledger, self.folder.samples):
+            jsonl.drop_after(file, start)
+
+    def step(self, step: int, metrics: Metrics) -> None:
+        """The area `ledger` has a file of its own. JSON has no word for NaN and infinity, so they become null."""
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        counted = {name: value for name, value in values.items() if name.startswith("ledger/")}
+        measured = {name: value for name, value in values.items() if name not in counted}
+        jsonl.append(self.folder.metrics, {"step": step, **measured})
+        if counted:
+            jsonl.append(self.folder.ledger, {"step": step, **counted})
+
+    def samples(self, step: int, groups: Sequence[Group]) -> None:
+        records = (record_sample(group, trajectory) for group in groups for trajectory in group.trajectories)
+        jsonl.append(self.folder.samples, *({"step": step, **record} for record in records))
+
+    def event(self, text: str, *, quiet: bool) -> None:
+        self.folder.log(" ".join(text.splitlines()))
+
+
+def record_sample(group: Group, trajectory: Trajectory) -> dict[str, Any]:
+    return {
+        "task": group.task.id,
+        "answer": group.task.answer,
+        "messages": trajectory.messages,
+        "reward": trajectory.reward,
+        "rewards": trajectory.rewards,
+        "tokens": trajectory.num_policy_tokens,
+        "truncated": trajectory.truncated,
+        "source": trajectory.source,
+    }
