@@ -333,7 +333,7 @@ def test_a_knowledge_base_is_served_by_the_command_until_it_is_interrupted(tmp_p
 
     base = KnowledgeBase.create(tmp_path / "kb" / "notes", WordEmbedder())
     base.add([Document("sky.txt", TEXTS["sky"], "Sky"), Document("sea.txt", TEXTS["sea"], "Sea")])
-    arguments = ["kb", "serve", "notes", "--port", "0", "--mode", "bm25"]  # by words: no model is loaded
+    arguments = ["kb", "serve", "--kb", "notes", "--port", "0", "--mode", "bm25"]  # by words: no model is loaded
     command = [sys.executable, "-u", "-m", "aurify.cli.main", *arguments]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ
