@@ -15,7 +15,6 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -86,9 +85,8 @@ def build_application(
     search: Search,
     options: ServiceOptions = ServiceOptions(),
     facts: Mapping[str, Any] | None = None,
-    lifespan: Callable[[Starlette], AbstractAsyncContextManager[None]] | None = None,
 ) -> Starlette:
-    """The service as an ASGI application. `GET /health` answers with `facts`. lifespan: what runs around it."""
+    """The service as an ASGI application. `GET /health` answers with `facts`."""
     require("starlette", "serve", "to serve a knowledge base")
     from starlette.applications import Starlette
     from starlette.requests import ClientDisconnect
@@ -116,7 +114,6 @@ def build_application(
     return Starlette(
         routes=[Route("/retrieve", retrieve, methods=["POST"]), Route("/health", health)],
         exception_handlers={Refusal: refuse, UserError: refuse, ClientDisconnect: refuse, Exception: fail},
-        lifespan=lifespan,
     )
 
 
@@ -138,10 +135,10 @@ class Line:
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self.waiting.append((question, answer))
         if self.serving is None or self.serving.done():
-            self.serving = asyncio.create_task(self.serve())
+            self.serving = asyncio.create_task(self.work())
         return await answer
 
-    async def serve(self) -> None:
+    async def work(self) -> None:
         while batch := self.take_batch():
             found = await asyncio.to_thread(answer_together, self.search, [question for question, _ in batch])
             for (_, answer), body in zip(batch, found, strict=True):
@@ -251,16 +248,11 @@ def build_entry(hit: Hit, with_score: bool) -> dict[str, Any]:
 def serve(search: Search, options: ServiceOptions, facts: Mapping[str, Any], ready: Callable[[str], None]) -> None:
     """Answers until it is interrupted. ready: called with the URL once it listens."""
     uvicorn = require("uvicorn", "serve", "to serve a knowledge base")
+    app = build_application(search, options, facts)
+    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=30)
     listener = listen(options)
     host = f"[{options.host}]" if ":" in options.host else options.host
-
-    @asynccontextmanager
-    async def announce(app: Starlette):  # type: ignore[no-untyped-def]
-        ready(f"http://{host}:{listener.getsockname()[1]}/retrieve")
-        yield
-
-    app = build_application(search, options, facts, announce)
-    settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=30)
+    ready(f"http://{host}:{listener.getsockname()[1]}/retrieve")
     uvicorn.Server(settings).run(sockets=[listener])
 
 
