@@ -69,8 +69,8 @@ def code():
     load_grammar("python")
 
 def server():
-    from aurify.serving.knowledge import import_extra
-    import_extra()
+    from aurify.serving.knowledge import build_application
+    build_application(lambda queries, topk: [])
 
 def chroma():
     from aurify.knowledge.adapters import open_chroma

@@ -69,11 +69,13 @@ def test_a_question_gets_its_procedure_and_the_next_goes_on_with_it(talk, tmp_pa
     library = SOPLibrary(SOPOptions(str(tmp_path), embedder=None))
     lines = ("hello", "some tea please", "go on", "coffee please", "/reset", "hello")
     shown, printed = talk(*lines, system="Be kind.", library=library)
-    assert ["Boil the water" in prompt for prompt in shown] == [False, True, True, True, False]
+    assert ["Boil the water" in prompt for prompt in shown] == [False, True, True, False, False]
+    assert ["Grind" in prompt for prompt in shown] == [False, False, False, True, False]
+    assert ["ask the user to do that step" in prompt for prompt in shown] == [False, False, False, True, False]
     assert all("Be kind." in prompt for prompt in shown)
     assert "hello" in shown[1]
     assert printed.count("(procedure: tea)") == 1
-    assert "procedure coffee is not used: it needs mill" in printed
+    assert "(procedure: coffee)" in printed and "the model is told to ask you to do mill" in printed
 
 
 def test_quit_ends_and_blank_lines_and_unknown_commands_ask_nothing(talk):
