@@ -24,12 +24,12 @@ STANDARD_LIBRARY = [sysconfig.get_path(name, sysconfig.get_default_scheme()) for
 # Each call needs an extra, and says which. The packages of an extra that core dependencies bring are none of its own.
 NEEDS_AN_EXTRA = """
 def hub_data_set():
-    from aurify.data.sources import load_hub
+    from aurify.rows.sources import load_hub
     load_hub("someone/rows", None, "train")
 
 def parquet_file():
-    from aurify.data.files import parquet_entries
-    list(parquet_entries(Path("rows.parquet")))
+    from aurify.rows.files import read_parquet
+    list(read_parquet(Path("rows.parquet"), None))
 
 def gym_task():
     from aurify.tasks.gym import gym
@@ -42,6 +42,10 @@ def math_reward():
 def judge():
     from aurify.rewards.judge import import_httpx
     import_httpx("reward 'judge' needs httpx", "judge")
+
+def call_schema():
+    from aurify.tools.schema import find_violation
+    find_violation({}, {"type": "object"})
 
 def knowledge_base():
     from aurify.knowledge.store import connect
@@ -69,12 +73,12 @@ def server():
     import_extra()
 
 def chroma():
-    from aurify.knowledge.adapters import ChromaPassages
-    ChromaPassages.open("folder", "collection", None)
+    from aurify.knowledge.adapters import open_chroma
+    open_chroma("folder", "collection", None)
 
 def faiss():
-    from aurify.knowledge.adapters import FaissPassages
-    FaissPassages.open("index", "passages", None)
+    from aurify.knowledge.adapters import open_faiss
+    open_faiss("index", "passages", None)
 
 def tensorboard():
     from aurify.tracking.trackers.tensorboard import open_summary_writer
@@ -82,6 +86,7 @@ def tensorboard():
 
 WANTED = {
     hub_data_set: "hub", parquet_file: "hub", gym_task: "gym", math_reward: "math", judge: "judge",
+    call_schema: "tools",
     knowledge_base: "memory", embedder: "memory", web_page: "memory", pdf: "memory", code: "memory",
     server: "serve", chroma: "chroma", faiss: "faiss", tensorboard: "tensorboard",
 }

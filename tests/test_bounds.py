@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import pytest
-from annotated_types import Gt, Interval, Le
 
 from aurify import config
-from aurify.bounds import Checked, PositiveInt, Share
+from aurify.bounds import Checked, Gt, Interval, Le, PositiveInt, Share
 from aurify.errors import UserError
 
 

@@ -1,18 +1,51 @@
 """The range of an option, written where the option is declared: `rank: PositiveInt = 16`, or
 `dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0`. A text in the annotation is advice:
-`Annotated[float, Gt(1), "3 is usual"]`. Ge, Gt, Interval and the like are those of annotated_types, which comes with
-pydantic."""
+`Annotated[float, Gt(1), "3 is usual"]`.
+
+Ge, Gt and the like resemble those of annotated_types, which comes with pydantic; a machine that only trains has
+neither."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Interval, Le, Lt
-
 from aurify.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ge:
+    ge: float
+
+
+@dataclass(frozen=True)
+class Gt:
+    gt: float
+
+
+@dataclass(frozen=True)
+class Le:
+    le: float
+
+
+@dataclass(frozen=True)
+class Lt:
+    lt: float
+
+
+class Interval:
+    """Several bounds at once: `Interval(ge=0, lt=1)`."""
+
+    def __init__(
+        self, *, ge: float | None = None, gt: float | None = None, le: float | None = None, lt: float | None = None
+    ) -> None:
+        lowest = [Ge(ge)] if ge is not None else [Gt(gt)] if gt is not None else []
+        highest = [Le(le)] if le is not None else [Lt(lt)] if lt is not None else []
+        self.bounds: list[Ge | Gt | Le | Lt] = [*lowest, *highest]
+
 
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
@@ -64,7 +97,7 @@ def bounds_in(hint: Any) -> Iterator[Any]:
         for part in get_args(hint):
             yield from bounds_in(part)
     for item in getattr(hint, "__metadata__", ()):
-        yield from item if isinstance(item, Interval) else (item,)
+        yield from item.bounds if isinstance(item, Interval) else (item,)
 
 
 def describe_range(low: Ge | Gt | None, high: Le | Lt | None) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from aurify.errors import UserError
-from aurify.knowledge.adapters import ChromaPassages, FaissPassages, Passages, to_chroma
+from aurify.knowledge.adapters import open_chroma, open_faiss, search_faiss
 from aurify.knowledge.knowledge_base import KnowledgeBase
+from aurify.knowledge.types import Retriever
 
 sys.path.insert(0, str(Path(__file__).parent))
 from words import WordEmbedder, some_documents
@@ -29,9 +30,9 @@ def expected(query, limit, allowed=lambda document: True):
     return [(id, pytest.approx(-score, abs=1e-5)) for score, id, document in ranked if allowed(document)][:limit]
 
 
-def check(passages: Passages):
-    found = passages.search_many(QUERIES, 4)
-    odd = passages.search_many(QUERIES, 4, where=ODD)
+def check(search: Retriever):
+    found = search(QUERIES, 4)
+    odd = search(QUERIES, 4, where=ODD)
     for query, hits, odd_hits in zip(QUERIES, found, odd, strict=True):
         assert [(hit.chunk.document, hit.score) for hit in hits] == expected(query, 4)
         wanted = expected(query, 4, lambda document: document.metadata["number"] in range(7, 22, 2))
@@ -39,35 +40,30 @@ def check(passages: Passages):
         assert [hit.ranks["dense"] for hit in hits] == [1, 2, 3, 4]
         texts = {document.id: document.text for document in DOCUMENTS}
         assert all(hit.chunk.text == texts[hit.chunk.document] for hit in hits)
-    assert passages.search_many([]) == []
-    assert len(passages.search_many(["x"], 99)[0]) == 30
+    assert search(QUERIES, 4, where={"number": "7"}) == search(QUERIES, 4, where={"number": [7.0, "x"]})
+    assert [len(hits) for hits in search(QUERIES, 4, where={"number": 7})] == [1, 1, 1]
+    assert search(QUERIES, 4, where={"missing": 7}) == [[], [], []]
+    assert search([]) == []
+    assert len(search(["x"], 99)[0]) == 30
 
 
 @pytest.mark.parametrize("space", ["cosine", "ip", "l2"])
 def test_a_chroma_collection(tmp_path, space):
     chromadb = pytest.importorskip("chromadb")
     with pytest.raises(UserError, match="holds no ChromaDB"):
-        ChromaPassages.open(tmp_path, "notes", EMBEDDER)
+        open_chroma(tmp_path, "notes", EMBEDDER)
     client = chromadb.PersistentClient(str(tmp_path), chromadb.config.Settings(anonymized_telemetry=False))
     collection = client.create_collection("notes", embedding_function=None, configuration={"hnsw": {"space": space}})
     with pytest.raises(UserError, match="no collection 'other'; it has notes"):
-        ChromaPassages.open(tmp_path, "other", EMBEDDER)
-    assert ChromaPassages.open(tmp_path, "notes", EMBEDDER).search_many(["x"]) == [[]]
+        open_chroma(tmp_path, "other", EMBEDDER)
+    assert open_chroma(tmp_path, "notes", EMBEDDER)(["x"]) == [[]]
     collection.add(
         ids=[document.id for document in DOCUMENTS],
         embeddings=VECTORS,
         documents=[document.text for document in DOCUMENTS],
         metadatas=[dict(document.metadata) for document in DOCUMENTS],
     )
-    check(ChromaPassages.open(tmp_path, "notes", EMBEDDER))
-
-
-def test_conditions_in_chromas_language():
-    assert to_chroma(None) is to_chroma({}) is None
-    assert to_chroma({"a": 1}) == {"a": {"$in": [1]}}
-    assert to_chroma({"a": {">": 1, "!=": 3}, "b": ["x", "y"]}) == {
-        "$and": [{"a": {"$gt": 1}}, {"a": {"$ne": 3}}, {"b": {"$in": ["x", "y"]}}]
-    }
+    check(open_chroma(tmp_path, "notes", EMBEDDER))
 
 
 @pytest.mark.parametrize("kind", ["IndexFlatIP", "IndexFlatL2"])
@@ -75,11 +71,11 @@ def test_a_faiss_index(kind):
     faiss = pytest.importorskip("faiss")
     index = getattr(faiss, kind)(EMBEDDER.dim)
     index.add(VECTORS)
-    check(FaissPassages(index, DOCUMENTS, EMBEDDER))
+    check(search_faiss(index, DOCUMENTS, EMBEDDER))
     with pytest.raises(UserError, match="has 30 vectors, and 29 are needed"):
-        FaissPassages(index, DOCUMENTS[1:], EMBEDDER)
+        search_faiss(index, DOCUMENTS[1:], EMBEDDER)
     with pytest.raises(UserError, match="has 256 numbers a vector, and 8 are needed"):
-        FaissPassages(index, DOCUMENTS, WordEmbedder(8))
+        search_faiss(index, DOCUMENTS, WordEmbedder(8))
 
 
 def test_the_files_of_search_r1(tmp_path):
@@ -90,20 +86,20 @@ def test_the_files_of_search_r1(tmp_path):
     lines = [{"id": 7, "contents": '"A title"\nand\ntext'}, {"id": "8", "contents": "text alone"}]
     corpus = tmp_path / "wiki.jsonl"
     with pytest.raises(UserError, match=r"there is no file .*wiki\.jsonl"):
-        FaissPassages.open(tmp_path / "e5.index", corpus, EMBEDDER)
+        open_faiss(tmp_path / "e5.index", corpus, EMBEDDER)
     corpus.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    passages = FaissPassages.open(tmp_path / "e5.index", corpus, EMBEDDER)
-    (hits,) = passages.search_many([DOCUMENTS[0].text], 1)
+    search = open_faiss(tmp_path / "e5.index", corpus, EMBEDDER)
+    (hits,) = search([DOCUMENTS[0].text], 1)
     assert (hits[0].chunk.document, hits[0].chunk.title, hits[0].chunk.text) == ("7", "A title", "and\ntext")
     assert hits[0].score == pytest.approx(1, abs=1e-5)
     corpus.write_text('{"id": 1}\n')
     with pytest.raises(UserError, match=r"wiki\.jsonl:1: expected"):
-        FaissPassages.open(tmp_path / "e5.index", corpus, EMBEDDER)
+        open_faiss(tmp_path / "e5.index", corpus, EMBEDDER)
 
 
 def test_a_knowledge_base_speaks_the_same_protocol(tmp_path):
     kb = KnowledgeBase.create(tmp_path / "kb", EMBEDDER)
     kb.add(DOCUMENTS)
-    passages: Passages = kb
-    assert len(passages.search_many(QUERIES, 4, where=ODD)[0]) == 4
-    assert np.all([hit.metadata["parity"] == "odd" for hit in passages.search_many(QUERIES, 4, where=ODD)[0]])
+    search: Retriever = kb.search_many
+    assert len(search(QUERIES, 4, where=ODD)[0]) == 4
+    assert np.all([hit.metadata["parity"] == "odd" for hit in search(QUERIES, 4, where=ODD)[0]])

@@ -14,7 +14,7 @@ import torch
 
 from aurify.errors import UserError
 from aurify.knowledge import embedding
-from aurify.knowledge.embedding import MINILM, SentenceEmbedder, batches, find_model, load_embedder
+from aurify.knowledge.embedding import MINILM, SentenceEmbedder, find_embedder, load_embedder, split_by_length
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "fish", "swims", "in", "sea", "query", ":", "dog", "runs"]
 
@@ -85,10 +85,10 @@ def test_documents_get_the_vectors_of_encode_in_their_order(embedder):
 
 def test_batches_are_bounded_in_rows_and_characters_and_hold_every_text():
     lengths = [5, 100, 0, 30, 30, 30, 7, 1000, 2]
-    made = list(batches(lengths, max_rows=4, max_chars=100))
+    made = list(split_by_length(lengths, max_rows=4, max_chars=100))
     assert sorted(place for batch in made for place in batch) == list(range(9))
     assert made == [[7], [1], [3, 4, 5], [6, 0, 8, 2]]
-    assert list(batches([], 4, 100)) == []
+    assert list(split_by_length([], 4, 100)) == []
 
 
 def test_a_model_that_wants_more_is_asked_by_encode(folder):
@@ -153,7 +153,7 @@ def test_what_is_no_model_is_said_plainly(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be loaded"):
         load_embedder(str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert find_model("owner/model") == "owner/model"
+    assert find_embedder("owner/model") == "owner/model"
 
 
 @pytest.fixture
@@ -187,13 +187,13 @@ def test_the_wheel_is_fetched_once_and_used_from_the_cache(wheel, tmp_path, embe
     assert sorted(path.name for path in cached.parent.iterdir()) == [MINILM, f"{MINILM}.lock"]
     assert {path.name for path in cached.iterdir()} >= {"modules.json", "model.safetensors"}
     wheel.unlink()
-    assert find_model(MINILM) == str(cached)
+    assert find_embedder(MINILM) == str(cached)
 
 
 def test_another_wheel_than_the_known_one_is_not_used(wheel, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "SHA256", "0" * 64)
     with pytest.raises(UserError, match=r"SHA-256 [0-9a-f]{64}, expected 0{64}; it is not used"):
-        find_model(MINILM)
+        find_embedder(MINILM)
     assert not (tmp_path / "cache" / "models" / MINILM).exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aurify.cli.main import app
-from aurify.cli.search import conditions
+from aurify.cli.search import parse_conditions
 from aurify.errors import UserError
 from aurify.knowledge import knowledge_base as knowledge
 from aurify.knowledge.knowledge_base import KnowledgeBase
@@ -60,6 +60,8 @@ def test_lines_for_programs_and_conditions(typed):
         (("x", "--kb", "notes", "--mode", "word"), "mode is 'word'; expected one of dense, bm25, hybrid"),
         (("x", "--kb", "notes", "--where", "odd"), "--where 'odd': expected KEY=VALUE"),
         (("x", "--kb", "notes", "-n", "0"), "limit is 0"),
+        (("", "--kb", "notes"), "the question is empty"),
+        ((" ", "--kb", "notes"), "the question is empty"),
         (("x", "--kb", "notes", "--rerank", "magic"), "reranker 'magic'"),
     ],
 )
@@ -74,8 +76,31 @@ def test_nothing_found_is_said(typed):
     assert "the knowledge base is empty" in typed("x", "--kb", "new")[1]
 
 
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ("format=text", "no metadata is called 'format'; did you mean 'document.format'? It is text ("),
+        ("kind=code", "did you mean 'chunk.kind'? It is prose ("),
+        ("parity=none", "parity is even ("),
+        ("parity=none", "odd ("),
+        ("number>100", "and 2 more"),
+        ("pairity=odd", "no metadata is called 'pairity'; did you mean 'parity'?"),
+        ("zzz=1", "known: chunk.kind, document.format, document.id, document.source, number, parity"),
+    ],
+)
+def test_a_condition_that_matches_nothing_names_what_could_match(typed, where, told):
+    code, output = typed("word1", "--kb", "notes", "--where", where, "--where", "document.source=folder")
+    assert code == 0 and "nothing found among" in output
+    assert told in " ".join(output.split()) and "document.source is" not in output
+
+
+def test_lines_for_programs_stay_lines_where_nothing_is_found(typed):
+    code, output = typed("word1", "--kb", "notes", "--where", "parity=none", "--json")
+    assert code == 0 and not [line for line in output.splitlines() if line.startswith("{")]
+
+
 def test_conditions_from_the_command_line():
-    assert conditions(["a=1", "a=x", "b>=2.5", "b<4", "c=true", "d != e=f"]) == {
+    assert parse_conditions(["a=1", "a=x", "b>=2.5", "b<4", "c=true", "d != e=f"]) == {
         "a": [1, "x"],
         "b": {">=": 2.5, "<": 4},
         "c": [True],
@@ -83,4 +108,4 @@ def test_conditions_from_the_command_line():
     }
     for wrong in (["a=1", "a>2"], ["a>1", "a>2"], ["=1"]):
         with pytest.raises(UserError, match="--where"):
-            conditions(wrong)
+            parse_conditions(wrong)

@@ -32,8 +32,8 @@ def store(tmp_path):
     return LanceStore(tmp_path)
 
 
-def found(snapshot, places):
-    return [(snapshot.id(place), score) for place, score in places]
+def found(snapshot, indices):
+    return [(snapshot.id(index), score) for index, score in indices]
 
 
 def test_everything_comes_back(store):
@@ -46,7 +46,7 @@ def test_everything_comes_back(store):
     assert again.digests("other") == {} and again.num_chunks() == 5 and again.dim() == 8
     order = [4, 0, 3]
     held = snapshot.chunks(order)
-    assert [chunk for chunk, _ in held] == [rows[place].chunk for place in order]
+    assert [chunk for chunk, _ in held] == [rows[index].chunk for index in order]
     assert held[0][1] == {"year": 2024, "x": 1.5, "ok": True, "é": 'q"'}
 
 
@@ -66,10 +66,10 @@ def test_dense_is_exact(store, monkeypatch, in_memory):
     query = rows_of("q", ["q"], seed=5)[0].vector
     expected = sorted(((float(row.vector @ query), row.chunk.id) for row in rows), reverse=True)
     snapshot = store.snapshot()
-    places = snapshot.dense(query, 7)
-    assert found(snapshot, places) == [(id, pytest.approx(score, abs=2e-6)) for score, id in expected[:7]]
-    chosen = [place for place, _ in snapshot.dense(query, 60)][30:]
-    assert [place for place, _ in snapshot.dense(query, 3, np.sort(chosen))] == chosen[:3]
+    indices = snapshot.dense(query, 7)
+    assert found(snapshot, indices) == [(id, pytest.approx(score, abs=2e-6)) for score, id in expected[:7]]
+    chosen = [index for index, _ in snapshot.dense(query, 60)][30:]
+    assert [index for index, _ in snapshot.dense(query, 3, np.sort(chosen))] == chosen[:3]
     assert snapshot.dense(query, 3, np.array([], int)) == []
     assert snapshot.cosines(query, chosen[:2]) == pytest.approx([score for score, _ in expected[30:32]], abs=2e-6)
 
@@ -82,8 +82,8 @@ def test_equal_scores_are_ordered_by_id_wherever_the_limit_cuts(store):
     snapshot = store.snapshot()
     for limit in (1, 3, 10):
         expected = [f"d{i:02}#0" for i in range(limit)]
-        assert [snapshot.id(place) for place, _ in snapshot.dense(same, limit)] == expected
-        assert [snapshot.id(place) for place, _ in snapshot.bm25("words", limit)] == expected
+        assert [snapshot.id(index) for index, _ in snapshot.dense(same, limit)] == expected
+        assert [snapshot.id(index) for index, _ in snapshot.bm25("words", limit)] == expected
 
 
 def test_words_are_found_and_signs_are_only_signs(store):
@@ -91,7 +91,7 @@ def test_words_are_found_and_signs_are_only_signs(store):
     snapshot = store.snapshot()
 
     def ids(query, limit=9, among=None):
-        return {snapshot.id(place) for place, _ in snapshot.bm25(query, limit, among)}
+        return {snapshot.id(index) for index, _ in snapshot.bm25(query, limit, among)}
 
     assert ids("apples") == {"d#0", "d#1"}  # stems
     assert ids('"red" AND (sky OR) -y* ~') == {"d#0", "d#2", "d#3"}
@@ -109,8 +109,8 @@ def test_conditions_on_metadata(store):
 
     def ids(**where):
         where = {key.replace("__", "."): value for key, value in where.items()}
-        places = snapshot.matching(where)
-        got = [snapshot.id(place)[:2] for place in places]
+        indices = snapshot.find_matching(where)
+        got = [snapshot.id(index)[:2] for index in indices]
         held = [(chunk, metadata) for chunk, metadata in snapshot.chunks(range(4))]
         columns = [{"document.id": chunk.document, "document.format": "go"} for chunk, _ in held]
         assert got == [
@@ -127,7 +127,7 @@ def test_conditions_on_metadata(store):
     assert ids(topic={"!=": "heart"}) == ["d1"] and ids(new=True) == ["d2"] and ids(new=False) == ids(nothing="x") == []
     assert ids(topic=[]) == [] and ids(document__id="d3") == ["d3"] and len(ids(document__format="go")) == 4
     assert ids(topic="x' OR '1'='1") == ids(**{"x' OR '1'='1": "y"}) == []
-    assert snapshot.matching({}) is None and to_sql(None) is None
+    assert snapshot.find_matching({}) is None and to_sql(None) is None
     for wrong in ({"a": None}, {"a": {"~": 1}}, {"a": [{}]}):
         with pytest.raises(UserError, match=r"where: 'a' is .*; expected a text, number or boolean"):
             to_sql(wrong)
@@ -155,7 +155,7 @@ def test_whatever_an_interrupted_writer_left_is_swept(store, monkeypatch, step):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(writing, "record_table", stop)
+        patched.setattr(store, "_add_records", stop)
         patched.setattr(store, "_delete_chunks", stop)
         if step == "remove":
             store.remove(["b"])
@@ -172,7 +172,7 @@ def test_a_writer_stopped_before_it_indexed_the_words(store, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(store, "_index_words", lambda table: None)
         store.add([], [])
-        store._made(writing.CHUNKS, writing.chunk_schema(8))
+        store._open_or_create(writing.CHUNKS, writing.chunk_schema(8))
     again = LanceStore(store.folder)
     again.sweep(again.digests().keys())
     again.add(rows_of("d"), [Record("d", "x")])

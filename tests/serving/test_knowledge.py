@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from aurify.errors import UserError
+from aurify.knowledge.client import Passage, Retriever, RetrieverError, RetrieverOptions, passages_of
 from aurify.knowledge.types import Chunk, Document, Hit
 from aurify.serving.knowledge import LOOPBACK, Line, Question, ServiceOptions, application, bound, read_question
-from aurify.serving.knowledge_client import Passage, Retriever, RetrieverError, RetrieverOptions, passages_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 from words import WordEmbedder

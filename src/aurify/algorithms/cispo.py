@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
-from annotated_types import Gt
 from torch import Tensor
 
 from aurify.algorithms.effects import NEVER, Effects
 from aurify.algorithms.grpo import GRPO
+from aurify.bounds import Gt
 from aurify.errors import UserError
 from aurify.types import Batch, Outputs
 

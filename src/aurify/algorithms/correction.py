@@ -24,10 +24,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
-from annotated_types import Gt, Interval
 from torch import Tensor
 
-from aurify.bounds import Checked
+from aurify.bounds import Checked, Gt, Interval
 from aurify.errors import UserError
 from aurify.types import Batch
 

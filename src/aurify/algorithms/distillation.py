@@ -26,11 +26,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Gt, Interval
 from torch import Tensor
 
 from aurify.algorithms.effects import NEVER, Effect, Effects
 from aurify.algorithms.grpo import GRPO
+from aurify.bounds import Gt, Interval
 from aurify.errors import UserError
 from aurify.types import Batch, Datum, Divergence, Group, Need, Outputs, Policy
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from annotated_types import Interval
 from torch import Tensor
 
+from aurify.bounds import Interval
 from aurify.types import Batch, Outputs, Sums
 
 Smoothing = Annotated[float, Interval(ge=0, lt=0.5)]  # the share of pairs that are labelled the wrong way round

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from aurify.cli.names import find_kb
+from aurify.config import did_you_mean
 from aurify.errors import UserError
 
 if TYPE_CHECKING:
+    from collections import Counter
+
     from rich.console import Console
 
+    from aurify.knowledge.knowledge_base import KnowledgeBase
     from aurify.knowledge.types import Hit, Value
+
+    Conditions = dict[str, dict[str, Value] | list[Value]]
 
 CONDITION = re.compile(r"([^=<>!]+?)\s*(!=|<=|>=|=|<|>)\s*(.*)", re.DOTALL)
 STAGES = ("dense", "bm25", "fused", "reranked")
-SHOWN = 600  # characters of a passage
+MAX_CHARS = 600  # of a passage that is shown
+MAX_VALUES = 10  # of a metadata key that are named where none of them matched
 
 
 def search(
@@ -37,43 +45,42 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a hit and line.")] = False,
 ) -> None:
     """Find the passages of a knowledge base that answer a question."""
-    from typing import cast
-
     from rich.console import Console
 
     from aurify.knowledge.knowledge_base import KnowledgeBase
     from aurify.knowledge.rerank import load_reranker
-    from aurify.knowledge.types import Mode
 
+    if not query.strip():
+        raise UserError(f"the question is empty; write it in quotes: aurify search 'how is it stored?' --kb {kb}")
     base = KnowledgeBase.open(find_kb(kb))
+    wanted = parse_conditions(where or [])
     times: dict[str, float] = {}
     hits = base.search(
         query,
         num,
-        cast("Mode | None", mode),
-        conditions(where or []),
-        load_reranker(rerank),
+        mode,  # type: ignore[arg-type]  # checked there
+        where=wanted,
+        rerank=load_reranker(rerank),
         per_document=not all_passages,
         times=times,
     )
+    if not hits:
+        typer.echo(explain_nothing(base, wanted), err=as_json)
     if as_json:
         for hit in hits:
-            typer.echo(as_line(hit))
+            typer.echo(to_json(hit))
         return
     console = Console(highlight=False)
-    if not hits:
-        held = base.store.num_chunks()
-        console.print(f"nothing found among {held:,} passages" if held else "the knowledge base is empty")
     for rank, hit in enumerate(hits, 1):
-        show(console, rank, hit)
+        show_hit(console, rank, hit)
     if explain:
         show_stages(console, hits, times)
 
 
-def conditions(given: list[str]) -> dict[str, dict[str, Value] | list[Value]]:
+def parse_conditions(texts: list[str]) -> Conditions:
     """Equalities with one key mean any of them; other comparisons must all hold."""
-    found: dict[str, dict[str, Value] | list[Value]] = {}
-    for text in given:
+    found: Conditions = {}
+    for text in texts:
         match = CONDITION.fullmatch(text.strip())
         if match is None:
             raise UserError(f"--where {text!r}: expected KEY=VALUE, or another of != < <= > >= in between")
@@ -82,15 +89,15 @@ def conditions(given: list[str]) -> dict[str, dict[str, Value] | list[Value]]:
         if isinstance(held, list) != (sign == "="):
             raise UserError(f"--where {text!r}: {key} is asked to be equal to something, and compared as well")
         if isinstance(held, list):
-            held.append(value_of(value))
+            held.append(parse_value(value))
         elif sign in held:
             raise UserError(f"--where {text!r}: {key} has one {sign} already")
         else:
-            held[sign] = value_of(value)
+            held[sign] = parse_value(value)
     return found
 
 
-def value_of(text: str) -> Value:
+def parse_value(text: str) -> Value:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for read in (int, float):
@@ -101,7 +108,35 @@ def value_of(text: str) -> Value:
     return text
 
 
-def show(console: Console, rank: int, hit: Hit) -> None:
+def explain_nothing(base: KnowledgeBase, wanted: Conditions) -> str:
+    """Why there are no hits: where a condition matches nothing, the keys or the values that it could have asked for."""
+    snapshot = base.store.snapshot()
+    if snapshot is None or not len(snapshot):
+        return "the knowledge base is empty"
+    lines = [f"nothing found among {len(snapshot):,} passages"]
+    counts = snapshot.count_values() if wanted else {}
+    for key, condition in wanted.items():
+        matching = snapshot.find_matching({key: condition})
+        if matching is not None and len(matching):
+            continue
+        near = next((name for name in (f"document.{key}", f"chunk.{key}") if name in counts), None)
+        if key in counts:
+            lines.append(f"--where: {key} is {list_values(counts[key])}")
+        elif near:
+            lines.append(
+                f"--where: no metadata is called {key!r}; did you mean {near!r}? It is {list_values(counts[near])}"
+            )
+        else:
+            lines.append(f"--where: no metadata is called {key!r}{did_you_mean(key, counts)}")
+    return "\n".join(lines)
+
+
+def list_values(counts: Counter[Value]) -> str:
+    shown = ", ".join(f"{value} ({num:,} passages)" for value, num in counts.most_common(MAX_VALUES))
+    return shown + (f" and {len(counts) - MAX_VALUES:,} more" if len(counts) > MAX_VALUES else "")
+
+
+def show_hit(console: Console, rank: int, hit: Hit) -> None:
     from rich.markup import escape
 
     chunk = hit.chunk
@@ -111,7 +146,7 @@ def show(console: Console, rank: int, hit: Hit) -> None:
     if above:
         console.print(" > ".join(dict.fromkeys(above)), style="cyan", markup=False, soft_wrap=True)
     text = chunk.text.strip()
-    console.print(text[:SHOWN] + (" ..." if len(text) > SHOWN else ""), markup=False, soft_wrap=True)
+    console.print(text[:MAX_CHARS] + (" ..." if len(text) > MAX_CHARS else ""), markup=False, soft_wrap=True)
     console.print()
 
 
@@ -121,8 +156,7 @@ def show_stages(console: Console, hits: list[Hit], times: dict[str, float]) -> N
     stages = [stage for stage in STAGES if any(stage in hit.scores for hit in hits)]
     table = Table("", "passage", *(f"{stage} (rank)" for stage in stages), box=None, header_style="bold")
     for rank, hit in enumerate(hits, 1):
-        parts = ((hit.scores.get(stage), hit.ranks.get(stage, "-")) for stage in stages)
-        cells = ["-" if score is None else f"{score:.4f} ({place})" for score, place in parts]
+        cells = [f"{hit.scores[stage]:.4f} ({hit.ranks[stage]})" if stage in hit.scores else "-" for stage in stages]
         table.add_row(str(rank), hit.chunk.id, *cells)
     console.print(table)
     told = ", ".join(f"{stage} {1000 * seconds:.1f} ms" for stage, seconds in times.items() if seconds >= 5e-5)
@@ -130,11 +164,9 @@ def show_stages(console: Console, hits: list[Hit], times: dict[str, float]) -> N
     console.print(told + both, style="dim", soft_wrap=True)
 
 
-def as_line(hit: Hit) -> str:
-    import json
-    from dataclasses import asdict
-
-    values = asdict(hit)
-    chunk = values.pop("chunk")
-    kept = ("document", "title", "breadcrumb", "kind", "first_line", "last_line", "text")
-    return json.dumps({**{name: chunk[name] for name in kept}, **values}, ensure_ascii=False)
+def to_json(hit: Hit) -> str:
+    names = ("document", "title", "breadcrumb", "kind", "first_line", "last_line", "text")
+    values = {name: getattr(hit.chunk, name) for name in names}
+    for name in ("score", "metadata", "scores", "ranks"):
+        values[name] = getattr(hit, name)
+    return json.dumps(values, ensure_ascii=False)

@@ -25,11 +25,10 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Interval
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from aurify.bounds import Checked, PositiveInt
+from aurify.bounds import Checked, Interval, PositiveInt
 from aurify.errors import UserError
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -268,3 +267,30 @@ def read_config(folder: Path) -> LoraConfig:
             raise UserError(f"{folder / CONFIG_FILE}: {key!r} is not supported; merge the adapter with peft first")
     targets = values["target_modules"]
     return LoraConfig(values["r"], values["lora_alpha"], values.get("lora_dropout", 0.0), targets)
+
+
+def open_adapter(
+    module: Any, folder: Path | None, lora: LoraConfig | None, score: nn.Linear | None, seed: int
+) -> Adapter | None:
+    """The adapter that is trained: a fresh one, or that of `folder`. Without `lora` the folder's is merged into the
+    module, and all weights are trained."""
+    if folder is None and lora is None:
+        return None
+    config = lora or read_config(folder)  # type: ignore[arg-type]
+    if folder is not None and lora is not None:
+        saved = read_config(folder)
+        if (saved.rank, saved.alpha) != (lora.rank, lora.alpha):
+            raise UserError(
+                f"lora: rank {lora.rank} and alpha {lora.alpha} differ from the adapter in {folder} "
+                f"({saved.rank}, {saved.alpha}), which this stage goes on with; give the same, or lora: null"
+            )
+    adapter = Adapter.attach(module, config, seed)
+    if folder is not None:
+        adapter.load(folder, score)
+    if score is not None:
+        score.requires_grad_(True)
+    if lora is None:
+        adapter.merge_for_good(module)
+        return None
+    adapter.merge()
+    return adapter

@@ -109,11 +109,11 @@ def tune(
             lists = {"dense": snapshot.dense(vector, num), "bm25": snapshot.bm25(text, num)}
             for options, found in zip(tried, results, strict=True):
                 order = (
-                    searching.fused(snapshot, lists, vector, options).order
+                    searching.fuse(snapshot, lists, vector, options)
                     if options.mode == "hybrid"
                     else lists[options.mode]
                 )
-                best = searching.best_of_each(snapshot, order, per_document, DEPTH)
+                best = searching.pick(snapshot, order, per_document, DEPTH)
                 missing = [place for place, _ in best if place not in held]
                 for place, (chunk, _) in zip(missing, snapshot.chunks(missing), strict=True):
                     held[place] = Hit(chunk, 0.0)

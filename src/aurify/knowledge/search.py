@@ -1,11 +1,11 @@
-"""The stages of a search: words and meaning find candidates, their lists are fused, the best of each document is kept,
-and a second stage may look at the rest more closely."""
+"""The stages of a search: words and meaning find candidates, their lists are fused, the best passage of each document
+is kept, and a second stage may look at the rest more closely."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
@@ -15,15 +15,13 @@ import numpy as np
 from aurify.bounds import Checked, NonNegativeFloat, PositiveInt, Share
 from aurify.config import did_you_mean
 from aurify.errors import UserError
-from aurify.knowledge.fusion import rrf, weighted
-from aurify.knowledge.snapshot import Snapshot, in_background
-from aurify.knowledge.types import Chunk, Embedder, Hit, Mode, Reranker
-from aurify.knowledge.where import Where
+from aurify.knowledge.fusion import fuse_ranks, fuse_scores
+from aurify.knowledge.snapshot import Ranking, Snapshot, in_background
+from aurify.knowledge.types import Chunk, Embedder, Hit, Mode, Reranker, Where
 
 Times = MutableMapping[str, float]  # stage -> seconds, added up
-Places = list[tuple[int, float]]
 Fusion = Literal["weighted", "rrf"]
-LOOKED_UP_TOGETHER = 2  # questions
+QUERIES_AT_ONCE = 2  # whose words are looked up together
 PER_LIMIT = 5  # candidates for each hit asked for: several may be of one document
 
 
@@ -34,18 +32,15 @@ class SearchOptions(Checked):
 
     mode: Mode = "hybrid"
     fusion: Fusion = "weighted"
-    dense_weight: Share = 0.85  # the rest is that of the words
+    dense_weight: Share = 0.85  # words have the rest
     k: NonNegativeFloat = 60  # of reciprocal rank fusion
     candidates: PositiveInt = 100  # of each first stage
     reranked: PositiveInt = 50  # that a second stage looks at
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, choices in (
-            ("mode", self.mode, get_args(Mode)),
-            ("fusion", self.fusion, get_args(Fusion)),
-        ):
-            if value not in choices:
+        for name, choices in (("mode", get_args(Mode)), ("fusion", get_args(Fusion))):
+            if (value := getattr(self, name)) not in choices:
                 raise UserError(
                     f"search: {name} is {value!r}; expected one of {', '.join(choices)}{did_you_mean(value, choices)}"
                 )
@@ -55,17 +50,9 @@ class SearchOptions(Checked):
         return {"dense": self.dense_weight, "bm25": 1 - self.dense_weight}
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
-    """What the first stages found for one query: their lists by name, and how these became one."""
-
-    lists: Mapping[str, Places]
-    order: Places
-
-
 def search(
     snapshot: Snapshot,
-    embedder: Callable[[], Embedder],
+    open_embedder: Callable[[], Embedder],
     queries: Sequence[str],
     options: SearchOptions,
     *,
@@ -78,123 +65,116 @@ def search(
     """The hits of each query. Queries are embedded in one batch, while their words are looked up."""
     times = {} if times is None else times
     options = replace(options, candidates=max(options.candidates, PER_LIMIT * limit))
-    hits = []
-    for query, found in zip(queries, first_stages(snapshot, embedder, queries, options, where, times), strict=True):
-        with timed(times, "fetch"):
-            num = limit if rerank is None else max(limit, options.reranked)
-            chosen = fetched(snapshot, found, best_of_each(snapshot, found.order, per_document, num))
+    num = limit if rerank is None else max(limit, options.reranked)
+    results = []
+    found = find_candidates(snapshot, open_embedder, queries, options, where, times)
+    for query, lists in zip(queries, found, strict=True):
+        with measure(times, "fetch"):
+            hits = fetch_hits(snapshot, lists, num, per_document)
         if rerank is not None:
-            with timed(times, "rerank"):
-                chosen = reranked(rerank, query, chosen)
-        hits.append((chosen if per_document else without_overlaps(chosen))[:limit])
-    return hits
+            with measure(times, "rerank"):
+                hits = apply_reranker(rerank, query, hits)
+        results.append((hits if per_document else drop_overlaps(hits))[:limit])
+    return results
 
 
-def first_stages(
+def find_candidates(
     snapshot: Snapshot,
-    embedder: Callable[[], Embedder],
+    open_embedder: Callable[[], Embedder],
     queries: Sequence[str],
     options: SearchOptions,
     where: Where | None,
     times: Times,
-) -> Iterator[Found]:
-    together = asyncio.Semaphore(LOOKED_UP_TOGETHER)
+) -> Iterator[dict[str, Ranking]]:
+    """For each query the list of each stage by name. The last one is the order of the hits."""
+    gate = asyncio.Semaphore(QUERIES_AT_ONCE)
 
-    async def by_words(query: str) -> tuple[Places, float]:
-        async with together:
+    async def look_up(query: str) -> tuple[Ranking, float]:
+        async with gate:
             start = time.perf_counter()
-            return await snapshot.words(query, options.candidates, among), time.perf_counter() - start
+            return await snapshot.search_words(query, options.candidates, among), time.perf_counter() - start
 
-    with timed(times, "filter"):
-        among = snapshot.matching(where)
-    words = [in_background(by_words(query)) for query in queries if options.mode != "dense"]
-    vectors = None
+    with measure(times, "filter"):
+        among = snapshot.find_matching(where)
+    words = [in_background(look_up(query)) for query in queries if options.mode != "dense"]
     if options.mode != "bm25":
-        with timed(times, "load"):
-            model = embedder()
-        with timed(times, "embed"):
-            vectors = model.embed_queries(queries)
-        meant = snapshot.dense_many(vectors, options.candidates, among)
+        with measure(times, "load"):
+            embedder = open_embedder()
+        with measure(times, "embed"):
+            vectors = embedder.embed_queries(queries)
+        by_meaning = snapshot.dense_many(vectors, options.candidates, among)
     for number in range(len(queries)):
-        lists: dict[str, Places] = {}
-        if vectors is not None:
-            with timed(times, "dense"):
-                lists["dense"] = next(meant)
-        if words:
+        lists: dict[str, Ranking] = {}
+        if options.mode != "bm25":
+            with measure(times, "dense"):
+                lists["dense"] = next(by_meaning)
+        if options.mode != "dense":
             lists["bm25"], seconds = words[number].result()
             times["bm25"] = times.get("bm25", 0.0) + seconds
-        if vectors is None or not words:
-            yield Found(lists, *lists.values())
-            continue
-        with timed(times, "fuse"):
-            found = fused(snapshot, lists, vectors[number], options)
-        yield found
+        if options.mode == "hybrid":
+            with measure(times, "fuse"):
+                lists["fused"] = fuse(snapshot, lists, vectors[number], options)
+        yield lists
 
 
-def fused(snapshot: Snapshot, lists: dict[str, Places], vector: np.ndarray, options: SearchOptions) -> Found:
-    """A weighted sum needs the cosine of what only words have found, too; ranks are those of the lists."""
+def fuse(snapshot: Snapshot, lists: dict[str, Ranking], vector: np.ndarray, options: SearchOptions) -> Ranking:
+    """A weighted sum also needs the cosines of what only words have found; ranks are those of the lists."""
     if options.fusion == "rrf":
-        return Found(lists, rrf(lists, options.weights, options.k))
-    seen = {place for place, _ in lists["dense"]}
-    unseen = [place for place, _ in lists["bm25"] if place not in seen]
+        return fuse_ranks(lists, options.weights, options.k)
+    seen = {index for index, _ in lists["dense"]}
+    unseen = [index for index, _ in lists["bm25"] if index not in seen]
     cosines = [round(float(cosine), 6) for cosine in snapshot.cosines(vector, unseen)] if unseen else []
-    complete = {**lists, "dense": [*lists["dense"], *zip(unseen, cosines, strict=True)]}
-    return Found(lists, weighted(complete, options.weights))
+    return fuse_scores({**lists, "dense": [*lists["dense"], *zip(unseen, cosines, strict=True)]}, options.weights)
 
 
-def best_of_each(snapshot: Snapshot, order: Places, per_document: bool, num: int) -> Places:
-    """The first `num` of the order, of each document the best alone if so told."""
+def pick(snapshot: Snapshot, order: Ranking, per_document: bool, num: int) -> Ranking:
+    """The first `num` of an order; with `per_document`, only the best of each document."""
     if not per_document:
         return order[:num]
     best: dict[str, tuple[int, float]] = {}
-    for place, score in order:
-        best.setdefault(snapshot.id(place).rpartition("#")[0], (place, score))
+    for index, score in order:
+        best.setdefault(snapshot.id(index).rpartition("#")[0], (index, score))
         if len(best) == num:
             break
     return list(best.values())
 
 
-def fetched(snapshot: Snapshot, found: Found, pool: Places) -> list[Hit]:
-    scores: dict[int, dict[str, float]] = {place: {} for place, _ in pool}
-    ranks: dict[int, dict[str, int]] = {place: {} for place, _ in pool}
-    stages = {**found.lists, "fused": found.order} if len(found.lists) > 1 else found.lists
-    for name, ranked in stages.items():
-        for rank, (place, score) in enumerate(ranked, 1):
-            if place in scores:
-                scores[place][name], ranks[place][name] = score, rank
-    chunks = snapshot.chunks([place for place, _ in pool])
+def fetch_hits(snapshot: Snapshot, lists: dict[str, Ranking], num: int, per_document: bool) -> list[Hit]:
+    *_, order = lists.values()
+    chosen = pick(snapshot, order, per_document, num)
+    scores: dict[int, dict[str, float]] = {index: {} for index, _ in chosen}
+    ranks: dict[int, dict[str, int]] = {index: {} for index, _ in chosen}
+    for name, ranking in lists.items():
+        for rank, (index, score) in enumerate(ranking, 1):
+            if index in scores:
+                scores[index][name], ranks[index][name] = score, rank
+    chunks = snapshot.chunks([index for index, _ in chosen])
     return [
-        Hit(chunk, score, metadata, scores[place], ranks[place])
-        for (place, score), (chunk, metadata) in zip(pool, chunks, strict=True)
+        Hit(chunk, score, metadata, scores[index], ranks[index])
+        for (index, score), (chunk, metadata) in zip(chosen, chunks, strict=True)
     ]
 
 
-def reranked(reranker: Reranker, query: str, hits: Sequence[Hit]) -> list[Hit]:
-    if not hits:
-        return []
+def apply_reranker(reranker: Reranker, query: str, hits: Sequence[Hit]) -> list[Hit]:
     scores = reranker.scores(query, [hit.chunk.to_embedding_text() for hit in hits])
-    order = sorted(range(len(hits)), key=lambda number: (-scores[number], number))
-    return [
-        replace(
-            hits[number],
-            score=scores[number],
-            scores={**hits[number].scores, "reranked": scores[number]},
-            ranks={**hits[number].ranks, "reranked": rank},
-        )
-        for rank, number in enumerate(order, 1)
+    scored = [
+        replace(hit, score=score, scores={**hit.scores, "reranked": score})
+        for hit, score in zip(hits, scores, strict=True)
     ]
+    scored.sort(key=lambda hit: -hit.score)
+    return [replace(hit, ranks={**hit.ranks, "reranked": rank}) for rank, hit in enumerate(scored, 1)]
 
 
-def without_overlaps(hits: Sequence[Hit]) -> list[Hit]:
-    """A class and its methods are chunks of their own: of two that mostly share their lines, the better one stays."""
+def drop_overlaps(hits: Sequence[Hit]) -> list[Hit]:
+    """Of two passages that share most of their text, the better one stays."""
     kept: list[Hit] = []
     for hit in hits:
-        if not any(mostly_the_same(hit.chunk, other.chunk) for other in kept):
+        if not any(overlap(hit.chunk, other.chunk) for other in kept):
             kept.append(hit)
     return kept
 
 
-def mostly_the_same(one: Chunk, other: Chunk) -> bool:
+def overlap(one: Chunk, other: Chunk) -> bool:
     if one.document != other.document or "anchor" in (one.kind, other.kind):
         return False
     shared = min(one.end, other.end) - max(one.start, other.start)
@@ -202,7 +182,7 @@ def mostly_the_same(one: Chunk, other: Chunk) -> bool:
 
 
 @contextmanager
-def timed(times: Times, stage: str) -> Iterator[None]:
+def measure(times: Times, stage: str) -> Iterator[None]:
     start = time.perf_counter()
     try:
         yield

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from functools import cache
@@ -13,28 +14,30 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from aurify.knowledge.tables import unpacked
-from aurify.knowledge.types import Chunk
-from aurify.knowledge.where import Where, to_sql
+from aurify.knowledge.tables import unpack_chunk
+from aurify.knowledge.types import Chunk, Value, Where
+from aurify.knowledge.where import COLUMNS, to_sql
 
-IN_MEMORY = 1 << 30  # bytes of vectors up to which dense search is a product of matrices: exact, and ten times faster;
-# the texts, which take less, are then in memory too: looking up ten rows of a table costs more than searching it
+# Up to so many bytes of vectors, dense search is a matrix product: exact, and ten times faster than on disk. The texts,
+# which take less, are then in memory too, since looking up ten rows of a table costs more than searching it.
+IN_MEMORY = 1 << 30
 SHOWN = ("chunk", "passage", "metadata")  # columns of what a search returns
-ROWS_AT_ONCE = 32  # queries in one product: a gigabyte of vectors gives them 90 MB of scores
-CONDITIONS = 32  # whose matches a snapshot remembers
+QUERIES_AT_ONCE = 32  # in one product: a gigabyte of vectors gives them 90 MB of scores
+MAX_CONDITIONS = 32  # whose matches a snapshot remembers
 T = TypeVar("T")
-Asked = tuple[np.ndarray, np.ndarray]  # row ids and scores
+Ranking = list[tuple[int, float]]  # (index of a chunk, score), best first
+Ask = Callable[[int], Awaitable[tuple[np.ndarray, np.ndarray]]]  # how many -> row ids and scores
 
 
 class Snapshot:
-    """One version of the chunks, in the order of their ids: a chunk is named by its place in that order, so that equal
+    """One version of the chunks in the order of their ids. A chunk is named by its index in that order, so that equal
     scores are ordered by id."""
 
     def __init__(self, folder: Path, name: str, version: int) -> None:
         import pyarrow.compute as pc
 
         self.version = version
-        self.table = in_background(opened(folder, name, version)).result()
+        self.table = in_background(open_version(folder, name, version)).result()
         self._matching: dict[str, np.ndarray] = {}
         held = self._read(self.table.query().select(["id"]))
         order = pc.sort_indices(held["id"])
@@ -44,138 +47,143 @@ class Snapshot:
         self._sorted_row_ids = self.row_ids[self._by_row_id]
         dim = in_background(self.table.schema()).result().field("vector").type.list_size
         self.vectors: np.ndarray | None = None  # [chunks, dim]
-        self.shown: Any | None = None  # their columns, as a table of Arrow
+        self.shown: Any | None = None  # the columns SHOWN as an Arrow table
         if len(self.ids) * dim * 4 <= IN_MEMORY:
             loaded = self._read(self.table.query().select(["vector", *SHOWN])).combine_chunks()
-            order = np.argsort(self.places(loaded["_rowid"].to_numpy()))
+            order = np.argsort(self.to_indices(loaded["_rowid"].to_numpy()))
             vectors = loaded["vector"].combine_chunks().flatten().to_numpy().reshape(-1, dim)
             self.vectors = vectors[order]
             self.shown = loaded.select(list(SHOWN)).take(order).combine_chunks()
 
     def _read(self, query: Any) -> Any:
-        """A table of Arrow, with row ids."""
+        """An Arrow table with row ids."""
         return in_background(query.with_row_id().to_arrow()).result()
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def id(self, place: int) -> str:
-        return self.ids[place].as_py()
+    def id(self, index: int) -> str:
+        return self.ids[index].as_py()
 
-    def places(self, row_ids: np.ndarray) -> np.ndarray:
+    def to_indices(self, row_ids: np.ndarray) -> np.ndarray:
         return self._by_row_id[np.searchsorted(self._sorted_row_ids, row_ids)]
 
-    def matching(self, where: Where | None) -> np.ndarray | None:
-        """The places that a search may find, in order; None for all of them. The last conditions are remembered: a
-        version does not change, and people ask several questions under one condition."""
+    def find_matching(self, where: Where | None) -> np.ndarray | None:
+        """The indices of the chunks that a search may find, in order; None for all. The last conditions are remembered,
+        since people ask several questions under one condition."""
         condition = to_sql(where)
         if condition is None:
             return None
         if condition not in self._matching:
             found = self._read(self.table.query().where(condition).select(["_rowid"]))
-            if len(self._matching) >= CONDITIONS:
+            if len(self._matching) >= MAX_CONDITIONS:
                 self._matching.clear()
-            self._matching[condition] = np.sort(self.places(found["_rowid"].to_numpy()))
+            self._matching[condition] = np.sort(self.to_indices(found["_rowid"].to_numpy()))
         return self._matching[condition]
 
-    def dense(self, vector: np.ndarray, limit: int, among: np.ndarray | None = None) -> list[tuple[int, float]]:
-        """(place, cosine), exact, best first."""
+    def count_values(self) -> dict[str, Counter[Value]]:
+        """Everything that conditions can ask for: each key, and how many chunks have each of its values."""
+        counts: dict[str, Counter[Value]] = {}
+        held = self._read(self.table.query().select(["metadata", *COLUMNS.values()]))
+        for key, column in COLUMNS.items():
+            counts[key] = Counter(held[column].to_pylist())
+        for metadata in held["metadata"].to_pylist():
+            for key, value in json.loads(metadata).items():
+                counts.setdefault(key, Counter())[value] += 1
+        return counts
+
+    def dense(self, vector: np.ndarray, limit: int, among: np.ndarray | None = None) -> Ranking:
+        """By cosine, exact."""
         return next(self.dense_many(vector[None], limit, among))
 
-    def dense_many(
-        self, vectors: np.ndarray, limit: int, among: np.ndarray | None = None
-    ) -> Iterator[list[tuple[int, float]]]:
-        """For each row. The vectors held are read once for many rows, and that is most of the time."""
+    def dense_many(self, vectors: np.ndarray, limit: int, among: np.ndarray | None = None) -> Iterator[Ranking]:
+        """For each query. Reading the vectors held is most of the time, so it is done once for many queries."""
         if self.vectors is None:
             yield from (self._dense_on_disk(vector, limit, among) for vector in vectors)
             return
         held = self.vectors if among is None else self.vectors[among]
-        for start in range(0, len(vectors), ROWS_AT_ONCE):
-            for scores in vectors[start : start + ROWS_AT_ONCE] @ held.T:
-                found = best(scores, limit)
-                yield found if among is None else [(int(among[place]), score) for place, score in found]
+        for start in range(0, len(vectors), QUERIES_AT_ONCE):
+            for scores in vectors[start : start + QUERIES_AT_ONCE] @ held.T:
+                best = pick_best(scores, limit)
+                yield best if among is None else [(int(among[index]), score) for index, score in best]
 
-    def _dense_on_disk(self, vector: np.ndarray, limit: int, among: np.ndarray | None) -> list[tuple[int, float]]:
-        async def ask(num: int) -> Asked:
-            search = self.table.query().nearest_to(vector).distance_type("dot").select(["_distance"])
-            found = await search.with_row_id().limit(num).to_arrow()
+    def _dense_on_disk(self, vector: np.ndarray, limit: int, among: np.ndarray | None) -> Ranking:
+        async def ask(num: int) -> tuple[np.ndarray, np.ndarray]:
+            query = self.table.query().nearest_to(vector).distance_type("dot").select(["_distance"])
+            found = await query.with_row_id().limit(num).to_arrow()
             return found["_rowid"].to_numpy(), 1 - found["_distance"].to_numpy()
 
-        return in_background(self._best(ask, limit, among)).result()
+        return in_background(self._rank(ask, limit, among)).result()
 
-    def bm25(self, query: str, limit: int, among: np.ndarray | None = None) -> list[tuple[int, float]]:
-        """(place, score), best first."""
-        return in_background(self.words(query, limit, among)).result()
+    def bm25(self, query: str, limit: int, among: np.ndarray | None = None) -> Ranking:
+        return in_background(self.search_words(query, limit, among)).result()
 
-    async def words(self, query: str, limit: int, among: np.ndarray | None = None) -> list[tuple[int, float]]:
-        """`bm25`, for `in_background`: the caller does other things meanwhile."""
+    async def search_words(self, query: str, limit: int, among: np.ndarray | None = None) -> Ranking:
+        """`bm25` for `in_background`: the caller does other things meanwhile."""
         from lancedb.query import MatchQuery
 
-        async def ask(num: int) -> Asked:
-            search = self.table.query().nearest_to_text(MatchQuery(query, "passage")).select(["_score"])
-            found = await search.with_row_id().limit(num).to_arrow()
+        async def ask(num: int) -> tuple[np.ndarray, np.ndarray]:
+            words = self.table.query().nearest_to_text(MatchQuery(query, "passage")).select(["_score"])
+            found = await words.with_row_id().limit(num).to_arrow()
             return found["_rowid"].to_numpy(), found["_score"].to_numpy()
 
-        return await self._best(ask, limit, among)
+        return await self._rank(ask, limit, among)
 
-    async def _best(
-        self, ask: Callable[[int], Awaitable[Asked]], limit: int, among: np.ndarray | None
-    ) -> list[tuple[int, float]]:
+    async def _rank(self, ask: Ask, limit: int, among: np.ndarray | None) -> Ranking:
         """Asks for more while too few of the answers are allowed, or the last one ties with what may follow."""
-        allowed = np.ones(len(self), bool)
         num = limit + 1
         if among is not None:
-            allowed[:] = False
-            allowed[among] = True
             num += limit * len(self) // max(len(among), 1)
         while True:
             row_ids, scores = await ask(num)
-            complete, places = len(scores) < num, self.places(row_ids)
+            complete, indices = len(scores) < num, self.to_indices(row_ids)
             least = scores[-1] if len(scores) else 0.0
-            places, scores = places[allowed[places]], scores[allowed[places]]
+            if among is not None:
+                allowed = np.isin(indices, among)
+                indices, scores = indices[allowed], scores[allowed]
             if complete or (len(scores) >= limit and scores[limit - 1] > least):
-                return ordered(places, scores)[:limit]
+                return sort_by_score(indices, scores)[:limit]
             num *= 4
 
-    def cosines(self, vector: np.ndarray, places: Sequence[int]) -> np.ndarray:
+    def cosines(self, vector: np.ndarray, indices: Sequence[int]) -> np.ndarray:
         """For chunks that only words have found."""
         if self.vectors is not None:
-            return self.vectors[list(places)] @ vector
-        found = self._take(places, ["vector"])
-        return np.array([row["vector"] for row in found], np.float32).reshape(len(places), -1) @ vector
+            return self.vectors[list(indices)] @ vector
+        found = self._take(indices, ["vector"])
+        return np.array([row["vector"] for row in found], np.float32).reshape(len(indices), -1) @ vector
 
-    def chunks(self, places: Sequence[int]) -> list[tuple[Chunk, dict[str, Any]]]:
+    def chunks(self, indices: Sequence[int]) -> list[tuple[Chunk, dict[str, Any]]]:
         """With the metadata of their documents, in the order asked for."""
         held = self.shown
-        rows = self._take(places, SHOWN) if held is None else held.take(np.array(places, np.int64)).to_pylist()
-        return [(unpacked(row["chunk"], row["passage"]), json.loads(row["metadata"])) for row in rows]
+        rows = self._take(indices, SHOWN) if held is None else held.take(np.array(indices, np.int64)).to_pylist()
+        return [(unpack_chunk(row["chunk"], row["passage"]), json.loads(row["metadata"])) for row in rows]
 
-    def _take(self, places: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
-        if not len(places):
+    def _take(self, indices: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
+        if not len(indices):
             return []
-        query = self.table.take_row_ids(self.row_ids[list(places)].tolist()).select(list(columns))
-        rows = {row["_rowid"]: row for row in self._read(query).to_pylist()}
-        return [rows[int(self.row_ids[place])] for place in places]
+        row_ids = self.row_ids[list(indices)].tolist()
+        found = self._read(self.table.take_row_ids(row_ids).select(list(columns)))
+        rows = {row["_rowid"]: row for row in found.to_pylist()}
+        return [rows[row_id] for row_id in row_ids]
 
 
-def best(scores: np.ndarray, limit: int) -> list[tuple[int, float]]:
-    """The highest, ties by place. Scores count to six decimals: in the seventh, equal texts differ by how they were
-    batched."""
-    if limit < len(scores):
-        least = np.partition(scores, -limit)[-limit]
-        places = np.flatnonzero(scores >= least - 1e-6)
-    else:
-        places = np.arange(len(scores))
-    return ordered(places, scores[places])[:limit]
+def pick_best(scores: np.ndarray, limit: int) -> Ranking:
+    """The highest scores, ties by index. In the seventh decimal, equal texts differ by how they were batched."""
+    if limit >= len(scores):
+        return sort_by_score(np.arange(len(scores)), scores)
+    least = np.partition(scores, -limit)[-limit]
+    indices = np.flatnonzero(scores >= least - 1e-6)
+    return sort_by_score(indices, scores[indices])[:limit]
 
 
-def ordered(places: np.ndarray, scores: np.ndarray) -> list[tuple[int, float]]:
+def sort_by_score(indices: np.ndarray, scores: np.ndarray) -> Ranking:
+    """Scores are rounded to six decimals."""
     rounded = np.round(scores.astype(np.float64), 6)
-    order = np.lexsort((places, -rounded))
-    return list(zip(places[order].tolist(), rounded[order].tolist(), strict=True))
+    order = np.lexsort((indices, -rounded))
+    return list(zip(indices[order].tolist(), rounded[order].tolist(), strict=True))
 
 
-async def opened(folder: Path, name: str, version: int) -> Any:
+async def open_version(folder: Path, name: str, version: int) -> Any:
     import lancedb
 
     table = await (await lancedb.connect_async(folder)).open_table(name)

@@ -16,6 +16,7 @@ import numpy as np
 
 Value = str | int | float | bool
 Metadata = Mapping[str, Value]
+Where = Mapping[str, Value | Sequence[Value] | Mapping[str, Value]]  # see knowledge/where.py
 Mode = Literal["dense", "bm25", "hybrid"]
 
 
@@ -107,4 +108,12 @@ class Reranker(Protocol):
 
     def scores(self, query: str, texts: Sequence[str]) -> list[float]:
         """One score a text, higher is better; scales differ between rerankers."""
+        ...
+
+
+class Retriever(Protocol):
+    """Finds passages: `search_many` of a knowledge base, or what `knowledge/adapters.py` opens."""
+
+    def __call__(self, queries: Sequence[str], k: int = 10, /, *, where: Where | None = None) -> list[list[Hit]]:
+        """At most `k` hits for each query, best first."""
         ...

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from annotated_types import Interval
 
 from aurify import config
-from aurify.bounds import Checked, PositiveInt, Share
+from aurify.bounds import Checked, Interval, PositiveInt, Share
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 from aurify.knowledge.embedding import MINILM, load_embedder
-from aurify.knowledge.fusion import weighted
+from aurify.knowledge.fusion import fuse_scores
 from aurify.knowledge.types import Embedder
 from aurify.procedures.procedure import SUFFIXES, Procedure, read_procedure
 
@@ -91,7 +90,7 @@ class SOPLibrary:
             meant = set(scores["bm25"])
         lists = {stage: sorted(found.items(), key=lambda item: (-item[1], item[0])) for stage, found in scores.items()}
         weights = {"dense": self.options.dense_weight, "bm25": 1 - self.options.dense_weight}
-        order = weighted(lists, weights if "dense" in lists else {"bm25": 1.0})
+        order = fuse_scores(lists, weights if "dense" in lists else {"bm25": 1.0})
         matches = []
         for place, score in order:
             if place in meant:

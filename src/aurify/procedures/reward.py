@@ -9,7 +9,8 @@ import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 
-from aurify.rewards.function_calling import call_of, calls_of_text
+from aurify.thoughts import final_answer
+from aurify.tools.calls import read_message_calls
 from aurify.types import Task, Trajectory
 
 Place = tuple[int, int, int]  # message; 0 for its text and 1 for its calls, which come after it; offset or number
@@ -41,11 +42,10 @@ def places_of(sign: Mapping[str, str], trajectory: Trajectory) -> list[Place]:
     """Where a sign shows in what the policy wrote after its thoughts."""
     found: list[Place] = []
     for number, message in enumerate(trajectory.replies):
-        text = str(message.get("content") or "").rpartition("</think>")[2]
+        text = final_answer(str(message.get("content") or "")) or ""
         if "tool" in sign:
-            declared = message.get("tool_calls")
-            calls = [call_of(call) for call in declared] if declared else calls_of_text(text)
-            found += [(number, 1, place) for place, call in enumerate(calls) if call and call.name == sign["tool"]]
+            calls = read_message_calls(message)
+            found += [(number, 1, place) for place, call in enumerate(calls) if call.name == sign["tool"]]
         else:
             matches = re.finditer(sign["says"], text, re.IGNORECASE | re.MULTILINE)
             found += [(number, 0, match.start()) for match, _ in zip(matches, range(MAX_MATCHES), strict=False)]

@@ -155,7 +155,7 @@ class InProcessSampler:
     async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """The engine's own weights need no copying, only their new version; others are copied into the model."""
         with self.engine.lock, torch.no_grad():
-            shared = isinstance(weights, Weights) and weights.engine is self.engine
+            shared = isinstance(weights, Weights) and weights.module is self.engine.module
             if not shared and self.engine.adapter is not None:
                 raise UserError(
                     f"the sampler's model {self.engine.name} has an adapter, which stays beside its weights; load "

@@ -29,9 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge
-
-from aurify.bounds import Checked, PositiveInt
+from aurify.bounds import Checked, Ge, PositiveInt
 from aurify.errors import UserError
 from aurify.sandbox.seccomp import seccomp_filter, supported
 

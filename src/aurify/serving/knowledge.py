@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import urlsplit
 
-from annotated_types import Interval
-
-from aurify.bounds import Checked, PositiveInt
+from aurify.bounds import Checked, Interval, PositiveInt
 from aurify.errors import UserError
 from aurify.knowledge.types import Hit
 
