@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from aurify.cli.chat import converse, drop_oldest
 from aurify.cli.main import app
+from aurify.cli.names import NamedModel
 from aurify.cli.writer import Writer, open_writer
 from aurify.procedures.library import SOPLibrary, SOPOptions
 from aurify.renderer import Renderer
@@ -115,7 +116,7 @@ def test_an_answer_shows_while_it_is_written_and_in_whole_characters(tokenizer):
 
 
 def test_a_real_model_is_heard_token_by_token():
-    with open_writer("random:tiny") as writer:
+    with open_writer(NamedModel("random:tiny")) as writer:
         params = SamplingParams(max_tokens=40, seed=3)
         messages = [{"role": "user", "content": "hi"}]
         pieces: list[str] = []
@@ -144,7 +145,7 @@ def test_a_real_model_answers_from_the_command_line():
 
 
 def test_sample_repeats_itself_with_a_seed():
-    with open_writer("random:tiny") as writer:
+    with open_writer(NamedModel("random:tiny")) as writer:
         params = SamplingParams(max_tokens=8, seed=3)
         messages = [{"role": "user", "content": "hi"}]
         first, second = writer.write(messages, params, 2)

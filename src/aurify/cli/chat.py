@@ -45,7 +45,7 @@ def chat(
         from aurify.procedures.library import open_library
 
         library = open_library(sop)
-    with open_writer(found.name, device=device) as writer:
+    with open_writer(found, device=device) as writer:
         typer.secho(f"{found.name}. {COMMANDS}.", dim=True)
         converse(writer, params, system, library)
 
