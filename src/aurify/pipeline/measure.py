@@ -4,7 +4,7 @@ by its answers, any other one on held-out rows."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -67,7 +67,7 @@ def measure_pairs(run: StageRun, engine: Engine, heldout: Sequence[Datum]) -> Nu
 def measure_accuracy(run: StageRun, engine: Engine) -> Number:
     assert run.taskset is not None
     recipe, stage, taskset, sampler = run.plan.recipe, run.stage.options, run.taskset, open_sampler(run, engine)
-    options, turns = recipe.evaluation, recipe.evaluation.turns(stage)
+    options, limits = recipe.evaluation, recipe.evaluation.limits or stage.limits
 
     async def answer() -> Evaluation:
         try:
@@ -78,7 +78,7 @@ def measure_accuracy(run: StageRun, engine: Engine) -> Number:
                 options.sampling,
                 num_tasks=options.num_tasks,
                 seed=recipe.seed,
-                max_turns=turns,
+                limits=limits,
                 options=stage.rollouts,
             )
         finally:
@@ -89,7 +89,7 @@ def measure_accuracy(run: StageRun, engine: Engine) -> Number:
     for note in result.notes:
         run.tracker.event(note)
     details = {key: value for key, value in result.record().items() if key != "accuracy"}
-    return result.accuracy, details | {"max_turns": turns}
+    return result.accuracy, details | {"limits": asdict(limits)}
 
 
 def measure_before(run: StageRun, measure: Measure | None) -> None:
@@ -116,12 +116,12 @@ def find_known_number(run: StageRun, results: dict[str, dict[str, Any]]) -> Numb
     """The accuracy of the stage's model on its task, if another stage has measured it: as its result, or as its own
     start."""
     options = run.stage.options
-    turns = run.plan.recipe.evaluation.turns(options)
+    limits = asdict(run.plan.recipe.evaluation.limits or options.limits)
     for stage, result in results.items():
         if result.get("measure") != "accuracy" or result.get("task") != options.task:
             continue
         for name, when in ((f"@{stage}", "after"), (result["model"], "before")):
-            same = result.get(f"details_{when}", {}).get("max_turns", turns) == turns
+            same = result.get(f"details_{when}", {}).get("limits", limits) == limits
             if name == options.model.name and result.get(when) is not None and same:
                 return result[when], result[f"details_{when}"]
     return None

@@ -31,6 +31,7 @@ def gather_pairs(run: StageRun, owner: str) -> Examples:
 def sample_pairs(run: StageRun) -> tuple[list[Row], list[Row]]:
     """Best against worst of the starting model's own answers, for training tasks and for held-out ones."""
     sample, taskset, options = run.stage.offline.data.sample, run.taskset, run.stage.options.rollouts
+    limits = run.stage.options.limits
     assert sample is not None and taskset is not None
     engine = open_engine(run, trainable=False)
     sampler, renderer = open_sampler(run, engine), make_renderer(run.stage.options, engine.tokenizer)
@@ -46,7 +47,7 @@ def sample_pairs(run: StageRun) -> tuple[list[Row], list[Row]]:
             return [
                 await sample_preferences(
                     tasks, taskset.environment, rubric, sampler, renderer, sample.sampling, sample.group_size,
-                    derive_seed(run.seed, "pairs", part), max_turns=sample.max_turns, options=options,
+                    derive_seed(run.seed, "pairs", part), limits=limits, options=options,
                     tell=run.tracker.event,
                 )
                 for part, tasks in enumerate(parts)

@@ -2,8 +2,8 @@
 
 A recipe names a model, a task and stages in order. A stage trains one model by one method, and later stages take its
 result by name: `model: "@sft"`, `reward: "@reward"`, `data: {stage: "@reward"}`. What stands at the top of a recipe
-(`model`, `task`, `lora`, `engine`, `sampler`, `rollouts`, `tools_as_text`, `template_options`) holds for every stage
-that does not say otherwise. Which options a stage has follows from its method: one that learns from rollouts is trained
+(`model`, `task`, `lora`, `engine`, `sampler`, `rollouts`, `limits`, `tools_as_text`, `template_options`) holds for every
+stage that does not say otherwise. Which options a stage has follows from its method: one that learns from rollouts is trained
 online, every other one on static data.
 """
 
@@ -22,7 +22,7 @@ from aurify.data.sources import Part
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
 from aurify.environments.player import RolloutOptions
-from aurify.environments.rollout import MAX_TURNS
+from aurify.environments.rollout import NO_LIMITS, Limits
 from aurify.errors import UserError
 from aurify.models.model import ModelConfig
 from aurify.renderer import Renderer, TrainOn
@@ -30,7 +30,7 @@ from aurify.rewards.combine import Combination
 from aurify.types import SamplingParams
 
 # what a stage takes over from the recipe unless it says otherwise; `model` is merged
-INHERITED = ("task", "lora", "engine", "sampler", "rollouts", "tools_as_text", "template_options")
+INHERITED = ("task", "lora", "engine", "sampler", "rollouts", "limits", "tools_as_text", "template_options")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +52,7 @@ class EvaluationOptions(Checked):
 
     num_tasks: NonNegativeInt = 64  # 0 = no evaluation
     sampling: SamplingParams = SamplingParams(temperature=0.0)
-    # of a conversation; None: as many as the stage trains with, 16 where it says nothing
-    max_turns: PositiveInt | None = None
-
-    def turns(self, stage: OfflineStage | OnlineStage) -> int:
-        return self.max_turns or (stage.max_turns if isinstance(stage, OnlineStage) else MAX_TURNS)
+    limits: Limits | None = None  # of a conversation; None: those of the stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +63,6 @@ class PairSampling(Checked):
     num_heldout: NonNegativeInt = 32  # tasks of the held-out split, for the pair accuracy
     group_size: Annotated[int, Ge(2)] = 8
     sampling: SamplingParams = SamplingParams()
-    max_turns: PositiveInt = MAX_TURNS  # of a conversation with an environment
     reward: str | None = None  # "@stage": a reward model judges; None: the task's own reward
 
 
@@ -205,6 +200,7 @@ class Stage(Checked):
     engine: EngineOptions = EngineOptions()
     sampler: SamplerOptions = SamplerOptions()
     rollouts: RolloutOptions = RolloutOptions()  # time limits, and when too much fails
+    limits: Limits = NO_LIMITS  # what a conversation with an environment may use
     tools_as_text: bool = False  # tools, calls and results go into the text, for chat templates that leave them out
     template_options: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
     checkpoint_every: NonNegativeInt = 20  # steps; 0: only when the run is interrupted
@@ -251,7 +247,6 @@ class OnlineStage(Stage):
     truncation_penalty: NonNegativeFloat = 1.0  # what "penalise" takes off the reward
     num_minibatches: PositiveInt = 1  # optimiser steps that share out the groups of one round of sampling
     num_epochs: PositiveInt = 1  # passes over the samples of one round
-    max_turns: PositiveInt = MAX_TURNS  # of a conversation with an environment
     samples_every: NonNegativeInt = 10  # steps between samples that are written down; 0 = none
 
 
@@ -268,6 +263,7 @@ class Recipe:
     engine: EngineOptions = EngineOptions()
     sampler: SamplerOptions = SamplerOptions()
     rollouts: RolloutOptions = RolloutOptions()
+    limits: Limits = NO_LIMITS
     tools_as_text: bool = False
     template_options: dict[str, Any] = field(default_factory=dict)
 
