@@ -26,7 +26,7 @@ from aurify.loops.online import learn, train_online
 from aurify.loops.progress import Checkpoints
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts, Round
-from aurify.loops.selection import trained
+from aurify.loops.selection import choose_trained
 from aurify.loops.task_stream import tasks_from
 from aurify.loops.update import minibatches
 from aurify.models.model import ModelConfig, load_model
@@ -94,7 +94,7 @@ def test_truncated_completions(how, rewards, num):
     [group] = made.groups
     assert [trajectory.truncated for trajectory in group.trajectories] == [True, False]
     assert group.rewards == rewards
-    assert len(trained(group, [1.0, -1.0], options)) == num
+    assert len(choose_trained(group, [1.0, -1.0], options)) == num
     metrics = rollout_metrics(made, [[1.0, -1.0]], options)
     assert metrics["rollout/truncated"] == 0.5
     assert metrics["ledger/trajectories_masked"] == (how == "mask")

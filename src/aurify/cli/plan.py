@@ -138,12 +138,12 @@ def highlighted(renderer: Renderer, example: Datum) -> Text:
     from rich.text import Text
 
     text = Text()
-    for tokens, trained in runs_of(example):
+    for tokens, trained in join_runs(example):
         text.append(renderer.tokenizer.decode(tokens), style="green" if trained else "dim")
     return text
 
 
-def runs_of(example: Datum) -> list[tuple[list[int], bool]]:
+def join_runs(example: Datum) -> list[tuple[list[int], bool]]:
     """Neighbouring tokens that are all trained, or all not, together: a character may span several tokens."""
     runs: list[tuple[list[int], bool]] = []
     for token, weight in zip(example.tokens, example.weights, strict=True):

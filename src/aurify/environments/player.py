@@ -98,9 +98,9 @@ class Player:
                 log.debug("task %r failed", task.id, exc_info=True)
                 self.counts["retried" if attempt + 1 < ATTEMPTS else "failed"] += 1
                 self.tokens_failed += sampler.num_tokens
-                self.last_reason = f"task {task.id!r}: {reason_of(error)}"
+                self.last_reason = f"task {task.id!r}: {explain_failure(error)}"
                 if attempt + 1 == ATTEMPTS:
-                    self.counts[f"failed_{kind_of(error)}"] += 1
+                    self.counts[f"failed_{classify_failure(error)}"] += 1
             else:
                 self.num_ended, self.in_a_row = self.num_ended + 1, 0
                 for problem in trajectory.problems:
@@ -158,9 +158,9 @@ class Player:
             self.untold.append(line)
 
 
-def reason_of(error: Exception) -> str:
+def explain_failure(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def kind_of(error: Exception) -> str:
+def classify_failure(error: Exception) -> str:
     return "time_limit" if isinstance(error, TimeLimit) else "no_room" if isinstance(error, NoRoom) else "error"

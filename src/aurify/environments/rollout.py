@@ -227,11 +227,11 @@ async def finish(environment: Environment, outcome: Outcome | None, answers: Ans
         if last_word is not None:
             answers.add(Step(rewards=await settle(last_word, outcome or "error") or {}))
     except Exception as error:
-        answers.problems.append(f"{name_of(environment)}: finish() raised {type(error).__name__}: {error}")
+        answers.problems.append(f"{describe_environment(environment)}: finish() raised {type(error).__name__}: {error}")
     try:
         await settle(environment.close)
     except Exception as error:
-        answers.problems.append(f"{name_of(environment)}: close() raised {type(error).__name__}: {error}")
+        answers.problems.append(f"{describe_environment(environment)}: close() raised {type(error).__name__}: {error}")
 
 
 def check_room(task: Task, tokens: Sequence[int], max_context: int | None, renderer: Renderer) -> None:
@@ -245,21 +245,22 @@ def check_room(task: Task, tokens: Sequence[int], max_context: int | None, rende
 
 async def observe(environment: Environment) -> Observation:
     """What the environment shows first, as a copy: it may go on with its own lists."""
-    with report_crashes(name_of(environment), type(inner_of(environment))):
+    with report_crashes(describe_environment(environment), type(unwrap(environment))):
         first: object = await settle(environment.start)
     if not isinstance(first, Observation):
         raise UserError(
-            f"{name_of(environment)}: start() gave a {type(first).__name__}; it must return an aurify.Observation"
+            f"{describe_environment(environment)}: start() gave a {type(first).__name__}; it must return an "
+            "aurify.Observation"
         )
-    check_messages(first.messages, f"{name_of(environment)}: start()")
+    check_messages(first.messages, f"{describe_environment(environment)}: start()")
     return replace(first, messages=deepcopy(list(first.messages)), tools=deepcopy(list(first.tools)))
 
 
 async def take_step(environment: Environment, message: Message) -> Step:
     """The environment's answer, as a copy. Assistant messages that it writes have weight 0: they are not the
     policy's."""
-    where = f"{name_of(environment)}: step()"
-    with report_crashes(name_of(environment), type(inner_of(environment))):
+    where = f"{describe_environment(environment)}: step()"
+    with report_crashes(describe_environment(environment), type(unwrap(environment))):
         answer: object = await settle(environment.step, message)
     if isinstance(answer, str):
         answer = [{"role": "user", "content": answer}]
@@ -274,13 +275,13 @@ async def take_step(environment: Environment, message: Message) -> Step:
     return replace(step, messages=messages)
 
 
-def inner_of(environment: Any) -> Any:
+def unwrap(environment: Any) -> Any:
     """The environment itself, where it is hosted."""
     return getattr(environment, "inner", environment)
 
 
-def name_of(environment: Environment) -> str:
-    return f"environment {type(inner_of(environment)).__name__!r}"
+def describe_environment(environment: Environment) -> str:
+    return f"environment {type(unwrap(environment)).__name__!r}"
 
 
 def build_datum(trajectory: Trajectory, advantage: float = 0.0) -> Datum:

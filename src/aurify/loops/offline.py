@@ -90,14 +90,14 @@ def add_reference(
     known, model = None, ""
     if cache is not None:
         model = reference_cache.model_fingerprint(engine)
-        known, refused = reference_cache.load(cache, model, flat)
+        known, refused = reference_cache.load_reference(cache, model, flat)
         if refused:
             tracker.event(f"{cache}: refused: {refused}")
     if known is None:
         tracker.event(f"reference log-probs of {len(chosen)} rows")
         known = [values for batch, new in first for values in reference_logprobs(engine, units, batch, new)]
         if cache is not None:
-            reference_cache.save(cache, model, flat, known)
+            reference_cache.save_reference(cache, model, flat, known)
     else:
         tracker.event(f"reference log-probs of {len(chosen)} rows: read from {cache}")
     result, rest = list(units), iter(known)

@@ -21,7 +21,7 @@ from aurify.loops.interrupt import Interrupt, Interrupted
 from aurify.loops.ledger import means_by_source, rollout_metrics
 from aurify.loops.progress import Checkpoints, derive_seed
 from aurify.loops.rollouts import Rollouts, Round
-from aurify.loops.selection import agreeing, trained
+from aurify.loops.selection import agreeing, choose_trained
 from aurify.loops.update import add_logprobs, update
 from aurify.types import Datum, Group, Metrics, OnlineAlgorithm
 
@@ -98,7 +98,7 @@ def learn(engine: Engine, algorithm: OnlineAlgorithm, made: Round, rollouts: Rol
     metrics = rollout_metrics(made, advantages, stage)
     keep_flat, needs_reward = hook(algorithm, "keeps_flat")(advantages), hook(algorithm, "needs_reward")
     chosen = [
-        trained(group, values, stage, keep_flat=keep_flat, needs_reward=needs_reward)
+        choose_trained(group, values, stage, keep_flat=keep_flat, needs_reward=needs_reward)
         for group, values in zip(groups, advantages, strict=True)
     ]
     if stage.consistent_only:

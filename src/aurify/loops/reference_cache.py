@@ -1,8 +1,8 @@
 """Log-probs of the reference on disk, so that a stage that is resumed does not compute them again.
 
 They belong to one model and to one list of data. The file carries a fingerprint of each; where one differs from what
-the stage has now, the file is refused, and the tracker's events say which it was. It is written beside its place and
-renamed, and it keeps float32: what is read back is what was computed, bit for bit."""
+the stage has now, the file is refused, and the tracker's events say which it was. It is
+written under another name and renamed, and it keeps float32: what is read back is what was computed, bit for bit."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def trained_tokens(datum: Datum) -> list[int]:
     return [index for index, weight in enumerate(datum.weights) if weight]
 
 
-def save(path: Path, model: str, data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> None:
+def save_reference(path: Path, model: str, data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> None:
     """logprobs: len(tokens) for each datum; those of trained tokens are kept."""
     values = [row[index] for datum, row in zip(data, logprobs, strict=True) for index in trained_tokens(datum)]
     identity = {"model": model, "data": data_fingerprint(data)}
@@ -72,7 +72,7 @@ def save(path: Path, model: str, data: Sequence[Datum], logprobs: Sequence[Seque
         save_file({"logprobs": torch.tensor(values, dtype=torch.float32)}, scratch, metadata=identity)
 
 
-def load(path: Path, model: str, data: Sequence[Datum]) -> tuple[list[list[float]] | None, str]:
+def load_reference(path: Path, model: str, data: Sequence[Datum]) -> tuple[list[list[float]] | None, str]:
     """The log-probs, or None and why the file is refused ("" where there is none)."""
     if not path.exists():
         return None, ""

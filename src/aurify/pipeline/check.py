@@ -83,7 +83,7 @@ def check_stage(
     check_offline(options, algorithm, stage.taskset)
     if options.data.parts:
         examples = read_examples(options.data, algorithm.learns_from, recipe.seed, hold_out=holds_rows_out(stage))
-        stage.examples, stage.num_rows = examples, count_rows(examples, options)
+        stage.examples, stage.num_rows = examples, count_usable_rows(examples, options)
     return stage
 
 
@@ -182,7 +182,7 @@ def check_offline(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) 
         raise UserError(f"data.demonstrations: the task {taskset.name!r} cannot write its own answers; give data.path")
 
 
-def count_rows(examples: Examples, stage: OfflineStage) -> int:
+def count_usable_rows(examples: Examples, stage: OfflineStage) -> int:
     """The usable rows of `path`, `dataset` or `mix`. One row may be several examples."""
     own = [*examples.train, *(examples.heldout if stage.data.heldout_path is None else ())]
     return len({(example.part, example.location) for example in own})

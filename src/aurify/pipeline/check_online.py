@@ -38,7 +38,7 @@ def check_online(stage: OnlineStage, algorithm: Any, taskset: TaskSet | None) ->
             f"num_minibatches: {stage.num_minibatches} is more than the {stage.prompts_per_step} groups of a step"
         )
     check_sources(stage, algorithm, taskset)
-    check_teacher(stage, algorithm)
+    check_distillation(stage, algorithm)
     check_learns(stage, algorithm)
     check_idle(stage, algorithm)
     for caution in hook(algorithm, "cautions"):
@@ -62,7 +62,7 @@ def check_sources(stage: OnlineStage, algorithm: Any, taskset: TaskSet) -> None:
         raise UserError("guidance.prefix: sft_coef imitates whole traces; set one of the two")
 
 
-def check_teacher(stage: OnlineStage, algorithm: Any) -> None:
+def check_distillation(stage: OnlineStage, algorithm: Any) -> None:
     learns = algorithm.needs & {"teacher_logprobs", "teacher_divergence"}
     if learns and not stage.teacher:
         raise UserError(f"{stage.method} learns from a teacher: set teacher, a model or an earlier '@stage'")

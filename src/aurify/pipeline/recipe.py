@@ -282,12 +282,12 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
     config.build(Recipe, {**values, "stages": {}})  # names a mistake at the top before one that it causes in a stage
     shared = {name: values[name] for name in INHERITED if name in values}
     values["stages"] = {
-        str(name): build_stage(str(name), stage, values.get("model"), shared) for name, stage in stages.items()
+        str(name): build_stage_options(str(name), stage, values.get("model"), shared) for name, stage in stages.items()
     }
     return config.build(Recipe, values)
 
 
-def build_stage(
+def build_stage_options(
     name: str, values: Any, model: Mapping[str, Any] | None, shared: Mapping[str, Any]
 ) -> OfflineStage | OnlineStage:
     """One stage, with what it inherits from the recipe."""
