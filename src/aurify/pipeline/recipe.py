@@ -31,6 +31,7 @@ from aurify.loops.replay import ReplayOptions
 from aurify.models.model import ModelConfig
 from aurify.renderer import Renderer, TrainOn
 from aurify.rewards.combine import Combination
+from aurify.samplers.open import SamplerOptions
 from aurify.types import SamplingParams
 
 INHERITED = (
@@ -49,12 +50,6 @@ class EngineOptions(Checked):
     micro_batch_tokens: PositiveInt | None = None  # tokens in one forward and backward; None: the engine chooses
     # recompute activations in the backward pass: less memory, a third more time; auto: where they would not fit
     checkpointing: bool | Literal["auto"] = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerOptions(Checked):
-    max_batch: PositiveInt = 64  # completions that are generated at the same time
-    max_context: Annotated[int, Ge(2)] | None = None  # tokens of prompt and completion; None: what the model can take
 
 
 @dataclass(frozen=True, kw_only=True)

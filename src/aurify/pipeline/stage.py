@@ -39,7 +39,8 @@ from aurify.pipeline.heldout import Guard, collect_heldout, stage_rows, task_hol
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm, make_renderer, reference
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
-from aurify.samplers.inprocess import InProcessSampler
+from aurify.samplers.open import open_sampler
+from aurify.samplers.sampler import Sampler
 from aurify.tasks.taskset import TaskSet
 from aurify.tracking.run_folder import RunFolder, StageFolder
 from aurify.tracking.tracker import StageTracker
@@ -195,9 +196,8 @@ class StageRun:
             )
         return replace(model, name=str(final))
 
-    def sampler(self, engine: Engine) -> InProcessSampler:
-        options = self.stage.sampler
-        return InProcessSampler(engine, max_batch=options.max_batch, max_context=options.max_context, seed=self.seed)
+    def sampler(self, engine: Engine) -> Sampler:
+        return open_sampler(self.stage.sampler, engine, seed=self.seed)
 
     def judge(self, name: str) -> Engine:
         """A reward model, from an earlier stage or a folder."""
