@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from aurify.config import did_you_mean, missing_file
+from aurify.config import did_you_mean, missing_file, translate
 from aurify.errors import UserError
 from aurify.signatures import EXPECTED, find_problem, shown
 
@@ -192,7 +192,8 @@ def get(kind: Kind, name: str) -> Any:
     """The object behind a name; imports it if need be."""
     entries = ENTRIES[kind]
     if name not in entries:
-        raise UserError(f"unknown {kind} {name!r}{did_you_mean(str(name), entries)}")
+        hint = translate(str(name)) if kind == "algorithm" else ""
+        raise UserError(f"unknown {kind} {name!r}{hint or did_you_mean(str(name), entries)}")
     if isinstance(entries[name], str):
         module, _, attribute = entries[name].partition(":")
         entries[name] = getattr(importlib.import_module(module), attribute)

@@ -21,7 +21,8 @@ from aurify.evaluation.evaluate import (
 )
 from aurify.loops.interrupt import run_async
 from aurify.pipeline.recipe import make_renderer
-from aurify.pipeline.start import StageRun, open_sampler
+from aurify.pipeline.start import StageRun
+from aurify.samplers.open import open_sampler
 from aurify.types import Datum
 
 Number = tuple[float, dict[str, Any]]  # a held-out number, and what belongs to it
@@ -66,7 +67,8 @@ def measure_pairs(run: StageRun, engine: Engine, heldout: Sequence[Datum]) -> Nu
 
 def measure_accuracy(run: StageRun, engine: Engine) -> Number:
     assert run.taskset is not None
-    recipe, stage, taskset, sampler = run.plan.recipe, run.stage.options, run.taskset, open_sampler(run, engine)
+    recipe, stage, taskset = run.plan.recipe, run.stage.options, run.taskset
+    sampler = open_sampler(stage.sampler, engine, seed=run.seed)
     options, limits = recipe.evaluation, recipe.evaluation.limits or stage.limits
 
     async def answer() -> Evaluation:

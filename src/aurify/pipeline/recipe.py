@@ -2,9 +2,9 @@
 
 A recipe names a model, a task and stages in order. A stage trains one model by one method, and later stages take its
 result by name: `model: "@sft"`, `reward: "@reward"`, `data: {stage: "@reward"}`. What stands at the top of a recipe
-(`model`, `task`, `lora`, `engine`, `sampler`, `rollouts`, `limits`, `tools_as_text`, `template_options`) holds for every
-stage that does not say otherwise. Which options a stage has follows from its method: one that learns from rollouts is trained
-online, every other one on static data.
+(`model`, `task`, `lora`, `engine`, `sampler`, `rollouts`, `limits`, `tools_as_text`, `template_options`) holds for
+every stage that does not say otherwise. Which options a stage has follows from its method: one that learns from
+rollouts is trained online, every other one on static data.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from aurify.errors import UserError
 from aurify.models.model import ModelConfig
 from aurify.renderer import Renderer, TrainOn
 from aurify.rewards.combine import Combination
+from aurify.samplers.open import SamplerOptions
 from aurify.types import SamplingParams
 
 # what a stage takes over from the recipe unless it says otherwise; `model` is merged
@@ -38,12 +39,6 @@ class EngineOptions(Checked):
     micro_batch_tokens: PositiveInt | None = None  # tokens in one forward and backward; None: the engine chooses
     # recompute activations in the backward pass: less memory, a third more time; auto: where they would not fit
     checkpointing: bool | Literal["auto"] = "auto"
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplerOptions(Checked):
-    max_batch: PositiveInt = 64  # completions that are generated at the same time
-    max_context: Annotated[int, Ge(2)] | None = None  # tokens of prompt and completion; None: what the model can take
 
 
 @dataclass(frozen=True, kw_only=True)
