@@ -19,14 +19,14 @@ import random
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from aurify import config
 from aurify.cli.kb_chart import draw_comparison
-from aurify.evaluation.comparison import HEADINGS, Measured, list_modes, list_stages, measure_search, tune
+from aurify.evaluation.comparison import HEADINGS, Measured, Progress, list_modes, list_stages, measure_search, tune
 from aurify.evaluation.retrieval import Answer, Question, split_in_halves
 from aurify.knowledge.knowledge_base import KnowledgeBase
 from aurify.knowledge.rerank import load_reranker
@@ -114,7 +114,7 @@ class Results:
         rerank: Reranker | None = None,
     ) -> Measured:
         if name not in self.held["measured"]:
-            progress = Dots(name, len(questions))
+            progress = count_aloud(name)
             found = measure_search(
                 base, questions, name, options, rerank=rerank, num_timed=num_timed, progress=progress
             )
@@ -128,7 +128,7 @@ class Results:
 
 def tuned(base: KnowledgeBase, questions: Sequence[Question], results: Results) -> SearchOptions:
     if "tuned" not in results.held:
-        tried = tune(base, questions, progress=Dots("tuning", len(questions)))
+        tried = tune(base, questions, progress=count_aloud("tuning"))
         results.held["tuned"] = asdict(tried[0][0])
         results.held["tried"] = [[options.describe(), found.mrr, found.recalls[4]] for options, found in tried]
         results.save()
@@ -140,16 +140,16 @@ def tuned(base: KnowledgeBase, questions: Sequence[Question], results: Results) 
     return best
 
 
-class Dots:
+def count_aloud(name: str) -> Progress:
     """A line on stderr now and then."""
 
-    def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.done = name, total, 0
+    def progress(items: Sequence[Any]) -> Iterator[Any]:
+        for number, item in enumerate(items):
+            yield item
+            if number * 10 // len(items) != (number + 1) * 10 // len(items):
+                print(f"{name}: {number + 1} of {len(items)}", file=sys.stderr, flush=True)
 
-    def __call__(self, num: int) -> None:
-        before, self.done = self.done, self.done + num
-        if before * 10 // self.total != self.done * 10 // self.total:
-            print(f"{self.name}: {self.done} of {self.total}", file=sys.stderr, flush=True)
+    return progress
 
 
 def report(
