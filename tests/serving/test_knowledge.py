@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from aurify.errors import UserError
+from aurify.knowledge.client import Passage, RetrieverClient, RetrieverError, RetrieverOptions, read_answer
 from aurify.knowledge.types import Chunk, Document, Hit
 from aurify.serving.knowledge import LOOPBACK, Line, Question, ServiceOptions, build_application, listen, read_question
-from aurify.serving.knowledge_client import Passage, RetrieverClient, RetrieverError, RetrieverOptions, read_answer
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "knowledge"))
 from words import WordEmbedder

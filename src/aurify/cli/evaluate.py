@@ -53,7 +53,8 @@ def evaluate_model(
     """Evaluate a model on the held-out tasks of a task set."""
     from aurify import config, registry, tasks
     from aurify.cli.writer import open_writer
-    from aurify.environments.player import MAX_TURNS, RolloutOptions
+    from aurify.environments.player import RolloutOptions
+    from aurify.environments.rollout import MAX_TURNS
     from aurify.evaluation.evaluate import evaluate
     from aurify.types import SamplingParams
 

@@ -1,0 +1,26 @@
+"""The usual names of columns in one table, for training data, tasks, traces and the knowledge base. The first name that
+a row has wins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+CHAT = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
+PROMPT = ("prompt", "question", "query", "problem", "instruction", "input")
+COMPLETION = ("completion", "response", "answer", "output", "solution", "target")
+SYSTEM = ("system", "system_prompt")
+CONTEXT = ("context",)  # goes below the prompt
+THOUGHT = ("reasoning_content", "reasoning", "thinking")
+TOOLS = ("tools", "functions")
+RATING = ("overall_score", "score", "rating")  # of one of several completions
+TRACE = ("traces", "trace", "generations", "target_lst", "target", "response", "completion", "output")
+GOLD = ("answer", "ground_truth", "final_answer", "expected_answer", "gold")  # what an answer is compared with
+TEXT = ("text", "content", "contents", "body", "passage")
+TITLE = ("title", "name", "heading", "focus")
+ID = ("id", "_id", "doc_id", "docid", "uid")
+
+
+def find_column(row: Mapping[str, Any], names: Iterable[str], *kinds: type) -> str | None:
+    """The first of the names whose column holds something of these kinds."""
+    return next((name for name in names if isinstance(row.get(name), kinds) and row[name] not in ("", [])), None)
