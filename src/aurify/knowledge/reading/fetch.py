@@ -44,7 +44,7 @@ RETRIES = 3
 FRESH_SECONDS = 3600.0  # younger answers are used without asking, older ones if the server agrees
 REDIRECTS = (301, 302, 303, 307, 308)
 GONE = (404, 410)
-NO_TEXT = ("image/", "audio/", "video/", "font/")
+MEDIA = ("image/", "audio/", "video/", "font/")
 PORTS = {"http": 80, "https": 443}
 HOST = re.compile(r"[\w.:-]+", re.ASCII)
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -191,7 +191,7 @@ class Fetcher:
             answer = Answer(url, response.status_code, kept, fetched=time.time())
             if answer.status != 200:
                 return answer
-            if answer.type.startswith(NO_TEXT):
+            if answer.type.startswith(MEDIA):
                 raise Refused(f"{answer.type}: no text")
             return replace(answer, body=read_body(response))
 

@@ -43,7 +43,7 @@ class Columns:
         return text, title, self.id or next((name for name in ID if isinstance(row.get(name), str | int)), None)
 
 
-def read_rows(
+def parse_rows(
     file: io.BufferedReader[Any],
     name: str,
     prefix: str,
@@ -75,10 +75,10 @@ def json_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
                 pass
             yield number, f"line of more than {max_bytes:,} bytes"
         elif line.strip(BLANK):
-            yield number, parse_row(line)
+            yield number, parse_json_line(line)
 
 
-def parse_row(line: bytes) -> dict[str, Any] | str:
+def parse_json_line(line: bytes) -> dict[str, Any] | str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):  # ValueError: also text that is not UTF-8, numbers of thousands of digits
