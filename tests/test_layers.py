@@ -16,11 +16,12 @@ LAYERS = (
     {"hardware", "rows"},
     {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools"},
     {"knowledge", "rewards", "report"},
+    {"tools.search"},
     {"data", "engine", "environments"},
     {"tasks.taskset"},
     {"procedures"},
     {"tasks", "samplers", "data.preferences"},
-    {"evaluation", "loops.guidance", "loops.replay"},
+    {"evaluation"},
     {"pipeline.recipe"},
     {"loops"},
     {"pipeline", "serving"},
@@ -118,7 +119,8 @@ def import_graph() -> dict[str, set[str]]:
     """Module -> the modules that it imports, wherever the import stands: in a function, or for a type checker."""
     graph = {}
     for path in FILES:
-        names = {name.removeprefix("aurify.") for name, _ in imports_of(ast.parse(path.read_text()))}
+        imported = [name for name, _ in imports_of(ast.parse(path.read_text()))]
+        names = {name.removeprefix("aurify.") for name in imported if name.startswith("aurify.")}
         graph[module_of(path)] = names - {module_of(path)}
     return graph
 

@@ -20,7 +20,7 @@ from aurify.errors import UserError
 from aurify.signatures import EXPECTED, find_problem, shown
 
 T = TypeVar("T")
-Kind = Literal["task", "reward", "environment", "algorithm", "dataset"]
+Kind = Literal["task", "reward", "environment", "tool", "algorithm", "dataset"]
 
 # name -> object, or "module:attribute" until it is asked for
 ENTRIES: dict[str, dict[str, Any]] = {kind: {} for kind in get_args(Kind)}
@@ -65,6 +65,7 @@ declare(
         "largest_number": "aurify.tasks.procedural:largest_number",
         "arithmetic": "aurify.tasks.procedural:arithmetic",
         "addition": "aurify.tasks.procedural:addition",
+        "multiplication": "aurify.tasks.procedural:multiplication",
         "sorting": "aurify.tasks.procedural:sorting",
         "count_letters": "aurify.tasks.procedural:count_letters",
         "reverse_words": "aurify.tasks.procedural:reverse_words",
@@ -79,15 +80,15 @@ declare(
         "numbers_match": "aurify.rewards.math:numbers_match",
         "exact_match": "aurify.rewards.text:exact_match",
         "contains_answer": "aurify.rewards.text:contains_answer",
-        "format": "aurify.rewards.text:format_match",
-        "length": "aurify.rewards.text:length_penalty",
+        "format": "aurify.rewards.format:format_match",
+        "length": "aurify.rewards.format:length_penalty",
         "auto": "aurify.rewards.auto:auto",
         "math": "aurify.rewards.math:math",
         "choice_match": "aurify.rewards.text:choice_match",
         "rouge_l": "aurify.rewards.text:rouge_l",
         "word_f1": "aurify.rewards.text:word_f1",
-        "num_words": "aurify.rewards.text:num_words",
-        "repetition": "aurify.rewards.text:repetition",
+        "num_words": "aurify.rewards.format:num_words",
+        "repetition": "aurify.rewards.format:repetition",
         "language": "aurify.rewards.language:language",
         "tags": "aurify.rewards.format:tags",
         "judge": "aurify.rewards.judge:judge",
@@ -95,6 +96,11 @@ declare(
         "call_valid": "aurify.rewards.function_calling:call_valid",
         "call_name": "aurify.rewards.function_calling:call_name",
         "call_arguments": "aurify.rewards.function_calling:call_arguments",
+        "answer_em": "aurify.rewards.search:answer_em",
+        "answer_sub_em": "aurify.rewards.search:answer_sub_em",
+        "answer_f1": "aurify.rewards.search:answer_f1",
+        "search_format": "aurify.rewards.search:search_format",
+        "retrieval_hit": "aurify.rewards.search:retrieval_hit",
         "procedure": "aurify.procedures.reward:procedure",
         "code": "aurify.rewards.code:code",
         "code_syntax": "aurify.rewards.code:code_syntax",
@@ -116,7 +122,22 @@ declare(
         "margin_from_scores": "aurify.data.filters:margin_from_scores",
     },
 )
-declare("environment", {"single_turn": "aurify.environments.single_turn:SingleTurn"})
+declare(
+    "environment",
+    {
+        "single_turn": "aurify.environments.single_turn:SingleTurn",
+        "tool_use": "aurify.environments.tool_use:ToolUse",
+        "search_r1": "aurify.environments.search_r1:SearchR1",
+    },
+)
+declare(
+    "tool",
+    {
+        "calculator": "aurify.tools.calculator:calculator",
+        "search": "aurify.tools.search:Search",
+        "mcp": "aurify.tools.mcp:MCP",
+    },
+)
 
 
 def register(kind: Kind, name: str | None = None) -> Callable[[T], T]:

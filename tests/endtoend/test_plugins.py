@@ -17,7 +17,7 @@ from pipelines import run_to_the_end, steps
 from aurify import registry
 from aurify.config import load_config
 from aurify.errors import UserError
-from aurify.pipeline.check import validate
+from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -208,5 +208,5 @@ def test_the_algorithm_by_hand(own_entries):
 )
 def test_mistakes_in_the_recipe_are_seen_before_anything_runs(own_entries, override, expected):
     with pytest.raises(UserError) as caught:
-        validate(build_recipe(values_of(override)))
+        check_recipe(build_recipe(values_of(override)))
     assert expected in str(caught.value)

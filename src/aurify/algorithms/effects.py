@@ -2,7 +2,7 @@
 
 Each algorithm says so in a class-level mapping `effects`, of the name of an option to an `Effect`; those of its parents
 hold too. An option that is not named there always has an effect. `check_effects` reads the mapping, in two places:
-`__post_init__` calls it with the algorithm alone, and `loops.plan.validate` with the stage as well."""
+`__post_init__` calls it with the algorithm alone, and the check of a recipe with the stage as well."""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from aurify.environments.env import Environment
-from aurify.environments.player import MAX_TURNS, Player, RolloutOptions
+from aurify.environments.player import Player, RolloutOptions
+from aurify.environments.rollout import MAX_TURNS, Limits
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.rows.row import Row
@@ -33,7 +34,7 @@ async def sample_preferences(
 ) -> tuple[list[Row], int]:
     """Preference rows, and the number of tasks left out because their answers all earned the same. tell: is called with
     what went wrong in trajectories."""
-    player = Player(environment, sampler, renderer, options, max_turns=max_turns)
+    player = Player(environment, sampler, renderer, options, limits=Limits(max_turns))
 
     async def sample_pair(index: int, task: Task) -> Row | None:
         seeds = [(seed + SEEDS_PER_TASK * index + k) % 2**63 for k in range(group_size)]

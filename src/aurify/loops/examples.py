@@ -22,7 +22,7 @@ from aurify.loops.progress import derive_seed
 from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.rows.row import Row, Tally
 from aurify.rows.sources import open_file, raise_bad
-from aurify.types import Datum, Lesson
+from aurify.types import Datum, Lesson, Message
 
 if TYPE_CHECKING:
     from aurify.renderer import Renderer
@@ -102,13 +102,17 @@ def demonstrate(taskset: TaskSet, num: int, seed: int) -> Examples:
     """Training tasks with the answer that the task itself would give."""
     answered = ((task, taskset.demonstration(task)) for task in taskset.train(derive_seed(seed, "demonstrations")))
     examples = [
-        Chat([*task.prompt, {"role": "assistant", "content": answer}], location=f"task {task.id}")
+        Chat([*task.prompt, *as_messages(answer)], tools=list(taskset.tools), location=f"task {task.id}")
         for task, answer in islice(answered, num)
         if answer is not None
     ]
     if not examples:
         raise UserError(f"task {taskset.name!r}: there is no training task with an answer to demonstrate")
     return Examples(examples)
+
+
+def as_messages(answer: str | list[Message]) -> list[Message]:
+    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
 
 
 def load_pairs(folder: Path) -> Examples | None:

@@ -156,6 +156,11 @@ class Renderer:
         said = self._encode(shield.hide(text, "assistant"), shield, continued=True)
         return [*said, self.end_token]
 
+    def continuation(self, text: str) -> list[int]:
+        """Text that is put into a turn after what was sampled, as it is: no template, and no control tokens."""
+        shield = Shield(self.template.patterns, text)
+        return self._encode(shield.hide(text, "tool"), shield, continued=True)
+
     # ------------------------------------------------------------------ tokens to messages
 
     def parse(self, tokens: Sequence[int]) -> Message:

@@ -43,7 +43,8 @@ def read_call(value: Any) -> Call:
     name = entry.get("name") or entry.get("tool_name")
     if not isinstance(name, str):
         return Call("", {}, f"the call {shorten(value)} has no name; expected {FORM}")
-    given = next((entry[key] for key in ("arguments", "parameters", "args", "input") if entry.get(key) is not None), {})
+    keys = ("arguments", "parameters", "args", "input")
+    given: Any = next((entry[key] for key in keys if entry.get(key) is not None), {})
     arguments = given
     for _ in range(2):
         if isinstance(arguments, str):
