@@ -117,6 +117,8 @@ declare(
         "equals": "aurify.data.filters:equals",
         "matches": "aurify.data.filters:matches",
         "rename": "aurify.data.filters:rename",
+        "drop": "aurify.data.filters:drop",
+        "empty_thoughts": "aurify.data.filters:empty_thoughts",
         "margin_from_scores": "aurify.data.filters:margin_from_scores",
     },
 )

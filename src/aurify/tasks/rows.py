@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from aurify.data.questions import build_task, question, read_question
+from aurify.data.prompts import build_task, question, read_question
 from aurify.rewards.math import number_match
 from aurify.rewards.rubric import Rubric, build_rubric
 from aurify.rows.gsm8k import join_answer, split_answer
