@@ -26,6 +26,7 @@ from aurify.loops.ledger import means_by_source, rollout_metrics
 from aurify.loops.progress import Checkpoints, derive_seed
 from aurify.loops.rollouts import Rollouts, TaskStream
 from aurify.pipeline.recipe import OnlineStage
+from aurify.rewards.trl import TrainerState
 from aurify.types import Datum, Group, Metrics, OnlineAlgorithm, Trajectory, prepared
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def train_online(
             runner.run(sampler.load_weights(engine.weights(), engine.version))
             for step in range(start, total):
                 begin, rng, taken = time.perf_counter(), rng_state(), tasks.taken
+                rollouts.rubric.state = TrainerState(step, total)
                 replayed = replay(engine, rollouts, step)
                 try:
                     groups = runner.run(interrupt.until_stopped(rollouts.sample(step, algorithm, tasks, replayed)))

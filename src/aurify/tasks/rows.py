@@ -73,7 +73,10 @@ def jsonl(
     the rows of `heldout_path`, or num_heldout of `path` (a tenth, if not given)."""
 
     def tasks(rows: Sequence[Row]) -> list[Task]:
-        return [Task(row.place, prompt(row), answer(row), info(row)) for row in rows]
+        return [Task(row.place, prompt(row), answer(row), info(row), is_plain(row)) for row in rows]
+
+    def is_plain(row: Row) -> bool:
+        return system is None and isinstance(row.get(prompt_column), str)
 
     def prompt(row: Row) -> Any:
         if isinstance(row.get(prompt_column), list):
@@ -84,7 +87,9 @@ def jsonl(
         return row.text(answer_column) if answer_column else None
 
     def info(row: Row) -> dict[str, Any]:
-        return {name: value for name, value in row.items() if name not in (prompt_column, answer_column)}
+        """Further columns, and those of prompt and answer where they have names of their own: rewards ask for them."""
+        known = {prompt_column, answer_column} & {"prompt", "answer"}
+        return {name: value for name, value in row.items() if name not in known}
 
     rows = load_rows(path)
     heldout = load_rows(heldout_path)[:num_heldout] if heldout_path else None
