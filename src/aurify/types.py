@@ -46,6 +46,7 @@ class Task:
     prompt: list[Message]
     answer: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)  # further columns; reward functions receive them by name
+    plain: bool = False  # the prompt was a text, not a list of messages; rewards in TRL's form then get texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,7 @@ class Trajectory:
     outcome: Outcome = "done"
     turns: list[Turn] = field(default_factory=list)
     metrics: Metrics = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # columns that rewards log, for samples.jsonl
     source: Source = "policy"
     tools: Sequence[dict[str, Any]] = ()  # that the environment offered
     problems: list[str] = field(default_factory=list)  # what the environment gave that could not be used

@@ -23,6 +23,7 @@ from aurify.loops.progress import Checkpoints, derive_seed
 from aurify.loops.rollouts import Rollouts, Round
 from aurify.loops.selection import agreeing, choose_trained
 from aurify.loops.update import add_logprobs, update
+from aurify.rewards.trl import TrainerState
 from aurify.types import Datum, Group, Metrics, OnlineAlgorithm
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def train_online(
             runner.run(sampler.load_weights(engine.weights(), engine.version))
             for step in range(start, stage.steps):
                 begin, rng = time.perf_counter(), rng_state()
+                rollouts.rubric.state = TrainerState(step, stage.steps)
                 try:
                     made = runner.run(interrupt.until_stopped(rollouts.sample(step, algorithm, engine)))
                 except UserError:
