@@ -28,9 +28,9 @@ log = logging.getLogger("aurify")
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    name: str  # a catalogue name, a hub id, a folder, a GGUF file or an adapter folder
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware multiplies it
+    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
 
 
 @dataclass
