@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from aurify.evaluation.comparison import headings, measure_search, modes, row
-from aurify.evaluation.retrieval import Answer, Question, ranks
+from aurify.evaluation.comparison import HEADINGS, list_modes, measure_search
+from aurify.evaluation.retrieval import Answer, Question, find_ranks
 from aurify.knowledge.chunking.chunk import ChunkOptions, chunk
 from aurify.knowledge.chunking.outline import read_outline
 from aurify.knowledge.embedding import load_embedder
@@ -55,10 +55,10 @@ def main() -> None:
 
 
 def table(name: str, base: KnowledgeBase, questions: Sequence[Question]) -> None:
-    print(f"| {' | '.join(headings())} |\n|---" + "|---:" * (len(headings()) - 1) + "|")
-    for mode, options in modes(base.settings.search).items():
+    print(f"| {' | '.join(HEADINGS)} |\n|---" + "|---:" * (len(HEADINGS) - 1) + "|")
+    for mode, options in list_modes(base.settings.search).items():
         found = measure_search(base, questions, f"{name}, {mode}", options, per_document=False, num_timed=30)
-        print(f"| {' | '.join(row(found))} |", flush=True)
+        print(f"| {' | '.join(found.to_row())} |", flush=True)
 
 
 def files() -> Iterator[Document]:
@@ -136,7 +136,7 @@ def misses(base: KnowledgeBase, questions: Sequence[Question]) -> None:
     print("\nNot among the first five:\n")
     results = base.search_many([one.text for one in questions], 20, per_document=False)
     for question, hits in zip(questions, results, strict=True):
-        found = ranks(question, hits)
+        found = find_ranks(question, hits)
         if not found or found[0] > 5:
             best = f"{hits[0].chunk.document} {' > '.join(hits[0].chunk.breadcrumb)}".strip()
             print(f"- {question.text} (place {found[0] if found else 'beyond 20'}; first is {best})")

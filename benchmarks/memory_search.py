@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from aurify import config
-from aurify.cli.kb_chart import chart
-from aurify.evaluation.comparison import Measured, headings, measure_search, modes, row, stage_rows, tune
-from aurify.evaluation.retrieval import Answer, Question, halves
+from aurify.cli.kb_chart import draw_comparison
+from aurify.evaluation.comparison import HEADINGS, Measured, list_modes, list_stages, measure_search, tune
+from aurify.evaluation.retrieval import Answer, Question, split_in_halves
 from aurify.knowledge.knowledge_base import KnowledgeBase
 from aurify.knowledge.rerank import load_reranker
 from aurify.knowledge.search import SearchOptions
@@ -48,11 +48,11 @@ def main() -> None:
     rows = read(args.file, args.limit)
     ingest(rows, args.work)
     base = KnowledgeBase.open(args.work / "kb")
-    tuning, reported = halves(questions_of(rows))
+    tuning, reported = split_in_halves(questions_of(rows))
     results = Results(args.work / "results.json", {"documents": len(rows), "questions": len(reported)})
     best = tuned(base, tuning, results)
 
-    ways = {**modes(SearchOptions()), "tuned": best}
+    ways = {**list_modes(SearchOptions()), "tuned": best}
     measured = [results.measure(base, reported, name, options, args.timed) for name, options in ways.items()]
     few, second = reported[: args.reranked], load_reranker(args.rerank)
     if second is not None:
@@ -130,7 +130,7 @@ def tuned(base: KnowledgeBase, questions: Sequence[Question], results: Results) 
     if "tuned" not in results.held:
         tried = tune(base, questions, progress=Dots("tuning", len(questions)))
         results.held["tuned"] = asdict(tried[0][0])
-        results.held["tried"] = [[told(options), found.mrr, found.recalls[4]] for options, found in tried]
+        results.held["tried"] = [[options.describe(), found.mrr, found.recalls[4]] for options, found in tried]
         results.save()
     print("\n| fusion, on the tuning half | MRR@10 | recall@5 |\n|---|---:|---:|")
     for name, mrr, recall in results.held["tried"]:
@@ -138,13 +138,6 @@ def tuned(base: KnowledgeBase, questions: Sequence[Question], results: Results) 
     best = config.build(SearchOptions, results.held["tuned"], str(results.path))
     base.remember(best)
     return best
-
-
-def told(options: SearchOptions) -> str:
-    if options.mode != "hybrid":
-        return options.mode
-    kind = "weighted" if options.fusion == "weighted" else f"RRF, k {options.k:g}"
-    return f"{kind}, dense {options.dense_weight:g}"
 
 
 class Dots:
@@ -169,18 +162,19 @@ def report(
 ) -> None:
     lines = [
         f"{len(rows)} documents, {rate(work)}; {len(reported)} questions, none of them tuned on; the second stage and "
-        f"the line above it: {len(few)} of them. Tuned: {told(best)}.",
+        f"the line above it: {len(few)} of them. Tuned: {best.describe()}.",
         "",
-        f"| {' | '.join(headings())} |",
-        "|---" + "|---:" * (len(headings()) - 1) + "|",
-        *(f"| {' | '.join(row(one))} |" for one in measured),
+        f"| {' | '.join(HEADINGS)} |",
+        "|---" + "|---:" * (len(HEADINGS) - 1) + "|",
+        *(f"| {' | '.join(one.to_row())} |" for one in measured),
         "",
         "| stage | p50 ms | p95 ms |\n|---|---:|---:|",
-        *(f"| {' | '.join(cells)} |" for cells in stage_rows(measured)),
+        *(f"| {' | '.join(cells)} |" for cells in list_stages(measured)),
         "",
     ]
     (work / "medquad.md").write_text("\n".join(lines), encoding="utf-8")
-    (work / "medquad.svg").write_text(chart([one for one in measured if one.quality.num == len(reported)]), "utf-8")
+    complete = [one for one in measured if one.quality.num == len(reported)]
+    (work / "medquad.svg").write_text(draw_comparison(complete), "utf-8")
     print("\n" + "\n".join(lines))
 
 

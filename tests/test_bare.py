@@ -61,16 +61,16 @@ def web_page():
     read_page("<p>text</p>")
 
 def pdf():
-    from aurify.knowledge.reading.pdf import require_pypdf
-    require_pypdf()
+    from aurify.knowledge.reading.pdf import read_pdf
+    read_pdf(b"", 1)
 
 def code():
     from aurify.knowledge.chunking.outline import load_grammar
     load_grammar("python")
 
 def server():
-    from aurify.serving.knowledge import import_extra
-    import_extra()
+    from aurify.serving.knowledge import build_application
+    build_application(lambda queries, topk: [])
 
 def chroma():
     from aurify.knowledge.adapters import open_chroma

@@ -45,6 +45,19 @@ def test_only_the_main_part_is_kept_where_there_is_one():
     assert "sidebar" in read_page("<div>sidebar</div><main>loading</main>").text
 
 
+def test_teasers_of_other_pages_are_not_the_main_part():
+    teasers = "".join(f"<article>{'Read how lungs breathe. ' * 5}</article>" for _ in range(3))
+    text = read_page(f"<div>{'The heart beats. ' * 200}</div>{teasers}").text
+    assert "heart" in text and "lungs" in text
+
+
+@pytest.mark.parametrize("frame", ["<form>{}</form>", '<body style="display:none">{}</body>', "<body hidden>{}</body>"])
+def test_a_page_wrapped_into_a_form_or_hidden_until_a_script_runs(frame):
+    page = "<h1>Heart</h1><p>It beats.</p><input value=x><select><option>one</select><p style='display:none'>secret</p>"
+    assert read_page(frame.format(page) + "<p>(c)</p>").text.startswith("# Heart\n\nIt beats.")
+    assert "secret" not in read_page(frame.format(page)).text and "one" not in read_page(frame.format(page)).text
+
+
 def test_what_the_page_asks_of_robots():
     assert read_page('<meta name="Robots" content="NOINDEX, nofollow"><p>x').robots == {"noindex", "nofollow"}
 
@@ -67,6 +80,7 @@ def test_depth_and_size_cost_no_stack_and_little_time():
     assert "deep" in deep.text or deep.text == ""  # the parser stops at its own limit
     long = read_page("<p>word " * 100_000)
     assert long.text.count("word") == 100_000
+    assert read_page("<ul>" + "<li>word" * 100_000 + "</ul>").text.count("\n- word") == 99_999
     assert len(read_page("<a " + "x=1 " * 200_000 + ">y</a>").text) <= 1
     assert time.monotonic() - start < 20
 

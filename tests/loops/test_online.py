@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from aurify import registry
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.rloo import RLOO
 from aurify.engine.engine import Engine
+from aurify.environments.env import Step
 from aurify.environments.rollout import build_datum
+from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.loops.ledger import rollout_metrics
 from aurify.loops.online import learn, train_online
@@ -222,3 +225,31 @@ def test_every_online_method_takes_a_step_of_which_nothing_is_left_and_groups_of
     assert algorithm.advantages([]) == []
     one = Trajectory([], [], 0, rewards={"a": 1.0}, reward=1.0)
     assert [len(row) for row in algorithm.advantages([Group(TASKS[0], [one], {"a": 1.0})])] == [1]
+
+
+class Failing(SingleTurn):
+    """Fails at its second turn, at the first attempt or at all of them."""
+
+    attempts: ClassVar[Counter[str]] = Counter()
+    failing = 1
+
+    async def step(self, message: Any) -> Step:
+        self.attempts[self.task.id] += 1
+        if self.attempts[self.task.id] <= self.failing:
+            raise ConnectionError("the service is gone")
+        return Step(done=True)
+
+
+@pytest.mark.parametrize(("failing", "kept"), [(1, 2), (3, 1)], ids=["tried again", "dropped"])
+def test_tokens_of_attempts_that_failed_are_counted(failing, kept, monkeypatch):
+    """Each answer has two tokens: a letter and the end."""
+    monkeypatch.setattr(Failing, "attempts", Counter())
+    monkeypatch.setattr(Failing, "failing", failing)
+    sampled, engine = rollouts(["0", "1"], stage(prompts_per_step=1, completions_per_prompt=2))
+    taskset = replace(sampled.taskset, environment=Failing)
+    made = asyncio.run(replace(sampled, taskset=taskset).sample(0, GRPO(), engine))
+    metrics = learn(engine, GRPO(), made, sampled, 0)
+    assert len(made.groups[0].trajectories) == kept
+    num_attempts = kept + failing
+    assert metrics["ledger/tokens_failed"] == 2 * failing
+    assert metrics["ledger/tokens_sampled"] == 2 * num_attempts

@@ -60,7 +60,7 @@ def evaluate_model(
 
     found = find_model(model, runs)
     recipe = found.recipe()
-    stage = {"rollouts": recipe.get("rollouts"), **(recipe.get("stages", {}).get(found.stage) or {})}
+    stage = found.stage_options()
     as_trained = recipe.get("evaluation") or {}
     given = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
     sampling = {"temperature": 0.0, **(as_trained.get("sampling") or {})}
@@ -69,7 +69,7 @@ def evaluate_model(
     registry.load_plugins([*(recipe.get("plugins") or ()), *(plugin or ())])
     chosen = choose_task(found, stage.get("task") or recipe.get("task"), task, options or [])
     taskset = tasks.make(chosen.pop("name"), **chosen)
-    with open_writer(found.name, device=device) as writer:
+    with open_writer(found, device=device) as writer:
         result = writer.run(
             evaluate(
                 taskset,
@@ -81,7 +81,7 @@ def evaluate_model(
                 seed=seed,
                 max_context=writer.sampler.max_context,
                 max_turns=max_turns or as_trained.get("max_turns") or stage.get("max_turns") or MAX_TURNS,
-                options=config.build(RolloutOptions, stage["rollouts"] or {}, "rollouts"),
+                options=config.build(RolloutOptions, stage.get("rollouts") or {}, "rollouts"),
             )
         )
     if as_json:

@@ -28,8 +28,7 @@ from aurify.files import replace_text
 from aurify.knowledge.chunking.chunk import ChunkOptions, chunk
 from aurify.knowledge.embedding import MINILM, load_embedder
 from aurify.knowledge.search import SearchOptions, Times, search
-from aurify.knowledge.store import LANGUAGES, NO_LANGUAGE, LanceStore
-from aurify.knowledge.tables import Record, Row
+from aurify.knowledge.store import LANGUAGES, NO_LANGUAGE, LanceStore, Record, Row
 from aurify.knowledge.types import Chunk, Document, Embedder, Hit, Mode, Reranker, Where
 
 SETTINGS, LOCK = "settings.json", "writer.lock"

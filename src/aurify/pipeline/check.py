@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,9 @@ from aurify.rows.sources import is_one_file
 
 if TYPE_CHECKING:
     from aurify.tasks.taskset import TaskSet
+
+
+MAX_CHECKED = 100_000  # training tasks: a task set may make them without end
 
 
 def check_recipe(recipe: Recipe) -> Plan:
@@ -71,6 +75,8 @@ def check_stage(
             resolve_model(model)
     choose_device(options.model.device)
     stage.taskset, stage.holder = resolve_taskset(stage, earlier)
+    if stage.taskset is not None and not any(other.taskset is stage.taskset for other in earlier.values()):
+        stage.taskset.rubric.check_tasks(chain(stage.taskset.heldout, islice(stage.taskset.train(0), MAX_CHECKED)))
     if isinstance(options, OnlineStage):
         check_online(options, algorithm, stage.taskset)
         return stage
