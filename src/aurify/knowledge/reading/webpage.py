@@ -129,8 +129,8 @@ def is_left_out(element: Any) -> bool:
 
 
 def choose_blocks(blocks: list[Block]) -> list[str]:
-    """Those of the main part, where there is one. A form is left out unless it holds most of the text: some sites wrap
-    whole pages into one."""
+    """The main part, where the page marks one. A form is left out unless it holds most of the text: some sites wrap
+    whole pages into a form."""
     main = [block for block in blocks if block.in_main]
     if num_chars(main) >= max(LEAST_MAIN, LEAST_SHARE * num_chars(blocks)):
         blocks = main
