@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar, get_args
 
-from aurify.config import did_you_mean, missing_file
+from aurify.config import did_you_mean, missing_file, translate
 from aurify.errors import UserError
 from aurify.signatures import EXPECTED, find_problem, shown
 
@@ -119,6 +119,8 @@ declare(
         "equals": "aurify.data.filters:equals",
         "matches": "aurify.data.filters:matches",
         "rename": "aurify.data.filters:rename",
+        "drop": "aurify.data.filters:drop",
+        "empty_thoughts": "aurify.data.filters:empty_thoughts",
         "margin_from_scores": "aurify.data.filters:margin_from_scores",
     },
 )
@@ -196,7 +198,8 @@ def get(kind: Kind, name: str) -> Any:
     if name not in entries and ":" in str(name):
         return load_function(kind, name)
     if name not in entries:
-        raise UserError(f"unknown {kind} {name!r}{did_you_mean(str(name), entries)}")
+        hint = translate(str(name)) if kind == "algorithm" else ""
+        raise UserError(f"unknown {kind} {name!r}{hint or did_you_mean(str(name), entries)}")
     if isinstance(entries[name], str):
         module, _, attribute = entries[name].partition(":")
         entries[name] = getattr(importlib.import_module(module), attribute)

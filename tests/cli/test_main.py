@@ -28,6 +28,14 @@ def stop() -> None:
 
 
 @broken.command()
+def stop_twice() -> None:
+    try:
+        raise KeyboardInterrupt("go on with: aurify train --resume last")
+    finally:
+        raise KeyboardInterrupt  # the second Ctrl-C, while the first one is being dealt with
+
+
+@broken.command()
 def bug() -> None:
     raise ZeroDivisionError("ours")
 
@@ -46,6 +54,11 @@ def test_debug_shows_the_traceback_wherever_it_stands():
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on():
     result = CliRunner().invoke(broken, ["stop"])
+    assert (result.exit_code, result.stderr) == (130, "stopped: go on with: aurify train --resume last\n")
+
+
+def test_a_second_ctrl_c_does_not_hide_how_to_go_on():
+    result = CliRunner().invoke(broken, ["stop-twice"])
     assert (result.exit_code, result.stderr) == (130, "stopped: go on with: aurify train --resume last\n")
 
 

@@ -7,6 +7,7 @@ stderr with exit code 2. The traceback shows with `--debug` alone.
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import traceback
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from aurify.cli.doctor import doctor
 from aurify.cli.evaluate import evaluate_model
 from aurify.cli.ingest import ingest
 from aurify.cli.kb import kb
+from aurify.cli.merge import merge
 from aurify.cli.models import models
 from aurify.cli.report import report
 from aurify.cli.runs import runs
@@ -47,7 +49,7 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            complain("stopped", str(error))
+            complain("stopped", find_text(error))
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
             text = str(error) if isinstance(error, UserError) else explain_refusal(error)
@@ -58,6 +60,13 @@ class Commands(TyperGroup):
             else:
                 complain("error", " ".join(text.split()))
             raise typer.Exit(USER_ERROR) from None
+
+
+def find_text(error: BaseException | None) -> str:
+    """What an interrupt says. A second Ctrl-C says nothing, but the first one, in whose course it came, does."""
+    while error is not None and not str(error):
+        error = error.__context__
+    return "" if error is None else str(error)
 
 
 def complain(label: str, text: str) -> None:
@@ -113,6 +122,7 @@ app.command()(report)
 app.command()(ingest)
 app.command()(search)
 app.command()(models)
+app.command()(merge)
 app.command()(doctor)
 app.add_typer(data, name="data")
 app.add_typer(kb, name="kb")
@@ -120,7 +130,10 @@ app.add_typer(sop, name="sop")
 
 
 def main() -> None:
-    sys.exit(app())
+    try:
+        sys.exit(app())
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C while Python shuts down prints nothing
 
 
 if __name__ == "__main__":

@@ -58,17 +58,14 @@ def run_recipe(
 
     values = config.load_config(path, overrides)
     with Console(stderr=True).status("checking the recipe ..."), config.prefix_errors(path):
-        from aurify.pipeline.check import validate
-        from aurify.pipeline.heldout import checked_heldout
+        from aurify.pipeline.check import check_recipe
         from aurify.pipeline.recipe import build_recipe
 
-        recipe = build_recipe(values)
-        validate(recipe)
-        heldout = checked_heldout(recipe)
+        plan = check_recipe(build_recipe(values))
     if dry_run:
         from aurify.cli.plan import show_plan
 
-        show_plan(recipe, heldout)
+        show_plan(plan)
         return
 
     from aurify.pipeline.run import run_pipeline
@@ -80,7 +77,7 @@ def run_recipe(
         raise UserError(f"no run can be kept in {runs}/ ({error}); give another folder with --runs") from error
     typer.echo(f"{'Going on with' if resume else 'Run'} {folder.path}")
     try:
-        run_pipeline(recipe, folder, show_samples=samples, heldout=heldout)
+        run_pipeline(plan, folder, show_samples=samples)
     except Exception:
         if not resume and not folder.has_work():
             shutil.rmtree(folder.path)

@@ -1,5 +1,5 @@
-"""Asks a retriever over HTTP, ours or another's, in the protocol that `service.py` describes. Needs httpx (extra
-`serve`)."""
+"""Asks a retriever over HTTP, ours or another's, in the protocol that `serving/knowledge.py` describes. Needs httpx
+(extra `serve`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.errors import UserError
-from aurify.http import import_httpx, post
+from aurify.files import require
+from aurify.http import post
 
 if TYPE_CHECKING:
     import httpx
@@ -42,17 +43,16 @@ class RetrieverOptions(Checked):
             raise UserError(f"retriever: url is {self.url!r}; expected something like http://127.0.0.1:8765/retrieve")
 
 
-class Retriever:
-    """`async with Retriever(options) as retriever: await retriever.retrieve(["..."])`"""
+class RetrieverClient:
+    """`async with RetrieverClient(options) as client: await client.retrieve(["..."])`"""
 
     def __init__(self, options: RetrieverOptions = RetrieverOptions()) -> None:
         self.options = options
-        host = urlsplit(options.url).hostname
-        own = host in ("127.0.0.1", "localhost", "::1")  # never by way of a proxy
-        client = import_httpx("asking a retriever needs httpx; install it with", "serve").AsyncClient
+        own = urlsplit(options.url).hostname in ("127.0.0.1", "localhost", "::1")  # never by way of a proxy
+        client = require("httpx", "serve", "to ask a retriever").AsyncClient
         self._client: httpx.AsyncClient = client(timeout=options.seconds, trust_env=not own)
 
-    async def __aenter__(self) -> Retriever:
+    async def __aenter__(self) -> RetrieverClient:
         return self
 
     async def __aexit__(self, *problem: object) -> None:
@@ -64,37 +64,35 @@ class Retriever:
     async def retrieve(self, queries: Sequence[str], topk: int | None = None) -> list[list[Passage]]:
         """The passages for each query, best first. Raises RetrieverError when the last attempt has failed."""
         size = self.options.max_queries
-        parts = [list(queries[begin : begin + size]) for begin in range(0, len(queries), size)]
-        answers = [await self._ask(part, topk or self.options.topk) for part in parts]
-        return [passages for answer in answers for passages in answer]
+        found: list[list[Passage]] = []
+        for start in range(0, len(queries), size):
+            found += await self._ask(list(queries[start : start + size]), topk or self.options.topk)
+        return found
 
     async def _ask(self, queries: list[str], topk: int | None) -> list[list[Passage]]:
         body = {"queries": queries, "topk": topk, "return_scores": True}
-        url = self.options.url
+        url, retries = self.options.url, self.options.retries
 
         def read(response: httpx.Response) -> list[list[Passage]]:
             try:
-                return passages_of(response.json(), len(queries))
+                return read_answer(response.json(), len(queries))
             except (ValueError, RecursionError) as error:
                 raise RetrieverError(f"{url} does not speak the retriever protocol: {error}") from error
 
-        return await post(
-            self._client, url, body, read, retries=self.options.retries, max_pause=10.0, error=RetrieverError
-        )
+        return await post(self._client, url, body, read, retries=retries, max_pause=10.0, error=RetrieverError)
 
 
-def passages_of(answer: Any, num_queries: int) -> list[list[Passage]]:
+def read_answer(answer: Any, num_queries: int) -> list[list[Passage]]:
     result = answer.get("result") if isinstance(answer, dict) else None
     if not isinstance(result, list) or not all(isinstance(entries, list) for entries in result):
         raise ValueError(f"no list 'result' of lists in {str(answer)[:200]}")
     if len(result) != num_queries:
         raise ValueError(f"{len(result)} lists for {num_queries} queries")
-    return [[passage_of(entry) for entry in entries] for entries in result]
+    return [[read_passage(entry) for entry in entries] for entries in result]
 
 
-def passage_of(entry: Any) -> Passage:
-    """From {document, score}, or from a document alone; a title is the first line of `contents`, where it has no place
-    of its own."""
+def read_passage(entry: Any) -> Passage:
+    """From {document, score} or from a document alone. Without a `title`, the first line of `contents` is the title."""
     document = entry.get("document", entry) if isinstance(entry, dict) else None
     if not isinstance(document, dict) or not ("contents" in document or "text" in document):
         raise ValueError(f"no document with contents or text in {str(entry)[:200]}")

@@ -10,6 +10,7 @@ from typing import Any
 from aurify import registry
 from aurify.config import did_you_mean
 from aurify.rewards.answers import references
+from aurify.rewards.code_tests import has_tests
 from aurify.rewards.numbers import as_number
 from aurify.types import Task, Trajectory
 
@@ -34,6 +35,15 @@ async def auto(task: Task, trajectory: Trajectory) -> float | None:
     return await value if inspect.isawaitable(value) else value
 
 
+def check_task(task: Task) -> None:
+    """Code rewards can tell beforehand that they cannot judge a task (see `Rubric.check_tasks`)."""
+    if task.info.get("kind") == "code" or (task.info.get("kind") is None and has_tests(task.info)):
+        load_reward("code").check_task(task)
+
+
+auto.check_task = check_task  # type: ignore[attr-defined]
+
+
 def kind_of(task: Task) -> str:
     """1. The column `kind`, if the task has one. 2. Tests, or inputs and outputs: code. 3. Calls: function_call.
     4. By the answer: one number, number; one capital letter, choice; LaTeX, or an expression: math; up to eight words,
@@ -43,7 +53,7 @@ def kind_of(task: Task) -> str:
         if declared not in KINDS:
             raise ValueError(f"task {task.id!r} has the kind {declared!r}{did_you_mean(str(declared), KINDS)}")
         return str(declared)
-    if any(task.info.get(name) for name in ("tests", "test_list", "test", "inputs")):
+    if has_tests(task.info):
         return "code"
     if task.info.get("calls") is not None:
         return "function_call"

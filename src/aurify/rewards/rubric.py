@@ -16,7 +16,7 @@ import inspect
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -162,6 +162,23 @@ class Rubric:
                 if valid is not None:
                     trajectory.reward = (trajectory.reward or 0.0) + reward.weight * valid
             self._count(reward.name, task, [problem for problem in problems if problem], len(values))
+
+    def check_tasks(self, tasks: Iterable[Task]) -> None:
+        """Refuses tasks that a reward could never judge. A reward that can tell has `check_task(task)`, which raises a
+        ValueError."""
+        checks = [(reward.name, getattr(reward.function, "check_task", None)) for reward in self.rewards]
+        problems: list[str] = []
+        if any(check for _, check in checks):
+            for task in tasks:
+                for name, check in checks:
+                    try:
+                        if check is not None:
+                            check(task)
+                    except ValueError as error:
+                        problems.append(f"task {task.id!r}: reward {name!r}: {error}")
+        if problems:
+            more = f" ({len(problems) - 1} more tasks cannot be judged either)" if problems[1:] else ""
+            raise UserError(problems[0] + more)
 
     def succeeded(self, trajectory: Trajectory, threshold: float = 1.0) -> bool:
         """Whether the first reward, which judges the answer, gave a scored trajectory at least `threshold`."""

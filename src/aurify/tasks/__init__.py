@@ -42,7 +42,7 @@ def make(name: str, **options: Any) -> TaskSet:
         taskset = replace(taskset, rubric=build_rubric(replaced["reward"]))
     if "environment" in replaced:
         taskset = replace(taskset, environment=build_environment(replaced["environment"]))
-    if "tools" in replaced:
+    if replaced.get("tools") is not None:
         taskset = offer_tools(taskset, replaced["tools"])
     if "sop" in replaced:
         from aurify.procedures.library import open_library

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aurify.data.heldout import question_keys
+from aurify.data.prompts import question
 from aurify.environments.env import Environment
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
@@ -36,11 +37,6 @@ class TaskSet:
     # (task, tools) -> a conversation that uses them; for task sets that can show it, whatever the tools are called
     tool_demonstration: Callable[[Task, Tools], list[Message] | None] | None = None
     notes: Sequence[str] = ()  # what a run should be told of how the tasks were made
-
-
-def question(text: str, system: str | None = None) -> list[Message]:
-    messages: list[Message] = [{"role": "system", "content": system}] if system else []
-    return [*messages, {"role": "user", "content": text}]
 
 
 def digest(prompt: Sequence[Message]) -> str:

@@ -73,12 +73,12 @@ def from_knowledge_base(folder: str) -> Retrieve:
 
 
 def from_service(url: str) -> Retrieve:
-    from aurify.knowledge.client import Retriever, RetrieverOptions
+    from aurify.knowledge.client import RetrieverClient, RetrieverOptions
 
     options = RetrieverOptions(url)
 
     async def retrieve(query: str, topk: int) -> list[Passage]:
-        async with Retriever(options) as retriever:  # of this event loop: each trajectory has its own
+        async with RetrieverClient(options) as retriever:  # of this event loop: each trajectory has its own
             [found] = await retriever.retrieve([query], topk)
         return [Passage(passage.title, passage.text, passage.id) for passage in found]
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from aurify.data.sources import load_rows
 from aurify.errors import UserError
+from aurify.rows.sources import load_rows
 
 
 def test_jsonl_and_json(tmp_path):
@@ -16,7 +16,7 @@ def test_jsonl_and_json(tmp_path):
     lines.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
     loaded = load_rows(lines)
     assert loaded == rows
-    assert [row.place for row in loaded] == [f"{lines}:1", f"{lines}:2"]
+    assert [row.location for row in loaded] == [f"{lines}:1", f"{lines}:2"]
     whole = tmp_path / "rows.json"
     whole.write_text(json.dumps(rows, indent=1))
     assert load_rows(str(whole)) == rows

@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aurify.types import Metrics
+
 STEP, HIGHEST = 0.005, 1.0  # of the weight
 
 
@@ -18,21 +20,18 @@ class EntropyController:
     coef: float
     active: bool = True
 
-    @staticmethod
-    def of(algorithm: Any) -> EntropyController | None:
-        target = getattr(algorithm, "entropy_target", None)
-        return None if target is None else EntropyController(target, algorithm.entropy_coef)
-
     def apply(self, algorithm: Any) -> Any:
         """The algorithm of the next step: a GRPO, or one of its relatives."""
         return replace(algorithm, entropy_coef=self.coef if self.active else 0.0)
 
-    def observe(self, entropy: float | None) -> None:
-        """entropy: of the step, in nats a token; None where nothing was trained."""
-        if entropy is None or not math.isfinite(entropy):
-            return
-        self.coef = min(HIGHEST, max(0.0, self.coef + (STEP if entropy < self.target else -STEP)))
-        self.active = entropy <= self.target
+    def observe(self, metrics: Metrics) -> Metrics:
+        """Takes the entropy of a step, in nats a token, from its metrics, and returns what to report. A step that
+        trained nothing has none."""
+        entropy = metrics.get("loss/entropy", math.nan)
+        if math.isfinite(entropy):
+            self.coef = min(HIGHEST, max(0.0, self.coef + (STEP if entropy < self.target else -STEP)))
+            self.active = entropy <= self.target
+        return {"optim/entropy_coef": self.coef}
 
     def state_dict(self) -> dict[str, Any]:
         return {"coef": self.coef, "active": self.active}
