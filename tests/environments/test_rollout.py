@@ -137,7 +137,7 @@ def test_truncation_by_tokens_context_and_turns(renderer):
     assert len(trajectory.tokens) == num_prompt + 4
 
     environment = Echo(9)
-    trajectory, sampler = play(renderer, ["he"], environment, limits=Limits(3))
+    trajectory, sampler = play(renderer, ["he"], environment, limits=Limits(turns=3))
     assert trajectory.truncated
     assert len(sampler.prompts) == 3
     assert environment.closed

@@ -39,6 +39,11 @@ def test_a_page_becomes_markdown():
     ]
 
 
+def test_a_table_with_white_space_and_empty_cells():
+    table = "<table>\n <tr>\n <th>Part</th>\n <th>Side</th>\n </tr>\n<tr> <td></td> <td>left</td></tr></table>"
+    assert read_page(table).text == "Part | Side\n\n| left"
+
+
 def test_only_the_main_part_is_kept_where_there_is_one():
     main = "<p>" + "The heart beats. " * 20 + "</p>"
     assert "sidebar" not in read_page(f"<div>sidebar</div><main>{main}</main>").text

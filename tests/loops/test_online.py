@@ -164,6 +164,20 @@ def test_a_run_without_any_spread_counts_its_steps_and_changes_nothing(tmp_path)
     assert engine.version == 0
 
 
+def test_a_reward_in_trls_form_learns_how_far_training_is_and_logs_a_metric(tmp_path):
+    seen = []
+
+    def curriculum(completions, trainer_state, log_metric, **kwargs):
+        seen.append((trainer_state.global_step, trainer_state.max_steps))
+        log_metric("seen", len(completions))
+        return [0.0] * len(completions)
+
+    sampled, engine = rollouts(["nothing"], stage(), curriculum)
+    recorder = loop(sampled, engine, tmp_path)
+    assert seen == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert [row["rollout/seen"] for row in recorder.rows] == [4, 4]
+
+
 def test_several_updates_a_round_start_at_ratio_one(tmp_path, dtype):
     options = stage(steps=1, prompts_per_step=3, num_minibatches=3, num_epochs=2)
     sampled, engine = rollouts(["0", "1", "2", "3"], options, dtype=dtype)

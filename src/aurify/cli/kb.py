@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -183,8 +183,8 @@ def check_answers(base: KnowledgeBase, questions: list[Question], file: Path) ->
 def tune_fusion(base: KnowledgeBase, questions: list[Question], passages: bool, console: Console) -> None:
     from aurify.evaluation.comparison import tune
 
-    with progress_bar(console, f"tuning on {len(questions)} questions", len(questions)) as advance:
-        (best, quality), *_ = tune(base, questions, per_document=not passages, progress=advance)
+    progress = make_progress(console, f"tuning on {len(questions)} questions")
+    (best, quality), *_ = tune(base, questions, per_document=not passages, progress=progress)
     base.remember(best)
     console.print(
         f"best of these {len(questions)} questions: {best.describe()} (MRR@10 {quality.mrr:.3f}); kept in "
@@ -199,49 +199,36 @@ def compare(
     from aurify.knowledge.rerank import load_reranker
 
     second = load_reranker(rerank)
-    ways = [(name, options, None) for name, options in list_modes(base.settings.search).items()]
+    measure = partial(measure_search, base, questions, per_document=not passages, num_timed=timed)
+    measured = [
+        measure(name, options, progress=make_progress(console, name))
+        for name, options in list_modes(base.settings.search).items()
+    ]
     if second is not None:
-        ways.append(("reranked", base.settings.search, second))
-    measured = []
-    for name, options, reranker in ways:
-        with progress_bar(console, name, len(questions)) as advance:
-            found = measure_search(
-                base,
-                questions,
-                name,
-                options,
-                rerank=reranker,
-                per_document=not passages,
-                num_timed=timed,
-                progress=advance,
-            )
-        measured.append(found)
+        progress = make_progress(console, "reranked")
+        measured.append(measure("reranked", base.settings.search, rerank=second, progress=progress))
     return measured
+
+
+def make_progress(console: Console, words: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
+    """A bar that is gone when it is full; nothing where nobody watches."""
+    from rich.progress import track
+
+    return partial(track, description=words, console=console, transient=True, disable=not console.is_terminal)
 
 
 def show_tables(measured: list[Measured]) -> None:
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from aurify.evaluation.comparison import HEADINGS, list_stages
 
     rows = [one.to_row() for one in measured]
-    for columns, cells in ((HEADINGS, rows), (("stage", "p50 ms", "p95 ms"), list_stages(measured))):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for number, column in enumerate(columns):
-            table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for headings, cells in ((HEADINGS, rows), (("stage", "p50 ms", "p95 ms"), list_stages(measured))):
+        first, *others = headings
+        columns = [Column(first, no_wrap=True), *(Column(name, justify="right", no_wrap=True) for name in others)]
+        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for row in cells:
             table.add_row(*row)
         Console(highlight=False).print(table)
-
-
-@contextmanager
-def progress_bar(console: Console, words: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gone when it is full; nothing where nobody watches."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(words, total=total)
-        yield lambda num: progress.advance(task, num)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from aurify.rows.columns import THOUGHT, TOOLS
-from aurify.rows.row import Row
+from aurify.rows.row import NANS, Row
+from aurify.rows.values import parse_json, prune
 from aurify.types import Message
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -23,6 +24,7 @@ CALL_ROLES = ("function_call", "tool_call")  # ShareGPT writes a call as a turn 
 def read_messages(row: Row, column: str) -> list[Message]:
     """The conversation in a column."""
     given = row.need(column)
+    given = [given] if isinstance(given, Mapping) else given
     if not isinstance(given, list):
         raise row.bad(f"{column!r} holds {type(given).__name__}; expected a list of messages")
     messages: list[Message] = []
@@ -49,7 +51,7 @@ def read_message(row: Row, where: str, given: Any) -> Message:
     role = values.get("role", values.get("from"))
     role = SAME_ROLE.get(role, role) if isinstance(role, str) else None
     calls = read_calls(row, where, values)
-    content = read_content(values.get("content", values.get("value", "" if calls else None)))
+    content = read_content(values.get("content", values.get("value", "" if calls else None)), role)
     if role in CALL_ROLES:
         role, calls, content = "assistant", parse_calls(row, where, content or ""), ""
     if role not in ROLES or content is None:
@@ -58,6 +60,9 @@ def read_message(row: Row, where: str, given: Any) -> Message:
             "(or value) that is text",
             f"{column_name(where)!r} holds something that is no message with a role and text",
         )
+    if content in NANS:
+        problem = f"{where} is {content!r}, which stands for a missing value; fill it or remove the row"
+        raise row.bad(problem, f"{column_name(where)!r}: a message that is 'nan'")
     weight = read_weight(row, where, values, role)
     if role == "assistant" and not content.strip() and not calls and weight != 0:
         problem = "an assistant message without text"
@@ -78,13 +83,21 @@ def column_name(where: str) -> str:
     return where.partition("[")[0]
 
 
-def read_content(content: Any) -> str | None:
-    """Text, or the text parts of a list. None: neither, such as an image."""
-    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+def read_content(content: Any, role: str | None) -> str | None:
+    """Text, or the text parts of a list; what a tool gives may be any value, and is written as JSON. None: neither,
+    such as an image."""
+    if role == "tool" and content is not None and not isinstance(content, str) and not is_parts(content):
+        return json.dumps(content, ensure_ascii=False, default=str)
+    if is_parts(content):
         texts = [part.get("text") for part in content if part.get("type", "text") == "text"]
         whole = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
         return "".join(text for text in texts if text) if whole else None
     return content if isinstance(content, str) else None
+
+
+def is_parts(content: Any) -> bool:
+    several = isinstance(content, list) and bool(content)
+    return several and all(isinstance(part, Mapping) and ("type" in part or "text" in part) for part in content)
 
 
 def find_thought(values: Mapping[str, Any]) -> str:
@@ -136,13 +149,16 @@ def read_call(row: Row, where: str, given: Any) -> dict[str, Any]:
             f"{where}: the tool call {str(given)[:80]} has no name; expected {{'name': ..., 'arguments': {{...}}}}",
             "a tool call without a name",
         )
-    arguments = parse_json(function.get("arguments", function.get("parameters")))
+    given_as = function.get("arguments", function.get("parameters"))
+    arguments = parse_json(given_as)
     arguments = {} if arguments in (None, "") else arguments
     if not isinstance(arguments, Mapping):
         raise row.bad(
             f"{where}: the arguments of {name!r} are {str(function.get('arguments'))[:60]!r}; expected a JSON object",
             "the arguments of a tool call are no JSON object",
         )
+    if not isinstance(given_as, str):
+        arguments = prune(arguments)  # null: another call has this argument, this one has not
     call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": dict(arguments)}}
     return {"id": given["id"], **call} if isinstance(given.get("id"), str) else call
 
@@ -174,15 +190,4 @@ def read_tools(row: Row) -> list[dict[str, Any]]:
 
 def build_tool(given: Mapping[str, Any]) -> dict[str, Any]:
     function = given["function"] if isinstance(given.get("function"), Mapping) else given
-    inner = {key: value for key, value in function.items() if value is not None and key != "type"}
-    return {"type": "function", "function": inner}
-
-
-def parse_json(value: Any) -> Any:
-    """What a text holds as JSON; other values, and text that is no JSON, as they are."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+    return {"type": "function", "function": {key: value for key, value in prune(function).items() if key != "type"}}

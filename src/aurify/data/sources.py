@@ -58,7 +58,7 @@ def read_part(part: Part, tally: Tally, *, skip_bad: bool = False, number: int =
     rows = list(apply_steps(read, part.maps, part.filters, tally) if part.maps or part.filters else read)
     for row in rows:
         row.part = number
-        tally.changed.update(row.changes)
+        tally.change(row.location, row.changes)
     if not rows:
         what = "is left to train on" if tally.filtered else "can be read"
         raise UserError(f"{part.name}: no row {what} ({'; '.join(tally.lines()) or NO_ROWS})")
@@ -76,7 +76,7 @@ def good_rows(entries: Iterable[Row | BadRow], tally: Tally, skip_bad: bool) -> 
             yield entry
         elif skip_bad:
             tally.num_rows += 1
-            tally.reject(entry.kind, str(entry))
+            tally.reject(entry.kind, str(entry), entry.option)
         else:
             raise entry
 

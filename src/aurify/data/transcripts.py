@@ -6,8 +6,10 @@ import json
 import re
 from typing import Any
 
-from aurify.data.messages import parse_json, read_call
+from aurify.data.messages import read_call
+from aurify.renderer.foreign import END_TEXTS
 from aurify.rows.row import Row
+from aurify.rows.values import parse_json
 from aurify.types import Message
 
 HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant|System):[ \t]*")
@@ -15,7 +17,6 @@ GLAIVE_TURN = re.compile(r"(?:\A|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*
 GLAIVE_CALL = re.compile(r"<functioncall>\s*")
 ARGUMENTS = re.compile(r"""["']arguments["']\s*:\s*'(.*)'\s*}\s*\Z""", re.DOTALL)
 NAME = re.compile(r"""["']name["']\s*:\s*["']([^"']+)["']""")
-ENDS = ("<|endoftext|>", "</s>", "<|im_end|>")
 HH_ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 WITH_TOOLS = re.compile(r",? with access to the following functions.*", re.DOTALL)
 
@@ -53,7 +54,7 @@ def read_glaive(row: Row, column: str) -> list[Message]:
 
 
 def read_glaive_turn(row: Row, column: str, speaker: str, said: str) -> Message:
-    for end in ENDS:
+    for end in END_TEXTS:
         said = said.removesuffix(end).rstrip()
     if speaker != "ASSISTANT":
         return {"role": "user" if speaker == "USER" else "tool", "content": said}

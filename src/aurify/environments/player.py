@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from aurify.bounds import Checked, PositiveFloat, PositiveInt
 from aurify.environments.env import Environment
 from aurify.environments.hosting import host_environment, is_threaded
-from aurify.environments.rollout import Limits, NoRoom, rollout
+from aurify.environments.rollout import NO_LIMITS, Limits, NoRoom, rollout
 from aurify.environments.rounds import CountingSampler, InRounds
 from aurify.errors import UserError
 from aurify.renderer import Renderer
@@ -54,7 +54,7 @@ class Player:
         self.environment, self.sampler, self.renderer = environment, sampler, renderer
         self.options = options or RolloutOptions()
         self.rounds = InRounds(sampler) if self.options.in_rounds else None
-        self.max_context, self.limits = max_context, limits or Limits()
+        self.max_context, self.limits = max_context, limits or NO_LIMITS
         self.threaded, self.rooms = is_threaded(environment), PerLoop(MAX_ROOMS)
         self.num_ended = 0  # trajectories that ended well, in all
         self.counts: Counter[str] = Counter()  # since `take_counts`

@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.environments.answers import Answers, check_messages
 from aurify.environments.env import Environment, Observation, Step
 from aurify.environments.hosting import settle
@@ -30,22 +31,20 @@ class NoRoom(UserError):
     """A prompt that fills the context."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+@dataclass(frozen=True, kw_only=True)
+class Limits(Checked):
     """What a trajectory may use; None: no limit but the context's. A trajectory that runs into one ends there, with
     that outcome."""
 
-    turns: int = MAX_TURNS
-    tokens: int | None = None  # sampled, in all; sampling.max_tokens counts for each turn
-    tool_tokens: int | None = None  # of what the environment says after a turn; more is cut, with a mark
-    tool_errors: int | None = None  # calls of tools that fail, in all
-    seconds: float | None = None  # checked between turns
+    turns: PositiveInt = MAX_TURNS
+    turn_tokens: PositiveInt | None = None  # sampled in a turn; None: sampling.max_tokens
+    tokens: PositiveInt | None = None  # sampled, in all
+    tool_tokens: PositiveInt | None = None  # of a message of the environment; more is cut, with a mark
+    tool_errors: NonNegativeInt | None = None  # calls of tools that fail, in all
+    seconds: PositiveFloat | None = None  # checked between turns
 
-    def __post_init__(self) -> None:
-        for name in ("turns", "tokens", "tool_tokens", "tool_errors", "seconds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"limits.{name}: {value} is out of range; it must be at least 1")
+
+NO_LIMITS = Limits()
 
 
 async def rollout(
@@ -56,7 +55,7 @@ async def rollout(
     params: SamplingParams,
     *,
     max_context: int | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = NO_LIMITS,
     guidance: Sequence[int] = (),
 ) -> Trajectory:
     """One trajectory. params.max_tokens counts for each turn. max_context: None takes the sampler's, if it has one.
@@ -151,7 +150,8 @@ class Play:
 
     def _room(self, num_guided: int) -> tuple[int, Outcome]:
         """How many tokens the turn may have, and which limit that is."""
-        rooms: list[tuple[int, Outcome]] = [(self.params.max_tokens - num_guided, "token_limit")]
+        turn_tokens = self.limits.turn_tokens or self.params.max_tokens
+        rooms: list[tuple[int, Outcome]] = [(turn_tokens - num_guided, "token_limit")]
         if self.limits.tokens is not None:
             rooms.append((self.limits.tokens - self.num_sampled, "token_limit"))
         if self.max_context is not None:

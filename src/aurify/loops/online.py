@@ -23,6 +23,7 @@ from aurify.loops.ledger import means_by_source, rollout_metrics
 from aurify.loops.progress import Checkpoints, derive_seed
 from aurify.loops.rollouts import Rollouts, Round
 from aurify.loops.selection import agreeing, choose_trained
+from aurify.rewards.trl import TrainerState
 from aurify.types import Datum, Group, Metrics, OnlineAlgorithm, prepared
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def train_online(
             runner.run(sampler.load_weights(engine.weights(), engine.version))
             for step in range(start, stage.steps):
                 begin, rng = time.perf_counter(), rng_state()
+                rollouts.rubric.state = TrainerState(step, stage.steps)
                 try:
                     made = runner.run(interrupt.until_stopped(rollouts.sample(step, algorithm, engine)))
                 except UserError:

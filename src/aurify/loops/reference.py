@@ -103,13 +103,10 @@ def reference_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
     """The weights of the base model, and those of an adapter that training began with. The reference of a fresh adapter
     is the base model alone."""
     for name, parameter in engine.module.named_parameters():
-        if not name.endswith((".lora_A", ".lora_B")):
+        if not name.rpartition(".")[2].startswith("lora_"):
             yield name.replace(".base.", "."), parameter
-    for name, layer in engine.adapter.layers.items() if engine.adapter is not None else ():
-        if layer.reference is not None:
-            a, b = layer.reference
-            yield f"{name} {layer.scale} A", a
-            yield f"{name} {layer.scale} B", b
+    if engine.adapter is not None:
+        yield from engine.adapter.reference_tensors()
 
 
 def data_fingerprint(data: Sequence[Datum]) -> str:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from aurify.algorithms.estimators import spread
 from aurify.environments.player import Player
-from aurify.environments.rollout import Limits
 from aurify.loops.guidance import Beginning
 from aurify.loops.progress import derive_seed
 from aurify.loops.replay import TRUNCATED
@@ -70,7 +69,7 @@ class Rollouts:
             self.renderer,
             stage.rollouts,
             max_context=stage.sampler.max_context,
-            limits=Limits(stage.max_turns),
+            limits=stage.limits,
         )
 
     async def sample(self, step: int, algorithm: OnlineAlgorithm, policy: Policy) -> Round:

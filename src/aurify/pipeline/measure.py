@@ -4,7 +4,7 @@ by its answers, any other one on held-out rows."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,8 @@ from aurify.evaluation.evaluate import (
 )
 from aurify.loops.interrupt import run_async
 from aurify.pipeline.recipe import make_renderer
-from aurify.pipeline.start import StageRun, open_sampler
+from aurify.pipeline.start import StageRun
+from aurify.samplers.open import open_sampler
 from aurify.types import Datum
 
 Number = tuple[float, dict[str, Any]]  # a held-out number, and what belongs to it
@@ -66,8 +67,9 @@ def measure_pairs(run: StageRun, engine: Engine, heldout: Sequence[Datum]) -> Nu
 
 def measure_accuracy(run: StageRun, engine: Engine) -> Number:
     assert run.taskset is not None
-    recipe, stage, taskset, sampler = run.plan.recipe, run.stage.options, run.taskset, open_sampler(run, engine)
-    options, turns = recipe.evaluation, recipe.evaluation.turns(stage)
+    recipe, stage, taskset = run.plan.recipe, run.stage.options, run.taskset
+    sampler = open_sampler(stage.sampler, engine, seed=run.seed)
+    options, limits = recipe.evaluation, recipe.evaluation.limits or stage.limits
 
     async def answer() -> Evaluation:
         try:
@@ -78,7 +80,7 @@ def measure_accuracy(run: StageRun, engine: Engine) -> Number:
                 options.sampling,
                 num_tasks=options.num_tasks,
                 seed=recipe.seed,
-                max_turns=turns,
+                limits=limits,
                 options=stage.rollouts,
             )
         finally:
@@ -89,7 +91,7 @@ def measure_accuracy(run: StageRun, engine: Engine) -> Number:
     for note in result.notes:
         run.tracker.event(note)
     details = {key: value for key, value in result.record().items() if key != "accuracy"}
-    return result.accuracy, details | {"max_turns": turns}
+    return result.accuracy, details | {"limits": asdict(limits)}
 
 
 def measure_before(run: StageRun, measure: Measure | None) -> None:
@@ -116,12 +118,12 @@ def find_known_number(run: StageRun, results: dict[str, dict[str, Any]]) -> Numb
     """The accuracy of the stage's model on its task, if another stage has measured it: as its result, or as its own
     start."""
     options = run.stage.options
-    turns = run.plan.recipe.evaluation.turns(options)
+    limits = asdict(run.plan.recipe.evaluation.limits or options.limits)
     for stage, result in results.items():
         if result.get("measure") != "accuracy" or result.get("task") != options.task:
             continue
         for name, when in ((f"@{stage}", "after"), (result["model"], "before")):
-            same = result.get(f"details_{when}", {}).get("max_turns", turns) == turns
+            same = result.get(f"details_{when}", {}).get("limits", limits) == limits
             if name == options.model.name and result.get(when) is not None and same:
                 return result[when], result[f"details_{when}"]
     return None

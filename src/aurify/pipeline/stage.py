@@ -29,8 +29,8 @@ from aurify.pipeline.start import (
     build_stage_rubric,
     open_engine,
     open_other,
-    open_sampler,
 )
+from aurify.samplers.open import open_sampler
 
 
 def run_stage(run: StageRun) -> None:
@@ -118,7 +118,7 @@ def train_by_sampling(run: StageRun) -> Engine:
     if teacher is not None:
         engine.follow(teacher)
     rollouts = Rollouts(
-        open_sampler(run, engine),
+        open_sampler(run.stage.options.sampler, engine, seed=run.seed),
         make_renderer(stage, engine.tokenizer),
         taskset,
         build_stage_rubric(run, judge),

@@ -15,7 +15,6 @@ from aurify.pipeline.plan import Plan, PlannedStage
 from aurify.pipeline.recipe import reference
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
-from aurify.samplers.inprocess import InProcessSampler
 from aurify.tasks.taskset import TaskSet
 from aurify.tracking.run_folder import RunFolder, StageFolder
 from aurify.tracking.tracker import StageTracker
@@ -110,11 +109,6 @@ def announce_engine(run: StageRun, engine: Engine) -> None:
 
 
 # ---------------------------------------------------------------------- samplers and rewards
-
-
-def open_sampler(run: StageRun, engine: Engine) -> InProcessSampler:
-    options = run.stage.options.sampler
-    return InProcessSampler(engine, max_batch=options.max_batch, max_context=options.max_context, seed=run.seed)
 
 
 def build_stage_rubric(run: StageRun, judge: Engine | None) -> Rubric:

@@ -187,7 +187,8 @@ def build_procedure(values: Mapping[str, Any], problems: list[str]) -> Procedure
     for name in dict.fromkeys(used):
         if name not in plain["tools"]:
             problems.append(f"the tool {name!r} of a step is missing in its tools{did_you_mean(name, plain['tools'])}")
-    return Procedure(steps=steps, outcome=outcome, **texts, **plain)
+    rest: dict[str, Any] = {**texts, **plain}
+    return Procedure(steps=steps, outcome=outcome, **rest)
 
 
 def read_text(value: Any, where: str, problems: list[str]) -> str:

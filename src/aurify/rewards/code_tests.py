@@ -77,6 +77,8 @@ def list_empty_columns(info: Mapping[str, Any]) -> list[str]:
 
 
 def is_filled(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.strip() not in ("", "[]", "{}", '""', "null")
     return value is not None and value is not False and (not hasattr(value, "__len__") or len(value) > 0)
 
 
@@ -279,9 +281,12 @@ def as_lines(value: Any) -> list[str]:
 
 
 def find_function_name(task: Task) -> str | None:
-    """The last function that the starter code or the question begins."""
-    asked = [str(message.get("content") or "") for message in task.prompt]
-    for text in (str(task.info.get("starter_code") or ""), *reversed(asked)):
-        if found := re.findall(r"^\s*(?:async\s+)?def\s+(\w+)\s*\(", text, re.MULTILINE):
+    """The last function that the starter code, the question or a known solution defines."""
+    asked = [message.get("content") for message in reversed(task.prompt)]
+    known = [task.info.get(name) for name in ("code", "canonical_solution", "solution")]
+    for text in (task.info.get("starter_code"), *asked, *known):
+        if found := re.findall(
+            r"^\s*(?:async\s+)?def\s+(\w+)\s*\(", text if isinstance(text, str) else "", re.MULTILINE
+        ):
             return str(found[-1])
     return None

@@ -15,6 +15,7 @@ from aurify.errors import UserError
 from aurify.files import require
 from aurify.rows.files import build_row, read_file
 from aurify.rows.row import BadRow, Row
+from aurify.rows.values import prune
 
 Entries = Iterable[Row | BadRow]
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz")  # files of a folder; for no format
@@ -84,7 +85,7 @@ def open_hub(name: str, subset: str | None, split: str, *, stream: bool = False)
         try:
             rows = datasets.load_dataset(name, subset, split=split, streaming=stream)
             for number, row in enumerate(rows):
-                yield build_row(row, f"{name}/{split}: row {number}")
+                yield build_row({key: prune(value) for key, value in row.items()}, f"{name}/{split}: row {number}")
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             problem = f"the hub did not give it ({reason}); give a JSONL file as path"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aurify.data.heldout import question_keys
-from aurify.data.questions import question
+from aurify.data.prompts import question
 from aurify.environments.env import Environment
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError

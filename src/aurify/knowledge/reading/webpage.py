@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from html import unescape
@@ -19,13 +20,14 @@ from urllib.parse import urljoin
 from aurify.files import require
 
 HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
+LISTS = ("ul", "ol")
 LEFT_OUT = (
     "title script style noscript template svg math canvas iframe object embed audio video picture nav footer aside "
     "button select option textarea input dialog"
 )
 BLOCKS = (
-    "p div section article main header body blockquote dl dt dd table thead tbody tr ul ol li pre figure figcaption "
-    "address details summary hr caption form"
+    "html body p div section article main header blockquote dl dt dd table thead tbody tr ul ol li pre figure "
+    "figcaption address details summary hr caption form"
 )
 LEFT_OUT_TAGS, BLOCK_TAGS = frozenset(LEFT_OUT.split()), frozenset([*BLOCKS.split(), *HEADINGS])
 SITEMAP = re.compile(rb"\s*(?:<\?xml[^>]*>\s*)?(?:<!--.*?-->\s*)*<(?:\w+:)?(?:urlset|sitemapindex)\b", re.DOTALL)
@@ -58,17 +60,12 @@ def read_page(html: str, url: str = "") -> Page:
         root = etree.fromstring(html.encode("utf-8", "replace"), parser)
     if root is None:
         return Page()
-    writer = Writer()
-    walk = etree.iterwalk(root, events=("start", "end"))
-    for event, element in walk:
-        if event == "end":
-            writer.end(element)
-        elif not writer.start(element):
-            walk.skip_subtree()
-    blocks = choose_blocks(writer.blocks)
+    blocks = choose_blocks(list(read_blocks(etree.iterwalk(root, events=("start", "end")))))
     title = " ".join(root.findtext(".//title", "").split())
     title = title or next((text.lstrip("# ") for text in blocks if text.startswith("#")), "")
-    return Page(title, join_blocks(blocks), find_links(root, url), find_robots(root))
+    metas = [meta for meta in root.iter("meta") if meta.get("name", "").lower() == "robots"]
+    robots = frozenset(word.strip() for meta in metas for word in meta.get("content", "").lower().split(","))
+    return Page(title, join_blocks(blocks), find_links(root, url), robots)
 
 
 def find_links(root: Any, url: str) -> list[str]:
@@ -78,68 +75,51 @@ def find_links(root: Any, url: str) -> list[str]:
     return list(dict.fromkeys(join_url(base_url, link.get("href")) for link in links))
 
 
-def find_robots(root: Any) -> frozenset[str]:
-    metas = [meta for meta in root.iter("meta") if meta.get("name", "").lower() == "robots"]
-    return frozenset(word.strip() for meta in metas for word in meta.get("content", "").lower().split(","))
-
-
-class Writer:
-    """Called at the start and end of each element, in the order of the page; depth and size cost no stack."""
-
-    def __init__(self) -> None:
-        self.blocks: list[Block] = []
-        self.words: list[str] = []
-        self.prefix = ""
-        self.inside: Counter[str] = Counter()  # elements that are open
-        self.lists: list[str] = []
-
-    def start(self, element: Any) -> bool:
-        """False: what the element holds is to be skipped."""
+def read_blocks(walk: Any) -> Iterator[Block]:
+    """`walk` gives the start and end of each element in the order of the page, so depth and size cost no stack."""
+    words: list[str] = []
+    prefix = ""
+    inside: Counter[str] = Counter()  # elements that are open
+    lists: list[str] = []
+    for event, element in walk:
         tag = element.tag
         if tag in BLOCK_TAGS:
-            self.flush()
-        self.inside[tag] += 1
-        if tag in ("ul", "ol"):
-            self.lists.append(tag)
+            if text := format_block("".join(words), prefix, in_pre=inside["pre"] > 0):
+                yield Block(text, inside["main"] + inside["article"] > 0, inside["form"] > 0)
+            words, prefix = [], "" if text or event == "end" else prefix
+        inside[tag] += 1 if event == "start" else -1
+        if event == "end":
+            if tag in LISTS:
+                lists.pop()
+            words.append(squeeze(element.tail, in_pre=inside["pre"] > 0))
+            continue
+        if tag in LISTS:
+            lists.append(tag)
         if is_left_out(element):
-            return False
+            walk.skip_subtree()
+            continue
         if tag in HEADINGS:
-            self.prefix = HEADINGS[tag]
+            prefix = HEADINGS[tag]
         elif tag == "li":
-            self.prefix = "  " * max(0, len(self.lists) - 1) + ("1. " if self.lists[-1:] == ["ol"] else "- ")
-        elif tag in ("td", "th") and self.words:
-            self.words.append(" | ")
+            prefix = "  " * max(0, len(lists) - 1) + ("1. " if lists[-1:] == ["ol"] else "- ")
+        elif tag in ("td", "th"):
+            words.append(" | ")
         elif tag == "br":
-            self.words.append("\n")
-        self.add(element.text)
-        return True
+            words.append("\n")
+        words.append(squeeze(element.text, in_pre=inside["pre"] > 0))
 
-    def end(self, element: Any) -> None:
-        tag = element.tag
-        if tag in BLOCK_TAGS:
-            self.flush()
-            self.prefix = ""
-        self.inside[tag] -= 1
-        if tag in ("ul", "ol"):
-            self.lists.pop()
-        self.add(element.tail)
 
-    def add(self, text: str | None) -> None:
-        if text:
-            self.words.append(text if self.inside["pre"] else re.sub(r"\s+", " ", text))
+def squeeze(text: str | None, in_pre: bool) -> str:
+    return text or "" if in_pre else re.sub(r"\s+", " ", text or "")
 
-    def flush(self) -> None:
-        text = "".join(self.words)
-        self.words = []
-        if not text.strip():
-            return
-        if self.inside["pre"]:
-            text = "```\n" + text.strip("\n") + "\n```"
-        else:
-            text = self.prefix + re.sub(r" *\n *", "\n", re.sub(r"[ \t]+", " ", text)).strip()
-        self.prefix = ""
-        in_main = self.inside["main"] + self.inside["article"] > 0
-        self.blocks.append(Block(text, in_main, in_form=self.inside["form"] > 0))
+
+def format_block(text: str, prefix: str, in_pre: bool) -> str:
+    if not text.strip():
+        return ""
+    if in_pre:
+        return "```\n" + text.strip("\n") + "\n```"
+    text = re.sub(r" *\n *", "\n", re.sub(r" +", " ", text)).strip()
+    return prefix + text.removeprefix("| ")  # of the first cell in a row of a table
 
 
 def is_left_out(element: Any) -> bool:

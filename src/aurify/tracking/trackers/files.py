@@ -48,4 +48,5 @@ def record_sample(group: Group, trajectory: Trajectory) -> dict[str, Any]:
         "tokens": trajectory.num_policy_tokens,
         "truncated": trajectory.truncated,
         "source": trajectory.source,
+        **({"extra": trajectory.extra} if trajectory.extra else {}),
     }
