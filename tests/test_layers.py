@@ -13,14 +13,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "aurify"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"types", "errors", "bounds", "config", "signatures", "registry", "http", "cores", "threads", "files", "thoughts"},
-    {"hardware"},
+    {"hardware", "rows"},
     {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools"},
     {"knowledge", "rewards", "report"},
+    {"tools.search"},
     {"data", "engine", "environments"},
     {"tasks.taskset"},
     {"procedures"},
     {"tasks", "samplers", "data.preferences"},
-    {"evaluation", "loops.guidance", "loops.replay"},
+    {"evaluation"},
     {"pipeline.recipe"},
     {"loops"},
     {"pipeline", "serving"},
@@ -107,6 +108,7 @@ def test_imports_only_lower_layers(path):
         ("config.py", "import aurify.renderer"),
         ("evaluation/evaluate.py", "from aurify import loops"),
         ("data/sources.py", "from aurify.engine.engine import Engine"),
+        ("rows/files.py", "from aurify.data.sources import Part"),
     ],
 )
 def test_a_wrong_import_is_found(file, line):

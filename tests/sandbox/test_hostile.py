@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from aurify.sandbox import sandbox
+from aurify.sandbox import sandbox, view
 from aurify.sandbox.sandbox import Limits, run_script, run_tests
 
 LIMITS = Limits(seconds=0.5, memory_mb=256, disk_mb=4, output_kb=64)
@@ -35,11 +35,17 @@ TESTS = [
     "assert add(2, 3) == 5",
     "assert abs(add(10, -4) - 6) < 1e-9 and add(10, -4) != 5",
     "def test_more():\n    assert add('a', 'b') == 'ab'",
+    "import unittest\nclass Adding(unittest.TestCase):\n    def test_it(self): self.assertEqual(add(2, 3), 5)",
+    "import pytest\n@pytest.mark.parametrize('a', [2, 4])\ndef test_each(a):\n    assert add(a, 1) == a + 1",
+    "import pytest\ndef test_near():\n    assert add(2, 0.5) == pytest.approx(2.5)",
+    "def examples():\n    '''\n    >>> add(2, 3)\n    5\n    '''",
+    "def check(candidate):\n    assert candidate(2, 3) == 5",
 ]
+CALLS = [([2, 3], {}, [5]), ([[2], [3]], {}, [[2, 3]]), ([], {"a": 1.5, "b": 1}, [2.5])]
 
 
 def working(kind):
-    if kind == "bubblewrap" and sandbox.bwrap() is None:
+    if kind == "bubblewrap" and view.bwrap() is None:
         return False
     return sandbox.works(kind) == ""
 
@@ -96,7 +102,7 @@ def state(canary):
 def hidden():
     """What lies in the home folder, but for the interpreter, which may."""
     home = Path.home()
-    own = Path(sandbox.interpreter())
+    own = Path(view.interpreter())
     return set(os.listdir(home)) - ({own.relative_to(home).parts[0]} if own.is_relative_to(home) else set())
 
 
@@ -148,7 +154,7 @@ def test_nothing_is_used_up(name, kind, host):
 @pytest.mark.parametrize("name", CHEATS)
 def test_no_reward_without_the_work(name, kind, host):
     started = time.monotonic()
-    report = run_tests(CHEATS[name], TESTS, limits=LIMITS)
+    report = run_tests(CHEATS[name], TESTS, calls=CALLS, limits=LIMITS)
     assert report.passed == 0, report
     assert time.monotonic() - started < LIMITS.wall_seconds + 2
 
@@ -156,8 +162,10 @@ def test_no_reward_without_the_work(name, kind, host):
 @pytest.mark.skipif(not BACKENDS, reason="neither bubblewrap nor Landlock works here")
 def test_the_honest_program_passes(kind, host):
     """The same tests, so that the refusals above mean something."""
-    report = run_tests("import os, time\ndef add(a, b):\n    print(1)\n    return a + b", TESTS)
+    report = run_tests("import os, time\ndef add(a, b):\n    print(1)\n    return a + b", TESTS[:3])
     assert (report.passed, report.total, report.problem) == (3, 3, "")
+    report = run_tests("def add(a, b):\n    return a + b", TESTS, calls=CALLS)
+    assert (report.passed, report.total, report.problem) == (12, 12, "")
 
 
 @pytest.mark.skipif(not BACKENDS, reason="neither bubblewrap nor Landlock works here")

@@ -48,6 +48,11 @@ class NamedModel:
             return {}
         return load_config(self.run / "recipe.yaml")
 
+    def stage_options(self) -> dict[str, Any]:
+        """What the recipe says of the stage: its own options over those of the whole recipe."""
+        recipe = self.recipe()
+        return {**recipe, **(recipe.get("stages", {}).get(self.stage) or {})}
+
 
 def list_runs(runs: Path) -> list[Path]:
     """Oldest first: their names begin with the time."""

@@ -1,32 +1,31 @@
-"""Rewards for programs: run against their tests in the sandbox, and small ones for what can be read off the text.
+"""Rewards for programs: whether they pass their tests in the sandbox, and small ones for what the text alone shows.
 
-The tests of a task stand in its columns: `tests` (or `test_list`, `test`: Python text, or a list of texts), with
-`setup` (or `test_setup_code`) and `entry_point` if need be; or `inputs` and `outputs` for programs that read standard
-input and print. The tests run in a sandbox of their own, so a program can pass them only by giving the right values."""
+The tests are in the columns of a task (see `code_tests.py`). They run in a sandbox of their own, so a program can pass
+them only by giving the right values."""
 
 from __future__ import annotations
 
 import ast
 import asyncio
 import functools
+import math
 import os
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Literal
 
 from aurify.errors import UserError
+from aurify.rewards.answers import read_answer
+from aurify.rewards.code_blocks import UNPARSED, program_in
+from aurify.rewards.code_check import check_tests, find_needed_names
+from aurify.rewards.code_tests import CodeTests, read_tests
 from aurify.sandbox.sandbox import Limits, backend, run_script, run_tests
 from aurify.types import Task, Trajectory
 
-BLOCK = re.compile(r"^```[ \t]*(?:python|py|python3)?[ \t]*\n(.*?)^```", re.DOTALL | re.MULTILINE | re.IGNORECASE)
 Score = Literal["all", "fraction"]
-
-
-def program_in(text: str) -> str:
-    """The last fenced block of Python; the whole text where nothing is fenced."""
-    blocks = BLOCK.findall(text)
-    return blocks[-1] if blocks else text
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+FLOAT = re.compile(r"[-+]?(?:\d+\.\d*|\.\d+|\d+(?=[eE]))(?:[eE][-+]?\d+)?")
 
 
 def code(
@@ -46,69 +45,78 @@ def code(
 
     async def passes(task: Task, trajectory: Trajectory) -> float | None:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(runners(), judged, task, trajectory.text, limits, score)
+        return await loop.run_in_executor(runners(), judge_program, task, trajectory, limits, score)
 
+    passes.check_task = functools.partial(check_tests, limits=limits)  # type: ignore[attr-defined]
     return passes
 
 
 @functools.cache
 def runners() -> ThreadPoolExecutor:
-    """They wait for sandboxes; as many at a time as there are processors."""
+    """Threads that wait for sandboxes: as many at a time as there are processors."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="sandbox")
 
 
-def judged(task: Task, text: str, limits: Limits, score: Score = "all") -> float | None:
-    info = task.info
-    inputs, outputs = info.get("inputs"), info.get("outputs")
-    if inputs is not None and outputs is not None:
-        if len(inputs) != len(outputs) or not inputs:
-            raise ValueError(f"task {task.id!r} has {len(inputs)} inputs and {len(outputs)} outputs")
-        passed, total = prints(program_in(text), inputs, outputs, limits, stop=score == "all"), len(inputs)
+def judge_program(task: Task, trajectory: Trajectory, limits: Limits, score: Score = "all") -> float | None:
+    tests = read_tests(task)
+    if tests is None:
+        return None
+    answer = read_answer(trajectory)
+    if answer is None:  # a thought that never ends
+        return 0.0
+    program = program_in(answer, find_needed_names(tests), reads_input=bool(tests.scripts))
+    if tests.scripts:
+        passed, total = count_right_outputs(program, tests, limits, stop=score == "all"), len(tests.scripts)
     else:
-        tests = first_of(info, "tests", "test_list", "test")
-        if not tests:
-            return None
+        calls = [(call.arguments, call.named, call.accepted) for call in tests.calls]
         report = run_tests(
-            program_in(text),
-            [tests] if isinstance(tests, str) else tests,
-            setup=first_of(info, "setup", "test_setup_code") or "",
-            entry_point=info.get("entry_point"),
+            program, tests.texts, calls=calls, setup=tests.setup, entry_point=tests.entry_point, hint=tests.hint,
             limits=limits,
-        )
+        )  # fmt: skip
         passed, total = report.passed, report.total
     if score == "fraction":
         return passed / total if total else 0.0
     return float(total > 0 and passed == total)
 
 
-def first_of(info: Any, *names: str) -> Any:
-    return next((info[name] for name in names if info.get(name)), None)
-
-
-def prints(program: str, inputs: list[str], outputs: list[str], limits: Limits, *, stop: bool) -> int:
-    """For how many inputs it prints the output, apart from white space. Compared out here, where it cannot reach.
-    stop: after the first that is wrong."""
+def count_right_outputs(program: str, tests: CodeTests, limits: Limits, *, stop: bool) -> int:
+    """For how many inputs the program prints what it should. Compared out here, where the program cannot reach. stop:
+    after the first wrong one."""
     passed = 0
-    for given, expected in zip(inputs, outputs, strict=True):
+    for given, expected in tests.scripts:
         outcome = run_script(program, given, limits)
-        right = not outcome.stopped and outcome.returncode == 0 and outcome.stdout.split() == expected.split()
+        right = not outcome.stopped and outcome.returncode == 0 and same_output(outcome.stdout, expected)
         passed += right
         if stop and not right:
             break
     return passed
 
 
-def parsed(text: str) -> ast.Module | None:
+def same_output(printed: str, expected: str) -> bool:
+    """Equal word by word. A number that is expected with a decimal point may differ by a millionth."""
+    words, wanted = printed.split(), expected.split()
+    return len(words) == len(wanted) and all(map(same_word, words, wanted))
+
+
+def same_word(word: str, wanted: str) -> bool:
+    if word == wanted:
+        return True
+    if not FLOAT.fullmatch(wanted) or not NUMBER.fullmatch(word):
+        return False
+    return math.isclose(float(word), float(wanted), rel_tol=1e-6, abs_tol=1e-9)
+
+
+def parse_program(trajectory: Trajectory) -> ast.Module:
+    """The program in the answer. Empty if it does not parse."""
     try:
-        return ast.parse(program_in(text))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: nested too deeply
-        return None
+        return ast.parse(program_in(read_answer(trajectory) or ""))
+    except UNPARSED:
+        return ast.Module([], [])
 
 
 def code_syntax(task: Task, trajectory: Trajectory) -> float:
     """1 if the reply holds a Python program that parses."""
-    tree = parsed(trajectory.text)
-    return float(tree is not None and bool(tree.body))
+    return float(bool(parse_program(trajectory).body))
 
 
 def definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
@@ -120,14 +128,14 @@ def definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctio
 
 def code_docstrings(task: Task, trajectory: Trajectory) -> float:
     """The share of public functions and classes with a docstring; 0 where there are none."""
-    found = [bool(ast.get_docstring(node)) for node in definitions(parsed(trajectory.text) or ast.Module([], []))]
+    found = [bool(ast.get_docstring(node)) for node in definitions(parse_program(trajectory))]
     return sum(found) / len(found) if found else 0.0
 
 
 def code_type_hints(task: Task, trajectory: Trajectory) -> float:
     """The share of parameters and results of public functions that are annotated; 0 where there are none."""
     found: list[bool] = []
-    for node in definitions(parsed(trajectory.text) or ast.Module([], [])):
+    for node in definitions(parse_program(trajectory)):
         if isinstance(node, ast.ClassDef):
             continue
         given = node.args

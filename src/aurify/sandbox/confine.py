@@ -1,5 +1,5 @@
-"""What a process does to itself inside the sandbox before it runs a line of somebody's code. Standard library alone: it
-is handed over as source text."""
+"""Inside the sandbox, a process takes its own rights away before it runs a line of somebody's code. Standard library
+alone: nothing else is there."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import struct
 from typing import Any
 
 NOBODY = 65534
-THIS_PROCESS = 0x7ABCDEF0  # as in the filter of `seccomp.py`
+THIS_PROCESS = 0x7ABCDEF0  # the same as in `seccomp.py`
 
 
 def confine(options: dict[str, Any]) -> None:
-    """Limits that cannot be raised again; and, where there is no bubblewrap, Landlock and the filter as well."""
+    """Sets limits that cannot be raised again. Without bubblewrap, sets up Landlock and the filter too."""
     if options["landlock"]:
         forbid_files(options["readable"])
     elif os.getuid() == 0:
@@ -38,7 +38,7 @@ def confine(options: dict[str, Any]) -> None:
 
 
 def system_call(number: int, *arguments: Any) -> int:
-    import ctypes  # here, since it takes a while and bubblewrap needs none of it
+    import ctypes  # takes a while, and bubblewrap does without
 
     libc = ctypes.CDLL(None, use_errno=True)
     result = libc.syscall(ctypes.c_long(number), *arguments)
@@ -48,8 +48,8 @@ def system_call(number: int, *arguments: Any) -> int:
 
 
 def forbid_files(readable: list[str]) -> None:
-    """Landlock (system calls 444 to 446) for a program that nobody trusts: no file may be opened but for reading, below
-    the given paths; no TCP; no signal to a process outside."""
+    """Landlock (system calls 444 to 446): files may only be read, and only below the given paths; no TCP; no signal to
+    a process outside."""
     import ctypes
 
     abi = system_call(444, None, ctypes.c_size_t(0), ctypes.c_uint(1))
@@ -75,11 +75,11 @@ def forbid_files(readable: list[str]) -> None:
 
 
 def refuse_calls(code: bytes) -> None:
-    """Gives up all capabilities, then installs the filter of system calls."""
+    """Gives up all capabilities, and installs the filter of system calls."""
     import ctypes
 
     libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(1, ctypes.c_ulong(9))  # killed when the thread that waits for it ends (PR_SET_PDEATHSIG)
+    libc.prctl(1, ctypes.c_ulong(9))  # PR_SET_PDEATHSIG: killed when the thread that waits for it ends
     if libc.capset(struct.pack("<Ii", 0x20080522, 0), bytes(24)):
         raise OSError("the process could not give up its capabilities")
     code = code.replace(struct.pack("<I", THIS_PROCESS), struct.pack("<I", os.getpid()))

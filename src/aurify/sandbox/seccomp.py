@@ -1,9 +1,8 @@
 """The system calls that sandboxed code may not make, as a program for the kernel's filter (seccomp, classic BPF).
 
-The filter says no with an error that Python turns into an exception, so that honest code goes on. New processes are
-refused outright, which ends fork bombs and daemons whoever the caller is (RLIMIT_NPROC does nothing for root), and
-makes a limit of one process a limit of the whole run. `socket` is refused because not every family of sockets (vsock
-for one) belongs to a network namespace."""
+A refused call gives an error, which Python turns into an exception, so honest code goes on. No new processes: that
+ends fork bombs and daemons for any user (RLIMIT_NPROC does nothing for root), and makes the limits of one process those
+of the whole run. No sockets: some families (vsock, for one) belong to no network namespace."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import errno
 import platform
 import struct
 
-THIS_PROCESS = 0x7ABCDEF0  # stands for the number of the filtered process, which nobody knows before it runs
+THIS_PROCESS = 0x7ABCDEF0  # stands for the number of the filtered process, which is not known before it runs
 EVEN_WITH_NAMESPACES = """
 fork=57,- vfork=58,- socket=41,198 ptrace=101,117 process_vm_readv=310,270 process_vm_writev=311,271
 process_madvise=440,440 kcmp=312,272 pidfd_open=434,434 pidfd_getfd=438,438 pidfd_send_signal=424,424
@@ -28,7 +27,7 @@ iopl=172,- ioperm=173,- vhangup=153,58 personality=135,92 name_to_handle_at=303,
 fanotify_init=300,262 lookup_dcookie=212,18 migrate_pages=256,238 move_pages=279,239 sched_setaffinity=203,122
 sched_setscheduler=144,119 sched_setparam=142,118 sched_setattr=314,274 setpriority=141,140 ioprio_set=251,30
 """
-# what a process could still do to the host's files and processes where it shares their names with the host
+# what a process could do to the host's files and processes where it sees those of the host
 WITHOUT_NAMESPACES = """
 chmod=90,- fchmod=91,52 fchmodat=268,53 fchmodat2=452,452 chown=92,- fchown=93,55 lchown=94,- fchownat=260,54
 utime=132,- utimes=235,- utimensat=280,88 futimesat=261,- setxattr=188,5 lsetxattr=189,6 fsetxattr=190,7
@@ -46,8 +45,8 @@ CLONE, CLONE3, PRLIMIT, KILL, TGKILL, FCNTL, IOCTL = (
     (16, 29),
 )
 CLONE_THREAD = 0x10000
-OWNERS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX: have the kernel send a signal to anyone
-TERMINAL = (0x5412, 0x541C, 0x8901, 0x8902)  # TIOCSTI, TIOCLINUX type for others; FIOSETOWN, SIOCSPGRP as above
+OWNERS = (8, 10, 15)  # F_SETOWN, F_SETSIG, F_SETOWN_EX make the kernel send a signal to anyone
+TERMINAL = (0x5412, 0x541C, 0x8901, 0x8902)  # TIOCSTI, TIOCLINUX type into a terminal; FIOSETOWN, SIOCSPGRP as above
 
 ARCHITECTURES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1), "arm64": (0xC00000B7, 1)}  # AUDIT_ARCH, column
 LOAD, EQUAL, AT_LEAST, HAS_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # BPF_LD|W|ABS, BPF_JMP|..., BPF_RET
@@ -60,14 +59,14 @@ def supported() -> bool:
 
 
 def seccomp_filter(*, namespaces: bool) -> bytes:
-    """An array of struct sock_filter. namespaces: whether the process has its own view of files and processes;
-    without them more is refused, and THIS_PROCESS in the filter is to be replaced by its number."""
+    """An array of struct sock_filter. namespaces: the process has its own view of files and processes. Without them
+    more is refused, and the process replaces THIS_PROCESS by its own number."""
     architecture, column = ARCHITECTURES[platform.machine()]
     program = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL_PROCESS)]
     program.append((LOAD, 0, 0, NUMBER))
     if column == 0:
-        program += [(AT_LEAST, 0, 1, 0x40000000), refuse(errno.EPERM)]  # the x32 numbers would go round the list
-    for number in numbers(EVEN_WITH_NAMESPACES + ("" if namespaces else WITHOUT_NAMESPACES), column):
+        program += [(AT_LEAST, 0, 1, 0x40000000), refuse(errno.EPERM)]  # x32 has other numbers for the same calls
+    for number in read_numbers(EVEN_WITH_NAMESPACES + ("" if namespaces else WITHOUT_NAMESPACES), column):
         program += [(EQUAL, 0, 1, number), refuse(errno.EPERM)]
     program += [(EQUAL, 0, 1, CLONE3[column]), refuse(errno.ENOSYS)]  # its flags cannot be read; libc then uses clone
     program += on_argument(CLONE[column], 0, [(HAS_BIT, 1, 0, CLONE_THREAD), refuse(errno.EPERM)])
@@ -81,7 +80,8 @@ def seccomp_filter(*, namespaces: bool) -> bytes:
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
 
 
-def numbers(table: str, column: int) -> list[int]:
+def read_numbers(table: str, column: int) -> list[int]:
+    """The numbers of the system calls in a table, for one architecture."""
     entries = [entry.partition("=")[2].split(",")[column] for entry in table.split()]
     return [int(entry) for entry in entries if entry != "-"]
 
@@ -95,6 +95,6 @@ def unless_any_of(values: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
 
 
 def on_argument(number: int, argument: int, body: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
-    """For one system call: load the low half of an argument, run `body`, allow what it has not refused."""
+    """For one system call: loads the low half of an argument, runs `body`, and allows what that has not refused."""
     lines = [(LOAD, 0, 0, ARGUMENTS + 8 * argument), *body, (RETURN, 0, 0, ALLOW)]
     return [(EQUAL, 0, len(lines), number), *lines]
