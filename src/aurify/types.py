@@ -51,10 +51,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams(Checked):
-    max_tokens: PositiveInt = 256
+    max_tokens: PositiveInt = 256  # of one answer
     temperature: NonNegativeFloat = 1.0  # 0 = greedy
     top_k: NonNegativeInt = 0  # 0 = off
+    # sample from the smallest set of tokens with this much probability
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    # leave out tokens with less than this share of the probability of the likeliest one
     min_p: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     stop: tuple[str, ...] = ()  # stop strings; the tokens that complete one are kept
     stop_tokens: tuple[int, ...] = ()  # beside the end tokens that the model itself names

@@ -36,20 +36,16 @@ def combine_rewards(trajectories: Sequence[Trajectory], weights: Mapping[str, fl
     names = [name for name in names if weights.get(name, 1.0)]
     if how == "sum" or not names:
         return
-    table = np.array([[number(t.rewards.get(name)) for name in names] for t in scored])
+    table = np.array([[t.rewards.get(name) for name in names] for t in scored], dtype=float)  # None becomes NaN
     table = np.where(np.isnan(table), np.nanmean(table, axis=0), table) * [weights.get(name, 1.0) for name in names]
     if how == "l2" and (table < 0).any():
         name = names[int(np.argwhere((table < 0).any(0))[0, 0])]
         raise UserError(f"combine_rewards: l2 squares, but reward {name!r} is negative; choose std, pca or uniform")
-    for trajectory, value in zip(scored, combined(table, how), strict=True):
+    for trajectory, value in zip(scored, combine_table(table, how), strict=True):
         trajectory.reward = float(value)
 
 
-def number(value: float | None) -> float:
-    return float("nan") if value is None else value
-
-
-def combined(table: np.ndarray, how: Combination) -> np.ndarray:
+def combine_table(table: np.ndarray, how: Combination) -> np.ndarray:
     """[answers, rewards] -> [answers]"""
     if how == "sum":
         return table.sum(1)
