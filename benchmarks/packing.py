@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 
 from aurify.algorithms.sft import SFT
-from aurify.data.sources import load_rows
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.models.model import load_model
 from aurify.renderer import Renderer
+from aurify.rows.sources import load_rows
 from aurify.types import Datum
 
 
@@ -66,7 +66,7 @@ def main() -> None:
 def read(path: Path, num: int, renderer: Renderer) -> list[Datum]:
     chats = [
         [{"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]}]
-        for row in load_rows(path)[:num]  # in the one form that GSM8K has everywhere, see aurify.data.gsm8k
+        for row in load_rows(path)[:num]  # in the one form that GSM8K has everywhere, see aurify.rows.gsm8k
     ]
     return [Datum(*renderer.conversation(chat)) for chat in chats]  # type: ignore[arg-type]
 

@@ -19,7 +19,6 @@ import re
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +73,9 @@ def make_work(tokenizer: Any) -> Work:
 
 
 def gsm8k_rows() -> list[tuple[str, str]]:
-    from aurify.data.sources import iter_rows
+    from aurify.rows.sources import load_rows
 
-    rows = islice(iter_rows(GSM8K), NUM_ROWS)  # in the one form that GSM8K has everywhere, see aurify.data.gsm8k
+    rows = load_rows(GSM8K)[:NUM_ROWS]  # in the one form that GSM8K has everywhere, see aurify.rows.gsm8k
     return [(row["question"], row["answer"]) for row in rows]
 
 

@@ -24,12 +24,13 @@ from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
 from aurify.evaluation.evaluate import evaluate
-from aurify.loops.guidance import GuidanceOptions, open_guide
-from aurify.loops.online import learn, replay
-from aurify.loops.replay import Buffer, ReplayOptions
-from aurify.loops.rollouts import Rollouts, TaskStream
+from aurify.loops.guidance import open_guide
+from aurify.loops.online import learn
+from aurify.loops.replay import Buffer
+from aurify.loops.rollouts import Rollouts
+from aurify.loops.task_stream import TaskStream
 from aurify.models.model import ModelConfig, load_model
-from aurify.pipeline.recipe import OnlineStage
+from aurify.pipeline.recipe import GuidanceOptions, OnlineStage, ReplayOptions
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.inprocess import InProcessSampler
@@ -109,20 +110,20 @@ class Learner:
             guide=self.runner.run(open_guide(stage, self.taskset, self.renderer, limit)) if guidance else None,
             buffer=Buffer(past, args.completions) if past else None,
         )
+        rollouts.tasks = self.stream
         ends = [
             None if more is None else used + more
             for more, used in zip((trained, sampled, answers), self.used, strict=True)
         ]
         step = 0
         while not any(end is not None and used >= end for end, used in zip(ends, self.used, strict=True)):
-            replayed = replay(self.engine, rollouts, step)
-            groups = self.runner.run(rollouts.sample(step, algorithm, self.stream, replayed))
-            metrics = learn(self.engine, algorithm, groups, rollouts, step)
+            made = self.runner.run(rollouts.sample(step, algorithm, self.engine))
+            metrics = learn(self.engine, algorithm, made, rollouts, step)
             self.refresh()
-            written = [s for g in groups for t in g.trajectories for s in t.segments if s.origin != "prompt"]
+            written = [s for g in made.groups for t in g.trajectories for s in t.segments if s.origin != "prompt"]
             self.tokens_trained += sum(len(segment.tokens) for segment in written)
             self.tokens_sampled += round(metrics["ledger/tokens_sampled"])
-            self.answers_sampled += sum(t.source == "policy" for g in groups for t in g.trajectories)
+            self.answers_sampled += sum(t.source == "policy" for g in made.groups for t in g.trajectories)
             shown = ("reward/mean", "loss/guidance_probability", "guidance/reward", "loss/replay_ratio")
             kept = {name: metrics[name] for name in metrics if name in shown or name.startswith("replay/")}
             self.after(kept | {"flat": metrics["ledger/groups_without_spread"]})

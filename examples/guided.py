@@ -20,7 +20,7 @@ from comparison import Learner, arguments, compare
 from aurify import tasks
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.luffy import LUFFY
-from aurify.loops.guidance import GuidanceOptions
+from aurify.pipeline.recipe import GuidanceOptions
 
 SIZES = {"reverse_words": "count", "sorting": "count", "addition": "digits"}
 METHODS = "grpo,luffy,sft,rl_sft,sft_then_rl"

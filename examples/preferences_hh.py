@@ -29,7 +29,7 @@ from aurify.algorithms.dpo import DPO
 from aurify.algorithms.kto import KTO
 from aurify.algorithms.orpo import ORPO
 from aurify.algorithms.simpo import SimPO
-from aurify.data.formats import preference_data
+from aurify.data.encode import preference_data
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig

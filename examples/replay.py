@@ -25,7 +25,7 @@ from comparison import Learner, arguments, compare
 from aurify import tasks
 from aurify.algorithms.exgrpo import ExGRPO
 from aurify.algorithms.grpo import GRPO
-from aurify.loops.replay import ReplayOptions
+from aurify.pipeline.recipe import ReplayOptions
 from aurify.tasks.taskset import TaskSet, listed
 from aurify.types import Task
 

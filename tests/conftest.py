@@ -19,7 +19,8 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "algorithms")]  # for models.py, variants.py
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE / "algorithms"), str(HERE / "knowledge"), str(HERE / "models")]  # words.py, ...
 torch.set_num_threads(1)
 
 

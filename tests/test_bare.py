@@ -24,12 +24,12 @@ STANDARD_LIBRARY = [sysconfig.get_path(name, sysconfig.get_default_scheme()) for
 # Each call needs an extra, and says which. The packages of an extra that core dependencies bring are none of its own.
 NEEDS_AN_EXTRA = """
 def hub_data_set():
-    from aurify.data.sources import load_hub
+    from aurify.rows.sources import load_hub
     load_hub("someone/rows", None, "train")
 
 def parquet_file():
-    from aurify.data.files import parquet_entries
-    list(parquet_entries(Path("rows.parquet")))
+    from aurify.rows.files import read_parquet
+    list(read_parquet(Path("rows.parquet"), None))
 
 def gym_task():
     from aurify.tasks.gym import gym
@@ -42,6 +42,10 @@ def math_reward():
 def judge():
     from aurify.rewards.judge import import_httpx
     import_httpx("reward 'judge' needs httpx", "judge")
+
+def call_schema():
+    from aurify.tools.schema import find_violation
+    find_violation({}, {"type": "object"})
 
 def knowledge_base():
     from aurify.knowledge.store import connect
@@ -57,16 +61,16 @@ def web_page():
     read_page("<p>text</p>")
 
 def pdf():
-    from aurify.knowledge.reading.pdf import require_pypdf
-    require_pypdf()
+    from aurify.knowledge.reading.pdf import read_pdf
+    read_pdf(b"", 1)
 
 def code():
     from aurify.knowledge.chunking.outline import load_grammar
     load_grammar("python")
 
 def server():
-    from aurify.serving.knowledge import import_extra
-    import_extra()
+    from aurify.serving.knowledge import build_application
+    build_application(lambda queries, topk: [])
 
 def chroma():
     from aurify.knowledge.adapters import open_chroma
@@ -82,6 +86,7 @@ def tensorboard():
 
 WANTED = {
     hub_data_set: "hub", parquet_file: "hub", gym_task: "gym", math_reward: "math", judge: "judge",
+    call_schema: "tools",
     knowledge_base: "memory", embedder: "memory", web_page: "memory", pdf: "memory", code: "memory",
     server: "serve", chroma: "chroma", faiss: "faiss", tensorboard: "tensorboard",
 }

@@ -52,6 +52,7 @@ PUBLIC = [
     "run_pipeline",
     "task",
     "tiny_model",
+    "tool",
 ]
 
 
@@ -63,7 +64,8 @@ def test_the_public_names():
 @pytest.mark.parametrize("name", PUBLIC)
 def test_a_public_name_is_there(name):
     thing = getattr(aurify, name)
-    if name not in ("__version__", "task", "reward", "environment", "algorithm", "dataset", "make_task", "Message"):
+    decorators = ("task", "reward", "environment", "tool", "algorithm", "dataset")
+    if name not in ("__version__", "make_task", "Message", *decorators):
         assert thing.__name__ == name
 
 

@@ -13,14 +13,15 @@ SOURCE = Path(__file__).parents[1] / "src" / "aurify"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     {"types", "errors", "bounds", "config", "signatures", "registry", "http", "cores", "threads", "files", "thoughts"},
-    {"hardware"},
+    {"hardware", "rows"},
     {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools"},
     {"knowledge", "rewards", "report"},
+    {"tools.search"},
     {"data", "engine", "environments"},
     {"tasks.taskset"},
     {"procedures"},
     {"tasks", "samplers", "data.preferences"},
-    {"evaluation", "loops.guidance", "loops.replay"},
+    {"evaluation"},
     {"pipeline.recipe"},
     {"loops"},
     {"pipeline", "serving"},
@@ -107,10 +108,53 @@ def test_imports_only_lower_layers(path):
         ("config.py", "import aurify.renderer"),
         ("evaluation/evaluate.py", "from aurify import loops"),
         ("data/sources.py", "from aurify.engine.engine import Engine"),
+        ("rows/files.py", "from aurify.data.sources import Part"),
     ],
 )
 def test_a_wrong_import_is_found(file, line):
     assert len(violations(SOURCE / file, line)) == 1
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Module -> the modules that it imports, wherever the import stands: in a function, or for a type checker."""
+    graph = {}
+    for path in FILES:
+        names = {name for name, _ in imports_of(ast.parse(path.read_text())) if name.startswith("aurify.")}
+        graph[module_of(path)] = {name.removeprefix("aurify.") for name in names} - {module_of(path)}
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Modules that reach each other: the strongly connected components of more than one."""
+
+    def reach(start: str) -> set[str]:
+        found, coming = set(), [start]
+        while coming:
+            for name in graph.get(coming.pop(), set()) - found:
+                found.add(name)
+                coming.append(name)
+        return found
+
+    reached = {module: reach(module) for module in graph}
+    found = [{other for other in reached[module] if module in reached.get(other, ())} for module in graph]
+    return [circle for number, circle in enumerate(found) if circle and circle not in found[:number]]
+
+
+def test_no_circle_of_imports():
+    assert not circles(import_graph())
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("models.loading", "def f():\n    from aurify.models import catalog"),
+        ("engine.check", "if TYPE_CHECKING:\n    from aurify.engine.forward import Body"),
+    ],
+)
+def test_a_circle_is_found(module, line):
+    graph = import_graph()
+    graph[module] |= {name.removeprefix("aurify.") for name, _ in imports_of(ast.parse(line))}
+    assert [module in circle for circle in circles(graph)] == [True]
 
 
 def lines_with(pattern: str) -> set[str]:

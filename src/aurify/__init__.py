@@ -92,6 +92,7 @@ __all__ = [
     "run_pipeline",
     "task",
     "tiny_model",
+    "tool",
 ]
 
 __version__ = "0.1.0"
@@ -99,6 +100,7 @@ __version__ = "0.1.0"
 task = decorator("task")
 reward = decorator("reward")
 environment = decorator("environment")
+tool = decorator("tool")
 algorithm = decorator("algorithm")
 dataset = decorator("dataset")
 

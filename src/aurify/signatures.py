@@ -22,10 +22,11 @@ EXPECTED = {
     "task": "a function of its options that returns a TaskSet",
     "dataset": "a function of its options that returns rows, or one of (row, ...options) that changes or judges one",
     "reward": "(task, trajectory), (prompts, completions, ...), or only options, to return one of those two",
+    "tool": "a function with typed, named parameters, or a class of its options with a method call(...) of that kind",
     "environment": "(task, ...options), with the async methods start(), step(message) and close()",
     "algorithm": "a dataclass with learns_from, needs, per and loss(out, batch); put the decorator above @dataclass",
 }
-NO_OPTIONS = ("task", "prompt", "prompts", "completion", "response")  # a reward's parameters that no recipe can give
+NO_OPTIONS = ("task", "prompt", "completion", "response")  # a reward's parameters that no recipe can give
 
 
 def find_problem(kind: str, entry: Any) -> str | None:
@@ -40,7 +41,9 @@ def find_problem(kind: str, entry: Any) -> str | None:
         return find_algorithm_problem(entry)
     if kind == "environment":
         return find_environment_problem(entry, signature)
-    if kind == "reward" and ({"trajectory", "completions"} & set(signature.parameters)):
+    if kind == "tool":
+        return find_tool_problem(entry, signature)
+    if kind == "reward" and ("trajectory" in signature.parameters or takes_completions(signature)):
         given = (None, None) if "trajectory" in signature.parameters else ()
         return None if not given or binds(signature, *given) else f"takes {signature}"
     if inspect.iscoroutinefunction(entry) or inspect.isasyncgenfunction(entry):
@@ -67,6 +70,13 @@ def find_environment_problem(entry: Any, signature: inspect.Signature) -> str | 
         if not binds(inspect.signature(method), None, *given):
             return f"has {name}{inspect.signature(method)}"
     return None
+
+
+def find_tool_problem(entry: Any, signature: inspect.Signature) -> str | None:
+    if inspect.isclass(entry):
+        return None if hasattr(entry, "call") or hasattr(entry, "tools") else "has no method call()"
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return None if all(p.kind in by_name for p in signature.parameters.values()) else f"takes {signature}"
 
 
 def find_algorithm_problem(entry: Any) -> str | None:
@@ -96,6 +106,13 @@ def binds(signature: inspect.Signature, *given: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def takes_completions(signature: inspect.Signature) -> bool:
+    """Whether it is a reward in TRL's form, which may also take nothing but **columns."""
+    names, kinds = set(signature.parameters), {parameter.kind for parameter in signature.parameters.values()}
+    named = bool(names & {"prompts", "completions", "completion_ids"})
+    return "trajectory" not in names and (named or kinds == {inspect.Parameter.VAR_KEYWORD})
 
 
 def takes_positional(signature: inspect.Signature, num: int) -> bool:

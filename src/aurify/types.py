@@ -20,6 +20,9 @@ Metrics = dict[str, float]
 Sums = dict[str, "float | Tensor"]  # of a row; tensors are read from the device once, with those of all rows
 Origin = Literal["prompt", "policy", "environment", "guidance"]
 Source = Literal["data", "policy", "guidance", "replay"]
+# how a trajectory ended: by itself; after so many turns; a turn had no tokens left, or the whole; the context was full;
+# it took too long; too many calls of tools failed
+Outcome = Literal["done", "turn_limit", "token_limit", "context", "time_limit", "tool_errors"]
 Divergence = Literal["forward", "reverse", "jsd"]  # KL(teacher || student), KL(student || teacher), between the two
 SOURCES: tuple[Source, ...] = ("data", "policy", "guidance", "replay")  # Batch.source counts in this order
 
@@ -43,14 +46,17 @@ class Task:
     prompt: list[Message]
     answer: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)  # further columns; reward functions receive them by name
+    plain: bool = False  # the prompt was a text, not a list of messages; rewards in TRL's form then get texts
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams(Checked):
-    max_tokens: PositiveInt = 256
+    max_tokens: PositiveInt = 256  # of one answer
     temperature: NonNegativeFloat = 1.0  # 0 = greedy
     top_k: NonNegativeInt = 0  # 0 = off
+    # sample from the smallest set of tokens with this much probability
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    # leave out tokens with less than this share of the probability of the likeliest one
     min_p: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     stop: tuple[str, ...] = ()  # stop strings; the tokens that complete one are kept
     stop_tokens: tuple[int, ...] = ()  # beside the end tokens that the model itself names
@@ -75,6 +81,17 @@ class Segment:
     versions: list[int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What the policy wrote at one go, and what the environment made of it."""
+
+    num_tokens: int  # sampled
+    seconds: float  # of sampling
+    environment_seconds: float = 0.0
+    environment_tokens: int = 0  # that came back
+    rewards: Mapping[str, float | None] = field(default_factory=dict)  # of this turn alone
+
+
 @dataclass(slots=True)
 class Trajectory:
     """One rollout: tokens and who wrote them, the same conversation as messages, and what it earned."""
@@ -84,11 +101,18 @@ class Trajectory:
     num_prompt_messages: int
     rewards: dict[str, float | None] = field(default_factory=dict)  # by reward name; None = does not apply
     reward: float | None = None  # the weighted sum; None = no reward applied or all failed: masked, not zero
-    truncated: bool = False  # ran into a token budget
+    outcome: Outcome = "done"
+    turns: list[Turn] = field(default_factory=list)
     metrics: Metrics = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # columns that rewards log, for samples.jsonl
     source: Source = "policy"
     tools: Sequence[dict[str, Any]] = ()  # that the environment offered
     problems: list[str] = field(default_factory=list)  # what the environment gave that could not be used
+
+    @property
+    def truncated(self) -> bool:
+        """It ran into a limit before it was done."""
+        return self.outcome != "done"
 
     @property
     def tokens(self) -> list[int]:

@@ -13,7 +13,7 @@ from aurify.algorithms.distillation import Distillation
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.errors import UserError
-from aurify.pipeline.check import validate
+from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
 from aurify.types import Datum
 
@@ -101,7 +101,7 @@ def test_options_of_the_estimate_are_refused_where_there_is_none(option):
 def test_the_estimate_is_for_what_the_student_wrote_just_now(source):
     stage = {"method": "distillation", "teacher": "random:tiny", **source}
     values: dict[str, Any] = {"model": "random:tiny", "task": {"name": "largest_number"}, "stages": {"distil": stage}}
-    validate(build_recipe(values))
+    check_recipe(build_recipe(values))
     stage["algorithm"] = {"vocabulary": "sampled"}
     with pytest.raises(UserError, match="choose vocabulary: full"):
-        validate(build_recipe(values))
+        check_recipe(build_recipe(values))

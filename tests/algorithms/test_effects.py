@@ -13,12 +13,10 @@ from batches import make_batch
 
 from aurify import registry
 from aurify.algorithms.correction import Correction
-from aurify.algorithms.effects import NEVER, check_effects, effects_of
+from aurify.algorithms.effects import NEVER, check_effects, collect_effects
 from aurify.algorithms.grpo import GRPO
-from aurify.algorithms.reward_kl import RewardKL
 from aurify.errors import UserError
-from aurify.loops.entropy import EntropyController
-from aurify.loops.online import keeps_flat, trained
+from aurify.loops.selection import choose_trained
 from aurify.pipeline.recipe import OnlineStage
 from aurify.types import Datum, Group, Outputs, Segment, Task, Trajectory, prepared
 
@@ -175,18 +173,19 @@ def fingerprint(algorithm: Any) -> list[float]:
     data = data_of()
     if hasattr(algorithm, "advantages"):
         every = algorithm.advantages(groups())
-        keep = keeps_flat(algorithm, every)
+        keep = algorithm.keeps_flat(every)
         found += [value for row in every for value in row]
-        if isinstance(algorithm, RewardKL) and algorithm.reward_kl_coef:
-            pairs = algorithm.penalised([[1.0, 0.0], [1.0, 1.0]], [data[:2], data[2:4]])
+        pairs, told = algorithm.revise_advantages([[1.0, 0.0], [1.0, 1.0]], [data[:2], data[2:4]])
+        if told:
             found += [value for row in pairs for datum in row for value in datum.advantages or ()]
         else:
             found += [
-                float(len(trained(g, row, STAGE, keep_flat=keep))) for g, row in zip(groups(), every, strict=True)
+                float(len(choose_trained(g, row, STAGE, keep_flat=keep)))
+                for g, row in zip(groups(), every, strict=True)
             ]
-        if controller := EntropyController.of(algorithm):
+        if controller := algorithm.make_controller():
             for entropy in (0.7, 0.1):
-                controller.observe(entropy)
+                controller.observe({"loss/entropy": entropy})
                 found += [controller.coef, float(controller.active)]
             algorithm = controller.apply(algorithm)
     data = prepared(algorithm, data, Stub())  # type: ignore[arg-type]
@@ -274,7 +273,7 @@ def test_every_option_has_an_effect_or_is_refused(name):
                 acted.add(spec.name)
     silent = {spec.name for spec in fields(kind)} - acted
     silent -= {"kl_coef"} if name == "distillation" else set()  # which it refuses with a reason of its own
-    assert silent == {option for option, effect in effects_of(kind).items() if not_here(effect)}
+    assert silent == {option for option, effect in collect_effects(kind).items() if not_here(effect)}
 
 
 def not_here(effect: Any) -> bool:

@@ -13,6 +13,7 @@ from aurify.algorithms.cispo import CISPO
 from aurify.algorithms.correction import Correction
 from aurify.algorithms.dapo import DAPO
 from aurify.algorithms.distillation import Distillation
+from aurify.algorithms.entropy import EntropyController
 from aurify.algorithms.estimators import leave_one_out, whiten
 from aurify.algorithms.gdpo import GDPO
 from aurify.algorithms.gmpo import GMPO
@@ -23,7 +24,6 @@ from aurify.algorithms.sapo import SAPO
 from aurify.algorithms.vespo import VESPO
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
-from aurify.loops.entropy import EntropyController
 from aurify.types import Datum, Group, Outputs, Segment, Task, Trajectory
 
 
@@ -212,12 +212,12 @@ def test_entropies_of_the_engine_are_those_of_the_softmax():
 
 
 def test_entropy_controller_pushes_towards_its_target():
-    controller = EntropyController.of(GRPO(entropy_target=0.2))
-    assert controller is not None and EntropyController.of(GRPO()) is None
-    controller.observe(0.1)
-    controller.observe(0.15)
+    controller = GRPO(entropy_target=0.2).make_controller()
+    assert controller is not None and GRPO().make_controller() is None
+    controller.observe({"loss/entropy": 0.1})
+    controller.observe({"loss/entropy": 0.15})
     assert controller.apply(GRPO()).entropy_coef == pytest.approx(0.01)
-    controller.observe(0.5)  # above: the weight falls, and rests
+    controller.observe({"loss/entropy": 0.5})  # above: the weight falls, and rests
     assert controller.coef == pytest.approx(0.005) and controller.apply(GRPO()).entropy_coef == 0
     again = EntropyController(0.2, 0.0)
     again.load_state_dict(controller.state_dict())

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from aurify.cli.chat import converse, drop_oldest
 from aurify.cli.main import app
+from aurify.cli.names import NamedModel
 from aurify.cli.writer import Writer, open_writer
 from aurify.procedures.library import SOPLibrary, SOPOptions
 from aurify.renderer import Renderer
@@ -69,11 +70,13 @@ def test_a_question_gets_its_procedure_and_the_next_goes_on_with_it(talk, tmp_pa
     library = SOPLibrary(SOPOptions(str(tmp_path), embedder=None))
     lines = ("hello", "some tea please", "go on", "coffee please", "/reset", "hello")
     shown, printed = talk(*lines, system="Be kind.", library=library)
-    assert ["Boil the water" in prompt for prompt in shown] == [False, True, True, True, False]
+    assert ["Boil the water" in prompt for prompt in shown] == [False, True, True, False, False]
+    assert ["Grind" in prompt for prompt in shown] == [False, False, False, True, False]
+    assert ["ask the user to do that step" in prompt for prompt in shown] == [False, False, False, True, False]
     assert all("Be kind." in prompt for prompt in shown)
     assert "hello" in shown[1]
     assert printed.count("(procedure: tea)") == 1
-    assert "procedure coffee is not used: it needs mill" in printed
+    assert "(procedure: coffee)" in printed and "the model is told to ask you to do mill" in printed
 
 
 def test_quit_ends_and_blank_lines_and_unknown_commands_ask_nothing(talk):
@@ -113,7 +116,7 @@ def test_an_answer_shows_while_it_is_written_and_in_whole_characters(tokenizer):
 
 
 def test_a_real_model_is_heard_token_by_token():
-    with open_writer("random:tiny") as writer:
+    with open_writer(NamedModel("random:tiny")) as writer:
         params = SamplingParams(max_tokens=40, seed=3)
         messages = [{"role": "user", "content": "hi"}]
         pieces: list[str] = []
@@ -142,7 +145,7 @@ def test_a_real_model_answers_from_the_command_line():
 
 
 def test_sample_repeats_itself_with_a_seed():
-    with open_writer("random:tiny") as writer:
+    with open_writer(NamedModel("random:tiny")) as writer:
         params = SamplingParams(max_tokens=8, seed=3)
         messages = [{"role": "user", "content": "hi"}]
         first, second = writer.write(messages, params, 2)

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from aurify.cli.main import app
-from aurify.data.detect import detect
-from aurify.data.sources import load_rows
+from aurify.data.forms import detect
+from aurify.rows.sources import load_rows
 
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
 RECIPE = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import tokenizers_in_code as made
 from typer.testing import CliRunner
@@ -139,3 +141,16 @@ def test_template_options_that_no_template_reads_are_refused(dry_run):
 def test_an_environment_that_cannot_start_is_named(dry_run):
     message = refusal(dry_run("1 / 0", DONE))
     assert "stages.grpo: environment 'Acting' raised ZeroDivisionError" in message and "acting.py:" in message
+
+
+SLOW = "__import__('time').sleep(3)"
+
+
+@pytest.mark.parametrize(
+    ("start", "step", "call"), [(f"({SLOW}, ())[1]", DONE, "start()"), ("()", f"({SLOW}, {DONE})[1]", "step()")]
+)
+def test_an_environment_that_does_not_answer_is_given_up(dry_run, start, step, call):
+    began = time.monotonic()
+    message = refusal(dry_run(start, step, "rollouts.step_seconds=0.2"))
+    assert f"stages.grpo: environment 'Acting': {call} took longer than 0.2 seconds" in message
+    assert time.monotonic() - began < 3, "before it would have answered"

@@ -7,8 +7,8 @@ import typer
 from typer.testing import CliRunner
 
 import aurify
-from aurify.cli.main import Commands, app, refusal
-from aurify.errors import UserError
+from aurify.cli.main import Commands, app
+from aurify.errors import UserError, explain_refusal
 
 broken = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
 
@@ -25,6 +25,14 @@ def user() -> None:
 @broken.command()
 def stop() -> None:
     raise KeyboardInterrupt("go on with: aurify train --resume last")
+
+
+@broken.command()
+def stop_twice() -> None:
+    try:
+        raise KeyboardInterrupt("go on with: aurify train --resume last")
+    finally:
+        raise KeyboardInterrupt  # the second Ctrl-C, while the first one is being dealt with
 
 
 @broken.command()
@@ -46,6 +54,11 @@ def test_debug_shows_the_traceback_wherever_it_stands():
 
 def test_ctrl_c_ends_with_130_and_says_how_to_go_on():
     result = CliRunner().invoke(broken, ["stop"])
+    assert (result.exit_code, result.stderr) == (130, "stopped: go on with: aurify train --resume last\n")
+
+
+def test_a_second_ctrl_c_does_not_hide_how_to_go_on():
+    result = CliRunner().invoke(broken, ["stop-twice"])
     assert (result.exit_code, result.stderr) == (130, "stopped: go on with: aurify train --resume last\n")
 
 
@@ -73,7 +86,7 @@ def test_what_the_machine_refuses_is_said_in_one_line_with_the_mend(error, says)
 
 
 def test_another_error_of_the_system_is_a_bug():
-    assert refusal(FileNotFoundError(errno.ENOENT, "No such file")) is None
+    assert explain_refusal(FileNotFoundError(errno.ENOENT, "No such file")) is None
 
 
 def test_version_and_an_unknown_command():

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import tokenizers_in_code as made
 
-from aurify.data.detect import detect
-from aurify.data.formats import Encoding, encode_rows
-from aurify.data.reading import Part, iter_part
-from aurify.data.sources import load_rows
-from aurify.data.tally import Tally
+from aurify.data.encode import Encoding, encode_rows
+from aurify.data.forms import detect
+from aurify.data.sources import Part, read_part
 from aurify.errors import UserError
 from aurify.renderer import Renderer
+from aurify.rows.row import Tally
+from aurify.rows.sources import load_rows
 
 NUM = 300
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -53,11 +53,11 @@ def test_each_malformed_row_is_counted_and_explained(file, renderer, tmp_path):
     # most of the first 200 rows, which decide on the form, are good
     path.write_text("\n".join([*good * 99, *lines, *good]), encoding="utf-8")
     tally = Tally()
-    rows = list(iter_part(Part(path=str(path)), tally, skip_bad=True))
+    rows = read_part(Part(path=str(path)), tally, skip_bad=True)
     found = detect(rows)
     assert found.form.name == detect(load_rows(FIXTURES / file)).form.name
-    encoded = encode_rows(rows, renderer, Encoding(lesson=found.lesson, on_bad_row="skip", form=found.form.name))
-    clean = encode_rows(load_rows(FIXTURES / file), renderer, Encoding(lesson=found.lesson)).units
+    encoded = encode_rows(rows, renderer, Encoding(on_bad_row="skip"), found.lesson, found)
+    clean = encode_rows(load_rows(FIXTURES / file), renderer, Encoding(), found.lesson).units
     tokens = [[datum.tokens for datum in unit] for unit in encoded.units]
     assert tokens == [[datum.tokens for datum in unit] for unit in clean] * 100
     tally.add(encoded.tally)
@@ -81,9 +81,9 @@ def test_mutations_never_crash(file, renderer):
         rows = load_rows(FIXTURES / file)
         row = rows[generator.randrange(len(rows))]
         mutate(row, generator)
-        encoding = Encoding(lesson=found.lesson, on_bad_row="skip", form=found.form.name)
+        reader = detect([*originals, *rows], found.lesson, found.form.name)
         try:
-            encoded = encode_rows([*originals, *rows], renderer, encoding)
+            encoded = encode_rows([*originals, *rows], renderer, Encoding(on_bad_row="skip"), found.lesson, reader)
         except UserError as error:
             pytest.fail(f"not counted: {error}; the row is {row}")
         num_refused += encoded.tally.rejected.total()
@@ -124,5 +124,5 @@ def test_lines_that_are_no_rows(name, content, reason, num, tmp_path):
     path: Path = tmp_path / name
     path.write_text(content)
     tally = Tally()
-    assert len(list(iter_part(Part(path=str(path)), tally, skip_bad=True))) >= 1
+    assert len(read_part(Part(path=str(path)), tally, skip_bad=True)) >= 1
     assert tally.rejected[reason] == num

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import tokenizers_in_code as made
 
-from aurify.data.formats import preference_data, sft_data
-from aurify.data.sources import load_rows
+from aurify.data.encode import preference_data, sft_data
 from aurify.errors import UserError
 from aurify.renderer import Renderer
+from aurify.rows.sources import load_rows
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
 

@@ -15,12 +15,12 @@ from pathlib import Path
 import pytest
 import tokenizers_in_code as made
 
-from aurify.data.detect import detect
-from aurify.data.formats import Encoding, encode_rows, label_data, preference_data, sft_data
-from aurify.data.shapes import FORMS
-from aurify.data.sources import Row, load_rows
+from aurify.data.encode import Encoding, encode_rows, label_data, preference_data, sft_data
+from aurify.data.forms import FORMS, detect
 from aurify.errors import UserError
 from aurify.renderer import Renderer
+from aurify.rows.row import Row
+from aurify.rows.sources import load_rows
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
@@ -137,13 +137,13 @@ def stream(renderer: Renderer, text: str) -> tuple[list[int], list[float]]:
 
 def test_every_form_has_a_file_and_every_file_a_form():
     assert {path.name for path in FIXTURES.iterdir()} == set(EXPECTED)
-    assert {form for form, _ in EXPECTED.values()} == {form.name for form in FORMS}
+    assert {form for form, _ in EXPECTED.values()} == set(FORMS)
 
 
 def test_the_page_about_data_names_every_form():
     page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
     table = page.partition("| form |")[2].partition("\n\n")[0]
-    assert set(re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)) == {form.name for form in FORMS}
+    assert set(re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)) == set(FORMS)
 
 
 @pytest.mark.parametrize("file", EXPECTED)
@@ -154,7 +154,7 @@ def test_it_is_recognised_by_its_content_and_trains_the_right_tokens(file, rende
     rows = load_rows(anonymous)
     found = detect(rows)
     assert (found.form.name, found.num) == (form, len(rows))
-    units = encode_rows(rows, renderer, Encoding(lesson=found.lesson)).units
+    units = encode_rows(rows, renderer, Encoding(), found.lesson).units
     data = [datum for unit in units for datum in unit]
     if file in ("text.jsonl", "plain"):
         expected = [renderer.tokenizer(re.sub(r"\[\[|\]\]", "", text)).input_ids for text in texts]
@@ -250,7 +250,7 @@ def test_gzip_and_parquet(tmp_path):
     table = pytest.importorskip("pyarrow").Table.from_pylist([dict(row) for row in rows])
     parquet.write_table(table, tmp_path / "y")
     loaded = load_rows(tmp_path / "y")
-    assert loaded == rows and loaded[1].place == f"{tmp_path / 'y'}: row 2"
+    assert loaded == rows and loaded[1].location == f"{tmp_path / 'y'}: row 2"
 
 
 def test_one_object_that_holds_the_rows(tmp_path):
@@ -271,7 +271,7 @@ def test_real_files_where_they_are_here(renderer):
     for name, (form, share) in expected.items():
         rows = load_rows(folder / name)[:300]
         found = detect(rows)
-        encoded = encode_rows(rows, renderer, Encoding(lesson=found.lesson, on_bad_row="skip"))
+        encoded = encode_rows(rows, renderer, Encoding(on_bad_row="skip"), found.lesson)
         assert found.form.name == form
         assert len(encoded.units) >= share * len(rows)
         assert len(encoded.units) + encoded.tally.rejected.total() == len(rows)

@@ -11,14 +11,14 @@ import pytest
 import tokenizers_in_code as made
 
 from aurify import tasks
-from aurify.data.gsm8k import ANNOTATION, TIDIED
-from aurify.data.reading import Part, read_part
-from aurify.data.sources import load_rows
-from aurify.data.tally import Tally
+from aurify.data.sources import Part, read_part
 from aurify.data.traces import load_traces
 from aurify.renderer import Renderer
 from aurify.rewards.math import number_match
 from aurify.rewards.rubric import Rubric
+from aurify.rows.gsm8k import ANNOTATION, TIDIED
+from aurify.rows.row import Tally
+from aurify.rows.sources import load_rows
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
 ROWS = [
@@ -75,7 +75,7 @@ def test_one_form_by_data_path_task_traces_and_held_out_file(tmp_path):
 )
 def test_other_files_that_hold_such_brackets_are_not_touched(tmp_path, row):
     [read] = load_rows(write(tmp_path / "r.jsonl", [row]))
-    assert read == row and not read.tidied
+    assert read == row and not read.changes
 
 
 def test_shifts_in_a_gsm8k_answer_stay(tmp_path):
@@ -88,7 +88,7 @@ def test_shifts_in_a_gsm8k_answer_stay(tmp_path):
 def test_the_real_file_has_no_annotation_left_and_is_counted():
     tally = Tally()
     rows = read_part(Part(path=str(REAL)), tally)
-    assert len(rows) == 7473 and tally.tidied == {TIDIED: 7378}
+    assert len(rows) == 7473 and tally.changed == {TIDIED: 7378}
     assert not any("<<" in row["answer"] or ANNOTATION.search(row["answer"]) for row in rows)
     taskset = tasks.make("gsm8k", path=str(REAL))
     shown = {task.prompt[0]["content"]: taskset.demonstration(task) for task in (*taskset.train(0), *taskset.heldout)}

@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 
+from aurify.data.example import Chat, Label, Pair, Text
 from aurify.data.heldout import HeldOut, heldout_tasks, normal_form
-from aurify.data.pairs import Pair
-from aurify.data.shapes import Chat, Label, Text
 from aurify.tasks.taskset import question
 from aurify.types import Message, Task
 

@@ -4,7 +4,7 @@ import pytest
 
 import aurify
 from aurify import registry
-from aurify.data.named import check_dataset, load_dataset
+from aurify.data.sources import check_dataset, load_dataset
 from aurify.errors import UserError
 
 
@@ -26,7 +26,7 @@ def own_entries(monkeypatch):
 def test_rows_come_from_the_function_with_their_places():
     rows = load_dataset({"name": "squares", "num": 4})
     assert [dict(row) for row in rows] == [{"n": 0}, {"n": 1}, {"n": 4}, {"n": 9}]
-    assert rows[3].place == "dataset 'squares': row 4"
+    assert rows[3].location == "dataset 'squares': row 4"
     assert len(load_dataset("squares")) == 3
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tokenizers_in_code as made
 
-from aurify.data.formats import Encoding, encode_rows
+from aurify.data.encode import Encoding, encode_rows
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 
@@ -44,8 +44,8 @@ def test_pairs_lose_the_beginning_of_their_prompt(renderer):
     row = {"prompt": [*turns(1, 2), {"role": "user", "content": "q3"}], "chosen": "yes", "rejected": "no"}
     short = [*turns(2), {"role": "user", "content": "q3"}]
     limit = length(renderer, [*short, {"role": "assistant", "content": "yes"}])
-    options = Encoding(lesson="pairs", limit=limit, overlong="cut_left")
-    [[chosen, rejected]] = encode_rows([row], renderer, options).units
+    options = Encoding(limit=limit, overlong="cut_left")
+    [[chosen, rejected]] = encode_rows([row], renderer, options, "pairs").units
     start = chosen.weights.index(1.0)
     assert chosen.tokens[:start] == rejected.tokens[:start] == renderer.prompt(short)
 
@@ -68,8 +68,8 @@ def test_plain_text_is_cut_anywhere(renderer):
 
 
 def test_a_tool_call_keeps_its_result(renderer):
-    from aurify.data.overlong import without_newest
+    from aurify.data.overlong import drop_newest
 
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     messages = [*turns(1), {"role": "user", "content": "q"}, call, {"role": "tool", "content": "r"}, turns(2)[1]]
-    assert without_newest(messages) == [turns(1)]
+    assert drop_newest(messages) == [turns(1)]

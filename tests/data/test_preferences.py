@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import tokenizers_in_code as made
 
-from aurify.data.formats import preference_data
+from aurify.data.encode import preference_data
 from aurify.data.preferences import sample_preferences
 from aurify.environments.env import Observation, Step
 from aurify.environments.single_turn import SingleTurn

@@ -7,10 +7,10 @@ import json
 import pytest
 
 from aurify import registry
-from aurify.data.reading import Part, check_part, iter_part, read_part
-from aurify.data.sources import is_hub_id, load_hub
-from aurify.data.tally import Tally
+from aurify.data.sources import Part, check_part, read_part
 from aurify.errors import UserError
+from aurify.rows.row import Tally
+from aurify.rows.sources import is_hub_id, load_hub
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def test_a_data_set_through_the_hubs_own_client(folder, monkeypatch):
     pytest.importorskip("datasets")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     rows = load_hub(str(folder), None, "train")
-    assert [row["completion"] for row in rows] == [0, 1, 2, 3] and "row 3" in rows[3].place
+    assert [row["completion"] for row in rows] == [0, 1, 2, 3] and "row 3" in rows[3].location
 
 
 def test_what_is_a_hub_id(folder, monkeypatch):
@@ -68,9 +68,9 @@ def test_filters_and_maps(folder, monkeypatch):
         filters=[{"name": "at_least", "column": "completion", "least": 3}],
     )
     tally = Tally()
-    rows = list(iter_part(part, tally))
+    rows = read_part(part, tally)
     assert rows == [{"question": "q", "completion": 4}, {"question": "q", "completion": 6}]
-    assert rows[0].place.endswith("train-1.jsonl:1")
+    assert rows[0].location.endswith("train-1.jsonl:1")
     assert tally.filtered == {"at_least": 2}
     with pytest.raises(UserError, match="no option 'lest'; did you mean 'least'"):
         check_part(Part(path="x", filters=[{"name": "at_least", "column": "completion", "lest": 3}]))

@@ -91,7 +91,7 @@ def test_what_is_refused_is_counted_with_its_reason(tmp_path):
         {"prompt": ["?"], "trace": "1", "answer": "16"},
     ]
     traces = load(tmp_path / "t.jsonl", rows, heldout=heldout_tasks([Task("h", ask("7+7?"), "14")]), max_tokens=40)
-    assert traces.refused == {
+    assert traces.tally.rejected == {
         "judged wrong": 1, "too long": 1, "without a trace": 1, "without an answer to judge it by": 1,
         "for a held-out task": 1, "a copy": 1, "that cannot be used": 4,
     }  # fmt: skip
@@ -141,8 +141,8 @@ def test_parquet_and_damaged_lines(tmp_path):
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "t.parquet")
     traces = asyncio.run(load_traces(str(tmp_path / "t.parquet"), RENDERER, Rubric([number_match])))
-    assert traces.num == 2 and traces.refused == {"judged wrong": 2}
+    assert traces.num == 2 and traces.tally.rejected == {"judged wrong": 2}
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps(rows[0]) + "\n{ not json\n[1]\n" + json.dumps(rows[1]) + "\n")
     traces = asyncio.run(load_traces(str(path), RENDERER, Rubric([number_match])))
-    assert traces.num == 2 and traces.refused["that cannot be read"] == 2
+    assert traces.num == 2 and traces.tally.rejected["that cannot be read"] == 2

@@ -17,7 +17,7 @@ from pipelines import run_to_the_end, steps
 from aurify import registry
 from aurify.config import load_config
 from aurify.errors import UserError
-from aurify.pipeline.check import validate
+from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
 
 ROOT = Path(__file__).parents[2]
@@ -164,8 +164,8 @@ def test_what_the_documentation_shows_stands_in_the_examples():
 def test_the_data_set_holds_no_held_out_question(own_entries):
     from aurify import tasks
     from aurify.data.filters import apply_steps
-    from aurify.data.named import load_dataset
-    from aurify.data.tally import Tally
+    from aurify.data.sources import load_dataset
+    from aurify.rows.row import Tally
 
     build_recipe(values_of())
     rows = load_dataset({"name": "corrected", "task": "odd_or_even", "num": 300})
@@ -208,5 +208,5 @@ def test_the_algorithm_by_hand(own_entries):
 )
 def test_mistakes_in_the_recipe_are_seen_before_anything_runs(own_entries, override, expected):
     with pytest.raises(UserError) as caught:
-        validate(build_recipe(values_of(override)))
+        check_recipe(build_recipe(values_of(override)))
     assert expected in str(caught.value)

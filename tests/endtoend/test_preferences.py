@@ -12,7 +12,7 @@ from pipelines import run, steps, tiny
 
 from aurify.errors import UserError
 from aurify.loops.reference_cache import FILE
-from aurify.pipeline.check import validate
+from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
 
 
@@ -83,4 +83,4 @@ def test_demonstrations_are_nothing_for_kto():
     values = {"model": "random:tiny", "task": "sorting"}
     stage = {"method": "kto", "data": {"demonstrations": 8}, "steps": 1}
     with pytest.raises(UserError, match=r"stages\.only: data\.demonstrations: kto learns from desirable"):
-        validate(build_recipe({**values, "stages": {"only": stage}}))
+        check_recipe(build_recipe({**values, "stages": {"only": stage}}))

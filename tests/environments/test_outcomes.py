@@ -191,7 +191,8 @@ def test_a_failure_is_tried_once_more_with_a_fresh_environment_and_the_same_seed
 
     trajectory, player = play(Once)
     assert Once.made == 2 and trajectory.rewards == {"own": 1.5}
-    assert player.take_counts() == {"ledger/trajectories_failed": 0, "ledger/trajectories_retried": 1}
+    failed = {"ledger/trajectories_failed": 0, "ledger/trajectories_retried": 1, "ledger/tokens_failed": 2}
+    assert player.take_counts() == failed, "the answer that went down with the first attempt has two tokens"
     assert player.take_lines() == []
 
 

@@ -8,7 +8,7 @@ import pytest
 import tokenizers_in_code as made
 
 from aurify.environments.env import Observation, Step
-from aurify.environments.rollout import build_datum, rollout
+from aurify.environments.rollout import Limits, build_datum, rollout
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.renderer import Renderer
@@ -137,7 +137,7 @@ def test_truncation_by_tokens_context_and_turns(renderer):
     assert len(trajectory.tokens) == num_prompt + 4
 
     environment = Echo(9)
-    trajectory, sampler = play(renderer, ["he"], environment, max_turns=3)
+    trajectory, sampler = play(renderer, ["he"], environment, limits=Limits(turns=3))
     assert trajectory.truncated
     assert len(sampler.prompts) == 3
     assert environment.closed

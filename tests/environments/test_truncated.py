@@ -9,8 +9,8 @@ import tokenizers_in_code as made
 
 from aurify.environments.rollout import build_datum, rollout
 from aurify.environments.single_turn import SingleTurn
-from aurify.loops.online import trained
 from aurify.loops.rollouts import penalise
+from aurify.loops.selection import choose_trained
 from aurify.pipeline.recipe import OnlineStage, build_recipe
 from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
@@ -41,8 +41,8 @@ def group():
     return Group(task, trajectories)
 
 
-def data_of(*arguments):
-    return [build_datum(*pair) for pair in trained(*arguments)]
+def data_of(group, advantages, stage):
+    return [build_datum(group.trajectories[k], advantages[k]) for k in choose_trained(group, advantages, stage)]
 
 
 def num_trained(data):

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from aurify.cli.main import app
 from aurify.errors import UserError
-from aurify.evaluation.comparison import measure_search, modes, tune
+from aurify.evaluation.comparison import list_modes, measure_search, tune
 from aurify.evaluation.retrieval import Answer, Question
 from aurify.knowledge.knowledge_base import KnowledgeBase
 from aurify.knowledge.types import Document
@@ -73,7 +73,7 @@ def kb(tmp_path, monkeypatch):
 def test_modes_are_told_apart(kb):
     found = {
         name: measure_search(kb, QUESTIONS, name, options, num_timed=5)
-        for name, options in modes(kb.settings.search).items()
+        for name, options in list_modes(kb.settings.search).items()
     }
     assert list(found) == ["dense", "bm25", "plain RRF", "fused"]
     assert found["bm25"].quality.mrr > found["dense"].quality.mrr + 0.2  # names of units tell nothing to the embedder
@@ -137,9 +137,9 @@ def test_eval_tunes_on_one_half_and_keeps_what_was_best(kb, tmp_path):
     assert len(num) == 1 and 0 < num.pop() < len(QUESTIONS)
     assert (tmp_path / "picture.svg").exists()
     kept = KnowledgeBase.open(kb.folder).settings.search
-    from aurify.evaluation.retrieval import halves, read_questions
+    from aurify.evaluation.retrieval import read_questions, split_in_halves
 
-    first, _ = halves(read_questions(tmp_path / "questions.jsonl"))
+    first, _ = split_in_halves(read_questions(tmp_path / "questions.jsonl"))
     assert kept == tune(kb, first)[0][0] and f"best of these {len(first)} questions" in output
 
 
@@ -148,6 +148,22 @@ def test_eval_refuses_answers_that_are_not_there(kb, tmp_path):
     output = run("eval", "words", "--queries", "questions.jsonl", code=2)
     assert "1 answers are not in kb/words, such as 'e1'" in output
     assert "--timed is 0" in run("eval", "words", "--queries", "questions.jsonl", "--timed", "0", code=2)
+
+
+def test_tuning_on_a_few_questions_is_refused_and_changes_nothing(kb, tmp_path):
+    before = KnowledgeBase.open(kb.folder).settings
+    rows = [{"query": f"unit{k}", "document": f"d{k}"} for k in range(19)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    output = run("eval", "--kb", "words", "--queries", "few.jsonl", "--tune", code=2)
+    assert "19 questions are too few" in output and "--tune needs 20 or more" in " ".join(output.split())
+    assert KnowledgeBase.open(kb.folder).settings == before and not (kb.folder / "eval.svg").exists()
+
+
+def test_a_knowledge_base_is_named_in_one_way_everywhere(kb):
+    assert run("info", "--kb", "words", "--json") == run("info", "words", "--json")
+    assert "give one knowledge base" in run("info", "--kb", "words", "other", code=2)
+    assert "--kb is empty; give a name such as --kb notes" in run("info", code=2)
+    assert "no knowledge base at kb/word" in run("serve", "--kb", "word", code=2)
 
 
 def test_list_and_info(kb, tmp_path):

@@ -6,6 +6,7 @@ import gzip
 import socket
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 
@@ -15,11 +16,12 @@ pytest.importorskip("lxml")
 pytest.importorskip("httpx")
 from aurify.knowledge.ingest import listed_urls
 from aurify.knowledge.reading import fetch
-from aurify.knowledge.reading.fetch import Fetcher, FetchOptions, is_public, normal
+from aurify.knowledge.reading.encoding import UNKNOWN
+from aurify.knowledge.reading.fetch import AGENT, Fetcher, WebOptions, is_public, normalize_url
 from aurify.knowledge.reading.files import ReadOptions
 from aurify.knowledge.reading.refusals import Refusals, Refused
-from aurify.knowledge.reading.robots import parse_robots
-from aurify.knowledge.reading.web import WebOptions, read_urls
+from aurify.knowledge.reading.web import read_urls
+from aurify.knowledge.reading.webpage import NO_TEXT
 
 
 class Site:
@@ -68,9 +70,14 @@ def site():
     server.close()
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("AURIFY_CACHE", str(tmp_path))
+
+
 @pytest.fixture
-def options(tmp_path):
-    return FetchOptions(delay=0, allow_private=True, cache=str(tmp_path / "cache"))
+def options():
+    return WebOptions(delay=0, allow_private=True)
 
 
 @pytest.fixture
@@ -84,7 +91,7 @@ def sleeps(monkeypatch):
 def read(urls, options, **web):
     refusals = Refusals()
     urls = [urls] if isinstance(urls, str) else urls
-    documents = list(read_urls(urls, WebOptions(options, **web), ReadOptions(), refusals, source="here"))
+    documents = list(read_urls(urls, replace(options, **web), ReadOptions(), refusals))
     return documents, refusals
 
 
@@ -106,7 +113,7 @@ def test_a_page_and_what_it_is_named(site, options):
     site.pages = {"/a/x": (302, {"Location": "/a/y#part"}, ""), "/a/y": page(text="The heart beats.")}
     (document,), refusals = read(f"{site.url}/a/x", options)
     assert (document.id, document.title, document.format) == (f"{site.url}/a/y", "T", "markdown")
-    assert document.source == "here" and "The heart beats." in document.text and not refusals.counts
+    assert "The heart beats." in document.text and not refusals.counts
 
 
 def test_a_list_of_urls_each_page_once(site, options):
@@ -172,7 +179,7 @@ def test_a_sitemap_is_a_list_of_urls_of_its_host(site, options, tmp_path):
     assert listed_urls(saved)[1] == site.url + "/b" and len(listed_urls(saved)) == 4
 
 
-def test_a_proxy_of_the_environment_is_not_used(site, options, tmp_path, monkeypatch, sleeps):
+def test_a_proxy_of_the_environment_is_not_used(site, options, monkeypatch, sleeps):
     """It would look names up by itself, and so reach what is refused here."""
     proxy = Site(pages={"/": page()})
     for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"):
@@ -180,7 +187,7 @@ def test_a_proxy_of_the_environment_is_not_used(site, options, tmp_path, monkeyp
     site.pages = {"/a": page()}
     try:
         assert len(read(site.url + "/a", options)[0]) == 1
-        private = FetchOptions(delay=0, cache=str(tmp_path / "cache"), retries=0)
+        private = WebOptions(delay=0, fresh=True)
         assert str(refusal(site.url + "/a", private)) == fetch.PRIVATE
         assert refusal("http://nowhere.invalid/", private).reason == (
             "robots.txt cannot be read: host that cannot be found (the proxy of the environment is not used)"
@@ -214,19 +221,26 @@ def test_pages_that_wish_to_be_left_out(site, options):
     assert "/private/a" not in site.paths() and "/hidden" not in site.paths()
 
 
-def test_robots_by_the_longest_rule_for_us():
-    robots = parse_robots(
-        "user-agent: other\nuser-agent: Aurify # us\ndisallow: /*.pdf$\nDisallow: /a\nallow: /a/b\nCrawl-delay: 2\n\n"
-        "User-agent: *\nDisallow: /\n",
-        "aurify",
+def test_robots_by_the_longest_rule_for_us(site, options):
+    def robots(text):
+        site.pages["/robots.txt"] = text
+        with Fetcher(replace(options, fresh=True)) as fetcher:
+            return fetcher.read_robots(site.url)
+
+    def allows(text, path):
+        return robots(text).can_fetch(site.url + path, AGENT)
+
+    rules = (
+        "\ufeffuser-agent: other\nuser-agent: Aurify # us\ndisallow: /*.pdf$\nDisallow: /a\nallow: /a/b\n"
+        "Crawl-delay: 2\n\nUser-agent: *\nDisallow: /\n"
     )
-    assert robots.delay == 2
+    assert robots(rules).crawl_delay(AGENT) == 2
     for path, allowed in {"/": 1, "/x.pdf": 0, "/x.pdf?y": 1, "/a": 0, "/ab": 0, "/a/b/c": 1, "/a/b.pdf": 0}.items():
-        assert robots.allows(path) == bool(allowed), path
-    assert not parse_robots("User-agent: *\nDisallow: /", "aurify").allows("/x")
-    assert parse_robots("User-agent: *\nDisallow:", "aurify").allows("/x")
+        assert allows(rules, path) == bool(allowed), path
+    assert not allows("User-agent: *\nDisallow: /", "/x")
+    assert allows("User-agent: *\nDisallow:", "/x")
     start = time.monotonic()
-    assert parse_robots("User-agent: *\nDisallow: " + "*a" * 5000 + "b$", "aurify").allows("a" * 10_000)
+    assert allows("User-agent: *\nDisallow: " + "*a" * 5000 + "b$", "/" + "a" * 10_000)
     assert time.monotonic() - start < 2
 
 
@@ -258,24 +272,23 @@ def test_a_server_that_is_not_there(options, sleeps):
     assert failure.transient and "connection failed" in failure.reason and sleeps == [1, 2, 4]
 
 
-def test_a_pause_between_requests_to_a_host(site, tmp_path):
+def test_a_pause_between_requests_to_a_host(site, options):
     site.pages = {f"/{number}": page() for number in range(3)}
-    options = FetchOptions(delay=0.1, allow_private=True, cache=str(tmp_path))
-    read([f"{site.url}/{number}" for number in range(3)], options)
+    read([f"{site.url}/{number}" for number in range(3)], replace(options, delay=0.1))
     times = [moment for _, _, moment in site.requests]
     assert len(times) == 4 and all(later - earlier > 0.09 for earlier, later in pairwise(times))
     site.pages["/robots.txt"] = "User-agent: *\nCrawl-delay: 0.3"
-    with Fetcher(FetchOptions(delay=0, allow_private=True, cache=str(tmp_path / "other"))) as fetcher:
+    with Fetcher(replace(options, fresh=True)) as fetcher:
         fetcher.get(f"{site.url}/1")
         start = time.monotonic()
         fetcher.get(f"{site.url}/2")
         assert time.monotonic() - start > 0.25
 
 
-def test_no_host_is_asked_without_end(site, options):
+def test_no_host_is_asked_without_end(site, options, monkeypatch):
+    monkeypatch.setattr(fetch, "MAX_REQUESTS", 3)
     site.pages = {f"/{number}": page() for number in range(5)}
-    bounded = FetchOptions(delay=0, allow_private=True, cache=options.cache, max_requests_per_host=3)
-    documents, refusals = read([f"{site.url}/{number}" for number in range(5)], bounded)
+    documents, refusals = read([f"{site.url}/{number}" for number in range(5)], options)
     assert len(documents) == 2  # robots.txt was the first
     assert refusals.counts == {"more than 3 requests to one host": 3} and refusals.incomplete
 
@@ -285,19 +298,19 @@ def test_the_cache_spares_the_server(site, options, tmp_path):
     for _ in range(2):
         assert "first" in read(f"{site.url}/moved", options)[0][0].text
     assert site.paths() == ["/moved", "/"]
-    stale = FetchOptions(delay=0, allow_private=True, cache=options.cache, cache_seconds=0)
+    stale = replace(options, fresh=True)
     site.pages["/"] = (304, {}, "")
     assert "first" in read(site.url, stale)[0][0].text
     assert site.requests[-1][1]["If-None-Match"] == '"1"'
     site.pages["/"] = page(text="second")
     assert "second" in read(site.url, stale)[0][0].text
-    for file in (tmp_path / "cache").iterdir():
+    for file in (tmp_path / "web").iterdir():
         file.write_bytes(b"{damaged")
     assert "second" in read(site.url, options)[0][0].text
 
 
-def test_answers_are_bounded(site, tmp_path):
-    options = FetchOptions(delay=0, allow_private=True, cache=str(tmp_path), max_bytes=100_000, max_seconds=0.5)
+def test_answers_are_bounded(site, options, monkeypatch):
+    monkeypatch.setattr(fetch, "MAX_BYTES", 100_000)
     bomb = gzip.compress(bytes(100_000_000), 1)
     site.pages = {
         "/large": "x" * 200_000,
@@ -324,7 +337,34 @@ def test_answers_are_bounded(site, tmp_path):
     }
 
 
-def test_a_server_that_drips_is_left(options, tmp_path):
+def test_what_is_no_page_is_read_or_refused_as_a_file(site, options):
+    russian = "Сердце"
+    site.pages = {
+        "/a.txt": (200, {"Content-Type": "text/plain; charset=koi8-r"}, russian.encode("koi8-r")),
+        "/b.txt": (200, {"Content-Type": "text/plain"}, russian.encode("koi8-r")),
+        "/c.zip": (200, {"Content-Type": "application/zip"}, b"PK\x03\x04" + bytes(100)),
+        "/d.gz": (200, {"Content-Type": "application/gzip"}, gzip.compress(b"text " * 1000)[:40]),
+        "/e.md": (200, {"Content-Type": "text/markdown"}, "# Heart\n\nbeats"),
+    }
+    documents, refusals = read([site.url + path for path in site.pages], options)
+    assert [(document.text, document.title) for document in documents] == [
+        (russian, "a"),
+        ("# Heart\n\nbeats", "Heart"),
+    ]
+    zipped = "ZIP archive or office document: unpack it, or save it as PDF or text"
+    assert dict(refusals.counts) == {UNKNOWN: 1, zipped: 1, "damaged gzip file": 1}
+
+
+def test_a_page_of_links_alone_is_named_and_its_links_are_followed(site, options):
+    site.pages = {"/": '<nav><a href="/a">A</a></nav><script>draw()</script>', "/a": page()}
+    documents, refusals = read(site.url, options, depth=1)
+    assert [document.id for document in documents] == [site.url + "/a"]
+    assert refusals.lines() == [f"1 x {NO_TEXT} (the first: {site.url}/)"]
+
+
+def test_a_server_that_drips_is_left(options, monkeypatch):
+    monkeypatch.setattr(fetch, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(fetch, "RETRIES", 0)
     listener = socket.create_server(("127.0.0.1", 0))
 
     def drip():
@@ -341,8 +381,7 @@ def test_a_server_that_drips_is_left(options, tmp_path):
 
     thread = threading.Thread(target=drip)
     thread.start()
-    slow = FetchOptions(delay=0, allow_private=True, cache=str(tmp_path), max_seconds=0.3, retries=0, robots=False)
-    failure = refusal(f"http://127.0.0.1:{listener.getsockname()[1]}/", slow)
+    failure = refusal(f"http://127.0.0.1:{listener.getsockname()[1]}/", replace(options, robots=False))
     assert failure.reason == "page that takes too long" and failure.transient
     thread.join(5)
     listener.close()
@@ -367,9 +406,9 @@ def test_public_addresses():
 @pytest.mark.parametrize(
     "host", ["127.0.0.1", "localhost", "2130706433", "0x7f.1", "127.1", "[::1]", "[::ffff:127.0.0.1]"]
 )
-def test_this_machine_is_not_asked_unless_allowed(site, tmp_path, host):
+def test_this_machine_is_not_asked_unless_allowed(site, host):
     site.pages = {"/": page()}
-    failure = refusal(f"http://{host}:{site.port}/", FetchOptions(cache=str(tmp_path)))
+    failure = refusal(f"http://{host}:{site.port}/", WebOptions())
     assert failure.reason == fetch.PRIVATE and not failure.transient
     assert not site.requests
 
@@ -379,26 +418,26 @@ def test_this_machine_is_not_asked_unless_allowed(site, tmp_path, host):
 )
 def test_no_other_urls(url):
     with pytest.raises(Refused):
-        normal(url)
+        normalize_url(url)
 
 
 def test_one_spelling_for_a_url():
-    assert normal("HTTP://Example.ORG:80#x") == "http://example.org/"
-    assert normal("https://example.org/a b?c=ä") == "https://example.org/a%20b?c=%C3%A4"
-    assert normal("http://[::1]:8080/x") == "http://[::1]:8080/x"
+    assert normalize_url("HTTP://Example.ORG:80#x") == "http://example.org/"
+    assert normalize_url("https://example.org/a b?c=ä") == "https://example.org/a%20b?c=%C3%A4"
+    assert normalize_url("http://[::1]:8080/x") == "http://[::1]:8080/x"
 
 
-def test_redirects_and_links_to_private_addresses_are_refused(site, tmp_path, monkeypatch):
+def test_redirects_and_links_to_private_addresses_are_refused(site, monkeypatch):
     inner = Site("127.0.0.2", {"/secret": page(text="secret"), "/robots.txt": ""})
     only_this_address_is_private(monkeypatch, "127.0.0.2")
     site.pages = {"/": (302, {"Location": f"{inner.url}/secret"}, ""), "/page": page(f"{inner.url}/secret")}
-    documents, refusals = read([site.url, f"{site.url}/page"], FetchOptions(delay=0, cache=str(tmp_path)), depth=5)
+    documents, refusals = read([site.url, f"{site.url}/page"], WebOptions(delay=0), depth=5)
     assert len(documents) == 1 and not inner.requests
     assert refusals.lines() == [f"1 x {fetch.PRIVATE} (the first: {site.url})"]
     inner.close()
 
 
-def test_a_name_that_changes_its_address_is_followed_nowhere(site, tmp_path, monkeypatch):
+def test_a_name_that_changes_its_address_is_followed_nowhere(site, monkeypatch):
     """DNS rebinding: the address that was found public is the one that is asked, however the name answers later."""
     site.pages = {"/": page(text="public")}
     only_this_address_is_private(monkeypatch, "127.0.0.2")
@@ -411,7 +450,7 @@ def test_a_name_that_changes_its_address_is_followed_nowhere(site, tmp_path, mon
         return ask(answers[-1], *arguments, **names)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    options = FetchOptions(delay=0, cache=str(tmp_path), robots=False)
+    options = WebOptions(delay=0, robots=False)
     with Fetcher(options) as fetcher:
         assert b"public" in fetcher.get(f"http://rebind.test:{site.port}/").body
     assert site.requests[0][1]["Host"] == f"rebind.test:{site.port}"
@@ -422,13 +461,11 @@ def test_a_name_that_changes_its_address_is_followed_nowhere(site, tmp_path, mon
 def test_what_was_allowed_once_is_not_read_from_the_cache_later(site, options):
     site.pages = {"/": page()}
     assert read(site.url, options)[0]
-    documents, refusals = read(site.url, FetchOptions(cache=options.cache))
+    documents, refusals = read(site.url, WebOptions())
     assert not documents and sum(refusals.counts.values()) == 1
 
 
 def test_options_are_checked():
-    for wrong in ({"seconds": 0}, {"delay": -1}, {"max_bytes": 0}):
+    for wrong in ({"delay": -1}, {"depth": -1}, {"max_pages": 0}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
-            FetchOptions(**wrong)
-    with pytest.raises(ValueError, match="depth: -1"):
-        WebOptions(depth=-1)
+            WebOptions(**wrong)

@@ -39,10 +39,28 @@ def test_a_page_becomes_markdown():
     ]
 
 
+def test_a_table_with_white_space_and_empty_cells():
+    table = "<table>\n <tr>\n <th>Part</th>\n <th>Side</th>\n </tr>\n<tr> <td></td> <td>left</td></tr></table>"
+    assert read_page(table).text == "Part | Side\n\n| left"
+
+
 def test_only_the_main_part_is_kept_where_there_is_one():
     main = "<p>" + "The heart beats. " * 20 + "</p>"
     assert "sidebar" not in read_page(f"<div>sidebar</div><main>{main}</main>").text
     assert "sidebar" in read_page("<div>sidebar</div><main>loading</main>").text
+
+
+def test_teasers_of_other_pages_are_not_the_main_part():
+    teasers = "".join(f"<article>{'Read how lungs breathe. ' * 5}</article>" for _ in range(3))
+    text = read_page(f"<div>{'The heart beats. ' * 200}</div>{teasers}").text
+    assert "heart" in text and "lungs" in text
+
+
+@pytest.mark.parametrize("frame", ["<form>{}</form>", '<body style="display:none">{}</body>', "<body hidden>{}</body>"])
+def test_a_page_wrapped_into_a_form_or_hidden_until_a_script_runs(frame):
+    page = "<h1>Heart</h1><p>It beats.</p><input value=x><select><option>one</select><p style='display:none'>secret</p>"
+    assert read_page(frame.format(page) + "<p>(c)</p>").text.startswith("# Heart\n\nIt beats.")
+    assert "secret" not in read_page(frame.format(page)).text and "one" not in read_page(frame.format(page)).text
 
 
 def test_what_the_page_asks_of_robots():
@@ -67,6 +85,7 @@ def test_depth_and_size_cost_no_stack_and_little_time():
     assert "deep" in deep.text or deep.text == ""  # the parser stops at its own limit
     long = read_page("<p>word " * 100_000)
     assert long.text.count("word") == 100_000
+    assert read_page("<ul>" + "<li>word" * 100_000 + "</ul>").text.count("\n- word") == 99_999
     assert len(read_page("<a " + "x=1 " * 200_000 + ">y</a>").text) <= 1
     assert time.monotonic() - start < 20
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -12,12 +11,12 @@ import pytest
 
 from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
-from aurify.loops.guidance import GuidanceOptions, Guide, PrefixOptions, open_guide
+from aurify.loops.guidance import open_guide, prefix_share
 from aurify.loops.ledger import rollout_metrics
-from aurify.loops.rollouts import Rollouts
+from aurify.loops.rollouts import Rollouts, Round
 from aurify.models.model import ModelConfig, tiny_model
-from aurify.pipeline.check import validate
-from aurify.pipeline.recipe import OnlineStage, build_recipe
+from aurify.pipeline.check import check_recipe
+from aurify.pipeline.recipe import GuidanceOptions, OnlineStage, PrefixOptions, build_recipe
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler
@@ -48,7 +47,7 @@ def rollouts(replies: Any, **guidance: Any) -> Rollouts:
 
 
 def group_of(sampled: Rollouts, step: int = 0) -> Group:
-    return asyncio.run(sampled.group(step, 0, TASKS[0]))
+    return asyncio.run(sampled.play_group(step, 0, TASKS[0]))[0]
 
 
 def sources(group: Group) -> dict[str, int]:
@@ -65,7 +64,7 @@ def test_one_of_n_is_the_guides_and_the_sampler_never_hears_of_it():
     guided = group.trajectories[-1]
     assert guided.text == TRACE and not guided.truncated
     assert guided.segments[1].tokens[-1] == TOKENIZER.eos_token_id
-    metrics = rollout_metrics([group], [[-0.25, -0.25, -0.25, 0.75]], sampled.stage)
+    metrics = rollout_metrics(Round([group]), [[-0.25, -0.25, -0.25, 0.75]], sampled.stage)
     assert metrics["reward/mean"] == 0, "what the policy earns, not what its guide does"
     assert metrics["guidance/reward"] == 1 and metrics["guidance/trajectories"] == 1
     assert metrics["ledger/tokens_guided"] == len(TRACE) + 1
@@ -74,16 +73,17 @@ def test_one_of_n_is_the_guides_and_the_sampler_never_hears_of_it():
 
 def test_only_where_all_fail():
     sampled = rollouts(["no"], replace="all_failed")
-    group = group_of(sampled)
+    made = asyncio.run(sampled.play_groups(0, TASKS[:1]))
+    [group], [discarded] = made.groups, made.discarded
     assert sources(group) == {"policy": 3, "guidance": 1} and group.rewards == [0, 0, 0, 1]
-    [discarded] = sampled.discarded
     assert len(discarded.trajectories) == 1
-    metrics = rollout_metrics([group], [[1.0] * 4], sampled.stage, sampled.discarded)
+    metrics = rollout_metrics(made, [[1.0] * 4], sampled.stage)
     assert metrics["ledger/tokens_sampled"] == 4 * 3 and metrics["ledger/tokens_discarded"] == 3
 
     sampled = rollouts(["no", "it is 0", "no", "no"], replace="all_failed")
-    group = group_of(sampled)
-    assert sources(group) == {"policy": 4} and group.rewards == [0, 1, 0, 0] and not sampled.discarded
+    made = asyncio.run(sampled.play_groups(0, TASKS[:1]))
+    [group] = made.groups
+    assert sources(group) == {"policy": 4} and group.rewards == [0, 1, 0, 0] and not made.discarded
 
 
 def test_a_task_without_a_trace_gets_a_whole_group_of_its_own(tmp_path):
@@ -92,9 +92,9 @@ def test_a_task_without_a_trace_gets_a_whole_group_of_its_own(tmp_path):
     sampled = rollouts(["no"], demonstrations=False, path=str(path), num_off=2)
     group = group_of(sampled)
     assert sources(group) == {"policy": 4}
-    assert rollout_metrics([group], [[0.0] * 4], sampled.stage)["ledger/groups_without_guidance"] == 1
+    assert rollout_metrics(Round([group]), [[0.0] * 4], sampled.stage)["ledger/groups_without_guidance"] == 1
     known = Task("t9", question("say 9"), "it is 9")
-    group = asyncio.run(sampled.group(0, 0, known))
+    group, _ = asyncio.run(sampled.play_group(0, 0, known))
     assert sources(group) == {"policy": 2, "guidance": 2}
     assert {t.text for t in group.trajectories[2:]} == {"it is 9", "oh, it is 9"}, "different ones"
 
@@ -123,19 +123,15 @@ def test_the_policy_goes_on_from_a_prefix():
 def test_schedules():
     def shares(schedule: str, step: int, total: int = 10) -> list[float]:
         options = PrefixOptions(schedule=schedule, low=0.0, high=0.8)  # type: ignore[arg-type]
-        generator = random.Random(0)
-        return [options.share(place % 4, 4, step, total, generator) for place in range(400)]
+        return [prefix_share(options, index, 4, step, total) for index in range(4)]
 
-    assert shares("fixed", 3)[:4] == pytest.approx([0, 0.8 / 3, 1.6 / 3, 0.8])
+    assert shares("fixed", 3) == pytest.approx([0, 0.8 / 3, 1.6 / 3, 0.8])
     assert set(shares("linear", 0)) == {0.8} and shares("linear", 5)[0] == pytest.approx(0.4)
-    assert 0.75 < max(shares("random", 9)) <= 0.8 and min(shares("random", 9)) < 0.05
-    assert 0.75 < max(shares("linear_max", 0)) <= 0.8 and 0.07 < max(shares("linear_max", 9)) <= 0.08
-    assert 0.07 < max(shares("reverse_linear", 0)) <= 0.08 and 0.75 < max(shares("reverse_linear", 9)) <= 0.8
 
 
 def test_the_linear_schedule_ends_at_low():
     options = PrefixOptions(schedule="linear", low=0.2, high=0.8)
-    shares = [options.share(0, 1, step, 10, random.Random(0)) for step in (0, 5, 10)]
+    shares = [prefix_share(options, 0, 1, step, 10) for step in (0, 5, 10)]
     assert shares == pytest.approx([0.8, 0.5, 0.2])
 
 
@@ -148,14 +144,15 @@ def test_all_failed_looks_at_the_success_threshold(success, guided):
     assert sources(group).get("guidance", 0) == guided
 
 
-def test_what_is_given_depends_on_the_seed_alone():
-    guide = rollouts(["no"]).guide
-    assert isinstance(guide, Guide)
-    guide = replace(
-        guide, options=GuidanceOptions(demonstrations=True, prefix=PrefixOptions(schedule="random", low=0.1))
-    )
-    lengths = [[len(given.tokens) for given in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
-    assert lengths == [[len(given.tokens) for given in guide.beginnings(TASKS[0], 3, seed)] for seed in range(30)]
+def test_what_is_given_depends_on_the_seed_alone(tmp_path):
+    path = tmp_path / "traces.jsonl"
+    traces = ", ".join(f'"{"oh, " * number}it is 9"' for number in range(8))
+    path.write_text(f'{{"prompt": "say 9", "traces": [{traces}], "answer": "it is 9"}}\n')
+    known = Task("t9", question("say 9"), "it is 9")
+    guide = rollouts(["no"], demonstrations=False, path=str(path)).guide
+    assert guide is not None
+    lengths = [[len(given.tokens) for given in guide.beginnings(known, 3, seed)] for seed in range(30)]
+    assert lengths == [[len(given.tokens) for given in guide.beginnings(known, 3, seed)] for seed in range(30)]
     assert len({length for [length] in lengths}) > 3
 
 
@@ -183,7 +180,7 @@ RECIPE = {"model": "random:tiny", "task": "largest_number", "stages": {"rl": {"m
 )
 def test_mistakes_are_found_before_anything_runs(options, message):
     with pytest.raises(UserError, match=message):
-        validate(build_recipe({**RECIPE, "stages": {"rl": {"method": "luffy", **options}}}))
+        check_recipe(build_recipe({**RECIPE, "stages": {"rl": {"method": "luffy", **options}}}))
 
 
 def test_late_guidance_has_seeds_of_its_own_for_every_step_task_and_place() -> None:
@@ -200,7 +197,7 @@ def test_late_guidance_has_seeds_of_its_own_for_every_step_task_and_place() -> N
     sampled.player.play = spied  # type: ignore[method-assign]
     for step in (0, 1, 0):
         for place, task in enumerate(TASKS):
-            asyncio.run(sampled.group(step, place, task))
+            asyncio.run(sampled.play_group(step, place, task))
     first, second, again = seen[:3], seen[3:6], seen[6:]
     assert len({*first, *second}) == 6 and 0 not in seen and first == again
 
@@ -213,6 +210,6 @@ def test_a_guide_stands_in_for_the_policys_own_where_some_of_them_failed() -> No
         return None if next(calls) < 2 else await play(task, params, **options)
 
     sampled.player.play = failing  # type: ignore[method-assign]
-    group = group_of(sampled)
+    group, replaced = asyncio.run(sampled.play_group(0, 0, TASKS[0]))
     assert sources(group) == {"policy": 2, "guidance": 1}, "there was room: nothing had to go"
-    assert not any(discarded.trajectories for discarded in sampled.discarded)
+    assert not replaced

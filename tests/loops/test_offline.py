@@ -19,7 +19,7 @@ from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
 from aurify.errors import UserError
-from aurify.loops.offline import gather_batch, indices_at, num_steps, train_offline, with_reference
+from aurify.loops.offline import add_reference, gather_batch, indices_at, num_steps, train_offline
 from aurify.loops.progress import Checkpoints
 from aurify.models.model import ModelConfig, load_model, tiny_model
 from aurify.pipeline.recipe import DataOptions, OfflineStage
@@ -75,7 +75,7 @@ class Events:
 def test_the_reference_is_the_model_before_training(dtype):
     engine = Engine(load_model(ModelConfig("random:tiny", dtype=dtype)))
     units = [pair(number) for number in range(3)]
-    known = with_reference(engine, units, [[0, 2], [2, 0]], Events())  # type: ignore[arg-type]
+    known = add_reference(engine, units, [[0, 2], [2, 0]], Events())  # type: ignore[arg-type]
     assert known[1] == units[1], "not used by any step: not computed"
     before = [pair[0].ref_logprobs for pair in (known[0], known[2])]
     engine.forward_backward([*known[0], *known[2]], DPO())

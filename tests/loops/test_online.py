@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,15 +17,20 @@ from aurify import registry
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.rloo import RLOO
 from aurify.engine.engine import Engine
+from aurify.environments.env import Step
 from aurify.environments.rollout import build_datum
+from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.loops.ledger import rollout_metrics
-from aurify.loops.online import learn, minibatches, train_online, trained
+from aurify.loops.online import learn, train_online
 from aurify.loops.progress import Checkpoints
-from aurify.loops.replay import Buffer, ReplayOptions
-from aurify.loops.rollouts import Rollouts, TaskStream, tasks_from
+from aurify.loops.replay import Buffer
+from aurify.loops.rollouts import Rollouts, Round
+from aurify.loops.selection import choose_trained
+from aurify.loops.task_stream import tasks_from
+from aurify.loops.update import minibatches
 from aurify.models.model import ModelConfig, load_model
-from aurify.pipeline.recipe import OnlineStage, is_online
+from aurify.pipeline.recipe import OnlineStage, ReplayOptions, is_online
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler
@@ -52,15 +58,15 @@ def rollouts(
     return Rollouts(sampler, Renderer(engine.tokenizer), taskset, taskset.rubric, options, seed=1), engine
 
 
-def groups_of(replies: Any, options: OnlineStage, reward: Any = contains) -> tuple[list[Group], Rollouts, Engine]:
+def round_of(replies: Any, options: OnlineStage, reward: Any = contains) -> tuple[Round, Rollouts, Engine]:
     sampled, engine = rollouts(replies, options, reward)
-    return asyncio.run(sampled.groups(0, TASKS[: options.prompts_per_step])), sampled, engine
+    return asyncio.run(sampled.sample(0, GRPO(), engine)), sampled, engine
 
 
 def test_groups_belong_to_their_tasks_and_are_scored():
-    groups, _, _ = groups_of(["0", "1"], stage())
-    assert [group.task.id for group in groups] == ["t0", "t1"]
-    assert [group.rewards for group in groups] == [[1, 0, 1, 0], [0, 1, 0, 1]]
+    made, _, _ = round_of(["0", "1"], stage())
+    assert [group.task.id for group in made.groups] == ["t0", "t1"]
+    assert [group.rewards for group in made.groups] == [[1, 0, 1, 0], [0, 1, 0, 1]]
 
 
 def test_seeds_depend_on_step_task_and_place_alone():
@@ -74,7 +80,7 @@ def test_seeds_depend_on_step_task_and_place_alone():
     sampled, engine = rollouts(["0"], stage())
     spied = Rollouts(Spy(["0"], engine.tokenizer), sampled.renderer, sampled.taskset, sampled.rubric, sampled.stage, 1)
     for step in (0, 1, 0):
-        asyncio.run(spied.groups(step, TASKS[:2]))
+        asyncio.run(spied.play_groups(step, TASKS[:2]))
     first, second, again = seen[:8], seen[8:16], seen[16:]
     assert len(set(first + second)) == 16 and first == again
 
@@ -84,11 +90,12 @@ def test_seeds_depend_on_step_task_and_place_alone():
 )
 def test_truncated_completions(how, rewards, num):
     options = stage(truncated=how, truncation_penalty=0.5, completions_per_prompt=2, prompts_per_step=1)
-    [group], _, _ = groups_of(["0" * 300, "no"], options)  # the first one never ends
+    made, _, _ = round_of(["0" * 300, "no"], options)  # the first one never ends
+    [group] = made.groups
     assert [trajectory.truncated for trajectory in group.trajectories] == [True, False]
     assert group.rewards == rewards
-    assert len(trained(group, [1.0, -1.0], options)) == num
-    metrics = rollout_metrics([group], [[1.0, -1.0]], options)
+    assert len(choose_trained(group, [1.0, -1.0], options)) == num
+    metrics = rollout_metrics(made, [[1.0, -1.0]], options)
     assert metrics["rollout/truncated"] == 0.5
     assert metrics["ledger/trajectories_masked"] == (how == "mask")
     assert metrics.get("reward/truncated") == (-0.25 if how == "penalise" else None), "the mean of -.5 and 0"
@@ -101,33 +108,33 @@ def test_groups_without_spread_and_answers_without_reward_are_left_out():
             raise RuntimeError("bad mood")
         return {"nan": float("nan"), "none": None}.get(trajectory.text, float(trajectory.text == "0"))
 
-    groups, sampled, engine = groups_of(["0", "fail", "nan", "none", "1", "1", "1", "1"], stage(), moody)
+    made, sampled, engine = round_of(["0", "fail", "nan", "none", "1", "1", "1", "1"], stage(), moody)
     seen: list[Datum] = []
     original = engine.forward_backward
     engine.forward_backward = lambda data, *rest, **options: seen.extend(data) or original(data, *rest, **options)  # type: ignore[method-assign]
-    metrics = learn(engine, GRPO(), groups, sampled, 0)
-    assert groups[0].rewards == [1.0, None, None, None]
+    metrics = learn(engine, GRPO(), made, sampled, 0)
+    assert made.groups[0].rewards == [1.0, None, None, None]
     assert not seen and "loss" not in metrics, "one valid reward is no spread"
     assert engine.version == 0
     assert metrics["ledger/groups_without_spread"] == 2
     assert metrics["ledger/trajectories_without_reward"] == 3
     assert metrics["ledger/rewards_failed"] == 2
 
-    groups, sampled, _ = groups_of(["0", "1", "none", "fail", "1", "1", "1", "1"], stage(), moody)
-    metrics = learn(engine, GRPO(), groups, sampled, 1)
+    made, sampled, _ = round_of(["0", "1", "none", "fail", "1", "1", "1", "1"], stage(), moody)
+    metrics = learn(engine, GRPO(), made, sampled, 1)
     assert [datum.advantages[-1] > 0 for datum in seen] == [True, False]
     assert metrics["ledger/groups_without_spread"] == 1 and engine.version == 1
     assert metrics["ledger/tokens_trained"] == 4, "two answers of one letter and an end token"
 
 
 def test_with_a_kl_in_the_reward_equal_rewards_teach_by_their_distance_from_the_reference():
-    groups, sampled, engine = groups_of(["0", "00", "000", "0000"], stage(prompts_per_step=1))
-    assert groups[0].rewards == [1.0] * 4
+    made, sampled, engine = round_of(["0", "00", "000", "0000"], stage(prompts_per_step=1))
+    assert made.groups[0].rewards == [1.0] * 4
     engine.keep_reference()
     with torch.no_grad():
         for weight in engine.module.parameters():
             weight.mul_(1.5)
-    data = [build_datum(trajectory) for trajectory in groups[0].trajectories]
+    data = [build_datum(trajectory) for trajectory in made.groups[0].trajectories]
     known = zip(engine.logprobs(data), engine.logprobs(data, reference=True), strict=True)
     costs = [
         sum(o - r for w, o, r in zip(datum.weights, old, ref, strict=True) if w)
@@ -136,7 +143,7 @@ def test_with_a_kl_in_the_reward_equal_rewards_teach_by_their_distance_from_the_
     seen: list[Datum] = []
     original = engine.forward_backward
     engine.forward_backward = lambda data, *rest, **options: seen.extend(data) or original(data, *rest, **options)  # type: ignore[method-assign]
-    metrics = learn(engine, RLOO(reward_kl_coef=2.0), groups, sampled, 0)
+    metrics = learn(engine, RLOO(reward_kl_coef=2.0), made, sampled, 0)
     assert max(costs) - min(costs) > 0.1, "with the same cost for all there is nothing to see"
     expected = [-2.0 * (cost - (sum(costs) - cost) / 3) for cost in costs]
     assert [datum.advantages[-1] for datum in seen] == pytest.approx(expected, abs=1e-4)
@@ -156,6 +163,20 @@ def test_a_run_without_any_spread_counts_its_steps_and_changes_nothing(tmp_path)
     assert [row["step"] for row in recorder.rows] == [1, 2]
     assert [row["ledger/groups_without_spread"] for row in recorder.rows] == [2, 2]
     assert engine.version == 0
+
+
+def test_a_reward_in_trls_form_learns_how_far_training_is_and_logs_a_metric(tmp_path):
+    seen = []
+
+    def curriculum(completions, trainer_state, log_metric, **kwargs):
+        seen.append((trainer_state.global_step, trainer_state.max_steps))
+        log_metric("seen", len(completions))
+        return [0.0] * len(completions)
+
+    sampled, engine = rollouts(["nothing"], stage(), curriculum)
+    recorder = loop(sampled, engine, tmp_path)
+    assert seen == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert [row["rollout/seen"] for row in recorder.rows] == [4, 4]
 
 
 def test_several_updates_a_round_start_at_ratio_one(tmp_path, dtype):
@@ -197,7 +218,7 @@ def test_an_error_of_a_rollout_names_its_task():
         Refusing([], engine.tokenizer), sampled.renderer, sampled.taskset, sampled.rubric, sampled.stage, 1
     )
     with pytest.raises(UserError, match=r"the first trajectories failed, .* task 't\d': the prompt has 9999 tokens"):
-        asyncio.run(refused.sample(0, GRPO(), TaskStream(refused.taskset, 0), []))
+        asyncio.run(refused.sample(0, GRPO(), engine))
 
 
 def test_a_group_of_which_everything_failed_is_counted_and_retires_no_question_of_the_buffer():
@@ -206,8 +227,7 @@ def test_a_group_of_which_everything_failed_is_counted_and_retires_no_question_o
     buffer = Buffer(ReplayOptions(), 4)
     buffer.started = True
     sampled = replace(sampled, buffer=buffer)
-    sampled.discarded.append(Group(TASKS[1], []))
-    metrics = learn(engine, GRPO(), [Group(TASKS[0], [])], sampled, 0)
+    metrics = learn(engine, GRPO(), Round([Group(TASKS[0], [])]), sampled, 0)
     assert not buffer.retired and metrics["ledger/groups_failed"] == 1
     assert metrics["ledger/trajectories"] == 0 and engine.version == 0
 
@@ -219,3 +239,31 @@ def test_every_online_method_takes_a_step_of_which_nothing_is_left_and_groups_of
     assert algorithm.advantages([]) == []
     one = Trajectory([], [], 0, rewards={"a": 1.0}, reward=1.0)
     assert [len(row) for row in algorithm.advantages([Group(TASKS[0], [one], {"a": 1.0})])] == [1]
+
+
+class Failing(SingleTurn):
+    """Fails at its second turn, at the first attempt or at all of them."""
+
+    attempts: ClassVar[Counter[str]] = Counter()
+    failing = 1
+
+    async def step(self, message: Any) -> Step:
+        self.attempts[self.task.id] += 1
+        if self.attempts[self.task.id] <= self.failing:
+            raise ConnectionError("the service is gone")
+        return Step(done=True)
+
+
+@pytest.mark.parametrize(("failing", "kept"), [(1, 2), (3, 1)], ids=["tried again", "dropped"])
+def test_tokens_of_attempts_that_failed_are_counted(failing, kept, monkeypatch):
+    """Each answer has two tokens: a letter and the end."""
+    monkeypatch.setattr(Failing, "attempts", Counter())
+    monkeypatch.setattr(Failing, "failing", failing)
+    sampled, engine = rollouts(["0", "1"], stage(prompts_per_step=1, completions_per_prompt=2))
+    taskset = replace(sampled.taskset, environment=Failing)
+    made = asyncio.run(replace(sampled, taskset=taskset).sample(0, GRPO(), engine))
+    metrics = learn(engine, GRPO(), made, sampled, 0)
+    assert len(made.groups[0].trajectories) == kept
+    num_attempts = kept + failing
+    assert metrics["ledger/tokens_failed"] == 2 * failing
+    assert metrics["ledger/tokens_sampled"] == 2 * num_attempts

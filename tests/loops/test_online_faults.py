@@ -27,12 +27,14 @@ from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
 from aurify.loops.interrupt import Interrupted
 from aurify.loops.ledger import means_by_source
-from aurify.loops.online import consistent, learn, train_online, trained, with_streams
+from aurify.loops.online import learn, train_online
 from aurify.loops.progress import MEMORY_FILE, Checkpoints
-from aurify.loops.replay import Buffer, ReplayOptions
-from aurify.loops.rollouts import Rollouts
+from aurify.loops.replay import Buffer
+from aurify.loops.rollouts import Rollouts, Round
+from aurify.loops.selection import agreeing, choose_trained
+from aurify.loops.update import add_logprobs
 from aurify.models.model import ModelConfig, tiny_model
-from aurify.pipeline.recipe import OnlineStage
+from aurify.pipeline.recipe import OnlineStage, ReplayOptions
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler
@@ -61,9 +63,9 @@ def rollouts(replies: Any, options: OnlineStage, reward: Any = contains, engine:
     return Rollouts(sampler, Renderer(engine.tokenizer), taskset, taskset.rubric, options, seed=1), engine
 
 
-def groups_of(replies: Any, options: OnlineStage, reward: Any = contains) -> tuple[list[Group], Rollouts, Engine]:
+def round_of(replies: Any, options: OnlineStage, reward: Any = contains) -> tuple[Round, Rollouts, Engine]:
     sampled, engine = rollouts(replies, options, reward)
-    return asyncio.run(sampled.groups(0, TASKS[: options.prompts_per_step])), sampled, engine
+    return asyncio.run(sampled.sample(0, GRPO(), engine)), sampled, engine
 
 
 def run(algorithm: Any, sampled: Rollouts, engine: Engine, folder: Path) -> Recorder:
@@ -113,7 +115,7 @@ def sharp_engine(seed: int = 0, **options: Any) -> Engine:
 
 def test_temperature_of_the_old_log_probs_is_that_of_sampling():
     engine, options = sharp_engine(), stage(sampling=WARM, num_epochs=2)
-    found = [row[0].old_logprobs for row in with_streams(engine, GRPO(), data_of(), options)]
+    found = [row[0].old_logprobs for row in add_logprobs(engine, GRPO(), data_of(), options)]
     flat = [row[0] for row in data_of()]
     assert found == engine.logprobs(flat, temperature=0.7) and found != engine.logprobs(flat)
 
@@ -121,7 +123,7 @@ def test_temperature_of_the_old_log_probs_is_that_of_sampling():
 def test_temperature_of_the_reference_is_that_of_sampling():
     engine, options = sharp_engine(), stage(sampling=WARM)
     engine.keep_reference()
-    found = [row[0].ref_logprobs for row in with_streams(engine, GRPO(kl_coef=0.1), data_of(), options)]
+    found = [row[0].ref_logprobs for row in add_logprobs(engine, GRPO(kl_coef=0.1), data_of(), options)]
     flat = [row[0] for row in data_of()]
     assert found == engine.logprobs(flat, reference=True, temperature=0.7) and found != engine.logprobs(flat)
 
@@ -130,15 +132,15 @@ def test_temperature_of_the_teacher_is_that_of_sampling():
     engine, teacher = sharp_engine(), sharp_engine(seed=5, trainable=False)
     engine.follow(teacher)
     algorithm = Distillation(vocabulary="sampled")
-    found = [row[0].ref_logprobs for row in with_streams(engine, algorithm, data_of(), stage(sampling=WARM))]
+    found = [row[0].ref_logprobs for row in add_logprobs(engine, algorithm, data_of(), stage(sampling=WARM))]
     flat = [row[0] for row in data_of()]
     assert found == teacher.logprobs(flat, temperature=0.7) and found != teacher.logprobs(flat)
 
 
 def test_temperature_of_training_and_of_prepare_is_that_of_sampling():
-    groups, sampled, engine = groups_of(["0", "1"], stage(sampling=WARM))
+    made, sampled, engine = round_of(["0", "1"], stage(sampling=WARM))
     calls = told_temperatures(engine)
-    learn(engine, GRPO(top_entropy=0.5), groups, sampled, 0)
+    learn(engine, GRPO(top_entropy=0.5), made, sampled, 0)
     assert calls == [("entropies", 0.7), ("forward_backward", 0.7)]
 
 
@@ -153,11 +155,11 @@ def test_temperature_of_the_choice_from_the_replay_buffer_is_that_of_sampling(tm
 
 
 def test_the_first_ratio_is_one_at_any_temperature():
-    groups, sampled, engine = groups_of(["0", "1"], stage(sampling=WARM, num_epochs=2))
+    made, sampled, engine = round_of(["0", "1"], stage(sampling=WARM, num_epochs=2))
     ratios: list[float] = []
     original = engine.forward_backward
     engine.forward_backward = lambda *a, **k: ratios.append((m := original(*a, **k))["loss/ratio"]) or m  # type: ignore[method-assign]
-    learn(engine, GRPO(), groups, sampled, 0)
+    learn(engine, GRPO(), made, sampled, 0)
     assert ratios[0] == pytest.approx(1, abs=1e-5)
 
 
@@ -171,9 +173,9 @@ def test_prepared_is_called_once_for_each_update_of_the_loop():
             return [replace(datum, advantages=[0.0] * len(datum.tokens)) for datum in data]
 
     seen: list[tuple[int, float]] = []
-    groups, sampled, engine = groups_of(["0", "1"], stage(num_minibatches=2, sampling=WARM))
+    made, sampled, engine = round_of(["0", "1"], stage(num_minibatches=2, sampling=WARM))
     before = [parameter.clone() for parameter in engine.trainable]
-    learn(engine, Watched(), groups, sampled, 0)
+    learn(engine, Watched(), made, sampled, 0)
     assert seen == [(4, 0.7), (4, 0.7)]
     assert all(torch.equal(a, b) for a, b in zip(before, engine.trainable, strict=True)), "its advantages are used"
 
@@ -216,8 +218,8 @@ def test_corrections_act_in_the_loop():
     """The scripted sampler says log-prob -1 of every token, the trainer far less: exp d is below any bound."""
     grads = []
     for correction in (Correction(), Correction("token_mis")):
-        groups, sampled, engine = groups_of(["0", "1"], stage())
-        grads.append(learn(engine, GRPO(correction=correction), groups, sampled, 0)["optim/grad_norm"])
+        made, sampled, engine = round_of(["0", "1"], stage())
+        grads.append(learn(engine, GRPO(correction=correction), made, sampled, 0)["optim/grad_norm"])
     assert grads[0] > 0 and grads[1] == 0
 
 
@@ -250,15 +252,15 @@ def reward_of_text(task: Task, trajectory: Trajectory) -> float | None:
 
 def test_distillation_needs_no_reward():
     """Answers that no reward applies to are judged by the teacher like the others."""
-    groups, sampled, engine = groups_of(["0", "none", "1", "none"], stage(), reward_of_text)
+    made, sampled, engine = round_of(["0", "none", "1", "none"], stage(), reward_of_text)
     engine.follow(Engine(tiny_model(), trainable=False))
     seen: list[Datum] = []
     original = engine.forward_backward
     engine.forward_backward = lambda data, *rest, **options: seen.extend(data) or original(data, *rest, **options)  # type: ignore[method-assign]
-    learn(engine, Distillation(), groups, sampled, 0)
-    assert len(seen) == 8 and groups[0].rewards.count(None) == 2
+    learn(engine, Distillation(), made, sampled, 0)
+    assert len(seen) == 8 and made.groups[0].rewards.count(None) == 2
     seen.clear()
-    learn(engine, GRPO(), groups, sampled, 0)
+    learn(engine, GRPO(), made, sampled, 0)
     assert len(seen) == 4
 
 
@@ -266,26 +268,26 @@ def test_flat_groups_leave_the_denominators_or_stay_there_as_in_trl():
     """One informative group of two, of equal lengths: its gradient is twice as long alone as beside the flat one."""
     found = {}
     for flat in ("leave_out", "keep"):
-        groups, sampled, engine = groups_of(["0", "1", "0", "1", "2", "2", "2", "2"], stage())
-        assert groups[1].rewards == [0.0] * 4
+        made, sampled, engine = round_of(["0", "1", "0", "1", "2", "2", "2", "2"], stage())
+        assert made.groups[1].rewards == [0.0] * 4
         algorithm = GRPO(flat_groups=flat)  # type: ignore[arg-type]
-        found[flat] = learn(engine, algorithm, groups, sampled, 0)
+        found[flat] = learn(engine, algorithm, made, sampled, 0)
     assert found["leave_out"]["ledger/tokens_trained"] == 8 and found["keep"]["ledger/tokens_trained"] == 16
     assert found["leave_out"]["optim/grad_norm"] == pytest.approx(2 * found["keep"]["optim/grad_norm"], rel=1e-3)
 
 
 def test_flat_groups_that_are_kept_get_kl_and_entropy():
     for algorithm, version in ((GRPO(flat_groups="keep"), 0), (GRPO(flat_groups="keep", entropy_coef=0.1), 1)):
-        groups, sampled, engine = groups_of(["2"], stage())
-        metrics = learn(engine, algorithm, groups, sampled, 0)
+        made, sampled, engine = round_of(["2"], stage())
+        metrics = learn(engine, algorithm, made, sampled, 0)
         assert engine.version == version and ("loss/entropy" in metrics) == bool(version)
 
 
 def test_truncated_and_masked_answers_stay_out_where_flat_groups_are_kept():
     options = stage(truncated="mask")
-    answers = [Trajectory([], [], 0, reward=1.0, truncated=cut) for cut in (True, False)]
+    answers = [Trajectory([], [], 0, reward=1.0, outcome="token_limit" if cut else "done") for cut in (True, False)]
     group = Group(TASKS[0], [*answers, Trajectory([], [], 0)])
-    assert len(trained(group, [0.0] * 3, options, keep_flat=True)) == 1
+    assert len(choose_trained(group, [0.0] * 3, options, keep_flat=True)) == 1
 
 
 def test_consistency_filter_keeps_answers_whose_rewards_agree():
@@ -293,8 +295,7 @@ def test_consistency_filter_keeps_answers_whose_rewards_agree():
     rows = [(1.0, 1.0), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 0.5)]
     answers = [Trajectory([], [], 0, {"a": a, "b": b, "told": c}, a + b) for c, (a, b) in enumerate(rows)]
     group = Group(TASKS[0], answers, {"told": 0.0})
-    [kept], num = consistent([group], [[(t, 1.0) for t in answers]])
-    assert [answers.index(t) for t, _ in kept] == [0, 1, 4] and num == 2
+    assert agreeing(group, range(5)) == [0, 1, 4]
 
 
 def test_consistency_filter_acts_in_the_loop():
@@ -302,8 +303,8 @@ def test_consistency_filter_acts_in_the_loop():
         return -float(len(trajectory.text))
 
     options = stage(consistent_only=True, prompts_per_step=1)
-    groups, sampled, engine = groups_of(["0", "222", "000", "2"], options, [contains, short])
-    metrics = learn(engine, GRPO(), groups, sampled, 0)
+    made, sampled, engine = round_of(["0", "222", "000", "2"], options, [contains, short])
+    metrics = learn(engine, GRPO(), made, sampled, 0)
     assert metrics["ledger/trajectories_inconsistent"] == 2, "0 is right and short; 222 wrong and long"
     assert metrics["ledger/tokens_trained"] == 6
 
@@ -313,13 +314,13 @@ def test_a_guides_ratio_is_the_same_with_one_update_and_with_several():
     engine = sharp_engine()
     guided = Datum([5, 6, 7, 8], [0.0, 0.0, 1.0, 1.0], advantages=[1.0] * 4, logprobs=[0.0] * 4, source="guidance")
     partly = replace(guided, tokens=[5, 6, 9, 3], source="policy", guided=[False, False, True, False])
-    stream = with_streams(engine, GRPO(), [[guided, partly]], stage(num_epochs=2))
+    stream = add_logprobs(engine, GRPO(), [[guided, partly]], stage(num_epochs=2))
     known = engine.logprobs([guided, partly])
     assert [datum.old_logprobs for datum in stream[0]] == known and known[0][2] < -0.1
     for num_epochs in (1, 2):
-        [data] = with_streams(engine, GRPO(), [[guided]], stage(num_epochs=num_epochs))
+        [data] = add_logprobs(engine, GRPO(), [[guided]], stage(num_epochs=num_epochs))
         assert engine.forward_backward(data, GRPO())["loss/ratio"] == pytest.approx(1, abs=1e-5)
-    [data] = with_streams(engine, LUFFY(), [[guided]], stage(num_epochs=2))
+    [data] = add_logprobs(engine, LUFFY(), [[guided]], stage(num_epochs=2))
     assert data[0].old_logprobs == [0.0] * 4
 
 
@@ -344,7 +345,8 @@ def test_penalise_acts_with_combined_rewards(how, cut):
             truncated=truncated,
             truncation_penalty=0.25 if truncated == "penalise" else 1.0,
         )
-        [group], _, _ = groups_of(replies, options, [contains, short])
+        made, _, _ = round_of(replies, options, [contains, short])
+        [group] = made.groups
         found.append(group.rewards)
     expected = [value - (0.25 if place == cut else 0.0) for place, value in enumerate(found[0])]
     assert found[1] == pytest.approx(expected)
@@ -354,7 +356,8 @@ def test_penalise_acts_with_combined_rewards(how, cut):
 
 def test_penalise_acts_with_gdpo():
     options = stage(prompts_per_step=1, truncated="penalise")
-    [group], _, _ = groups_of(["0", "0" * 300, "0", "0"], options)
+    made, _, _ = round_of(["0", "0" * 300, "0", "0"], options)
+    [group] = made.groups
     assert [t.rewards["truncated"] for t in group.trajectories] == [0, -1, 0, 0]
     [row] = GDPO().advantages([group])
     assert row[1] < 0 < row[0] == row[2] == row[3]
@@ -362,11 +365,12 @@ def test_penalise_acts_with_gdpo():
 
 def test_a_stored_success_does_not_bring_the_penalty_of_its_time():
     options = stage(prompts_per_step=1, truncated="penalise", replay=ReplayOptions())
-    [group], sampled, _ = groups_of(["0", "2"], options)
+    made, sampled, _ = round_of(["0", "2"], options)
+    [group] = made.groups
     buffer = Buffer(ReplayOptions(), 4)
     buffer.started = True
-    logprobs = {id(t): [0.0] * len(t.tokens) for t in group.trajectories}
-    buffer.learn([group], logprobs, sampled.rubric, 0)
+    logprobs = [[0.0] * len(t.tokens) for t in group.trajectories]
+    buffer.learn([group], [logprobs], sampled.rubric, 0)
     assert buffer.entries and all(entry.rewards == {"contains": 1.0} for entry in buffer.entries.values())
 
 
@@ -374,7 +378,8 @@ def test_groups_carry_the_weights_of_the_rubric():
     def told(task: Task, trajectory: Trajectory) -> float:
         return float(len(trajectory.text))
 
-    [group], _, _ = groups_of(["0", "22"], stage(prompts_per_step=1), [contains, (told, 0.0)])
+    made, _, _ = round_of(["0", "22"], stage(prompts_per_step=1), [contains, (told, 0.0)])
+    [group] = made.groups
     assert group.reward_weights == {"contains": 1.0, "told": 0.0}
 
 
@@ -385,12 +390,9 @@ def test_groups_carry_the_weights_of_the_rubric():
 def test_dynamic_sampling_by_accuracy_looks_at_the_first_reward(by, num):
     """All right and of different lengths: a spread of rewards, and none of accuracy (DAPO's overlong penalty)."""
     options = stage(prompts_per_step=1, dynamic_sampling=1, dynamic_sampling_by=by)
-    sampled, _ = rollouts(["0", "00", "000", "0000", "1", "2", "1", "2"], options)
-    algorithm = DAPO(max_length=4, buffer=3)
-    from aurify.loops.rollouts import TaskStream
-
-    asyncio.run(sampled.sample(0, algorithm, TaskStream(sampled.taskset, 0), []))
-    assert len(sampled.discarded) == num
+    sampled, engine = rollouts(["0", "00", "000", "0000", "1", "2", "1", "2"], options)
+    made = asyncio.run(sampled.sample(0, DAPO(max_length=4, buffer=3), engine))
+    assert len(made.discarded) == num
 
 
 # ---------------------------------------------------------------------- the optimiser
@@ -483,7 +485,8 @@ def test_weight_decay_shrinks_matrices_alone():
 
 
 def test_recorded_log_probs_reach_the_datum(tmp_path):
-    from aurify.loops.guidance import GuidanceOptions, PrefixOptions, open_guide
+    from aurify.loops.guidance import open_guide
+    from aurify.pipeline.recipe import GuidanceOptions, PrefixOptions
 
     path = tmp_path / "traces.jsonl"
     tokens = tiny_model().tokenizer.encode("it is 0")
@@ -497,8 +500,8 @@ def test_recorded_log_probs_reach_the_datum(tmp_path):
         options = stage(guidance=GuidanceOptions(path=str(path), prefix=prefix))
         sampled, _ = rollouts([" 0"], options)
         guide = asyncio.run(open_guide(options, sampled.taskset, sampled.renderer, 1000))
-        assert guide.traces is not None and guide.traces.refused == {"with log-probs of other tokens": 1}
-        group = asyncio.run(replace(sampled, guide=guide).group(0, 0, TASKS[0]))
+        assert guide.traces is not None and guide.traces.tally.rejected == {"with log-probs of other tokens": 1}
+        group, _ = asyncio.run(replace(sampled, guide=guide).play_group(0, 0, TASKS[0]))
         guided = group.trajectories[-1]
         [segment] = [segment for segment in guided.segments if segment.origin == "guidance"]
         assert segment.logprobs == pytest.approx(expected)

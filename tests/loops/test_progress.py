@@ -14,7 +14,7 @@ import torch
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
-from aurify.loops.interrupt import Interrupt, Interrupted, run_async, terminable
+from aurify.loops.interrupt import MAX_IGNORED, Interrupt, Interrupted, run_async, terminable
 from aurify.loops.progress import Checkpoints, derive_seed, fingerprint, seed_everything
 from aurify.models.model import tiny_model
 from aurify.types import Datum
@@ -98,6 +98,40 @@ def test_work_that_changes_nothing_is_cancelled_by_the_first_signal():
         with pytest.raises(KeyboardInterrupt):
             run_async(work(number))
     assert run_async(work(None)) == "done" and len(cleaned) == 5
+
+
+def test_a_second_signal_does_not_break_into_work_that_is_being_cancelled():
+    """It hung an evaluation: the exception ended the event loop before the requests in flight were told."""
+    ended = []
+
+    async def work() -> str:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+            return "done"
+        finally:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(0.01)
+            ended.append("in order")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_async(work())
+    assert ended == ["in order"]
+
+
+def test_work_that_does_not_end_when_it_is_cancelled_is_left_after_some_signals():
+    async def work() -> str:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(60)
+            return "done"
+        finally:
+            for _ in range(MAX_IGNORED + 1):
+                os.kill(os.getpid(), signal.SIGINT)
+            pytest.fail("it went on")
+
+    with pytest.raises(KeyboardInterrupt):
+        run_async(work())
 
 
 def test_a_termination_is_an_interruption():

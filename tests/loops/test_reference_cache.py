@@ -11,10 +11,11 @@ import torch
 
 from aurify.algorithms.dpo import DPO
 from aurify.algorithms.sft import SFT
+from aurify.data.encode import Unit
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.loops import reference_cache
-from aurify.loops.offline import Unit, with_reference
+from aurify.loops.offline import add_reference
 from aurify.models.model import LoadedModel, ModelConfig, load_model, tiny_model
 from aurify.types import Datum
 
@@ -47,7 +48,7 @@ def units() -> list[Unit]:
 
 def known(path: Path, engine: Counting, rows: list[Unit]) -> tuple[list[Unit], str]:
     events = Events()
-    return with_reference(engine, rows, BATCHES, events, path), "\n".join(events.texts)  # type: ignore[arg-type]
+    return add_reference(engine, rows, BATCHES, events, path), "\n".join(events.texts)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from models import random_model
 
 from aurify.engine.engine import Engine
 from aurify.environments.rollout import build_datum
-from aurify.loops.replay import Buffer, Entry, ReplayOptions, bucket_weights, num_replayed
+from aurify.loops.replay import Buffer, Entry, bucket_weights, num_replayed
+from aurify.pipeline.recipe import ReplayOptions
 from aurify.rewards.rubric import Rubric
 from aurify.types import Datum, Group, Segment, Task, Trajectory
 
@@ -41,8 +42,8 @@ def group_of(name: str, *trajectories: Trajectory) -> Group:
 
 
 def learn(buffer: Buffer, *groups: Group, step: int = 0, value: float = -2.0) -> dict[str, float]:
-    every = [t for group in groups for t in group.trajectories]
-    return buffer.learn(groups, {id(t): [0.0] * 3 + [value] * (len(t.tokens) - 3) for t in every}, RUBRIC, step)
+    logprobs = [[[0.0] * 3 + [value] * (len(t.tokens) - 3) for t in group.trajectories] for group in groups]
+    return buffer.learn(groups, logprobs, RUBRIC, step)
 
 
 def started(group_size: int = 4, **options: Any) -> Buffer:
@@ -193,7 +194,7 @@ def test_continuous_rewards_are_put_in_buckets_by_their_spread(monkeypatch):
     learn(buffer, *groups)
     assert {name: q.bucket for name, q in buffer.questions.items()} == {"some": 2, "wide": 4}
     assert "flat" in buffer.retired, "all of its answers succeed"
-    assert buffer.draw(2, random.Random(0)) and buffer.buckets([groups[0]], RUBRIC) == [0]
+    assert buffer.draw(2, random.Random(0)) and buffer.find_buckets([groups[0]], RUBRIC) == [0]
 
 
 def by_token(task: Task, trajectory: Trajectory) -> float:
@@ -268,7 +269,7 @@ def test_a_stored_trajectory_comes_back_as_it_was():
     ]
     messages: Any = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "yes"}]
     original = Trajectory(segments, messages, 1, {"right": 1.0, "step": 0.25}, 1.25)
-    entry = Entry.of(Group(Task("a", messages[:1]), [original]), original, [0, 0, 0, -3, -4, 0, 0, -5], step=2)
+    entry = Entry.of(Task("a", messages[:1]), original, [0, 0, 0, -3, -4, 0, 0, -5], step=2)
     again = entry.trajectory()
     assert again.tokens == original.tokens and again.source == "replay" and again.messages == messages
     datum = build_datum(again, 0.5)

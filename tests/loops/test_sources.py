@@ -13,13 +13,14 @@ from recorder import Recorder
 from aurify.algorithms.exgrpo import ExGRPO
 from aurify.algorithms.grpo import GRPO
 from aurify.engine.engine import Engine
-from aurify.loops.guidance import GuidanceOptions, Guide
+from aurify.loops.guidance import Guide
 from aurify.loops.online import train_online
 from aurify.loops.progress import Checkpoints
-from aurify.loops.replay import Buffer, ReplayOptions
-from aurify.loops.rollouts import Rollouts, TaskStream
+from aurify.loops.replay import Buffer
+from aurify.loops.rollouts import Rollouts
+from aurify.loops.task_stream import TaskStream
 from aurify.models.model import ModelConfig, tiny_model
-from aurify.pipeline.recipe import OnlineStage
+from aurify.pipeline.recipe import GuidanceOptions, OnlineStage, ReplayOptions
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler
@@ -52,7 +53,7 @@ class Setting:
             self.engine.follow(self.teacher)
         self.taskset = TaskSet("toy", endless, list(endless(0))[:2], Rubric([contains]))
         renderer = Renderer(self.engine.tokenizer)
-        stage, guidance = self.stage, self.stage.guidance
+        stage = self.stage
         self.rollouts = Rollouts(
             ScriptedSampler(self.replies, self.engine.tokenizer),
             renderer,
@@ -60,7 +61,7 @@ class Setting:
             self.taskset.rubric,
             stage,
             1,
-            guide=Guide(guidance, renderer, self.taskset, 16, stage.steps) if guidance else None,
+            guide=Guide(stage, renderer, self.taskset) if stage.guidance else None,
             buffer=Buffer(stage.replay, stage.completions_per_prompt) if stage.replay else None,
         )
         self.seen: list[list[Datum]] = []

@@ -104,7 +104,7 @@ def test_requests_carry_the_step_the_task_the_place_and_the_turn_of_their_trajec
     taskset = TaskSet("toy", lambda seed: iter(tasks), tasks, Rubric([lambda task, trajectory: 1.0]), TwoTurns)
     stage = OnlineStage(method="grpo", model=ModelConfig("random:tiny"), completions_per_prompt=2)
     rollouts = Rollouts(Spy(["a"], tokenizer), Renderer(tokenizer), taskset, taskset.rubric, stage, seed=1)
-    asyncio.run(rollouts.groups(4, tasks))
+    asyncio.run(rollouts.play_groups(4, tasks))
     assert sorted(seen) == [(4, place, k, turn) for place in range(2) for k in range(2) for turn in range(2)]
     assert request_order.get() == ()
 
@@ -113,16 +113,16 @@ def test_held_out_tasks_are_played_with_the_turns_and_limits_of_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was always 16 turns. A number that was measured with other turns is not taken over."""
-    from aurify.pipeline import stage as stages
+    from aurify.pipeline import measure
 
     seen: list[Any] = []
-    plain = stages.evaluate
+    plain = measure.evaluate
 
     async def spied(*arguments: Any, **options: Any) -> Any:
-        seen.append((options["max_turns"], options["options"].step_seconds))
+        seen.append((options["limits"].turns, options["options"].step_seconds))
         return await plain(*arguments, **options)
 
-    monkeypatch.setattr(stages, "evaluate", spied)
+    monkeypatch.setattr(measure, "evaluate", spied)
     grpo = {"method": "grpo", "model": "@sft", "steps": 1, "prompts_per_step": 2, "completions_per_prompt": 2}
     recipe: dict[str, Any] = {
         "model": "random:tiny",
@@ -132,7 +132,7 @@ def test_held_out_tasks_are_played_with_the_turns_and_limits_of_the_stage(
         "stages": {
             "sft": {"method": "sft", "data": {"demonstrations": 4}, "steps": 1},
             "same": {**grpo, "sampling": {"max_tokens": 2}},
-            "other": {**grpo, "sampling": {"max_tokens": 2}, "max_turns": 3},
+            "other": {**grpo, "sampling": {"max_tokens": 2}, "limits": {"turns": 3}},
         },
     }
     run(recipe, tmp_path)

@@ -12,13 +12,17 @@ import pytest
 from rich.console import Console as RichConsole
 
 import aurify
-from aurify.data.sources import Row
+from aurify.data.example import Example, Text
+from aurify.data.forms import detect
 from aurify.errors import UserError
-from aurify.loops.examples import Rows, rows_of_file, save_pairs, split
+from aurify.loops.examples import Examples, read_examples, save_pairs, split
 from aurify.models.tiny import byte_tokenizer
-from aurify.pipeline.heldout import Guard, checked_heldout, collect_heldout, stage_rows, task_holder
+from aurify.pipeline.check import check_recipe
+from aurify.pipeline.heldout import Guard
 from aurify.pipeline.recipe import Recipe, build_recipe
-from aurify.pipeline.stage import StageRun
+from aurify.pipeline.stage import gather_examples, read_guide
+from aurify.pipeline.start import StageRun, start_stage
+from aurify.rows.row import Row, Tally
 from aurify.tasks.taskset import TaskSet, question
 from aurify.tracking.run_folder import RunFolder
 from aurify.tracking.trackers.console import Console
@@ -41,13 +45,17 @@ def recipe(path: str, data: dict[str, Any], method: str = "sft", **more: Any) ->
     return build_recipe({"model": "random:tiny", "task": {"name": "gsm8k", "path": path}, "stages": stages})
 
 
-def questions(rows: Rows) -> set[str]:
-    return {str(row.get("question") or row.get("prompt") or row["messages"][0]["content"]) for row in rows.train}
+def text_asked(example: Example) -> str:
+    return example.text if isinstance(example, Text) else example.prompt[0]["content"]
+
+
+def questions(rows: Examples) -> set[str]:
+    return set(map(text_asked, rows.train))
 
 
 def run_of(recipe: Recipe, folder: Path, name: str = "first") -> StageRun:
     folder.mkdir(exist_ok=True)
-    run = StageRun(recipe, RunFolder(folder), name, Console(RichConsole(file=StringIO())))
+    run = start_stage(check_recipe(recipe), name, RunFolder(folder), Console(RichConsole(file=StringIO())))
     run.tracker.finish()  # nothing is run here, so its files are closed at once
     return run
 
@@ -63,9 +71,10 @@ def test_no_held_out_gsm8k_question_is_among_the_rows_of_the_same_file(tmp_path)
     whole = recipe(str(GSM8K), {"path": str(GSM8K)})
     heldout = heldout_questions(whole, tmp_path)
     stage = whole.stages["first"]
-    before = rows_of_file(stage.data, whole.seed, hold_out=False)  # type: ignore[union-attr]
+    before = read_examples(stage.data, "answers", whole.seed, hold_out=False)  # type: ignore[union-attr]
     assert len(heldout) == 747 == len(heldout & questions(before))
-    after = stage_rows(whole, "first", collect_heldout(whole))
+    after = check_recipe(whole).stages["first"].examples
+    assert after is not None
     assert not heldout & questions(after) and len(after.train) == 7473 - 747
     assert after.tally.held_out == {"task 'gsm8k' of stages.first": 747}
 
@@ -105,11 +114,8 @@ def test_rows_of_every_source_are_left_out_and_counted(tmp_path, source):
     heldout = {text.casefold() for text in heldout_questions(values, tmp_path / "run")}
     assert len(heldout) == 4
     run = run_of(values, tmp_path / "run")
-    rows = run.rows(run.stage)  # type: ignore[arg-type]
-    asked = {
-        str(row.get("question") or row.get("prompt") or row.get("text") or row["messages"][0]["content"])
-        for row in rows.train
-    }
+    rows = gather_examples(run)
+    asked = questions(rows)
     assert not any(text in one.casefold() for text in heldout for one in asked)
     assert rows.tally.held_out["task 'gsm8k' of stages.first"] == 4
     left = {"mix": 46, "heldout_path": None}.get(source, 36)
@@ -129,9 +135,9 @@ def test_another_stage_s_held_out_tasks_are_not_demonstrated_sampled_or_asked(tm
     alone = build_recipe({"model": "random:tiny", "stages": {"first": stages["first"]}})
     heldout = heldout_questions(build_recipe({"model": "random:tiny", "stages": {"first": later}}), tmp_path / "a")
     run = run_of(alone, tmp_path / "a")
-    assert heldout & questions(run.rows(run.stage)), "before: trained by stage first, measured by stage later"  # type: ignore[arg-type]
+    assert heldout & questions(gather_examples(run)), "before: trained by stage first, measured by stage later"
     run = run_of(both, tmp_path / "b")
-    rows = run.rows(run.stage)  # type: ignore[arg-type]
+    rows = gather_examples(run)
     assert len(heldout) == 10 and not heldout & questions(rows)
     assert run.guard.num in (9, 10)
     [line] = run.guard.lines()
@@ -149,11 +155,11 @@ def test_traces_for_another_stage_s_held_out_tasks_are_refused(tmp_path):
     heldout = heldout_questions(build_recipe({"model": "random:tiny", "stages": {"first": later}}), tmp_path / "run")
     run = run_of(values, tmp_path / "run")
     engine = SimpleNamespace(max_context=500, tokenizer=byte_tokenizer())
-    guide = run.guide(run.stage, engine)  # type: ignore[arg-type]
-    assert guide is not None and guide.traces is not None
+    guide = read_guide(run, engine)  # type: ignore[arg-type]
+    assert guide.traces is not None
     own = {task.prompt[0]["content"] for task in run.taskset.heldout} if run.taskset else set()
     assert set(guide.traces.by_question) == {row["question"] for row in FACTS} - heldout - own
-    assert guide.traces.refused == {"for a held-out task": len(heldout | own)}
+    assert guide.traces.tally.rejected == {"for a held-out task": len(heldout | own)}
 
 
 def test_saved_pairs_of_another_stage_are_filtered(tmp_path):
@@ -165,9 +171,9 @@ def test_saved_pairs_of_another_stage_are_filtered(tmp_path):
     run = run_of(values, tmp_path / "run", "taken")
     heldout = heldout_questions(build_recipe({"model": "random:tiny", "stages": {"first": later}}), tmp_path / "run")
     rows = [Row({"prompt": question(row["question"]), "chosen": "1", "rejected": "2"}, "") for row in FACTS]
-    save_pairs(run.run_folder.stage("first").path, Rows(rows))  # as an older run may have left them
-    kept = run.rows(run.stage)  # type: ignore[arg-type]
-    trained = {row["prompt"][0]["content"] for row in kept.train}
+    save_pairs(run.run_folder.stage("first").path, rows, [])  # as an older run may have left them
+    kept = gather_examples(run)
+    trained = questions(kept)
     own = run.taskset.heldout if run.taskset else []
     assert len(trained) == 40 - len(heldout - {task.prompt[0]["content"] for task in own})
     assert kept.tally.held_out.total() == 40 - len(trained)
@@ -182,19 +188,18 @@ def test_rows_that_one_stage_is_evaluated_on_are_trained_by_none(tmp_path):
         "dpo": {"method": "dpo", "data": {"path": path}},
     }
     values = build_recipe({"model": "random:tiny", "stages": stages})
-    heldout = collect_heldout(values)
-    rows = {name: stage_rows(values, name, heldout) for name in stages}
-    measured = {row["prompt"].strip().lower() for part in rows.values() for row in part.heldout}
-    trained = {row["prompt"].strip().lower() for part in rows.values() for row in part.train}
+    rows = {name: stage.examples for name, stage in check_recipe(values).stages.items() if stage.examples}
+    measured = {text_asked(example).strip().lower() for part in rows.values() for example in part.heldout}
+    trained = {text_asked(example).strip().lower() for part in rows.values() for example in part.train}
     assert len(rows["reward"].heldout) == 10 and not measured & trained
-    shared = {row["prompt"] for row in rows["dpo"].heldout}
-    assert shared <= {row["prompt"] for row in rows["reward"].heldout}, "one seed, so the same file is split alike"
+    shared = set(map(text_asked, rows["dpo"].heldout))
+    assert shared <= set(map(text_asked, rows["reward"].heldout)), "one seed, so the same file is split alike"
 
 
 def test_a_split_keeps_spellings_of_one_question_together():
-    rows = [Row({"prompt": text, "completion": "x"}, "") for k in range(20) for text in (f"is {k}?", f" IS  {k}?")]
-    parts = split(rows, 0.3, seed=1)
-    sides = [{row["prompt"].lower().split()[1] for row in part} for part in (parts.train, parts.heldout)]
+    rows = [Row({"prompt": text, "completion": "x"}) for k in range(20) for text in (f"is {k}?", f" IS  {k}?")]
+    parts = split(detect(rows, "answers").read_all(rows, Tally()), 0.3, seed=1)
+    sides = [{text_asked(example).lower().split()[1] for example in part} for part in (parts.train, parts.heldout)]
     assert len(parts.heldout) == 12 and not sides[0] & sides[1]
 
 
@@ -207,19 +212,18 @@ def test_nothing_left_is_an_error_that_says_so(tmp_path):
         r"by task 'gsm8k' of stages.first. Give rows of other questions"
     )
     with pytest.raises(UserError, match=expected):
-        checked_heldout(recipe(path, {"path": only}))
+        check_recipe(recipe(path, {"path": only}))
     with pytest.raises(UserError, match=r"all 4 rows of .*only.jsonl"):
-        checked_heldout(recipe(path, {"mix": [{"path": path}, {"path": only}]}))
+        check_recipe(recipe(path, {"mix": [{"path": path}, {"path": only}]}))
 
 
 def test_a_task_set_without_any_other_task_is_an_error():
     tasks = [Task(f"{k}", question(f"{k}?"), "1") for k in range(6)]
-    heldout = collect_heldout(
-        build_recipe({"model": "random:tiny", "task": {"name": "arithmetic"}, "stages": {"a": {"method": "grpo"}}})
-    )
+    values = {"model": "random:tiny", "task": {"name": "arithmetic"}, "stages": {"a": {"method": "grpo"}}}
+    heldout = check_recipe(build_recipe(values)).heldout
     heldout.add([task.prompt for task in tasks], "stages.b")
     guard = Guard(heldout)
-    taskset = guard.guarded(TaskSet("few", lambda seed: iter(tasks), tasks[:1], aurify.Rubric([])))
+    taskset = guard.guard(TaskSet("few", lambda seed: iter(tasks), tasks[:1], aurify.Rubric([])))
     with pytest.raises(UserError, match=r"task 'few': all of its training tasks .* held out, by stages.b; hold fewer"):
         list(taskset.train(0))
 
@@ -239,5 +243,6 @@ def test_tasks_of_an_environment_that_share_a_prompt_hold_nothing_out(tmp_path):
         name: {"method": "grpo", "task": {"name": "hidden_game", "level": k}} for k, name in enumerate(("a", "b"))
     }
     values = build_recipe({"model": "random:tiny", "plugins": [str(plugin)], "stages": stages})
-    assert not collect_heldout(values)
-    assert task_holder(values, values.stages["b"]) == "task 'hidden_game' of stages.b"
+    plan = check_recipe(values)
+    assert not plan.heldout
+    assert plan.stages["b"].holder == "task 'hidden_game' of stages.b"

@@ -1,4 +1,4 @@
-"""`validate` refuses stages that cannot learn and options of a stage that would be ignored, and warns of what may not
+"""The check refuses stages that cannot learn and options of a stage that would be ignored, and warns of what may not
 be meant."""
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from aurify.errors import UserError
-from aurify.pipeline.check import validate
+from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
 
 GUIDE = {"demonstrations": True}
@@ -17,7 +17,7 @@ GUIDE = {"demonstrations": True}
 
 def check(method: str, **options: Any) -> None:
     values: dict[str, Any] = {"model": "random:tiny", "task": "largest_number"}
-    validate(build_recipe({**values, "stages": {"rl": {"method": method, **options}}}))
+    check_recipe(build_recipe({**values, "stages": {"rl": {"method": method, **options}}}))
 
 
 @pytest.mark.parametrize(

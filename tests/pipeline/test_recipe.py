@@ -12,8 +12,9 @@ from aurify.config import load_config
 from aurify.errors import UserError
 from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline import check
-from aurify.pipeline.check import describe, validate
-from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, make_renderer, references
+from aurify.pipeline.check import check_recipe, find_references
+from aurify.pipeline.plan import describe
+from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, make_renderer
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
 CHAIN: dict[str, Any] = {
@@ -43,10 +44,10 @@ def changed(place: str, value: Any) -> dict[str, Any]:
 
 def test_the_chain_is_fine():
     recipe = build_recipe(CHAIN)
-    validate(recipe)
+    plan = check_recipe(recipe)
     assert [type(stage) for stage in recipe.stages.values()] == [OfflineStage] * 3 + [OnlineStage]
-    assert references(recipe.stages["grpo"]) == {"model": "dpo", "reward": "reward"}
-    assert [row["model"] for row in describe(recipe)] == ["random:tiny", "@sft", "@sft", "@dpo"]
+    assert find_references(recipe.stages["grpo"]) == {"model": "dpo", "reward": "reward"}
+    assert [describe(stage)["model"] for stage in plan.stages.values()] == ["random:tiny", "@sft", "@sft", "@dpo"]
 
 
 def test_stages_inherit_what_they_do_not_say():
@@ -113,7 +114,7 @@ def test_what_the_renderer_is_told_holds_for_every_stage_that_does_not_say_other
 )
 def test_mistakes_are_named(place, value, parts):
     with pytest.raises(UserError) as caught:
-        validate(build_recipe(changed(place, value)))
+        check_recipe(build_recipe(changed(place, value)))
     text = str(caught.value)
     assert all(part in text for part in parts), text
     assert "\n" not in text
@@ -134,5 +135,5 @@ def test_recipes_that_come_along_are_fine(path, monkeypatch):
     if values["task"]["name"] == "gsm8k":
         values["task"] = {"name": "arithmetic"}
     recipe = build_recipe(values)
-    validate(recipe)
-    assert recipe.name != "run" and describe(recipe)
+    plan = check_recipe(recipe)
+    assert recipe.name != "run" and all(map(describe, plan.stages.values()))

@@ -107,10 +107,10 @@ def test_markdown_and_yaml_say_the_same(tmp_path):
     second, more = read_procedure(written(tmp_path, "b.yaml", YAML))
     assert problems == more == []
     assert first.prompt() == second.prompt()
-    assert first.record() == second.record()
+    assert first.to_record() == second.to_record()
     assert first.steps == second.steps
     assert first.steps[1].sign == Sign(says=r"\b[34] minutes\]?")
-    assert first.record() == {
+    assert first.to_record() == {
         "name": "tea",
         "signs": [{"tool": "boil"}, {"says": r"\b[34] minutes\]?"}, {"says": "enjoy"}],
     }
@@ -150,6 +150,11 @@ def test_sections_may_stand_under_headings_and_the_title_is_the_name(tmp_path):
         ("name: a\nwhen: x\nsteps: [{do: a, says: '('}]", "'(' is no regular expression"),
         ("name: a\nwhen: x\nsteps: [{do: a, shows: b}]", "step 1 shows by"),
         ("name: a\nwhen: x\nsteps: [a]\noutcome: done", "outcome shows by 'done'"),
+        ("name: a\nwhen: x\nsteps: [{do: a, tol: b}]", "did you mean 'tool'?"),
+        ("name: a\nwhen: x\nsteps: [{od: a}]", "known: do, says, tool"),
+        ("name: a\nwhen: x\nsteps: [a]\noutcome: {say: done}", "did you mean 'says'?"),
+        ("name: a\nwhen: x\nsteps: ['a [tol: b]']", "did you mean 'tool'?"),
+        ("name: a\nwhen: x\nsteps: ['a [Says: b]']", "did you mean 'says'?"),
         ("- a\n- b", "it holds a list"),
         ("name: [", "it is no YAML"),
     ],
@@ -161,6 +166,21 @@ def test_what_is_wrong_is_named(tmp_path, text, problem):
     assert any(problem in found for found in problems)
     with pytest.raises(UserError, match=r"a\.yaml: "):
         by_words(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("heading", "near"), [("Triger", "triggers"), ("Chekcs", "checks"), ("Tool", "tools"), ("Exampels", "examples")]
+)
+def test_a_misspelt_heading_is_named_and_another_one_is_a_note(tmp_path, heading, near):
+    head = "# Tea\n\n## When to use\nSomebody wants tea\n\n## Steps\n- Boil [a pot]\n- Pour [note: slowly]\n\n"
+    path = written(tmp_path, "a.md", f"{head}## {heading}\n- x\n\n## Why\nIt is good\n\n## Notes\nNone\n")
+    procedure, problems = read_procedure(path)
+    assert procedure is None
+    assert problems == [f"heading {heading!r} is no key; did you mean {near!r}?"]
+    path.write_text(path.read_text().replace(f"## {heading}", "## Where"))
+    procedure, problems = read_procedure(path)
+    assert problems == [] and "## Where" in procedure.notes and "## Why" in procedure.notes
+    assert [step.text for step in procedure.steps] == ["Boil [a pot]", "Pour [note: slowly]"]
 
 
 def test_a_file_that_is_no_text_or_too_long_is_refused(tmp_path):
@@ -231,6 +251,13 @@ def test_the_prompt_has_the_best_under_its_base_within_the_budget(caplog):
     assert one.startswith("Follow this procedure.") and one.endswith(best.prompt())
     assert [record.getMessage() for record in caplog.records if "left out" in record.getMessage()] != []
     assert len(caplog.records) == 1  # said once
+
+
+def test_without_tools_the_model_is_told_to_ask_for_what_they_would_do():
+    refund, conversion = library()["refund"], library()["unit-conversion"]
+    assert "You cannot call tools here" in library().build_prompt([refund], has_tools=False)
+    assert "You cannot call tools" not in library().build_prompt([refund])
+    assert "You cannot call tools" not in library().build_prompt([conversion], has_tools=False)
 
 
 def test_bm25_agrees_with_its_formula():

@@ -119,7 +119,7 @@ def test_the_page_tells_the_whole_run(run):
         "+0.187",
         "±0.027",
         "1 min 15 s",
-        "unfinished",
+        "killed",
         "all is well",
         "steps: 30",
     ):

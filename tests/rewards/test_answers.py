@@ -6,8 +6,10 @@ from decimal import Decimal
 
 import pytest
 
-from aurify.rewards.math import number_match, numbers_in, numbers_match
-from aurify.rewards.text import contains_answer, exact_match, format_match, length_penalty
+from aurify.rewards.format import format_match, length_penalty
+from aurify.rewards.math import number_match, numbers_match
+from aurify.rewards.numbers import numbers_in
+from aurify.rewards.text import contains_answer, exact_match
 from aurify.types import Segment, Task, Trajectory
 
 

@@ -9,8 +9,9 @@ import pytest
 from said import rewarded
 
 from aurify.errors import UserError
+from aurify.rewards.answers import extract_answer, read_boxes
 from aurify.rewards.equality import Worker, Workers
-from aurify.rewards.math import final_answer, last_boxed, math
+from aurify.rewards.math import final_answer, math
 
 
 @pytest.mark.parametrize(
@@ -19,12 +20,12 @@ from aurify.rewards.math import final_answer, last_boxed, math
         (r"so \boxed{3} or rather \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
         (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
         (r"\fbox{7}", "7"),
-        (r"\boxed{7", None),
+        (r"\boxed{7", ""),
         ("7", None),
     ],
 )
 def test_the_last_box(text, expected):
-    assert last_boxed(text) == expected
+    assert read_boxes(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,8 @@ def test_the_last_box(text, expected):
     ],
 )
 def test_what_is_taken_for_the_answer(text, expected):
-    assert final_answer(text) == expected
-    assert final_answer("the answer is 5", "boxed") is None
+    assert extract_answer(final_answer(text)) == expected
+    assert extract_answer("the answer is 5", "boxed") is None
 
 
 @pytest.mark.parametrize(

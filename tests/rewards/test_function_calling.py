@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 
+import numpy as np
 import pytest
-from said import rewarded, said
+from said import rewarded
 
-from aurify.rewards.function_calling import (
-    Call,
-    call_arguments,
-    call_name,
-    call_valid,
-    calls_in,
-    function_call,
-    violation,
-)
+from aurify.rewards.function_calling import call_arguments, call_name, call_valid, function_call
 
 WEATHER = {
     "type": "function",
@@ -39,61 +31,21 @@ ROME = {"name": "weather", "arguments": {"city": "Rome"}}
 TEXT = f"<tool_call>{json.dumps(ROME)}</tool_call>"
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        TEXT,
-        f"I look it up.\n{TEXT}\n",
-        f"<tool_call>\n{json.dumps(ROME)}",  # the closing tag was a stop token
-        json.dumps(ROME),
-        json.dumps([ROME]),
-        f"<think>hm {{</think>\n```json\n{json.dumps(ROME)}\n```",
-        json.dumps({"name": "weather", "parameters": {"city": "Rome"}}),
-        json.dumps({"type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}),
-    ],
-)
-def test_calls_are_read_from_text(text):
-    assert calls_in(said(text)) == [Call("weather", {"city": "Rome"})]
-
-
-def test_calls_are_read_from_messages():
-    calls = [{"type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}]
-    assert calls_in(said("", tool_calls=calls)) == [Call("weather", {"city": "Rome"})]
-    assert calls_in(said("It is warm in Rome. {sic}")) == []
-    assert calls_in(said("<tool_call>{broken</tool_call>")) == [None]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "problem"),
-    [
-        ({"city": "Rome", "days": 3, "unit": "C", "tags": ["a"]}, None),
-        ({"city": "Rome", "days": 3.0}, None),
-        ({}, "arguments.city is missing"),
-        ({"city": 3}, "arguments.city is 3, not of type string"),
-        ({"city": ""}, "outside minLength 1"),
-        ({"city": "Rome", "days": True}, "not of type integer"),
-        ({"city": "Rome", "days": 8}, "outside minimum 1, maximum 7"),
-        ({"city": "Rome", "unit": "K"}, "none of"),
-        ({"city": "Rome", "tags": ["a", 1]}, r"arguments.tags\[1\] is 1"),
-        ({"city": "Rome", "town": "x"}, "arguments.town is unknown"),
-    ],
-)
-def test_schema(arguments, problem):
-    found = violation(arguments, WEATHER["function"]["parameters"])
-    assert found is None if problem is None else re.search(problem, str(found))
-    text = json.dumps({"name": "weather", "arguments": arguments})
-    assert rewarded(call_valid, text, tools=[WEATHER]) == float(problem is None)
-
-
-def test_alternatives_of_a_schema():
-    either = {"anyOf": [{"type": "string"}, {"type": "null"}]}
-    assert violation(None, either) is None and violation(3, either)
-    one = {"oneOf": [{"type": "integer"}, {"type": "number"}]}
-    assert violation(1.5, one) is None and violation(1, one)
-    assert violation("ab", {"allOf": [{"type": "string"}, {"pattern": "^a"}]}) is None
-    assert (
-        violation("b", {"pattern": "^a"}) and violation(1, {"const": True}) and not violation(None, {"type": ["null"]})
-    )
+def test_the_schema_decides():
+    for arguments, valid in (
+        ({"city": "Rome", "days": 3, "unit": "C", "tags": ["a"]}, True),
+        ({"city": "Rome", "days": 3.0}, True),
+        ({}, False),
+        ({"city": 3}, False),
+        ({"city": ""}, False),
+        ({"city": "Rome", "days": True}, False),
+        ({"city": "Rome", "days": 8}, False),
+        ({"city": "Rome", "unit": "K"}, False),
+        ({"city": "Rome", "tags": ["a", 1]}, False),
+        ({"city": "Rome", "town": "x"}, False),
+    ):
+        text = json.dumps({"name": "weather", "arguments": arguments})
+        assert rewarded(call_valid, text, tools=[WEATHER]) == float(valid), arguments
 
 
 def test_validity():
@@ -103,6 +55,60 @@ def test_validity():
     assert rewarded(call_valid, "No call.", tools=[WEATHER]) == 0.0
     assert rewarded(call_valid, "No call.", tools=[WEATHER], calls=[]) == 1.0
     assert rewarded(call_valid, TEXT) is None
+    assert rewarded(call_valid, TEXT, tools="[]") is None
+    assert rewarded(call_valid, TEXT, tools=json.dumps([WEATHER])) == 1.0
+    assert rewarded(call_valid, TEXT, tools=np.array([WEATHER], dtype=object)) == 1.0
+
+
+def test_calls_of_thoughts_do_not_count():
+    right, wrong = f"<think>Perhaps {TEXT}?</think>", "<tool_call>{}</tool_call>"
+    for reward in (function_call, call_name, call_arguments):
+        assert rewarded(reward, right + "It is warm.", calls=[ROME]) == 0.0
+        assert rewarded(reward, right.removesuffix("</think>"), calls=[ROME]) == 0.0
+        assert rewarded(reward, f"<think>{wrong}</think>{TEXT}", calls=[ROME]) == 1.0
+        assert rewarded(reward, right + "It is warm.", calls=[]) == 1.0
+        assert rewarded(reward, "<think>Perhaps I", calls=[]) == 0.0, "no answer is not an answer without a call"
+    assert rewarded(call_valid, right + "It is warm.", tools=[WEATHER]) == 0.0
+    assert rewarded(call_valid, "<think>Perhaps I", tools=[WEATHER], calls=[]) == 0.0
+    declared = {"tool_calls": [{"type": "function", "function": ROME}]}
+    assert rewarded(function_call, "<think>hm</think>", message=declared, calls=[ROME]) == 1.0
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [ROME],
+        ROME,
+        json.dumps([ROME]),
+        json.dumps(ROME),
+        [json.dumps(ROME)],
+        np.array([ROME], dtype=object),
+        [{"function": ROME, "type": "function", "id": "1"}],
+        [{"name": "weather", "arguments": '{"city": "Rome"}'}],
+        [{"name": "weather", "arguments": {"city": "Rome", "days": None, "near": {"lake": None, "hills": None}}}],
+        "[weather(city='Rome')]",
+        TEXT,
+    ],
+)
+def test_wanted_calls_as_files_have_them(calls):
+    assert rewarded(function_call, TEXT, calls=calls) == 1.0
+    assert rewarded(function_call, TEXT.replace("Rome", "Oslo"), calls=calls) == 0.0
+    if isinstance(calls, str):
+        assert rewarded(function_call, TEXT, answer=calls) == 1.0
+
+
+def test_values_are_compared_as_json():
+    def agrees(made, wanted):
+        text = json.dumps({"name": "f", "arguments": made})
+        return rewarded(function_call, text, calls=[{"name": "f", "arguments": wanted}]) == 1.0
+
+    assert agrees({"a": 1.0}, {"a": 1}) and agrees({"a": [{"b": None}]}, {"a": [{}]}) and agrees({"a": {}}, {"a": {}})
+    assert agrees({"a": 1, "b": None}, {"a": 1})
+    assert not agrees({"a": "1"}, {"a": 1})
+    assert not agrees({"a": True}, {"a": 1})
+    assert not agrees({"a": [1, 2]}, {"a": [2, 1]})
+    assert not agrees({"a": {}}, {})
+    assert not agrees({"body": {"x": 1}}, {"body": '{"x": 1}'})
 
 
 def test_names_and_arguments():

@@ -9,9 +9,9 @@ import pytest
 from said import rewarded
 
 from aurify.errors import UserError
-from aurify.rewards.format import tags
+from aurify.rewards.format import num_words, repetition, tags
 from aurify.rewards.language import language
-from aurify.rewards.text import choice_match, common_subsequence, num_words, repetition, rouge_l, word_f1
+from aurify.rewards.text import choice_match, common_subsequence, rouge_l, word_f1
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ from pathlib import Path
 import pytest
 
 from aurify.errors import UserError
+from aurify.knowledge.client import Passage, RetrieverClient, RetrieverError, RetrieverOptions, read_answer
 from aurify.knowledge.types import Chunk, Document, Hit
-from aurify.serving.knowledge import LOOPBACK, Line, Question, ServiceOptions, application, bound, read_question
-from aurify.serving.knowledge_client import Passage, Retriever, RetrieverError, RetrieverOptions, passages_of
+from aurify.serving.knowledge import LOOPBACK, Line, Question, ServiceOptions, build_application, listen, read_question
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "knowledge"))
 from words import WordEmbedder
 
 uvicorn = pytest.importorskip("uvicorn")
@@ -51,7 +51,7 @@ def search(queries, topk):
 
 @contextmanager
 def served(app):
-    listener = bound(ServiceOptions(port=0))
+    listener = listen(ServiceOptions(port=0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -69,7 +69,7 @@ def served(app):
 @pytest.fixture(scope="module")
 def url():
     options = ServiceOptions(max_topk=10, max_queries=20, max_characters=2_000, max_bytes=100_000, seconds=2)
-    with served(application(search, options, {"documents": 3})) as place:
+    with served(build_application(search, options, {"documents": 3})) as place:
         yield place
 
 
@@ -159,10 +159,10 @@ def test_a_name_that_a_web_page_points_here_is_refused(url):
 
 def test_it_stays_on_this_machine_unless_told_otherwise():
     assert ServiceOptions().host in LOOPBACK
-    with bound(ServiceOptions(port=0)) as listener:
+    with listen(ServiceOptions(port=0)) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
         with pytest.raises(UserError, match="choose another --port"):
-            bound(ServiceOptions(port=listener.getsockname()[1]))
+            listen(ServiceOptions(port=listener.getsockname()[1]))
 
 
 def test_too_many_at_once_are_sent_away_and_come_back():
@@ -175,10 +175,10 @@ def test_too_many_at_once_are_sent_away_and_come_back():
 
     async def ask(url):
         options = RetrieverOptions(url, retries=8)
-        async with Retriever(options) as retriever:
-            return await asyncio.gather(*(retriever.retrieve(["sky"]) for _ in range(6)))
+        async with RetrieverClient(options) as client:
+            return await asyncio.gather(*(client.retrieve(["sky"]) for _ in range(6)))
 
-    with served(application(slow, ServiceOptions(max_waiting=1))) as url:
+    with served(build_application(slow, ServiceOptions(max_waiting=1))) as url:
         answers = asyncio.run(ask(url))
         assert [answer[0][0].title for answer in answers] == ["About sky"] * 6
         assert len(calls) == 6
@@ -204,7 +204,7 @@ def test_what_comes_during_a_search_is_searched_for_together():
             assert health.status_code == 200 and len(calls) == 1  # searching does not block the service
             return [await first, *await rest]
 
-    with served(application(slow, ServiceOptions())) as url:
+    with served(build_application(slow, ServiceOptions())) as url:
         answers = asyncio.run(ask(url))
     assert [answer.status_code for answer in answers] == [200] * 6 + [500, 400]
     found = [[[entry["title"] for entry in entries] for entries in answer.json()["result"]] for answer in answers[:6]]
@@ -218,11 +218,11 @@ def test_what_comes_during_a_search_is_searched_for_together():
 def test_a_line_takes_no_more_queries_together_than_one_request_may_have():
     async def run():
         line = Line(search, ServiceOptions(max_queries=4))
-        questions = [Question(["sky"] * num, 3, False) for num in (2, 3, 2, 1)]
+        questions = [Question(queries=["sky"] * num, topk=3) for num in (2, 3, 2, 1)]
         answers = [asyncio.ensure_future(line.answer(question)) for question in questions]
         line.serving = asyncio.current_task()  # nobody serves yet
         await asyncio.sleep(0)
-        taken = [[len(question.queries) for question, _ in line.next()] for _ in range(3)]
+        taken = [[len(question.queries) for question, _ in line.take_batch()] for _ in range(3)]
         for answer in answers:
             answer.cancel()
         return taken
@@ -232,8 +232,8 @@ def test_a_line_takes_no_more_queries_together_than_one_request_may_have():
 
 def test_the_client_asks_in_parts_and_keeps_the_order(url):
     async def ask():
-        async with Retriever(RetrieverOptions(url, topk=1, max_queries=2)) as retriever:
-            return await retriever.retrieve(["sky", "none", "sea", "öl", "blue"])
+        async with RetrieverClient(RetrieverOptions(url, topk=1, max_queries=2)) as client:
+            return await client.retrieve(["sky", "none", "sea", "öl", "blue"])
 
     answers = asyncio.run(ask())
     assert [[passage.title for passage in passages] for passages in answers] == [
@@ -249,14 +249,14 @@ def test_the_client_asks_in_parts_and_keeps_the_order(url):
 def test_the_client_reads_what_other_retrievers_answer():
     plain = {"id": 7, "contents": '"Title"\nText\nmore'}
     scored = {"document": plain, "score": 2}
-    assert passages_of({"result": [[plain, scored], [{"text": "t", "title": "T"}], [{"contents": "bare"}]]}, 3) == [
+    assert read_answer({"result": [[plain, scored], [{"text": "t", "title": "T"}], [{"contents": "bare"}]]}, 3) == [
         [Passage("7", "Title", "Text\nmore"), Passage("7", "Title", "Text\nmore", 2.0)],
         [Passage("", "T", "t")],
         [Passage("", "", "bare")],
     ]
     for wrong in ({}, [], {"result": {}}, {"result": [[]]}, {"result": [["text"], []]}, {"result": [[{"id": 1}], []]}):
         with pytest.raises(ValueError, match=r"no list|lists for|no document"):
-            passages_of(wrong, 2)
+            read_answer(wrong, 2)
 
 
 @pytest.mark.parametrize(
@@ -271,8 +271,8 @@ def test_the_client_tries_again_where_it_may_help(answers, retries, said):
             await send({"type": "http.response.body", "body": b'{"result": [[]]}'})
 
     async def ask(url):
-        async with Retriever(RetrieverOptions(url, retries=retries)) as retriever:
-            return await retriever.retrieve(["x"])
+        async with RetrieverClient(RetrieverOptions(url, retries=retries)) as client:
+            return await client.retrieve(["x"])
 
     with served(app) as url:
         if said is None:
@@ -284,12 +284,12 @@ def test_the_client_tries_again_where_it_may_help(answers, retries, said):
 
 
 def test_the_client_gives_up_on_nobody_and_on_silence():
-    with bound(ServiceOptions(port=0)) as silent:
+    with listen(ServiceOptions(port=0)) as silent:
 
         async def ask():
             url = f"http://127.0.0.1:{silent.getsockname()[1]}/retrieve"
-            async with Retriever(RetrieverOptions(url, seconds=0.2, retries=1)) as retriever:
-                await retriever.retrieve(["x"])
+            async with RetrieverClient(RetrieverOptions(url, seconds=0.2, retries=1)) as client:
+                await client.retrieve(["x"])
 
         with pytest.raises(RetrieverError, match=r"after 2 attempts, ReadTimeout"):
             asyncio.run(ask())
@@ -298,10 +298,10 @@ def test_the_client_gives_up_on_nobody_and_on_silence():
 
 
 async def ask_closed():
-    with bound(ServiceOptions(port=0)) as listener:
+    with listen(ServiceOptions(port=0)) as listener:
         port = listener.getsockname()[1]
-    async with Retriever(RetrieverOptions(f"http://127.0.0.1:{port}/retrieve", retries=1)) as retriever:
-        await retriever.retrieve(["x"])
+    async with RetrieverClient(RetrieverOptions(f"http://127.0.0.1:{port}/retrieve", retries=1)) as client:
+        await client.retrieve(["x"])
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_a_knowledge_base_is_served_by_the_command_until_it_is_interrupted(tmp_p
 
     base = KnowledgeBase.create(tmp_path / "kb" / "notes", WordEmbedder())
     base.add([Document("sky.txt", TEXTS["sky"], "Sky"), Document("sea.txt", TEXTS["sea"], "Sea")])
-    arguments = ["kb", "serve", "notes", "--port", "0", "--mode", "bm25"]  # by words: no model is loaded
+    arguments = ["kb", "serve", "--kb", "notes", "--port", "0", "--mode", "bm25"]  # by words: no model is loaded
     command = [sys.executable, "-u", "-m", "aurify.cli.main", *arguments]
     with subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console as RichConsole
 
 from aurify.tracking.trackers.console import COLUMNS, Console, clean_text, pick_best_and_worst
-from aurify.types import Group, Segment, Task, Trajectory
+from aurify.types import Group, Outcome, Segment, Task, Trajectory
 
 ESCAPE, CONTROL = "\x1b", re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 SFT = {"loss": 2.15, "optim/grad_norm": 4.5, "time/tokens_per_second": 1780.0, "memory/peak_gb": 2.4, "time/step": 1.9}
@@ -27,9 +27,9 @@ def consoles(width: int = 80, **options) -> tuple[Console, io.StringIO]:
     return Console(RichConsole(file=stream, width=width, highlight=False, **options)), stream
 
 
-def trajectory(text: str, reward: float | None, truncated: bool = False) -> Trajectory:
+def trajectory(text: str, reward: float | None, outcome: Outcome = "done") -> Trajectory:
     said = {"role": "assistant", "content": text}
-    return Trajectory([Segment([1], "policy")], [said], 0, {"match": reward}, reward, truncated)
+    return Trajectory([Segment([1], "policy")], [said], 0, {"match": reward}, reward, outcome)
 
 
 def told(console: Console, metrics: dict[str, float], total: int, start: int = 0) -> None:
@@ -142,7 +142,7 @@ def test_samples_show_the_best_and_the_worst():
     others = [trajectory("two", 1.0), trajectory("x", None), trajectory("2", 0.5)]
     console, stream = consoles()
     console.show_samples = True
-    console.samples(1, [Group(task, [trajectory("one", 0.0, truncated=True), *others])])
+    console.samples(1, [Group(task, [trajectory("one", 0.0, outcome="token_limit"), *others])])
     text = stream.getvalue()
     assert "largest of 1, 2?" in text and "expected: 2" in text
     assert re.search(r"\+1\.00 +two *\n +\+0\.00 +one \(cut off\)\n", text)

@@ -56,3 +56,53 @@ def test_looking_at_a_stage_makes_no_folder(tmp_path):
     folder = RunFolder.create(tmp_path, RECIPE)
     assert not folder.stage_folder("sft").path.exists()
     assert folder.stage("sft").path.is_dir() and folder.stage("sft").name == "sft"
+
+
+def test_how_a_stage_ends_is_recorded_with_its_error(tmp_path):
+    folder = RunFolder.create(tmp_path, RECIPE)
+    assert folder.status("sft") == "not started"
+    with pytest.raises(ZeroDivisionError), folder.lock(), folder.attempt("sft"):
+        assert folder.status("sft") == "running"
+        1 / 0  # noqa: B018
+    assert folder.status("sft") == "failed"
+    error = folder.results()["sft"]["error"]
+    assert error["text"] == "ZeroDivisionError: division by zero" and "1 / 0" in error["traceback"]
+    events = folder.stage_folder("sft").events.read_text()
+    assert "failed: ZeroDivisionError: division by zero" in events and "1 / 0" in events
+    with pytest.raises(KeyboardInterrupt), folder.lock(), folder.attempt("sft"):
+        raise KeyboardInterrupt
+    assert folder.status("sft") == "interrupted" and "error" not in folder.results()["sft"]
+
+
+def test_an_error_has_the_mend_and_one_of_the_user_no_traceback(tmp_path):
+    folder = RunFolder.create(tmp_path, RECIPE)
+    for raised in (MemoryError("no room"), UserError("rows.jsonl: give more rows")):
+        with pytest.raises(type(raised)), folder.attempt("sft"):
+            raise raised
+        error = folder.results()["sft"]["error"]
+        assert "traceback" not in error
+        if isinstance(raised, UserError):
+            assert error == {"text": "rows.jsonl: give more rows"}
+        else:
+            assert "lower engine.micro_batch_tokens" in error["mend"]
+
+
+def test_a_run_whose_process_has_gone_was_killed(tmp_path):
+    folder = RunFolder.create(tmp_path, RECIPE)
+    folder.record("sft", status="running")
+    assert folder.status("sft") == "killed"
+    with folder.lock():
+        assert folder.status("sft") == "running"
+
+
+def test_a_folder_with_nothing_to_go_on_from_has_no_work(tmp_path):
+    folder = RunFolder.create(tmp_path, RECIPE)
+    folder.record("sft", status="failed")
+    folder.stage("sft").log("failed")
+    folder.stage("sft").tensorboard.mkdir()
+    assert not folder.has_work()
+    folder.record("sft", before=0.5)
+    assert folder.has_work()
+    folder.record("sft", before=None)
+    folder.stage("sft").metrics.write_text('{"step": 1}\n')
+    assert folder.has_work()

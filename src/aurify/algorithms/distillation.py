@@ -39,10 +39,10 @@ CLIPS = ("clip_low", "clip_high", "dual_clip")
 
 @dataclass(frozen=True)
 class Distillation(GRPO):
-    divergence: Divergence = "reverse"
+    divergence: Divergence = "reverse"  # forward: KL(teacher || student), reverse: KL(student || teacher), jsd: between
     beta: Annotated[float, Interval(gt=0, lt=1)] = 0.5  # jsd: towards 0 it becomes like forward, towards 1 like reverse
-    vocabulary: Literal["full", "sampled"] = "full"
-    max_ratio: Annotated[float, Gt(1)] = 20.0
+    vocabulary: Literal["full", "sampled"] = "full"  # full: over all tokens; sampled: over those that were sampled
+    max_ratio: Annotated[float, Gt(1)] = 20.0  # vocabulary sampled: bound of p_teacher / p_student
     surrogate: Literal["clip", "plain"] = "plain"
 
     min_group: ClassVar[int] = 1

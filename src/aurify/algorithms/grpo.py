@@ -15,7 +15,7 @@ the two-sided clip of INTELLECT-2, TRL's `delta`, is the same bound).
 Its relatives (dapo, gspo, cispo, ...) extend it: they set other defaults, or replace `advantages` or
 `surrogate_losses`. So every one of them has what stands here, unless its `effects` say otherwise: `correction` for a
 sampler that computes otherwise than the trainer, `top_entropy` (only the least certain tokens of the step learn, arXiv
-2506.01939), `covariance` (see covariance.py) and `entropy_target` (see loops/entropy.py).
+2506.01939), `covariance` (see covariance.py) and `entropy_target` (see entropy.py).
 
 A guide's token, under a method that does not treat it in another way, counts as one that the policy wrote: its ratio is
 taken against the policy before the update. A sampler's log-probs it has none: it is left out of `correction`.
@@ -40,7 +40,9 @@ from torch import Tensor
 from aurify.algorithms.correction import Correction
 from aurify.algorithms.covariance import strip_covariance
 from aurify.algorithms.effects import Effect, Effects, check_effects
+from aurify.algorithms.entropy import EntropyController
 from aurify.algorithms.estimators import Scale, group_advantages
+from aurify.algorithms.hooks import Hooks
 from aurify.bounds import Checked, Gt, Interval, NonNegativeFloat, PositiveFloat
 from aurify.errors import UserError
 from aurify.types import Batch, Datum, Group, Lesson, Need, Outputs, Per, Policy, Sums
@@ -49,33 +51,29 @@ MAX_LOG_RATIO = 20.0
 
 
 @dataclass(frozen=True)
-class GRPO(Checked):
-    scale: Scale = "group"
-    surrogate: Literal["clip", "plain"] = "clip"
-    clip_low: NonNegativeFloat = 0.2
-    clip_high: NonNegativeFloat = 0.2
-    dual_clip: Annotated[float, Gt(1), "3 is usual"] | None = None
+class GRPO(Checked, Hooks):
+    scale: Scale = "group"  # what advantages are divided by: deviation of the group, of the batch, or nothing
+    surrogate: Literal["clip", "plain"] = "clip"  # plain: no clipping of the ratio
+    clip_low: NonNegativeFloat = 0.2  # the ratio is clipped below 1 - clip_low
+    clip_high: NonNegativeFloat = 0.2  # the ratio is clipped above 1 + clip_high
+    dual_clip: Annotated[float, Gt(1), "3 is usual"] | None = None  # bounds the loss of negative advantages
+    # how token losses become one: mean over tokens, over sequences, or a constant divisor
     aggregator: Literal["token", "sequence", "constant"] = "token"
     constant_length: int | None = None  # for aggregator "constant"; usually sampling.max_tokens
-    kl_coef: NonNegativeFloat = 0.0
-    kl: Literal["k1", "k2", "k3"] = "k3"
+    kl_coef: NonNegativeFloat = 0.0  # weight of the KL to the reference
+    kl: Literal["k1", "k2", "k3"] = "k3"  # estimator of the KL
     kl_clamp: Annotated[float, Gt(0), "verl takes 10"] | None = None  # the most that k3 of a token may be
-    entropy_coef: float = 0.0
+    entropy_coef: float = 0.0  # weight of the entropy bonus
     entropy_target: float | None = None  # nats; the loop then moves entropy_coef
     top_entropy: Annotated[float, Interval(gt=0, le=1), "0.2 is usual, 1 is off"] = 1.0  # share of the tokens of a step
     covariance: Literal["clip", "kl"] | None = None  # what happens to the tokens that cost most entropy
     covariance_share: Annotated[float, Interval(gt=0, lt=1)] = 2e-4  # of the tokens of a step
-    covariance_kl_coef: PositiveFloat = 0.1
+    covariance_kl_coef: PositiveFloat = 0.1  # weight of the KL of those tokens
     flat_groups: Literal["leave_out", "keep"] = "leave_out"  # groups without spread
-    correction: Correction = Correction()
+    correction: Correction = Correction()  # where the sampler computes otherwise than the trainer
 
     learns_from: ClassVar[Lesson] = "rollouts"
-    min_group: ClassVar[int] = 2  # answers to one prompt below which nothing can be learnt
-    needs_reward: ClassVar[bool] = True  # answers without a reward are left out
-    sums_rewards: ClassVar[bool] = True  # asks for an answer's reward; else for its rewards one by one
-    flattens: ClassVar[bool] = True  # gives a group without spread no advantage
-    stage_needs: ClassVar[tuple[str, ...]] = ()  # what the stage must have beside the policy's own answers
-    asks_guide_ratio: ClassVar[bool] = True  # how likely a guide's tokens were to the policy before the update
+    min_group: ClassVar[int] = 2
     effects: ClassVar[Effects] = {
         "clip_low": Effect(lambda a: a.surrogate == "clip", "with surrogate: clip"),
         "clip_high": Effect(lambda a: a.surrogate == "clip", "with surrogate: clip"),
@@ -112,7 +110,6 @@ class GRPO(Checked):
 
     @property
     def cautions(self) -> list[str]:
-        """What may be meant, and is worth a word before a run."""
         if self.kl_coef and self.kl == "k1":
             return [
                 "kl: k1 in the loss has an expected gradient of zero: it adds noise and holds nothing back. Take k2 or "
@@ -126,6 +123,15 @@ class GRPO(Checked):
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         return group_advantages([group.rewards for group in groups], self.scale)
+
+    def keeps_flat(self, advantages: Sequence[Sequence[float]]) -> bool:
+        """Only where anything of the step has a gradient: KL and entropy act whatever the advantages are."""
+        if self.flat_groups == "leave_out":
+            return False
+        return bool(self.needs & {"ref_logprobs", "entropy"}) or any(any(values) for values in advantages)
+
+    def make_controller(self) -> EntropyController | None:
+        return None if self.entropy_target is None else EntropyController(self.entropy_target, self.entropy_coef)
 
     def prepare(self, data: Sequence[Datum], policy: Policy, temperature: float) -> list[Datum]:
         """With `top_entropy`, tokens below the quantile of the step, over all ranks, get advantage 0. They stay in the

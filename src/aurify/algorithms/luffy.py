@@ -39,10 +39,10 @@ SMALLEST_PROBABILITY = 1e-6  # beside a recorded one
 class LUFFY(GRPO):
     scale: Scale = "none"
     clip_on_policy: bool = False  # the ratios of the policy's own tokens
-    shape: Shape = "fraction"
-    gamma: PositiveFloat = 0.1
+    shape: Shape = "fraction"  # of the loss of a guide's tokens; none: their ratio as it is
+    gamma: PositiveFloat = 0.1  # of the shapes fraction, linear_log and power
     behaviour: Literal["one", "recorded"] = "one"  # how likely a guide's tokens were to the guide
-    sft_coef: NonNegativeFloat = 0.0
+    sft_coef: NonNegativeFloat = 0.0  # weight of the log-likelihood of a guide's tokens
     entropy_on: Literal["all", "policy"] = "all"  # tokens that entropy_coef counts; the reference takes all
 
     asks_guide_ratio: ClassVar[bool] = False

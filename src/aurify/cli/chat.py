@@ -45,7 +45,7 @@ def chat(
         from aurify.procedures.library import open_library
 
         library = open_library(sop)
-    with open_writer(found.name, device=device) as writer:
+    with open_writer(found, device=device) as writer:
         typer.secho(f"{found.name}. {COMMANDS}.", dim=True)
         converse(writer, params, system, library)
 
@@ -79,15 +79,14 @@ def begin_conversation(system: str) -> list[Message]:
 def add_procedures(library: SOPLibrary, writer: Writer, system: str, messages: list[Message], text: str) -> None:
     """Puts the procedures that a question asks for under the system prompt. A question that asks for none keeps the
     earlier ones."""
-    found = [match.procedure for match in library.find(text, tools=())]
+    found = [match.procedure for match in library.find(text)]
     if found:
-        prompt = library.prompt_of(found, system, lambda part: len(writer.renderer.tokenizer.encode(part)))
+        tokenizer = writer.renderer.tokenizer
+        prompt = library.build_prompt(found, system, lambda part: len(tokenizer.encode(part)), has_tools=False)
         messages[:] = begin_conversation(prompt) + [message for message in messages if message["role"] != "system"]
         typer.secho(f"(procedure: {', '.join(procedure.name for procedure in found)})", dim=True)
-    elif meant := library.find(text, limit=1):
-        procedure = meant[0].procedure
-        tools = ", ".join(procedure.tools)
-        typer.secho(f"(procedure {procedure.name} is not used: it needs {tools}, and a chat has no tools)", dim=True)
+        if tools := dict.fromkeys(tool for procedure in found for tool in procedure.tools):
+            typer.secho(f"(a chat has no tools: the model is told to ask you to do {', '.join(tools)})", dim=True)
 
 
 def ask() -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -10,12 +11,14 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from aurify.data.formats import Encoded, Encoding
-    from aurify.data.sources import Row
+    from aurify.data.encode import Encoded, Encoding, Unit
+    from aurify.data.example import Example
+    from aurify.data.forms import Reader
     from aurify.renderer import Renderer
-    from aurify.types import Datum
+    from aurify.rows.row import Tally
+    from aurify.types import Datum, Lesson
 
-QUANTILES = (0.0, 0.1, 0.5, 0.9, 0.99, 1.0)
+QUANTILES = {"shortest": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
 DEFAULT = "smollm2-135m-instruct"
 data = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
 
@@ -46,48 +49,40 @@ def inspect(
     num: Annotated[int, typer.Option("--num", "-n", help="How many examples to show.")] = 3,
 ) -> None:
     """Say which form the rows are in, show what is trained, lengths, and what would be left out and why."""
-    from dataclasses import replace
-
     from rich.console import Console
-    from rich.markup import escape
 
     from aurify import config
-    from aurify.data.formats import Encoding
-    from aurify.data.reading import Part, iter_part
-    from aurify.data.tally import Tally
+    from aurify.data.encode import Encoding
+    from aurify.data.forms import ONES, detect
+    from aurify.data.sources import Part, read_part
     from aurify.errors import UserError
     from aurify.models.model import load_tokenizer
     from aurify.renderer import Renderer
+    from aurify.rows.row import Tally
 
     console = Console(soft_wrap=True, highlight=False)
     source = {"path": path, "split": split, "subset": subset, "max_rows": max_rows, "form": form}
-    unread = Tally()
+    tally = Tally()
+    if learn not in (None, *ONES):
+        raise UserError(f"--learn: {learn!r} is none of {', '.join(ONES)}")
     with Console(stderr=True).status(f"reading {path} ..."):
-        rows = list(iter_part(config.build(Part, source, "options"), unread, skip_bad=True))
-        if not rows:
-            raise UserError(f"{path}: no row can be read: {'; '.join(unread.lines()) or 'there is none'}")
+        rows = read_part(config.build(Part, source, "options"), tally, skip_bad=True)
+        options = config.build(Encoding, {"train_on": train_on, "on_bad_row": "skip"}, "options")
         model = model or default_model()
         renderer = Renderer(load_tokenizer(model), tools_as_text=tools_as_text)
-        lesson = learn or lesson_of(rows, form)
-        values = {"lesson": lesson, "train_on": train_on, "form": form}
-        options = config.build(Encoding, {**values, "on_bad_row": "skip"}, "options")
-        encoded, renderer = encode(rows, renderer, options, console)
-    encoded.tally.add(unread)
-    tell_form(console, path, encoded)
+        reader = detect(rows, cast("Lesson | None", learn), form)
+        examples = reader.read_all(rows, tally, skip_bad=True)
+        encoded, renderer = encode(examples, renderer, options, console)
+    tally.add(encoded.tally)
+    tell_form(console, path, reader, tally, len(encoded.units))
     console.print(f"[bold]tokens by[/] {model}", markup=True)
-    for place, unit in list(zip(encoded.places, encoded.units, strict=True))[:num]:
-        console.print()
-        console.print(f"--- {place}", markup=False, style="dim")
-        for name, datum in zip(names_of(unit), unit, strict=True):
-            console.print(f"[dim]{name}[/]", end="")
-            console.print(marked(renderer, datum, colour=console.color_system is not None))
+    for example, unit in list(zip(encoded.examples, encoded.units, strict=True))[:num]:
+        show_unit(console, example.location, unit, renderer)
     console.print()
-    tell_lengths(console, encoded)
+    tell_lengths(console, [datum for unit in encoded.units for datum in unit])
     if max_length is not None:
-        tell_cuts(console, rows, encoded, renderer, replace(options, limit=max_length))
-    for reason, changed in encoded.tally.tidied.items():
-        console.print(f"[bold]changed[/]: {changed:,}: {escape(reason)}")
-    tell_rejected(console, encoded)
+        tell_cuts(console, encoded, renderer, options, max_length)
+    tell_findings(console, tally)
 
 
 def default_model() -> str:
@@ -98,58 +93,53 @@ def default_model() -> str:
     return DEFAULT if known is not None and catalog.is_cached(known) else "random:tiny"
 
 
-def lesson_of(rows: list[Row], form: str | None) -> str:
-    """What the rows hold, as they are."""
-    from aurify.data.detect import detect
-
-    return cast(str, detect(rows, None, form).lesson)
-
-
-def encode(rows: list[Row], renderer: Renderer, options: Encoding, console: Console) -> tuple[Encoded, Renderer]:
-    """A template without tools is told of, and tools are then written as text: there is something to see."""
-    from aurify.data.formats import encode_rows
+def encode(
+    examples: Sequence[Example], renderer: Renderer, options: Encoding, console: Console
+) -> tuple[Encoded, Renderer]:
+    """Where the template leaves tools out, that is told, and tools are shown as text."""
+    from aurify.data import encode as data
     from aurify.errors import UserError
     from aurify.renderer import Renderer
 
     try:
-        return encode_rows(rows, renderer, options), renderer
+        return data.encode(examples, renderer, options), renderer
     except UserError as error:
         if "set tools_as_text" not in str(error):
             raise
         console.print(f"[yellow]{str(error).split('; ')[0].partition(': ')[2]}: shown with tools_as_text[/]")
         renderer = Renderer(renderer.tokenizer, tools_as_text=True)
-        return encode_rows(rows, renderer, options), renderer
+        return data.encode(examples, renderer, options), renderer
 
 
-def tell_form(console: Console, path: str, encoded: Encoded) -> None:
+def tell_form(console: Console, path: str, reader: Reader, tally: Tally, num_units: int) -> None:
     from rich.markup import escape
 
-    from aurify.data.detect import ONES
-    from aurify.data.tally import rows
+    from aurify.data.forms import ONES
+    from aurify.rows.row import count_rows
 
-    found = encoded.detected
-    assert found is not None
-    console.print(f"[bold]{escape(path)}[/]: {rows(encoded.tally.num_rows)}")
-    console.print(
-        f"[bold]recognised as[/] {escape(found.line())}, by {found.num} of the first {rows(found.num_looked_at)}"
-    )
-    console.print(f"[bold]a method learns[/] {ONES[found.lesson]} from it: {len(encoded.units):,} usable")
+    console.print(f"[bold]{escape(path)}[/]: {count_rows(tally.num_rows)}")
+    share = f"by {reader.num} of the first {count_rows(reader.num_looked_at)}"
+    console.print(f"[bold]recognised as[/] {escape(reader.line())}, {share}")
+    console.print(f"[bold]a method learns[/] {ONES[reader.lesson]} from it: {num_units:,} usable")
 
 
-def names_of(unit: tuple[Datum, ...]) -> list[str]:
-    if len(unit) == 2:
-        return ["chosen: ", "rejected: "]
-    return ["undesirable: " if unit[0].label < 0 else ""]
+def show_unit(console: Console, location: str, unit: Unit, renderer: Renderer) -> None:
+    console.print()
+    console.print(f"--- {location}", markup=False, style="dim")
+    names = ["chosen: ", "rejected: "] if len(unit) == 2 else ["undesirable: " if unit[0].label < 0 else ""]
+    for name, datum in zip(names, unit, strict=True):
+        console.print(f"[dim]{name}[/]", end="")
+        console.print(mark_trained(renderer, datum, colour=console.color_system is not None))
 
 
-def marked(renderer: Renderer, datum: Datum, *, colour: bool) -> Text:
+def mark_trained(renderer: Renderer, datum: Datum, *, colour: bool) -> Text:
     """The text with special tokens. What is trained is green, or in double brackets where there is no colour."""
     from rich.text import Text
 
-    from aurify.cli.plan import runs_of
+    from aurify.cli.plan import join_runs
 
     text = Text()
-    for tokens, trained in runs_of(datum):
+    for tokens, trained in join_runs(datum):
         written = renderer.tokenizer.decode(tokens)
         if trained and not colour:
             written = f"[[{written}]]"
@@ -157,41 +147,39 @@ def marked(renderer: Renderer, datum: Datum, *, colour: bool) -> Text:
     return text
 
 
-def tell_lengths(console: Console, encoded: Encoded) -> None:
-    lengths = sorted(len(datum.tokens) for unit in encoded.units for datum in unit)
-    trained = [sum(weight > 0 for weight in datum.weights) for unit in encoded.units for datum in unit]
+def tell_lengths(console: Console, data: Sequence[Datum]) -> None:
+    lengths = sorted(len(datum.tokens) for datum in data)
     if not lengths:
         return
-    names = ("shortest", "10%", "median", "90%", "99%", "longest")
-    values = [lengths[round(share * (len(lengths) - 1))] for share in QUANTILES]
-    told = ", ".join(f"{name} {value:,}" for name, value in zip(names, values, strict=True))
-    console.print(f"[bold]tokens of a sequence[/]: {told}")
-    console.print(f"[bold]in all[/] {sum(lengths):,} tokens, {sum(trained):,} of them trained")
+    trained = sum(weight > 0 for datum in data for weight in datum.weights)
+    told = (f"{name} {lengths[round(share * (len(lengths) - 1))]:,}" for name, share in QUANTILES.items())
+    console.print(f"[bold]tokens of a sequence[/]: {', '.join(told)}")
+    console.print(f"[bold]in all[/] {sum(lengths):,} tokens, {trained:,} of them trained")
 
 
-def tell_cuts(console: Console, rows: list[Row], encoded: Encoded, renderer: Renderer, options: Encoding) -> None:
+def tell_cuts(console: Console, encoded: Encoded, renderer: Renderer, options: Encoding, limit: int) -> None:
     """Every way to treat over-long rows, by what it would do."""
     from dataclasses import replace
 
-    from aurify.data.formats import encode_rows
-    from aurify.data.overlong import longest
+    from aurify.data.encode import encode, longest
 
-    assert options.limit is not None and encoded.detected is not None
-    both = zip(encoded.places, encoded.units, strict=True)
-    above = {place for place, unit in both if longest(unit) > options.limit}
-    console.print(f"[bold]above {options.limit} tokens[/]: {len(above):,}")
-    chosen = [row for row in rows if row.place in above]
-    for how in ("drop", "cut_left", "cut_right") if chosen else ():
-        treated = replace(options, overlong=how, form=encoded.detected.form.name)
-        tally = encode_rows(chosen, renderer, treated).tally
+    both = zip(encoded.examples, encoded.units, strict=True)
+    above = [example for example, unit in both if longest(unit) > limit]
+    console.print(f"[bold]above {limit} tokens[/]: {len(above):,}")
+    for how in ("drop", "cut_left", "cut_right") if above else ():
+        tally = encode(above, renderer, replace(options, overlong=how, limit=limit)).tally
         console.print(f"  overlong: {how}: {tally.cut.total():,} cut, {tally.dropped.total():,} dropped")
 
 
-def tell_rejected(console: Console, encoded: Encoded) -> None:
-    tally = encoded.tally
-    console.print(f"[bold]rejected[/]: {tally.rejected.total():,}")
-    for reason, num in tally.rejected.most_common():
-        console.print(f"  {num:,} x {reason}", markup=False)
-        console.print(f"      the first: {tally.first[reason]}", markup=False, style="dim")
+def tell_findings(console: Console, tally: Tally) -> None:
+    """Each with its first row, and with what a recipe can say for all such rows."""
+    for title, counts in (("changed", tally.changed), ("noted", tally.noted), ("rejected", tally.rejected)):
+        if counts or title == "rejected":
+            console.print(f"[bold]{title}[/]: {counts.total():,}")
+        for reason, num in counts.most_common():
+            console.print(f"  {num:,} x {reason}", markup=False)
+            console.print(f"      the first: {tally.first[reason]}", markup=False, style="dim")
+            if reason in tally.options:
+                console.print(f"      for all of them: {tally.options[reason]}", markup=False, style="dim")
     if tally.rejected:
         console.print("A stage stops at the first of them; data.on_bad_row: skip leaves them out and counts them.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -53,22 +54,24 @@ def evaluate_model(
     """Evaluate a model on the held-out tasks of a task set."""
     from aurify import config, registry, tasks
     from aurify.cli.writer import open_writer
-    from aurify.environments.player import MAX_TURNS, RolloutOptions
+    from aurify.environments.player import RolloutOptions
+    from aurify.environments.rollout import Limits
     from aurify.evaluation.evaluate import evaluate
     from aurify.types import SamplingParams
 
     found = find_model(model, runs)
     recipe = found.recipe()
-    stage = {"rollouts": recipe.get("rollouts"), **(recipe.get("stages", {}).get(found.stage) or {})}
+    stage = found.stage_options()
     as_trained = recipe.get("evaluation") or {}
     given = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
     sampling = {"temperature": 0.0, **(as_trained.get("sampling") or {})}
     sampling |= {name: value for name, value in given.items() if value is not None}
     params = config.build(SamplingParams, sampling, "options")
+    limits = config.build(Limits, as_trained.get("limits") or stage.get("limits") or {}, "limits")
     registry.load_plugins([*(recipe.get("plugins") or ()), *(plugin or ())])
     chosen = choose_task(found, stage.get("task") or recipe.get("task"), task, options or [])
     taskset = tasks.make(chosen.pop("name"), **chosen)
-    with open_writer(found.name, device=device) as writer:
+    with open_writer(found, device=device) as writer:
         result = writer.run(
             evaluate(
                 taskset,
@@ -79,8 +82,8 @@ def evaluate_model(
                 samples_per_task=samples,
                 seed=seed,
                 max_context=writer.sampler.max_context,
-                max_turns=max_turns or as_trained.get("max_turns") or stage.get("max_turns") or MAX_TURNS,
-                options=config.build(RolloutOptions, stage["rollouts"] or {}, "rollouts"),
+                limits=limits if max_turns is None else replace(limits, turns=max_turns),
+                options=config.build(RolloutOptions, stage.get("rollouts") or {}, "rollouts"),
             )
         )
     if as_json:

@@ -25,7 +25,7 @@ MB = 1_000_000
 
 
 def ingest(
-    place: Annotated[str, typer.Argument(metavar="PATH|URL", help="A folder, file, URL, list of URLs or sitemap.")],
+    location: Annotated[str, typer.Argument(metavar="PATH|URL", help="A folder, file, URL, list of URLs or sitemap.")],
     kb: Annotated[str, typer.Option(help="A name under kb/, or a folder with a slash; made if it is not there.")],
     prune: Annotated[bool, typer.Option("--prune", help="Remove what came from this place and is gone.")] = False,
     include: Annotated[Patterns, typer.Option(help='Only these paths below the folder, such as "*.md".')] = [],  # noqa: B006
@@ -58,51 +58,41 @@ def ingest(
     """Read documents into a knowledge base; a second time, only what has changed."""
     from rich.console import Console
 
-    from aurify.knowledge.ingest import IngestOptions, check_place
-    from aurify.knowledge.ingest import ingest as read
-    from aurify.knowledge.reading.fetch import FetchOptions
+    from aurify.knowledge import ingest as reading
+    from aurify.knowledge.reading.fetch import WebOptions
     from aurify.knowledge.reading.files import ReadOptions
     from aurify.knowledge.reading.rows import Columns
-    from aurify.knowledge.reading.web import WebOptions
 
     names = None if metadata is None else tuple(name.strip() for name in metadata.split(",") if name.strip())
-    cache_seconds = 0.0 if fresh else FetchOptions.cache_seconds
-    options = IngestOptions(
+    options = reading.IngestOptions(
         read=ReadOptions(Columns(text, title, id, names), max_bytes=int(max_mb * MB)),
-        web=WebOptions(
-            FetchOptions(
-                delay=delay, allow_private=allow_private, robots=not ignore_robots, cache_seconds=cache_seconds
-            ),
-            depth=depth,
-            max_pages=max_pages,
-        ),
+        web=WebOptions(depth, max_pages, delay, fresh, allow_private, robots=not ignore_robots),
         include=tuple(include),
         exclude=tuple(exclude),
         hidden=hidden,
         prefix=prefix,
         prune=prune,
     )
-    check_place(place)
+    reading.check_location(location)
     folder = find_kb(kb, new=True)
-    console = Console(stderr=True, highlight=False)
     try:
-        base = opened(folder, embedder, max_tokens)
-        with progress_bar(console) as progress:
-            summary = read(base, place, options, progress=progress)
+        base = open_or_create_kb(folder, embedder, max_tokens)
+        with progress_bar(Console(stderr=True, highlight=False)) as progress:
+            summary = reading.ingest(base, location, options, progress=progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what was stored stays; the same command goes on from there") from None
     if as_json:
-        typer.echo(json.dumps(facts(summary)))
+        typer.echo(json.dumps(summary_facts(summary)))
     else:
-        tell(Console(highlight=False, soft_wrap=True), folder, summary)
-    if not summary.added.documents and not summary.removed and not summary.refusals.counts:
-        raise UserError(f"{place}: there is no document in it that this command reads")
+        print_summary(Console(highlight=False, soft_wrap=True), folder, summary)
     if not summary.added.documents and summary.refusals.counts:
-        raise UserError(f"{place}: nothing in it could be read: {'; '.join(summary.refusals.lines()[:3])}")
+        raise UserError(f"{location}: nothing in it could be read: {'; '.join(summary.refusals.lines()[:3])}")
+    if not summary.added.documents and not summary.removed:
+        raise UserError(f"{location}: there is no document in it that this command reads")
 
 
-def opened(folder: Path, embedder: str | None, max_tokens: int | None) -> KnowledgeBase:
-    """What decides how passages are made is settled when a knowledge base is made."""
+def open_or_create_kb(folder: Path, embedder: str | None, max_tokens: int | None) -> KnowledgeBase:
+    """The embedder and the length of passages are settled when a knowledge base is made."""
     from pathlib import Path
 
     from aurify.knowledge.chunking.chunk import ChunkOptions
@@ -137,13 +127,13 @@ def progress_bar(console: Console) -> Iterator[Progress]:
 
         def update(summary: IngestSummary) -> None:
             added = summary.added
-            words = f"{added.documents:,} documents, {added.chunks:,} new passages  {summary.place[-50:]}"
+            words = f"{added.documents:,} documents, {added.chunks:,} new passages  {summary.current[-50:]}"
             bar.update(task, completed=summary.done, total=summary.total or None, description=words.replace("[", "("))
 
         yield update
 
 
-def tell(console: Console, folder: Path, summary: IngestSummary) -> None:
+def print_summary(console: Console, folder: Path, summary: IngestSummary) -> None:
     from rich.markup import escape
 
     added = summary.added
@@ -167,7 +157,7 @@ def tell(console: Console, folder: Path, summary: IngestSummary) -> None:
         console.print(f"[yellow]nothing was removed[/]: not everything could be looked at ({escape(summary.kept)})")
 
 
-def facts(summary: IngestSummary) -> dict[str, object]:
+def summary_facts(summary: IngestSummary) -> dict[str, object]:
     added = summary.added
     return {
         "documents": added.documents,

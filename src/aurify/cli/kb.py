@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aurify.cli.names import KBS, find_kb, is_kb
-from aurify.cli.serve import serve
 from aurify.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,9 +21,13 @@ if TYPE_CHECKING:
     from aurify.evaluation.comparison import Measured
     from aurify.evaluation.retrieval import Question
     from aurify.knowledge.knowledge_base import KnowledgeBase
+    from aurify.knowledge.types import Hit
 
 kb = typer.Typer(no_args_is_help=True, help="Knowledge bases: list, describe, measure, serve.")
-Name = Annotated[str, typer.Argument(metavar="KB", help="A name under kb/, or a folder with a slash.")]
+Name = Annotated[str, typer.Option("--kb", help="A name under kb/, or a folder with a slash.")]
+Bare = Annotated[str, typer.Argument(metavar="KB", hidden=True)]  # `kb info notes` is `kb info --kb notes`
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+LEAST_TO_TUNE = 20  # questions
 
 
 @kb.callback()
@@ -31,7 +35,12 @@ def group() -> None:
     """Knowledge bases: list, describe, measure, serve."""
 
 
-kb.command()(serve)
+def open_base(name: str, bare: str) -> KnowledgeBase:
+    from aurify.knowledge.knowledge_base import KnowledgeBase
+
+    if name and bare:
+        raise UserError(f"--kb {name} and {bare}: give one knowledge base")
+    return KnowledgeBase.open(find_kb(name or bare))
 
 
 @kb.command(name="list")
@@ -48,28 +57,18 @@ def list_all() -> None:
 
 
 @kb.command()
-def info(
-    name: Name, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False
-) -> None:
+def info(name: Name = "", bare: Bare = "", as_json: Json = False) -> None:
     """Say what a knowledge base holds and how it is searched."""
-    from aurify.knowledge.knowledge_base import KnowledgeBase
-
-    folder = find_kb(name)
-    base = KnowledgeBase.open(folder)
+    base = open_base(name, bare)
     records = base.records()
-    sources: dict[str, int] = {}
-    formats: dict[str, int] = {}
-    for record in records:
-        sources[record.source] = sources.get(record.source, 0) + 1
-        formats[record.format] = formats.get(record.format, 0) + 1
     facts = {
-        "folder": str(folder),
+        "folder": str(base.folder),
         "documents": len(records),
         "passages": base.store.num_chunks(),
         "tokens": sum(record.num_tokens for record in records),
-        "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-        "formats": formats,
-        "sources": sources,
+        "bytes": sum(file.stat().st_size for file in base.folder.rglob("*") if file.is_file()),
+        "formats": Counter(record.format for record in records),
+        "sources": Counter(record.source for record in records),
         **asdict(base.settings),
     }
     if as_json:
@@ -80,12 +79,51 @@ def info(
         typer.echo(f"{key:10} {words}")
 
 
+@kb.command()
+def serve(
+    name: Name = "",
+    bare: Bare = "",
+    host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 lets everybody in.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 is any free one.")] = 8765,
+    topk: Annotated[int, typer.Option(help="Passages a query, for requests that leave it open.")] = 3,
+    mode: Annotated[
+        str | None, typer.Option(help="dense, bm25 or hybrid.", show_default="the knowledge base's own")
+    ] = None,
+    rerank: Annotated[
+        str | None, typer.Option(help="A second stage: cross-encoder:MODEL or maxsim:MODEL.", show_default="none")
+    ] = None,
+) -> None:
+    """Answer POST /retrieve from a knowledge base, in the protocol of Search-R1, until Ctrl-C."""
+    from aurify.knowledge.rerank import load_reranker
+    from aurify.serving.knowledge import ServiceOptions
+    from aurify.serving.knowledge import serve as run
+
+    options = ServiceOptions(host=host, port=port, topk=topk)
+    base = open_base(name, bare)
+    second = load_reranker(rerank)
+
+    def search(queries: list[str], limit: int) -> list[list[Hit]]:
+        """One hit a document is for people; passages are what a model asks for."""
+        return base.search_many(queries, limit, mode, rerank=second, per_document=False)  # type: ignore[arg-type]
+
+    search(["warm up"], 1)  # loads the models: the first request should not wait for them
+    if not options.local:
+        warning = f"{host} is open to everybody who can reach this machine, without a password: they can read "
+        typer.secho(f"{warning}{base.folder}.", fg=typer.colors.YELLOW, err=True)
+
+    def announce(url: str) -> None:
+        typer.echo(f"{base.folder}: POST {url} answers. Ctrl-C ends.")
+
+    run(search, options, {"kb": base.folder.name}, announce)
+
+
 @kb.command(name="eval")
 def evaluate(
-    name: Name,
     queries: Annotated[
         Path, typer.Option(help='JSON lines: {"query": ..., "document": id}; "lines": [first, last] for a passage.')
     ],
+    name: Name = "",
+    bare: Bare = "",
     rerank: Annotated[
         str | None, typer.Option(help="Also with this second stage: cross-encoder:MODEL or maxsim:MODEL.")
     ] = None,
@@ -96,42 +134,42 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Ask the first so many questions.", show_default="all")] = None,
     timed: Annotated[int, typer.Option(help="Questions asked one by one for the latency.")] = 100,
     plot: Annotated[Path | None, typer.Option(help="Where the picture goes.", show_default="KB/eval.svg")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Measure MRR@10, recall@k, nDCG@10 and latency on questions with known answers."""
     from rich.console import Console
 
-    from aurify.evaluation.retrieval import halves, read_questions
-    from aurify.knowledge.knowledge_base import KnowledgeBase
+    from aurify.cli.kb_chart import draw_comparison
+    from aurify.evaluation.retrieval import read_questions, split_in_halves
 
     for option, number in (("--limit", limit), ("--timed", timed)):
         if number is not None and number < 1:
             raise UserError(f"{option} is {number}; expected at least 1")
-    folder = find_kb(name)
-    base = KnowledgeBase.open(folder)
+    base = open_base(name, bare)
     questions = read_questions(queries)[:limit]
-    check_known(base, questions, queries)
+    check_answers(base, questions, queries)
     console = Console(stderr=True, highlight=False)
     if tune:
-        tuned, questions = halves(questions)
-        if not tuned or not questions:
-            raise UserError(f"{queries}: too few questions to tune on one half and report on the other")
-        tune_on(base, tuned, passages, console)
-    measured = compare(base, questions, rerank, not passages, timed, console)
-    if as_json:
-        typer.echo(json.dumps({"kb": str(folder), "results": [one.record() for one in measured]}))
-    else:
-        show(measured)
-    from aurify.cli.kb_chart import chart
-
-    picture = plot or folder / "eval.svg"
+        num = len(questions)
+        tuned, questions = split_in_halves(questions)
+        if num < LEAST_TO_TUNE or not tuned or not questions:
+            raise UserError(
+                f"{queries}: {num} questions are too few to choose the settings by; --tune needs {LEAST_TO_TUNE} or "
+                "more. Add questions, or leave --tune out to measure the settings as they are"
+            )
+        tune_fusion(base, tuned, passages, console)
+    measured = compare(base, questions, rerank, passages, timed, console)
+    picture = plot or base.folder / "eval.svg"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_text(chart(measured), encoding="utf-8")
-    if not as_json:
+    picture.write_text(draw_comparison(measured), encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps({"kb": str(base.folder), "results": [one.to_record() for one in measured]}))
+    else:
+        show_tables(measured)
         typer.echo(f"\n{len(questions)} questions; picture: {picture}")
 
 
-def check_known(base: KnowledgeBase, questions: list[Question], file: Path) -> None:
+def check_answers(base: KnowledgeBase, questions: list[Question], file: Path) -> None:
     """An answer that is not there could never be found: the numbers would be about something else."""
     known = base.digests()
     missing = [one.document for question in questions for one in question.answers if one.document not in known]
@@ -142,73 +180,55 @@ def check_known(base: KnowledgeBase, questions: list[Question], file: Path) -> N
         )
 
 
-def tune_on(base: KnowledgeBase, questions: list[Question], passages: bool, console: Console) -> None:
+def tune_fusion(base: KnowledgeBase, questions: list[Question], passages: bool, console: Console) -> None:
     from aurify.evaluation.comparison import tune
 
-    with bar(console, f"tuning on {len(questions)} questions", len(questions)) as advance:
-        (best, quality), *_ = tune(base, questions, per_document=not passages, progress=advance)
+    progress = make_progress(console, f"tuning on {len(questions)} questions")
+    (best, quality), *_ = tune(base, questions, per_document=not passages, progress=progress)
     base.remember(best)
     console.print(
-        f"best of these {len(questions)} questions: {best.mode}"
-        + (f", {best.fusion}, dense weight {best.dense_weight:g}" if best.mode == "hybrid" else "")
-        + (f", k {best.k:g}" if best.mode == "hybrid" and best.fusion == "rrf" else "")
-        + f" (MRR@10 {quality.mrr:.3f}); kept in {base.folder / 'settings.json'}"
+        f"best of these {len(questions)} questions: {best.describe()} (MRR@10 {quality.mrr:.3f}); kept in "
+        f"{base.folder / 'settings.json'}"
     )
 
 
 def compare(
-    base: KnowledgeBase, questions: list[Question], rerank: str | None, per_document: bool, timed: int, console: Console
+    base: KnowledgeBase, questions: list[Question], rerank: str | None, passages: bool, timed: int, console: Console
 ) -> list[Measured]:
-    from aurify.evaluation.comparison import measure_search, modes
+    from aurify.evaluation.comparison import list_modes, measure_search
     from aurify.knowledge.rerank import load_reranker
 
     second = load_reranker(rerank)
-    ways = modes(base.settings.search)
+    measure = partial(measure_search, base, questions, per_document=not passages, num_timed=timed)
+    measured = [
+        measure(name, options, progress=make_progress(console, name))
+        for name, options in list_modes(base.settings.search).items()
+    ]
     if second is not None:
-        ways["reranked"] = base.settings.search
-    measured = []
-    for name, options in ways.items():
-        with bar(console, name, len(questions)) as advance:
-            measured.append(
-                measure_search(
-                    base,
-                    questions,
-                    name,
-                    options,
-                    rerank=second if name == "reranked" else None,
-                    per_document=per_document,
-                    num_timed=timed,
-                    progress=advance,
-                )
-            )
+        progress = make_progress(console, "reranked")
+        measured.append(measure("reranked", base.settings.search, rerank=second, progress=progress))
     return measured
 
 
-def show(measured: list[Measured]) -> None:
+def make_progress(console: Console, words: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
+    """A bar that is gone when it is full; nothing where nobody watches."""
+    from rich.progress import track
+
+    return partial(track, description=words, console=console, transient=True, disable=not console.is_terminal)
+
+
+def show_tables(measured: list[Measured]) -> None:
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    from aurify.evaluation.comparison import headings, row, stage_rows
+    from aurify.evaluation.comparison import HEADINGS, list_stages
 
-    for columns, rows in (
-        (headings(), map(row, measured)),
-        (("stage", "p50 ms", "p95 ms"), stage_rows(measured)),
-    ):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for number, column in enumerate(columns):
-            table.add_column(column, justify="right" if number else "left", no_wrap=True)
-        for cells in rows:
-            table.add_row(*cells)
+    rows = [one.to_row() for one in measured]
+    for headings, cells in ((HEADINGS, rows), (("stage", "p50 ms", "p95 ms"), list_stages(measured))):
+        first, *others = headings
+        columns = [Column(first, no_wrap=True), *(Column(name, justify="right", no_wrap=True) for name in others)]
+        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for row in cells:
+            table.add_row(*row)
         Console(highlight=False).print(table)
-
-
-@contextmanager
-def bar(console: Console, words: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gone when it is full; nothing where nobody watches."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(words, total=total)
-        yield lambda num: progress.advance(task, num)

@@ -6,8 +6,8 @@ stderr with exit code 2. The traceback shows with `--debug` alone.
 
 from __future__ import annotations
 
-import errno
 import logging
+import signal
 import sys
 import traceback
 from typing import Annotated, Any
@@ -20,8 +20,11 @@ from aurify.cli.data import data
 from aurify.cli.demo import demo
 from aurify.cli.doctor import doctor
 from aurify.cli.evaluate import evaluate_model
+from aurify.cli.help import explain
 from aurify.cli.ingest import ingest
 from aurify.cli.kb import kb
+from aurify.cli.list import list_names
+from aurify.cli.merge import merge
 from aurify.cli.models import models
 from aurify.cli.report import report
 from aurify.cli.runs import runs
@@ -29,7 +32,7 @@ from aurify.cli.sample import sample
 from aurify.cli.search import search
 from aurify.cli.sop import sop
 from aurify.cli.train import train
-from aurify.errors import UserError
+from aurify.errors import UserError, explain_refusal
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -48,10 +51,10 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            complain("stopped", str(error))
+            complain("stopped", find_text(error))
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            text = str(error) if isinstance(error, UserError) else refusal(error)
+            text = str(error) if isinstance(error, UserError) else explain_refusal(error)
             if text is None:
                 raise  # a mistake of ours
             if debug:
@@ -61,19 +64,11 @@ class Commands(TyperGroup):
             raise typer.Exit(USER_ERROR) from None
 
 
-def refusal(error: Exception) -> str | None:
-    """What the machine would not do, with the mend; None for any other error."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch has its own
-        return (
-            f"out of memory ({str(error).split('. ')[0]}); lower engine.micro_batch_tokens or sampler.max_batch, set "
-            "engine.checkpointing=true, or train an adapter (lora: {rank: 16}), and go on with `aurify train --resume`"
-        )
-    number = error.errno if isinstance(error, OSError) else None
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({error}); make room, and go on with `aurify train --resume last`"
-    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{error}; use a folder that you may write to, such as --runs FOLDER"
-    return None
+def find_text(error: BaseException | None) -> str:
+    """What an interrupt says. A second Ctrl-C says nothing, but the first one, in whose course it came, does."""
+    while error is not None and not str(error):
+        error = error.__context__
+    return "" if error is None else str(error)
 
 
 def complain(label: str, text: str) -> None:
@@ -124,11 +119,14 @@ app.command()(train)
 app.command(name="eval")(evaluate_model)
 app.command()(sample)
 app.command()(chat)
+app.command(name="list")(list_names)
+app.command(name="help")(explain)
 app.command()(runs)
 app.command()(report)
 app.command()(ingest)
 app.command()(search)
 app.command()(models)
+app.command()(merge)
 app.command()(doctor)
 app.add_typer(data, name="data")
 app.add_typer(kb, name="kb")
@@ -136,7 +134,10 @@ app.add_typer(sop, name="sop")
 
 
 def main() -> None:
-    sys.exit(app())
+    try:
+        sys.exit(app())
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a Ctrl-C while Python shuts down prints nothing
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ import typer
 from aurify.cli.names import RUNS, RunsFolder, list_runs, read_values
 from aurify.errors import UserError
 
-DONE = "finished"
+MAX_ERROR = 200  # characters
 
 
 def runs(
@@ -31,25 +32,28 @@ def runs(
     for column in ("run", "recipe", "status", "held-out numbers"):
         table.add_column(column, overflow="fold")
     for run in found[-num:]:
-        table.add_row(run.name, *row_of(run))
+        table.add_row(run.name, *describe_run(run))
     Console(highlight=False).print(table)
 
 
-def row_of(run: Path) -> tuple[str, str, str]:
+def describe_run(run: Path) -> tuple[str, str, str]:
     """Recipe, status and results of a run, as far as it got."""
-    recipe = read_values(run / "recipe.yaml")
-    results = read_values(run / "results.json")
+    from aurify.tracking.run_folder import RunFolder
+
+    folder, recipe = RunFolder(run), read_values(run / "recipe.yaml")
+    results = folder.results()
     stages = list(dict.fromkeys([*recipe.get("stages", {}), *results]))
-    finished = [stage for stage in stages if results.get(stage, {}).get("status") == DONE]
-    if len(finished) == len(stages):
-        status = DONE
-    else:
-        stopped = next(stage for stage in stages if stage not in finished)
-        status = f"unfinished: {stopped}"  # it may be running, or have been stopped: no file tells
-    return str(recipe.get("name", "")), status, ", ".join(result_of(stage, results.get(stage, {})) for stage in stages)
+    told = "finished"
+    for stage in stages:
+        if (status := folder.status(stage)) != "finished":
+            error = results.get(stage, {}).get("error", {}).get("text", "")
+            told = f"{status}: {stage}" + (f" ({textwrap.shorten(error, MAX_ERROR)})" if error else "")
+            break
+    numbers = ", ".join(describe_result(stage, results.get(stage, {})) for stage in stages)
+    return str(recipe.get("name", "")), told, numbers
 
 
-def result_of(stage: str, result: dict[str, Any]) -> str:
+def describe_result(stage: str, result: dict[str, Any]) -> str:
     before, after = result.get("before"), result.get("after")
     if after is None:
         return stage

@@ -38,7 +38,7 @@ def sample(
         raise UserError("the prompt is empty; write what to ask after the model's name")
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
-    with open_writer(find_model(model, runs).name, device=device) as writer:
+    with open_writer(find_model(model, runs), device=device) as writer:
         for index, answer in enumerate(writer.write(messages, params, num)):
             if num > 1:
                 typer.secho(f"--- {index + 1}", dim=True)

@@ -41,14 +41,14 @@ def show(folder: Folder, name: str) -> None:
 @sop.command()
 def check(folder: Folder) -> None:
     """Everything that is wrong with the procedures of a folder."""
-    from aurify.procedures.library import checked
+    from aurify.procedures.library import check_folder
 
-    read = checked(folder)
+    read = check_folder(folder)
     for path, procedure, problems in read:
         for problem in problems:
             typer.secho(f"{path}: {problem}", fg=typer.colors.RED)
         if procedure and not problems:
-            steps, signs = len(procedure.steps), len(procedure.record()["signs"])
+            steps, signs = len(procedure.steps), len(procedure.to_record()["signs"])
             typer.echo(f"{path}: {procedure.name}, {count(steps, 'step')}, {count(signs, 'sign')} for a reward to see")
     bad = sum(bool(problems) for _, _, problems in read)
     typer.echo(f"{count(len(read), 'procedure')}, {bad} with problems")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -57,17 +58,14 @@ def run_recipe(
 
     values = config.load_config(path, overrides)
     with Console(stderr=True).status("checking the recipe ..."), config.prefix_errors(path):
-        from aurify.pipeline.check import validate
-        from aurify.pipeline.heldout import checked_heldout
+        from aurify.pipeline.check import check_recipe
         from aurify.pipeline.recipe import build_recipe
 
-        recipe = build_recipe(values)
-        validate(recipe)
-        heldout = checked_heldout(recipe)
+        plan = check_recipe(build_recipe(values))
     if dry_run:
         from aurify.cli.plan import show_plan
 
-        show_plan(recipe, heldout)
+        show_plan(plan)
         return
 
     from aurify.pipeline.run import run_pipeline
@@ -79,13 +77,19 @@ def run_recipe(
         raise UserError(f"no run can be kept in {runs}/ ({error}); give another folder with --runs") from error
     typer.echo(f"{'Going on with' if resume else 'Run'} {folder.path}")
     try:
-        run_pipeline(recipe, folder, show_samples=samples, heldout=heldout)
+        run_pipeline(plan, folder, show_samples=samples)
+    except Exception:
+        if not resume and not folder.has_work():
+            shutil.rmtree(folder.path)
+            typer.echo(f"Nothing was trained; {folder.path} is removed", err=True)
+        raise
     finally:
-        add_report(folder.path)
+        if folder.path.exists() and not folder.is_locked():
+            add_report(folder.path)
 
 
 def add_report(run: Path) -> None:
-    """A run that ended, well or badly, is not to end in the traceback of its report instead."""
+    """An error in the report does not hide how the run ended."""
     from aurify.report.report import write_report
 
     try:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from aurify.cli.names import NamedModel
     from aurify.renderer import Renderer
-    from aurify.samplers.inprocess import InProcessSampler
+    from aurify.samplers.sampler import StreamingSampler
     from aurify.types import Message, SamplingParams
 
 T = TypeVar("T")
@@ -19,7 +20,7 @@ UNFINISHED = "\ufffd"  # stands for bytes that are not a whole character yet
 
 @dataclass(frozen=True)
 class Writer:
-    sampler: InProcessSampler
+    sampler: StreamingSampler
     renderer: Renderer
     runner: asyncio.Runner  # one event loop for the sampler's whole life
 
@@ -53,21 +54,29 @@ class Writer:
 
 
 @contextmanager
-def open_writer(name: str, *, device: str = "auto", seed: int = 0) -> Iterator[Writer]:
+def open_writer(model: NamedModel, *, device: str = "auto", seed: int = 0) -> Iterator[Writer]:
+    """The model reads its prompts as it did in training: tools and the variables of the chat template are those of its
+    stage."""
     from rich.console import Console
 
-    with Console(stderr=True).status(f"loading {name} ..."):
+    with Console(stderr=True).status(f"loading {model.name} ..."):
         from aurify import config
         from aurify.engine.engine import Engine
         from aurify.models.model import ModelConfig, load_model
         from aurify.renderer import Renderer
-        from aurify.samplers.inprocess import InProcessSampler
+        from aurify.samplers.open import SamplerOptions, open_sampler
 
-        loaded = load_model(config.build(ModelConfig, {"name": name, "device": device}, "model"))
+        loaded = load_model(config.build(ModelConfig, {"name": model.name, "device": device}, "model"))
+        options = model.stage_options()
+        renderer = Renderer(
+            loaded.tokenizer,
+            tools_as_text=bool(options.get("tools_as_text")),
+            template_options=options.get("template_options") or {},
+        )
         engine = Engine(loaded, trainable=False)
-        sampler = InProcessSampler(engine, seed=seed)
+        sampler = open_sampler(SamplerOptions(), engine, seed=seed)
     with asyncio.Runner() as runner:
         try:
-            yield Writer(sampler, Renderer(loaded.tokenizer), runner)
+            yield Writer(sampler, renderer, runner)
         finally:
             runner.run(sampler.close())

@@ -14,18 +14,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from aurify import registry
-from aurify.data.named import named
-from aurify.data.sources import Row
-from aurify.data.tally import Tally
+from aurify.data.messages import SAME_ROLE
 from aurify.errors import UserError
+from aurify.rows.columns import COMPLETION
+from aurify.rows.row import Row, Tally
 from aurify.signatures import options_for, report_crashes
 
-Step = Literal["filter", "map"]
+ANSWERS, TEXTS = (*COMPLETION, "chosen", "rejected"), ("content", "value")
+Entry = str | Mapping[str, Any]  # a registered function: its name, or {name: ..., options}
 
 
-def step_of(step: Step, entry: str | Mapping[str, Any]) -> tuple[str, Callable[..., Any], dict[str, Any]]:
-    """Name, function and checked options."""
-    name, options = named(entry)
+def split_options(entry: Entry) -> tuple[str, dict[str, Any]]:
+    """Name and options."""
+    options = {"name": entry} if isinstance(entry, str) else dict(entry)
+    if not isinstance(options.get("name"), str):
+        raise UserError(f"dataset {entry!r}: expected a name, or {{name: ..., options}}")
+    return options.pop("name"), options
+
+
+def resolve_step(step: Literal["filter", "map"], entry: Entry) -> tuple[str, Callable[[Row], Any]]:
+    """The name, and the function with its checked options."""
+    name, given = split_options(entry)
     function = registry.get("dataset", name)
     parameters = list(inspect.signature(function).parameters)
     if parameters[:1] != ["row"]:
@@ -33,33 +42,31 @@ def step_of(step: Step, entry: str | Mapping[str, Any]) -> tuple[str, Callable[.
             f"{step} {name!r}: {name} takes ({', '.join(parameters)}), so it is a data set; a {step} has `row` as its "
             "first parameter"
         )
-    return name, function, options_for(f"{step} {name!r}", function, options, num_given=1)
+    options = options_for(f"{step} {name!r}", function, given, num_given=1)
+
+    def run(row: Row) -> Any:
+        with report_crashes(f"{step} {name!r} at {row.location}", function):
+            return function(row, **options)
+
+    return name, run
 
 
-def apply_steps(
-    rows: Iterable[Row],
-    maps: Sequence[str | Mapping[str, Any]],
-    filters: Sequence[str | Mapping[str, Any]],
-    tally: Tally,
-) -> Iterator[Row]:
+def apply_steps(rows: Iterable[Row], maps: Sequence[Entry], filters: Sequence[Entry], tally: Tally) -> Iterator[Row]:
     """The rows after all maps, in their order, that all filters let pass. What a filter leaves out is counted."""
-    changes = [step_of("map", entry) for entry in maps]
-    tests = [step_of("filter", entry) for entry in filters]
+    changes = [resolve_step("map", entry) for entry in maps]
+    tests = [resolve_step("filter", entry) for entry in filters]
     for row in rows:
-        for name, function, options in changes:
-            with report_crashes(f"map {name!r} at {row.place}", function):
-                changed = function(row, **options)
+        for name, change in changes:
+            changed = change(row)
             if not isinstance(changed, Mapping):
-                raise UserError(f"map {name!r} at {row.place} gave a {type(changed).__name__}; it must return the row")
-            row = Row(changed, row.place, row.part)
-        for name, function, options in tests:
-            with report_crashes(f"filter {name!r} at {row.place}", function):
-                stays = function(row, **options)
-            if not stays:
-                tally.filtered[name] += 1
-                break
-        else:
+                problem = f"gave a {type(changed).__name__}; it must return the row"
+                raise UserError(f"map {name!r} at {row.location} {problem}")
+            row = Row(changed, row.location, changes=row.changes)
+        refused_by = next((name for name, stays in tests if not stays(row)), None)
+        if refused_by is None:
             yield row
+        else:
+            tally.filtered[refused_by] += 1
 
 
 # ---------------------------------------------------------------------- built-in filters
@@ -67,11 +74,12 @@ def apply_steps(
 
 def at_least(row: Row, column: str, least: float) -> bool:
     """The number in a column is not smaller."""
-    return number(row, column) >= least
+    return need_number(row, column) >= least
 
 
 def at_most(row: Row, column: str, most: float) -> bool:
-    return number(row, column) <= most
+    """The number in a column is not larger."""
+    return need_number(row, column) <= most
 
 
 def equals(row: Row, column: str, value: Any) -> bool:
@@ -93,17 +101,35 @@ def rename(row: Row, columns: dict[str, str]) -> dict[str, Any]:
     return kept | {new: row[old] for old, new in columns.items() if old in row}
 
 
+def drop(row: Row, columns: list[str]) -> dict[str, Any]:
+    """Takes columns off."""
+    return {name: value for name, value in row.items() if name not in columns}
+
+
+def empty_thoughts(row: Row) -> dict[str, Any]:
+    """Answers without a thought get an empty one, for chat templates that open a thought before each reply."""
+
+    def think(value: Any, name: str) -> Any:
+        if isinstance(value, list):
+            return [think(entry, name) for entry in value]
+        if isinstance(value, Mapping):
+            said = SAME_ROLE.get(role := value.get("role", value.get("from")), role) == "assistant"
+            return {key: think(text, "answer") if said and key in TEXTS else text for key, text in value.items()}
+        is_answer = name in ANSWERS and isinstance(value, str) and value.strip() and "</think>" not in value
+        return f"<think>\n\n</think>\n\n{value}" if is_answer else value
+
+    return {name: think(value, name) for name, value in row.items()}
+
+
 def margin_from_scores(
     row: Row, chosen: str = "score_chosen", rejected: str = "score_rejected", scale: float = 1.0
 ) -> dict[str, Any]:
     """The margin of a preference pair is how much better its chosen answer was rated."""
-    return {**row, "margin": scale * (number(row, chosen) - number(row, rejected))}
+    return {**row, "margin": scale * (need_number(row, chosen) - need_number(row, rejected))}
 
 
-def number(row: Row, column: str) -> float:
-    try:
-        return float(row[column])
-    except KeyError:
-        raise UserError(f"{row.place}: no column {column!r}, which a filter or map asks for") from None
-    except (TypeError, ValueError):
-        raise UserError(f"{row.place}: column {column!r} is {str(row[column])[:40]!r}; expected a number") from None
+def need_number(row: Row, column: str) -> float:
+    value = row.number(column)
+    if value is None:
+        raise UserError(f"{row.location}: no column {column!r}, which a filter or map asks for, or nothing in it")
+    return value

@@ -5,19 +5,18 @@ quotation marks. A question is what the user says; system prompts differ from fi
 one set share what the user says ("Go."), so that it tells nothing, the system prompt belongs to the question.
 
 A row asks a held-out question if one of its user turns, a line or paragraph of it, or all turns up to one of them
-together, are one. Plain text is looked through in the same way."""
+together, are one. Plain text is searched in the same way."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 
-from aurify.data.pairs import Pair
-from aurify.data.shapes import Chat, Example, Text
+from aurify.data.example import Chat, Example, Pair, Text
 from aurify.types import Message, Task
 
 # curly quotation marks are straight ones; spaces without width, byte order marks and soft hyphens are nothing
@@ -45,13 +44,19 @@ def whole_prompt(messages: Sequence[Message]) -> str:
 
 
 def question_keys(prompts: Sequence[Sequence[Message]]) -> list[tuple[str, bool]]:
-    """What each prompt of a set asks, in normal form; and whether it is the whole prompt, for the user's turns tell
+    """What each prompt of a set asks, in normal form. True: it is the whole prompt, for the user's turns tell
     nothing."""
     keys = ["\n".join(map(normal_form, user_turns(messages))) for messages in prompts]
     whole = [whole_prompt(messages) for messages in prompts]
     shared = Counter(key for key, _ in set(zip(keys, whole, strict=True)))
     bound = max(FEW, PHRASE * len(set(whole)))
     return [(text, True) if shared[key] >= bound else (key, False) for key, text in zip(keys, whole, strict=True)]
+
+
+def example_keys(examples: Sequence[Example]) -> list[str]:
+    """What each example of a set asks, or the plain text that it is, in normal form."""
+    keys = iter(question_keys([example.prompt for example in examples if not isinstance(example, Text)]))
+    return [normal_form(example.text) if isinstance(example, Text) else next(keys)[0] for example in examples]
 
 
 @dataclass(frozen=True)
@@ -74,9 +79,11 @@ class HeldOut:
                 if text and not is_whole and num[text] == 1:
                     self.questions.setdefault(text, holder)
 
-    def add_texts(self, texts: Sequence[str], holder: str) -> None:
-        for text in texts:
-            self.questions.setdefault(normal_form(text), holder)
+    def add_examples(self, examples: Sequence[Example], holder: str) -> None:
+        self.add([example.prompt for example in examples if not isinstance(example, Text)], holder)
+        for example in examples:
+            if isinstance(example, Text):
+                self.questions.setdefault(normal_form(example.text), holder)
 
     def __bool__(self) -> bool:
         return bool(self.questions or self.prompts)
@@ -86,17 +93,19 @@ class HeldOut:
         last question among them is looked at. but: who does not count."""
         found = (self.questions.get(key) for key in questions_in(messages, first))
         whole = (self.prompts.get(key) for key in (prompts_in(messages) if self.prompts else ()))
-        return next((holder for holder in chain(found, whole) if holder is not None and holder not in but), None)
+        return first_holder(chain(found, whole), but)
 
     def holder_of_example(self, example: Example, but: Collection[str] = ()) -> str | None:
         if isinstance(example, Text):
-            found = (self.questions.get(key) for key in parts_of(example.text))
-            return next((holder for holder in found if holder is not None and holder not in but), None)
+            return first_holder((self.questions.get(key) for key in parts_in(example.text)), but)
         if isinstance(example, Chat):
             return self.holder(example.messages, but=but)
         sides = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)
-        found = (self.holder([*example.prompt, *side], len(example.prompt), but) for side in sides)
-        return next((holder for holder in found if holder is not None), None)
+        return first_holder((self.holder([*example.prompt, *side], len(example.prompt), but) for side in sides), but)
+
+
+def first_holder(holders: Iterable[str | None], but: Collection[str]) -> str | None:
+    return next((holder for holder in holders if holder is not None and holder not in but), None)
 
 
 def heldout_tasks(tasks: Sequence[Task], holder: str = "the task") -> HeldOut:
@@ -110,18 +119,18 @@ def questions_in(messages: Sequence[Message], first: int = 0) -> Iterator[str]:
     turns = user_turns(messages)
     skipped = max(0, len(user_turns(messages[:first])) - 1) if first else 0
     for turn in turns[skipped:]:
-        yield from parts_of(turn)
+        yield from parts_in(turn)
     forms = list(map(normal_form, turns)) if len(turns) > 1 else []
     yield from ("\n".join(forms[:num]) for num in range(max(2, skipped + 1), len(forms) + 1))
 
 
 def prompts_in(messages: Sequence[Message]) -> Iterator[str]:
     """The whole prompt before each turn of the assistant, and in all."""
-    ends = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    ends = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     yield from (whole_prompt(messages[:end]) for end in (*ends, len(messages)))
 
 
-def parts_of(text: str) -> Iterator[str]:
+def parts_in(text: str) -> Iterator[str]:
     """The normal forms of a text, of its paragraphs and of its lines, without a label such as "Question:"."""
     parts = [text]
     if "\n" in text:

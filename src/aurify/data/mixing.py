@@ -1,9 +1,9 @@
-"""Weighted mixtures of sources. Which row stands at a place is a function of the place alone, so a resumed run needs to
-know nothing but the number of its step.
+"""Weighted mixtures of sources. Which row is the n-th of a run follows from n alone, so a resumed run needs to know
+nothing but the number of its step.
 
-At each place the source that is furthest behind its share gives the next row, so every stretch of a run has the
-proportions that the weights say; a random draw would have them only on average. Within a source the order is shuffled
-by the seed, anew for every pass."""
+The source that is furthest behind its share gives the next row, so every stretch of a run has the proportions that the
+weights say; a random draw would have them only on average. Within a source the order is shuffled by the seed, anew for
+every pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Mixture:
     by: By = "rows"
     stop: Stop = "exhaust"  # an epoch ends when the first source is used up, or (cycle) when the last one is
     seed: int = 0
-    places: list[int] = field(default_factory=list, repr=False)  # what was worked out so far: flat indices
+    drawn: list[int] = field(default_factory=list, repr=False)  # so far: flat indices
 
     def __post_init__(self) -> None:
         assert len(self.sizes) == len(self.weights) and all(self.sizes) and all(weight > 0 for weight in self.weights)
@@ -36,13 +36,13 @@ class Mixture:
         self.spent = [0] * len(self.sizes)  # in the unit that is weighed
         self.orders: dict[int, tuple[int, list[int]]] = {}  # source -> pass, and its order
 
-    def at(self, place: int) -> int:
-        """The index of the row at a place, in the flat list of all rows."""
-        while len(self.places) <= place:
-            self.places.append(self.advance())
-        return self.places[place]
+    def at(self, number: int) -> int:
+        """The n-th row of a run, as an index of the flat list of all rows."""
+        while len(self.drawn) <= number:
+            self.drawn.append(self.draw())
+        return self.drawn[number]
 
-    def advance(self) -> int:
+    def draw(self) -> int:
         total = sum(self.spent)
         source = max(
             range(len(self.sizes)), key=lambda k: (self.shares[k] * (total + 1) - self.spent[k], self.shares[k], -k)
@@ -65,15 +65,6 @@ class Mixture:
         ended = any if self.stop == "exhaust" else all
         num = 0
         while not ended(taken >= len(sizes) for taken, sizes in zip(twin.taken, twin.sizes, strict=True)):
-            twin.advance()
+            twin.draw()
             num += 1
         return num
-
-    def proportions(self, num: int) -> list[float]:
-        """The share of each source in the first `num` rows, by what is weighed."""
-        spent = [0] * len(self.sizes)
-        for place in range(num):
-            index = self.at(place)
-            source = max(k for k, offset in enumerate(self.offsets) if offset <= index)
-            spent[source] += self.sizes[source][index - self.offsets[source]] if self.by == "tokens" else 1
-        return [count / sum(spent) for count in spent]

@@ -6,11 +6,12 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from aurify.data.sources import Row
 from aurify.environments.env import Environment
-from aurify.environments.player import MAX_TURNS, Player, RolloutOptions
+from aurify.environments.player import Player, RolloutOptions
+from aurify.environments.rollout import NO_LIMITS, Limits
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
+from aurify.rows.row import Row
 from aurify.samplers.sampler import Sampler
 from aurify.types import Message, SamplingParams, Task, Trajectory
 
@@ -27,24 +28,24 @@ async def sample_preferences(
     group_size: int,
     seed: int,
     *,
-    max_turns: int = MAX_TURNS,
+    limits: Limits = NO_LIMITS,
     options: RolloutOptions | None = None,
     tell: Callable[[str], object] = lambda line: None,
 ) -> tuple[list[Row], int]:
     """Preference rows, and the number of tasks left out because their answers all earned the same. tell: is called with
     what went wrong in trajectories."""
-    player = Player(environment, sampler, renderer, options, max_turns=max_turns)
+    player = Player(environment, sampler, renderer, options, limits=limits)
 
-    async def sampled_pair(place: int, task: Task) -> Row | None:
-        seeds = [(seed + SEEDS_PER_TASK * place + k) % 2**63 for k in range(group_size)]
+    async def sample_pair(index: int, task: Task) -> Row | None:
+        seeds = [(seed + SEEDS_PER_TASK * index + k) % 2**63 for k in range(group_size)]
         played = await asyncio.gather(
-            *(player.play(task, replace(params, seed=own), order=(place, k)) for k, own in enumerate(seeds))
+            *(player.play(task, replace(params, seed=own), order=(index, k)) for k, own in enumerate(seeds))
         )
         trajectories = [trajectory for trajectory in played if trajectory is not None]
         await rubric.score(task, trajectories)
-        return pair(task, trajectories)
+        return choose_pair(task, trajectories)
 
-    rows = await asyncio.gather(*(sampled_pair(place, task) for place, task in enumerate(tasks)))
+    rows = await asyncio.gather(*(sample_pair(index, task) for index, task in enumerate(tasks)))
     for line in player.take_lines():
         tell(line)
     if tasks and not player.num_ended:
@@ -53,7 +54,7 @@ async def sample_preferences(
     return kept, len(rows) - len(kept)
 
 
-def pair(task: Task, trajectories: Sequence[Trajectory]) -> Row | None:
+def choose_pair(task: Task, trajectories: Sequence[Trajectory]) -> Row | None:
     """The best answer against the worst; None where nothing tells them apart. An answer that was cut off cannot be the
     best: as an example it would teach to stop there."""
     judged = [(trajectory.reward, trajectory) for trajectory in trajectories if trajectory.reward is not None]
@@ -71,7 +72,7 @@ def pair(task: Task, trajectories: Sequence[Trajectory]) -> Row | None:
     asked = [trajectory.messages[: trajectory.num_prompt_messages] for trajectory in (best, worst)]
     if asked[0] != asked[1] or list(best.tools) != list(worst.tools):  # answers to different questions
         return None
-    row = {"prompt": asked[0], "chosen": answers_of(best), "rejected": answers_of(worst), "rewards": rewards}
+    row = {"prompt": asked[0], "chosen": all_turns(best), "rejected": all_turns(worst), "rewards": rewards}
     return Row(row | ({"tools": list(best.tools)} if best.tools else {}), task.id)
 
 
@@ -82,8 +83,8 @@ def is_single(task: Task, trajectory: Trajectory) -> bool:
     return plain and not trajectory.tools and asked == task.prompt
 
 
-def answers_of(trajectory: Trajectory) -> list[Message]:
-    """All turns, up to the last one of the policy."""
+def all_turns(trajectory: Trajectory) -> list[Message]:
+    """Up to the last one of the policy."""
     completion = list(trajectory.completion)
     while completion and not (completion[-1]["role"] == "assistant" and completion[-1].get("weight", 1.0)):
         completion.pop()

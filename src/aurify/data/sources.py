@@ -1,144 +1,109 @@
-"""Rows out of files and hubs, each with its place, so that an error can name it."""
+"""The rows of a source as a recipe describes it: where they are, how many are wanted, what is changed and left out."""
 
 from __future__ import annotations
 
-import glob
-import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Annotated, Any
 
-from aurify.config import did_you_mean, missing_file
-from aurify.data.files import Reject, entries_of
-from aurify.data.gsm8k import one_form
-from aurify.data.tally import BadRow
+from aurify import registry
+from aurify.bounds import Checked, Interval, PositiveInt
+from aurify.data.filters import apply_steps, resolve_step, split_options
 from aurify.errors import UserError
-
-SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz")  # files of a folder; for no format
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-
-
-class Row(dict[str, Any]):
-    """A row, where it stands ("pairs.jsonl:17"), and which source of a mixture it belongs to. tidied: calculator
-    annotations were taken out of it (see aurify.data.gsm8k)."""
-
-    def __init__(self, values: Mapping[str, Any], place: str, part: int = 0, *, tidied: bool = False) -> None:
-        super().__init__(values)
-        self.place, self.part, self.tidied = place, part, tidied
-
-    def bad(self, problem: str, kind: str = "") -> BadRow:
-        return BadRow(self.place, problem, kind)
-
-    def need(self, column: str) -> Any:
-        """The value of a column that must be there."""
-        if column not in self:
-            raise self.bad(f"no column {column!r}{did_you_mean(column, map(str, self))}", f"no column {column!r}")
-        value = self[column]
-        if value is None or value == "" or value == []:
-            problem = f"column {column!r} is empty"
-            raise self.bad(f"{problem} ({value!r}); fill it or remove the row", problem)
-        return value
-
-    def text(self, column: str) -> str:
-        value = self.need(column)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return str(value)
-        if not isinstance(value, str):
-            raise self.bad(f"column {column!r} holds {type(value).__name__}; expected text")
-        return value
+from aurify.rows.row import BadRow, Row, Tally
+from aurify.rows.sources import NO_ROWS, open_source
+from aurify.signatures import call, options_for, report_crashes
 
 
-def raising(error: BadRow) -> None:
-    raise error
+@dataclass(frozen=True, kw_only=True)
+class Part(Checked):
+    """One source, alone or in a mixture."""
+
+    path: str | None = None  # a file, a pattern such as data/*.jsonl, a folder, or owner/name of the hub
+    dataset: str | dict[str, Any] | None = None  # registered by @aurify.dataset: a name, or {name: ..., options of it}
+    weight: Annotated[float, Interval(gt=0, lt=float("inf"))] = 1.0  # in a mixture
+    split: str = "train"  # of a data set of the hub, and of the files in a folder
+    subset: str | None = None  # of a data set of the hub: what it calls its configuration
+    max_rows: PositiveInt | None = None  # the first so many; those of the hub are then streamed
+    form: str | None = None  # what `aurify data inspect` calls it; None: found by what is in the rows
+    maps: list[str | dict[str, Any]] = field(default_factory=list)  # names, or {name: ..., options}
+    filters: list[str | dict[str, Any]] = field(default_factory=list)  # applied after all maps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name in ("path", "dataset") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise UserError(f"{' and '.join(given) or 'no source'} given; a part of a mixture has a path or a dataset")
+
+    @property
+    def name(self) -> str:
+        return self.path if self.path is not None else f"the data set {split_options(self.dataset or '')[0]}"
 
 
-def row_as_read(values: Mapping[str, Any], place: str) -> Row:
-    """The row of a file. GSM8K's have one form, whoever reads them."""
-    known = one_form(values)
-    return Row(values, place) if known is None else Row(known[0], place, tidied=known[1])
+def check_part(part: Part) -> None:
+    """What can be seen without reading a row."""
+    if part.dataset is not None:
+        check_dataset(part.dataset)
+    for entry in part.maps:
+        resolve_step("map", entry)
+    for entry in part.filters:
+        resolve_step("filter", entry)
 
 
-def iter_rows(path: str | Path, reject: Reject = raising) -> Iterator[Row]:
-    """The rows of a file, one after the other: JSON lines, JSON, CSV, parquet or plain text, by its content."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(missing_file(path))
-    for place, entry in entries_of(path, reject):
-        if isinstance(entry, dict):
-            yield row_as_read(entry, place)
-        else:
-            reject(BadRow(place, f"a row is a JSON object; this is {type(entry).__name__}"))
-
-
-def load_rows(path: str | Path) -> list[Row]:
-    """All rows of a file; the first that cannot be read is an error."""
-    rows = list(iter_rows(path))
+def read_part(part: Part, tally: Tally, *, skip_bad: bool = False, number: int = 0) -> list[Row]:
+    """The rows of a source, `number` in its mixture. skip_bad: those that cannot be read are counted in `tally`."""
+    entries = load_dataset(part.dataset) if part.dataset is not None else open_path(part)
+    read: Iterable[Row] = islice(good_rows(entries, tally, skip_bad), part.max_rows)
+    rows = list(apply_steps(read, part.maps, part.filters, tally) if part.maps or part.filters else read)
+    for row in rows:
+        row.part = number
+        tally.change(row.location, row.changes)
     if not rows:
-        raise UserError(f"{path}: the file has no rows; expected one JSON object a line")
+        what = "is left to train on" if tally.filtered else "can be read"
+        raise UserError(f"{part.name}: no row {what} ({'; '.join(tally.lines()) or NO_ROWS})")
     return rows
 
 
-def load_hub(name: str, config: str | None, split: str) -> list[Row]:
-    """A data set of the Hugging Face hub (extra `hub`)."""
-    return list(hub_rows(name, config, split, stream=False))
+def open_path(part: Part) -> Iterable[Row | BadRow]:
+    assert part.path is not None
+    return open_source(part.path, subset=part.subset, split=part.split, stream=part.max_rows is not None)
 
 
-def hub_rows(name: str, config: str | None, split: str, *, stream: bool) -> Iterator[Row]:
-    """stream: rows come over the network as they are asked for, and nothing is kept."""
-    try:
-        import datasets
-    except ImportError:
-        raise UserError(f"data set {name!r} is on the hub; to read it: pip install 'aurify[hub]'") from None
-    try:
-        rows = datasets.load_dataset(name, config, split=split, streaming=stream)
-        for number, row in enumerate(rows):
-            yield row_as_read(row, f"{name}/{split}: row {number}")
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"data set {name!r}: the hub did not give it ({reason}); give a JSONL file as path") from error
+def good_rows(entries: Iterable[Row | BadRow], tally: Tally, skip_bad: bool) -> Iterator[Row]:
+    for entry in entries:
+        if isinstance(entry, Row):
+            yield entry
+        elif skip_bad:
+            tally.num_rows += 1
+            tally.reject(entry.kind, str(entry), entry.option)
+        else:
+            raise entry
 
 
-def is_hub_id(path: str) -> bool:
-    """`owner/name` that is no file here."""
-    if not HUB_ID.fullmatch(path) or path.lower().endswith(SUFFIXES):
-        return False
-    return not Path(path).exists() and not Path(path).parent.is_dir()
+# ---------------------------------------------------------------------- rows of a person's own function
 
 
-def is_one_file(path: str) -> bool:
-    """No pattern, no folder and no data set of the hub. The file itself may be missing."""
-    place = Path(path).expanduser()
-    return place.is_file() or not (place.is_dir() or glob.has_magic(path) or is_hub_id(path))
+def load_dataset(entry: str | Mapping[str, Any]) -> list[Row]:
+    """What a function registered by `@aurify.dataset` gives. A row's location is its number."""
+    name, options = split_options(entry)
+    function = registry.get("dataset", name)
+    result = call(f"dataset {name!r}", function, options)
+    with report_crashes(f"dataset {name!r}", function):  # a generator runs, and fails, only now
+        if isinstance(result, str | Mapping) or not hasattr(result, "__iter__"):
+            raise UserError(f"dataset {name!r} gave a {type(result).__name__}; it must return rows, or yield them")
+        rows = list(result)
+    for number, row in enumerate(rows, 1):
+        if not isinstance(row, Mapping):
+            raise UserError(
+                f"dataset {name!r}: row {number} is a {type(row).__name__}; a row is a mapping of columns to values"
+            )
+    if not rows:
+        raise UserError(f"dataset {name!r} gave no rows")
+    return [Row(row, f"dataset {name!r}: row {number}") for number, row in enumerate(rows, 1)]
 
 
-def files_at(path: str, split: str) -> list[Path]:
-    """The files that a path means: one, those of a pattern, or those of a folder whose names hold the split."""
-    place = Path(path).expanduser()
-    if place.is_dir():
-        inside = [file for file in sorted(place.rglob("*")) if file.name.lower().endswith(SUFFIXES)]
-        files = [file for file in inside if split in str(file.relative_to(place))] or inside
-        if not files:
-            raise UserError(f"{path}: the folder holds no data; expected files that end in {', '.join(SUFFIXES)}")
-        return files
-    if not place.exists() and glob.has_magic(path):
-        files = [Path(name) for name in sorted(glob.glob(str(place), recursive=True)) if Path(name).is_file()]
-        if not files:
-            raise UserError(f"{path}: no file matches the pattern")
-        return files
-    return [place]
-
-
-def source_rows(
-    path: str, *, config: str | None = None, split: str = "train", stream: bool = False, reject: Reject = raising
-) -> Iterator[Row]:
-    """The rows that a path means: of a file, a pattern, a folder or a data set of the hub."""
-    if is_hub_id(path):
-        yield from hub_rows(path, config, split, stream=stream)
-        return
-    found = False
-    for file in files_at(path, split):
-        for row in iter_rows(file, reject):
-            found = True
-            yield row
-    if not found and reject is raising:
-        raise UserError(f"{path}: the file has no rows; expected one JSON object a line")
+def check_dataset(entry: str | Mapping[str, Any]) -> None:
+    """What can be seen without calling the function: its name, and names and types of the options."""
+    name, options = split_options(entry)
+    options_for(f"dataset {name!r}", registry.get("dataset", name), options)

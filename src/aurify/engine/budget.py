@@ -14,7 +14,7 @@ import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 
@@ -22,7 +22,7 @@ from aurify.engine.executor import Result
 from aurify.hardware import is_out_of_memory, usable_memory
 
 if TYPE_CHECKING:
-    from aurify.engine.engine import Engine
+    from aurify.engine.optim import MasterAdamW
 
 log = logging.getLogger("aurify")
 
@@ -63,7 +63,17 @@ def plan_memory(
     return MemoryPlan(tokens, recompute, token_bytes)
 
 
-def retreat(engine: Engine, compute: Callable[[], Result]) -> Result:
+class Retreating(Protocol):
+    """What an engine has that can retreat."""
+
+    device: torch.device
+    optimizer: MasterAdamW | None
+    calls: int  # forward_backward since the last optimiser step
+    micro_batch_tokens: int
+    retreats: int
+
+
+def retreat(engine: Retreating, compute: Callable[[], Result]) -> Result:
     """`compute`, and where memory runs out, again from its start with half the tokens a micro-batch. Gradients do not
     depend on micro-batches, so the result is the same. Gradients of earlier calls are kept."""
     optimizer = engine.optimizer

@@ -19,18 +19,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from aurify.engine.attention import IMPLEMENTATION, Forest, Path
+from aurify.engine.decoder import Decoder
 from aurify.engine.logprobs import Head, linear_logprobs
 from aurify.engine.packing import Row, build_row
-
-if TYPE_CHECKING:
-    from aurify.engine.forward import Body
 
 # Tokens of the tree: a prompt with two branches, one of which branches again, and a text of its own. 308 nodes reach
 # over three blocks of 128, one branch is longer than a block, and plain rows have 592 places.
@@ -91,7 +89,7 @@ class Result:
 class Comparison:
     """Plain rows computed in two ways, for packed rows to be compared with."""
 
-    def __init__(self, body: Body, seed: int = 0) -> None:
+    def __init__(self, body: Decoder, seed: int = 0) -> None:
         """seed: of the tokens."""
         self.body, self.module = body, body.module
         self.head = None if body.head is None else frozen(body.head)
@@ -234,7 +232,7 @@ class Comparison:
 class Checker:
     """Comparisons on up to TREES trees, each made when it is needed."""
 
-    def __init__(self, body: Body) -> None:
+    def __init__(self, body: Decoder) -> None:
         self.body = body
         self.comparisons: list[Comparison] = []
 

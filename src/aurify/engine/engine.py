@@ -11,28 +11,33 @@ ranks). Algorithms are blind to models, memory and devices."""
 
 from __future__ import annotations
 
-import copy
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from aurify.engine import parallel
+from aurify.engine.adapter import Adapter
 from aurify.engine.budget import Checkpointing, plan_memory, retreat
+from aurify.engine.copies import share_weights
+from aurify.engine.cpu.rows import choose_executor
 from aurify.engine.divergence import linear_divergence
-from aurify.engine.executor import Grads, Result, add_up, choose_executor
-from aurify.engine.forward import Body, Inputs
+from aurify.engine.executor import Grads, Result, add_up
+from aurify.engine.forward import Body
+from aurify.engine.inputs import Inputs, build_inputs
 from aurify.engine.logprobs import Head, linear_logprobs
-from aurify.engine.lora import Adapter, LoraConfig, read_config
+from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import MasterAdamW, OptimConfig
 from aurify.engine.packing import Row, pack
 from aurify.engine.recompute import recompute_layers
-from aurify.engine.validation import select_trained
+from aurify.engine.restore import open_adapter
+from aurify.engine.validation import check_teacher, select_trained
 from aurify.engine.weights import Weights
 from aurify.errors import UserError
 from aurify.models.export import save_model
@@ -41,16 +46,17 @@ from aurify.types import Algorithm, Datum, Metrics, Outputs
 
 STATE_FILE = "engine.pt"
 OPTIMIZER_BYTES = 16  # a trained parameter: gradient, two moments, and the master of a weight that is not fp32
+Key = TypeVar("Key", bound=Hashable)
 
 
 class Engine:
     """A model with its optimiser.
 
     lora: train low-rank adapters instead of all weights. A model loaded from an adapter folder goes on with that
-    adapter (its initial state is then the reference), unless lora is None: then the adapter is merged and all
-    weights are trained. micro_batch_tokens: nodes of a packed row; None: what the memory has room for. checkpointing:
-    recompute activations in backward; "auto": where they would not fit. share: prompt sharing. packing: False gives
-    every sequence a padded row of its own, to compare with.
+    adapter, whose initial state is then the reference. If lora is None, the adapter is merged and all weights are
+    trained. micro_batch_tokens: nodes of a packed row; None: what the memory has room for. checkpointing: recompute
+    activations in backward; "auto": if they would not fit. share: prompt sharing. packing: False gives every sequence
+    a padded row of its own, to compare with.
 
     The module stays in eval mode: the model's own dropout is off, so that log-probs are those of one policy. LoRA
     dropout is on in `forward_backward` alone."""
@@ -69,20 +75,22 @@ class Engine:
         seed: int = 0,
     ) -> None:
         self.module: Any = model.module
-        self.tokenizer, self.name, self.seed = model.tokenizer, model.name, seed
+        self.tokenizer, self.name, self.origin, self.seed = model.tokenizer, model.name, model.origin, seed
         self.dtype, self.dtype_reason = self.module.get_input_embeddings().weight.dtype, model.dtype_reason
-        self.optim_config = optim or OptimConfig()
         self.device = next(self.module.parameters()).device
         self.share, self.version = share, 0
         self.lock = threading.RLock()  # held while weights change; the sampler takes it for each of its steps
         self.score: nn.Linear | None = getattr(self.module, "score", None)
-        self.head = None if self.score is not None else Head.of(self.module)
-        if self.score is None and self.head is None:
+        self.adapter: Adapter | None = open_adapter(model, lora, seed)
+        head = None if self.score is not None else Head.of(self.module)
+        if self.score is None and head is None:
             raise UserError(f"{self.name}: the output head of {type(self.module).__name__} is no plain linear layer")
-        self.adapter = self._adapt(model.adapter, lora, seed)
         self.trainable = [p for p in self.module.parameters() if p.requires_grad] if trainable else []
-        self.optimizer = MasterAdamW(self.trainable, self.optim_config) if trainable else None
-        self.dropout = self.adapter is not None and self.adapter.config.dropout > 0
+        self.optimizer: MasterAdamW | None = None
+        if trainable:
+            rows = self.adapter.trained_rows() if self.adapter is not None else {}
+            self.optimizer = MasterAdamW(self.trainable, optim or OptimConfig(), rows)
+        self.dropout = self.adapter is not None and self.adapter.dropout > 0
         self.module.eval()
         num_trained = sum(parameter.numel() for parameter in self.trainable)
         wanted = checkpointing if trainable else False  # without gradients nothing is saved
@@ -96,33 +104,11 @@ class Engine:
                     "set it to false"
                 )
         self.executor = choose_executor(self.device, self.trainable, dropout=self.dropout)
-        self.body = Body(self.module, self.head, packing=packing)
+        self.body = Body(self.module, head, packing=packing)
         self.reference_body: Body | None = None
         self.teacher: Engine | None = None  # see `follow`
         self.calls = 0  # forward_backward since the last optim_step
         self.retreats = 0  # how often memory ran out and the micro-batch was halved
-
-    def _adapt(self, folder: Path | None, lora: LoraConfig | None, seed: int) -> Adapter | None:
-        if folder is None and lora is None:
-            return None
-        config = lora or read_config(folder)  # type: ignore[arg-type]
-        if folder is not None and lora is not None:
-            saved = read_config(folder)
-            if (saved.rank, saved.alpha) != (lora.rank, lora.alpha):
-                raise UserError(
-                    f"lora: rank {lora.rank} and alpha {lora.alpha} differ from the adapter in {folder} "
-                    f"({saved.rank}, {saved.alpha}), which this stage goes on with; give the same, or lora: null"
-                )
-        adapter = Adapter.attach(self.module, config, seed)
-        if folder is not None:
-            adapter.load(folder, self.score)
-        if self.score is not None:
-            self.score.requires_grad_(True)
-        if lora is None:
-            adapter.merge_for_good(self.module)
-            return None
-        adapter.merge()
-        return adapter
 
     # ------------------------------------------------------------------ the four verbs
 
@@ -133,9 +119,15 @@ class Engine:
         (`ledger/...`)."""
         if self.optimizer is None:
             raise ValueError("this engine was made with trainable=False")
-        scores = "scores" in algorithm.needs
+        optimizer, scores = self.optimizer, "scores" in algorithm.needs
         teacher = self.followed() if "teacher_divergence" in algorithm.needs else None
-        data = select_trained(self, data, algorithm)
+        data = select_trained(
+            data,
+            algorithm,
+            max_context=min(self.max_context, teacher.max_context) if teacher else self.max_context,
+            vocabulary=self.vocabulary,
+            has_score=self.score is not None,
+        )
         counts = [
             sum(sum(datum.weights) for datum in data),
             len(data),
@@ -149,21 +141,19 @@ class Engine:
                 "what is masked; `aurify train --dry-run` shows the first example"
             )
 
-        def term(row: Row, parts: int) -> tuple[dict[str, Any], Grads | None]:
-            inputs = Inputs.of(row, data, self.device)
+        def term(row: Row) -> tuple[dict[str, Any], Grads | None]:
+            inputs = build_inputs(row, data, self.device)
             outputs = self._outputs(self.body, row, inputs, temperature, "entropy" in algorithm.needs, scores, teacher)
             loss, metrics = algorithm.loss(outputs, inputs.batch)
             if not loss.requires_grad:
                 raise ValueError(f"{type(algorithm).__name__}.loss reaches no parameter: it returned a constant")
-            grads = self.executor.backward(loss / denominator, self.trainable, parts)
+            grads = self.executor.backward(loss / denominator, self.trainable, self.micro_batch_tokens)
             return {"loss": loss.detach()} | metrics, grads
 
         def compute() -> tuple[list[Row], dict[str, float]]:
-            assert self.optimizer is not None
-            parts = self.executor.parts(self.micro_batch_tokens)
             rows, terms = self._rows(data, teacher), []
-            for values, grads in self._each(rows, partial(term, parts=parts), training=True):
-                self.optimizer.collect(grads)
+            for values, grads in self._each(rows, term, training=True):
+                optimizer.collect(grads)
                 terms.append(values)
             return rows, add_up(terms)
 
@@ -195,14 +185,14 @@ class Engine:
                     self.adapter.merge()
                 self.version += 1
         self.calls = 0
-        told = {"ledger/steps_skipped": 1.0} if self.optimizer.skipped else {}
-        return {"optim/grad_norm": norm, "optim/lr": lr} | told
+        skipped = {"ledger/steps_skipped": 1.0} if self.optimizer.skipped else {}
+        return {"optim/grad_norm": norm, "optim/lr": lr} | skipped
 
     @torch.no_grad()
     def logprobs(
         self, data: Sequence[Datum], *, reference: bool = False, temperature: float = 1.0
     ) -> list[list[float]]:
-        """Log-prob of every token with weight != 0, in the place of its token; 0.0 elsewhere.
+        """Log-prob of every token with weight != 0, at the index of its token; 0.0 elsewhere.
 
         reference: under the policy that training began with. With an adapter that is the same model with the
         adapter switched off (or set back to its initial state); without one it is the frozen copy of
@@ -220,25 +210,19 @@ class Engine:
 
         return self._by_token(data, entropy)
 
-    def over_ranks(self, values: Sequence[float]) -> list[float]:
-        return parallel.gather(values)
-
     @torch.no_grad()
     def scores(self, data: Sequence[Datum]) -> list[float]:
         """The scalar head on the last token of each sequence."""
-        results = [0.0] * len(data)
 
-        def found(row: Row) -> list[tuple[int, float]]:
-            outputs = self._outputs(self.body, row, Inputs.of(row, data, self.device), 1.0, scores=True)
-            return list(zip(row.data, outputs.scores.tolist(), strict=True))  # type: ignore[union-attr]
+        def score(row: Row) -> Iterable[tuple[int, float]]:
+            outputs = self._outputs(self.body, row, build_inputs(row, data, self.device), 1.0, scores=True)
+            return zip(row.data, outputs.scores.tolist(), strict=True)  # type: ignore[union-attr]
 
-        def compute() -> list[float]:
-            for row in self._each(self._rows(data), found):
-                for k, value in row:
-                    results[k] = value
-            return results
+        values = self._gather(data, score)
+        return [values[index] for index in range(len(data))]
 
-        return retreat(self, compute)
+    def over_ranks(self, values: Sequence[float]) -> list[float]:
+        return parallel.gather(values)
 
     def save(self, folder: Path | str) -> None:
         """Everything of the engine that decides the future: master weights, optimiser, version."""
@@ -261,29 +245,28 @@ class Engine:
     # ------------------------------------------------------------------ around them
 
     def keep_reference(self) -> None:
-        """Keeps the present weights as the reference. An adapter needs no copy; full fine-tuning makes a frozen
-        one. Call it before the first step and before `load`, where an algorithm needs reference log-probs all
-        along."""
-        if self.adapter is None and self.reference_body is None:
-            frozen = copy.deepcopy(self.module).requires_grad_(False).eval()
-            self.reference_body = Body(frozen, Head.of(frozen))
+        """Keeps the present weights as the reference. An adapter needs no copy; full fine-tuning makes one, and so do
+        whole weights that are trained beside an adapter. Call it before the first step and before `load`, if an
+        algorithm needs reference log-probs all along."""
+        if self.reference_body is None and (self.adapter is None or self.adapter.changes_base):
+            changing = self.trainable if self.adapter is None else [e.parameter for e in self.adapter.extras]
+            held = share_weights(self.module, own=changing)
+            self.reference_body = Body(held, Head.of(held))
 
     def follow(self, teacher: Engine) -> None:
-        """From now on `teacher` is whom `Outputs.divergence` compares with. Its size is free; its tokens must be ours,
-        but for some that only one of the two has."""
-        mine, theirs = self.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-        if not (mine.items() <= theirs.items() or theirs.items() <= mine.items()):
-            token = next(token for token, number in mine.items() if theirs.get(token) != number)
-            raise UserError(
-                f"teacher: {teacher.name} reads other tokens than {self.name} ({token!r} is {mine[token]} here and "
-                f"{theirs.get(token, 'nothing')} there); choose one with the same tokenizer"
-            )
-        if max(mine.values()) >= teacher.vocabulary:
-            raise UserError(f"teacher: {teacher.name} has {teacher.vocabulary} rows for the tokens of {self.name}")
+        """From now on `Outputs.divergence` compares with `teacher`."""
+        tokens, taught = self.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+        check_teacher(self.name, tokens, teacher.name, taught, teacher.vocabulary)
         self.teacher = teacher
 
+    def followed(self) -> Engine:
+        if self.teacher is None:
+            raise ValueError("a divergence from a teacher needs Engine.follow(teacher) before it")
+        return self.teacher
+
     def weights(self) -> Weights:
-        return Weights(self)
+        """What to sample from."""
+        return Weights(self.module, self.adapter)
 
     def export(self, folder: Path | str) -> None:
         """Writes the model as a folder that plain transformers (or peft, for an adapter) loads."""
@@ -291,7 +274,7 @@ class Engine:
             save_model(self.module, self.tokenizer, Path(folder))
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.adapter.save(Path(folder), self.name, self.score)
+        self.adapter.save(Path(folder), self.name, self.origin)
         self.tokenizer.save_pretrained(folder)
 
     def describe(self) -> dict[str, Any]:
@@ -312,6 +295,10 @@ class Engine:
         }
 
     @property
+    def head(self) -> Head | None:
+        return self.body.head
+
+    @property
     def vocabulary(self) -> int:
         return int(self.module.get_input_embeddings().weight.shape[0])
 
@@ -323,21 +310,18 @@ class Engine:
         """Lets go of the model's memory."""
         self.executor.close()
         del self.module, self.body, self.reference_body, self.optimizer, self.trainable
-        self.adapter = self.head = self.score = self.teacher = None
+        self.adapter = self.score = self.teacher = None
+
+    # ------------------------------------------------------------------ rows
 
     def _reference(self) -> Body:
-        if self.adapter is not None:
-            return self.body
         if self.reference_body is not None:
             return self.reference_body
+        if self.adapter is not None and not self.adapter.changes_base:
+            return self.body
         if self.version > 0:
             raise ValueError("reference log-probs after the first step need Engine.keep_reference() before it")
         return self.body  # nothing has changed yet
-
-    def followed(self) -> Engine:
-        if self.teacher is None:
-            raise ValueError("a divergence from a teacher needs Engine.follow(teacher) before it")
-        return self.teacher
 
     def _rows(self, data: Sequence[Datum], teacher: Engine | None = None) -> list[Row]:
         packs, tokens = self.body.packs and (teacher is None or teacher.body.packs), self.micro_batch_tokens
@@ -346,37 +330,36 @@ class Engine:
     def _each(
         self, rows: Sequence[Row], function: Callable[[Row], Result], *, training: bool = False
     ) -> Iterator[Result]:
-        """What `function` gives for each row, in their order. It may run in another thread: what holds for this thread
-        alone goes along."""
+        """What `function` gives for each row, in their order. It may run in another thread, which takes over the grad
+        mode and the adapter's use of this one."""
         adapter, grad = self.adapter, torch.is_grad_enabled()
         use = adapter.state.use if adapter is not None else "adapter"
         dropping = training and self.dropout
 
-        def carried(row: Row) -> Result:
+        def run(row: Row) -> Result:
             mode = nullcontext() if adapter is None else adapter.using(use, dropping=dropping)
             with torch.set_grad_enabled(grad), mode:
                 return function(row)
 
-        tokens = self.micro_batch_tokens
-        return self.executor.run(rows, carried, tokens, self.executor.parts(tokens))
+        return self.executor.run(rows, run, self.micro_batch_tokens)
+
+    def _gather(self, data: Sequence[Datum], values: Callable[[Row], Iterable[tuple[Key, float]]]) -> dict[Key, float]:
+        """What `values` gives for all rows of the data."""
+        return retreat(self, lambda: dict(chain.from_iterable(self._each(self._rows(data), values))))
 
     def _by_token(self, data: Sequence[Datum], values: Callable[[Row, Inputs], Tensor]) -> list[list[float]]:
-        """What `values` gives for the trained tokens of each row, in the places of those tokens."""
+        """What `values` gives for the trained tokens of each row, at the indices of those tokens."""
         results = [[0.0] * len(datum.tokens) for datum in data]
         wanted = [i for i, datum in enumerate(data) if any(datum.weights)]
         chosen = [data[i] for i in wanted]
 
-        def found(row: Row) -> list[tuple[tuple[int, int], float]]:
-            inputs = Inputs.of(row, chosen, self.device)
-            return list(zip(inputs.places, values(row, inputs).tolist(), strict=True))
+        def found(row: Row) -> Iterable[tuple[tuple[int, int], float]]:
+            inputs = build_inputs(row, chosen, self.device)
+            return zip(inputs.indices, values(row, inputs).tolist(), strict=True)
 
-        def compute() -> list[list[float]]:
-            for row in self._each(self._rows(chosen), found):
-                for (k, t), value in row:
-                    results[wanted[k]][t] = value
-            return results
-
-        return retreat(self, compute)
+        for (k, t), value in self._gather(chosen, found).items():
+            results[wanted[k]][t] = value
+        return results
 
     def _outputs(
         self, body: Body, row: Row, inputs: Inputs, temperature: float, entropy: bool = False, scores: bool = False,

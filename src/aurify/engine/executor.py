@@ -1,5 +1,5 @@
-"""How the rows of one call are computed. The plain way is one after the other, each with the whole device;
-`engine/cpu/rows.py` knows a faster one for CPUs with several cores."""
+"""How the rows of one call are computed: one after the other, each with the whole device. `engine/cpu/rows.py` has a
+faster way for CPUs with several cores."""
 
 from __future__ import annotations
 
@@ -17,20 +17,18 @@ Grads = Sequence[Tensor | None]  # one for each parameter
 
 
 class Executor:
-    """One row after the other."""
+    """One row after the other. max_tokens: of a micro-batch."""
 
     def parts(self, max_tokens: int) -> int:
-        """How many rows share a micro-batch of `max_tokens`."""
+        """How many rows share a micro-batch."""
         return 1
 
-    def run(
-        self, rows: Sequence[Row], function: Callable[[Row], Result], max_tokens: int, parts: int
-    ) -> Iterator[Result]:
+    def run(self, rows: Sequence[Row], function: Callable[[Row], Result], max_tokens: int) -> Iterator[Result]:
         """What `function` gives for each row, in their order."""
         return map(function, rows)
 
-    def backward(self, loss: Tensor, parameters: Sequence[nn.Parameter], parts: int) -> Grads | None:
-        """The gradients of `parameters`, or None where they were added to the parameters' own."""
+    def backward(self, loss: Tensor, parameters: Sequence[nn.Parameter], max_tokens: int) -> Grads | None:
+        """The gradients of `parameters`, or None if they were added to the parameters' own."""
         loss.backward()
         return None
 
@@ -38,17 +36,8 @@ class Executor:
         pass
 
 
-def choose_executor(device: torch.device, parameters: Sequence[nn.Parameter], *, dropout: bool) -> Executor:
-    """parameters: those that are trained. Dropout draws from one generator, so its rows need a fixed order."""
-    if device.type != "cpu" or dropout:
-        return Executor()
-    from aurify.engine.cpu.rows import SideBySide
-
-    return SideBySide.choose(parameters) or Executor()
-
-
 def add_up(terms: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The sums over rows of what each row's loss gave; read from the device once."""
+    """The sums over rows of what each row's loss gave. They are read from the device once."""
     names = sorted({name for values in terms for name in values})
     if not names:
         return {}

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from aurify.engine.engine import Engine
+from aurify.engine.adapter import Adapter
 
 
 class Weights:
-    """What to sample from: (name, tensor) for each weight, under the names of the model without adapter. An adapted
-    weight without a merged copy is merged while it passes by."""
+    """Yields (name, tensor) for each weight, under the names of the model without adapter. An adapted weight that has
+    no merged copy is merged when its turn comes."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, module: Any, adapter: Adapter | None) -> None:
+        self.module, self.adapter = module, adapter
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        layers = self.engine.adapter.layers if self.engine.adapter is not None else {}
-        replaced = {f"{name}.base.weight": (f"{name}.weight", layer) for name, layer in layers.items()}
-        for name, parameter in self.engine.module.named_parameters():
-            if name in replaced:
-                plain, layer = replaced[name]
-                merged = layer.merged
-                yield plain, layer.merged_weight(layer.lora_A, layer.lora_B).detach() if merged is None else merged
-            elif not name.endswith((".lora_A", ".lora_B")):
+        layers = self.adapter.layers if self.adapter is not None else {}
+        adapted = {f"{name}.base.weight": (f"{name}.weight", layer) for name, layer in layers.items()}
+        for name, parameter in self.module.named_parameters():
+            if name in adapted:
+                plain, layer = adapted[name]
+                yield plain, layer.plain_weight()
+            elif not name.rpartition(".")[2].startswith("lora_"):
                 yield name.replace(".base.bias", ".bias"), parameter.detach()

@@ -24,6 +24,7 @@ class Observation:
 
     messages: list[Message]
     tools: Sequence[dict[str, Any]] = ()  # JSON schemas in the OpenAI form; the chat template renders them
+    stop: Sequence[str] = ()  # strings that end a turn, beside the end token
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +35,16 @@ class Step:
     done: bool = False
     rewards: Mapping[str, float | None] = field(default_factory=dict)  # summed over steps, beside those of the rubric
     metrics: Metrics = field(default_factory=dict)  # numbers, summed over steps
+    continue_turn: str = ""  # instead of messages: put after what was sampled, and the same turn goes on
 
 
 class Environment(Protocol):
     async def start(self) -> Observation: ...
 
-    async def step(self, message: Message) -> Step: ...
+    async def step(self, message: Message) -> Step:
+        """message: what the policy wrote, with `tool_calls` read from its text where tools are offered. In a turn that
+        goes on, what was written since the last step."""
+        ...
 
     async def close(self) -> None: ...
 

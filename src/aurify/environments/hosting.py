@@ -4,11 +4,13 @@ So an environment that blocks, or never answers, holds up its own trajectory and
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
 from aurify.environments.env import Environment, Observation, Step
+from aurify.signatures import report_crashes
 from aurify.threads import Room, wait_for
 from aurify.types import Message, Task
 
@@ -27,11 +29,14 @@ class Hosted:
     async def step(self, message: Message) -> Step:
         return await self._call("step", message)
 
+    async def finish(self, outcome: str) -> Any:
+        return await self._call("finish", outcome) if hasattr(self.inner, "finish") else None
+
     async def close(self) -> None:
         await self._call("close")
 
     async def _call(self, name: str, *arguments: Any) -> Any:
-        method = getattr(self.inner, name)
+        method = partial(settle, getattr(self.inner, name))
         late = self.room is not None and self.room.late
         seconds = CLOSING_SECONDS if late else self.seconds
         what = f"environment {type(self.inner).__name__!r}: {name}()"
@@ -40,9 +45,38 @@ class Hosted:
         return await self.room.run(partial(method, *arguments), seconds, what)
 
 
+async def settle(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function, plain or async."""
+    result = function(*arguments)
+    return await result if inspect.isawaitable(result) else result
+
+
 def is_threaded(factory: Callable[..., Environment]) -> bool:
     """Not those that say `threaded = False`: they never block."""
-    return bool(getattr(inner_function(factory), "threaded", True))
+    return bool(getattr(unwrap_partial(factory), "threaded", True))
+
+
+@asynccontextmanager
+async def host_environment(
+    factory: Callable[[Task], Environment],
+    task: Task,
+    *,
+    seed: int | None = None,
+    seconds: float | None,
+    stuck: list[Room] | None = None,
+) -> AsyncIterator[Hosted]:
+    """Makes the environment of one trajectory, in a thread of its own if it may block. Each call may take `seconds`. A
+    thread that may still be busy when the trajectory ends is added to `stuck`."""
+    room, function = Room("aurify-environment") if is_threaded(factory) else None, unwrap_partial(factory)
+    try:
+        with report_crashes(f"environment {getattr(function, '__name__', '')!r}", function):
+            environment = await make_environment(factory, task, seed, room, seconds)
+        yield environment
+    finally:
+        if room is not None:
+            room.leave()
+            if room.late and stuck is not None:
+                stuck.append(room)
 
 
 async def make_environment(
@@ -54,7 +88,7 @@ async def make_environment(
     async def make() -> Environment:
         return factory(task, **options)
 
-    what = f"environment {getattr(inner_function(factory), '__name__', 'function')!r}: making it"
+    what = f"environment {getattr(unwrap_partial(factory), '__name__', 'function')!r}: making it"
     made = await (room.run(make, seconds, what) if room is not None else make())
     return Hosted(made, room, seconds)
 
@@ -67,5 +101,5 @@ def takes_seed(factory: Callable[..., Environment]) -> bool:
         return False
 
 
-def inner_function(factory: Any) -> Any:
+def unwrap_partial(factory: Any) -> Any:
     return factory.func if isinstance(factory, partial) else factory

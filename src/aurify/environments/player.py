@@ -11,20 +11,18 @@ from dataclasses import dataclass
 
 from aurify.bounds import Checked, PositiveFloat, PositiveInt
 from aurify.environments.env import Environment
-from aurify.environments.hosting import inner_function, is_threaded, make_environment
-from aurify.environments.rollout import NoRoom, rollout
-from aurify.environments.rounds import InRounds
+from aurify.environments.hosting import host_environment, is_threaded
+from aurify.environments.rollout import NO_LIMITS, Limits, NoRoom, rollout
+from aurify.environments.rounds import CountingSampler, InRounds
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.sampler import Sampler, request_order
-from aurify.signatures import report_crashes
 from aurify.threads import PerLoop, Room, TimeLimit
 from aurify.types import Metrics, SamplingParams, Task, Trajectory
 
 log = logging.getLogger("aurify")
 
 ATTEMPTS = 2
-MAX_TURNS = 16
 MAX_ROOMS = 128  # environments with a thread at the same time; further trajectories wait
 MAX_STUCK = 128  # threads that calls over their time limit still hold
 MAX_TOLD = 5  # reasons of failures that are told in a step
@@ -51,15 +49,16 @@ class Player:
         options: RolloutOptions | None = None,
         *,
         max_context: int | None = None,
-        max_turns: int = MAX_TURNS,
+        limits: Limits | None = None,
     ) -> None:
         self.environment, self.sampler, self.renderer = environment, sampler, renderer
         self.options = options or RolloutOptions()
         self.rounds = InRounds(sampler) if self.options.in_rounds else None
-        self.max_context, self.max_turns = max_context, max_turns
+        self.max_context, self.limits = max_context, limits or NO_LIMITS
         self.threaded, self.rooms = is_threaded(environment), PerLoop(MAX_ROOMS)
         self.num_ended = 0  # trajectories that ended well, in all
         self.counts: Counter[str] = Counter()  # since `take_counts`
+        self.tokens_failed = 0  # since `take_counts`: sampled in attempts that failed
         self.in_a_row, self.last_reason = 0, ""
         self.stuck: list[Room] = []
         self.told: set[str] = set()
@@ -92,15 +91,16 @@ class Player:
                     f"rollouts.step_seconds ({self.options.step_seconds:g}); let the environment give up by itself, or "
                     f"raise the limit. The last trajectory that failed: {self.last_reason}"
                 )
-            token = request_order.set(order)
+            token, sampler = request_order.set(order), CountingSampler(self.rounds or self.sampler)
             try:
-                trajectory = await self._try(task, params, guidance)
+                trajectory = await self._try(task, params, guidance, sampler)
             except Exception as error:
                 log.debug("task %r failed", task.id, exc_info=True)
                 self.counts["retried" if attempt + 1 < ATTEMPTS else "failed"] += 1
-                self.last_reason = f"task {task.id!r}: {reason_of(error)}"
+                self.tokens_failed += sampler.num_tokens
+                self.last_reason = f"task {task.id!r}: {explain_failure(error)}"
                 if attempt + 1 == ATTEMPTS:
-                    self.counts[f"failed_{kind_of(error)}"] += 1
+                    self.counts[f"failed_{classify_failure(error)}"] += 1
             else:
                 self.num_ended, self.in_a_row = self.num_ended + 1, 0
                 for problem in trajectory.problems:
@@ -114,29 +114,23 @@ class Player:
             raise self.too_many()
         return None
 
-    async def _try(self, task: Task, params: SamplingParams, guidance: Sequence[int]) -> Trajectory:
-        room = Room("aurify-environment") if self.threaded else None
-        try:
-            function = inner_function(self.environment)
-            with report_crashes(f"environment {getattr(function, '__name__', '')!r}", function):
-                environment = await make_environment(
-                    self.environment, task, params.seed, room, self.options.step_seconds
-                )
+    async def _try(
+        self, task: Task, params: SamplingParams, guidance: Sequence[int], sampler: CountingSampler
+    ) -> Trajectory:
+        seconds = self.options.step_seconds
+        async with host_environment(
+            self.environment, task, seed=params.seed, seconds=seconds, stuck=self.stuck
+        ) as environment:
             return await rollout(
                 task,
                 environment,
-                self.rounds or self.sampler,
+                sampler,
                 self.renderer,
                 params,
                 max_context=self.max_context,
-                max_turns=self.max_turns,
+                limits=self.limits,
                 guidance=guidance,
             )
-        finally:
-            if room is not None:
-                room.leave()
-                if room.late:
-                    self.stuck.append(room)
 
     def too_many(self) -> UserError:
         num = max(self.in_a_row, 1)
@@ -146,10 +140,11 @@ class Player:
     def take_counts(self) -> Metrics:
         """What failed since the last call, for the ledger."""
         counts, self.counts = self.counts, Counter()
+        tokens, self.tokens_failed = self.tokens_failed, 0
         metrics = {f"ledger/{name}": float(num) for name, num in sorted(counts.items()) if "failed_" in name}
         for name in ("failed", "retried"):
             metrics[f"ledger/trajectories_{name}"] = float(counts[name])
-        return metrics
+        return metrics | {"ledger/tokens_failed": float(tokens)}
 
     def take_lines(self) -> list[str]:
         """What a person should be told of it: each reason once."""
@@ -163,9 +158,9 @@ class Player:
             self.untold.append(line)
 
 
-def reason_of(error: Exception) -> str:
+def explain_failure(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def kind_of(error: Exception) -> str:
+def classify_failure(error: Exception) -> str:
     return "time_limit" if isinstance(error, TimeLimit) else "no_room" if isinstance(error, NoRoom) else "error"

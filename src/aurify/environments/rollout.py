@@ -4,24 +4,47 @@ What goes wrong is raised here; `player.py` makes it the outcome of the trajecto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.environments.answers import Answers, check_messages
 from aurify.environments.env import Environment, Observation, Step
+from aurify.environments.hosting import settle
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.sampler import Sampler, request_order
 from aurify.signatures import report_crashes
-from aurify.types import Datum, Message, SamplingParams, Segment, Task, Trajectory
+from aurify.tools.calls import read_tool_calls
+from aurify.types import Datum, Message, Outcome, SamplingParams, Segment, Task, Trajectory, Turn
 
 TURN_STRIDE = 0x9E3779B97F4A7C15  # keeps the seeds of later turns away from those of neighbouring trajectories
 
 
+MAX_TURNS = 16  # so that a policy that never finishes ends
+
+
 class NoRoom(UserError):
     """A prompt that fills the context."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(Checked):
+    """What a trajectory may use; None: no limit but the context's. A trajectory that runs into one ends there, with
+    that outcome."""
+
+    turns: PositiveInt = MAX_TURNS
+    turn_tokens: PositiveInt | None = None  # sampled in a turn; None: sampling.max_tokens
+    tokens: PositiveInt | None = None  # sampled, in all
+    tool_tokens: PositiveInt | None = None  # of a message of the environment; more is cut, with a mark
+    tool_errors: NonNegativeInt | None = None  # calls of tools that fail, in all
+    seconds: PositiveFloat | None = None  # checked between turns
+
+
+NO_LIMITS = Limits()
 
 
 async def rollout(
@@ -32,76 +55,183 @@ async def rollout(
     params: SamplingParams,
     *,
     max_context: int | None = None,
-    max_turns: int = 16,
+    limits: Limits = NO_LIMITS,
     guidance: Sequence[int] = (),
 ) -> Trajectory:
-    """One trajectory. It is truncated where a completion ran into `max_tokens`, or the whole into `max_context` or
-    `max_turns`. params.max_tokens counts for each turn. max_context: None takes the sampler's, if it has one.
+    """One trajectory. params.max_tokens counts for each turn. max_context: None takes the sampler's, if it has one.
     guidance: how a guide begins the first answer. The policy goes on from there, unless it ends with an end token."""
-    params = replace(params, stop_tokens=(*params.stop_tokens, *sorted(renderer.stop_tokens)))
     if max_context is None:
         max_context = getattr(sampler, "max_context", None)
-    answers = Answers()
-    truncated, order = False, request_order.get()
+    order, answers, outcome = request_order.get(), Answers(), None
     try:
         first = await observe(environment)
-        messages, tools = first.messages, first.tools
-        num_prompt_messages = len(messages)
-        tokens = renderer.prompt(messages, tools)
-        segments = [Segment(tokens, "prompt")]
-        check_room(task, tokens, max_context, renderer)
-        for turn in range(max_turns):
-            reply = list(guidance) if turn == 0 else []
-            if reply:
-                segments.append(Segment(list(reply), "guidance"))
-            finished = bool(reply) and reply[-1] in renderer.stop_tokens
-            if not finished:
-                room = params.max_tokens - len(reply)
-                if max_context is not None:
-                    room = min(room, max_context - len(tokens) - len(reply))
-                if room < 1:
-                    truncated = True
-                    if segments[-1].origin == "environment":  # nobody read it, and it may be longer than the context
-                        segments.pop()
-                    break
-                seed = None if params.seed is None else (params.seed + turn * TURN_STRIDE) % 2**64
-                request_order.set((*order, turn))
-                [completion] = await sampler.sample([*tokens, *reply], replace(params, max_tokens=room, seed=seed))
-                segments.append(Segment(completion.tokens, "policy", completion.logprobs, completion.versions))
-                reply += completion.tokens
-                finished = completion.finish == "stop"
-            before, message = messages, renderer.parse(reply)
-            messages = [*before, message]
-            if not finished:
-                truncated = True
-                break
-            step = await step_of(environment, deepcopy(message))
-            answers.add(step)
-            if step.done:
-                break
-            delta = renderer.delta(before, reply, step.messages, tools)
-            segments.append(Segment(delta, "environment"))
-            tokens = [*tokens, *reply, *delta]
-            messages = [*messages, *step.messages]
-        else:
-            truncated = True
+        params = replace(
+            params,
+            stop=tuple(dict.fromkeys((*params.stop, *first.stop))),
+            stop_tokens=(*params.stop_tokens, *sorted(renderer.stop_tokens)),
+        )
+        played = Play(task, first, renderer, params, limits, max_context)
+        check_room(task, played.tokens, max_context, renderer)
+        while outcome is None:
+            begun = guidance if not played.turns else ()
+            request_order.set((*order, len(played.turns)))
+            outcome = await played.sample_turn(sampler, begun)
+            if outcome is None:
+                began = time.monotonic()
+                step = await take_step(environment, played.last_message())
+                answers.add(step)
+                outcome = played.apply(step, time.monotonic() - began)
     finally:
         request_order.set(order)
-        try:
-            await environment.close()
-        except Exception as error:  # what was played stays what it is
-            answers.problems.append(f"{name_of(environment)}: close() raised {type(error).__name__}: {error}")
+        await finish(environment, outcome, answers)
+    assert outcome is not None
     return Trajectory(
-        segments,
-        messages,
-        num_prompt_messages,
+        played.segments,
+        played.messages,
+        len(first.messages),
         answers.rewards,
-        truncated=truncated,
+        outcome=outcome,
+        turns=played.turns,
         metrics=answers.metrics,
         source="guidance" if guidance else "policy",
-        tools=tools,
+        tools=first.tools,
         problems=answers.problems,
     )
+
+
+class Play:
+    """A conversation as it grows: tokens for the sampler, messages for the environment and for people."""
+
+    def __init__(
+        self,
+        task: Task,
+        first: Observation,
+        renderer: Renderer,
+        params: SamplingParams,
+        limits: Limits,
+        max_context: int | None,
+    ) -> None:
+        self.task, self.tools, self.renderer = task, first.tools, renderer
+        self.params, self.limits, self.max_context = params, limits, max_context
+        self.messages = list(first.messages)
+        self.history = list(first.messages)  # as the renderer sees them: a turn that went on is one message
+        self.tokens = renderer.prompt(self.messages, self.tools)
+        self.segments = [Segment(self.tokens, "prompt")]
+        self.turns: list[Turn] = []
+        self.turn: list[int] = []  # tokens of the assistant's turn so far, with what was put into it
+        self.said: list[int] = []  # those that were sampled since the last step
+        self.num_sampled = self.num_errors = 0
+        self.began = time.monotonic()
+
+    async def sample_turn(self, sampler: Sampler, guidance: Sequence[int]) -> Outcome | None:
+        """Samples until the policy stops. None: it is the environment's turn."""
+        self.said = list(guidance)
+        if guidance:
+            self.segments.append(Segment(list(guidance), "guidance"))
+        began, num_sampled, outcome = time.monotonic(), 0, None
+        if not (guidance and guidance[-1] in self.renderer.stop_tokens):
+            room, limit = self._room(len(guidance))
+            if room < 1:
+                if self.segments[-1].origin == "environment":  # nobody read it, and it may be longer than the context
+                    self.segments.pop()
+                return limit
+            params = replace(self.params, max_tokens=room, seed=self._seed())
+            [completion] = await sampler.sample([*self.tokens, *self.said], params)
+            self.segments.append(Segment(completion.tokens, "policy", completion.logprobs, completion.versions))
+            self.said += completion.tokens
+            num_sampled = len(completion.tokens)
+            outcome = None if completion.finish == "stop" else limit
+        self.num_sampled += num_sampled
+        self.turns.append(Turn(num_sampled, time.monotonic() - began))
+        self.turn += self.said
+        self.tokens = [*self.tokens, *self.said]
+        self.messages.append(self.renderer.parse(self.said))
+        return outcome
+
+    def _room(self, num_guided: int) -> tuple[int, Outcome]:
+        """How many tokens the turn may have, and which limit that is."""
+        turn_tokens = self.limits.turn_tokens or self.params.max_tokens
+        rooms: list[tuple[int, Outcome]] = [(turn_tokens - num_guided, "token_limit")]
+        if self.limits.tokens is not None:
+            rooms.append((self.limits.tokens - self.num_sampled, "token_limit"))
+        if self.max_context is not None:
+            rooms.append((self.max_context - len(self.tokens) - num_guided, "context"))
+        return min(rooms, key=lambda room: room[0])
+
+    def _seed(self) -> int | None:
+        seed = self.params.seed
+        return None if seed is None else (seed + len(self.turns) * TURN_STRIDE) % 2**64
+
+    def last_message(self) -> Message:
+        """What the environment is told, as a copy: it may change it."""
+        message = deepcopy(self.messages[-1])
+        if self.tools and (calls := read_tool_calls(message["content"], self.tools)):
+            message["tool_calls"] = calls
+        return message
+
+    def apply(self, step: Step, seconds: float) -> Outcome | None:
+        """Takes the environment's answer in. None: the policy goes on."""
+        self.num_errors += int(step.metrics.get("calls_failed", 0))
+        delta = [] if step.done else self._going_on(step) if step.continue_turn else self._next_turn(step)
+        turn = self.turns[-1]
+        self.turns[-1] = replace(
+            turn, environment_seconds=seconds, environment_tokens=len(delta), rewards=dict(step.rewards or {})
+        )
+        if step.done:
+            return "done"
+        self.segments.append(Segment(delta, "environment"))
+        self.tokens = [*self.tokens, *delta]
+        if self.limits.tool_errors is not None and self.num_errors > self.limits.tool_errors:
+            return "tool_errors"
+        if len(self.turns) >= self.limits.turns:
+            return "turn_limit"
+        if self.limits.seconds is not None and time.monotonic() - self.began > self.limits.seconds:
+            return "time_limit"
+        return None
+
+    def _going_on(self, step: Step) -> list[int]:
+        """Text that is put into the turn. After an end token no turn can go on: then the user says it."""
+        if self.said[-1:] and self.said[-1] in self.renderer.stop_tokens:
+            return self._next_turn(Step([{"role": "user", "content": step.continue_turn.strip()}]))
+        text = self._cut(step.continue_turn)
+        self.messages.append(cast(Message, {"role": "assistant", "content": text, "weight": 0.0}))
+        delta = self.renderer.continuation(text)
+        self.turn += delta
+        return delta
+
+    def _next_turn(self, step: Step) -> list[int]:
+        messages = [cast(Message, {**message, "content": self._cut(message["content"])}) for message in step.messages]
+        delta = self.renderer.delta(self.history, self.turn, messages, self.tools)
+        self.history += [self.renderer.parse(self.turn), *messages]
+        self.messages += messages
+        self.turn = []
+        return delta
+
+    def _cut(self, text: str) -> str:
+        """At most limits.tool_tokens of a message, and a mark that says how much is missing."""
+        limit = self.limits.tool_tokens
+        if limit is None or len(text) <= limit:  # a token has at least a character
+            return text
+        tokens = self.renderer.continuation(text)
+        if len(tokens) <= limit:
+            return text
+        kept = self.renderer.tokenizer.decode(tokens[:limit]).rstrip("\ufffd")
+        return f"{kept} ... [{len(tokens) - limit:,} of {len(tokens):,} tokens are cut]"
+
+
+async def finish(environment: Environment, outcome: Outcome | None, answers: Answers) -> None:
+    """The environment's last word, which may bring rewards, and its end. What was played stays what it is, whatever
+    goes wrong here. outcome: None after an error."""
+    last_word = getattr(environment, "finish", None)
+    try:
+        if last_word is not None:
+            answers.add(Step(rewards=await settle(last_word, outcome or "error") or {}))
+    except Exception as error:
+        answers.problems.append(f"{describe_environment(environment)}: finish() raised {type(error).__name__}: {error}")
+    try:
+        await settle(environment.close)
+    except Exception as error:
+        answers.problems.append(f"{describe_environment(environment)}: close() raised {type(error).__name__}: {error}")
 
 
 def check_room(task: Task, tokens: Sequence[int], max_context: int | None, renderer: Renderer) -> None:
@@ -115,24 +245,29 @@ def check_room(task: Task, tokens: Sequence[int], max_context: int | None, rende
 
 async def observe(environment: Environment) -> Observation:
     """What the environment shows first, as a copy: it may go on with its own lists."""
-    with report_crashes(name_of(environment), type(inner_of(environment))):
-        first: object = await environment.start()
+    with report_crashes(describe_environment(environment), type(unwrap(environment))):
+        first: object = await settle(environment.start)
     if not isinstance(first, Observation):
         raise UserError(
-            f"{name_of(environment)}: start() gave a {type(first).__name__}; it must return an aurify.Observation"
+            f"{describe_environment(environment)}: start() gave a {type(first).__name__}; it must return an "
+            "aurify.Observation"
         )
-    check_messages(first.messages, f"{name_of(environment)}: start()")
-    return Observation(deepcopy(list(first.messages)), deepcopy(list(first.tools)))
+    check_messages(first.messages, f"{describe_environment(environment)}: start()")
+    return replace(first, messages=deepcopy(list(first.messages)), tools=deepcopy(list(first.tools)))
 
 
-async def step_of(environment: Environment, message: Message) -> Step:
+async def take_step(environment: Environment, message: Message) -> Step:
     """The environment's answer, as a copy. Assistant messages that it writes have weight 0: they are not the
     policy's."""
-    with report_crashes(name_of(environment), type(inner_of(environment))):
-        step: object = await environment.step(message)
-    if not isinstance(step, Step):
-        raise UserError(f"{name_of(environment)}: step() gave a {type(step).__name__}; it must return an aurify.Step")
-    check_messages(step.messages, f"{name_of(environment)}: step()")
+    where = f"{describe_environment(environment)}: step()"
+    with report_crashes(describe_environment(environment), type(unwrap(environment))):
+        answer: object = await settle(environment.step, message)
+    if isinstance(answer, str):
+        answer = [{"role": "user", "content": answer}]
+    step = answer if isinstance(answer, Step) else Step([answer] if isinstance(answer, Mapping) else answer)  # type: ignore[arg-type,list-item]
+    if answer is None or not isinstance(step.messages, Sequence):
+        raise UserError(f"{where} gave a {type(answer).__name__}; it must return an aurify.Step, a text or messages")
+    check_messages(step.messages, where)
     messages = [
         cast(Message, {**message, "weight": 0.0}) if message["role"] == "assistant" else message
         for message in deepcopy(list(step.messages))
@@ -140,13 +275,13 @@ async def step_of(environment: Environment, message: Message) -> Step:
     return replace(step, messages=messages)
 
 
-def inner_of(environment: Any) -> Any:
+def unwrap(environment: Any) -> Any:
     """The environment itself, where it is hosted."""
     return getattr(environment, "inner", environment)
 
 
-def name_of(environment: Environment) -> str:
-    return f"environment {type(inner_of(environment)).__name__!r}"
+def describe_environment(environment: Environment) -> str:
+    return f"environment {type(unwrap(environment)).__name__!r}"
 
 
 def build_datum(trajectory: Trajectory, advantage: float = 0.0) -> Datum:

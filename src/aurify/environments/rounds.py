@@ -1,4 +1,5 @@
-"""Turns in step, for runs that are to be equal to the bit though their conversations have several turns."""
+"""Samplers around a sampler: one that counts what it gives, and one that keeps turns in step, for runs that are to be
+equal to the bit though their conversations have several turns."""
 
 from __future__ import annotations
 
@@ -13,13 +14,33 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class InRounds:
-    """A sampler that lets a request go when all who play have made theirs. So which requests share a batch depends on
-    the conversations alone, and not on how long an environment takes to answer."""
+class CountingSampler:
+    """A sampler that counts its tokens."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler, self.version = sampler, sampler.version
         self.max_context: int | None = getattr(sampler, "max_context", None)
+        self.num_tokens = 0
+
+    async def sample(self, prompt: list[int], params: SamplingParams, n: int = 1) -> list[Completion]:
+        completions = await self.sampler.sample(prompt, params, n)
+        self.num_tokens += sum(len(completion.tokens) for completion in completions)
+        return completions
+
+    async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        await self.sampler.load_weights(weights, version)
+        self.version = version
+
+    async def close(self) -> None:
+        await self.sampler.close()
+
+
+class InRounds(CountingSampler):
+    """A sampler that lets a request go when all who play have made theirs. So which requests share a batch depends on
+    the conversations alone, and not on how long an environment takes to answer."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        super().__init__(sampler)
         self.num_playing = 0
         self.arrived: list[asyncio.Future[None]] = []
 
@@ -39,14 +60,7 @@ class InRounds:
         finally:
             if turn in self.arrived:  # cancelled
                 self.arrived.remove(turn)
-        return await self.sampler.sample(prompt, params, n)
-
-    async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        await self.sampler.load_weights(weights, version)
-        self.version = version
-
-    async def close(self) -> None:
-        await self.sampler.close()
+        return await super().sample(prompt, params, n)
 
     def _begin_round(self) -> None:
         """All go in the same moment of the event loop, so the sampler finds all of them."""

@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from aurify.errors import UserError
-from aurify.evaluation.retrieval import CUTOFFS, DEPTH, Latency, Quality, Question, latency, quality
-from aurify.knowledge import search as searching
+from aurify.evaluation.retrieval import CUTOFFS, DEPTH, Quality, Question, rate
 from aurify.knowledge.knowledge_base import KnowledgeBase
-from aurify.knowledge.search import SearchOptions
+from aurify.knowledge.search import PER_LIMIT, SearchOptions, fuse, pick
 from aurify.knowledge.types import Hit, Reranker
 
-AT_ONCE = 32  # questions in one batch
+QUESTIONS_AT_ONCE = 32
 WEIGHTS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)  # of dense search, tried for both kinds of fusion
+HEADINGS = ("search", "MRR@10", "nDCG@10", f"recall@{CUTOFFS[0]}", *(f"@{k}" for k in CUTOFFS[1:]), "p50 ms", "p95 ms")
 
-Progress = Callable[[int], None]  # so many more questions have been asked
+Progress = Callable[[Sequence[Any]], Iterable[Any]]  # passes things on, and shows how many of them are left
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of single calls, sorted."""
+
+    milliseconds: tuple[float, ...]
+
+    def at(self, share: float) -> float:
+        """The least time that so many of the calls did not exceed."""
+        return self.milliseconds[max(0, math.ceil(share * len(self.milliseconds)) - 1)]
+
+    def to_record(self) -> dict[str, float]:
+        return {"p50_ms": round(self.at(0.5), 2), "p95_ms": round(self.at(0.95), 2)}
 
 
 @dataclass(frozen=True)
@@ -30,12 +47,25 @@ class Measured:
     total: Latency
     stages: dict[str, Latency]
 
-    def record(self) -> dict[str, Any]:
-        stages = {name: one.record() for name, one in self.stages.items()}
-        return {"name": self.name, **self.quality.record(), **self.total.record(), "stages": stages}
+    def to_record(self) -> dict[str, Any]:
+        stages = {name: one.to_record() for name, one in self.stages.items()}
+        return {"name": self.name, **self.quality.to_record(), **self.total.to_record(), "stages": stages}
+
+    def to_row(self) -> list[str]:
+        """Under HEADINGS."""
+        quality = self.quality
+        numbers = [f"{quality.mrr:.3f} ± {quality.error:.3f}", f"{quality.ndcg:.3f}"]
+        numbers += [f"{quality.recalls[k - 1]:.3f}" for k in CUTOFFS]
+        return [self.name, *numbers, *(f"{self.total.at(share):.1f}" for share in (0.5, 0.95))]
 
 
-def modes(options: SearchOptions) -> dict[str, SearchOptions]:
+def list_stages(measured: Sequence[Measured]) -> list[list[str]]:
+    """(stage, p50, p95), each of the last search that has this stage."""
+    stages = {name: found for one in measured for name, found in one.stages.items()}
+    return [[name, f"{found.at(0.5):.1f}", f"{found.at(0.95):.1f}"] for name, found in stages.items()]
+
+
+def list_modes(options: SearchOptions) -> dict[str, SearchOptions]:
     """What a knowledge base is compared with: each stage alone, both by plain reciprocal rank fusion, and its own
     fusion."""
     return {
@@ -55,10 +85,10 @@ def measure_search(
     rerank: Reranker | None = None,
     per_document: bool = True,
     num_timed: int = 100,
-    progress: Progress = lambda num: None,
+    progress: Progress = iter,
 ) -> Measured:
-    """Quality over all questions, asked in batches; before that, latency over the first `num_timed`, asked one
-    by one, while a second stage has not seen their passages."""
+    """Quality over all questions, asked in batches. Latency over the first `num_timed`, asked one by one and before
+    that: a second stage has not seen their passages then."""
     parts: dict[str, list[float]] = defaultdict(list)
 
     def ask(text: str) -> None:
@@ -67,18 +97,29 @@ def measure_search(
         for stage, seconds in times.items():
             parts[stage].append(1e3 * seconds)
 
-    total = latency(ask, [one.text for one in questions[:num_timed]])
+    total = time_calls(ask, [one.text for one in questions[:num_timed]])
     hits: list[list[Hit]] = []
-    for start in range(0, len(questions), AT_ONCE):
-        texts = [one.text for one in questions[start : start + AT_ONCE]]
+    for start in progress(range(0, len(questions), QUESTIONS_AT_ONCE)):
+        texts = [one.text for one in questions[start : start + QUESTIONS_AT_ONCE]]
         hits += kb.search_many(texts, DEPTH, rerank=rerank, per_document=per_document, options=options)
-        progress(len(texts))
     stages = {stage: Latency(tuple(sorted(times))) for stage, times in parts.items()}
-    return Measured(name, quality(questions, hits), total, stages)
+    return Measured(name, rate(questions, hits), total, stages)
 
 
-def candidates_for_tuning(options: SearchOptions) -> Iterator[SearchOptions]:
-    """Single stages are among them: fusion has to earn its place."""
+def time_calls(call: Callable[[str], object], texts: Sequence[str], warm_up: int = 3) -> Latency:
+    """One call after another, as a person or an agent asks, after some that do not count."""
+    for _ in range(warm_up):
+        call("warm up")
+    times = []
+    for text in texts:
+        start = time.perf_counter()
+        call(text)
+        times.append(1e3 * (time.perf_counter() - start))
+    return Latency(tuple(sorted(times)))
+
+
+def list_fusions(options: SearchOptions) -> Iterator[SearchOptions]:
+    """Single stages are among them: fusion has to be better than each."""
     yield replace(options, mode="dense")
     yield replace(options, mode="bm25")
     for weight in WEIGHTS:
@@ -92,51 +133,28 @@ def tune(
     questions: Sequence[Question],
     *,
     per_document: bool = True,
-    progress: Progress = lambda num: None,
+    progress: Progress = iter,
 ) -> list[tuple[SearchOptions, Quality]]:
     """Every way to fuse, by MRR, best first. The lists of a question are found once and fused in each way. Tune on
     other questions than you report: the best of many numbers is too good."""
     snapshot = kb.store.snapshot()
     if snapshot is None:
         raise UserError(f"{kb.folder} is empty: there is nothing to tune on")
-    tried = list(candidates_for_tuning(kb.settings.search))
+
+    @cache
+    def fetch(index: int) -> Hit:
+        [(chunk, _)] = snapshot.chunks([index])
+        return Hit(chunk, 0.0)
+
+    tried = list(list_fusions(kb.settings.search))
     results: list[list[list[Hit]]] = [[] for _ in tried]
-    held: dict[int, Hit] = {}
-    for start in range(0, len(questions), AT_ONCE):
-        texts = [one.text for one in questions[start : start + AT_ONCE]]
-        for text, vector in zip(texts, kb.embedder.embed_queries(texts), strict=True):
-            num = max(tried[0].candidates, searching.PER_LIMIT * DEPTH)
-            lists = {"dense": snapshot.dense(vector, num), "bm25": snapshot.bm25(text, num)}
-            for options, found in zip(tried, results, strict=True):
-                order = (
-                    searching.fuse(snapshot, lists, vector, options)
-                    if options.mode == "hybrid"
-                    else lists[options.mode]
-                )
-                best = searching.pick(snapshot, order, per_document, DEPTH)
-                missing = [place for place, _ in best if place not in held]
-                for place, (chunk, _) in zip(missing, snapshot.chunks(missing), strict=True):
-                    held[place] = Hit(chunk, 0.0)
-                found.append([held[place] for place, _ in best])
-        progress(len(texts))
-    measured = [(options, quality(questions, found)) for options, found in zip(tried, results, strict=True)]
-    return sorted(measured, key=lambda entry: -entry[1].mrr)
-
-
-def headings() -> tuple[str, ...]:
-    return ("search", "MRR@10", "nDCG@10", f"recall@{CUTOFFS[0]}", *(f"@{k}" for k in CUTOFFS[1:]), "p50 ms", "p95 ms")
-
-
-def row(one: Measured) -> list[str]:
-    """Under `headings`."""
-    recalls = (f"{one.quality.recalls[k - 1]:.3f}" for k in CUTOFFS)
-    times = (f"{one.total.at(share):.1f}" for share in (0.5, 0.95))
-    return [one.name, f"{one.quality.mrr:.3f} ± {one.quality.error:.3f}", f"{one.quality.ndcg:.3f}", *recalls, *times]
-
-
-def stage_rows(measured: Sequence[Measured]) -> list[list[str]]:
-    """(stage, p50, p95), each of the last search that has this stage."""
-    stages: dict[str, Latency] = {}
-    for one in measured:
-        stages |= one.stages
-    return [[name, f"{found.at(0.5):.1f}", f"{found.at(0.95):.1f}"] for name, found in stages.items()]
+    num = max(kb.settings.search.candidates, PER_LIMIT * DEPTH)
+    vectors = kb.embedder.embed_queries([one.text for one in questions])
+    by_meaning = snapshot.dense_many(vectors, num)
+    for question, vector, dense in zip(progress(questions), vectors, by_meaning, strict=True):
+        lists = {"dense": dense, "bm25": snapshot.bm25(question.text, num)}
+        for options, found in zip(tried, results, strict=True):
+            order = fuse(snapshot, lists, vector, options) if options.mode == "hybrid" else lists[options.mode]
+            found.append([fetch(index) for index, _ in pick(snapshot, order, per_document, DEPTH)])
+    rated = [(options, rate(questions, found)) for options, found in zip(tried, results, strict=True)]
+    return sorted(rated, key=lambda entry: -entry[1].mrr)

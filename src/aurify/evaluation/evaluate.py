@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from aurify.environments.player import MAX_TURNS, Player, RolloutOptions
+from aurify.environments.player import Player, RolloutOptions
+from aurify.environments.rollout import NO_LIMITS, Limits
 from aurify.errors import UserError
 from aurify.rewards.rubric import Rubric
 from aurify.types import Datum, Group, Metrics, SamplingParams, Task
@@ -56,7 +57,7 @@ async def evaluate(
     samples_per_task: int = 1,
     seed: int = 0,
     max_context: int | None = None,
-    max_turns: int = MAX_TURNS,
+    limits: Limits = NO_LIMITS,
     options: RolloutOptions | None = None,
 ) -> Evaluation:
     """Answers to the first `num_tasks` held-out tasks (None: all), judged by the task's own rubric."""
@@ -65,7 +66,7 @@ async def evaluate(
         raise UserError(f"task {taskset.name!r} has no held-out tasks to evaluate on")
 
     rubric = taskset.rubric if options is None else Rubric(taskset.rubric.rewards, options.reward_seconds)
-    player = Player(taskset.environment, sampler, renderer, options, max_context=max_context, max_turns=max_turns)
+    player = Player(taskset.environment, sampler, renderer, options, max_context=max_context, limits=limits)
 
     async def answers(place: int, task: Task) -> Group:
         seeds = [(seed * 1_000_003 + place) * 1_000 + k for k in range(samples_per_task)]

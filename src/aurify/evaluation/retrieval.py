@@ -2,7 +2,7 @@
 
 An answer is a document, or some lines of one: then a hit must share at least half of its lines, or of the answer's,
 with them, and a file's anchor is no answer. A document found twice counts once. recall@k divides by the answers that
-k places have room for, as BEIR's capped recall does; without it a question with 20 answers could not reach recall@1.
+k hits have room for, as BEIR's capped recall does; otherwise a question with 20 answers could not reach recall@1.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 from aurify.errors import UserError
 from aurify.knowledge.types import Hit
 
-DEPTH = 20  # places of a result that are looked at
+DEPTH = 20  # hits of a result that are looked at
 CUTOFFS = (1, 5, 20)
 
 
@@ -43,25 +42,25 @@ def read_questions(path: Path) -> list[Question]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected JSON lines with query and document") from None
-    questions = [question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    questions = [parse_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not questions:
         raise UserError(f"{path}: no questions; expected lines such as {{'query': '...', 'document': 'its id'}}")
     return questions
 
 
-def question(line: str, place: str) -> Question:
+def parse_question(line: str, where: str) -> Question:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{place}: not JSON ({error})") from None
+        raise UserError(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict) or not isinstance(row.get("query"), str) or not row["query"].strip():
-        raise UserError(f"{place}: expected an object with a text under 'query'")
+        raise UserError(f"{where}: expected an object with a text under 'query'")
     documents = row.get("documents", [row["document"]] if "document" in row else None)
     if not isinstance(documents, list) or not documents or not all(isinstance(one, str) for one in documents):
-        raise UserError(f"{place}: expected the id of an answer under 'document', or a list of them under 'documents'")
+        raise UserError(f"{where}: expected the id of an answer under 'document', or a list of them under 'documents'")
     span = row.get("lines")
     if span is not None and (len(documents) != 1 or not is_span(span)):
-        raise UserError(f"{place}: lines is {span!r}; expected [first, last] of one document, counted from 1")
+        raise UserError(f"{where}: lines is {span!r}; expected [first, last] of one document, counted from 1")
     return Question(row["query"], tuple(Answer(one, tuple(span) if span else None) for one in dict.fromkeys(documents)))
 
 
@@ -70,7 +69,7 @@ def is_span(value: Any) -> bool:
     return whole and 1 <= value[0] <= value[1]
 
 
-def halves(questions: Iterable[Question]) -> tuple[list[Question], list[Question]]:
+def split_in_halves(questions: Iterable[Question]) -> tuple[list[Question], list[Question]]:
     """One half to tune on and one to report, by the hash of the text: the same whatever the order of the file."""
     parts: tuple[list[Question], list[Question]] = ([], [])
     for one in questions:
@@ -78,7 +77,7 @@ def halves(questions: Iterable[Question]) -> tuple[list[Question], list[Question
     return parts
 
 
-def matches(hit: Hit, answer: Answer) -> bool:
+def is_answer(hit: Hit, answer: Answer) -> bool:
     chunk = hit.chunk
     if chunk.document != answer.document or answer.lines is None:
         return chunk.document == answer.document
@@ -88,24 +87,25 @@ def matches(hit: Hit, answer: Answer) -> bool:
     return chunk.kind != "anchor" and 2 * shared >= shorter
 
 
-def ranks(question: Question, hits: Sequence[Hit]) -> list[int]:
-    """The place, from 1, where each answer that was found comes first."""
+def find_ranks(question: Question, hits: Sequence[Hit]) -> list[int]:
+    """The rank, from 1, at which each answer that was found comes first."""
     found = (
-        next((rank for rank, hit in enumerate(hits[:DEPTH], 1) if matches(hit, one)), None) for one in question.answers
+        next((rank for rank, hit in enumerate(hits[:DEPTH], 1) if is_answer(hit, one)), None)
+        for one in question.answers
     )
     return sorted(rank for rank in found if rank is not None)
 
 
-def reciprocal_rank(found: Sequence[int], depth: int = 10) -> float:
-    return 1 / found[0] if found and found[0] <= depth else 0.0
+def reciprocal_rank(ranks: Sequence[int], depth: int = 10) -> float:
+    return 1 / ranks[0] if ranks and ranks[0] <= depth else 0.0
 
 
-def recall(found: Sequence[int], num_answers: int, k: int) -> float:
-    return sum(rank <= k for rank in found) / min(num_answers, k)
+def recall(ranks: Sequence[int], num_answers: int, k: int) -> float:
+    return sum(rank <= k for rank in ranks) / min(num_answers, k)
 
 
-def ndcg(found: Sequence[int], num_answers: int, depth: int = 10) -> float:
-    gain = sum(1 / math.log2(rank + 1) for rank in found if rank <= depth)
+def ndcg(ranks: Sequence[int], num_answers: int, depth: int = 10) -> float:
+    gain = sum(1 / math.log2(rank + 1) for rank in ranks if rank <= depth)
     return gain / sum(1 / math.log2(rank + 1) for rank in range(1, min(num_answers, depth) + 1))
 
 
@@ -119,49 +119,23 @@ class Quality:
     ndcg: float
     recalls: tuple[float, ...]  # at 1, 2, ... DEPTH
 
-    def record(self) -> dict[str, float]:
+    def to_record(self) -> dict[str, float]:
         at = {f"recall@{k}": round(self.recalls[k - 1], 4) for k in CUTOFFS}
         numbers = {"mrr@10": round(self.mrr, 4), "error": round(self.error, 4), "ndcg@10": round(self.ndcg, 4)}
         return {"questions": self.num, **numbers, **at}
 
 
-def quality(questions: Sequence[Question], results: Sequence[Sequence[Hit]]) -> Quality:
-    found = [ranks(one, hits) for one, hits in zip(questions, results, strict=True)]
+def rate(questions: Sequence[Question], results: Sequence[Sequence[Hit]]) -> Quality:
+    ranks = [find_ranks(one, hits) for one, hits in zip(questions, results, strict=True)]
     num_answers = [len(one.answers) for one in questions]
-    reciprocal = [reciprocal_rank(one) for one in found]
+    reciprocal = [reciprocal_rank(one) for one in ranks]
     return Quality(
         num=len(questions),
         mrr=statistics.fmean(reciprocal),
-        error=statistics.stdev(reciprocal) / math.sqrt(len(found)) if len(found) > 1 else 0.0,
-        ndcg=statistics.fmean(map(ndcg, found, num_answers)),
+        error=statistics.stdev(reciprocal) / math.sqrt(len(ranks)) if len(ranks) > 1 else 0.0,
+        ndcg=statistics.fmean(map(ndcg, ranks, num_answers)),
         recalls=tuple(
-            statistics.fmean(recall(one, num, k) for one, num in zip(found, num_answers, strict=True))
+            statistics.fmean(recall(one, num, k) for one, num in zip(ranks, num_answers, strict=True))
             for k in range(1, DEPTH + 1)
         ),
     )
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds of single calls, sorted."""
-
-    milliseconds: tuple[float, ...]
-
-    def at(self, share: float) -> float:
-        """The least time that so many of the calls did not exceed."""
-        return self.milliseconds[max(0, math.ceil(share * len(self.milliseconds)) - 1)]
-
-    def record(self) -> dict[str, float]:
-        return {"p50_ms": round(self.at(0.5), 2), "p95_ms": round(self.at(0.95), 2)}
-
-
-def latency(call: Callable[[str], object], texts: Sequence[str], warm_up: int = 3) -> Latency:
-    """One call after another, as a person or an agent asks, none of these questions before."""
-    for _ in range(warm_up):
-        call("warm up")
-    times = []
-    for text in texts:
-        begin = time.perf_counter()
-        call(text)
-        times.append(1e3 * (time.perf_counter() - begin))
-    return Latency(tuple(sorted(times)))

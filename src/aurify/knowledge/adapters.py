@@ -1,7 +1,7 @@
 """Passages that already lie in ChromaDB or FAISS, as a `Retriever`: whatever takes a knowledge base's `search_many`
 takes these.
 
-    search = open_chroma("chroma/", "notes", load_embedder("all-minilm-l6-v2"))
+    search = open_chroma("chroma/", "notes", load_embedder("all-minilm-l6-v2"), where={"year": {"$gte": 2020}})
     search = open_faiss("wiki.index", "wiki.jsonl", load_embedder("intfloat/e5-base-v2"))
     search(["what purrs?"], 3)
 
@@ -12,7 +12,7 @@ does not need them: `aurify ingest` keeps words and vectors together.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,13 @@ import numpy as np
 
 from aurify.errors import UserError
 from aurify.files import require
-from aurify.knowledge.types import Chunk, Document, Embedder, Hit, Retriever, Where
-from aurify.knowledge.where import matches
-
-Scored = Iterable[tuple[Document, float]]
-Nearest = Callable[[np.ndarray, int], Iterable[Scored]]  # (vectors, how many) -> passages with cosines for each vector
+from aurify.knowledge.types import Chunk, Document, Embedder, Hit, Retriever
 
 
-def open_chroma(folder: str | Path, collection: str, embedder: Embedder) -> Retriever:
-    """A collection of a local ChromaDB."""
+def open_chroma(
+    folder: str | Path, collection: str, embedder: Embedder, where: Mapping[str, Any] | None = None
+) -> Retriever:
+    """A collection of a local ChromaDB; `where` is a condition in Chroma's own language."""
     chromadb = require("chromadb", "chroma", "to search passages in ChromaDB")
     if not (Path(folder) / "chroma.sqlite3").is_file():
         raise UserError(f"{folder} holds no ChromaDB (there is no chroma.sqlite3 in it)")
@@ -40,16 +38,21 @@ def open_chroma(folder: str | Path, collection: str, embedder: Embedder) -> Retr
     held = client.get_collection(collection, embedding_function=None)
     space = (held.configuration.get("hnsw") or {}).get("space", "l2")
 
-    def nearest(vectors: np.ndarray, num: int) -> Iterator[Scored]:
-        parts = ["documents", "metadatas", "distances"]
-        found = held.query(query_embeddings=vectors, n_results=num, include=parts)
-        for columns in zip(*(found[name] for name in ("ids", *parts)), strict=True):
-            yield [
+    def search(queries: Sequence[str], k: int = 10, /) -> list[list[Hit]]:
+        num = min(k, held.count())
+        if not queries or not num:
+            return [[] for _ in queries]
+        vectors, parts = embedder.embed_queries(queries), ["documents", "metadatas", "distances"]
+        found = held.query(query_embeddings=vectors, n_results=num, where=where, include=parts)
+        return [
+            to_hits(
                 (Document(id, text or "", metadata=metadata or {}), to_cosine(distance, space))
                 for id, text, metadata, distance in zip(*columns, strict=True)
-            ]
+            )
+            for columns in zip(*(found[name] for name in ("ids", *parts)), strict=True)
+        ]
 
-    return build_retriever(nearest, held.count, embedder)
+    return search
 
 
 def open_faiss(index: str | Path, passages: str | Path, embedder: Embedder) -> Retriever:
@@ -64,10 +67,8 @@ def open_faiss(index: str | Path, passages: str | Path, embedder: Embedder) -> R
 def search_faiss(index: Any, passages: Sequence[Document], embedder: Embedder) -> Retriever:
     """`passages` in the order of the index's vectors, which must have length 1."""
     faiss = require("faiss", "faiss", "to search passages in FAISS")
-    for name, num, wanted in (
-        ("vectors", index.ntotal, len(passages)),
-        ("numbers a vector", index.d, embedder.dim),
-    ):
+    counts = (("vectors", index.ntotal, len(passages)), ("numbers a vector", index.d, embedder.dim))
+    for name, num, wanted in counts:
         if num != wanted:
             raise UserError(
                 f"the FAISS index has {num:,} {name}, and {wanted:,} are needed; it must have been made from these "
@@ -75,40 +76,31 @@ def search_faiss(index: Any, passages: Sequence[Document], embedder: Embedder) -
             )
     cosine = index.metric_type == faiss.METRIC_INNER_PRODUCT
 
-    def nearest(vectors: np.ndarray, num: int) -> Iterator[Scored]:
-        for values, rows in zip(*index.search(np.ascontiguousarray(vectors), num), strict=True):
-            found = zip(values.tolist(), rows.tolist(), strict=True)
-            found = [(value, row) for value, row in found if row >= 0]  # -1: an approximate index found no more
-            yield [(passages[row], value if cosine else to_cosine(value, "l2")) for value, row in found]
-
-    return build_retriever(nearest, lambda: len(passages), embedder)
-
-
-def build_retriever(nearest: Nearest, count: Callable[[], int], embedder: Embedder) -> Retriever:
-    def search(queries: Sequence[str], k: int = 10, /, *, where: Where | None = None) -> list[list[Hit]]:
-        total = count()
-        if not queries or not total:
+    def search(queries: Sequence[str], k: int = 10, /) -> list[list[Hit]]:
+        num = min(k, len(passages))
+        if not queries or not num:
             return [[] for _ in queries]
-        vectors, num = embedder.embed_queries(queries), min(k, total)
-        while True:
-            found = [to_hits(scored, where) for scored in nearest(vectors, num)]
-            if num == total or all(len(hits) >= k for hits in found):
-                return [hits[:k] for hits in found]
-            num = min(4 * num, total)  # the conditions let too few through
+        vectors = np.ascontiguousarray(embedder.embed_queries(queries))
+        return [
+            to_hits(
+                (passages[row], value if cosine else to_cosine(value, "l2"))
+                for value, row in zip(values.tolist(), rows.tolist(), strict=True)
+                if row >= 0  # -1: an approximate index found no more
+            )
+            for values, rows in zip(*index.search(vectors, num), strict=True)
+        ]
 
     return search
 
 
-def to_hits(scored: Scored, where: Where | None) -> list[Hit]:
+def to_hits(scored: Iterable[tuple[Document, float]]) -> list[Hit]:
     """Best first, equal ones by id."""
-    found = sorted(((-round(score, 6), passage.id, passage) for passage, score in scored), key=lambda one: one[:2])
-    hits: list[Hit] = []
-    for score, id, passage in found:
-        columns = {"document.id": id, "document.source": passage.source, "document.format": passage.format}
-        if matches(where, passage.metadata, columns):
-            text = passage.text
-            chunk = Chunk(id, 0, text, 0, len(text), 1, text.count("\n") + 1, title=passage.title)
-            hits.append(Hit(chunk, -score, passage.metadata, {"dense": -score}, {"dense": len(hits) + 1}))
+    hits = []
+    ordered = sorted(scored, key=lambda one: (-round(one[1], 6), one[0].id))
+    for rank, (passage, score) in enumerate(ordered, 1):
+        text, score = passage.text, round(score, 6)
+        chunk = Chunk(passage.id, 0, text, 0, len(text), 1, text.count("\n") + 1, title=passage.title)
+        hits.append(Hit(chunk, score, passage.metadata, {"dense": score}, {"dense": rank}))
     return hits
 
 

@@ -19,13 +19,14 @@ from pathlib import Path
 
 from aurify.errors import UserError
 from aurify.knowledge.knowledge_base import AddSummary, KnowledgeBase, exists
-from aurify.knowledge.reading.files import ReadOptions, read_file
-from aurify.knowledge.reading.refusals import Refusals, clean, printable
-from aurify.knowledge.reading.web import WebOptions, is_url, read_urls
-from aurify.knowledge.reading.webpage import sitemap_urls
+from aurify.knowledge.reading.fetch import WebOptions
+from aurify.knowledge.reading.files import ReadOptions, read_documents
+from aurify.knowledge.reading.refusals import Refusals, clean, to_line
+from aurify.knowledge.reading.web import is_url, read_urls
+from aurify.knowledge.reading.webpage import parse_sitemap
 from aurify.knowledge.types import Document
 
-OF_TOOLS = ("node_modules", "__pycache__", "site-packages", "venv")
+TOOL_FOLDERS = ("node_modules", "__pycache__", "site-packages", "venv")
 HEAD, MAX_LIST = 4096, 10_000_000  # bytes of a file that may be a list of URLs
 LINK = "link that leads nowhere or out of the folder"
 SPECIAL = "neither file nor folder"
@@ -55,181 +56,157 @@ class IngestSummary:
     kept: str = ""  # why nothing was pruned although it was asked for
     done: int = 0  # bytes of files, or pages, read so far
     total: int = 0  # 0: not known
-    place: str = ""  # being read now
+    current: str = ""  # the file or page that is being read
 
 
 Progress = Callable[[IngestSummary], None]
 
 
-@dataclass(frozen=True, slots=True)
-class File:
-    path: Path
-    id: str
-    size: int
-    alone: bool  # not one of a folder: its rows go by their own ids
-
-
 def ingest(
-    kb: KnowledgeBase, place: str, options: IngestOptions | None = None, *, progress: Progress | None = None
+    kb: KnowledgeBase,
+    location: str,
+    options: IngestOptions | None = None,
+    *,
+    progress: Progress = lambda summary: None,
 ) -> IngestSummary:
-    """`place` is a folder, a file, a URL or a file that lists URLs. `progress` is called now and then."""
-    check_place(place)
+    """`location` is a folder, a file, a URL or a file that lists URLs. `progress` is called now and then."""
+    check_location(location)
     options, summary = options or IngestOptions(), IngestSummary()
-    source = place if is_url(place) else str(Path(place).expanduser().resolve())
-    tell = progress or (lambda _: None)
+    source = location if is_url(location) else str(Path(location).expanduser().resolve())
     sources = {record.id: record.source for record in kb.records()}
     seen: dict[str, list[str]] = {}  # id -> digests of the documents that go by it
 
-    def wanted(documents: Iterable[Document]) -> Iterator[Document]:
+    def choose(documents: Iterable[Document]) -> Iterator[Document]:
         for document in documents:
+            document = replace(document, id=options.prefix + document.id, source=source)
             if document.digest in (digests := seen.setdefault(document.id, [])):
                 summary.refusals.add(document.id, "copy of a document of the same id")
                 continue
             digests.append(document.digest)
             if len(digests) > 1:
-                document = apart(document, len(digests), seen)
+                document = rename_double(document, len(digests), seen)
                 summary.renamed += 1
             if is_taken(sources.get(document.id, source), source):
                 summary.refusals.add(document.id, OTHER_SOURCE)
                 continue
             yield document
-            tell(summary)
+            progress(summary)
 
     def count(added: AddSummary) -> None:
         summary.added = added
-        tell(summary)
+        progress(summary)
 
-    summary.added = kb.add(wanted(documents_of(place, source, kb.folder, options, summary)), progress=count)
+    summary.added = kb.add(choose(read_location(location, kb.folder, options, summary)), progress=count)
     for reason, num in summary.added.refused.items():
         summary.refusals.counts[reason] += num
-        summary.refusals.first.setdefault(reason, place)
+        summary.refusals.first.setdefault(reason, location)
     if options.prune:
         summary.kept = summary.refusals.incomplete
         if not summary.kept:
-            summary.removed = kb.remove(id for id, of in sources.items() if of == source and id not in seen)
+            summary.removed = kb.remove(id for id, other in sources.items() if other == source and id not in seen)
     return summary
 
 
-def apart(document: Document, number: int, seen: dict[str, list[str]]) -> Document:
-    """Under a name of its own: data sets give different rows the same id."""
+def rename_double(document: Document, number: int, seen: dict[str, list[str]]) -> Document:
+    """Data sets give different rows the same id; each gets a name of its own."""
     while (name := f"{document.id}~{number}") in seen:
         number += 1
     seen[name] = [document.digest]
     return replace(document, id=name)
 
 
-def check_place(place: str) -> None:
-    path = Path(place).expanduser()
-    if not is_url(place) and not path.is_file() and not path.is_dir():
-        raise UserError(f"{place}: there is no such file or folder; expected one of them, or http(s)://...")
-
-
-def documents_of(
-    place: str, source: str, kb_folder: Path, options: IngestOptions, summary: IngestSummary
-) -> Iterator[Document]:
-    if is_url(place):
-        yield from pages_of([place], source, options, summary)
-        return
-    path = Path(place).expanduser()
-    if path.is_file() and (urls := listed_urls(path)):
-        yield from pages_of(urls, source, options, summary)
-        return
-    files = sorted(walk(path, kb_folder, options, summary), key=lambda file: file.id)
-    summary.total = sum(file.size for file in files)
-    for file in files:
-        summary.place = file.id
-        prefix = options.prefix if file.alone else None
-        yield from read_file(
-            file.path, options.prefix + file.id, options.read, summary.refusals, source=source, row_prefix=prefix
-        )
-        summary.done += file.size
-
-
-def walk(path: Path, kb_folder: Path, options: IngestOptions, summary: IngestSummary) -> Iterator[File]:
-    """Plain files within the folder. No link leads out of it, and no knowledge base is read into itself."""
-    if path.is_file():
-        yield File(path, clean(path.name), path.stat().st_size, alone=True)
-        return
-    root = path.resolve()
-
-    def unreadable(error: OSError) -> None:
-        summary.refusals.add(str(error.filename), f"cannot be opened: {error.strerror or error}", transient=True)
-
-    for folder, folders, names in os.walk(path, onerror=unreadable):
-        for name in list(folders):
-            below = Path(folder) / name
-            if (reason := why_not_enter(below, kb_folder, options)) is not None:
-                folders.remove(name)
-                summary.left_out[reason] += 1
-        for name in names:
-            file = Path(folder) / name
-            relative = file.relative_to(path).as_posix()
-            reason = why_not_read(file, relative, root, options)
-            if reason is None:
-                yield File(file, as_id(relative), file.stat().st_size, alone=False)
-            elif reason in (LINK, SPECIAL):
-                summary.refusals.add(as_id(relative), reason)
-            else:
-                summary.left_out[reason] += 1
-
-
-def why_not_enter(folder: Path, kb_folder: Path, options: IngestOptions) -> str | None:
-    if folder.is_symlink():
-        return "folder behind a link"
-    if folder.name.startswith(".") and not options.hidden:
-        return "hidden folder (--hidden reads it)"
-    if folder.name in OF_TOOLS or folder.name.endswith((".egg-info", ".dist-info")):
-        return "folder of installed or compiled code"
-    if folder.resolve() == kb_folder.resolve() or (exists(folder) and (folder / "documents.lance").is_dir()):
-        return "knowledge base"
-    return None
-
-
-def why_not_read(file: Path, relative: str, root: Path, options: IngestOptions) -> str | None:
-    if file.name.startswith(".") and not options.hidden:
-        return "hidden file (--hidden reads it)"
-    if options.include and not any(fnmatch.fnmatch(relative, pattern) for pattern in options.include):
-        return "file that --include does not name"
-    if any(fnmatch.fnmatch(relative, pattern) for pattern in options.exclude):
-        return "file that --exclude names"
-    if file.is_symlink() and not (file.is_file() and file.resolve().is_relative_to(root)):
-        return LINK
-    return None if stat.S_ISREG(file.stat().st_mode) else SPECIAL
-
-
-def as_id(relative: str) -> str:
-    """File names need not be text; what is none of it becomes \\udc.. escapes that can be stored and read back."""
-    return clean(relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
-
-
-def is_taken(by: str, source: str) -> bool:
+def is_taken(other: str, source: str) -> bool:
     """A document of the same name is from elsewhere. Where that no longer exists, it has moved here."""
-    return by != source and (is_url(by) or Path(by).exists())
+    return other != source and (is_url(other) or Path(other).exists())
+
+
+def check_location(location: str) -> None:
+    path = Path(location).expanduser()
+    if not is_url(location) and not path.is_file() and not path.is_dir():
+        raise UserError(f"{location}: there is no such file or folder; expected one of them, or http(s)://...")
+
+
+def read_location(location: str, kb_folder: Path, options: IngestOptions, summary: IngestSummary) -> Iterator[Document]:
+    path = Path(location).expanduser()
+    if urls := [location] if is_url(location) else listed_urls(path) if path.is_file() else []:
+
+        def count(url: str, num_read: int, num_known: int) -> None:
+            summary.current, summary.done, summary.total = to_line(url), num_read, num_known
+
+        yield from read_urls(urls, options.web, options.read, summary.refusals, count)
+        return
+    own_ids = path.is_file()  # the rows of a file in a folder are named after the file as well
+    files = [(clean(path.name), path)] if own_ids else sorted(walk_folder(path, kb_folder, options, summary))
+    sizes = [file.stat().st_size for _, file in files]
+    summary.total = sum(sizes)
+    for (id, file), size in zip(files, sizes, strict=True):
+        summary.current = id
+        yield from read_documents(file, id, options.read, summary.refusals, own_ids=own_ids)
+        summary.done += size
 
 
 def listed_urls(path: Path) -> list[str]:
     """The URLs of a sitemap, and those in a file that holds nothing else but blank lines and comments (#)."""
     with path.open("rb") as file:
         head = file.read(HEAD)
-        if sitemap_urls(head) is not None:
-            file.seek(0)
-            return sitemap_urls(file.read(MAX_LIST)) or []
-        if not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"http", b"#")):
+        is_sitemap = parse_sitemap(head) is not None
+        if not is_sitemap and not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith((b"http", b"#")):
             return []
-        file.seek(0)
-        text = file.read(MAX_LIST).decode("utf-8-sig", "replace")
-    lines = [line.strip() for line in text.splitlines()]
+        content = head + file.read(MAX_LIST)
+    if is_sitemap:
+        return parse_sitemap(content) or []
+    lines = [line.strip() for line in content.decode("utf-8-sig", "replace").splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     return lines if all(is_url(line) and not line.split()[1:] for line in lines) else []
 
 
-def pages_of(urls: list[str], source: str, options: IngestOptions, summary: IngestSummary) -> Iterator[Document]:
-    def reading(url: str, num_done: int, num_known: int) -> None:
-        summary.place, summary.done, summary.total = printable(url), num_done, num_known
+def walk_folder(
+    root: Path, kb_folder: Path, options: IngestOptions, summary: IngestSummary
+) -> Iterator[tuple[str, Path]]:
+    """(id, path) of plain files within the folder. No link leads out of it, and no knowledge base is read into
+    itself."""
 
-    for document in read_urls(urls, options.web, options.read, summary.refusals, source=source, progress=reading):
-        yield document if not options.prefix else renamed(document, options.prefix)
+    def refuse(error: OSError) -> None:
+        summary.refusals.add(str(error.filename), f"cannot be opened: {error.strerror or error}", transient=True)
+
+    for folder, folders, names in os.walk(root, onerror=refuse):
+        for name in list(folders):
+            if reason := reason_against_folder(Path(folder) / name, kb_folder, options):
+                folders.remove(name)
+                summary.left_out[reason] += 1
+        for name in names:
+            file = Path(folder) / name
+            relative = file.relative_to(root).as_posix()
+            # File names need not be text: what is none becomes \udc.. escapes, which can be stored and read back
+            id = clean(relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+            reason = reason_against_file(file, relative, root, options)
+            if not reason:
+                yield id, file
+            elif reason in (LINK, SPECIAL):
+                summary.refusals.add(id, reason)
+            else:
+                summary.left_out[reason] += 1
 
 
-def renamed(document: Document, prefix: str) -> Document:
-    return replace(document, id=prefix + document.id)
+def reason_against_folder(folder: Path, kb_folder: Path, options: IngestOptions) -> str:
+    if folder.is_symlink():
+        return "folder behind a link"
+    if folder.name.startswith(".") and not options.hidden:
+        return "hidden folder (--hidden reads it)"
+    if folder.name in TOOL_FOLDERS or folder.name.endswith((".egg-info", ".dist-info")):
+        return "folder of installed or compiled code"
+    if folder.resolve() == kb_folder.resolve() or (exists(folder) and (folder / "documents.lance").is_dir()):
+        return "knowledge base"
+    return ""
+
+
+def reason_against_file(file: Path, relative: str, root: Path, options: IngestOptions) -> str:
+    if file.name.startswith(".") and not options.hidden:
+        return "hidden file (--hidden reads it)"
+    if options.include and not any(fnmatch.fnmatch(relative, pattern) for pattern in options.include):
+        return "file that --include does not name"
+    if any(fnmatch.fnmatch(relative, pattern) for pattern in options.exclude):
+        return "file that --exclude names"
+    if file.is_symlink() and not (file.is_file() and file.resolve().is_relative_to(root.resolve())):
+        return LINK
+    return "" if stat.S_ISREG(file.stat().st_mode) else SPECIAL

@@ -45,6 +45,12 @@ class SearchOptions(Checked):
                     f"search: {name} is {value!r}; expected one of {', '.join(choices)}{did_you_mean(value, choices)}"
                 )
 
+    def describe(self) -> str:
+        if self.mode != "hybrid":
+            return self.mode
+        fusion = "weighted" if self.fusion == "weighted" else f"RRF, k {self.k:g}"
+        return f"{fusion}, dense {self.dense_weight:g}"
+
     @property
     def weights(self) -> dict[str, float]:
         return {"dense": self.dense_weight, "bm25": 1 - self.dense_weight}

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from aurify.knowledge.tables import unpack_chunk
 from aurify.knowledge.types import Chunk, Value, Where
 from aurify.knowledge.where import COLUMNS, to_sql
 
@@ -156,7 +155,7 @@ class Snapshot:
         """With the metadata of their documents, in the order asked for."""
         held = self.shown
         rows = self._take(indices, SHOWN) if held is None else held.take(np.array(indices, np.int64)).to_pylist()
-        return [(unpack_chunk(row["chunk"], row["passage"]), json.loads(row["metadata"])) for row in rows]
+        return [(Chunk.unpack(row["chunk"], row["passage"]), json.loads(row["metadata"])) for row in rows]
 
     def _take(self, indices: Sequence[int], columns: Sequence[str]) -> list[dict[str, Any]]:
         if not len(indices):

@@ -7,17 +7,20 @@ interrupted writer; `sweep` removes them. A reader looks at a snapshot: one sear
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from aurify.files import require
 from aurify.knowledge.snapshot import Snapshot
-from aurify.knowledge.tables import Record, Row, chunk_schema, record_schema
+from aurify.knowledge.types import Chunk, Metadata
 from aurify.knowledge.where import quote
 
 CHUNKS, DOCUMENTS, TEXT_INDEX = "chunks", "documents", "passage_idx"
@@ -28,6 +31,45 @@ LANGUAGES = (
 NO_LANGUAGE = "none"  # words as they are written, all of them
 KEEP_VERSIONS = timedelta(hours=1)  # a search that began before a clean-up still finds its files
 NAMES_AT_ONCE = 500  # in one condition
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is known of a stored document beside its chunks."""
+
+    id: str
+    digest: str
+    source: str = ""
+    title: str = ""
+    format: str = "text"
+    num_chunks: int = 0
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A chunk with everything that a search needs."""
+
+    chunk: Chunk
+    vector: np.ndarray  # [dim] float32
+    source: str = ""
+    format: str = "text"
+    metadata: Metadata | None = None
+
+    def to_columns(self) -> dict[str, Any]:
+        """What is searched or asked for by name has a column of its own; the rest of a chunk is one JSON text, since
+        each column makes reading a row slower."""
+        return {
+            "id": self.chunk.id,
+            "document": self.chunk.document,
+            "source": self.source,
+            "format": self.format,
+            "kind": self.chunk.kind,
+            "passage": self.chunk.to_embedding_text(),
+            "chunk": self.chunk.pack(),
+            "metadata": json.dumps(dict(self.metadata or {})),
+            "vector": self.vector,
+        }
 
 
 class LanceStore:
@@ -86,7 +128,7 @@ class LanceStore:
         self._add_records(records)
 
     def replace(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
-        """Documents that are there: their chunks change in one commit, so that no reader misses them."""
+        """Documents that are there, or may be: their chunks change in one commit, so that no reader misses them."""
         ids = [record.id for record in records]
         self._forget(ids)
         chunks = self._table(CHUNKS)
@@ -154,6 +196,21 @@ class LanceStore:
     def _delete_chunks(self, ids: Sequence[str]) -> None:
         if ids and (table := self._table(CHUNKS)) is not None:
             table.delete(match_any("document", ids))
+
+
+def chunk_schema(dim: int) -> Any:
+    import pyarrow as pa
+
+    texts = ("id", "document", "source", "format", "kind", "passage", "chunk")
+    columns = [(name, pa.string()) for name in texts]
+    return pa.schema([*columns, ("metadata", pa.json_(pa.utf8())), ("vector", pa.list_(pa.float32(), dim))])
+
+
+def record_schema() -> Any:
+    import pyarrow as pa
+
+    types = {"str": pa.string(), "int": pa.int64()}
+    return pa.schema([(spec.name, types[str(spec.type)]) for spec in fields(Record)])
 
 
 def connect(folder: Path) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -67,6 +67,16 @@ class Chunk:
     def id(self) -> str:
         return f"{self.document}#{self.index}"
 
+    def pack(self) -> str:
+        """As JSON, without the text: that is the end of `to_embedding_text`."""
+        return json.dumps(asdict(self) | {"text": len(self.text)})
+
+    @classmethod
+    def unpack(cls, packed: str, passage: str) -> Chunk:
+        values = json.loads(packed)
+        text = passage[len(passage) - values.pop("text") :]
+        return cls(**{**values, "breadcrumb": tuple(values["breadcrumb"])}, text=text)
+
     def to_embedding_text(self) -> str:
         """The text under its title, breadcrumb and context: what is embedded and what BM25 indexes."""
         above = dict.fromkeys(part for part in (self.title, " > ".join(self.breadcrumb), self.context) if part)
@@ -114,6 +124,6 @@ class Reranker(Protocol):
 class Retriever(Protocol):
     """Finds passages: `search_many` of a knowledge base, or what `knowledge/adapters.py` opens."""
 
-    def __call__(self, queries: Sequence[str], k: int = 10, /, *, where: Where | None = None) -> list[list[Hit]]:
+    def __call__(self, queries: Sequence[str], k: int = 10, /) -> list[list[Hit]]:
         """At most `k` hits for each query, best first."""
         ...

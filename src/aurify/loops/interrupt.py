@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MAX_IGNORED = 3  # signals, while work is being cancelled
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,6 +35,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.requested = False
+        self.num_ignored = 0
         self.cancel: Callable[[], object] | None = None  # stops what runs now, where nothing is lost by it
         self.previous: dict[signal.Signals, Any] = {}
 
@@ -48,6 +50,9 @@ class Interrupt:
         self.previous = {}
 
     def handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and self.cancel is not None and self.num_ignored < MAX_IGNORED:
+            self.num_ignored += 1  # the work is being cancelled; an exception in its event loop could hang it
+            return
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

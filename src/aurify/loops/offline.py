@@ -58,31 +58,31 @@ def indices_at(step: int, stage: OfflineStage, num_units: int, seed: int, mixtur
     begin = step * stage.batch_size
     end = min(begin + stage.batch_size, num_rows(stage, num_units))
     if mixture is not None:
-        return [mixture.at(place) for place in range(begin, end)]
-    return [epoch_order(num_units, seed, place // num_units)[place % num_units] for place in range(begin, end)]
+        return [mixture.at(position) for position in range(begin, end)]
+    return [epoch_order(num_units, seed, k // num_units)[k % num_units] for k in range(begin, end)]
 
 
 def gather_batch(units: Sequence[Unit], indices: Sequence[int]) -> list[Datum]:
     """The data of one step. Units are numbered anew: a small data set may hold one twice in a batch."""
     return [
-        replace(datum, unit=place) if len(units[index]) > 1 else datum
-        for place, index in enumerate(indices)
+        replace(datum, unit=position) if len(units[index]) > 1 else datum
+        for position, index in enumerate(indices)
         for datum in units[index]
     ]
 
 
-def with_reference(
+def add_reference(
     engine: Engine,
     units: Sequence[Unit],
     batches: Iterable[Sequence[int]],
     tracker: StageTracker,
     cache: Path | None = None,
 ) -> list[Unit]:
-    """Adds the log-probs of the reference, once, to the units that the stage will see. To be called before the first
-    step and before a checkpoint is loaded: then the engine needs no second copy of the model.
+    """Adds the log-probs of the reference, once, to the units that the stage will see. Call it before the first step
+    and before a checkpoint is loaded: then the engine needs no second copy of the model.
 
-    batches: the units of each step, in turn. A unit is computed with those of the first step that sees it: in the same
-    rows as the policy then is, so that both are rounded alike and the first margins are 0.
+    batches: the units of each step, in turn. A unit is computed together with those of the first step that sees it, in
+    the same rows as the policy is then: so both are rounded alike, and the first margins are 0.
     cache: the file that keeps them. One of another model or of other data is refused, and written anew."""
     first = first_uses(batches)
     chosen = [index for _, new in first for index in new]
@@ -90,14 +90,14 @@ def with_reference(
     known, model = None, ""
     if cache is not None:
         model = reference_cache.model_fingerprint(engine)
-        known, refused = reference_cache.load(cache, model, flat)
+        known, refused = reference_cache.load_reference(cache, model, flat)
         if refused:
             tracker.event(f"{cache}: refused: {refused}")
     if known is None:
         tracker.event(f"reference log-probs of {len(chosen)} rows")
         known = [values for batch, new in first for values in reference_logprobs(engine, units, batch, new)]
         if cache is not None:
-            reference_cache.save(cache, model, flat, known)
+            reference_cache.save_reference(cache, model, flat, known)
     else:
         tracker.event(f"reference log-probs of {len(chosen)} rows: read from {cache}")
     result, rest = list(units), iter(known)
@@ -126,8 +126,9 @@ def reference_logprobs(
     return [values for index in new for values in by_unit[index]]
 
 
-def check_company(stage: OfflineStage, num_units: int) -> None:
-    """Seen before the first step, not in the last: a method that compares the rows of a step needs two in each."""
+def check_batch_size(stage: OfflineStage, num_units: int) -> None:
+    """A method that compares the rows of a step needs two in each. This is seen before the first step, not in the
+    last."""
     rows = num_rows(stage, num_units)
     if min(stage.batch_size, rows) < 2 or rows % stage.batch_size == 1:
         raise UserError(
@@ -154,9 +155,9 @@ def train_offline(
     if "ref_logprobs" in algorithm.needs:
         batches = (indices_at(step, stage, num_units, seed, mixture) for step in range(total))
         cache = tracker.folder.path / reference_cache.FILE
-        units = with_reference(engine, units, batches, tracker, cache)
+        units = add_reference(engine, units, batches, tracker, cache)
     if "reference" in algorithm.needs:
-        check_company(stage, num_units)
+        check_batch_size(stage, num_units)
         engine.keep_reference()
     start = checkpoints.restore(engine)
     tracker.start(total, start)

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 MEMORY_FILE = "loop.pt"
 
 
-class Memory(Protocol):
-    """What a loop remembers from step to step: plain values and tensors."""
+class Stateful(Protocol):
+    """Something that a loop remembers from step to step. Its state is plain values and tensors."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -61,14 +61,14 @@ def fingerprint(items: Iterable[object]) -> str:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """Those of one stage. `identity` is a fingerprint of everything that a resumed run must have in common with the
-    first one."""
+    """The checkpoints of one stage. `identity` is a fingerprint of everything that a resumed run must have in common
+    with the first one."""
 
     folder: Path
     every: int
     keep: int
     identity: str
-    memory: Memory | None = None  # saved beside the engine
+    memory: Mapping[str, Stateful] = field(default_factory=dict)  # saved beside the engine
 
     def restore(self, engine: Engine) -> int:
         """Loads the newest checkpoint and returns its number of finished steps; 0 where there is none."""
@@ -82,25 +82,28 @@ class Checkpoints:
                 f"would mix the two. Undo the change, or remove {self.folder} to train the stage from its start"
             )
         engine.load(path)
-        if self.memory is not None:
+        if self.memory:
             if not (path / MEMORY_FILE).is_file():
                 raise UserError(
                     f"{path}: no {MEMORY_FILE}: an older Aurify wrote this; remove {self.folder} to start again"
                 )
-            self.memory.load_state_dict(torch.load(path / MEMORY_FILE, weights_only=True))
+            state = torch.load(path / MEMORY_FILE, weights_only=True)
+            for name, part in self.memory.items():
+                part.load_state_dict(state[name])
         checkpoint.set_rng_state(found.rng)
         return found.step
 
     def save(self, step: int, engine: Engine, rng: dict[str, Any] | None = None) -> None:
         def write(folder: Path) -> None:
             engine.save(folder)
-            if self.memory is not None:
-                torch.save(self.memory.state_dict(), folder / MEMORY_FILE)
+            if self.memory:
+                state = {name: part.state_dict() for name, part in self.memory.items()}
+                torch.save(state, folder / MEMORY_FILE)
 
         checkpoint.save(self.folder, step, write, {"identity": self.identity}, rng=rng, keep=self.keep)
 
     def after(self, step: int, engine: Engine, interrupt: Interrupt) -> None:
-        """To be called after every step: saves when it is time to; saves and raises when the run was asked to stop."""
+        """Is called after every step: saves when it is time to; saves and raises when the run was asked to stop."""
         due = self.every and step % self.every == 0
         if due or interrupt.requested:
             self.save(step, engine)

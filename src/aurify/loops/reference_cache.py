@@ -1,8 +1,8 @@
 """Log-probs of the reference on disk, so that a stage that is resumed does not compute them again.
 
 They belong to one model and to one list of data. The file carries a fingerprint of each; where one differs from what
-the stage has now, the file is refused, and the tracker's events say which it was. It is written beside its place and
-renamed, and it keeps float32: what is read back is what was computed, bit for bit."""
+the stage has now, the file is refused, and the tracker's events say which it was. It is
+written under another name and renamed, and it keeps float32: what is read back is what was computed, bit for bit."""
 
 from __future__ import annotations
 
@@ -37,15 +37,13 @@ def model_fingerprint(engine: Engine) -> str:
 
 
 def reference_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
-    """A fresh adapter is none: its reference is the model below it."""
+    """The weights of the base model, and those of an adapter that training began with. The reference of a fresh adapter
+    is the base model alone."""
     for name, parameter in engine.module.named_parameters():
-        if not name.endswith((".lora_A", ".lora_B")):
+        if not name.rpartition(".")[2].startswith("lora_"):
             yield name.replace(".base.", "."), parameter
-    for name, layer in engine.adapter.layers.items() if engine.adapter is not None else ():
-        if layer.reference is not None:
-            a, b = layer.reference
-            yield f"{name} {layer.scale} A", a
-            yield f"{name} {layer.scale} B", b
+    if engine.adapter is not None:
+        yield from engine.adapter.reference_tensors()
 
 
 def data_fingerprint(data: Sequence[Datum]) -> str:
@@ -58,19 +56,20 @@ def data_fingerprint(data: Sequence[Datum]) -> str:
     return digest.hexdigest()
 
 
-def trained(datum: Datum) -> list[int]:
-    return [place for place, weight in enumerate(datum.weights) if weight]
+def trained_tokens(datum: Datum) -> list[int]:
+    """Their indices."""
+    return [index for index, weight in enumerate(datum.weights) if weight]
 
 
-def save(path: Path, model: str, data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> None:
+def save_reference(path: Path, model: str, data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> None:
     """logprobs: len(tokens) for each datum; those of trained tokens are kept."""
-    values = [row[place] for datum, row in zip(data, logprobs, strict=True) for place in trained(datum)]
+    values = [row[index] for datum, row in zip(data, logprobs, strict=True) for index in trained_tokens(datum)]
     identity = {"model": model, "data": data_fingerprint(data)}
     with replaced_file(path) as scratch:
         save_file({"logprobs": torch.tensor(values, dtype=torch.float32)}, scratch, metadata=identity)
 
 
-def load(path: Path, model: str, data: Sequence[Datum]) -> tuple[list[list[float]] | None, str]:
+def load_reference(path: Path, model: str, data: Sequence[Datum]) -> tuple[list[list[float]] | None, str]:
     """The log-probs, or None and why the file is refused ("" where there is none)."""
     if not path.exists():
         return None, ""
@@ -81,12 +80,12 @@ def load(path: Path, model: str, data: Sequence[Datum]) -> tuple[list[list[float
         return None, f"it cannot be read ({error})"
     if identity.get("model") != model:
         return None, "it belongs to another model, or to other weights of this one"
-    places = [trained(datum) for datum in data]
-    if identity.get("data") != data_fingerprint(data) or len(values) != sum(map(len, places)):
+    indices = [trained_tokens(datum) for datum in data]
+    if identity.get("data") != data_fingerprint(data) or len(values) != sum(map(len, indices)):
         return None, "it belongs to other data"
     rest = iter(values)
     rows = [[0.0] * len(datum.tokens) for datum in data]
-    for row, chosen in zip(rows, places, strict=True):
-        for place in chosen:
-            row[place] = next(rest)
+    for row, chosen in zip(rows, indices, strict=True):
+        for index in chosen:
+            row[index] = next(rest)
     return rows, ""

@@ -7,15 +7,14 @@ from the buffer: first a bucket (questions with k successes of n) by a normal de
 it, then the trajectory that the policy of now is surest of. Questions that are always answered right retire.
 
 Where we leave the reference: the entropy is that of the answer's own tokens (its mask is negated there, and rows are
-not aligned); a question that the policy fails completely goes down to the lowest bucket and keeps its successes of the
-past, for which replay is there, whether it was replayed or drawn fresh; one whose stored answer is judged wrong is
-dropped (both keep their old place there); copies are told by ids; and the buffer is bounded for
-each question and as a whole, the oldest entry going first. Sigma is 1 in counts: taken as shares, as the paper writes
-it, all buckets would be about equal.
+not aligned). A question that the policy fails completely goes down to the lowest bucket and keeps its past successes,
+whether it was replayed or drawn fresh. A question whose stored answer is judged wrong is dropped (both stay in their
+bucket there). Copies are told by ids. The buffer is bounded for each question and as a whole, and the oldest entry goes
+first. Sigma is 1 in counts: taken as shares, as the paper writes it, all buckets would be about equal.
 
-For rewards that are no yes or no, `buckets: spread` takes in the place of k the standard deviation of a question's
-rewards, between the smallest and the largest of the step, times n, rounded; `success` then says from which value of the
-first reward on an answer is kept."""
+For rewards that are no yes or no, `buckets: spread` takes instead of k the standard deviation of a question's rewards,
+between the smallest and the largest of the step, times n, rounded; `success` then says from which value of the first
+reward on an answer is kept."""
 
 from __future__ import annotations
 
@@ -24,16 +23,16 @@ import math
 import random
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aurify.bounds import Checked, Interval, PositiveFloat, PositiveInt
 from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
+from aurify.pipeline.recipe import ReplayOptions
 from aurify.types import Datum, Group, Message, Metrics, Origin, Policy, Segment, Task, Trajectory
 
 if TYPE_CHECKING:
@@ -41,18 +40,7 @@ if TYPE_CHECKING:
 
 TRUNCATED = "truncated"  # the name of the penalty among the rewards
 BYTES_PER_TOKEN = 8  # an id and a log-prob
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReplayOptions(Checked):
-    share: Annotated[float, Interval(gt=0, le=1)] = 0.5  # of a step's prompts, as far as the buffer has questions
-    start: float = 0.35  # nothing is collected or replayed before a step's success rate is above this
-    sigma: PositiveFloat = 1.0  # of the normal density over buckets, in successes
-    buckets: Literal["successes", "spread"] = "successes"  # what a question's bucket says of its latest group
-    select: Literal["entropy", "nll", "random"] = "entropy"  # which of a question's trajectories: the surest, or any
-    per_question: PositiveInt = 16  # trajectories
-    max_tokens: PositiveInt = 8_000_000  # of the whole buffer, prompts included; 8 bytes each
-    success: float = 1.0  # what the task's first reward gives a right answer
+Logprobs = Sequence[Sequence[float] | None]  # one row for each trajectory of a group; None: it was not trained
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +57,9 @@ class Entry:
     step: int
 
     @staticmethod
-    def of(group: Group, trajectory: Trajectory, logprobs: Sequence[float], step: int) -> Entry:
+    def of(task: Task, trajectory: Trajectory, logprobs: Sequence[float], step: int) -> Entry:
         return Entry(
-            group.task.id,
+            task.id,
             array("i", trajectory.tokens),
             array("f", logprobs),
             [(segment.origin, len(segment.tokens)) for segment in trajectory.segments],
@@ -111,7 +99,6 @@ class Buffer:
         self.started = False
         self.num_tokens = 0
         self.next_key = 0
-        self.evicted = 0
 
     # ------------------------------------------------------------------ taking out
 
@@ -134,8 +121,8 @@ class Buffer:
         for _ in range(num):
             [k] = generator.choices(list(buckets), [max(weights[k], 1e-300) for k in buckets])
             bucket = buckets[k]
-            place = generator.randrange(len(bucket))
-            bucket[place], bucket[-1] = bucket[-1], bucket[place]
+            index = generator.randrange(len(bucket))
+            bucket[index], bucket[-1] = bucket[-1], bucket[index]
             chosen.append(bucket.pop())
             if not bucket:
                 del buckets[k]
@@ -161,65 +148,57 @@ class Buffer:
 
     # ------------------------------------------------------------------ putting in
 
-    def learn(
-        self,
-        groups: Sequence[Group],
-        logprobs: Mapping[int, Sequence[float]],
-        rubric: Rubric,
-        step: int,
-    ) -> Metrics:
-        """Takes in a step's groups. logprobs: the trainer's, by the id() of the trajectory; successes without are not
-        kept. Returns what to report."""
-        num_right = num_own = 0
-        fresh: list[bool] = []  # of questions from the task: old ones were chosen, so they say less of the policy
-        used = [t for group in groups for t in group.trajectories if t.source == "replay"]
-        self.evicted = 0
-        buckets = self.buckets(groups, rubric)
-        for group, bucket in zip(groups, buckets, strict=True):
-            own = [t for t in group.trajectories if t.source == "policy"]
-            right = [t for t in own if rubric.succeeded(t, self.options.success)]
-            stored = [t for t in group.trajectories if t.source == "replay"]
-            still_right = [t for t in stored if rubric.succeeded(t, self.options.success)]
-            num_right, num_own = num_right + len(right), num_own + len(own)
-            fresh += [any(t is other for other in right) for t in own] if not stored else []
-            if self.started:
-                num = len(right) + len(still_right)
-                wrong = len(still_right) < len(stored)  # the answer that was stored is no success any more
-                self.update(group, bucket, all_right=num == len(own) + len(stored), lost=num == 0 and wrong)
-                kept = [t for t in right if not t.truncated and id(t) in logprobs]
-                for trajectory in kept if group.task.id not in self.retired else []:
-                    self.add(group, bucket, Entry.of(group, trajectory, logprobs[id(trajectory)], step))
-        rate = num_right / max(1, num_own)
+    def learn(self, groups: Sequence[Group], logprobs: Sequence[Logprobs], rubric: Rubric, step: int) -> Metrics:
+        """Takes in a step's groups, with the trainer's log-probs of their trajectories. Returns what to report."""
+        own_results: list[bool] = []
+        fresh_results: list[bool] = []  # of new questions: replayed ones were chosen, and say less of the policy
+        num_used = num_evicted = 0
+        for group, rows, bucket in zip(groups, logprobs, self.find_buckets(groups, rubric), strict=True):
+            results = [rubric.succeeded(t, self.options.success) for t in group.trajectories]
+            judged = list(zip(group.trajectories, results, rows, strict=True))
+            own = [right for t, right, _ in judged if t.source == "policy"]
+            stored = [right for t, right, _ in judged if t.source == "replay"]
+            own_results += own
+            fresh_results += own if not stored else []
+            num_used += len(stored)
+            if not self.started:
+                continue
+            self.note_result(group.task.id, bucket, own, stored)
+            if group.task.id in self.retired:
+                continue
+            for trajectory, right, row in judged:
+                if right and row is not None and trajectory.source == "policy" and not trajectory.truncated:
+                    num_evicted += self.add(group.task, bucket, Entry.of(group.task, trajectory, row, step))
+        rate = sum(own_results) / max(1, len(own_results))
         self.started = self.started or rate > self.options.start
-        metrics = {"replay/success_rate": rate, "replay/used": float(len(used)), **self.metrics()}
-        return metrics | ({"replay/success_rate_fresh": fmean(fresh)} if fresh else {})
+        metrics = {"replay/success_rate": rate, "replay/used": float(num_used), "replay/evicted": float(num_evicted)}
+        if fresh_results:
+            metrics["replay/success_rate_fresh"] = fmean(fresh_results)
+        return metrics | self.metrics()
 
-    def buckets(self, groups: Sequence[Group], rubric: Rubric) -> list[int]:
-        """That of each group: its successes, at least 1, or its place between the spreads of the step."""
-        if self.options.buckets == "successes":
-            counts = [
-                sum(rubric.succeeded(t, self.options.success) for t in group.trajectories if t.source != "guidance")
-                for group in groups
-            ]
-            return [max(1, count) for count in counts]
+    def find_buckets(self, groups: Sequence[Group], rubric: Rubric) -> list[int]:
+        """The bucket of each group: its successes, at least 1, or where its spread lies among those of the step."""
         own = [[t for t in group.trajectories if t.source != "guidance"] for group in groups]
+        if self.options.buckets == "successes":
+            return [max(1, sum(rubric.succeeded(t, self.options.success) for t in row)) for row in own]
         rewards = [[t.reward for t in row if t.reward is not None] for row in own]
         spreads = [pstdev(row) if row else 0.0 for row in rewards]
         low, high = min(spreads, default=0.0), max(spreads, default=0.0)
         return [round(self.group_size * (value - low) / (high - low)) if high > low else 0 for value in spreads]
 
-    def update(self, group: Group, bucket: int, *, all_right: bool, lost: bool) -> None:
-        """What a group says about its question, whether or not anything of it is kept."""
-        name = group.task.id
-        if all_right:
+    def note_result(self, name: str, bucket: int, own: Sequence[bool], stored: Sequence[bool]) -> None:
+        """What a group's results say about its question, whether or not anything of the group is kept."""
+        if all((*own, *stored)):
             self.retired.add(name)
-        if all_right or lost:
+            self.forget(name)
+        elif not any((*own, *stored)) and stored:  # the stored answer is judged wrong now
             self.forget(name)
         elif name in self.questions:
             self.questions[name].bucket = bucket
 
-    def add(self, group: Group, bucket: int, entry: Entry) -> None:
-        question = self.questions.setdefault(group.task.id, Question(group.task, bucket))
+    def add(self, task: Task, bucket: int, entry: Entry) -> int:
+        """Keeps an entry, and returns how many others had to go."""
+        question = self.questions.setdefault(task.id, Question(task, bucket))
         for key in question.entries:
             if self.entries[key].tokens == entry.tokens:  # the newer log-probs are nearer to the policy of now
                 self.remove(key, drop=False)
@@ -228,14 +207,14 @@ class Buffer:
         question.entries.append(self.next_key)
         self.next_key += 1
         self.num_tokens += len(entry.tokens)
+        num_evicted = 0
         if len(question.entries) > self.options.per_question:
-            self.evict(question.entries[0])
+            self.remove(question.entries[0])
+            num_evicted += 1
         while self.num_tokens > self.options.max_tokens:
-            self.evict(next(iter(self.entries)))
-
-    def evict(self, key: int) -> None:
-        self.remove(key)
-        self.evicted += 1
+            self.remove(next(iter(self.entries)))
+            num_evicted += 1
+        return num_evicted
 
     def remove(self, key: int, *, drop: bool = True) -> None:
         """drop: a question without any trajectory goes too."""
@@ -258,7 +237,6 @@ class Buffer:
             "replay/questions": float(len(self.questions)),
             "replay/trajectories": float(len(self.entries)),
             "replay/retired": float(len(self.retired)),
-            "replay/evicted": float(self.evicted),
             "replay/started": float(self.started),
             "replay/megabytes": self.num_tokens * BYTES_PER_TOKEN / 2**20,
         }

@@ -1,20 +1,18 @@
-"""The held-out tasks and rows of a whole recipe. Every source of training rows asks here: what one stage is measured on
-is trained by no other."""
+"""The held-out tasks and rows of a whole recipe: what one stage is measured on is trained by no other. Every source of
+training data passes here."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from aurify.data.heldout import HeldOut, whole_prompt
-from aurify.data.sources import is_hub_id
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
-from aurify.loops.examples import Rows, prompts_of, read_examples, rows_of_file
-from aurify.pipeline.check import resolve_taskset
-from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm
+from aurify.loops.examples import Examples
+from aurify.pipeline.plan import PlannedStage
 from aurify.types import Message, Task
 
 if TYPE_CHECKING:
@@ -23,50 +21,17 @@ if TYPE_CHECKING:
 PATIENCE = 10_000  # training tasks in a row that ask a held-out question
 
 
-def collect_heldout(recipe: Recipe) -> HeldOut:
-    """Of all stages: the held-out tasks of their task sets, and the rows that they are evaluated on."""
-    result = HeldOut()
-    for name, stage in recipe.stages.items():
-        holder = task_holder(recipe, stage)
-        if holder is not None and holder.endswith(f" stages.{name}"):  # the same options are the same set
-            taskset = resolve_taskset(stage)
-            assert taskset is not None
-            result.add(told_by_prompts(taskset), holder, last_turn=True)
-        if isinstance(stage, OfflineStage) and stage.data.parts:
-            if stage.data.heldout_path is None and len(recipe.stages) == 1:
-                continue  # the split of its rows keeps both sides apart
-            rows = rows_of_file(stage.data, recipe.seed, hold_out=holds_rows_out(stage))
-            prompts, texts = prompts_of(read_examples(rows.heldout))
-            result.add(prompts, f"the rows that stages.{name} is evaluated on")
-            result.add_texts(texts, f"the rows that stages.{name} is evaluated on")
+def collect_heldout(stages: Mapping[str, PlannedStage]) -> HeldOut:
+    """The held-out tasks of all task sets, and the rows that stages are evaluated on."""
+    result, seen = HeldOut(), set[str]()
+    for stage in stages.values():
+        if stage.taskset is not None and stage.holder not in seen:
+            result.add(told_by_prompts(stage.taskset), stage.holder, last_turn=True)
+            seen.add(stage.holder)
+        if stage.examples is None or (len(stages) == 1 and stage.offline.data.heldout_path is None):
+            continue  # a split of its own rows keeps both sides apart
+        result.add_examples(stage.examples.heldout, f"the rows that stages.{stage.name} is evaluated on")
     return result
-
-
-def checked_heldout(recipe: Recipe) -> HeldOut:
-    """The same. Raises before anything is trained where a stage's files have nothing left to train on; those of the
-    hub are not read for it."""
-    heldout = collect_heldout(recipe)
-    for name, stage in recipe.stages.items():
-        parts = stage.data.parts if isinstance(stage, OfflineStage) else []
-        if parts and not any(part.path is not None and is_hub_id(part.path) for part in parts):
-            stage_rows(recipe, name, heldout)
-    return heldout
-
-
-def stage_rows(recipe: Recipe, name: str, heldout: HeldOut) -> Rows:
-    """The rows of a stage that reads files or functions, as it will train on them."""
-    stage = recipe.stages[name]
-    assert isinstance(stage, OfflineStage)
-    rows = rows_of_file(stage.data, recipe.seed, hold_out=holds_rows_out(stage))
-    return without_heldout(rows, heldout, stage, f"stages.{name}")
-
-
-def task_holder(recipe: Recipe, stage: OfflineStage | OnlineStage) -> str | None:
-    """How the task set of a stage is called among those who hold questions out: by the first stage that has it."""
-    if stage.task is None:
-        return None
-    first = next(name for name, other in recipe.stages.items() if other.task == stage.task)
-    return f"task {stage.task.get('name')!r} of stages.{first}"
 
 
 def told_by_prompts(taskset: TaskSet) -> list[list[Message]]:
@@ -78,38 +43,36 @@ def told_by_prompts(taskset: TaskSet) -> list[list[Message]]:
     return [prompt for prompt in prompts if num[whole_prompt(prompt)] == 1]
 
 
-def holds_rows_out(stage: OfflineStage) -> bool:
+def holds_rows_out(stage: PlannedStage) -> bool:
     """A stage without a task, and a reward model, are measured on a share of their rows."""
-    return stage.task is None or "scores" in build_algorithm(stage, stage.method).needs
+    return stage.options.task is None or stage.scores
 
 
-def without_heldout(rows: Rows, heldout: HeldOut, stage: OfflineStage, where: str, but: Collection[str] = ()) -> Rows:
-    """The same rows, less those whose question is held out, which are counted. Raises where a source has none left.
-    but: task sets that the rows were made of; they keep their own held-out tasks apart."""
+def without_heldout(examples: Examples, heldout: HeldOut, stage: PlannedStage, but: Collection[str] = ()) -> Examples:
+    """The same examples, less those whose question is held out, which are counted. Raises where a source has none left.
+    but: task sets that the examples were made of; they keep their own held-out tasks apart."""
     if not heldout:
-        return rows
-    parts = stage.data.parts
-    forms = [part.form for part in parts]
-    lesson = build_algorithm(stage, where).learns_from
+        return examples
     kept, total, left = [], Counter[int](), Counter[int]()
-    for row, example in zip(rows.train, read_examples(rows.train, lesson, forms), strict=True):
-        total[row.part] += 1
-        holder = None if example is None else heldout.holder_of_example(example, but)
+    holders = Counter[str]()
+    for example in examples.train:
+        total[example.part] += 1
+        holder = heldout.holder_of_example(example, but)
         if holder is None:
-            kept.append(row)
-            left[row.part] += 1
+            kept.append(example)
+            left[example.part] += 1
         else:
-            rows.tally.held_out[holder] += 1
+            holders[holder] += 1
     for part, num in total.items():
         if not left[part]:
+            parts = stage.offline.data.parts
             name = f" of {parts[part].name}" if part < len(parts) else ""
-            reasons = ", ".join(rows.tally.held_out)
             raise UserError(
-                f"{where}.data: nothing is left to train on: the questions of all {num} rows{name} are held out, by "
-                f"{reasons}. Give rows of other questions, or hold others out (num_heldout, heldout_path, "
-                "heldout_share)"
+                f"stages.{stage.name}.data: nothing is left to train on: the questions of all {num} rows{name} are "
+                f"held out, by {', '.join(holders)}. Give rows of other questions, or hold others out (num_heldout, "
+                "heldout_path, heldout_share)"
             )
-    return replace(rows, train=kept)
+    return replace(examples, train=kept, tally=replace(examples.tally, held_out=examples.tally.held_out + holders))
 
 
 @dataclass
@@ -120,7 +83,9 @@ class Guard:
     own: Collection[str] = ()  # the task set itself; that keeps its own tasks apart
     left_out: dict[str, set[str]] = field(default_factory=dict)  # holder -> ids of tasks
 
-    def guarded(self, taskset: TaskSet) -> TaskSet:
+    def guard(self, taskset: TaskSet) -> TaskSet:
+        """The same task set, whose training tasks pass here."""
+
         def train(seed: int) -> Iterator[Task]:
             num_misses, found = 0, False
             for task in taskset.train(seed):

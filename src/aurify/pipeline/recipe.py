@@ -1,10 +1,10 @@
-"""What a run is told to do: a recipe, its stages, and the check of all of it before anything runs.
+"""What a run is told to do: a recipe and its stages.
 
 A recipe names a model, a task and stages in order. A stage trains one model by one method, and later stages take its
 result by name: `model: "@sft"`, `reward: "@reward"`, `data: {stage: "@reward"}`. What stands at the top of a recipe
-(`model`, `task`, `lora`, `engine`, `sampler`, `rollouts`, `tools_as_text`, `template_options`) holds for every stage
-that does not say otherwise. Which options a stage has follows from its method: an algorithm that computes advantages is
-trained online, every other one on static data.
+(`model`, `task`, `lora`, `engine`, `sampler`, `rollouts`, `limits`, `tools_as_text`, `template_options`) holds for
+every stage that does not say otherwise. Which options a stage has follows from its method: one that learns from
+rollouts is trained online, every other one on static data.
 """
 
 from __future__ import annotations
@@ -12,36 +12,27 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from aurify import config, registry
 from aurify.bounds import Checked, Ge, Interval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from aurify.data.formats import OnBadRow
+from aurify.data.encode import OnBadRow
 from aurify.data.mixing import By, Stop
 from aurify.data.overlong import Overlong
-from aurify.data.reading import Part
-from aurify.data.sources import is_one_file
+from aurify.data.sources import Part
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
-from aurify.environments.player import MAX_TURNS, RolloutOptions
+from aurify.environments.player import RolloutOptions
+from aurify.environments.rollout import NO_LIMITS, Limits
 from aurify.errors import UserError
-from aurify.loops.guidance import GuidanceOptions
-from aurify.loops.replay import ReplayOptions
 from aurify.models.model import ModelConfig
 from aurify.renderer import Renderer, TrainOn
 from aurify.rewards.combine import Combination
+from aurify.samplers.open import SamplerOptions
 from aurify.types import SamplingParams
 
-INHERITED = (
-    "task",
-    "lora",
-    "engine",
-    "sampler",
-    "rollouts",
-    "tools_as_text",
-    "template_options",
-)  # of the recipe, for stages that do not set them; `model` is merged
+# what a stage takes over from the recipe unless it says otherwise; `model` is merged
+INHERITED = ("task", "lora", "engine", "sampler", "rollouts", "limits", "tools_as_text", "template_options")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,37 +43,26 @@ class EngineOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerOptions(Checked):
-    max_batch: PositiveInt = 64  # completions that are generated at the same time
-    max_context: Annotated[int, Ge(2)] | None = None  # tokens of prompt and completion; None: what the model can take
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(Checked):
     """Held-out numbers before and after each stage. Greedy by default: the same model always gets the same number."""
 
     num_tasks: NonNegativeInt = 64  # 0 = no evaluation
-    sampling: SamplingParams = SamplingParams(temperature=0.0)
-    # of a conversation; None: as many as the stage trains with, 16 where it says nothing
-    max_turns: PositiveInt | None = None
-
-    def turns(self, stage: OfflineStage | OnlineStage) -> int:
-        return self.max_turns or (stage.max_turns if isinstance(stage, OnlineStage) else MAX_TURNS)
+    sampling: SamplingParams = SamplingParams(temperature=0.0)  # how the held-out answers are sampled
+    limits: Limits | None = None  # of a conversation; None: those of the stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairSampling(Checked):
     """Preference pairs out of the model's own answers: the best against the worst of each group."""
 
-    num_tasks: PositiveInt = 64
+    num_tasks: PositiveInt = 64  # training tasks that are answered
     num_heldout: NonNegativeInt = 32  # tasks of the held-out split, for the pair accuracy
-    group_size: Annotated[int, Ge(2)] = 8
-    sampling: SamplingParams = SamplingParams()
-    max_turns: PositiveInt = MAX_TURNS  # of a conversation with an environment
+    group_size: Annotated[int, Ge(2)] = 8  # answers to each task
+    sampling: SamplingParams = SamplingParams()  # how the answers are sampled
     reward: str | None = None  # "@stage": a reward model judges; None: the task's own reward
 
 
-OF_ONE_SOURCE = ("split", "subset", "max_rows", "form")
+OF_ONE_SOURCE: tuple[str, ...] = ("split", "subset", "max_rows", "form")
 OF_ROWS = (*OF_ONE_SOURCE, "maps", "filters")
 
 
@@ -94,12 +74,12 @@ class DataOptions(Checked):
     dataset: str | dict[str, Any] | None = None  # registered by @aurify.dataset: a name, or {name: ..., options of it}
     mix: list[Part] | None = None  # several sources with weights
     demonstrations: PositiveInt | None = None  # so many training tasks with the answer that the task itself would give
-    sample: PairSampling | None = None
+    sample: PairSampling | None = None  # preference pairs out of the model's own answers
     stage: str | None = None  # "@stage": the pairs that stage was trained on
-    split: str = "train"  # `split` to `form` describe the source in `path` or `dataset`; see `Part`
-    subset: str | None = None
-    max_rows: int | None = None
-    form: str | None = None
+    split: str = "train"  # of a data set of the hub, and of the files in a folder
+    subset: str | None = None  # of a data set of the hub: what it calls its configuration
+    max_rows: int | None = None  # the first so many; those of the hub are then streamed
+    form: str | None = None  # what `aurify data inspect` calls it; None: found by what is in the rows
     maps: list[str | dict[str, Any]] = field(default_factory=list)  # of every source, before its own
     filters: list[str | dict[str, Any]] = field(default_factory=list)  # of every source, before its own
     mix_by: By = "rows"  # what the weights of `mix` count
@@ -121,13 +101,14 @@ class DataOptions(Checked):
             )
         if self.mix is not None and len(self.mix) < 2:
             raise UserError(f"mix: {len(self.mix)} sources; it needs two or more")
-        idle = OF_ONE_SOURCE if self.mix is not None else OF_ROWS if not (self.path or self.dataset) else ()
-        defaults = {spec.name: spec for spec in fields(self)}
-        for name in idle:
-            if getattr(self, name) not in (defaults[name].default, []):
-                place = "stands in each source of mix" if self.mix is not None else "needs path, dataset or mix"
-                raise UserError(f"{name}: it has no effect here; it {place}")
-        self.parts  # noqa: B018 (their own checks)
+        if self.mix is not None:
+            idle, reason = OF_ONE_SOURCE, "it stands in each source of mix"
+        else:
+            idle, reason = () if self.path or self.dataset else OF_ROWS, "it needs path, dataset or mix"
+        for spec in fields(self):
+            if spec.name in idle and getattr(self, spec.name) not in (spec.default, []):
+                raise UserError(f"{spec.name}: it has no effect here; {reason}")
+        _ = self.parts  # makes their own checks
 
     @property
     def parts(self) -> list[Part]:
@@ -148,6 +129,55 @@ class DataOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrefixOptions:
+    """How much of a trace is given. linear: a share that falls from `high` to `low` as the stage goes on. fixed: shares
+    evenly spaced from `low` to `high` over the guided rows of a group."""
+
+    # linear: the share falls from high to low over the stage; fixed: from low to high over a group
+    schedule: Literal["fixed", "linear"] = "linear"
+    low: float = 0.0  # the smallest share of a trace that is given
+    high: float = 0.8  # the largest share
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 1:
+            raise UserError(f"low {self.low} and high {self.high} must be in [0, 1], in this order")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidanceOptions(Checked):
+    """A guide's answers in the groups of the policy's own; see loops/guidance.py."""
+
+    path: str | None = None  # a file of traces (see aurify.data.traces) ...
+    demonstrations: bool = False  # ... or the answers that the task itself would give
+    num_off: PositiveInt = 1  # of the completions_per_prompt, so many are a guide's
+    replace: Literal["always", "all_failed"] = "always"  # all_failed: only where none of the policy's own succeeds
+    max_tokens: PositiveInt | None = None  # longer traces are refused; None: sampling.max_tokens
+    prefix: PrefixOptions | None = None  # give only the beginning of a trace
+    success: float = 1.0  # what the task's first reward gives a right answer
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.path is None) != self.demonstrations:
+            raise UserError("set one of path (a file of traces) and demonstrations (true)")
+        if self.prefix is not None and self.replace == "all_failed":
+            raise UserError("prefix: it is given before the policy writes, so it does not go with all_failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayOptions(Checked):
+    """Past successes of the policy in the groups of now; see loops/replay.py."""
+
+    share: Annotated[float, Interval(gt=0, le=1)] = 0.5  # of a step's prompts, as far as the buffer has questions
+    start: float = 0.35  # nothing is collected or replayed before a step's success rate is above this
+    sigma: PositiveFloat = 1.0  # of the normal density over buckets, in successes
+    buckets: Literal["successes", "spread"] = "successes"  # what a question's bucket says of its latest group
+    select: Literal["entropy", "nll", "random"] = "entropy"  # which of a question's trajectories: the surest, or any
+    per_question: PositiveInt = 16  # trajectories
+    max_tokens: PositiveInt = 8_000_000  # of the whole buffer, prompts included; 8 bytes each
+    success: float = 1.0  # what the task's first reward gives a right answer
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardModelUse:
     model: str  # "@stage" of a reward model, or a folder with one
     weight: float = 1.0  # beside the task's own rewards
@@ -158,19 +188,20 @@ class RewardModelUse:
 class Stage(Checked):
     """What all stages have."""
 
-    method: str
-    model: ModelConfig
+    method: str  # a name of `aurify list algorithms`
+    model: ModelConfig  # a name, a folder, a GGUF file, a hub id or "@stage": the model of an earlier stage
     task: dict[str, Any] | None = None  # name, and the options of that task
     lora: LoraConfig | None = None  # None: all weights are trained
-    optim: OptimConfig = OptimConfig()
-    algorithm: dict[str, Any] = field(default_factory=dict)  # the fields of the method's dataclass
+    optim: OptimConfig = OptimConfig()  # learning rate and optimiser
+    algorithm: dict[str, Any] = field(default_factory=dict)  # options of the method: `aurify help grpo`
     engine: EngineOptions = EngineOptions()
     sampler: SamplerOptions = SamplerOptions()
     rollouts: RolloutOptions = RolloutOptions()  # time limits, and when too much fails
+    limits: Limits = NO_LIMITS  # what a conversation with an environment may use
     tools_as_text: bool = False  # tools, calls and results go into the text, for chat templates that leave them out
     template_options: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
     checkpoint_every: NonNegativeInt = 20  # steps; 0: only when the run is interrupted
-    keep_checkpoints: PositiveInt = 1
+    keep_checkpoints: PositiveInt = 1  # the newest so many stay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,10 +228,10 @@ class OfflineStage(Stage):
 class OnlineStage(Stage):
     """The model's own answers, scored: GRPO and its family."""
 
-    steps: PositiveInt = 30
-    prompts_per_step: PositiveInt = 8
-    completions_per_prompt: PositiveInt = 8
-    sampling: SamplingParams = SamplingParams()
+    steps: PositiveInt = 30  # rounds of sampling and training
+    prompts_per_step: PositiveInt = 8  # questions, each with a group of answers
+    completions_per_prompt: PositiveInt = 8  # answers to a question: a group
+    sampling: SamplingParams = SamplingParams()  # how answers are sampled in training
     reward: RewardModelUse | None = None  # a reward model, beside the task's own rewards
     combine_rewards: Combination = "sum"  # several rewards of a group into one; see rewards/combine.py
     guidance: GuidanceOptions | None = None  # a guide's answers, in the groups of the policy's own
@@ -213,30 +244,31 @@ class OnlineStage(Stage):
     truncation_penalty: NonNegativeFloat = 1.0  # what "penalise" takes off the reward
     num_minibatches: PositiveInt = 1  # optimiser steps that share out the groups of one round of sampling
     num_epochs: PositiveInt = 1  # passes over the samples of one round
-    max_turns: PositiveInt = MAX_TURNS  # of a conversation with an environment
     samples_every: NonNegativeInt = 10  # steps between samples that are written down; 0 = none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
+    # by name, in order; a stage uses the result of an earlier one as "@name"
     stages: dict[str, OfflineStage | OnlineStage]
-    name: str = "run"
-    seed: int = 0
+    name: str = "run"  # heads the report
+    seed: int = 0  # of everything that is drawn
     plugins: list[str] = field(default_factory=list)  # Python files that register tasks, rewards, algorithms
-    evaluation: EvaluationOptions = EvaluationOptions()
-    model: ModelConfig | None = None  # from here on: what stages take over that say nothing else
-    task: dict[str, Any] | None = None
-    lora: LoraConfig | None = None
-    engine: EngineOptions = EngineOptions()
-    sampler: SamplerOptions = SamplerOptions()
-    rollouts: RolloutOptions = RolloutOptions()
-    tools_as_text: bool = False
-    template_options: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationOptions = EvaluationOptions()  # held-out numbers before and after each stage
+    model: ModelConfig | None = None  # that stages start from; this and all below hold for stages that say nothing else
+    task: dict[str, Any] | None = None  # name, and the options of that task
+    lora: LoraConfig | None = None  # None: all weights are trained
+    engine: EngineOptions = EngineOptions()  # memory and speed of training
+    sampler: SamplerOptions = SamplerOptions()  # memory and speed of sampling
+    rollouts: RolloutOptions = RolloutOptions()  # time limits, and when too much fails
+    limits: Limits = NO_LIMITS  # what a conversation with an environment may use
+    tools_as_text: bool = False  # tools, calls and results go into the text, for chat templates that leave them out
+    template_options: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
 
 
 def build_recipe(values: Mapping[str, Any]) -> Recipe:
-    """Builds the recipe from what `config.load_config` read. Unknown keys and wrong types are errors that name their
-    place."""
+    """Builds the recipe from what `config.load_config` read. Unknown keys and wrong types are errors that name the
+    key."""
     values = dict(values)
     registry.load_plugins(values.get("plugins") or ())
     for key in ("model", "task"):
@@ -248,12 +280,12 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
     config.build(Recipe, {**values, "stages": {}})  # names a mistake at the top before one that it causes in a stage
     shared = {name: values[name] for name in INHERITED if name in values}
     values["stages"] = {
-        str(name): stage_of(str(name), stage, values.get("model"), shared) for name, stage in stages.items()
+        str(name): build_stage_options(str(name), stage, values.get("model"), shared) for name, stage in stages.items()
     }
     return config.build(Recipe, values)
 
 
-def stage_of(
+def build_stage_options(
     name: str, values: Any, model: Mapping[str, Any] | None, shared: Mapping[str, Any]
 ) -> OfflineStage | OnlineStage:
     """One stage, with what it inherits from the recipe."""
@@ -272,10 +304,8 @@ def stage_of(
     if values.get("reward") is not None:
         values["reward"] = shorthand(values["reward"], "model")
     with config.prefix_errors(f"{where}.method"):
-        online = is_online(values["method"])
-    if online:
-        return config.build(OnlineStage, values, where)
-    return config.build(OfflineStage, values, where)
+        kind: type[OfflineStage | OnlineStage] = OnlineStage if is_online(values["method"]) else OfflineStage
+    return config.build(kind, values, where)
 
 
 def shorthand(value: Any, key: str) -> dict[str, Any] | None:
@@ -286,7 +316,7 @@ def shorthand(value: Any, key: str) -> dict[str, Any] | None:
 
 
 def is_online(method: str) -> bool:
-    return hasattr(registry.get("algorithm", method), "advantages")
+    return bool(registry.get("algorithm", method).learns_from == "rollouts")
 
 
 def build_algorithm(stage: Stage, where: str) -> Any:
@@ -302,26 +332,3 @@ def make_renderer(stage: Stage, tokenizer: Any) -> Renderer:
 def reference(name: str | None) -> str | None:
     """`"@sft"` -> `"sft"`; anything else is no reference."""
     return name[1:] if name is not None and name.startswith("@") else None
-
-
-def references(stage: OfflineStage | OnlineStage) -> dict[str, str]:
-    """The earlier stages that this one needs, by the place that names them."""
-    places = {"model": stage.model.name}
-    if isinstance(stage, OnlineStage) and stage.reward:
-        places["reward"] = stage.reward.model
-    if isinstance(stage, OnlineStage):
-        places["teacher"] = stage.teacher or ""
-    if isinstance(stage, OfflineStage):
-        places["data.stage"] = stage.data.stage or ""
-        places["data.sample.reward"] = (stage.data.sample and stage.data.sample.reward) or ""
-        if stage.data.stage and not reference(stage.data.stage):
-            raise UserError(f"data.stage: {stage.data.stage!r} is no stage; write it with an @: '@{stage.data.stage}'")
-    return {place: name[1:] for place, name in places.items() if reference(name)}
-
-
-def data_files(stage: OfflineStage | OnlineStage) -> dict[str, Path]:
-    if isinstance(stage, OnlineStage):
-        return {"guidance.path": Path(stage.guidance.path)} if stage.guidance and stage.guidance.path else {}
-    parts = {"data.path": stage.data.path, "data.heldout_path": stage.data.heldout_path}
-    parts |= {f"data.mix.{number}.path": part.path for number, part in enumerate(stage.data.mix or ())}
-    return {place: Path(path) for place, path in parts.items() if path and is_one_file(path)}

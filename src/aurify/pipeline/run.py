@@ -8,66 +8,67 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from aurify.data.heldout import HeldOut
 from aurify.loops.interrupt import terminable
-from aurify.pipeline.check import describe, validate
-from aurify.pipeline.heldout import checked_heldout
-from aurify.pipeline.recipe import Recipe, build_algorithm
-from aurify.pipeline.stage import StageRun, is_finished
+from aurify.pipeline.check import check_recipe
+from aurify.pipeline.plan import Plan, PlannedStage, describe
+from aurify.pipeline.recipe import Recipe
+from aurify.pipeline.stage import run_stage
+from aurify.pipeline.start import start_stage
+from aurify.rows.sources import forget_rows
 from aurify.tracking.run_folder import RunFolder
 from aurify.tracking.trackers.console import Console
 
 
 def run_pipeline(
-    recipe: Recipe,
-    folder: RunFolder,
-    *,
-    console: Console | None = None,
-    show_samples: bool = False,
-    heldout: HeldOut | None = None,
+    recipe: Recipe | Plan, folder: RunFolder, *, console: Console | None = None, show_samples: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Runs all stages that are not finished yet, and returns what each came to. Raises KeyboardInterrupt with a text
-    that says how to go on, after a checkpoint."""
+    """Runs all stages that are not finished yet, and returns what each came to. A recipe is checked first. A plan runs
+    once, for each stage lets go of its examples. Raises KeyboardInterrupt with a text that says how to go on, after a
+    checkpoint."""
     console = console or Console()
-    validate(recipe)
-    heldout = checked_heldout(recipe) if heldout is None else heldout
+    plan = check_recipe(recipe) if isinstance(recipe, Recipe) else recipe
+    if not any(stage.reads_traces for stage in plan.stages.values()):
+        forget_rows()  # all that was to be read is in the plan
     try:
-        with terminable():
-            for number, name in enumerate(recipe.stages, 1):
-                run_stage(recipe, folder, name, f"{number}/{len(recipe.stages)} {name}", console, show_samples, heldout)
+        with folder.lock(), terminable():
+            for number, stage in enumerate(plan.stages.values(), 1):
+                title = f"{number}/{len(plan.stages)} {stage.name}"
+                if is_finished(folder, stage.name):
+                    console.print(f"[dim]{title}: finished already[/]")
+                else:
+                    console.header(title, summarise(stage))
+                    with folder.attempt(stage.name):
+                        run_stage(start_stage(plan, stage.name, folder, console, show_samples=show_samples))
+                stage.examples = None
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
-            f"{str(error) or 'interrupted'}; go on with: {program()} train --resume {folder.path}"
+            f"{str(error) or 'interrupted'}; go on with: {name_program()} train --resume {folder.path}"
         ) from None
     results = folder.results()
     console.summary(results)
-    if (hint := chat_hint(recipe, folder)) is not None:
+    if (hint := chat_hint(plan, folder)) is not None:
         console.print(hint)
     return results
 
 
-def run_stage(
-    recipe: Recipe, folder: RunFolder, name: str, title: str, console: Console, show_samples: bool, heldout: HeldOut
-) -> None:
-    if is_finished(folder, name):
-        console.print(f"[dim]{title}: finished already[/]")
-        return
-    [plan] = [row for row in describe(recipe) if row["stage"] == name]
-    console.header(
-        title, f"{plan['method']} of {plan['model']} ({plan['weights']}), {plan['learns from']}, {plan['length']}"
-    )
-    StageRun(recipe, folder, name, console, show_samples, heldout).run()
+def summarise(stage: PlannedStage) -> str:
+    row = describe(stage)
+    return f"{row['method']} of {row['model']} ({row['weights']}), {row['learns from']}, {row['length']}"
 
 
-def chat_hint(recipe: Recipe, folder: RunFolder) -> str | None:
+def is_finished(folder: RunFolder, stage: str) -> bool:
+    return folder.results().get(stage, {}).get("status") == "finished" and folder.stage(stage).final.is_dir()
+
+
+def chat_hint(plan: Plan, folder: RunFolder) -> str | None:
     """How to talk to the last model that can write."""
-    for name, stage in reversed(recipe.stages.items()):
-        if "scores" not in build_algorithm(stage, f"stages.{name}").needs:
-            return f"Chat with it: {program()} chat {folder.path}:{name}"
+    for name, stage in reversed(plan.stages.items()):
+        if not stage.scores:
+            return f"Chat with it: {name_program()} chat {folder.path}:{name}"
     return None
 
 
-def program() -> str:
+def name_program() -> str:
     """How a shell finds the `aurify` that is running: by its path, where its environment is not activated."""
     called = Path(sys.argv[0])
     if called.name != "aurify" or not called.is_file():  # `python -m`, or a program of one's own

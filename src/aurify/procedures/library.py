@@ -26,6 +26,10 @@ from aurify.procedures.procedure import SUFFIXES, Procedure, read_procedure
 log = logging.getLogger("aurify")
 ONE = "Follow this procedure. Do its steps in order, and leave none out."
 SEVERAL = "Choose the procedure that fits, and follow it. Do its steps in order, and leave none out."
+BY_HAND = (
+    "You cannot call tools here. Where a step names a tool, ask the user to do that step and to tell you the result, "
+    "before you go on."
+)
 WORD = re.compile(r"\w+")
 STOP_WORDS = frozenset(
     WORD.findall(
@@ -63,8 +67,8 @@ class SOPLibrary:
         self.procedures = read_folder(Path(self.options.folder).expanduser())
         self._embedder = embedder
         self._vectors: list[np.ndarray] | None = None  # of each procedure [triggers, dim]
-        self._words = BM25([words_of(" ".join(procedure.asked_by)) for procedure in self.procedures])
-        self._left_out: set[str] = set()  # said once each
+        self._words = BM25([split_words(" ".join(procedure.asked_by)) for procedure in self.procedures])
+        self._left_out: set[str] = set()  # the log names each once
 
     def __getitem__(self, name: str) -> Procedure:
         for procedure in self.procedures:
@@ -74,28 +78,23 @@ class SOPLibrary:
         raise UserError(f"there is no procedure {name!r} in {self.options.folder}{did_you_mean(name, known)}")
 
     def find(self, query: str, limit: int | None = None, tools: Collection[str] | None = None) -> list[Match]:
-        """Those that are meant, best first, by meaning and by words. tools: those at hand; a procedure that needs
-        others is not found. None: whatever it needs is there."""
-        usable = [
-            place
-            for place, procedure in enumerate(self.procedures)
-            if tools is None or set(procedure.tools) <= set(tools)
-        ]
-        words = self._words.scores(words_of(query))
-        scores = {"bm25": {place: words[place] for place in usable if words[place] > 0}}
+        """The procedures that a question asks for, best first, by meaning and by words. tools: those at hand; a
+        procedure that needs others is not found. None: all tools are there."""
+        usable = [index for index, one in enumerate(self.procedures) if tools is None or set(one.tools) <= set(tools)]
+        words = self._words.scores(split_words(query))
+        scores = {"bm25": {index: words[index] for index in usable if words[index] > 0}}
+        meant, weights = set(scores["bm25"]), {"bm25": 1.0}
         if self.options.embedder is not None or self._embedder is not None:
-            scores["dense"] = {place: value for place, value in enumerate(self._likeness(query)) if place in usable}
-            meant = {place for place, value in scores["dense"].items() if value >= self.options.least}
-        else:
-            meant = set(scores["bm25"])
+            cosines = self._cosines(query)
+            scores["dense"] = {index: cosines[index] for index in usable}
+            meant = {index for index in usable if cosines[index] >= self.options.least}
+            weights = {"dense": self.options.dense_weight, "bm25": 1 - self.options.dense_weight}
         lists = {stage: sorted(found.items(), key=lambda item: (-item[1], item[0])) for stage, found in scores.items()}
-        weights = {"dense": self.options.dense_weight, "bm25": 1 - self.options.dense_weight}
-        order = fuse_scores(lists, weights if "dense" in lists else {"bm25": 1.0})
         matches = []
-        for place, score in order:
-            if place in meant:
-                parts = {stage: found[place] for stage, found in scores.items() if place in found}
-                matches.append(Match(self.procedures[place], score, parts))
+        for index, score in fuse_scores(lists, weights):
+            if index in meant:
+                parts = {stage: found[index] for stage, found in scores.items() if index in found}
+                matches.append(Match(self.procedures[index], score, parts))
         return matches[: limit or self.options.limit]
 
     def system_prompt(
@@ -105,14 +104,19 @@ class SOPLibrary:
         tools: Collection[str] | None = None,
         count_tokens: Callable[[str], int] | None = None,
     ) -> str:
-        """`base`, and below it the procedures that the query asks for; `base` alone where there are none.
-        count_tokens: of the model's tokenizer; else four characters count as a token."""
-        return self.prompt_of([match.procedure for match in self.find(query, tools=tools)], base, count_tokens)
+        """`base`, and below it the procedures that the query asks for; `base` alone where there are none."""
+        return self.build_prompt([match.procedure for match in self.find(query, tools=tools)], base, count_tokens)
 
-    def prompt_of(
-        self, procedures: Sequence[Procedure], base: str = "", count_tokens: Callable[[str], int] | None = None
+    def build_prompt(
+        self,
+        procedures: Sequence[Procedure],
+        base: str = "",
+        count_tokens: Callable[[str], int] | None = None,
+        has_tools: bool = True,
     ) -> str:
-        """`base`, and below it as many of these, the first ones first, as the budget of tokens holds."""
+        """`base`, and below it as many of these procedures, the first ones first, as the budget of tokens holds.
+        count_tokens: of the model's tokenizer; else four characters count as a token. Without tools, the model is told
+        to ask the user for what they would do."""
         chosen, room = [], self.options.max_tokens
         for procedure in procedures:
             text = procedure.prompt()
@@ -128,13 +132,14 @@ class SOPLibrary:
                     num,
                     room,
                 )
-        parts = [base, ONE if len(chosen) == 1 else SEVERAL, *chosen] if chosen else [base]
+        by_hand = BY_HAND if not has_tools and any(procedure.tools for procedure in procedures) else ""
+        parts = [base, ONE if len(chosen) == 1 else SEVERAL, by_hand, *chosen] if chosen else [base]
         return "\n\n".join(part for part in parts if part)
 
-    def _likeness(self, query: str) -> list[float]:
-        """The cosine of each procedure's nearest trigger."""
+    def _cosines(self, query: str) -> list[float]:
+        """Of each procedure's nearest trigger."""
         if self._embedder is None:
-            self._embedder = embedder_of(self.options.embedder or MINILM)
+            self._embedder = share_embedder(self.options.embedder or MINILM)
         if self._vectors is None:
             self._vectors = [self._embedder.embed_documents(procedure.asked_by) for procedure in self.procedures]
         [asked] = self._embedder.embed_queries([query])
@@ -142,7 +147,7 @@ class SOPLibrary:
 
 
 @cache
-def embedder_of(name: str) -> Embedder:
+def share_embedder(name: str) -> Embedder:
     """Loaded once a process, however many task sets ask for it."""
     return load_embedder(name)
 
@@ -156,17 +161,17 @@ def open_library(entry: Any) -> SOPLibrary:
 
 
 def read_folder(folder: Path) -> list[Procedure]:
-    """All of them, by name. One that cannot be used is an error."""
-    read = list(checked(folder))
-    for path, _, problems in read:
-        if problems:
-            others = sum(len(found) for _, _, found in read) - 1
-            more = f" (and {others} more; `aurify sop check {folder}` names them all)" if others else ""
-            raise UserError(f"{path}: {problems[0]}{more}")
+    """All procedures, by name. One that cannot be used is an error."""
+    read = check_folder(folder)
+    faults = [(path, problem) for path, _, problems in read for problem in problems]
+    if faults:
+        path, problem = faults[0]
+        more = f" (and {len(faults) - 1} more; `aurify sop check {folder}` names them all)" if len(faults) > 1 else ""
+        raise UserError(f"{path}: {problem}{more}")
     return sorted((procedure for _, procedure, _ in read if procedure), key=lambda procedure: procedure.name)
 
 
-def checked(folder: Path) -> list[tuple[Path, Procedure | None, list[str]]]:
+def check_folder(folder: Path) -> list[tuple[Path, Procedure | None, list[str]]]:
     """Each file of a folder with its procedure and its problems. README.md is for people."""
     if not folder.is_dir():
         raise UserError(f"sop: there is no folder {folder}; expected one with procedures ({', '.join(SUFFIXES)})")
@@ -181,7 +186,7 @@ def checked(folder: Path) -> list[tuple[Path, Procedure | None, list[str]]]:
     return read
 
 
-def words_of(text: str) -> list[str]:
+def split_words(text: str) -> list[str]:
     return [word for word in WORD.findall(text.lower()) if word not in STOP_WORDS]
 
 

@@ -9,15 +9,16 @@
     1. Look the order up [tool: find_order]
     2. Tell the sum [says: refund of \\d+]
 
-`tool` (a call of it) and `says` (a regular expression that the reply matches) are how a step shows, so that a reward
-can see it; steps may have neither. An `outcome` is such a sign for the end. Both kinds of file know the same keys; in
-Markdown, lists may stand under headings of the same names, and everything else in the body is kept as notes.
+`tool` (a call of it) and `says` (a regular expression that the reply matches) are the signs by which a reward sees that
+a step was done; a step needs none. `outcome` is such a sign for the end. Both kinds of file know the same keys. In
+Markdown, lists may stand under headings of the same names, and everything else in the body becomes notes.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,20 +29,22 @@ from aurify.knowledge.reading.refusals import FRONT_MATTER
 SUFFIXES = (".md", ".yaml", ".yml")
 LISTS = ("triggers", "tools", "steps", "checks", "examples")
 KEYS = ("name", "when", *LISTS, "outcome", "notes")
+SIGNS = ("tool", "says")
 HEADING = re.compile(r"(#{1,6})\s+(.+?)\s*#*")
 ITEM = re.compile(r"^(?:\d+[.)]|[-*+])\s+", re.MULTILINE)
-SIGN = re.compile(r"\s*\[(tool|says):\s*(.+)\]\s*$")
+BRACKET = re.compile(r"\s*\[(\w+):\s*(.+)\]\s*$")  # at the end of a step
 MAX_BYTES = 200_000
+NEAR = 0.75  # from this likeness on, a heading or bracket is a misspelt key and not a text of its own
 
 
 @dataclass(frozen=True, slots=True)
 class Sign:
-    """How it shows that a step was done. One of both."""
+    """How it shows that a step was done: one of both."""
 
     tool: str = ""
     says: str = ""
 
-    def record(self) -> dict[str, str]:
+    def to_record(self) -> dict[str, str]:
         return {"tool": self.tool} if self.tool else {"says": self.says}
 
 
@@ -57,12 +60,11 @@ class Procedure:
     when: str
     steps: tuple[Step, ...]
     triggers: tuple[str, ...] = ()  # further ways in which people ask for it
-    tools: tuple[str, ...] = ()  # without which it cannot be followed
+    tools: tuple[str, ...] = ()  # that its steps need
     checks: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
     outcome: Sign | None = None
     notes: str = ""
-    place: str = ""
 
     @property
     def asked_by(self) -> list[str]:
@@ -81,10 +83,10 @@ class Procedure:
                 parts.append("\n".join([f"{title}:", *(f"- {entry}" for entry in entries)]))
         return "\n\n".join([*parts, self.notes] if self.notes else parts)
 
-    def record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """For a task's column `procedure`, by which the reward of that name judges."""
-        signs = [step.sign.record() for step in self.steps if step.sign]
-        return {"name": self.name, "signs": signs + ([self.outcome.record()] if self.outcome else [])}
+        signs = [step.sign.to_record() for step in self.steps if step.sign]
+        return {"name": self.name, "signs": signs + ([self.outcome.to_record()] if self.outcome else [])}
 
 
 def read_procedure(path: Path) -> tuple[Procedure | None, list[str]]:
@@ -95,46 +97,57 @@ def read_procedure(path: Path) -> tuple[Procedure | None, list[str]]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         return None, [f"it cannot be read as UTF-8 text ({error})"]
-    values, problems = values_of_markdown(text) if path.suffix == ".md" else values_of_yaml(text)
-    procedure = built(values, str(path), problems)
+    problems: list[str] = []
+    values = read_markdown(text, problems) if path.suffix == ".md" else read_yaml(text, problems)
+    procedure = build_procedure(values, problems)
     return (None if problems else procedure), problems
 
 
-def values_of_yaml(text: str) -> tuple[dict[str, Any], list[str]]:
+# All functions below append what is wrong to `problems`.
+
+
+def read_yaml(text: str, problems: list[str]) -> dict[str, Any]:
     import yaml
 
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        return {}, [f"it is no YAML ({' '.join(str(error).split())})"]
+        problems.append(f"it is no YAML ({' '.join(str(error).split())})")
+        return {}
     if not isinstance(values, dict):
-        return {}, [f"it holds a {type(values).__name__}; expected keys such as name, when and steps"]
-    return {str(key): value for key, value in values.items()}, []
+        problems.append(f"it holds a {type(values).__name__}; expected keys such as name, when and steps")
+        return {}
+    return {str(key): value for key, value in values.items()}
 
 
-def values_of_markdown(text: str) -> tuple[dict[str, Any], list[str]]:
+def read_markdown(text: str, problems: list[str]) -> dict[str, Any]:
     front = FRONT_MATTER.match(text)
-    values, problems = values_of_yaml(front[1]) if front and front[1] else ({}, [])
-    body = text[front.end() :] if front else text
+    values = read_yaml(front[1], problems) if front and front[1] else {}
     notes, titled = [], False
-    for marks, heading, content in sections(body):
+    for marks, heading, content in split_sections(text[front.end() :] if front else text):
         key = {"when to use": "when", "when to use it": "when"}.get(heading.lower(), heading.lower())
         if key in (*LISTS, "when"):
             if key in values:
                 problems.append(f"{key!r} stands in its head and under a heading; keep one of them")
-            values[key] = " ".join(content.split()) if key == "when" else items(content)
+            values[key] = " ".join(content.split()) if key == "when" else split_items(content)
         elif marks == "#" and not titled:
             titled = True
             values.setdefault("name", re.sub(r"\W+", "-", heading.lower()).strip("-"))
             notes.append(content)
         else:
+            if near := find_near(key, (*LISTS, "when")):
+                problems.append(f"heading {heading!r} is no key; did you mean {near!r}?")
             notes.append(f"{marks} {heading}\n\n{content}".strip())
     values["notes"] = "\n\n".join(filter(None, [str(values.get("notes") or ""), *notes]))
-    return values, problems
+    return values
 
 
-def sections(body: str) -> list[tuple[str, str, str]]:
-    """(marks, heading, content) of each; what stands above the first heading has neither. What is fenced is code."""
+def find_near(name: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=NEAR)), None)
+
+
+def split_sections(body: str) -> list[tuple[str, str, str]]:
+    """(marks, heading, content) of each; what stands above the first heading has neither. Lines in fences are code."""
     found: list[tuple[str, str, list[str]]] = [("", "", [])]
     fenced = False
     for line in body.splitlines():
@@ -146,88 +159,76 @@ def sections(body: str) -> list[tuple[str, str, str]]:
     return [(marks, heading, "\n".join(lines).strip()) for marks, heading, lines in found]
 
 
-def items(content: str) -> list[str]:
-    """Of a list, each with the lines that belong to it; paragraphs, where there is no list."""
+def split_items(content: str) -> list[str]:
+    """The items of a list, each with the lines that belong to it; paragraphs, where there is no list."""
     parts = ITEM.split(content)
     if len(parts) == 1:
-        return [part.strip() for part in re.split(r"\n\s*\n", content) if part.strip()]
-    return [part.strip() for part in ([parts[0]] if parts[0].strip() else []) + parts[1:]]
+        parts = re.split(r"\n\s*\n", content)
+    return [part.strip() for part in parts if part.strip()]
 
 
-def built(values: Mapping[str, Any], place: str, problems: list[str]) -> Procedure:
-    """Appends to problems."""
+def build_procedure(values: Mapping[str, Any], problems: list[str]) -> Procedure:
     for key in values:
         if key not in KEYS:
             problems.append(f"unknown key {key!r}{did_you_mean(key, KEYS)}")
-    texts = {key: text_of(values.get(key), key, problems) for key in ("name", "when", "notes")}
+    texts = {key: read_text(values.get(key), repr(key), problems) for key in ("name", "when", "notes")}
     for key in ("name", "when"):
         if not texts[key] and not problems:
             problems.append(f"it has no {key!r}")
     if texts["name"] and not re.fullmatch(r"[\w.-]+", texts["name"]):
         problems.append(f"its name is {texts['name']!r}; use letters, digits, '-', '_' and '.'")
-    lists = {key: list_of(values.get(key), key, problems) for key in LISTS}
-    steps = tuple(step_of(entry, number, problems) for number, entry in enumerate(lists.pop("steps"), 1))
+    lists = {key: read_list(values.get(key), key, problems) for key in LISTS}
+    steps = tuple(read_step(entry, f"step {number}", problems) for number, entry in enumerate(lists.pop("steps"), 1))
     if not steps and not problems:
         problems.append("it has no steps; write them as a list under 'steps:', or under the heading '## Steps'")
-    plain = {key: tuple(text_of(entry, key, problems) for entry in entries) for key, entries in lists.items()}
-    outcome = values.get("outcome")
-    sign = None if outcome is None else sign_of(outcome, "outcome", problems)
-    signs = [*(step.sign for step in steps), sign]
-    for name in dict.fromkeys(sign.tool for sign in signs if sign and sign.tool):
+    plain = {key: tuple(read_text(entry, repr(key), problems) for entry in entries) for key, entries in lists.items()}
+    outcome = read_sign(values["outcome"], "outcome", problems) if values.get("outcome") is not None else None
+    used = [sign.tool for sign in (*(step.sign for step in steps), outcome) if sign and sign.tool]
+    for name in dict.fromkeys(used):
         if name not in plain["tools"]:
             problems.append(f"the tool {name!r} of a step is missing in its tools{did_you_mean(name, plain['tools'])}")
-    return Procedure(
-        texts["name"],
-        texts["when"],
-        steps,
-        triggers=plain["triggers"],
-        tools=plain["tools"],
-        checks=plain["checks"],
-        examples=plain["examples"],
-        outcome=sign,
-        notes=texts["notes"],
-        place=place,
-    )
+    rest: dict[str, Any] = {**texts, **plain}
+    return Procedure(steps=steps, outcome=outcome, **rest)
 
 
-def text_of(value: Any, key: str, problems: list[str]) -> str:
+def read_text(value: Any, where: str, problems: list[str]) -> str:
     if value is None or isinstance(value, str | int | float):
         return "" if value is None else str(value).strip()
-    problems.append(f"{key!r} holds {str(value)[:60]!r}; expected text")
+    problems.append(f"{where} holds {str(value)[:60]!r}; expected text")
     return ""
 
 
-def list_of(value: Any, key: str, problems: list[str]) -> list[Any]:
-    if value is None:
-        return []
-    if isinstance(value, list):
-        return value
+def read_list(value: Any, key: str, problems: list[str]) -> list[Any]:
+    if value is None or isinstance(value, list):
+        return value or []
     problems.append(f"{key!r} is {str(value)[:60]!r}; expected a list")
     return []
 
 
-def step_of(entry: Any, number: int, problems: list[str]) -> Step:
-    place = f"step {number}"
+def read_step(entry: Any, where: str, problems: list[str]) -> Step:
     if isinstance(entry, Mapping):
-        sign = {key: value for key, value in entry.items() if key != "do"}
-        text = text_of(entry.get("do"), place, problems)
+        sign = {str(key): value for key, value in entry.items() if key != "do"}
+        text = read_text(entry.get("do"), where, problems)
     else:
-        text, sign = text_of(entry, place, problems), {}
-        if found := SIGN.search(text):
-            text, sign = text[: found.start()], {found[1]: found[2]}
+        text, sign = read_text(entry, where, problems), {}
+        bracket = BRACKET.search(text)
+        if bracket and (bracket[1] in SIGNS or find_near(bracket[1], SIGNS)):
+            text, sign = text[: bracket.start()], {bracket[1]: bracket[2]}
     if not text:
-        problems.append(f"{place} does not say what to do")
-    return Step(text, sign_of(sign, place, problems) if sign else None)
+        problems.append(f"{where} does not say what to do")
+    return Step(text, read_sign(sign, where, problems) if sign else None)
 
 
-def sign_of(value: Any, place: str, problems: list[str]) -> Sign | None:
-    if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in ("tool", "says"):
-        problems.append(f"{place} shows by {value!r}; expected {{tool: NAME}} or {{says: REGULAR EXPRESSION}}")
+def read_sign(value: Any, where: str, problems: list[str]) -> Sign | None:
+    if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in SIGNS:
+        unknown = [str(key) for key in value if key not in SIGNS] if isinstance(value, Mapping) else []
+        near = did_you_mean(unknown[0], ("do", *SIGNS)) if unknown else ""
+        problems.append(f"{where} shows by {value!r}; expected {{tool: NAME}} or {{says: REGULAR EXPRESSION}}{near}")
         return None
     [(kind, content)] = value.items()
-    try:
-        re.compile(str(content))
-    except re.error as error:
-        if kind == "says":
-            problems.append(f"{place}: {content!r} is no regular expression ({error})")
+    if kind == "says":
+        try:
+            re.compile(str(content))
+        except re.error as error:
+            problems.append(f"{where}: {content!r} is no regular expression ({error})")
     return Sign(**{kind: str(content)})

@@ -1,24 +1,26 @@
-"""Was a procedure followed? The steps that show, by a call or by words, must show in their order.
+"""Was a procedure followed? Its signs, calls or words, must show in their order.
 
-What is to be seen stands in the task's column `procedure`, as `{name, signs: [{tool: NAME} or {says: PATTERN}, ...]}`.
-`sop:` of a task fills it (see `procedures/tasks.py`)."""
+The signs stand in the task's column `procedure`, as `{name, signs: [{tool: NAME} or {says: PATTERN}, ...]}`. `sop:` of
+a task fills it (see `procedures/tasks.py`)."""
 
 from __future__ import annotations
 
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 
-from aurify.rewards.function_calling import call_of, calls_of_text
+from aurify.thoughts import final_answer
+from aurify.tools.calls import read_message_calls
 from aurify.types import Task, Trajectory
 
-Place = tuple[int, int, int]  # message; 0 for its text and 1 for its calls, which come after it; offset or number
+Position = tuple[int, int, int]  # message; 0 for its text, 1 for its calls, which come after it; offset or number
 MAX_MATCHES = 100  # of one pattern in one message
 
 
 def procedure(partial: bool = True) -> Callable[[Task, Trajectory], float | None]:
-    """The share of the signs that came in their order: the longest chain of them. partial: false gives 1 for all of
-    them and else 0. None for tasks without a procedure, or with one of which nothing shows."""
+    """The share of the signs that came in their order: the longest chain of them. partial: false gives 1 if all of them
+    came and else 0. None for tasks without a procedure, or with a procedure that has no signs."""
 
     def score(task: Task, trajectory: Trajectory) -> float | None:
         wanted = task.info.get("procedure")
@@ -31,32 +33,31 @@ def procedure(partial: bool = True) -> Callable[[Task, Trajectory], float | None
             )
         if not wanted["signs"]:
             return None
-        share = longest_chain([places_of(sign, trajectory) for sign in wanted["signs"]]) / len(wanted["signs"])
+        share = longest_chain([find_sign(sign, trajectory) for sign in wanted["signs"]]) / len(wanted["signs"])
         return share if partial else float(share == 1)
 
     return score
 
 
-def places_of(sign: Mapping[str, str], trajectory: Trajectory) -> list[Place]:
+def find_sign(sign: Mapping[str, str], trajectory: Trajectory) -> list[Position]:
     """Where a sign shows in what the policy wrote after its thoughts."""
-    found: list[Place] = []
+    found: list[Position] = []
     for number, message in enumerate(trajectory.replies):
-        text = str(message.get("content") or "").rpartition("</think>")[2]
         if "tool" in sign:
-            declared = message.get("tool_calls")
-            calls = [call_of(call) for call in declared] if declared else calls_of_text(text)
-            found += [(number, 1, place) for place, call in enumerate(calls) if call and call.name == sign["tool"]]
+            calls = read_message_calls(message)
+            found += [(number, 1, index) for index, call in enumerate(calls) if call.name == sign["tool"]]
         else:
+            text = final_answer(str(message.get("content") or "")) or ""
             matches = re.finditer(sign["says"], text, re.IGNORECASE | re.MULTILINE)
-            found += [(number, 0, match.start()) for match, _ in zip(matches, range(MAX_MATCHES), strict=False)]
+            found += [(number, 0, match.start()) for match in islice(matches, MAX_MATCHES)]
     return found
 
 
-def longest_chain(places: Sequence[Sequence[Place]]) -> int:
-    """How many entries can be given one of their places so that the places rise."""
-    ends: list[Place] = []  # ends[n]: the earliest place at which a chain of n + 1 ends
-    for options in places:
-        for place in sorted(options, reverse=True):  # so that no entry follows itself
-            at = bisect_left(ends, place)
-            ends[at : at + 1] = [place]
+def longest_chain(positions: Sequence[Sequence[Position]]) -> int:
+    """How many entries can be given one of their positions so that the positions rise."""
+    ends: list[Position] = []  # ends[n]: the earliest position at which a chain of n + 1 ends
+    for options in positions:
+        for position in sorted(options, reverse=True):  # so that no entry follows itself
+            index = bisect_left(ends, position)
+            ends[index : index + 1] = [position]
     return len(ends)

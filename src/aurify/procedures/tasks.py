@@ -8,6 +8,7 @@ from dataclasses import replace
 from aurify.procedures.library import SOPLibrary
 from aurify.procedures.procedure import Procedure
 from aurify.tasks.taskset import TaskSet
+from aurify.tools.schema import read_schemas
 from aurify.types import Message, Task
 
 
@@ -15,29 +16,25 @@ def with_procedures(taskset: TaskSet, library: SOPLibrary) -> TaskSet:
     """Ids stay as they are. The best procedure becomes the column `procedure`; where a task names one there already,
     that one counts, whatever was found."""
 
-    def guided(task: Task) -> Task:
+    def guide(task: Task) -> Task:
         tools = task.info.get("tools")
-        names = None if tools is None else [tool.get("function", tool)["name"] for tool in tools]
-        found = [match.procedure for match in library.find(question_of(task.prompt), tools=names)]
+        asked = next((message["content"] for message in reversed(task.prompt) if message["role"] == "user"), "")
+        names = None if tools is None else list(read_schemas(tools))
+        found = [match.procedure for match in library.find(asked, tools=names)]
         wanted = task.info.get("procedure")
         judged = library[wanted] if isinstance(wanted, str) else found[0] if found else None
-        info = {**task.info, "procedure": judged.record()} if judged else task.info
-        return replace(task, prompt=instructed(task.prompt, library, found), info=info)
+        info = {**task.info, "procedure": judged.to_record()} if judged else task.info
+        return replace(task, prompt=add_to_prompt(task.prompt, library, found), info=info)
 
     return replace(
         taskset,
-        train=lambda seed: map(guided, taskset.train(seed)),
-        heldout=[guided(task) for task in taskset.heldout],
+        train=lambda seed: map(guide, taskset.train(seed)),
+        heldout=[guide(task) for task in taskset.heldout],
     )
 
 
-def question_of(prompt: Sequence[Message]) -> str:
-    """The last thing that the user said."""
-    return next((message["content"] for message in reversed(prompt) if message["role"] == "user"), "")
-
-
-def instructed(prompt: Sequence[Message], library: SOPLibrary, found: Sequence[Procedure]) -> list[Message]:
-    """The prompt with the procedures at the end of its system message."""
+def add_to_prompt(prompt: Sequence[Message], library: SOPLibrary, found: Sequence[Procedure]) -> list[Message]:
+    """The procedures go to the end of the system message."""
     given = prompt[:1] if prompt and prompt[0]["role"] == "system" else []
-    system = library.prompt_of(found, given[0]["content"] if given else "")
+    system = library.build_prompt(found, given[0]["content"] if given else "")
     return [{"role": "system", "content": system}, *prompt[len(given) :]] if system else list(prompt)

@@ -21,7 +21,7 @@ from aurify.report.plot import draw_dumbbell, draw_heat_map, draw_sparkline
 from aurify.report.transcripts import build_pairs, build_transcripts, gather_samples
 from aurify.tracking import jsonl
 from aurify.tracking.figures import format_duration, format_number, format_short, is_share, judge_change
-from aurify.tracking.run_folder import RunFolder, StageFolder, read_record
+from aurify.tracking.run_folder import RunFolder, StageFolder
 
 HERE = Path(__file__).parent
 PAGE = """<!doctype html>
@@ -50,12 +50,13 @@ def write_report(run: Path) -> Path:
     folder = RunFolder.open(run)
     recipe = yaml.safe_load(folder.recipe.read_text(encoding="utf-8")) or {}
     planned, found = recipe.get("stages") or {}, folder.results()
-    results: dict[str, Result] = {name: found.get(name, {}) for name in dict.fromkeys([*planned, *found])}
+    names = dict.fromkeys([*planned, *found])
+    results: dict[str, Result] = {name: {**found.get(name, {}), "status": folder.status(name)} for name in names}
     rows = {name: read_steps(folder.stage_folder(name)) for name in results}
     sections = (
         build_stage(folder.stage_folder(name), result, rows[name], planned.get(name) or {})
         for name, result in results.items()
-        if result or rows[name]
+        if name in found or rows[name]
     )
     title = str(recipe.get("name") or folder.name)
     page = PAGE.format(
@@ -82,7 +83,7 @@ def read_steps(stage: StageFolder) -> Rows:
 
 
 def build_heading(folder: RunFolder, recipe: Mapping[str, Any], title: str, stages: Sequence[str]) -> str:
-    started = read_record(folder.info).get("started", "")[:16].replace("T", " ")
+    started = jsonl.read_object(folder.info).get("started", "")[:16].replace("T", " ")
     facts = [folder.name, read_name(recipe.get("model")), read_name(recipe.get("task")), started]
     links = (tag("a", text(stage), href=f"#{stage}") for stage in stages)
     line = tag("p", text(" · ".join(fact for fact in facts if fact)), class_="dim")
@@ -97,7 +98,7 @@ def read_name(value: Any) -> str:
 
 def build_tiles(results: Mapping[str, Result], rows: Mapping[str, Rows]) -> str:
     every = [row for part in rows.values() for row in part]
-    finished = sum(result.get("status") == "finished" for result in results.values())
+    finished = sum(result["status"] == "finished" for result in results.values())
     facts = [(f"{finished} of {len(results)}", "stages finished")]
     if seconds := sum(result.get("seconds", 0) for result in results.values()):
         facts.append((format_duration(seconds), "in all stages"))
@@ -161,8 +162,16 @@ def format_measured(result: Result, when: str) -> str:
 
 
 def build_badge(result: Result) -> str:
-    status = result.get("status", "not started")
-    return tag("span", text("unfinished" if status == "running" else status), class_="badge")
+    return tag("span", text(result["status"]), class_="badge")
+
+
+def build_error(result: Result) -> str:
+    """What ended a stage, the mend where it is known, and else where it happened."""
+    error = result.get("error")
+    if not error:
+        return ""
+    mend = tag("p", text(error["mend"])) if "mend" in error else ""
+    return tag("div", tag("p", text(error["text"])), mend, build_code(error.get("traceback", "")), class_="error")
 
 
 # ---------------------------------------------------------------------- a stage
@@ -176,9 +185,9 @@ def build_stage(stage: StageFolder, result: Result, rows: Rows, options: Mapping
     facts = [result.get("method"), f"from {result['model']}" if result.get("model") else None, f"{len(rows)} steps"]
     facts.append(format_duration(result["seconds"]) if "seconds" in result else None)
     line = text(" · ".join(fact for fact in facts if fact))
-    if result.get("status") != "finished":
+    if result["status"] != "finished":
         line += " " + build_badge(result)
-    html = tag("h2", text(stage.name)) + tag("p", line, class_="dim") + build_grid(charts)
+    html = tag("h2", text(stage.name)) + tag("p", line, class_="dim") + build_error(result) + build_grid(charts)
     if samples.rewards:
         html += tag("h3", "What it wrote") + build_transcripts(samples)
     elif examples := list(islice(jsonl.read(stage.path / "pairs.jsonl"), 3)):
@@ -230,7 +239,7 @@ def build_code(words: str) -> str:
 
 def build_origins(folder: RunFolder) -> str:
     """What is needed to run it again."""
-    facts = [[text(key), text(value)] for key, value in flatten(read_record(folder.info))]
+    facts = [[text(key), text(value)] for key, value in flatten(jsonl.read_object(folder.info))]
     folds = fold("Recipe", build_code(folder.recipe.read_text(encoding="utf-8")))
     folds += fold("Versions and hardware", table([("", "dim"), ("", None)], facts) if facts else "")
     line = f"Made from the files of {folder.name}; aurify report {folder.name} makes it anew."

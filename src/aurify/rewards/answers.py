@@ -1,9 +1,40 @@
-"""The answer in a reply, and the right answers of a task."""
+"""The right answers of a task, and the answer that a reply settles on."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
 from aurify.thoughts import final_answer
-from aurify.types import Trajectory
+from aurify.tools.forms import parse_json
+from aurify.types import Task, Trajectory
+
+Extract = Literal["any", "boxed"]
+
+BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s{}$]+))")  # \boxed{3}, or \boxed 3
+BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$(?=\S)((?:[^$\n\\]|\\.)+?)(?<=\S)\$(?!\d)", re.DOTALL)
+JOINT = re.compile(  # what may stand between the parts of one answer: "$3$ or $4$", "x = \boxed{1}, y = \boxed{2}"
+    r"(?:[\s$,;&]|\\[,;!() ]|\\q?quad|\b(?:and|or)\b|\\text\s*\{\s*,?\s*(?:and|or)\s*\})*(?:[a-zA-Z]\s*=[\s$]*)?"
+)
+TAG = re.compile(r"<(answer|output)>(.*?)(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
+WHOLE_TAG = re.compile(
+    r"\s*(?:<answer>(.*)</answer>|<output>(.*)</output>|<\|begin_of_solution\|>(.*)<\|end_of_solution\|>"
+    r"|<\|START_RESPONSE\|>(.*)<\|END_RESPONSE\|>)\s*",
+    re.DOTALL,
+)
+MARK = re.compile(
+    r"(?:####|\banswer\b(?:\s+(?:to|for|of)\b[^.\n:=]{0,80}?)?[\s*_]*(?:\bis\b|[:=\uff1a])|\u7b54\u6848(?:\u662f|\u4e3a|[:\uff1a]))"
+    r"[\s*_:\uff1a]*",
+    re.IGNORECASE,
+)
+SENTENCE = re.compile(  # where what is said of the answer ends
+    r"(?:[.!?\u3002](?=[\s*_]|$)|;|,?\s+(?:because|since|as|so|for|when|where|which|given|if|after|per|thus|hence|not)\b"
+    r"|\s\((?=[^()]*[a-z]{3})).*",
+    re.DOTALL | re.IGNORECASE,
+)
+PLAIN = re.compile(r"[-\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*(?:/|\^)\s*\{?-?\d+\}?(?![\d/]))?%?")
 
 
 def read_answer(trajectory: Trajectory) -> str | None:
@@ -12,3 +43,112 @@ def read_answer(trajectory: Trajectory) -> str | None:
     if answers and answers[-1] is None:
         return None
     return "\n".join(answer for answer in answers if answer is not None)
+
+
+def references(task: Task) -> list[str]:
+    """The right answers: the column `answers` where the task has one, else its answer. `answers` may be a list, one
+    text, a number, JSON text, or an object that keeps them under `text` or `aliases`."""
+    given = to_list(task.info.get("answers"))
+    if isinstance(given, str) and isinstance(found := parse_json(given), list | dict):
+        given = found
+    if isinstance(given, Mapping):
+        names = [name for name in ("text", "aliases") if name in given]
+        if not names:
+            raise ValueError(f"task {task.id!r}: its answers are {str(given)[:80]}; expected a list of texts")
+        given = to_list(given[names[0]])
+    several = [str(text) for text in (given if isinstance(given, list | tuple) else [given]) if text is not None]
+    return several or ([task.answer] if task.answer is not None else [])
+
+
+def to_list(value: Any) -> Any:
+    """Arrays, as parquet files give them, as lists."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def unwrap(text: str) -> str:
+    r"""Without the <answer> tags, or the \boxed{}, that the whole text stands in."""
+    if found := WHOLE_TAG.fullmatch(text):
+        text = next(part for part in found.groups() if part is not None)
+    found = BOX.match(text.strip().strip("$"))
+    return read_boxes(text) or text if found and found[1] else text
+
+
+def extract_answer(text: str, extract: Extract = "any") -> str | None:
+    """The answer that a text settles on: its last box, or several that belong together; else, unless extract is
+    "boxed", what stands in its last <answer> tag, after its last `####` or "answer is", or else its last formula or
+    number. None where there is none, and where the last box or tag is never closed."""
+    boxed = read_boxes(text)
+    if boxed is not None or extract == "boxed":
+        return boxed or None
+    if tags := list(TAG.finditer(text)):
+        return (read_statement(tags[-1][2], marked=False) or None) if tags[-1][3] else None
+    if marks := list(MARK.finditer(text)):
+        return read_statement(text[marks[-1].end() :]) or None
+    items = [(span.start(), join_spans(text, span)[0]) for span in SPAN.finditer(text)]
+    items += [(number.start(), number[0]) for number in PLAIN.finditer(SPAN.sub(lambda m: " " * len(m[0]), text))]
+    said = [item for _, item in sorted(items)]
+    return next((item for item in reversed(said) if re.search(r"\d|\\", item)), said[-1] if said else None)
+
+
+def read_boxes(text: str) -> str | None:
+    """What stands in the last box; of several that only a comma, "and" or "or" separates, all of it. None without a
+    box; "" where the last one is empty, or open."""
+    found: list[tuple[int, int, str]] = []
+    for opening in BOX.finditer(text):
+        if found and opening.start() < found[-1][1]:  # a box in a box
+            continue
+        end = find_close(text, opening.end()) if opening[1] else opening.end()
+        if end is None:
+            return ""
+        content = text[opening.end() : end - 1] if opening[1] else opening[2].rstrip(".,;")
+        found.append((opening.start(), end, content.strip()))
+    if not found:
+        return None
+    parts = [found[-1][2]]
+    for (_, end, content), (start, _, _) in zip(found[-2::-1], found[:0:-1], strict=True):
+        if not JOINT.fullmatch(text, end, start):
+            break
+        parts.insert(0, content)
+    return ", ".join(dict.fromkeys(parts))
+
+
+def find_close(text: str, index: int) -> int | None:
+    """Behind the brace that closes the one before `index`; None where it stays open."""
+    depth = 1
+    for brace in BRACE.finditer(text, index):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        if depth == 0:
+            return brace.end()
+    return None
+
+
+def read_statement(text: str, marked: bool = True) -> str:
+    """What is said of an answer: its formulas, or its words up to the end of the sentence, or of what gives a reason.
+    marked: the words come after "the answer is"."""
+    if not marked and (marks := list(MARK.finditer(text))):
+        text = text[marks[-1].end() :]
+    text = text.strip().lstrip("*_:\"'`\u201c ")
+    if span := SPAN.match(text):
+        formulas, end = join_spans(text, span)
+        if not re.match(r"\s*[=<>+*/^-]", text[end:]):
+            return tidy(formulas)
+    line = re.sub(r"\\?\$", "", text.partition("\n")[0])
+    return tidy(SENTENCE.sub("", line) or line)
+
+
+def join_spans(text: str, first: re.Match[str]) -> tuple[str, int]:
+    """The formulas that begin with `first` and belong together, and where they end."""
+    parts, end = [], first.end()
+    span: re.Match[str] | None = first
+    while span:
+        parts.append(next(part for part in span.groups() if part is not None).strip())
+        end = span.end()
+        joint = JOINT.match(text, end)
+        between = text[end : joint.end()] if joint else ""
+        span = SPAN.match(text, end + len(between.rstrip("$"))) if re.search(r"[,;]|and|or", between) else None
+    return ", ".join(dict.fromkeys(parts)), end
+
+
+def tidy(answer: str) -> str:
+    """Without dollar signs, emphasis and a closing full stop around it."""
+    return answer.strip().strip("*$_`\"'\u201c\u201d").strip().removesuffix(".").strip("*$_`\"' ").strip()

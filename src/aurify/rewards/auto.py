@@ -9,8 +9,9 @@ from typing import Any
 
 from aurify import registry
 from aurify.config import did_you_mean
+from aurify.rewards.answers import references
 from aurify.rewards.code_tests import has_tests
-from aurify.rewards.math import as_number
+from aurify.rewards.numbers import as_number
 from aurify.types import Task, Trajectory
 
 KINDS = {  # Task.info["kind"] -> reward
@@ -23,13 +24,13 @@ KINDS = {  # Task.info["kind"] -> reward
     "exact": "exact_match",
     "text": "rouge_l",
 }
-MATHEMATICAL = re.compile(r"\\[a-zA-Z]+|\$|\d\s*[-+*/^=]\s*[\da-zA-Z(]|[a-zA-Z)]\s*[-+*/^=]\s*\d|\^")
+MATHEMATICAL = re.compile(r"\\[a-zA-Z]+|\$|\d\s*[-+*/^=]\s*[\da-zA-Z(]|[a-zA-Z)]\s*[-+*/^=]\s*\d|\^|[²³√½π≤≥∞]")
 MAX_WORDS = 8  # a longer answer is hardly ever said in the same words
 
 
 async def auto(task: Task, trajectory: Trajectory) -> float | None:
     """Judges by the reward of the task's kind. See `kind_of` for the rule."""
-    reward = reward_of(KINDS[kind_of(task)])
+    reward = load_reward(KINDS[kind_of(task)])
     value = reward(task, trajectory)
     return await value if inspect.isawaitable(value) else value
 
@@ -37,7 +38,7 @@ async def auto(task: Task, trajectory: Trajectory) -> float | None:
 def check_task(task: Task) -> None:
     """Code rewards can tell beforehand that they cannot judge a task (see `Rubric.check_tasks`)."""
     if task.info.get("kind") == "code" or (task.info.get("kind") is None and has_tests(task.info)):
-        reward_of("code").check_task(task)
+        load_reward("code").check_task(task)
 
 
 auto.check_task = check_task  # type: ignore[attr-defined]
@@ -56,9 +57,10 @@ def kind_of(task: Task) -> str:
         return "code"
     if task.info.get("calls") is not None:
         return "function_call"
-    if task.answer is None:
+    answers = references(task)
+    if not answers:
         raise ValueError(f"task {task.id!r} has no answer, no tests and no calls to judge by; give it a column 'kind'")
-    answer = task.answer.strip()
+    answer = answers[0].strip()
     if as_number(answer) is not None:
         return "number"
     if re.fullmatch(r"\(?[A-Z]\)?\.?", answer):
@@ -74,7 +76,7 @@ def kind_of(task: Task) -> str:
 
 
 @functools.cache
-def reward_of(name: str) -> Any:
+def load_reward(name: str) -> Any:
     """The reward of that name; with its defaults where it has options."""
     found = registry.get("reward", name)
     return found if "trajectory" in inspect.signature(found).parameters else found()

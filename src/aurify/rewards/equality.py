@@ -15,9 +15,9 @@ import selectors
 import subprocess
 import sys
 import threading
-import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 from aurify.errors import UserError
 
@@ -39,8 +39,8 @@ class Worker:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
-        self.close = weakref.finalize(self, end, self.process)
-        if self.line(START_SECONDS) != "ready":
+        self.close = weakref.finalize(self, end_process, self.process)
+        if self.read_line(START_SECONDS) != "ready":
             self.close()
             raise RuntimeError("the process that compares expressions did not start")
 
@@ -50,7 +50,7 @@ class Worker:
         try:
             self.process.stdin.write(json.dumps([golds, answer]) + "\n")
             self.process.stdin.flush()
-            line = self.line(seconds)
+            line = self.read_line(seconds)
         except BrokenPipeError:
             line = ""
         if not line:
@@ -61,7 +61,7 @@ class Worker:
             raise EqualityError(reply["problem"])
         return bool(reply["equal"])
 
-    def line(self, seconds: float) -> str:
+    def read_line(self, seconds: float) -> str:
         """The next line that the process writes; empty if there is none in time."""
         assert self.process.stdout is not None
         with selectors.DefaultSelector() as selector:
@@ -69,7 +69,7 @@ class Worker:
             return self.process.stdout.readline().strip() if selector.select(seconds) else ""
 
 
-def end(process: subprocess.Popen[str]) -> None:
+def end_process(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):
@@ -103,7 +103,7 @@ _workers: Workers | None = None
 _lock = threading.Lock()
 
 
-def workers() -> Workers:
+def open_workers() -> Workers:
     global _workers
     with _lock:
         if _workers is None:
@@ -119,7 +119,7 @@ def require_math_verify() -> None:
 
 def serve() -> None:
     """The worker: one JSON line in, [golds, answer]; one out."""
-    from math_verify import parse, verify
+    from math_verify import parse
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of missing time limits; ours are outside
     report = os.fdopen(os.dup(1), "w")
@@ -127,10 +127,9 @@ def serve() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     report.write("ready\n")
     report.flush()
-    known: dict[str, list[object]] = {}
+    known: dict[str, list[Any]] = {}
     for line in sys.stdin:
         golds, answer = json.loads(line)
-        began = time.monotonic()
         for gold in golds:
             if gold not in known:
                 known[gold] = parse(f"${gold}$", parsing_timeout=None)
@@ -139,6 +138,35 @@ def serve() -> None:
             reply: dict[str, object] = {"problem": f"the expected answer {unreadable[0]!r} is no expression"}
         else:
             read = parse(f"${answer}$", parsing_timeout=None)
-            reply = {"equal": any(verify(known[gold], read, timeout_seconds=None) for gold in golds)}
-        report.write(json.dumps(reply | {"seconds": time.monotonic() - began}) + "\n")
+            reply = {"equal": any(equal_expressions(known[gold], read) for gold in golds)}
+        report.write(json.dumps(reply) + "\n")
         report.flush()
+
+
+def equal_expressions(gold: list[Any], answer: list[Any]) -> bool:
+    """By math-verify; beyond it, inequalities equal the sets that they describe, and "4 = 3" equals nothing."""
+    from math_verify import verify
+
+    if not answer or is_false(answer[0]):
+        return False
+    if verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True):
+        return True
+    regions = read_region(gold[0]), read_region(answer[0])
+    return None not in regions and regions[0] == regions[1]
+
+
+def is_false(expression: Any) -> bool:
+    """A statement about numbers alone that does not hold."""
+    from sympy import And, Rel, false
+
+    return isinstance(expression, (Rel, And)) and not expression.free_symbols and expression.doit() == false
+
+
+def read_region(expression: Any) -> Any:
+    """The numbers that a set, an inequality, or alternatives in a list describe; None where there are none."""
+    from sympy import And, Or, Rel, Set
+
+    parts = list(expression.args) if type(expression).__name__ == "FiniteSet" else [expression]
+    if parts and all(isinstance(part, (Rel, And, Or)) and len(part.free_symbols) == 1 for part in parts):
+        return Or(*parts).as_set() if len(expression.free_symbols) == 1 else None
+    return expression if isinstance(expression, Set) else None

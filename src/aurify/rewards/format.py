@@ -1,4 +1,4 @@
-"""Rewards for the shape of a reply: tags in their order, as a finite automaton."""
+"""Rewards for the shape of a reply: tags, a pattern, length, repetition."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from aurify.errors import UserError
+from aurify.rewards.answers import read_answer
+from aurify.rewards.words import split_words
 from aurify.types import Task, Trajectory
 
 
@@ -46,3 +48,59 @@ def walk(parts: Sequence[str], wanted: Sequence[str]) -> tuple[int, bool]:
         if state == len(wanted) or tag != wanted[state]:
             return state, False
     raise AssertionError("a split ends with text")
+
+
+def format_match(pattern: str) -> Callable[[Task, Trajectory], float]:
+    """1 if the whole reply matches a regular expression, such as `<think>.*</think>.*`."""
+    try:
+        compiled = re.compile(pattern, re.DOTALL)
+    except re.error as error:
+        raise UserError(f"reward 'format': {pattern!r} is no regular expression: {error}") from error
+
+    def matches(task: Task, trajectory: Trajectory) -> float:
+        return float(compiled.fullmatch(trajectory.text.strip()) is not None)
+
+    return matches
+
+
+def length_penalty(max_tokens: int, over: int) -> Callable[[Task, Trajectory], float]:
+    """0 up to `max_tokens` sampled tokens, falling to -1 at `max_tokens + over` (the soft overlong penalty of DAPO)."""
+    if over < 1:
+        raise UserError(f"reward 'length': over is {over}; it must be at least 1 token")
+
+    def penalty(task: Task, trajectory: Trajectory) -> float:
+        return -min(1.0, max(0.0, (trajectory.num_policy_tokens - max_tokens) / over))
+
+    return penalty
+
+
+def num_words(at_least: int = 0, at_most: int | None = None) -> Callable[[Task, Trajectory], float]:
+    """1 if the answer has so many words, thoughts not counted; outside, the share that the nearer bound and the number
+    have in common."""
+    if at_least < 0 or (at_most is not None and at_most < max(1, at_least)):
+        raise UserError(f"reward 'num_words': at_least is {at_least} and at_most {at_most}; no reply can have so many")
+
+    def score(task: Task, trajectory: Trajectory) -> float:
+        answer = read_answer(trajectory)
+        if answer is None:
+            return 0.0
+        num = len(split_words(answer))
+        if num < at_least:
+            return num / at_least
+        return 1.0 if at_most is None or num <= at_most else at_most / num
+
+    return score
+
+
+def repetition(size: int = 4) -> Callable[[Task, Trajectory], float]:
+    """Minus the share of the reply's sequences of `size` words that stood in it before: 0 for none, near -1 for a reply
+    that goes in circles. Thoughts count, too."""
+    if size < 1:
+        raise UserError(f"reward 'repetition': size is {size}; it must be at least 1 word")
+
+    def penalty(task: Task, trajectory: Trajectory) -> float:
+        words = split_words(trajectory.text)
+        grams = [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
+        return len(set(grams)) / len(grams) - 1 if grams else 0.0
+
+    return penalty

@@ -3,33 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import re
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from decimal import Decimal
-from typing import Literal
 
 from aurify.errors import UserError
-from aurify.rewards.equality import require_math_verify, workers
+from aurify.rewards.answers import Extract, extract_answer, final_answer, read_answer, read_boxes, references, tidy
+from aurify.rewards.equality import open_workers, require_math_verify
+from aurify.rewards.notation import compare
+from aurify.rewards.numbers import last_number, numbers_in
 from aurify.types import Task, Trajectory
-
-Extract = Literal["any", "boxed"]
-
-# a minus belongs to a number unless a digit stands before it: "3-5" is 3 and 5; a comma may only separate thousands
-NUMBER = re.compile(r"(?<!\d)[-\u2212]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
-
-
-def numbers_in(text: str) -> list[Decimal]:
-    return [Decimal(found.replace(",", "").replace("\u2212", "-")) for found in NUMBER.findall(text)]
 
 
 def number_match(task: Task, trajectory: Trajectory) -> float | None:
     """1 if the last number of the reply, where people put their answer, is the answer (18 = 18.0), else 0."""
-    if task.answer is None:
+    golds = references(task)
+    if not golds:
         return None
-    expected = numbers_in(task.answer)
-    if not expected:
-        raise ValueError(f"the answer {task.answer!r} of task {task.id!r} is no number; use exact_match")
-    return float(numbers_in(trajectory.text)[-1:] == expected[-1:])
+    expected = [last_number(gold) for gold in golds]
+    if None in expected:
+        wrong = golds[expected.index(None)]
+        raise ValueError(f"the answer {wrong!r} of task {task.id!r} is no number; use exact_match or math")
+    return float(last_number(read_answer(trajectory) or "") in expected)
 
 
 def numbers_match(task: Task, trajectory: Trajectory) -> float | None:
@@ -37,57 +31,9 @@ def numbers_match(task: Task, trajectory: Trajectory) -> float | None:
     if task.answer is None:
         return None
     expected = numbers_in(task.answer)
-    return float(numbers_in(trajectory.text)[-len(expected) :] == expected)
-
-
-def last_boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{...} or \fbox{...}, braces balanced; None if there is none or it is open."""
-    start = max(text.rfind("\\boxed{"), text.rfind("\\fbox{"))
-    if start < 0:
-        return None
-    begin = text.index("{", start) + 1
-    depth = 1
-    for place in range(begin, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[place], 0)
-        if depth == 0:
-            return text[begin:place].strip()
-    return None
-
-
-ANSWER_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-MARKED = re.compile(r"(?:####|answer\s*(?:is|:|=))\s*([^\n]+)", re.IGNORECASE)
-ENDS_THINKING = "</think>"
-
-
-def final_answer(text: str, extract: Extract = "any") -> str | None:
-    """The answer that a reply settles on: its last box; else, unless extract is "boxed", what stands in its last
-    <answer> tag, after its last `####` or "answer is", or else its last number."""
-    text = text.rpartition(ENDS_THINKING)[2]
-    boxed = last_boxed(text)
-    if boxed is not None or extract == "boxed":
-        return boxed
-    for pattern in (ANSWER_TAG, MARKED):
-        if found := pattern.findall(text):
-            return tidied(found[-1])
-    numbers = NUMBER.findall(text)
-    return numbers[-1] if numbers else None
-
-
-def tidied(answer: str) -> str:
-    """Without dollar signs, emphasis and a closing full stop around it."""
-    return answer.strip().strip("*$").strip().removesuffix(".").strip("*$ ").strip()
-
-
-def as_number(text: str) -> Decimal | None:
-    match = NUMBER.fullmatch(text.strip().strip("$").strip())
-    return numbers_in(match.group())[0] if match else None
-
-
-def golds_of(task: Task) -> list[str]:
-    """The right answers: the column `answers` if the task has one, else its answer."""
-    several = task.info.get("answers")
-    golds = list(several) if several else [task.answer] if task.answer is not None else []
-    return [last_boxed(str(gold)) or tidied(str(gold).rpartition("####")[2]) for gold in golds]
+    if not expected:
+        raise ValueError(f"the answer {task.answer!r} of task {task.id!r} holds no number; use exact_match")
+    return float(numbers_in(read_answer(trajectory) or "")[-len(expected) :] == expected)
 
 
 def math(extract: Extract = "any", seconds: float = 5.0) -> Callable[[Task, Trajectory], Awaitable[float | None]]:
@@ -100,17 +46,28 @@ def math(extract: Extract = "any", seconds: float = 5.0) -> Callable[[Task, Traj
     require_math_verify()
 
     async def equals(task: Task, trajectory: Trajectory) -> float | None:
-        golds = golds_of(task)
+        golds = [read_gold(gold) for gold in references(task)]
         if not golds:
             return None
-        answer = final_answer(trajectory.text, extract)
+        answer = extract_answer(read_answer(trajectory) or "", extract)
         if not answer:
             return 0.0
-        if answer in golds:
-            return 1.0
-        number, numbers = as_number(answer), [as_number(gold) for gold in golds]
-        if number is not None and None not in numbers:
-            return float(number in numbers)
-        return float(await asyncio.to_thread(workers().equal, golds, answer, seconds))
+        unsettled: dict[str, list[str]] = defaultdict(list)
+        for gold in golds:
+            settled = compare(answer, gold)
+            if settled is True:
+                return 1.0
+            if settled:
+                unsettled[settled[0]].append(settled[1])
+        for said, wanted in unsettled.items():
+            if await asyncio.to_thread(open_workers().equal, wanted, said, seconds):
+                return 1.0
+        return 0.0
 
     return equals
+
+
+def read_gold(text: str) -> str:
+    """The answer in a right answer, which may be a whole solution."""
+    text = final_answer(text) or text
+    return read_boxes(text) or tidy(text.rpartition("####")[2])

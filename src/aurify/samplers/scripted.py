@@ -16,7 +16,8 @@ Reply = str | list[int]  # text, or exact token ids
 class ScriptedSampler:
     """replies: taken in turn, again from the start when used up; or a function of the prompt's token ids.
 
-    A text is encoded and closed with the end token, as a model would; log-probs are -1."""
+    A text is encoded and closed with the end token, or cut after a stop string, as a model would; log-probs are
+    -1."""
 
     def __init__(self, replies: Sequence[Reply] | Callable[[list[int]], Reply], tokenizer: Any) -> None:
         self.replies, self.tokenizer, self.version = replies, tokenizer, 0
@@ -39,10 +40,16 @@ class ScriptedSampler:
     def _complete(self, prompt: list[int], params: SamplingParams) -> Completion:
         reply = self.replies(prompt) if callable(self.replies) else self.replies[len(self.prompts) % len(self.replies)]
         self.prompts.append(list(prompt))
+        stopped = False
         if isinstance(reply, str):
-            reply = [*self.tokenizer(reply, add_special_tokens=False).input_ids, self.tokenizer.eos_token_id]
+            ends = [reply.index(stop) + len(stop) for stop in params.stop if stop in reply]
+            stopped = bool(ends)
+            text = reply[: min(ends)] if ends else reply
+            reply = self.tokenizer(text, add_special_tokens=False).input_ids
+            reply = reply if stopped else [*reply, self.tokenizer.eos_token_id]
         tokens = reply[: params.max_tokens]
         ended = bool(tokens) and tokens[-1] in (self.tokenizer.eos_token_id, *params.stop_tokens)
+        ended |= stopped and len(tokens) == len(reply)
         return Completion(tokens, [-1.0] * len(tokens), "stop" if ended else "length", [self.version] * len(tokens))
 
     async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from aurify.config import did_you_mean
 from aurify.errors import UserError
+from aurify.files import require
 from aurify.rewards.rubric import Rubric
 from aurify.tasks.taskset import TaskSet, digest, question
 from aurify.types import Task, Trajectory
@@ -17,14 +18,10 @@ TRAIN_SIZE = 100_000  # problems of one epoch; most data sets make them as they 
 
 def gym(dataset: str, num_heldout: int = 100, **options: Any) -> TaskSet:
     """options go to the data set; a wrong one is an error of reasoning-gym that names it."""
-    try:
-        import reasoning_gym
-        from reasoning_gym.factory import DATASETS
-    except ImportError:
-        raise UserError("tasks 'gym:...' need reasoning-gym; install it with: pip install 'aurify[gym]'") from None
-    name = f"gym:{dataset}"
-    if dataset not in DATASETS:
-        raise UserError(f"task {name!r}: reasoning-gym has no such data set{did_you_mean(dataset, DATASETS)}")
+    reasoning_gym = require("reasoning_gym", "gym", "for tasks 'gym:...'")
+    name, known_names = f"gym:{dataset}", reasoning_gym.factory.DATASETS
+    if dataset not in known_names:
+        raise UserError(f"task {name!r}: reasoning-gym has no such data set{did_you_mean(dataset, known_names)}")
     if num_heldout < 1:
         raise UserError(f"task {name!r}: num_heldout is {num_heldout}; at least 1 is needed to evaluate")
 

@@ -6,15 +6,17 @@ from __future__ import annotations
 import operator
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from string import ascii_lowercase
+from typing import Any
 
 from aurify.errors import UserError
 from aurify.rewards.math import numbers_match
 from aurify.rewards.rubric import Rubric
 from aurify.rewards.text import exact_match
 from aurify.tasks.taskset import Problem, TaskSet, generated
-from aurify.types import Task
+from aurify.types import Message, Task
 
 # fmt: off
 WORDS = [
@@ -83,6 +85,40 @@ def columns_added(task: Task) -> str:
         parts.append(f"{x}+{y}{'+1' if carry else ''}={total}")
         carry = total // 10
     return f"{', '.join(parts)}, so {task.answer}"
+
+
+def multiplication(digits: int = 3, num_heldout: int = 200) -> TaskSet:
+    """a * b with numbers of exactly `digits` digits: what a small model cannot do in its head, and a tool can. With
+    `tools` its demonstration calls the first tool that takes an expression or two numbers."""
+    check_range("digits", digits, 1, 9)
+    num_heldout = min(num_heldout, (9 * 10 ** (digits - 1)) ** 2 // 5)
+
+    def make(generator: random.Random) -> Problem:
+        a, b = (generator.randrange(10 ** (digits - 1), 10**digits) for _ in range(2))
+        return Problem(f"What is {a} times {b}?", str(a * b))
+
+    taskset = generated("multiplication", make, num_heldout=num_heldout)
+    return replace(taskset, tool_demonstration=product_by_tool)
+
+
+def product_by_tool(task: Task, tools: Sequence[dict[str, Any]]) -> list[Message] | None:
+    """A call, its result, and the answer. None: no tool takes an expression, or two numbers and nothing else."""
+    a, b = map(int, re.findall(r"\d+", task.prompt[-1]["content"])[:2])
+    for tool in tools:
+        function = tool["function"]
+        parameters = list(function["parameters"].get("properties", {}))
+        arguments: dict[str, Any] = {"expression": f"{a} * {b}"}
+        if parameters != ["expression"]:
+            if len(parameters) != 2:
+                continue
+            arguments = dict(zip(parameters, (a, b), strict=True))
+        called = {"id": "call00001", "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+        return [
+            {"role": "assistant", "content": "", "tool_calls": [called]},
+            {"role": "tool", "content": str(task.answer), "name": function["name"], "tool_call_id": "call00001"},
+            {"role": "assistant", "content": f"{a} times {b} is {task.answer}."},
+        ]
+    return None
 
 
 def sorting(count: int = 4, maximum: int = 99, num_heldout: int = 200) -> TaskSet:

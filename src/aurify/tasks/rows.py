@@ -1,18 +1,19 @@
-"""Tasks out of rows: GSM8K, and any JSONL file of people's own with a prompt and an answer column."""
+"""Tasks out of rows: GSM8K, and any file of people's own with a prompt and an answer column."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from aurify.data.gsm8k import TIDIED, solution_text, split_answer
-from aurify.data.messages import messages_of
-from aurify.data.sources import Row, load_hub, load_rows
-from aurify.errors import UserError
+from aurify.data.prompts import build_task, question, read_question
 from aurify.rewards.math import number_match
 from aurify.rewards.rubric import Rubric, build_rubric
-from aurify.tasks.taskset import TaskSet, listed, question
+from aurify.rows.gsm8k import join_answer, split_answer
+from aurify.rows.row import Row
+from aurify.rows.sources import load_hub, load_rows
+from aurify.tasks.taskset import TaskSet, listed
 from aurify.types import Task
 
 GSM8K = "openai/gsm8k"
@@ -24,39 +25,20 @@ def gsm8k(
     num_heldout: int | None = None,
     system: str | None = None,
 ) -> TaskSet:
-    """Grade-school word problems (Cobbe et al. 2021). path, heldout_path: JSONL files with `question` and `answer`,
-    which ends in '#### number'; without a path, both splits of the hub. num_heldout: so many of those held out."""
+    """Grade-school word problems (Cobbe et al. 2021). path, heldout_path: files with `question` and `answer`, which
+    ends in '#### number'; without a path, both splits of the hub. num_heldout: so many of those held out."""
 
-    def task(row: Row) -> Task:
+    def read(row: Row) -> Task:
         answer = row.text("answer")
         parts = split_answer(answer)
         if parts is None:
-            raise UserError(f"{row.place}: 'answer' ends in {answer[-40:]!r}; expected '#### number' at its end")
-        shown = solution_text(*parts)
-        return Task(row.place, question(row.text("question"), system), parts[1], {"solution": shown})
+            raise row.bad(f"'answer' ends in {answer[-40:]!r}; expected '#### number' at its end")
+        return Task(row.location, question(row.text("question"), system), parts[1], {"solution": join_answer(*parts)})
 
-    heldout = None
-    if path is None:
-        rows, heldout = load_hub(GSM8K, "main", "train"), load_hub(GSM8K, "main", "test")
-    else:
-        rows = load_rows(path)
-        heldout = load_rows(heldout_path) if heldout_path else None
-    taskset = listed(
-        "gsm8k",
-        [task(row) for row in rows],
-        Rubric([number_match]),
-        num_heldout=num_heldout,
-        heldout=None if heldout is None else [task(row) for row in heldout[:num_heldout]],
-        demonstration=lambda task: task.info["solution"],
-    )
-    return told(taskset, [*rows, *(heldout or ())])
-
-
-def told(taskset: TaskSet, rows: Sequence[Row]) -> TaskSet:
-    """With a note of how many rows were changed on reading."""
-    num = sum(row.tidied for row in rows)
-    note = f"task {taskset.name}: {num:,} of {len(rows):,} rows changed: {TIDIED}"
-    return replace(taskset, notes=(*taskset.notes, note)) if num else taskset
+    heldout = load_rows(heldout_path) if heldout_path else load_hub(GSM8K, "main", "test") if path is None else None
+    rows = load_hub(GSM8K, "main", "train") if path is None else load_rows(path)
+    taskset = read_tasks("gsm8k", rows, heldout, num_heldout, read, Rubric([number_match]))
+    return replace(taskset, demonstration=lambda task: task.info["solution"])
 
 
 def jsonl(
@@ -72,27 +54,32 @@ def jsonl(
     reward: a name or a list, see `build_rubric`. Further columns reach reward functions by their names. Held out are
     the rows of `heldout_path`, or num_heldout of `path` (a tenth, if not given)."""
 
-    def tasks(rows: Sequence[Row]) -> list[Task]:
-        return [Task(row.place, prompt(row), answer(row), info(row)) for row in rows]
+    # rewards get prompt and answer under these names; columns that are called otherwise reach them as well
+    known = {prompt_column, answer_column} & {"prompt", "answer"}
 
-    def prompt(row: Row) -> Any:
-        if isinstance(row.get(prompt_column), list):
-            return messages_of(row, prompt_column)
-        return question(row.text(prompt_column), system)
+    def read(row: Row) -> Task:
+        prompt = read_question(row, prompt_column, system)
+        answer = row.text(answer_column) if answer_column else None
+        plain = system is None and isinstance(row.get(prompt_column), str)
+        return replace(build_task(row, prompt, answer, but=[str(name) for name in known]), plain=plain)
 
-    def answer(row: Row) -> str | None:
-        return row.text(answer_column) if answer_column else None
+    heldout = load_rows(heldout_path) if heldout_path else None
+    return read_tasks(path, load_rows(path), heldout, num_heldout, read, build_rubric(reward))
 
-    def info(row: Row) -> dict[str, Any]:
-        return {name: value for name, value in row.items() if name not in (prompt_column, answer_column)}
 
-    rows = load_rows(path)
-    heldout = load_rows(heldout_path)[:num_heldout] if heldout_path else None
-    taskset = listed(
-        path,
-        tasks(rows),
-        build_rubric(reward),
-        num_heldout=num_heldout,
-        heldout=None if heldout is None else tasks(heldout),
-    )
-    return told(taskset, [*rows, *(heldout or ())])
+def read_tasks(
+    name: str,
+    rows: Sequence[Row],
+    heldout: Sequence[Row] | None,
+    num_heldout: int | None,
+    read: Callable[[Row], Task],
+    rubric: Rubric,
+) -> TaskSet:
+    """With a note of how many rows were changed on reading."""
+    tasks = list(map(read, rows))
+    kept = None if heldout is None else list(map(read, heldout[:num_heldout]))
+    taskset = listed(name, tasks, rubric, num_heldout=num_heldout, heldout=kept)
+    every = [*rows, *(heldout or ())]
+    changes = Counter(change for row in every for change in row.changes)
+    notes = (f"task {name}: {num:,} of {len(every):,} rows changed: {change}" for change, num in changes.items())
+    return replace(taskset, notes=tuple(notes))

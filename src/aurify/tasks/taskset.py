@@ -8,8 +8,10 @@ import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from aurify.data.heldout import question_keys
+from aurify.data.prompts import question
 from aurify.environments.env import Environment
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
@@ -17,7 +19,8 @@ from aurify.rewards.math import number_match
 from aurify.rewards.rubric import Rubric
 from aurify.types import Message, Task
 
-Demonstrate = Callable[[Task], str | None]
+Tools = Sequence[dict[str, Any]]  # schemas in the OpenAI form
+Demonstrate = Callable[[Task], "str | list[Message] | None"]  # an answer, or a conversation with tools that leads to it
 
 
 @dataclass
@@ -30,12 +33,10 @@ class TaskSet:
     rubric: Rubric
     environment: Callable[[Task], Environment] = SingleTurn
     demonstration: Demonstrate = field(default=lambda task: task.answer)  # what SFT should learn; None: unknown
+    tools: Tools = ()  # that the environment offers, for demonstrations
+    # (task, tools) -> a conversation that uses them; for task sets that can show it, whatever the tools are called
+    tool_demonstration: Callable[[Task, Tools], list[Message] | None] | None = None
     notes: Sequence[str] = ()  # what a run should be told of how the tasks were made
-
-
-def question(text: str, system: str | None = None) -> list[Message]:
-    messages: list[Message] = [{"role": "system", "content": system}] if system else []
-    return [*messages, {"role": "user", "content": text}]
 
 
 def digest(prompt: Sequence[Message]) -> str:

@@ -1,4 +1,4 @@
-"""JSON lines that survive a kill: every line is complete on disk when `append` returns."""
+"""JSON files that survive a kill: lines are complete on disk when `append` returns, and objects are replaced whole."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from aurify.files import replaced_file
+from aurify.files import replace_text, replaced_file
 
 
 def append(path: Path, *rows: Mapping[str, Any]) -> None:
@@ -41,3 +41,12 @@ def drop_after(path: Path, last_step: int) -> None:
         return
     with replaced_file(path) as scratch, scratch.open("wb") as file:
         file.writelines(line for line, row in read_lines(path) if row["step"] <= last_step)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Empty where there is no file."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_object(path: Path, values: Mapping[str, Any]) -> None:
+    replace_text(path, json.dumps(values, indent=2) + "\n")

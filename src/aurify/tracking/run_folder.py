@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aurify.config import dump_config
-from aurify.errors import UserError
+from aurify.errors import UserError, explain_refusal
 from aurify.files import replace_text
+from aurify.tracking import jsonl
+from aurify.tracking.lock import find_holder, lock_folder
 from aurify.tracking.machine import describe_run
+
+TRACEBACK_FRAMES = 4
 
 
 class StageFolder:
@@ -30,6 +35,11 @@ class StageFolder:
         self.checkpoints = path / "checkpoints"
         self.final = path / "final"
 
+    def log(self, text: str) -> None:
+        """Adds to events.log: a line with the time, and further lines of the text below it."""
+        with self.events.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} " + "\n    ".join(text.splitlines()) + "\n")
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -41,7 +51,7 @@ class RunFolder:
         folder = RunFolder(root / f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(2)}")
         folder.path.mkdir(parents=True)
         replace_text(folder.recipe, dump_config(recipe))
-        write_record(folder.info, describe_run(recipe.get("seed", 0)))
+        jsonl.write_object(folder.info, describe_run(recipe.get("seed", 0)))
         return folder
 
     @staticmethod
@@ -77,24 +87,61 @@ class RunFolder:
 
     def results(self) -> dict[str, dict[str, Any]]:
         """What each stage came to: status, method, and held-out numbers before and after."""
-        return read_record(self.path / "results.json")
+        return jsonl.read_object(self.path / "results.json")
 
     def record(self, stage: str, **values: Any) -> None:
-        """Adds to a stage's results."""
+        """Adds to a stage's results; a value that is None is taken out."""
         results = self.results()
-        results[stage] = results.get(stage, {}) | values
-        write_record(self.path / "results.json", results)
+        known = results.get(stage, {}) | values
+        results[stage] = {name: value for name, value in known.items() if value is not None}
+        jsonl.write_object(self.path / "results.json", results)
 
     def record_engine(self, stage: str, facts: Mapping[str, Any]) -> None:
         """On what a stage runs: device, dtype, attention, seed as they really were."""
-        info = read_record(self.info)
+        info = jsonl.read_object(self.info)
         info["stages"] = info.get("stages", {}) | {stage: dict(facts)}
-        write_record(self.info, info)
+        jsonl.write_object(self.info, info)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """For as long as a process works in this folder. Raises where another one does."""
+        return lock_folder(self.path)
+
+    @contextmanager
+    def attempt(self, stage: str) -> Iterator[None]:
+        """Records how a stage ends where it does not finish: interrupted, or failed with its error."""
+        self.record(stage, status="running", error=None)
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.record(stage, status="interrupted")
+            raise
+        except Exception as error:
+            told = describe_error(error)
+            self.record(stage, status="failed", error=told)
+            if not isinstance(error, UserError):  # the stage has told those
+                self.stage(stage).log("failed: " + "\n".join(told.values()))
+            raise
+
+    def status(self, stage: str) -> str:
+        """not started, running, finished, failed, interrupted, or killed: the process that ran it has gone."""
+        status = str(self.results().get(stage, {}).get("status", "not started"))
+        return "killed" if status == "running" and find_holder(self.path) is None else status
+
+    def is_locked(self) -> bool:
+        return find_holder(self.path) is not None
+
+    def has_work(self) -> bool:
+        """Whether anything was measured, sampled or trained that a resumed run would go on with."""
+        files = {file.name for file in self.path.glob("*/*")} - {"events.log", "console.log", "tensorboard"}
+        return bool(files) or any("before" in result for result in self.results().values())
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def write_record(path: Path, values: Mapping[str, Any]) -> None:
-    replace_text(path, json.dumps(values, indent=2) + "\n")
+def describe_error(error: Exception) -> dict[str, str]:
+    """What happened, the mend where it is known, and for other errors where it happened."""
+    if isinstance(error, UserError):
+        return {"text": str(error)}
+    told = {"text": f"{type(error).__name__}: {error}"}
+    if mend := explain_refusal(error):
+        return told | {"mend": mend}
+    frames = traceback.format_exception(error)[-TRACEBACK_FRAMES - 1 : -1]
+    return told | {"traceback": "".join(frames).rstrip()}

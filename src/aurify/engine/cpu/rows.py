@@ -17,36 +17,38 @@ from aurify.engine.executor import Executor, Grads, Result
 from aurify.engine.packing import PART_TOKENS, Row
 
 
+def choose_executor(device: torch.device, parameters: Sequence[nn.Parameter], *, dropout: bool) -> Executor:
+    """Rows go side by side on a CPU with several cores, if the memory affords a set of gradients for each. parameters:
+    those that are trained. Dropout draws from one generator, so its rows need a fixed order."""
+    most = torch.get_num_threads()
+    size = sum(4 * parameter.numel() for parameter in parameters)
+    if device.type != "cpu" or dropout or most < 2 or not affordable(size * (most + 1)):
+        return Executor()
+    return SideBySide(most)
+
+
 class SideBySide(Executor):
     def __init__(self, most: int) -> None:
         self.most = most  # rows at the same time
         self.cores: Cores | None = None  # made when there is enough to do for several
 
-    @staticmethod
-    def choose(parameters: Sequence[nn.Parameter]) -> SideBySide | None:
-        """None where one core is all there is, or where a second set of gradients takes too much memory."""
-        most = torch.get_num_threads()
-        size = sum(4 * parameter.numel() for parameter in parameters)
-        return SideBySide(most) if most > 1 and affordable(size * (most + 1)) else None
-
     def parts(self, max_tokens: int) -> int:
         return max(1, min(self.most, max_tokens // PART_TOKENS))
 
-    def run(
-        self, rows: Sequence[Row], function: Callable[[Row], Result], max_tokens: int, parts: int
-    ) -> Iterator[Result]:
+    def run(self, rows: Sequence[Row], function: Callable[[Row], Result], max_tokens: int) -> Iterator[Result]:
+        parts = self.parts(max_tokens)
         for together, abreast in side_by_side(rows, max_tokens, parts):
             if abreast < 2:  # with all cores
                 yield from map(function, together)
                 continue
             if self.cores is None:
                 self.cores = Cores(parts, "aurify-train")
-            # where all threads are busy, one row more waits for the first to be free
+            # if all threads are busy, one more row waits for the first to be free
             yield from self.cores.map(function, together, window=abreast + (abreast == parts))
 
-    def backward(self, loss: Tensor, parameters: Sequence[nn.Parameter], parts: int) -> Grads | None:
-        if parts == 1:
-            return super().backward(loss, parameters, parts)
+    def backward(self, loss: Tensor, parameters: Sequence[nn.Parameter], max_tokens: int) -> Grads | None:
+        if self.parts(max_tokens) == 1:
+            return super().backward(loss, parameters, max_tokens)
         return torch.autograd.grad(loss, parameters, allow_unused=True)
 
     def close(self) -> None:

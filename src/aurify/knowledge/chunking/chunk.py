@@ -13,19 +13,19 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from aurify.knowledge.chunking.code import anchor_text, code_pieces
+from aurify.knowledge.chunking.code import CodeCutter, summarize_file
 from aurify.knowledge.chunking.outline import LANGUAGES, read_outline
 from aurify.knowledge.chunking.pieces import ChunkOptions, Piece
-from aurify.knowledge.chunking.prose import prose_pieces
+from aurify.knowledge.chunking.prose import cut_prose
 from aurify.knowledge.types import Chunk, Document
 
 __all__ = ["ChunkOptions", "chunk"]
 
 
 def chunk(document: Document, options: ChunkOptions, count_tokens: Callable[[Sequence[str]], list[int]]) -> list[Chunk]:
-    """In the order of the text, after the file's anchor where it is code. `count_tokens` may count special tokens, such
+    """In the order of the text; code begins with the anchor of its file. `count_tokens` may count special tokens, such
     as the two around each text; it must not stop at the model's window."""
-    text = document.text
+    text, title = document.text, document.title or document.id
     if not text.strip():
         return []
     special = count_tokens([""])[0]
@@ -36,40 +36,39 @@ def chunk(document: Document, options: ChunkOptions, count_tokens: Callable[[Seq
         return [num - special for num in count_tokens(texts)]
 
     newlines = [match.start() for match in re.finditer("\n", text)]
-    title = document.title or document.id
     if document.format not in LANGUAGES:
-        return numbered(document.id, document.title, text, prose_pieces(document, options, count), newlines)
+        return to_chunks(document, document.title, cut_prose(document, options, count), newlines)
     outline = read_outline(text, document.format)
-    pieces = code_pieces(text, title, outline, options, count)
-    told = anchor_text(text, outline, options.max_tokens - count([title])[0], count)
+    summary = summarize_file(text, outline, options.max_tokens - count([title])[0], count)
     anchor = Chunk(
         document=document.id,
         index=0,
-        text=told,
+        text=summary,
         start=0,
         end=len(text),
         first_line=1,
         last_line=len(newlines) + (not text.endswith("\n")),
         title=title,
         kind="anchor",
-        num_tokens=count([told])[0],
+        num_tokens=count([summary])[0],
     )
-    return [anchor, *numbered(document.id, title, text, pieces, newlines, first=1)]
+    pieces = CodeCutter(text, title, outline, options, count).cut()
+    return [anchor, *to_chunks(document, title, pieces, newlines, first=1)]
 
 
-def numbered(
-    document: str, title: str, text: str, pieces: Sequence[Piece], newlines: Sequence[int], first: int = 0
+def to_chunks(
+    document: Document, title: str, pieces: Sequence[Piece], newlines: Sequence[int], first: int = 0
 ) -> list[Chunk]:
     chunks: list[Chunk] = []
     for piece in pieces:
-        start, end = trimmed(text, piece)
+        start, end = trim(document.text, piece)
         if start == end:
             continue
         chunks.append(
             Chunk(
-                document=document,
+                document=document.id,
                 index=first + len(chunks),
-                text=text[start:end],
+                text=document.text[start:end],
                 start=start,
                 end=end,
                 first_line=bisect_left(newlines, start) + 1,
@@ -84,8 +83,8 @@ def numbered(
     return chunks
 
 
-def trimmed(text: str, piece: Piece) -> tuple[int, int]:
-    """Without white space at the ends, except for the indentation of code, which belongs to it."""
+def trim(text: str, piece: Piece) -> tuple[int, int]:
+    """Without white space at the ends. Code keeps the indentation of its first line."""
     span = text[piece.start : piece.end]
     end = piece.start + len(span.rstrip())
     start = piece.start + len(span) - len(span.lstrip())

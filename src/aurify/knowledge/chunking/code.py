@@ -1,9 +1,9 @@
 """Source code to passages, along the outline of its definitions.
 
-A definition that fits is one piece; one that does not is cut at the definitions inside it, if it is made of them, and
-else at its lines. Pieces are whole lines and do not overlap, except for parts of one cut function, so that no result
-has to be freed of doubles. Departs from osgrep, where a class and its methods are chunks over the same lines. What a
-piece is embedded with says what its file and its class are for: code is terse, and questions are not about names.
+A definition that fits is one piece; one that does not fit is cut at the definitions inside it, if it consists of them,
+and else at its lines. Pieces are whole lines and do not overlap, except for the parts of one cut function. Departs from
+osgrep, where a class and its methods are chunks over the same lines. A piece is embedded under the first sentences of
+its file and its class: code is terse, and questions are not about names.
 """
 
 from __future__ import annotations
@@ -13,41 +13,37 @@ from dataclasses import replace
 from itertools import accumulate
 
 from aurify.knowledge.chunking.outline import Definition, Outline
-from aurify.knowledge.chunking.pieces import ChunkOptions, Count, Kind, Piece, cut, lines_of, merge_small, pack
+from aurify.knowledge.chunking.pieces import ChunkOptions, Count, Kind, Piece, cut, merge_small, pack, split_lines
 
-MAX_LINE = 200  # characters of a line in an anchor or a context
-
-
-def code_pieces(text: str, title: str, outline: Outline, options: ChunkOptions, count: Count) -> list[Piece]:
-    return Cutting(text, title, outline, options, count).pieces()
+MAX_LINE = 200  # characters of a line in an anchor
 
 
-class Cutting:
-    """One file on the way to its pieces. Lines and breadcrumbs are counted once, in one call."""
+class CodeCutter:
+    """Cuts one file. The tokens of all lines and breadcrumbs are counted in one call."""
 
     def __init__(self, text: str, title: str, outline: Outline, options: ChunkOptions, count: Count):
         self.text, self.outline, self.options, self.count = text, outline, options, count
-        self.lines = [text[start:end] for start, end in lines_of(text)]
+        self.lines = [text[start:end] for start, end in split_lines(text)]
         self.contexts = outline.contexts()
         paths, contexts = list(self.contexts), list(self.contexts.values())
         numbers = count([*contexts, *(f"{title}\n{' > '.join(path)}" for path in paths), *self.lines])
         self.tokens_above: dict[tuple[str, ...], int] = {}
-        for path, of_context, of_name in zip(paths, numbers, numbers[len(paths) :], strict=False):
-            if of_context > options.max_tokens // 4:
+        for path, context_tokens, name_tokens in zip(paths, numbers, numbers[len(paths) :], strict=False):
+            if context_tokens > options.max_tokens // 4:
                 self.contexts[path] = ""
-            self.tokens_above[path] = of_name + (of_context if self.contexts[path] else 0)
+            self.tokens_above[path] = name_tokens + (context_tokens if self.contexts[path] else 0)
         self.offsets = [0, *accumulate(map(len, self.lines))]
         self.totals = [0, *accumulate(numbers[2 * len(paths) :])]
 
-    def pieces(self) -> list[Piece]:
-        found = list(self.along(self.outline.definitions, 0, len(self.lines), ()))
+    def cut(self) -> list[Piece]:
+        found = list(self.cut_along(self.outline.definitions, 0, len(self.lines), ()))
         merged = merge_small(found, self.options.min_tokens, self.fits)
-        return [replace(piece, context="\n".join(filter(None, self.told(piece)))) for piece in merged]
+        return [
+            replace(piece, context="\n".join(filter(None, (self.contexts[piece.breadcrumb], piece.context))))
+            for piece in merged
+        ]
 
-    def told(self, piece: Piece) -> tuple[str, str]:
-        return self.contexts[piece.breadcrumb], piece.context
-
-    def along(
+    def cut_along(
         self, definitions: Sequence[Definition], begin: int, end: int, breadcrumb: tuple[str, ...]
     ) -> Iterator[Piece]:
         """Lines from `begin` to `end`: the definitions, and as blocks what stands between them."""
@@ -55,22 +51,24 @@ class Cutting:
         for definition in definitions:
             first, last = max(definition.first, begin), min(definition.end, end)
             if first >= last:
-                continue  # on the line where the one before ends
-            yield from self.within(begin, first, breadcrumb, kind)
-            yield from self.one(definition, first, last, (*breadcrumb, definition.name))
+                continue  # it begins on the line where the one before ends
+            yield from self.cut_lines(begin, first, breadcrumb, kind)
+            yield from self.cut_definition(definition, first, last, (*breadcrumb, definition.name))
             begin, kind = last, "block"
-        yield from self.within(begin, end, breadcrumb, kind)
+        yield from self.cut_lines(begin, end, breadcrumb, kind)
 
-    def one(self, definition: Definition, first: int, last: int, breadcrumb: tuple[str, ...]) -> Iterator[Piece]:
-        whole = self.piece(first, last, breadcrumb, "definition")
+    def cut_definition(
+        self, definition: Definition, first: int, last: int, breadcrumb: tuple[str, ...]
+    ) -> Iterator[Piece]:
+        whole = self.to_piece(first, last, breadcrumb, "definition")
         if self.fits(whole):
             yield whole
         elif 2 * sum(child.end - child.first for child in definition.inside) >= last - first:
-            yield from self.along(definition.inside, first, last, breadcrumb)
+            yield from self.cut_along(definition.inside, first, last, breadcrumb)
         else:
-            yield from self.within(first, last, breadcrumb, "definition", definition.line)
+            yield from self.cut_lines(first, last, breadcrumb, "definition", definition.line)
 
-    def within(
+    def cut_lines(
         self, first: int, last: int, breadcrumb: tuple[str, ...], kind: Kind, head: int | None = None
     ) -> Iterator[Piece]:
         """Lines as they are, cut where they are too many; later parts keep the line that a definition began with."""
@@ -79,7 +77,7 @@ class Cutting:
         head_tokens = self.totals[head + 1] - self.totals[head] if head is not None else 0
         if head_tokens > self.options.max_tokens // 8:
             head, head_tokens = None, 0
-        units = [self.piece(row, row + 1, breadcrumb, kind) for row in range(first, last)]
+        units = [self.to_piece(row, row + 1, breadcrumb, kind) for row in range(first, last)]
 
         def fits(start: int, end: int, tokens: int) -> bool:
             return self.fits(Piece(start, end, tokens, breadcrumb), head_tokens)
@@ -90,7 +88,7 @@ class Cutting:
             tokens = part.tokens + (head_tokens if context else 0)
             yield Piece(part.start, part.end, tokens, breadcrumb, kind, context)
 
-    def piece(self, first: int, last: int, breadcrumb: tuple[str, ...], kind: Kind) -> Piece:
+    def to_piece(self, first: int, last: int, breadcrumb: tuple[str, ...], kind: Kind) -> Piece:
         tokens = self.totals[last] - self.totals[first]
         return Piece(self.offsets[first], self.offsets[last], tokens, breadcrumb, kind)
 
@@ -104,12 +102,12 @@ class Cutting:
         )
 
 
-def anchor_text(text: str, outline: Outline, room: int, count: Count) -> str:
-    """What a file is about, in few lines: how it begins, what it imports, what it defines."""
+def summarize_file(text: str, outline: Outline, room: int, count: Count) -> str:
+    """What a file is about, in few lines: how it begins, what it defines, what it imports."""
     lines = text.split("\n")
     start = min([definition.first for definition in outline.definitions] + outline.imports, default=len(lines))
     opening = [line for line in lines[:start] if line.strip()][:20]
-    defined = [f"defines {'.'.join(path)}" for path in outline.paths()]
+    defined = [f"defines {'.'.join(path)}" for path, _ in outline.walk()]
     wanted = [line[:MAX_LINE] for line in (*opening, *defined, *(lines[row].strip() for row in outline.imports))]
     kept: list[str] = []
     for line, tokens in zip(wanted, count(wanted), strict=True):

@@ -1,74 +1,66 @@
 """Which definitions a source file has, and where: read from the syntax tree that tree-sitter makes of it.
 
-A definition's lines begin with the comments and decorators directly above it, and it knows the first sentence that is
-said of it. Languages differ in one table; a grammar is imported when a file of its language is read.
+A definition's lines begin with the comments and decorators directly above it; `about` is the first sentence of its
+docstring or comment. Languages differ in one table; a grammar is imported when a file of its language is read.
 """
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from aurify.errors import UserError
+from aurify.files import require
 
-MAX_ABOUT, MAX_LINES = 160, 8  # characters and lines of what a file or a class is said to be for
-MAX_DEPTH = 12  # of definitions in definitions; what lies deeper is cut by lines
+MAX_ABOUT, MAX_LINES = 160, 8  # characters and lines of `about`
+MAX_DEPTH = 12  # of definitions in definitions; deeper ones are cut by lines
 
 
-@dataclass(frozen=True)
-class Language:
-    """How tree-sitter's grammar names things. `values` are nodes that define a name if their value is a function."""
+class Language(NamedTuple):
+    """How tree-sitter's grammar names things, by spaces. `values` are nodes that define a name if their value is a
+    function."""
 
     module: str
-    definitions: frozenset[str]
-    imports: frozenset[str]
-    values: frozenset[str] = frozenset()
+    definitions: str
+    imports: str
+    values: str = ""
     function: str = "language"
-
-
-def language(module: str, definitions: str, imports: str, values: str = "", function: str = "language") -> Language:
-    return Language(
-        module, frozenset(definitions.split()), frozenset(imports.split()), frozenset(values.split()), function
-    )
 
 
 C = "function_definition struct_specifier union_specifier enum_specifier type_definition preproc_function_def"
 JAVASCRIPT = "function_declaration generator_function_declaration class_declaration method_definition"
-TYPESCRIPT = f"{JAVASCRIPT} interface_declaration type_alias_declaration enum_declaration abstract_class_declaration"
+TYPESCRIPT = (
+    f"{JAVASCRIPT} interface_declaration type_alias_declaration enum_declaration abstract_class_declaration "
+    "internal_module"
+)
 VALUES = "variable_declarator assignment_expression field_definition public_field_definition"
 LANGUAGES = {
-    "python": language(
+    "python": Language(
         "tree_sitter_python",
         "function_definition class_definition",
         "import_statement import_from_statement future_import_statement",
     ),
-    "javascript": language("tree_sitter_javascript", JAVASCRIPT, "import_statement", VALUES),
-    "typescript": language(
-        "tree_sitter_typescript", f"{TYPESCRIPT} internal_module", "import_statement", VALUES, "language_typescript"
-    ),
-    "tsx": language(
-        "tree_sitter_typescript", f"{TYPESCRIPT} internal_module", "import_statement", VALUES, "language_tsx"
-    ),
-    "go": language(
+    "javascript": Language("tree_sitter_javascript", JAVASCRIPT, "import_statement", VALUES),
+    "typescript": Language("tree_sitter_typescript", TYPESCRIPT, "import_statement", VALUES, "language_typescript"),
+    "tsx": Language("tree_sitter_typescript", TYPESCRIPT, "import_statement", VALUES, "language_tsx"),
+    "go": Language(
         "tree_sitter_go", "function_declaration method_declaration type_spec type_alias", "import_declaration"
     ),
-    "rust": language(
+    "rust": Language(
         "tree_sitter_rust",
         "function_item struct_item enum_item union_item trait_item impl_item mod_item macro_definition",
         "use_declaration",
     ),
-    "java": language(
+    "java": Language(
         "tree_sitter_java",
         "class_declaration interface_declaration enum_declaration record_declaration method_declaration "
         "constructor_declaration compact_constructor_declaration annotation_type_declaration",
         "import_declaration",
     ),
-    "c": language("tree_sitter_c", C, "preproc_include"),
-    "cpp": language(
+    "c": Language("tree_sitter_c", C, "preproc_include"),
+    "cpp": Language(
         "tree_sitter_cpp",
         f"{C} class_specifier namespace_definition concept_definition",
         "preproc_include using_declaration",
@@ -109,117 +101,112 @@ class Outline:
     imports: list[int]  # their first lines
     about: str = ""
 
-    def paths(self) -> Iterator[tuple[str, ...]]:
-        """The way down to each definition, one before those in it."""
-        stack: list[tuple[Definition, tuple[str, ...]]] = [(child, (child.name,)) for child in self.definitions[::-1]]
-        while stack:
-            definition, path = stack.pop()
-            yield path
-            stack += [(child, (*path, child.name)) for child in reversed(definition.inside)]
+    def walk(self) -> Iterator[tuple[tuple[str, ...], str]]:
+        """The way down to each definition, and in words what it is a part of; a definition before those inside it."""
+
+        def descend(
+            definitions: Sequence[Definition], above: tuple[str, ...], context: str
+        ) -> Iterator[tuple[tuple[str, ...], str]]:
+            for definition in definitions:
+                path = (*above, definition.name)
+                yield path, context
+                yield from descend(definition.inside, path, "\n".join(filter(None, (self.about, definition.about))))
+
+        return descend(self.definitions, (), self.about)
 
     def contexts(self) -> dict[tuple[str, ...], str]:
-        """What each definition is a part of, in words: file and class, by the way down to it."""
-        stack: list[tuple[Definition, tuple[str, ...], str]] = [(child, (), self.about) for child in self.definitions]
-        contexts: dict[tuple[str, ...], str] = {(): self.about}
-        while stack:
-            definition, path, context = stack.pop()
-            path = (*path, definition.name)
-            contexts.setdefault(path, context)
-            inside = "\n".join(filter(None, (self.about, definition.about)))
-            stack += [(child, path, inside) for child in definition.inside]
-        return contexts
+        """What each definition is a part of, by the way down to it; the first of several with one name counts."""
+        return dict(reversed([((), self.about), *self.walk()]))
 
 
 @cache
 def load_grammar(format: str) -> Any:
     spec = LANGUAGES[format]
-    try:
-        tree_sitter, module = importlib.import_module("tree_sitter"), importlib.import_module(spec.module)
-    except ImportError as error:
-        raise UserError(
-            f"cutting {format} code needs tree-sitter and {spec.module.replace('_', '-')} ({error}): "
-            "pip install 'aurify[memory]'"
-        ) from None
-    return tree_sitter.Language(getattr(module, spec.function)())
+    purpose = f"to cut {format} code with {spec.module.replace('_', '-')}"
+    tree_sitter = require("tree_sitter", "memory", purpose)
+    return tree_sitter.Language(getattr(require(spec.module, "memory", purpose), spec.function)())
 
 
 def read_outline(text: str, format: str) -> Outline:
-    """Empty where nothing can be parsed; the file is then cut at its lines. Walks the tree without recursion: how deep
-    it is was decided by whoever wrote the file."""
+    """Empty where nothing can be parsed; the file is then cut at its lines. Walks the tree without recursion, since a
+    file may be nested as deep as its author likes."""
     spec = LANGUAGES[format]
+    definitions, imports, values = (set(names.split()) for names in (spec.definitions, spec.imports, spec.values))
     grammar = load_grammar(format)
     from tree_sitter import Parser  # load_grammar says what is missing
 
     root = Parser(grammar).parse(text.encode("utf-8", "surrogatepass")).root_node
     lines = text.split("\n")
-    outline = Outline([], [], about(lines, int(text.startswith("#!"))))
+    outline = Outline([], [], read_about(lines, int(text.startswith("#!"))))
     stack: list[tuple[Any, list[Definition], int, int]] = [(root, outline.definitions, 0, 0)]
     while stack:
         node, siblings, first, depth = stack.pop()
-        if node.type in spec.imports:
+        if node.type in imports:
             outline.imports.append(node.start_point.row)
             continue
-        if depth < MAX_DEPTH and (name := defined_name(node, spec)):
+        if depth < MAX_DEPTH and (name := read_name(node, definitions, values)):
             row = node.start_point.row
-            definition = Definition(name, first, last_row(node) + 1, row, about(lines, first) or about(lines, row + 1))
+            about = read_about(lines, first) or read_about(lines, row + 1)
+            definition = Definition(name, first, last_row(node) + 1, row, about)
             siblings.append(definition)
             siblings, depth = definition.inside, depth + 1
         if node.child_count:
-            below = first if node.type in AROUND else None
-            stack += [(child, siblings, row, depth) for child, row in reversed(children_with_rows(node, below))]
+            around = first if node.type in AROUND else None
+            stack += [(child, siblings, row, depth) for child, row in reversed(list_children(node, around))]
     return outline
 
 
-def children_with_rows(node: Any, above: int | None) -> list[tuple[Any, int]]:
-    """The children and where each begins: with the comments directly above it, or with the node around it."""
+def list_children(node: Any, around: int | None) -> list[tuple[Any, int]]:
+    """The children and the row where each begins: with the comments directly above it, or `around`, the row of the node
+    that surrounds it."""
     result, lead, lead_end = [], None, -1
     for child in node.named_children:
         row = child.start_point.row
-        if child.type.endswith(ABOVE) or child.type in ABOVE:
+        if child.type.endswith(ABOVE):
             lead = row if lead is None or row > lead_end + 1 else lead
             lead_end = last_row(child)
             continue
         first = lead if lead is not None and row <= lead_end + 1 else row
-        result.append((child, first if above is None else min(above, first)))
+        result.append((child, first if around is None else min(around, first)))
         lead = None
     return result
 
 
 def last_row(node: Any) -> int:
-    """A node that ends with its line ends at the beginning of the next one."""
+    """A node whose last character is a line break ends, for tree-sitter, in the next row."""
     end = node.end_point
     return max(node.start_point.row, end.row - (end.column == 0))
 
 
-def defined_name(node: Any, spec: Language) -> str | None:
+def read_name(node: Any, definitions: set[str], values: set[str]) -> str | None:
     """The name that a node defines; None where it defines none."""
-    if node.type in spec.values:
+    if node.type in values:
         value = node.child_by_field_name("value") or node.child_by_field_name("right")
         if value is None or value.type not in FUNCTION_VALUES:
             return None
         found = next(filter(None, map(node.child_by_field_name, ("name", "property", "left"))), None)
-        return decoded(found)
-    if node.type not in spec.definitions or (node.type in NEED_A_BODY and node.child_by_field_name("body") is None):
+        return decode(found)
+    if node.type not in definitions or (node.type in NEED_A_BODY and node.child_by_field_name("body") is None):
         return None
     if node.type == "impl_item":
-        trait, of = decoded(node.child_by_field_name("trait")), decoded(node.child_by_field_name("type"))
+        trait, of = decode(node.child_by_field_name("trait")), decode(node.child_by_field_name("type"))
         return f"{trait} for {of}" if trait else of
     named = node.child_by_field_name("name")
     declarator = node.child_by_field_name("declarator")
     while named is None and declarator is not None:  # C: the name is inside pointers and parameters
         inner = declarator.child_by_field_name("declarator")
         named, declarator = (declarator, None) if inner is None else (None, inner)
-    receiver = re.search(r"(\w+)(?:\[.*\])?\s*\)$", decoded(node.child_by_field_name("receiver")) or "")
-    name = decoded(named)
+    receiver = re.search(r"(\w+)(?:\[.*\])?\s*\)$", decode(node.child_by_field_name("receiver")) or "")
+    name = decode(named)
     return f"{receiver[1]}.{name}" if receiver and name else name
 
 
-def about(lines: Sequence[str], row: int) -> str:
+def read_about(lines: Sequence[str], row: int) -> str:
     """The first sentence of the docstring or comment that begins in a line; empty where none does."""
     opening = REMARK.match(lines[row]) if row < len(lines) else None
     if opening is None:
         return ""
-    closing = CLOSING.get(opening[1])  # None: a comment that ends where a line is none
+    closing = CLOSING.get(opening[1])  # None for comments of single lines, such as # and //
     words: list[str] = []
     for number, line in enumerate(lines[row : row + MAX_LINES]):
         remark = REMARK.match(line)
@@ -237,5 +224,5 @@ def about(lines: Sequence[str], row: int) -> str:
     return sentence[: end.start() + 1 if end else None][:MAX_ABOUT]
 
 
-def decoded(node: Any) -> str | None:
+def decode(node: Any) -> str | None:
     return " ".join(node.text.decode("utf-8", "replace").split())[:100] if node is not None else None

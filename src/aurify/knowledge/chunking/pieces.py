@@ -1,12 +1,13 @@
 """What cutting code and cutting prose have in common: the limits of a chunk, and how spans of a text are cut smaller,
-packed together and merged. All of it is arithmetic on places in the text; tokens are counted by whoever embeds."""
+packed together and merged. All of it is arithmetic on positions in the text; the embedder counts the tokens."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from functools import partial
+from itertools import pairwise, takewhile
 from typing import Literal
 
 from aurify.bounds import Checked, NonNegativeInt, PositiveInt
@@ -22,9 +23,9 @@ WORD_END = re.compile(r"\s+")
 
 @dataclass(frozen=True)
 class ChunkOptions(Checked):
-    """Tokens are those of the embedder, over title, breadcrumb, context and text together: what is longer than its
-    window would be stored and never seen by dense search. Lines and characters bound code only, where a large window
-    would otherwise make one chunk of a file."""
+    """Tokens are those of the embedder, over title, breadcrumb, context and text together: dense search never sees what
+    is longer than the embedder's window. Lines and characters bound code alone, where a large window would otherwise
+    make one chunk of a file."""
 
     max_tokens: PositiveInt = 256
     # tokens at most of a cut text's end that its next part repeats, in whole sentences or lines
@@ -55,7 +56,7 @@ class Piece:
     context: str = ""
 
 
-def lines_of(text: str) -> Iterator[tuple[int, int]]:
+def split_lines(text: str) -> Iterator[tuple[int, int]]:
     """Lines as editors and parsers count them, each with its end: str.splitlines would also cut at form feeds."""
     start = 0
     while start < len(text):
@@ -64,70 +65,59 @@ def lines_of(text: str) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def ends_of(text: str, start: int, end: int, boundary: re.Pattern[str]) -> list[int]:
-    """Where the parts of a span end, white space after them included."""
-    ends = [match.end() for match in boundary.finditer(text, start, end) if start < match.end() < end]
-    return [*ends, end]
-
-
-def cut(text: str, pieces: Sequence[Piece], fits: Fits, count: Count) -> list[Piece]:
+def cut(text: str, pieces: Sequence[Piece], fits: Fits, count: Count) -> Sequence[Piece]:
     """The same spans, where those that do not fit have become sentences, then words, then halves of words."""
-    for ends in (sentences, words):
-        pieces = recount(text, pieces, fits, count, ends)
+    for boundary in (SENTENCE_END, WORD_END):
+        pieces = cut_unfit(text, pieces, fits, count, partial(find_ends, text, boundary))
     while any(piece.end - piece.start > 1 and not fits(piece.start, piece.end, piece.tokens) for piece in pieces):
-        pieces = recount(text, pieces, fits, count, halves)
-    return list(pieces)
+        pieces = cut_unfit(text, pieces, fits, count, find_middle)
+    return pieces
 
 
-def sentences(text: str, start: int, end: int) -> list[int]:
-    return ends_of(text, start, end, SENTENCE_END)
+def find_ends(text: str, boundary: re.Pattern[str], start: int, end: int) -> list[int]:
+    """Where the parts of a span end, before its own end. White space belongs to the part before it."""
+    return [match.end() for match in boundary.finditer(text, start, end) if start < match.end() < end]
 
 
-def words(text: str, start: int, end: int) -> list[int]:
-    return ends_of(text, start, end, WORD_END)
+def find_middle(start: int, end: int) -> list[int]:
+    return [(start + end) // 2] if end - start > 1 else []
 
 
-def halves(text: str, start: int, end: int) -> list[int]:
-    return [(start + end) // 2, end] if end - start > 1 else [end]
-
-
-def recount(
-    text: str, pieces: Sequence[Piece], fits: Fits, count: Count, ends: Callable[[str, int, int], list[int]]
+def cut_unfit(
+    text: str, pieces: Sequence[Piece], fits: Fits, count: Count, find: Callable[[int, int], list[int]]
 ) -> list[Piece]:
-    """Cuts the pieces that do not fit at their `ends`; all parts are counted in one call."""
-    whole = [fits(piece.start, piece.end, piece.tokens) for piece in pieces]
-    parts = {
-        piece.start: list(pairwise([piece.start, *ends(text, piece.start, piece.end)]))
-        for piece, fine in zip(pieces, whole, strict=True)
-        if not fine
-    }
-    tokens = iter(count([text[start:end] for spans in parts.values() for start, end in spans]) if parts else [])
+    """Cuts the pieces that do not fit where `find` says; all parts are counted in one call."""
+    cuts = [
+        None if fits(piece.start, piece.end, piece.tokens) else [piece.start, *find(piece.start, piece.end), piece.end]
+        for piece in pieces
+    ]
+    tokens = iter(count([text[start:end] for ends in cuts if ends for start, end in pairwise(ends)]))
     result: list[Piece] = []
-    for piece, fine in zip(pieces, whole, strict=True):
-        if fine:
+    for piece, ends in zip(pieces, cuts, strict=True):
+        if ends is None:
             result.append(piece)
         else:
-            result.extend(replace(piece, start=a, end=b, tokens=next(tokens)) for a, b in parts[piece.start])
+            result += [replace(piece, start=start, end=end, tokens=next(tokens)) for start, end in pairwise(ends)]
     return result
 
 
 def pack(units: Sequence[Piece], fits: Fits, overlap: int = 0) -> Iterator[Piece]:
-    """Neighbours joined from the front for as long as they fit. What is cut here repeats up to `overlap` tokens."""
+    """Joins neighbours from the front for as long as they fit. The next piece repeats up to `overlap` tokens."""
     run: list[Piece] = []
     tokens = 0
     for unit in units:
         if run and not fits(run[0].start, unit.end, tokens + unit.tokens):
-            yield joined(run)
-            run = tail(run, unit, fits, overlap)
+            yield join(run)
+            run = pick_overlap(run, unit, fits, overlap)
             tokens = sum(piece.tokens for piece in run)
         run.append(unit)
         tokens += unit.tokens
     if run:
-        yield joined(run)
+        yield join(run)
 
 
-def tail(run: Sequence[Piece], unit: Piece, fits: Fits, overlap: int) -> list[Piece]:
-    """The last of a run, never all of it, that may stand before the next unit again."""
+def pick_overlap(run: Sequence[Piece], unit: Piece, fits: Fits, overlap: int) -> list[Piece]:
+    """The last pieces of a run, never all of it, that may stand before the next unit once more."""
     kept: list[Piece] = []
     for piece in reversed(run[1:]):
         tokens = piece.tokens + sum(other.tokens for other in kept)
@@ -137,40 +127,35 @@ def tail(run: Sequence[Piece], unit: Piece, fits: Fits, overlap: int) -> list[Pi
     return kept
 
 
-def joined(run: Sequence[Piece]) -> Piece:
+def join(run: Sequence[Piece]) -> Piece:
     return replace(run[0], end=run[-1].end, tokens=sum(piece.tokens for piece in run))
 
 
 def merge_small(pieces: Sequence[Piece], min_tokens: int, fits: Callable[[Piece], bool]) -> list[Piece]:
     """Joins a piece below `min_tokens` to the one before or after it, if the two fit together. The rest of a cut
-    definition joins no other one: neither would be found under its name."""
+    definition joins no other definition: neither would be found under its name."""
     result: list[Piece] = []
     for piece in pieces:
         last = result[-1] if result else None
         small = last is not None and min(last.tokens, piece.tokens) < min_tokens
         apart = last is not None and last.context and last.breadcrumb != piece.breadcrumb
-        if last is not None and small and not apart and fits(both := union(last, piece)):
+        if last is not None and small and not apart and fits(both := merge(last, piece)):
             result[-1] = both
         else:
             result.append(piece)
     return result
 
 
-def union(one: Piece, two: Piece) -> Piece:
-    """Two neighbours as one, under the breadcrumb that holds for both: a heading or a line between definitions goes
-    with what it stands beside."""
+def merge(one: Piece, two: Piece) -> Piece:
+    """Two neighbours as one, under the breadcrumb that holds for both. A heading, or a line between definitions, takes
+    the breadcrumb of its neighbour."""
     short, long = sorted((one.breadcrumb, two.breadcrumb), key=len)
-    shared = long if long[: len(short)] == short else common(short, long)
+    shared = tuple(name for name, _ in takewhile(lambda names: names[0] == names[1], zip(short, long, strict=False)))
     return Piece(
         min(one.start, two.start),
         max(one.end, two.end),
         one.tokens + two.tokens,
-        shared,
+        long if shared == short else shared,
         "definition" if "definition" in (one.kind, two.kind) else one.kind,
         one.context,
     )
-
-
-def common(one: Sequence[str], two: Sequence[str]) -> tuple[str, ...]:
-    num = next((k for k, (a, b) in enumerate(zip(one, two, strict=False)) if a != b), min(len(one), len(two)))
-    return tuple(one[:num])

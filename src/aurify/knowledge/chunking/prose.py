@@ -1,4 +1,4 @@
-"""Prose to passages: by headings, then paragraphs, then sentences, each as many together as a token budget allows."""
+"""Prose to passages: by headings, then paragraphs, then sentences, as many together as a token budget allows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 
-from aurify.knowledge.chunking.pieces import ChunkOptions, Count, Piece, cut, lines_of, merge_small, pack
+from aurify.knowledge.chunking.pieces import ChunkOptions, Count, Piece, cut, merge_small, pack, split_lines
 from aurify.knowledge.reading.refusals import FRONT_MATTER
 from aurify.knowledge.types import Document
 
@@ -18,11 +18,11 @@ MAX_HEADING = 120  # characters of a heading in a breadcrumb
 Paragraph = tuple[int, int, tuple[str, ...]]  # start, end, headings above
 
 
-def prose_pieces(document: Document, options: ChunkOptions, count: Count) -> list[Piece]:
+def cut_prose(document: Document, options: ChunkOptions, count: Count) -> list[Piece]:
     """`count` is without special tokens. A section is cut where it is too long, and joined to its neighbour where it is
     very short."""
     text = document.text
-    paragraphs = list(markdown(text) if document.format == "markdown" else plain(text))
+    paragraphs = list(split_markdown(text) if document.format == "markdown" else split_paragraphs(text))
     if not paragraphs:
         return []
     crumbs = list(dict.fromkeys(breadcrumb for _, _, breadcrumb in paragraphs))
@@ -30,7 +30,7 @@ def prose_pieces(document: Document, options: ChunkOptions, count: Count) -> lis
     title, above = tokens[0], dict(zip(crumbs, tokens[1:], strict=False))
 
     def budget(breadcrumb: tuple[str, ...]) -> int:
-        """Without end, a title would leave no room for the text: then the text is cut off less than the title."""
+        """At least half of the window, however long the title is."""
         return max(options.max_tokens - title - above.get(breadcrumb, 0), options.max_tokens // 2)
 
     units = [
@@ -48,10 +48,10 @@ def prose_pieces(document: Document, options: ChunkOptions, count: Count) -> lis
     return merge_small(pieces, options.min_tokens, lambda piece: piece.tokens <= budget(piece.breadcrumb))
 
 
-def plain(text: str) -> Iterator[Paragraph]:
+def split_paragraphs(text: str) -> Iterator[Paragraph]:
     """Paragraphs between blank lines; the blank lines go with the one before."""
     begin, blank = 0, False
-    for start, end in lines_of(text):
+    for start, end in split_lines(text):
         empty = not text[start:end].strip()
         if blank and not empty:
             if text[begin:start].strip():
@@ -62,22 +62,22 @@ def plain(text: str) -> Iterator[Paragraph]:
         yield begin, len(text), ()
 
 
-def markdown(text: str) -> Iterator[Paragraph]:
+def split_markdown(text: str) -> Iterator[Paragraph]:
     """Paragraphs under their headings. A fenced block is one paragraph, whatever its lines look like; a heading begins
     the first paragraph of its section."""
     path: list[tuple[int, str]] = []
     begin, blank, fence = 0, False, ""
     front = FRONT_MATTER.match(text)
     front_end = front.end() if front else 0
-    heading_only = False  # what has been gathered since `begin` is a heading: the next paragraph joins it
-    for start, end in lines_of(text):
+    heading_only = False  # since `begin` there was only a heading: the next paragraph joins it
+    for start, end in split_lines(text):
         line = text[start:end].rstrip("\n")
         if end <= front_end:
             continue
         if fence:
             fence = "" if closes(line, fence) else fence
             continue
-        found = heading(text, line, end)
+        found = read_heading(text, line, end)
         if found or (blank and line.strip() and not heading_only):
             if text[begin:start].strip():
                 yield begin, start, tuple(name for _, name in path)
@@ -97,7 +97,7 @@ def closes(line: str, fence: str) -> bool:
     return len(mark) >= len(fence) and set(mark) == {fence[0]}
 
 
-def heading(text: str, line: str, end: int) -> tuple[int, str] | None:
+def read_heading(text: str, line: str, end: int) -> tuple[int, str] | None:
     """(level, name) of `# name`, and of a line that the next one underlines."""
     if match := HEADING.match(line):
         return len(match[1]), match[2][:MAX_HEADING]

@@ -1,7 +1,7 @@
 """A file to documents. What kind of file it is follows from its first bytes; its name decides only between kinds of
 text, which look alike: Markdown, a programming language, JSON lines, CSV.
 
-    for document in read_file(Path("notes/heart.pdf"), "heart.pdf", ReadOptions(), refusals): ...
+    for document in read_documents(Path("notes/heart.pdf"), "heart.pdf", ReadOptions(), refusals): ...
 
 Nothing larger than allowed is unpacked or held in memory. Whatever is not read is counted in `refusals`.
 """
@@ -10,222 +10,165 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import Any, cast
 
 from aurify.bounds import Checked, PositiveInt
-from aurify.knowledge.reading.pdf import UnreadablePdf, read_pdf
+from aurify.knowledge.reading.encoding import HEAD, decode_html, decode_text
+from aurify.knowledge.reading.pdf import read_pdf
 from aurify.knowledge.reading.refusals import FRONT_MATTER, Refusals, Refused, clean
-from aurify.knowledge.reading.rows import Columns, read_rows
-from aurify.knowledge.reading.webpage import Page, read_page
-from aurify.knowledge.types import Document, Metadata
+from aurify.knowledge.reading.rows import UTF16, Columns, parse_rows
+from aurify.knowledge.reading.webpage import NO_TEXT, read_page
+from aurify.knowledge.types import Document
 
 MB = 1_000_000
-HEAD = 8192
+MAX_PDF_BYTES = 200 * MB
 RATIO = 100  # text shrinks to a tenth, a list of equal lines to a fiftieth; what shrinks more is made to harm
-BINARY = {
-    b"PK\x03\x04": "ZIP archive or office document: unpack it, or save it as PDF or text",
-    b"PK\x05\x06": "ZIP archive or office document: unpack it, or save it as PDF or text",
-    b"7z\xbc\xaf": "archive: unpack it",
-    b"\xfd7zXZ": "archive: unpack it",
-    b"BZh": "archive: unpack it",
-    b"\x28\xb5\x2f\xfd": "archive: unpack it",
+GZIP = b"\x1f\x8b"
+ZIPS = (b"PK\x03\x04", b"PK\x05\x06")
+ARCHIVES = (b"7z\xbc\xaf", b"\xfd7zXZ", b"BZh", b"\x28\xb5\x2f\xfd")
+ROWS = (".jsonl", ".ndjson")
+TABLES = (".csv", ".tsv")
+PAGES = (".html", ".htm", ".xhtml")
+SUFFIXES = {
+    "markdown": ".md .markdown .mdx",
+    "python": ".py .pyi",
+    "javascript": ".js .jsx .mjs .cjs",
+    "typescript": ".ts .mts",
+    "tsx": ".tsx",
+    "go": ".go",
+    "rust": ".rs",
+    "java": ".java",
+    "c": ".c .h",
+    "cpp": ".cc .cpp .cxx .hh .hpp .hxx",
 }
-ROWS = frozenset({".jsonl", ".ndjson"})
-TABLES = frozenset({".csv", ".tsv"})
-PAGES = frozenset({".html", ".htm", ".xhtml"})
-FORMATS = {
-    ".md": "markdown",
-    ".markdown": "markdown",
-    ".mdx": "markdown",
-    ".py": "python",
-    ".pyi": "python",
-    ".js": "javascript",
-    ".jsx": "javascript",
-    ".mjs": "javascript",
-    ".cjs": "javascript",
-    ".ts": "typescript",
-    ".mts": "typescript",
-    ".tsx": "tsx",
-    ".go": "go",
-    ".rs": "rust",
-    ".java": "java",
-    ".c": "c",
-    ".h": "c",
-    ".cc": "cpp",
-    ".cpp": "cpp",
-    ".cxx": "cpp",
-    ".hh": "cpp",
-    ".hpp": "cpp",
-    ".hxx": "cpp",
-}
-SHEBANG = re.compile(rb"#!.*\b(python|node)")
+FORMATS = {suffix: format for format, suffixes in SUFFIXES.items() for suffix in suffixes.split()}
+SHEBANGS = {"python": "python", "node": "javascript"}
+SHEBANG = re.compile(r"#!.*\b(python|node)")
 IS_CPP = re.compile(r"^\s*(?:class\s+\w+\s*[:{]|namespace\s|template\s*<|using\s+\w+\s*=)", re.MULTILINE)
 HTML_START = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
-CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE)
-PRINTABLE = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
-TEXT_CODEC = re.compile(
-    r"utf-?(8|16|32)|(us-)?ascii|latin|iso-?8859|windows-|cp\d|koi8|big5|gb|euc-|shift|tis-?620", re.IGNORECASE
-)
-HYPHEN = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
 
 
 @dataclass(frozen=True)
 class ReadOptions(Checked):
     columns: Columns = field(default_factory=Columns)
     max_bytes: PositiveInt = 10 * MB  # of a text, unpacked; of a line of JSON lines or CSV
-    max_pdf_bytes: PositiveInt = 200 * MB
 
 
-def read_file(
-    path: Path, id: str, options: ReadOptions, refusals: Refusals, *, source: str = "", row_prefix: str | None = None
+def read_documents(
+    path: Path, id: str, options: ReadOptions, refusals: Refusals, *, own_ids: bool = False
 ) -> Iterator[Document]:
-    """`id` names the document; rows are named by what `row_prefix` and their own id make, by default "ID:ROW"."""
+    """`id` names the document. Its rows, where it has some, are named "ID:ROW", or by their own ids alone."""
     try:
-        with path.open("rb") as file:
-            yield from read_stream(file, path.stat().st_size, id, options, refusals, source, row_prefix)
+        with path.open("rb", HEAD) as file:
+            yield from parse_documents(file, id, options, refusals, own_ids=own_ids)
     except Refused as refused:
         refusals.add(id, refused.reason, refused.transient)
-    except (gzip.BadGzipFile, EOFError, zlib.error):
-        refusals.add(id, "damaged gzip file")
     except OSError as error:
         refusals.add(id, f"cannot be opened: {error.strerror or error}", transient=True)
 
 
-def read_stream(
-    file: IO[bytes],
-    size: int,
+def parse_documents(
+    file: io.BufferedReader[Any],
     id: str,
     options: ReadOptions,
     refusals: Refusals,
-    source: str = "",
-    row_prefix: str | None = None,
-) -> Iterator[Document]:
-    name = PurePosixPath(id)
-    head = file.read(HEAD)
-    file.seek(0)
-    if head.startswith(b"\x1f\x8b"):
-        limit = max(options.max_bytes, RATIO * size)
-        file = cast(IO[bytes], io.BufferedReader(Bounded(gzip.GzipFile(fileobj=file), limit)))
-        head, size = file.peek(HEAD)[:HEAD], 0  # type: ignore[attr-defined]
-        name = name.with_suffix("") if name.suffix == ".gz" else name
-    check_kind(head)
-    is_json = name.suffix.lower() in ROWS and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-    if is_json or name.suffix.lower() in TABLES:
-        prefix = f"{id}:" if row_prefix is None else row_prefix
-        yield from read_rows(file, id, prefix, options.columns, options.max_bytes, refusals, source)
-        return
-    limit = options.max_pdf_bytes if is_pdf(head) else options.max_bytes
-    data = b"" if size > limit else file.read(limit + 1)
-    if size > limit or len(data) > limit:
-        raise Refused(f"larger than {limit // MB if limit >= MB else limit / MB} MB")
-    yield to_document(data, id, name, options, source)
-
-
-def to_document(
-    data: bytes,
-    id: str,
-    name: PurePosixPath,
-    options: ReadOptions,
-    source: str = "",
+    *,
+    own_ids: bool = False,
     charset: str | None = None,
-    metadata: Metadata | None = None,
-) -> Document:
-    """A whole file in memory. `charset` is what a web server says of it."""
-    format, title = FORMATS.get(name.suffix.lower(), "text"), ""
-    check_kind(data[:HEAD])
-    if is_pdf(data[:HEAD]):
-        format = "markdown"
-        text, title = pdf_markdown(data, options.max_bytes)
-    elif is_html(data[:HEAD], name):
-        format = "markdown"
-        page = to_page(data, charset=charset)
-        text, title = page.text, page.title
+) -> Iterator[Document]:
+    """`charset` is what a web server says of a text. Raises `Refused`."""
+    name = PurePosixPath(id)
+    kind = find_kind(file.peek(HEAD), name)
+    if kind == "gzip":
+        limit = max(options.max_bytes, RATIO * file.seek(0, os.SEEK_END))
+        file.seek(0)
+        file = io.BufferedReader(cast(Any, BoundedGzip(file, limit)))
+        name = name.with_suffix("") if name.suffix == ".gz" else name
+        kind = find_kind(file.peek(HEAD), name)
+    if kind in ("table", "rows"):
+        prefix = "" if own_ids else f"{id}:"
+        yield from parse_rows(file, id, prefix, options.columns, options.max_bytes, refusals, is_table=kind == "table")
+        return
+    limit = MAX_PDF_BYTES if kind == "pdf" else options.max_bytes
+    data = file.read(limit + 1)
+    if len(data) > limit:
+        raise Refused(f"larger than {limit // MB if limit >= MB else limit / MB} MB")
+    if kind == "text":
+        yield build_text(decode_text(data, charset), id, name)
+        return
+    if kind == "pdf":
+        text, title = read_pdf(data, options.max_bytes)
     else:
-        text = clean(decoded(data, charset))
-        if format == "text" and (found := SHEBANG.match(data)):
-            format = {b"python": "python", b"node": "javascript"}[found[1]]
-        if name.suffix.lower() == ".h" and IS_CPP.search(text):
-            format = "cpp"
-        if format == "markdown":
-            title = markdown_title(text)
+        page = read_page(decode_html(data, charset))
+        text, title = page.text, page.title
+    if not text:
+        raise Refused(NO_TEXT)
+    yield Document(id, clean(text), clean(title) or name.stem.replace("_", " "), "markdown")
+
+
+def find_kind(data: bytes, name: PurePosixPath) -> str:
+    """One of pdf, gzip, html, table (CSV), rows (JSON lines) and text. Raises `Refused` for everything else."""
+    head, suffix = data[:HEAD], name.suffix.lower()
+    if b"%PDF-" in head[:1024]:
+        return "pdf"
+    if head.startswith(GZIP):
+        return "gzip"
+    if head.startswith(ZIPS):
+        raise Refused("ZIP archive or office document: unpack it, or save it as PDF or text")
+    if head.startswith(ARCHIVES):
+        raise Refused("archive: unpack it")
+    if b"\0" in head and not head.startswith(UTF16):
+        raise Refused("binary file")
+    if suffix in TABLES:
+        return "table"
+    if suffix in ROWS and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return "rows"
+    return "html" if suffix in PAGES or (suffix not in FORMATS and HTML_START.match(head)) else "text"
+
+
+def build_text(text: str, id: str, name: PurePosixPath) -> Document:
+    """Markdown, source code or plain text."""
+    text = clean(text)
+    format = FORMATS.get(name.suffix.lower(), "text")
+    if format == "text" and (found := SHEBANG.match(text)):
+        format = SHEBANGS[found[1]]
+    if name.suffix.lower() == ".h" and IS_CPP.search(text):
+        format = "cpp"
+    title = find_title(text) if format == "markdown" else ""
     if format in ("text", "markdown"):
         title = title or name.stem.replace("_", " ")
-    return Document(id, clean(text), clean(title), format, source, metadata or {})
+    return Document(id, text, title, format)
 
 
-def to_page(data: bytes, url: str = "", charset: str | None = None) -> Page:
-    declared = CHARSET.search(data[:HEAD])
-    return read_page(decoded(data, charset or (declared[1].decode("ascii") if declared else None)), url)
-
-
-def check_kind(head: bytes) -> None:
-    for start, reason in BINARY.items():
-        if head.startswith(start):
-            raise Refused(reason)
-    if not is_pdf(head) and not head.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in head:
-        raise Refused("binary file")
-
-
-def is_pdf(head: bytes) -> bool:
-    return b"%PDF-" in head[:1024]
-
-
-def is_html(head: bytes, name: PurePosixPath) -> bool:
-    named = name.suffix.lower() in PAGES
-    return named or (name.suffix.lower() not in FORMATS and HTML_START.match(head) is not None)
-
-
-def decoded(data: bytes, charset: str | None = None) -> str:
-    """By the byte order mark, as declared, as UTF-8, as Windows-1252: the first that fits."""
-    marks = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
-    marked = next((name for mark, name in marks.items() if data.startswith(mark)), None)
-    head = data[:HEAD]
-    if marked != "utf-16" and (b"\0" in head or len(head.translate(None, PRINTABLE)) * 10 > len(head)):
-        raise Refused("binary file")
-    for name in (marked, charset, "utf-8"):
-        if name is not None and TEXT_CODEC.match(name):
-            try:
-                return data.decode(name)
-            except (LookupError, ValueError):
-                continue
-    return data.decode("cp1252", "replace")
-
-
-def pdf_markdown(data: bytes, max_chars: int) -> tuple[str, str]:
-    """Pages under headings of their own, so that a passage says where it stands."""
-    try:
-        pdf = read_pdf(data, max_chars)
-    except UnreadablePdf as error:
-        raise Refused(str(error)) from None
-    pages = [(number, HYPHEN.sub("", text).strip()) for number, text in enumerate(pdf.pages, 1)]
-    return "\n\n".join(f"# Page {number}\n\n{text}" for number, text in pages if text), pdf.title
-
-
-def markdown_title(text: str) -> str:
+def find_title(markdown: str) -> str:
     """Of the front matter, else the first heading."""
-    front = FRONT_MATTER.match(text)
+    front = FRONT_MATTER.match(markdown)
     if front and (found := re.search(r"^title:[ \t]*[\"']?(.+?)[\"']?[ \t]*$", front[1], re.MULTILINE)):
         return found[1]
-    found = re.search(r"^#{1,6}[ \t]+(.+?)[ \t#]*$", text, re.MULTILINE)
+    found = re.search(r"^#{1,6}[ \t]+(.+?)[ \t#]*$", markdown, re.MULTILINE)
     return found[1] if found else ""
 
 
-class Bounded(io.RawIOBase):
-    """A stream that ends in a refusal after so many bytes."""
+class BoundedGzip(io.RawIOBase):
+    """What a gzip file unpacks to; more than `limit` bytes are refused."""
 
-    def __init__(self, file: gzip.GzipFile, limit: int) -> None:
-        self.file, self.left = file, limit
+    def __init__(self, file: io.BufferedReader[Any], limit: int) -> None:
+        self.file, self.left = gzip.GzipFile(fileobj=file), limit
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        data = self.file.read(len(buffer))
+        try:
+            data = self.file.read(len(buffer))
+        except (gzip.BadGzipFile, EOFError, zlib.error):
+            raise Refused("damaged gzip file") from None
         self.left -= len(data)
         if self.left < 0:
             raise Refused("unpacks to more than a hundred times its size")

@@ -1,63 +1,46 @@
 """The text of a PDF, page by page, read in a process of its own with bounded memory and time: whatever a hostile file
 does to the parser (endless loops, streams that unpack to gigabytes, crashes) ends there.
 
-This file is also that process. It is started by its path, and so imports nothing of Aurify at the top.
+This file is also that process. It is started by its path, so it imports nothing of Aurify at the top.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 import math
+import re
 import subprocess
 import sys
-from dataclasses import dataclass
-from typing import Any
 
 MEMORY = 2 << 30  # bytes of address space
 SECONDS = 120.0
-NO_TEXT = "PDF without text (scanned pages?)"
+HYPHEN = re.compile(r"(?<=[a-z])-\n(?=[a-z])")
 
 
-@dataclass(frozen=True)
-class PdfText:
-    pages: tuple[str, ...]
-    title: str = ""
+def read_pdf(data: bytes, max_chars: int, seconds: float = SECONDS) -> tuple[str, str]:
+    """(Markdown with a heading for each page, so that a passage says where it stands; title). Raises `Refused`."""
+    from aurify.files import require
+    from aurify.knowledge.reading.refusals import Refused
 
-
-class UnreadablePdf(Exception):
-    """The reason, without what is particular to the file."""
-
-
-def read_pdf(data: bytes, max_chars: int, seconds: float = SECONDS) -> PdfText:
-    require_pypdf()
-    command = [sys.executable, "-P"]  # -P: types.py beside this file is not Python's
+    require("pypdf", "memory", "to read PDF files")
+    command = [sys.executable, "-P"]  # -P: modules beside this file must not hide Python's own
     command += [__file__, str(max_chars), str(math.ceil(seconds))]
     try:
         child = subprocess.run(command, input=data, capture_output=True, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        raise UnreadablePdf("PDF that takes too long to read") from None
-    try:
         answer = json.loads(child.stdout)
+    except subprocess.TimeoutExpired:
+        raise Refused("PDF that takes too long to read") from None
     except ValueError:
-        raise UnreadablePdf("PDF that takes too much memory or time to read") from None
+        raise Refused("PDF that takes too much memory or time to read") from None
     if "error" in answer:
-        raise UnreadablePdf(answer["error"])
-    return PdfText(tuple(answer["pages"]), answer["title"])
+        raise Refused(answer["error"])
+    pages = [(number, HYPHEN.sub("", text).strip()) for number, text in enumerate(answer["pages"], 1)]
+    return "\n\n".join(f"# Page {number}\n\n{text}" for number, text in pages if text), answer["title"]
 
 
-def require_pypdf() -> None:
-    from importlib.util import find_spec
-
-    from aurify.errors import UserError
-
-    if find_spec("pypdf") is None:
-        raise UserError("to read PDF files, install pypdf with: pip install 'aurify[memory]'")
-
-
-def extract(data: bytes, max_chars: int) -> dict[str, Any]:
-    import logging
-
+def extract_pages(data: bytes, max_chars: int) -> dict[str, object]:
     from pypdf import PdfReader
     from pypdf.errors import LimitReachedError
 
@@ -78,7 +61,7 @@ def extract(data: bytes, max_chars: int) -> dict[str, Any]:
         return {"error": "PDF that unpacks to more than is allowed"}
     except Exception:  # broken objects make the parser raise all kinds of errors
         return {"error": "damaged PDF"}
-    return {"pages": pages, "title": title} if any(map(str.strip, pages)) else {"error": NO_TEXT}
+    return {"pages": pages, "title": title} if num_chars else {"error": "PDF without text (scanned pages?)"}
 
 
 def main() -> None:
@@ -90,7 +73,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     except ImportError:  # Windows: there the time limit alone holds
         pass
-    json.dump(extract(sys.stdin.buffer.read(), max_chars), sys.stdout)
+    json.dump(extract_pages(sys.stdin.buffer.read(), max_chars), sys.stdout)
 
 
 if __name__ == "__main__":

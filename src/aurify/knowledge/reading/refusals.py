@@ -11,7 +11,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\x80-\x9f]")  # a terminal would o
 
 
 class Refused(Exception):
-    """A document that is not read, and the reason without what is particular to it: refusals are counted by it.
+    """A document that is not read. The reason names nothing that is particular to it: refusals are counted by reason.
     `transient`: another attempt may succeed, so nothing follows about what is there."""
 
     def __init__(self, reason: str, transient: bool = False) -> None:
@@ -23,34 +23,29 @@ class Refused(Exception):
 @dataclass
 class Refusals:
     counts: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)  # reason -> the first place it was given for
+    first: dict[str, str] = field(default_factory=dict)  # reason -> what was first refused for it
     incomplete: str = ""  # why it is not known what else there is: nothing may be called gone
 
-    def add(self, place: str, reason: str, transient: bool = False) -> None:
+    def add(self, name: str, reason: str, transient: bool = False) -> None:
         self.counts[reason] += 1
-        self.first.setdefault(reason, place)
+        self.first.setdefault(reason, name)
         if transient:
-            self.incomplete = self.incomplete or f"{printable(place)}: {reason}"
+            self.incomplete = self.incomplete or f"{to_line(name)}: {reason}"
 
     def lines(self) -> list[str]:
-        return [f"{num:,} x {reason} (the first: {printable(self.first[reason])})" for reason, num in self.by_number()]
+        return [f"{num:,} x {reason} (the first: {to_line(self.first[reason])})" for reason, num in self.by_number()]
 
     def by_number(self) -> list[tuple[str, int]]:
         return sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def clean(text: str) -> str:
-    """Lines end in a newline alone; no control characters; halves of a character that lost each other are replaced."""
+    """Lines end in a newline alone; control characters go; lone surrogates are replaced."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    text = CONTROL.sub("", text)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text
+    return CONTROL.sub("", text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def printable(text: str, width: int = 100) -> str:
+def to_line(text: str, width: int = 100) -> str:
     """One short line out of a foreign text."""
     line = " ".join(clean(text).split())
     return line if len(line) <= width else line[: width - 1] + "…"

@@ -6,21 +6,24 @@ Lines are read one by one, and none longer than allowed is ever in memory.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
+from aurify.knowledge.reading.encoding import detect_codec
 from aurify.knowledge.reading.refusals import Refusals, Refused, clean
 from aurify.knowledge.types import Document, Value
 
-TEXTS = ("text", "content", "contents", "body", "passage", "answer")
-TITLES = ("title", "name", "heading", "focus")
-IDS = ("id", "_id", "doc_id", "docid", "uid")
+TEXT = ("text", "content", "contents", "body", "passage", "answer")
+TITLE = ("title", "name", "heading", "focus")
+ID = ("id", "_id", "doc_id", "docid", "uid")
 STEP = 1 << 20
 DELIMITERS = ",;\t"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
+BLANK = b"\xef\xbb\xbf \t\r\n"  # with the byte order mark
 
 Rows = Iterator[tuple[int, "Mapping[str, Any] | str"]]  # line, and the row or why there is none
 
@@ -35,74 +38,65 @@ class Columns:
     metadata: tuple[str, ...] | None = None  # None: all other columns
 
     def choose(self, row: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
-        text = self.text or next((name for name in TEXTS if isinstance(row.get(name), str)), None)
-        title = self.title or next((name for name in TITLES if isinstance(row.get(name), str) and name != text), None)
-        return text, title, self.id or next((name for name in IDS if isinstance(row.get(name), str | int)), None)
+        text = self.text or next((name for name in TEXT if isinstance(row.get(name), str)), None)
+        title = self.title or next((name for name in TITLE if isinstance(row.get(name), str) and name != text), None)
+        return text, title, self.id or next((name for name in ID if isinstance(row.get(name), str | int)), None)
 
 
-def read_rows(
-    file: IO[bytes], name: str, prefix: str, columns: Columns, max_bytes: int, refusals: Refusals, source: str = ""
+def parse_rows(
+    file: io.BufferedReader[Any],
+    name: str,
+    prefix: str,
+    columns: Columns,
+    max_bytes: int,
+    refusals: Refusals,
+    *,
+    is_table: bool,
 ) -> Iterator[Document]:
-    """`name` is the file's, for places and for rows without an id; `prefix` goes before the ids of rows."""
-    rows = csv_rows(file, max_bytes) if is_csv(name) else json_rows(file, max_bytes)
-    for number, row in rows:
-        place = f"{name}:{number}"
+    """`name` is the file's, for refusals and for rows without an id; `prefix` goes before the ids of rows."""
+    for number, row in csv_rows(file, max_bytes) if is_table else json_rows(file, max_bytes):
+        location = f"{name}:{number}"
         if isinstance(row, str):
-            refusals.add(place, row)
-            continue
-        document = to_document(row, place, prefix, columns, source)
-        if document is None:
-            wanted = repr(columns.text) if columns.text else f"any of {', '.join(TEXTS)}"
-            shown = f"{place}, with the columns {', '.join(map(repr, list(row)[:20]))}"
+            refusals.add(location, row)
+        elif (document := row_document(row, location, prefix, columns)) is not None:
+            yield document
+        else:
+            wanted = repr(columns.text) if columns.text else f"any of {', '.join(TEXT)}"
+            shown = f"{location}, with the columns {', '.join(map(repr, list(row)[:20]))}"
             refusals.add(shown, f"row without text in {wanted}: name the column with --text")
-            continue
-        yield document
 
 
-def is_csv(name: str) -> bool:
-    return name.lower().removesuffix(".gz").endswith((".csv", ".tsv"))
-
-
-def json_rows(file: IO[bytes], max_bytes: int) -> Rows:
-    for number, line in bounded_lines(file, max_bytes):
-        if line is None:
+def json_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
+    number = 0
+    while line := file.readline(max_bytes + 1):
+        number += 1
+        if len(line) > max_bytes and not line.endswith(b"\n"):
+            while (rest := file.readline(STEP)) and not rest.endswith(b"\n"):
+                pass
             yield number, f"line of more than {max_bytes:,} bytes"
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # ValueError: also text that is not UTF-8, numbers of thousands of digits
-            yield number, "line that is not JSON"
-            continue
-        yield number, row if isinstance(row, dict) else "line that is not an object"
+        elif line.strip(BLANK):
+            yield number, parse_json_line(line)
 
 
-def csv_rows(file: IO[bytes], max_bytes: int) -> Rows:
-    """The first line names the columns, and shows what stands between them. A quoted cell may have several lines; where
-    one does not end, or a line is too long, it is not known where rows begin, and the rest is refused."""
+def parse_json_line(line: bytes) -> dict[str, Any] | str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # ValueError: also text that is not UTF-8, numbers of thousands of digits
+        return "line that is not JSON"
+    return row if isinstance(row, dict) else "line that is not an object"
+
+
+def csv_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
+    """The first line names the columns and shows the delimiter. A quoted cell may have several lines; where one does
+    not end, or a line is too long, it is not known where rows begin, and the rest is refused."""
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
-    num_lines = 0
-
-    def lines() -> Iterator[str]:
-        nonlocal num_lines
-        while line := file.readline(max_bytes + 1):
-            num_lines += 1
-            if num_lines == 1 and line.startswith(UTF16):
-                raise Refused("CSV in UTF-16: save it as UTF-8")
-            if len(line) > max_bytes:
-                raise Refused(f"CSV from a line of more than {max_bytes:,} bytes on")
-            line = line.removeprefix(b"\xef\xbb\xbf") if num_lines == 1 else line
-            try:
-                yield line.decode()
-            except UnicodeDecodeError:
-                yield line.decode("cp1252", "replace")
-
-    source = lines()
-    header = next((line for line in source if line.strip()), "")
+    lines = csv_lines(file, max_bytes)
+    start, header = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (0, ""))
     delimiter = max(DELIMITERS, key=header.count)
     names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
-    reader = csv.reader(source, delimiter=delimiter, strict=True)
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
-        number = num_lines + 1
+        number = start + reader.line_num + 1
         try:
             cells = next(reader, None)
         except (csv.Error, Refused) as error:
@@ -116,7 +110,23 @@ def csv_rows(file: IO[bytes], max_bytes: int) -> Rows:
             yield number, {name: cell for name, cell in zip(names, cells, strict=True) if cell}
 
 
-def to_document(row: Mapping[str, Any], place: str, prefix: str, columns: Columns, source: str = "") -> Document | None:
+def csv_lines(file: io.BufferedReader[Any], max_bytes: int) -> Iterator[str]:
+    codec = ""
+    if file.peek(2).startswith(UTF16):
+        raise Refused("CSV in UTF-16: save it as UTF-8")
+    while line := file.readline(max_bytes + 1):
+        if len(line) > max_bytes:
+            raise Refused(f"CSV from a line of more than {max_bytes:,} bytes on")
+        try:
+            text = line.decode()
+        except UnicodeDecodeError:
+            following = file.peek()
+            codec = codec or detect_codec(line + following[: following.rfind(b"\n") + 1])
+            text = line.decode(codec, "replace")
+        yield text.removeprefix("\ufeff")
+
+
+def row_document(row: Mapping[str, Any], location: str, prefix: str, columns: Columns) -> Document | None:
     text, title, key = columns.choose(row)
     if text is None or not isinstance(row.get(text), str):
         return None
@@ -124,10 +134,9 @@ def to_document(row: Mapping[str, Any], place: str, prefix: str, columns: Column
     metadata = {clean(name): value for name in others if (value := to_value(row.get(name))) is not None}
     row_id = row.get(key) if key else None
     return Document(
-        id=f"{prefix}{clean(str(row_id))}" if row_id not in (None, "") else place,
+        id=f"{prefix}{clean(str(row_id))}" if row_id not in (None, "") else location,
         text=clean(row[text]),
         title=clean(str(row.get(title) or "")) if title else "",
-        source=source,
         metadata=metadata,
     )
 
@@ -141,18 +150,3 @@ def to_value(value: Any) -> Value | None:
     if value is None or isinstance(value, bool | int | float):
         return value
     return clean(json.dumps(value, ensure_ascii=False))
-
-
-def bounded_lines(file: IO[bytes], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """(number, line) of lines that are not blank; None for one that is too long, of which no more is kept."""
-    number = 0
-    while line := file.readline(max_bytes + 1):
-        number += 1
-        line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-        if len(line) <= max_bytes or line.endswith(b"\n"):
-            if line.strip():
-                yield number, line
-            continue
-        while (rest := file.readline(STEP)) and not rest.endswith(b"\n"):
-            pass
-        yield number, None

@@ -9,30 +9,21 @@ from __future__ import annotations
 import io
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urljoin, urlsplit
 
-from aurify.bounds import Checked, NonNegativeInt, PositiveInt
-from aurify.knowledge.reading.fetch import Answer, Fetcher, FetchOptions, normal
-from aurify.knowledge.reading.files import HEAD, ReadOptions, is_html, read_stream, to_page
+from aurify.knowledge.reading.encoding import decode_html
+from aurify.knowledge.reading.fetch import Answer, Fetcher, WebOptions, normalize_url
+from aurify.knowledge.reading.files import ReadOptions, find_kind, parse_documents
 from aurify.knowledge.reading.refusals import Refusals, Refused, clean
-from aurify.knowledge.reading.webpage import sitemap_urls
+from aurify.knowledge.reading.webpage import NO_TEXT, parse_sitemap, read_page
 from aurify.knowledge.types import Document
 
-Progress = Callable[[str, int, int], None]  # URL, pages read, pages known
 URL = re.compile(r"https?://", re.IGNORECASE)
 HTML = ("text/html", "application/xhtml+xml")
-OUTSIDE = "redirect out of the site"
-ELSEWHERE = "URL of a sitemap on another host"
-
-
-@dataclass(frozen=True)
-class WebOptions(Checked):
-    fetch: FetchOptions = field(default_factory=FetchOptions)
-    depth: NonNegativeInt = 0  # links followed from each URL; 0: the page alone
-    max_pages: PositiveInt = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,85 +33,78 @@ class Link:
     site: str = ""  # what its URL must begin with; "" for what a person asked for
 
 
-def is_url(place: str) -> bool:
-    return URL.match(place) is not None
+def is_url(text: str) -> bool:
+    return URL.match(text) is not None
 
 
 def read_urls(
     urls: Sequence[str],
-    options: WebOptions,
-    read: ReadOptions,
+    web: WebOptions,
+    options: ReadOptions,
     refusals: Refusals,
-    *,
-    source: str = "",
-    progress: Progress | None = None,
+    progress: Callable[[str, int, int], None] = lambda url, num_read, num_known: None,
 ) -> Iterator[Document]:
-    """Breadth first, each page once, named by the URL that it was found at in the end."""
+    """Breadth first, each page once. A document is named by the URL that it was found at after all redirects."""
     queue = deque(Link(url) for url in urls)
     known = set(urls)  # URLs that are or were in the queue
     arrived: set[str] = set()
     num_pages = 0
-    with Fetcher(options.fetch) as fetcher:
+    with Fetcher(web) as fetcher:
         while queue:
             link = queue.popleft()
-            if num_pages >= options.max_pages:
-                refusals.add(link.url, f"page above the limit of {options.max_pages} (--max-pages)", transient=True)
+            if num_pages >= web.max_pages:
+                refusals.add(link.url, f"page above the limit of {web.max_pages} (--max-pages)", transient=True)
                 continue
-            if progress is not None:
-                progress(link.url, num_pages, num_pages + 1 + len(queue))
+            progress(link.url, num_pages, num_pages + 1 + len(queue))
             num_pages += 1
             try:
                 answer = fetcher.get(link.url)
                 if not answer.url.startswith(link.site):
-                    raise Refused(OUTSIDE)
+                    raise Refused("redirect out of the site")
                 if answer.url in arrived:
                     continue
                 arrived.add(answer.url)
-                if (listed := sitemap_urls(answer.body)) is not None:
-                    host = urljoin(answer.url, "/")  # a sitemap speaks for its own host alone
-                    urls = list(within(listed, host))
-                    for _ in range(len(listed) - len(urls)):
-                        refusals.add(answer.url, ELSEWHERE)
-                    queue += [Link(url, link.depth, link.site) for url in urls if url not in known]
-                    known.update(urls)
-                    continue
-                documents, links = read_answer(answer, read, refusals, source)
+                links = yield from read_web_page(answer, link, web.depth, options, refusals)
             except Refused as refused:
                 refusals.add(link.url, refused.reason, refused.transient)
                 continue
-            yield from documents
-            if link.depth < options.depth:
-                site = link.site or site_of(answer.url)
-                for url in within(links, site):
-                    if url not in known:
-                        known.add(url)
-                        queue.append(Link(url, link.depth + 1, site))
+            for found in links:
+                if found.url not in known:
+                    known.add(found.url)
+                    queue.append(found)
 
 
-def read_answer(
-    answer: Answer, options: ReadOptions, refusals: Refusals, source: str = ""
-) -> tuple[Iterator[Document], list[str]]:
-    """The documents of a page, and the links that may be followed."""
+def read_web_page(
+    answer: Answer, link: Link, max_depth: int, options: ReadOptions, refusals: Refusals
+) -> Generator[Document, None, list[Link]]:
+    """The documents of a page, and the links to follow."""
+    if (listed := parse_sitemap(answer.body)) is not None:
+        urls = urls_within(listed, urljoin(answer.url, "/"))  # a sitemap speaks for its own host alone
+        for _ in range(len(listed) - len(urls)):
+            refusals.add(answer.url, "URL of a sitemap on another host")
+        return [Link(url, link.depth, link.site) for url in urls]
     name = PurePosixPath(unquote(urlsplit(answer.url).path)).name or urlsplit(answer.url).netloc
-    if answer.type not in HTML and not is_html(answer.body[:HEAD], PurePosixPath(name)):
-        return read_stream(io.BytesIO(answer.body), len(answer.body), answer.url, options, refusals, source), []
-    page = to_page(answer.body, answer.url, answer.charset)
+    kind = find_kind(answer.body, PurePosixPath(name))
+    if kind in ("pdf", "gzip") or (kind != "html" and answer.type not in HTML):
+        file = io.BufferedReader(io.BytesIO(answer.body))
+        yield from parse_documents(file, answer.url, options, refusals, charset=answer.charset)
+        return []
+    page = read_page(decode_html(answer.body, answer.charset), answer.url)
     if page.robots & {"noindex", "none"}:
         raise Refused("page that asks not to be indexed")
-    document = Document(answer.url, clean(page.text), clean(page.title) or name, "markdown", source)
-    return iter([document]), [] if page.robots & {"nofollow", "none"} else page.links
+    if page.text:
+        yield Document(answer.url, clean(page.text), clean(page.title) or name, "markdown")
+    else:
+        refusals.add(answer.url, NO_TEXT)
+    if link.depth >= max_depth or page.robots & {"nofollow", "none"}:
+        return []
+    site = link.site or answer.url.partition("?")[0].rpartition("/")[0] + "/"  # the folder that the page lies in
+    return [Link(url, link.depth + 1, site) for url in urls_within(page.links, site)]
 
 
-def site_of(url: str) -> str:
-    """A page stands for the folder that it lies in."""
-    return url.partition("?")[0].rpartition("/")[0] + "/"
-
-
-def within(links: Sequence[str], site: str) -> Iterator[str]:
+def urls_within(links: Sequence[str], site: str) -> list[str]:
+    urls = []
     for link in links:
-        try:
-            url = normal(link)
-        except Refused:  # mailto:, javascript: and the like: nowhere to go
-            continue
-        if url.startswith(site):
-            yield url
+        with suppress(Refused):  # mailto:, javascript: and the like: nowhere to go
+            urls.append(normalize_url(link))
+    return [url for url in urls if url.startswith(site)]

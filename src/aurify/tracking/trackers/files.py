@@ -4,7 +4,6 @@ the call returns."""
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,8 +35,7 @@ class Files(Tracker):
         jsonl.append(self.folder.samples, *({"step": step, **record} for record in records))
 
     def event(self, text: str, *, quiet: bool) -> None:
-        with self.folder.events.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(text.splitlines())}\n")
+        self.folder.log(" ".join(text.splitlines()))
 
 
 def record_sample(group: Group, trajectory: Trajectory) -> dict[str, Any]:
@@ -50,4 +48,5 @@ def record_sample(group: Group, trajectory: Trajectory) -> dict[str, Any]:
         "tokens": trajectory.num_policy_tokens,
         "truncated": trajectory.truncated,
         "source": trajectory.source,
+        **({"extra": trajectory.extra} if trajectory.extra else {}),
     }

@@ -1,0 +1,217 @@
+"""Examples into data to train on. An answer becomes one `Datum`; both sides of a preference pair are one unit, next to
+each other; an answer with a label carries it as +1 or -1.
+An example above the limit of tokens is an error, is dropped, or is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from aurify.data.example import Chat, Example, Label, Text, as_context, map_messages, messages_in
+from aurify.data.forms import Reader, detect
+from aurify.data.overlong import Overlong, cut_text, shorten
+from aurify.errors import UserError
+from aurify.renderer import Renderer, TrainOn
+from aurify.rows.row import SKIP, BadRow, Row, Tally
+from aurify.types import Datum, Lesson, Message
+
+Unit = tuple[Datum, ...]
+STRIPPED = "an end token after an answer, or one that begins a text, was taken off: it is written anyway"
+FOREIGN = "control tokens of the model in a text are ordinary characters; a written-out conversation needs messages"
+OnBadRow = Literal["error", "skip"]
+# words of the renderer's error -> why a row is refused, and what a recipe can say to mend all such rows
+REFUSALS = (
+    ("no assistant message", "no assistant message to train on", SKIP),
+    ("leaves out", "the chat template leaves out a message", SKIP),
+    ("train_on: last", "the chat template rewrites earlier turns", "train_on: last trains the last answer alone"),
+    (
+        "opens a thought",
+        "an answer without a thought, where the chat template opens one",
+        "maps: [empty_thoughts] gives such answers an empty one",
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """How examples become tokens."""
+
+    train_on: TrainOn = "assistant"
+    limit: int | None = None  # tokens of one sequence
+    overlong: Overlong = "error"
+    on_bad_row: OnBadRow = "error"
+
+
+@dataclass
+class Encoded:
+    units: list[Unit] = field(default_factory=list)
+    examples: list[Example] = field(default_factory=list)  # of each unit
+    tally: Tally = field(default_factory=Tally)
+
+
+def encode(examples: Sequence[Example], renderer: Renderer, options: Encoding) -> Encoded:
+    """The units of all examples of one source."""
+    result = Encoded()
+    for given in examples:
+        example = strip_frame(given, renderer, result.tally)
+        try:
+            unit = fit(example, renderer, options, result.tally)
+        except BadRow as error:
+            if options.on_bad_row == "error":
+                raise
+            result.tally.reject(error.kind, str(error), error.option)
+            continue
+        if unit is not None:
+            result.units.append(number_unit(unit, len(result.units)))
+            result.examples.append(example)
+    return result
+
+
+def strip_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
+    """Without tokens that the tokenizer or the chat template writes around texts itself. Other control tokens are
+    told: in a text they become ordinary characters."""
+
+    def strip(messages: list[Message]) -> list[Message]:
+        said = [renderer.strip_end(m["content"]) if m["role"] == "assistant" else m["content"] for m in messages]
+        said[:1] = map(renderer.strip_beginning, said[:1])
+        return [{**message, "content": text} for message, text in zip(messages, said, strict=True)]
+
+    if isinstance(example, Text):
+        text = renderer.strip_beginning(renderer.strip_end(example.text))
+        stripped: Example = replace(example, text=text)
+        texts = [("", text)]
+    else:
+        stripped = map_messages(example, strip)
+        texts = [(message["role"], message["content"]) for message in messages_in(stripped)]
+    if stripped != example:
+        tally.change(example.location, [STRIPPED])
+    hidden = renderer.template.patterns
+    if any(hidden.get(role, hidden[""]).search(text) for role, text in texts):
+        tally.note(example.location, FOREIGN)
+    return stripped
+
+
+def number_unit(unit: Unit, number: int) -> Unit:
+    return tuple(replace(datum, unit=number) for datum in unit) if len(unit) > 1 else unit
+
+
+def longest(unit: Unit) -> int:
+    return max(len(datum.tokens) for datum in unit)
+
+
+# ---------------------------------------------------------------------- tokens
+
+
+def build_unit(example: Example, renderer: Renderer, options: Encoding) -> Unit:
+    if isinstance(example, Text):
+        return (Datum(*renderer.text(example.text)),)
+    if isinstance(example, Chat):
+        if not example.messages:
+            raise BadRow(example.location, "a conversation without messages")
+        return (Datum(*render(example, example.messages, renderer, options.train_on)),)
+    if isinstance(example, Label):
+        tokens = render_completion(example, example.prompt, example.completion, renderer)
+        return (Datum(*tokens, label=1.0 if example.desirable else -1.0),)
+    sides = (render_completion(example, example.prompt, side, renderer) for side in (example.chosen, example.rejected))
+    return tuple(Datum(*tokens, margin=example.margin, unit=0) for tokens in sides)
+
+
+def render_completion(
+    example: Example, prompt: list[Message], completion: list[Message], renderer: Renderer
+) -> tuple[list[int], list[float]]:
+    """A completion of one or several turns; nothing of the prompt is trained, however often the assistant spoke."""
+    train: TrainOn = "last" if len(completion) == 1 else "assistant"
+    return render(example, [*as_context(prompt), *completion], renderer, train)
+
+
+def render(
+    example: Example, messages: list[Message], renderer: Renderer, train: TrainOn
+) -> tuple[list[int], list[float]]:
+    try:
+        return renderer.conversation(messages, example.tools, train=train)
+    except UserError as error:
+        text = str(error)
+        if "tools_as_text" in text:  # true of every row with tools: it is no single row's fault
+            raise UserError(f"{example.location}: {error}") from error
+        refused = ("", "the chat template refuses it", SKIP)
+        _, kind, option = next((reason for reason in REFUSALS if reason[0] in text), refused)
+        raise BadRow(example.location, text, kind, option) from error
+
+
+# ---------------------------------------------------------------------- lengths
+
+
+def fit(example: Example, renderer: Renderer, options: Encoding, tally: Tally) -> Unit | None:
+    """The tokens of an example, cut or left out where they are too many."""
+    unit, limit = build_unit(example, renderer, options), options.limit
+    if limit is None or longest(unit) <= limit:
+        return unit
+    if options.overlong == "error":
+        raise UserError(
+            f"{example.location}: the row has {longest(unit)} tokens; at most {limit} fit (max_length, or the model's "
+            "context). Raise max_length, shorten the row, or set `overlong: drop` to leave such rows out"
+        )
+    if options.overlong == "drop":
+        tally.dropped[f"above {limit} tokens"] += 1
+        return None
+    if isinstance(example, Text):
+        cut: Unit | None = (cut_text(unit[0], limit, options.overlong),)
+    else:
+        cut = cut_messages(example, renderer, options)
+    if cut is None:
+        tally.dropped[f"above {limit} tokens, and no message could be cut off"] += 1
+    else:
+        tally.cut[f"above {limit} tokens, {options.overlong}"] += 1
+    return cut
+
+
+def cut_messages(example: Example, renderer: Renderer, options: Encoding) -> Unit | None:
+    """The longest shorter form that fits; None where there is none."""
+    assert options.limit is not None
+    forms = shorten(example, options.overlong)
+    low, high = 0, len(forms)  # forms get shorter: the first that fits
+    while low < high:
+        middle = (low + high) // 2
+        if longest(build_unit(forms[middle], renderer, options)) <= options.limit:
+            high = middle
+        else:
+            low = middle + 1
+    return build_unit(forms[low], renderer, options) if low < len(forms) else None
+
+
+# ---------------------------------------------------------------------- rows in memory
+
+
+def encode_rows(
+    rows: Sequence[Mapping[str, Any]],
+    renderer: Renderer,
+    options: Encoding,
+    lesson: Lesson = "answers",
+    reader: Reader | None = None,
+) -> Encoded:
+    """Reads and encodes rows in any form. reader: where their form is known."""
+    located = [row if isinstance(row, Row) else Row(row, f"row {number}") for number, row in enumerate(rows, 1)]
+    reader, tally = reader or detect(located, lesson), Tally()
+    result = encode(reader.read_all(located, tally, skip_bad=options.on_bad_row == "skip"), renderer, options)
+    tally.add(result.tally)
+    return replace(result, tally=tally)
+
+
+def sft_data(rows: Sequence[Mapping[str, Any]], renderer: Renderer, train: TrainOn = "assistant") -> list[Datum]:
+    """Answers to imitate, of rows in any form."""
+    return flatten(encode_rows(rows, renderer, Encoding(train_on=train)))
+
+
+def preference_data(rows: Sequence[Mapping[str, Any]], renderer: Renderer) -> list[Datum]:
+    """Chosen and rejected of a pair stand next to each other and are one unit; both begin with the same tokens."""
+    return flatten(encode_rows(rows, renderer, Encoding(), "pairs"))
+
+
+def label_data(rows: Sequence[Mapping[str, Any]], renderer: Renderer) -> list[Datum]:
+    """Answers with labels, +1 desirable and -1 undesirable; a pair gives one of each."""
+    return flatten(encode_rows(rows, renderer, Encoding(), "labels"))
+
+
+def flatten(encoded: Encoded) -> list[Datum]:
+    return [datum for unit in encoded.units for datum in unit]

@@ -1,0 +1,284 @@
+"""The forms that rows come in. A row's form is found by its columns and the kinds of their values, never by a file's
+name; a source is in the form that most of its first rows have."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from aurify.config import did_you_mean, list_names
+from aurify.data import reading
+from aurify.data.example import Chat, Example, Label, Pair, as_context
+from aurify.data.prompts import Columns
+from aurify.data.reading import check_read, parse_label, read_rating
+from aurify.data.transcripts import is_glaive, is_hh
+from aurify.errors import UserError
+from aurify.rows.columns import CHAT, COMPLETION, CONTEXT, HISTORY, LABEL, PROMPT, SYSTEM, TEXT, find_column
+from aurify.rows.row import BadRow, Row, Tally
+from aurify.types import Lesson
+
+LOOKED_AT = 200
+# what else a method can learn from: the chosen answers of pairs, and both sides of them as labels
+ALSO: dict[Lesson, tuple[Lesson, ...]] = {
+    "answers": ("answers", "pairs"),
+    "pairs": ("pairs",),
+    "labels": ("labels", "pairs"),
+}
+# rows in no known form are read as these, so that their errors name the column that is missing
+FALLBACK: dict[Lesson, tuple[str, Columns]] = {
+    "answers": ("messages", {"messages": "messages"}),
+    "pairs": ("pairs", {"prompt": "prompt"}),
+    "labels": ("labels", {"prompt": "prompt", "answer": "completion", "label": "label"}),
+}
+ONES = {"answers": "answers", "pairs": "preference pairs", "labels": "answers with labels"}
+OBJECTS = {"messages": ("role",), "sharegpt": ("from", "value"), "capybara": ("input", "output")}  # keys of a turn
+BESIDE = ("input", "system", "history")  # parts that a row may lack
+WRONG_LESSON = "what the row holds is nothing that this method learns from"
+DROP_LABEL = (
+    ". Keep the good ones with filters: [{name: equals, column: label, value: true}] and take the column off with "
+    "maps: [{name: drop, columns: [label]}]"
+)
+SIDES = ("prompt", "completion", "chosen", "rejected")  # columns that are no whole chat
+
+
+@dataclass(frozen=True)
+class Form:
+    name: str
+    holds: Lesson
+    read: Callable[[Row, Columns], Example]
+
+
+FORMS = {
+    form.name: form
+    for form in (
+        Form("hh", "pairs", reading.read_dialogues),
+        Form("dialogue pairs", "pairs", reading.read_dialogues),
+        Form("pairs", "pairs", reading.read_pair),
+        Form("implicit pairs", "pairs", reading.read_implicit_pair),
+        Form("rated completions", "pairs", reading.read_rated),
+        Form("labels", "labels", reading.read_label),
+        Form("messages", "answers", reading.read_chat),
+        Form("sharegpt", "answers", reading.read_chat),
+        Form("capybara", "answers", reading.read_chat),
+        Form("glaive", "answers", reading.read_glaive_chat),
+        Form("alpaca", "answers", reading.read_answer),
+        Form("prompt and answer", "answers", reading.read_answer),
+        Form("hh transcript", "answers", reading.read_chat),
+        Form("text", "answers", reading.read_text),
+    )
+}
+
+# ---------------------------------------------------------------------- what a row looks like
+
+
+def find_forms(row: Mapping[str, Any]) -> Iterator[tuple[str, Columns]]:
+    """All forms that a row fits, the most particular one first, each with the columns that it reads."""
+    prompt, label = find_column(row, PROMPT, str, list), find_label(row)
+    chats = {name: column for name, keys in OBJECTS.items() if (column := find_objects(row, keys))}
+    system, history = find_column(row, SYSTEM, str), find_column(row, HISTORY, list, str)
+    beside = {part: column for part, column in (("system", system), ("history", history)) if column}
+    if "chosen" in row and "rejected" in row:
+        yield from find_pairs(row, prompt, next(iter(chats.values()), None), beside)
+    if prompt and isinstance(row[prompt], str) and are_rated(row.get("completions")):
+        yield "rated completions", {"prompt": prompt}
+    answer = find_column(row, (name for name in COMPLETION if name != prompt), str, list, dict, int, float)
+    if prompt and answer and is_said(row[prompt]) and is_said(row[answer]):
+        context = {"input": column} if (column := find_column(row, CONTEXT, str)) else {}
+        both = {"prompt": prompt, "answer": answer, **context, **beside}
+        if label:
+            yield "labels", {**both, "label": label}
+        elif isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
+            yield "alpaca", {**beside, "prompt": "instruction", "answer": "output", "input": "input"}
+        else:  # with labels they are no answers to imitate: half of them are bad
+            yield "prompt and answer", both
+    for name, column in chats.items():
+        if label:
+            yield "labels", {"messages": column, "label": label, **beside}
+        elif "chosen" not in row or not is_open(row[column]):
+            yield name, {"messages": column, **beside}
+    if column := find_value(row, is_glaive):
+        yield "glaive", {"messages": column, **beside}
+    if "chosen" not in row and (column := find_value(row, is_hh)) and column != prompt:
+        yield "hh transcript", {"messages": column}
+    if column := find_column(row, TEXT, str):
+        yield "text", {"text": column}
+
+
+def find_pairs(
+    row: Mapping[str, Any], prompt: str | None, chat: str | None, beside: Columns
+) -> Iterator[tuple[str, Columns]]:
+    chosen, rejected = row["chosen"], row["rejected"]
+    if is_hh(chosen) and is_hh(rejected):
+        yield "hh", {}
+    if is_whole(chosen) and is_whole(rejected):
+        yield "dialogue pairs", {"prompt": prompt} if prompt else {}
+    if asked := "prompt" if "prompt" in row else prompt or chat:
+        yield "pairs", {"prompt": asked, **beside}
+    elif isinstance(chosen, str) and isinstance(rejected, str):
+        yield "implicit pairs", {}
+
+
+def find_label(row: Mapping[str, Any]) -> str | None:
+    return next((name for name in LABEL if parse_label(row.get(name)) is not None), None)
+
+
+def find_objects(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
+    """A column with a list of objects that have these keys, whatever it is called."""
+    for name in (*CHAT, *row):
+        value = row.get(name)
+        entry = value[0] if isinstance(value, list) and value and name not in SIDES else None
+        if isinstance(entry, Mapping) and all(entry.get(key) is not None for key in keys):
+            return str(name)
+    return None
+
+
+def find_value(row: Mapping[str, Any], test: Callable[[Any], bool]) -> str | None:
+    return next((str(name) for name, value in row.items() if test(value)), None)
+
+
+def is_said(value: Any) -> bool:
+    """Text, a message or messages, and no other list."""
+    entry = value[0] if isinstance(value, list) else value
+    return not isinstance(value, list | dict) or (isinstance(entry, Mapping) and ("role" in entry or "from" in entry))
+
+
+def is_open(chat: Sequence[Any]) -> bool:
+    """It ends with a question."""
+    last = chat[-1] if isinstance(chat[-1], Mapping) else {}
+    return last.get("role", last.get("from")) in ("user", "human")
+
+
+def is_whole(side: Any) -> bool:
+    """A whole conversation: a list that does not begin with the assistant."""
+    opened = isinstance(side, list) and side and isinstance(side[0], Mapping)
+    return bool(opened) and side[0].get("role") != "assistant"
+
+
+def are_rated(entries: Any) -> bool:
+    several = isinstance(entries, list) and len(entries) > 1
+    return several and all(isinstance(entry, Mapping) and read_rating(entry) is not None for entry in entries)
+
+
+# ---------------------------------------------------------------------- the form of a source
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the rows of a source."""
+
+    form: Form
+    columns: Columns
+    num: int  # rows in this form ...
+    num_looked_at: int  # ... of so many
+    lesson: Lesson  # what the rows shall become
+
+    given: bool = False  # the form was given, so no row is read in another one
+
+    def read(self, row: Row) -> list[Example]:
+        """One example of what the method learns from, or two where a pair becomes labels."""
+        form, columns = self.choose(row)
+        check_read(row, columns)
+        example = replace(form.read(row, columns), location=row.location, part=row.part)
+        if not isinstance(example, Pair) or self.lesson == "pairs":
+            return [example]
+        shared: dict[str, Any] = {"tools": example.tools, "location": row.location, "part": row.part}
+        if self.lesson == "answers":
+            messages = [*as_context(example.prompt), *example.chosen]
+            return [Chat(messages, len(example.prompt), **shared)]
+        sides = ((example.chosen, True), (example.rejected, False))
+        return [Label(example.prompt, side, desirable, **shared) for side, desirable in sides]
+
+    def choose(self, row: Row) -> tuple[Form, Columns]:
+        """The form of the source, or the row's own where it lacks columns of that and has others instead."""
+        fitting: dict[str, Columns] = {}
+        for name, columns in find_forms(row):
+            fitting.setdefault(name, columns)
+        if self.given or self.form.name in fitting or not fitting:
+            return self.form, self.columns
+        useful = [name for name in fitting if FORMS[name].holds in ALSO[self.lesson]]
+        if not useful:
+            name = next(iter(fitting))
+            raise row.bad(f"the row is one of {ONES[FORMS[name].holds]} ({name!r}); {self.wanted()}", WRONG_LESSON)
+        columns, known = fitting[useful[0]], set(self.columns.values())
+        lacking = any(row.get(column) is None for column in self.needed())
+        if not lacking or set(columns.values()) <= known:
+            return self.form, self.columns  # a row of this form with something missing: the error names it
+        row.changes.append(f"read as {useful[0]!r}, unlike most rows of the source")
+        return FORMS[useful[0]], columns
+
+    def needed(self) -> list[str]:
+        sides = ["chosen", "rejected"] if self.form.holds == "pairs" else []
+        return [column for part, column in self.columns.items() if part not in BESIDE] + sides
+
+    def wanted(self) -> str:
+        return f"this method learns from {ONES[self.lesson]}"
+
+    def read_all(self, rows: Iterable[Row], tally: Tally, *, skip_bad: bool = False) -> list[Example]:
+        """skip_bad: rows that cannot be used are counted; otherwise the first is an error."""
+        examples: list[Example] = []
+        for row in rows:
+            tally.num_rows += 1
+            num_changes = len(row.changes)
+            try:
+                examples += self.read(row)
+                tally.change(row.location, row.changes[num_changes:])
+            except BadRow as error:
+                if not skip_bad:
+                    raise
+                tally.reject(error.kind, str(error), error.option)
+        return examples
+
+    def line(self) -> str:
+        columns = ", ".join(dict.fromkeys(self.columns.values()))
+        read_as = "" if self.form.holds == self.lesson else f", taken as {ONES[self.lesson]}"
+        return f"{self.form.name!r}{f' (columns {columns})' if columns else ''}{read_as}"
+
+
+def detect(rows: Sequence[Row], lesson: Lesson | None = None, name: str | None = None) -> Reader:
+    """Finds out the form of a source and which of its columns hold what: prompts, conversations, pairs, ...
+
+    lesson: what is learned from; a form that holds just that comes before one that can be turned into it. name: the
+    form is given, and only its columns are looked for."""
+    looked_at = rows[:LOOKED_AT]
+    if name is not None and name not in FORMS:
+        raise UserError(f"unknown form of data {name!r}{did_you_mean(name, FORMS)}")
+    allowed = [form for form in FORMS.values() if name in (None, form.name)]
+    kinds = [[form for form in allowed if form.holds == holds] for holds in ALSO[lesson]] if lesson else [allowed]
+    found = [one for one in (vote(forms, looked_at) for forms in kinds) if one is not None]
+    if found:
+        most = max(num for _, _, num in found)
+        form, columns, num = next(one for one in found if 2 * one[2] >= most)
+        return Reader(form, columns, num, len(looked_at), lesson or form.holds, given=name is not None)
+    other = vote(allowed, looked_at)
+    where = rows[0].location if rows else "the data"
+    if other is not None and lesson and 2 * other[2] >= len(looked_at):
+        held = f"{ONES[other[0].holds]} ({other[0].name!r})"
+        mend = DROP_LABEL if other[0].holds == "labels" else ""
+        raise UserError(f"{where}: the rows are {held}; this method learns from {ONES[lesson]}{mend}")
+    if lesson is None:
+        names = list_names(map(str, rows[0])) if rows else "none"
+        raise UserError(f"{where}: no known form of data; columns: {names}. docs/data.md lists the forms")
+    fallback, columns = FALLBACK[lesson]
+    return Reader(FORMS[fallback], columns, 0, len(looked_at), lesson)
+
+
+def vote(forms: Sequence[Form], rows: Sequence[Row]) -> tuple[Form, Columns, int] | None:
+    """The form that the most rows have, its columns and the number of these rows. A row votes for its most particular
+    form."""
+    names = {form.name for form in forms}
+    votes: Counter[str] = Counter()
+    columns: dict[str, Counter[tuple[tuple[str, str], ...]]] = {name: Counter() for name in names}
+    for row in rows:
+        name, found = next((one for one in find_forms(row) if one[0] in names), ("", {}))
+        if name:
+            votes[name] += 1
+            columns[name][tuple(found.items())] += 1
+    if not votes:
+        return None
+    form = max(forms, key=lambda form: votes[form.name])
+    merged: dict[str, str] = {}
+    for items, _ in columns[form.name].most_common():
+        merged = {**dict(items), **merged}  # also a column that only some rows fill, such as a system prompt
+    return form, merged, votes[form.name]

@@ -1,0 +1,85 @@
+"""Bytes to text, in whatever encoding they are, or a refusal instead of wrong letters."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from aurify.files import require
+from aurify.knowledge.reading.refusals import Refused
+
+HEAD = 8192  # bytes that tell text from other things
+MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+PRINTABLE = bytes([9, 10, 12, 13, 27, *range(32, 127), *range(128, 256)])
+TEXT_CODEC = re.compile(  # no other codecs: some take quadratic time
+    r"utf-?(8|16|32)|(us-)?ascii|latin|iso-?(8859|2022)|windows-|cp\d|koi8|big5|gb|euc-|shift|tis-?620", re.IGNORECASE
+)
+CHARSET = re.compile(
+    rb"<(?:meta[^>]{0,200}?charset|\?xml[^>]{0,200}?encoding)\s*=\s*[\"']?\s*([\w.:-]{1,40})", re.IGNORECASE
+)
+NOT_ASCII = re.compile(rb"[\x80-\xff]+")
+MAX_DAMAGE = 0.05  # of the letters beyond ASCII in a damaged UTF-8 text
+SAMPLE = 100_000  # bytes from the first that is not ASCII
+ALONE = 0.3  # more of these bytes stand alone in Latin scripts (0.4 at least), fewer in others (0.2 at most)
+LEAST_BYTES = 30  # of these; in fewer, charset-normalizer takes Cyrillic for Arabic
+MOST_CHAOS, LEAST_COHERENCE = 0.05, 0.1
+RARE = "shift_jis_2004 shift_jisx0213 utf_16_be utf_16_le utf_32_be utf_32_le mac_latin2 ptcp154"  # they fit anything
+CENTRAL_EUROPE = {"bs", "cs", "hr", "hu", "pl", "ro", "sk", "sl", "sr"}
+BALTIC = {"lt", "lv"}
+TURKIC = {"az", "tk", "tr"}
+UNKNOWN = "text in an encoding that cannot be told: save it as UTF-8"
+
+
+def decode_text(data: bytes, declared: str | None = None) -> str:
+    """By the byte order mark, as declared, as UTF-8, as detected: the first that fits. Raises `Refused`."""
+    marked = next((codec for mark, codec in MARKS.items() if data.startswith(mark)), None)
+    head = data[:HEAD]
+    if marked != "utf-16" and (b"\0" in head or len(head.translate(None, PRINTABLE)) * 10 > len(head)):
+        raise Refused("binary file")
+    escaped = "iso2022_jp" if b"\x1b$B" in head else None
+    for codec in (marked, declared, escaped, "utf-8"):
+        if codec is not None and TEXT_CODEC.match(codec):
+            try:
+                return data.decode(codec)
+            except (LookupError, ValueError):
+                continue
+    return data.decode(detect_codec(data), "replace")
+
+
+def decode_html(data: bytes, charset: str | None = None) -> str:
+    """`charset` is what the web server says; else the page itself may name one."""
+    found = CHARSET.search(data[:HEAD])
+    return decode_text(data, charset or (found[1].decode("ascii") if found else None))
+
+
+def detect_codec(data: bytes) -> str:
+    """Of text that is not UTF-8. Raises `Refused` where no codec is likely."""
+    as_utf8 = data.decode("utf-8", "replace")
+    if as_utf8.count("\ufffd") < MAX_DAMAGE * sum(not letter.isascii() for letter in as_utf8):
+        return "utf-8"
+    start = next(NOT_ASCII.finditer(data)).start()
+    sample = data[start : start + SAMPLE]
+    runs = [len(run) for run in NOT_ASCII.findall(sample)]
+    if runs.count(1) > ALONE * sum(runs):
+        return find_latin_codec(sample)
+    if sum(runs) >= LEAST_BYTES:
+        detector = require("charset_normalizer", "memory", "to read text that is not UTF-8")
+        best = detector.from_bytes(data, cp_exclusion=RARE.split()).best()
+        if best is not None and (best.multi_byte_usage or is_likely(best)):
+            return str(best.encoding)
+    raise Refused(UNKNOWN)
+
+
+def is_likely(match: Any) -> bool:
+    """Any bytes are text in an encoding of one byte a letter: damaged Korean would become Cyrillic or Thai."""
+    return bool(match.chaos <= MOST_CHAOS and match.coherence >= LEAST_COHERENCE)
+
+
+def find_latin_codec(sample: bytes) -> str:
+    """By the language, which a few wrong letters do not hide. charset-normalizer goes by the shapes of letters, which
+    are alike here, and takes French for Czech."""
+    detector = require("py3langid", "memory", "to read text that is not UTF-8")
+    language = detector.classify(sample.decode("cp1252", "replace"))[0]
+    if language in CENTRAL_EUROPE:
+        return "cp1250" if re.search(rb"[\x80-\x9f]", sample) else "iso8859_2"
+    return "cp1254" if language in TURKIC else "cp1257" if language in BALTIC else "cp1252"

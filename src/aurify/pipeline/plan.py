@@ -1,0 +1,105 @@
+"""A recipe with everything that its options name: algorithms, task sets, examples. Each is made once, by the check; the
+dry run shows it and the run trains on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from aurify.pipeline.recipe import DataOptions, OfflineStage, OnlineStage, Recipe
+from aurify.rows.sources import is_hub_id
+
+if TYPE_CHECKING:
+    from aurify.data.heldout import HeldOut
+    from aurify.loops.examples import Examples
+    from aurify.tasks.taskset import TaskSet
+
+
+@dataclass
+class PlannedStage:
+    name: str
+    options: OfflineStage | OnlineStage
+    algorithm: Any
+    taskset: TaskSet | None = None  # stages of the same task share it
+    holder: str = ""  # what the task set is called among those that hold questions out
+    examples: Examples | None = None  # of a stage that reads files or functions, less what is held out
+    num_rows: int = 0  # that it reads and can use, held-out ones included
+
+    @property
+    def scores(self) -> bool:
+        """Whether it trains a reward model: one with a scalar head, which cannot write."""
+        return "scores" in self.algorithm.needs
+
+    @property
+    def reads_traces(self) -> bool:
+        return isinstance(self.options, OnlineStage) and bool(self.options.guidance and self.options.guidance.path)
+
+    @property
+    def offline(self) -> OfflineStage:
+        assert isinstance(self.options, OfflineStage)
+        return self.options
+
+    @property
+    def online(self) -> OnlineStage:
+        assert isinstance(self.options, OnlineStage)
+        return self.options
+
+
+@dataclass
+class Plan:
+    recipe: Recipe
+    stages: dict[str, PlannedStage]
+    heldout: HeldOut  # what all stages together are measured on
+
+
+def describe(stage: PlannedStage) -> dict[str, str]:
+    """A row of a table: what a stage starts from, what it learns from, how long."""
+    options = stage.options
+    return {
+        "stage": stage.name,
+        "method": options.method,
+        "model": options.model.name,
+        "weights": "all" if options.lora is None else f"LoRA rank {options.lora.rank}",
+        "learns from": describe_answers(options) if isinstance(options, OnlineStage) else describe_data(stage),
+        "length": describe_length(options),
+    }
+
+
+def describe_answers(stage: OnlineStage) -> str:
+    task = (stage.task or {}).get("name", "")
+    parts = [f"its own answers to {task}: {stage.prompts_per_step} x {stage.completions_per_prompt} a step"]
+    if stage.guidance:
+        traces = stage.guidance.path or "the task's own demonstrations"
+        parts.append(f"{stage.guidance.num_off} of them from {traces}")
+    if stage.replay:
+        parts.append(f"{stage.replay.share:.0%} of the prompts with a past success")
+    if stage.teacher:
+        parts.append(f"taught by {stage.teacher}")
+    if stage.reward:
+        parts.append(f"judged by {stage.reward.model}")
+    return ", ".join(parts)
+
+
+def describe_data(stage: PlannedStage) -> str:
+    data: DataOptions = stage.offline.data
+    task = (stage.options.task or {}).get("name", "")
+    if data.mix:
+        return ", ".join(f"{part.weight:g} x {part.name}" for part in data.parts)
+    if data.path and not is_hub_id(data.path):
+        return f"{data.path} ({stage.num_rows} rows)"
+    if data.parts:
+        return data.parts[0].name
+    if data.demonstrations:
+        return f"{data.demonstrations} demonstrations of {task}"
+    if data.sample:
+        judge = f", judged by {data.sample.reward}" if data.sample.reward else ""
+        return f"pairs from its own answers to {data.sample.num_tasks} x {task}{judge}"
+    return f"the pairs of {data.stage}"
+
+
+def describe_length(stage: OfflineStage | OnlineStage) -> str:
+    if isinstance(stage, OnlineStage):
+        return f"{stage.steps} steps of {stage.prompts_per_step * stage.completions_per_prompt}"
+    if stage.steps is not None:
+        return f"{stage.steps} steps of {stage.batch_size}"
+    return f"{stage.epochs or 1:g} epochs, {stage.batch_size} a step"

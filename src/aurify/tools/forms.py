@@ -1,0 +1,187 @@
+"""The forms in which models write calls: JSON, XML, Python, and a name before JSON.
+
+A reader gets what stands between two marks. It returns entries like {"name": ..., "arguments": ...}, or None where the
+text has another form."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+Entries = list[Any]
+Properties = Mapping[str, Mapping[str, Any]]  # tool -> its parameters, each with its schema
+
+# <function=f><parameter=a>1</parameter></function> (Qwen3-Coder, Nemotron), <function=f>{"a": 1}</function> (Llama),
+# <invoke name="f"><parameter name="a">1</parameter></invoke> (MiniMax, Muse)
+FUNCTION = re.compile(
+    r"""<(?:function=|(?:\w+:)?(?:function|invoke)\s+name=)["']?([^"'>\s]+)["']?\s*>(.*?)"""
+    r"(?:</function>|</(?:\w+:)?invoke>|\Z)",
+    re.DOTALL,
+)
+PARAMETER = re.compile(
+    r"""<(?:parameter=|(?:\w+:)?parameter\s+name=)["']?([^"'>\s]+)["']?[^>]*>(.*?)</(?:\w+:)?parameter>""", re.DOTALL
+)
+# f<arg_key>a</arg_key><arg_value>1</arg_value> (GLM)
+NAME_ALONE = re.compile(r"\s*([\w.\-]+)\s*(?=<arg_key>|\Z)")
+KEY_AND_VALUE = re.compile(r"<arg_key>(.*?)</arg_key>\s*<arg_value>(.*?)</arg_value>", re.DOTALL)
+# f[ARGS]{...} (Mistral), functions.f:0<|tool_call_argument_begin|>{...} (Kimi), functions.f<|channel|>commentary json
+# <|message|>{...} (gpt-oss), function<|tool▁sep|>f ```json {...} with wide bars (DeepSeek)
+NAME_BEFORE = re.compile(
+    r"\s*(?:function<\uff5ctool▁sep\uff5c>)?(?:functions\.)?([\w.\-]+)"
+    r"(?::\d+|\[CALL_ID\]\w+|\[ARGS\]|<[|\uff5c][^>]*[|\uff5c]>|```|\bcommentary\b|\bjson\b|\s)*(?=\{)"
+)
+CALL_COLON = re.compile(r"\s*call:([\w.\-]+)\s*(?=\{)")  # call:f{a:<|"|>text<|"|>} (Gemma 4)
+BARE_KEY = re.compile(r"([{,]\s*)([A-Za-z_][\w\-]*)(?=\s*:)")
+QUOTED_ARGUMENTS = re.compile(  # {"name": "f", "arguments": '{"a": 1}'} (Glaive)
+    r"""\s*\{\s*["']name["']\s*:\s*["']([^"']+)["']\s*,\s*["']arguments["']\s*:\s*'(.*)'\s*\}\s*\Z""", re.DOTALL
+)
+PYTHON = re.compile(r"\s*\[?\s*[A-Za-z_][\w.]*\(")
+WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
+DECODER = json.JSONDecoder()
+
+
+def parse_json(text: str) -> Any:
+    """The value, or None."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_form(text: str, properties: Properties) -> Entries | None:
+    """Entries in the first form that fits; None where none does."""
+    for reader in READERS:
+        if entries := reader(text, properties):
+            return entries
+    return None
+
+
+def read_json(text: str, properties: Properties) -> Entries | None:
+    """One value or several, and lists of them."""
+    entries: Entries = []
+    rest = text.strip()
+    while rest:
+        try:
+            value, end = DECODER.raw_decode(rest)
+        except (ValueError, RecursionError):
+            return None
+        entries += value if isinstance(value, list) else [value]
+        rest = rest[end:].lstrip(" \t\r\n,;")
+    return entries
+
+
+def read_quoted_arguments(text: str, properties: Properties) -> Entries | None:
+    found = QUOTED_ARGUMENTS.match(text)
+    return [{"name": found[1], "arguments": found[2].replace("\\'", "'")}] if found else None
+
+
+def read_xml(text: str, properties: Properties) -> Entries | None:
+    entries: Entries = []
+    for name, body in FUNCTION.findall(text):
+        pairs = PARAMETER.findall(body)
+        if not pairs and body.strip():
+            entries.append({"name": name, "arguments": body.strip()})
+        else:
+            entries.append({"name": name, "arguments": read_values(pairs, properties.get(name, {}))})
+    return entries
+
+
+def read_keys(text: str, properties: Properties) -> Entries | None:
+    found = NAME_ALONE.match(text)
+    pairs = KEY_AND_VALUE.findall(text)
+    if not found or not (pairs or found[1] in properties):  # any single word may be a name
+        return None
+    return [{"name": found[1], "arguments": read_values(pairs, properties.get(found[1], {}))}]
+
+
+def read_name_before(text: str, properties: Properties) -> Entries | None:
+    if found := CALL_COLON.match(text):
+        parts = text[found.end() :].split('<|"|>')
+        parts = [json.dumps(part) if k % 2 else BARE_KEY.sub(r'\1"\2"', part) for k, part in enumerate(parts)]
+        rest = "".join(parts)
+    elif found := NAME_BEFORE.match(text):
+        rest = text[found.end() :]
+    else:
+        return None
+    try:
+        arguments, _ = DECODER.raw_decode(rest)
+    except (ValueError, RecursionError):
+        return None
+    return [{"name": found[1], "arguments": arguments}]
+
+
+def read_python(text: str, properties: Properties) -> Entries | None:
+    """[f(a=1), g()], f(a=1) or f.call(a=1). Without names, arguments take those of the schema in their order."""
+    if not PYTHON.match(text):
+        return None
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        calls = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
+        return [read_python_call(call, properties) for call in calls]
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return None
+
+
+def read_python_call(call: ast.expr, properties: Properties) -> dict[str, Any]:
+    if not isinstance(call, ast.Call):
+        raise ValueError("no call")
+    name = ast.unparse(call.func).removesuffix(".call")
+    if not re.fullmatch(r"[\w.]+", name):
+        raise ValueError("no name")
+    keywords = {str(keyword.arg): read_literal(keyword.value) for keyword in call.keywords}
+    given = [read_literal(value) for value in call.args]
+    if len(given) == 1 and isinstance(given[0], dict) and not keywords:
+        return {"name": name, "arguments": given[0]}
+    names = list(properties.get(name, {}))
+    if len(given) > len(names) or None in (keyword.arg for keyword in call.keywords):
+        raise ValueError("arguments without names")
+    return {"name": name, "arguments": dict(zip(names, given, strict=False)) | keywords}
+
+
+class Words(ast.NodeTransformer):
+    """true, false and null as JSON means them."""
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.Constant(WORDS[node.id]) if node.id in WORDS else node
+
+
+def read_literal(node: ast.expr) -> Any:
+    """As a JSON value: tuples become lists. Raises for everything that JSON cannot write."""
+    return json.loads(json.dumps(ast.literal_eval(Words().visit(node))))
+
+
+def read_values(pairs: Sequence[tuple[str, str]], schemas: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.strip(): read_value(value, schemas.get(key.strip(), {})) for key, value in pairs}
+
+
+def read_value(text: str, schema: Any) -> Any:
+    """XML has no types: "1" is a text where the schema says so, else a number."""
+    text = text.removeprefix("\n").removesuffix("\n")
+    kinds, word = set(list_types(schema)), text.strip()
+    if "string" in kinds and not (word == "null" and "null" in kinds):
+        return text
+    if word in WORDS:
+        return WORDS[word]
+    value = parse_json(word)
+    return text if value is None else value
+
+
+def list_types(schema: Any) -> Iterator[str]:
+    if isinstance(schema, Mapping):
+        kinds = schema.get("type", ())
+        yield from [kinds] if isinstance(kinds, str) else kinds
+        for part in schema.get("anyOf", ()):
+            yield from list_types(part)
+
+
+READERS: tuple[Callable[[str, Properties], Entries | None], ...] = (
+    read_json,
+    read_quoted_arguments,
+    read_xml,
+    read_name_before,
+    read_python,
+    read_keys,
+)

@@ -1,0 +1,180 @@
+"""The one validator of calls: JSON Schema by the library jsonschema (extra `tools`), once the schema is one.
+
+Files write tools in dialects. Here all become plain JSON Schema: JSON text, parquet's nulls, the type names of Python
+(BFCL: dict, float), of Gemini (OBJECT) and of xLAM ("int, optional", parameters without an object around them). A type
+that nobody knows is named, since every call would break it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
+
+from aurify.files import require
+from aurify.tools.forms import parse_json
+
+TYPES = {  # of other dialects -> of JSON Schema; "" = any
+    **dict.fromkeys(("dict", "map", "mapping", "hashmap", "struct", "record"), "object"),
+    **dict.fromkeys(("list", "tuple", "set", "sequence", "arraylist", "iterable", "frozenset"), "array"),
+    **dict.fromkeys(("str", "text", "char", "date", "time", "datetime", "url", "uri", "uuid", "email"), "string"),
+    **dict.fromkeys(("int", "int32", "int64", "long", "short", "byte", "bigint"), "integer"),
+    **dict.fromkeys(("float", "float32", "float64", "double", "decimal"), "number"),
+    **dict.fromkeys(("none", "nonetype", "nil", "undefined"), "null"),
+    **{"bool": "boolean", "any": "", "type_unspecified": ""},
+    **{name: name for name in ("object", "array", "string", "integer", "number", "boolean", "null")},
+}
+NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # name -> schema
+LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
+SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+KEYWORDS = {*NAMED, *LISTED, "type", "$ref", "required", "additionalProperties", "items", "enum"}
+
+
+def read_schemas(tools: Any) -> dict[str, dict[str, Any]]:
+    """The schema of each tool's arguments. tools: a list of tools, or one of them, or JSON text of either."""
+    if isinstance(tools, str):
+        given, tools = tools, parse_json(tools)
+        if not isinstance(tools, list | Mapping):
+            raise ValueError(f"the tools {given[:60]!r} are no JSON; expected a list of tools")
+    schemas = {}
+    for tool in [tools] if isinstance(tools, Mapping) else ([] if tools is None else tools):
+        if isinstance(tool, str):
+            schemas |= read_schemas(tool)
+            continue
+        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            form = '{"name": ..., "parameters": {...}}'
+            raise ValueError(f"the tool {str(tool)[:60]!r} has no name; expected {form}")
+        given = next((function[key] for key in ("parameters", "input_schema", "inputSchema") if function.get(key)), {})
+        schemas[function["name"]] = read_parameters(given, function["name"])
+    return schemas
+
+
+def read_parameters(given: Any, tool: str) -> dict[str, Any]:
+    schema = parse_json(given) if isinstance(given, str) else given
+    if not isinstance(schema, Mapping):
+        raise ValueError(f"tool {tool!r}: its parameters are {str(given)[:60]!r}; expected a JSON schema")
+    if is_property_list(schema):
+        schema = {"properties": schema, "required": [name for name, part in schema.items() if is_needed(part)]}
+    try:
+        return {"type": "object", **standardise(schema)}
+    except ValueError as error:
+        raise ValueError(f"tool {tool!r}: {error}") from None
+
+
+def is_property_list(given: Mapping[str, Any]) -> bool:
+    """xLAM names the parameters where others have a schema. A parameter may itself be called "type"."""
+    values = [value for value in given.values() if value is not None]
+    keywords = any(key in KEYWORDS and not isinstance(given[key], Mapping) for key in given if given[key] is not None)
+    return bool(values) and not keywords and "properties" not in given and all(isinstance(v, Mapping) for v in values)
+
+
+def is_needed(parameter: Any) -> bool:
+    """Of xLAM: no default, and not called optional."""
+    return (
+        isinstance(parameter, Mapping)
+        and parameter.get("default") is None
+        and "optional" not in str(parameter.get("type")).lower()
+    )
+
+
+def standardise(schema: Any) -> Any:
+    """The same schema in plain JSON Schema."""
+    if not isinstance(schema, Mapping):
+        return schema  # true and false are schemas, too
+    plain = {key: value for key, value in schema.items() if value is not None}
+    for key in NAMED:
+        if isinstance(plain.get(key), Mapping):
+            plain[key] = {name: standardise(part) for name, part in plain[key].items() if part is not None}
+    for key in (*LISTED, *SINGLE):
+        if key in plain:
+            part = plain[key]
+            plain[key] = [standardise(p) for p in part] if isinstance(part, list | tuple) else standardise(part)
+    if isinstance(plain.get("required"), bool):  # said by the parameter itself, for the object that it belongs to
+        del plain["required"]
+    parts = schema.get("properties") or {}
+    if needed := [name for name, part in parts.items() if isinstance(part, Mapping) and part.get("required") is True]:
+        plain["required"] = [*plain.get("required", []), *needed]
+    if "type" in plain:
+        plain = {**read_type(plain.pop("type")), **plain}
+    if plain.pop("nullable", False):
+        plain = {"anyOf": [plain, {"type": "null"}]}
+    return plain
+
+
+def read_type(kind: Any) -> dict[str, Any]:
+    """A type of any dialect as a schema: "OBJECT", "int, optional", "List[str]", "Union[int, str]", "str | None"."""
+    if isinstance(kind, list | tuple):
+        return join_types([read_type(one) for one in kind])
+    text = re.sub(r",?\s*(?:optional|required)\s*$", "", str(kind).strip(), flags=re.IGNORECASE)
+    text = text.removeprefix("typing.")
+    if len(parts := split_type(text, "|")) > 1:
+        return join_types([read_type(part) for part in parts])
+    if text.endswith("[]"):
+        return {"type": "array", "items": read_type(text[:-2])}
+    if generic := re.fullmatch(r"(\w+)\[(.*)\]", text, re.DOTALL):
+        return read_generic(generic[1].lower(), split_type(generic[2], ","))
+    name = text.lower()
+    if name not in TYPES:
+        known = "object, array, string, integer, number, boolean, null"
+        raise ValueError(f"the type {kind!r} is unknown, so no call could satisfy it; write one of {known}")
+    return {"type": TYPES[name]} if TYPES[name] else {}
+
+
+def read_generic(name: str, parts: list[str]) -> dict[str, Any]:
+    if name == "literal":
+        return {"enum": [json.loads(part.replace("'", '"')) for part in parts]}
+    if name in ("optional", "union"):
+        return join_types([read_type(part) for part in (*parts, *(["null"] if name == "optional" else []))])
+    base = read_type(name)
+    if base == {"type": "array"} and len(parts) == 1:
+        return {**base, "items": read_type(parts[0])}
+    return base
+
+
+def join_types(schemas: list[dict[str, Any]]) -> dict[str, Any]:
+    """One that any of them satisfies."""
+    return schemas[0] if len(schemas) == 1 else {"anyOf": schemas} if all(schemas) else {}
+
+
+def split_type(text: str, separator: str) -> list[str]:
+    """At separators that stand in no bracket."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += {"[": 1, "]": -1}.get(character, 0)
+        if character == separator and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts]
+
+
+def find_violation(arguments: Any, schema: Mapping[str, Any]) -> str | None:
+    """The first thing in which arguments break a schema of `read_schemas`, with its path; None if there is none."""
+    jsonschema = require("jsonschema", "tools", "to check calls against the schemas of tools")
+    referencing = require("referencing", "tools", "to check calls against the schemas of tools")
+    validator = build_validator(json.dumps(schema))
+    try:
+        error = jsonschema.exceptions.best_match(validator.iter_errors(arguments))
+    except (referencing.exceptions.Unresolvable, re.error, RecursionError) as problem:
+        raise ValueError(f"the schema of a tool cannot be used: {problem}") from None
+    if error is None:
+        return None
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+    return f"arguments{path}: {error.message}"
+
+
+@lru_cache(maxsize=4096)
+def build_validator(schema: str) -> Any:
+    from jsonschema import Draft202012Validator, SchemaError
+    from jsonschema.validators import validator_for
+    from referencing import Registry
+
+    found = json.loads(schema)
+    draft = validator_for(found, default=Draft202012Validator)
+    try:
+        draft.check_schema(found)
+    except SchemaError as error:
+        raise ValueError(f"the schema of a tool is none: {error.message}") from None
+    return draft(found, registry=Registry())  # references into the network are not followed
