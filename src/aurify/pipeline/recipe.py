@@ -240,6 +240,7 @@ class OnlineStage(Stage):
     prompts_per_step: PositiveInt = 8
     completions_per_prompt: PositiveInt = 8
     sampling: SamplingParams = SamplingParams()
+    overlong: Literal["error", "drop"] = "error"  # tasks whose prompt leaves no room to answer
     reward: RewardModelUse | None = None  # a reward model, beside the task's own rewards
     combine_rewards: Combination = "sum"  # several rewards of a group into one; see rewards/combine.py
     guidance: GuidanceOptions | None = None  # a guide's answers, in the groups of the policy's own
