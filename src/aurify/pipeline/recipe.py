@@ -233,6 +233,7 @@ class OnlineStage(Stage):
     prompts_per_step: PositiveInt = 8  # questions, each with a group of answers
     completions_per_prompt: PositiveInt = 8  # answers to a question: a group
     sampling: SamplingParams = SamplingParams()  # how answers are sampled in training
+    overlong: Literal["error", "drop"] = "error"  # tasks whose prompt leaves no room to answer
     reward: RewardModelUse | None = None  # a reward model, beside the task's own rewards
     combine_rewards: Combination = "sum"  # several rewards of a group into one; see rewards/combine.py
     guidance: GuidanceOptions | None = None  # a guide's answers, in the groups of the policy's own

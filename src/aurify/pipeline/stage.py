@@ -27,6 +27,7 @@ from aurify.pipeline.start import (
     StageRun,
     announce_engine,
     build_stage_rubric,
+    fit_tasks,
     open_engine,
     open_other,
 )
@@ -106,10 +107,11 @@ def report_units(run: StageRun, units: Units) -> None:
 
 
 def train_by_sampling(run: StageRun) -> Engine:
-    stage, taskset = run.stage.online, run.taskset
-    assert taskset is not None
-    engine = open_engine(run)
+    stage, engine = run.stage.online, open_engine(run)
     announce_engine(run, engine)
+    run = fit_tasks(run, engine)
+    taskset = run.taskset
+    assert taskset is not None
     measure = choose_measure(run, engine)
     measure_before(run, measure)
     judge = open_other(run, stage.reward.model, scalar_head=True) if stage.reward else None
