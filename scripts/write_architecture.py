@@ -1,6 +1,6 @@
 """Writes into docs/architecture.md what repeats the code: the layers, and the lines of every file and folder.
 
-    python scripts/write_architecture.py"""
+python scripts/write_architecture.py"""
 
 from __future__ import annotations
 
