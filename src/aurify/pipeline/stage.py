@@ -19,7 +19,7 @@ from aurify.loops.online import train_online
 from aurify.loops.progress import Checkpoints, fingerprint, seed_everything
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts
-from aurify.pipeline.heldout import without_heldout
+from aurify.pipeline.heldout import describe_split, without_heldout
 from aurify.pipeline.measure import choose_measure, measure_after, measure_before
 from aurify.pipeline.pairs import gather_pairs
 from aurify.pipeline.recipe import OnlineStage, make_renderer, reference
@@ -98,6 +98,8 @@ def gather_examples(run: StageRun) -> Examples:
 def report_units(run: StageRun, units: Units) -> None:
     for line in units.tally.lines():
         run.tracker.event(line)
+    if split := describe_split(run.stage, len(units.train), len(units.heldout)):
+        run.tracker.event(split)
     if num_held_out := units.tally.held_out.total():
         run.record(rows_held_out=num_held_out)
         run.tracker.also = lambda: {"ledger/rows_held_out": float(num_held_out)}

@@ -44,8 +44,8 @@ class StageRun:
         self.run_folder.record(self.name, **values)
 
     def show_waiting(self, text: str) -> AbstractContextManager[Any]:
-        """A sign of life on a terminal while something takes seconds."""
-        return self.console.rich.status(f"{self.name}: {text} ...")
+        """A sign of life while something takes seconds."""
+        return self.console.show_waiting(f"{self.name}: {text} ...")
 
 
 def start_stage(
@@ -78,8 +78,10 @@ def resolve_reference(run: StageRun, model: ModelConfig) -> ModelConfig:
 def open_engine(run: StageRun, *, trainable: bool = True) -> Engine:
     """The stage's own model."""
     options = run.stage.options
+    with run.show_waiting(f"loading {options.model.name}"):
+        loaded = load_model(resolve_reference(run, options.model), scalar_head=run.stage.scores and trainable)
     return Engine(
-        load_model(resolve_reference(run, options.model), scalar_head=run.stage.scores and trainable),
+        loaded,
         lora=options.lora if trainable else None,
         optim=options.optim,
         micro_batch_tokens=options.engine.micro_batch_tokens,
@@ -93,7 +95,8 @@ def open_other(run: StageRun, name: str, *, scalar_head: bool = False) -> Engine
     """A model that only judges or teaches: from an earlier stage, or by its name."""
     options = run.stage.options
     config = resolve_reference(run, replace(options.model, name=name))
-    loaded = load_model(config, scalar_head=scalar_head)
+    with run.show_waiting(f"loading {name}"):
+        loaded = load_model(config, scalar_head=scalar_head)
     return Engine(loaded, trainable=False, micro_batch_tokens=options.engine.micro_batch_tokens)
 
 
