@@ -32,14 +32,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from aurify.algorithms.correction import Correction
 from aurify.algorithms.covariance import strip_covariance
-from aurify.algorithms.effects import Effect, Effects, check_effects
+from aurify.algorithms.effects import Effect, Effects, check_effects, stage_has
 from aurify.algorithms.entropy import EntropyController
 from aurify.algorithms.estimators import Scale, group_advantages
 from aurify.algorithms.hooks import Hooks
@@ -123,6 +123,13 @@ class GRPO(Checked, Hooks):
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         return group_advantages([group.rewards for group in groups], self.scale)
+
+    def check_stage(self, stage: Any) -> None:
+        if self.covariance == "kl" and not stage_has(stage, "updates"):
+            raise UserError(
+                "covariance: kl holds on to the policy before the update, which with one update a rollout is that of "
+                "now; raise num_minibatches or num_epochs, or take covariance: clip"
+            )
 
     def keeps_flat(self, advantages: Sequence[Sequence[float]]) -> bool:
         """Only where anything of the step has a gradient: KL and entropy act whatever the advantages are."""

@@ -36,7 +36,7 @@ class Limits(Checked):
     """What a trajectory may use; None: no limit but the context's. A trajectory that runs into one ends there, with
     that outcome."""
 
-    turns: PositiveInt = MAX_TURNS
+    turns: PositiveInt = MAX_TURNS  # of the policy
     turn_tokens: PositiveInt | None = None  # sampled in a turn; None: sampling.max_tokens
     tokens: PositiveInt | None = None  # sampled, in all
     tool_tokens: PositiveInt | None = None  # of a message of the environment; more is cut, with a mark

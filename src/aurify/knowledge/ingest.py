@@ -116,7 +116,7 @@ def rename_double(document: Document, number: int, seen: dict[str, list[str]]) -
 
 
 def is_taken(other: str, source: str) -> bool:
-    """A document of the same name is from elsewhere. Where that no longer exists, it has moved here."""
+    """Whether the name belongs to a document of another source. A source that no longer exists has moved here."""
     return other != source and (is_url(other) or Path(other).exists())
 
 
@@ -177,7 +177,7 @@ def walk_folder(
         for name in names:
             file = Path(folder) / name
             relative = file.relative_to(root).as_posix()
-            # File names need not be text: what is none becomes \udc.. escapes, which can be stored and read back
+            # A file name need not be text; its other bytes become \udc.. escapes, which can be stored and read back
             id = clean(relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
             reason = reason_against_file(file, relative, root, options)
             if not reason:

@@ -212,7 +212,8 @@ class Renderer:
         """Without the token that begins a text: the tokenizer, or the chat template, writes it."""
         begin = self.tokenizer.bos_token
         rest = text.removeprefix(begin) if begin and len(begin) > 1 else text
-        return text if self.template.control.pattern.search(rest) else rest
+        written_out = self.template.control.pattern.search(self.strip_end(rest))  # a conversation, which needs its own
+        return text if written_out else rest
 
     @cached_property
     def end_token(self) -> int:

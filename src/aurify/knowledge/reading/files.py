@@ -65,7 +65,7 @@ def read_documents(
 ) -> Iterator[Document]:
     """`id` names the document. Its rows, where it has some, are named "ID:ROW", or by their own ids alone."""
     try:
-        with path.open("rb", HEAD) as file:
+        with path.open("rb") as file:
             yield from parse_documents(file, id, options, refusals, own_ids=own_ids)
     except Refused as refused:
         refusals.add(id, refused.reason, refused.transient)
@@ -147,7 +147,7 @@ def build_text(text: str, id: str, name: PurePosixPath) -> Document:
 
 
 def find_title(markdown: str) -> str:
-    """Of the front matter, else the first heading."""
+    """The title in the front matter, else the first heading."""
     front = FRONT_MATTER.match(markdown)
     if front and (found := re.search(r"^title:[ \t]*[\"']?(.+?)[\"']?[ \t]*$", front[1], re.MULTILINE)):
         return found[1]
