@@ -31,8 +31,8 @@ def ours() -> Judge:
     reward = math()
 
     def judge(gold: str, reply: str) -> bool:
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]
-        earned = asyncio.run(reward(Task("t", [], gold), Trajectory([], messages, 1)))  # type: ignore[arg-type]
+        messages: Any = [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]
+        earned: Any = asyncio.run(reward(Task("t", [], gold), Trajectory([], messages, 1)))
         return earned == 1.0
 
     return judge
