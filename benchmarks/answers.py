@@ -32,8 +32,11 @@ def ours() -> Judge:
 
     def judge(gold: str, reply: str) -> bool:
         messages: Any = [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]
-        earned: Any = asyncio.run(reward(Task("t", [], gold), Trajectory([], messages, 1)))
-        return earned == 1.0
+
+        async def earn() -> Any:
+            return await reward(Task("t", [], gold), Trajectory([], messages, 1))
+
+        return bool(asyncio.run(earn()) == 1.0)
 
     return judge
 
