@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers_in_code as made
+from marked import said, stream, turn
 
 from aurify.data.encode import Encoding, encode_rows, label_data, preference_data, sft_data
 from aurify.data.forms import FORMS, detect
@@ -23,14 +24,6 @@ from aurify.rows.row import Row
 from aurify.rows.sources import load_rows
 
 FIXTURES = Path(__file__).parent / "fixtures"
-
-
-def turn(role: str, text: str) -> str:
-    return f"<|im_start|>{role}\n{text}<|im_end|>\n"
-
-
-def said(text: str, *, last: bool = True) -> str:
-    return f"<|im_start|>assistant\n[[{text}<|im_end|>]]" + ("" if last else "\n")
 
 
 HI = turn("user", "hi")
@@ -123,16 +116,6 @@ LABELS = {"trl_kto.jsonl": [1, -1], "trl_kto_chat.jsonl": [-1], "table.csv": [1,
 @pytest.fixture
 def renderer():
     return Renderer(made.byte_level(made.TOOLS))
-
-
-def stream(renderer: Renderer, text: str) -> tuple[list[int], list[float]]:
-    tokens: list[int] = []
-    weights: list[float] = []
-    for number, piece in enumerate(re.split(r"\[\[|\]\]", text)):
-        ids = renderer.tokenizer(piece, add_special_tokens=False).input_ids
-        tokens += ids
-        weights += [float(number % 2)] * len(ids)
-    return tokens, weights
 
 
 def test_every_form_has_a_file_and_every_file_a_form():

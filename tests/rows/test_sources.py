@@ -13,8 +13,7 @@ import pytest
 
 from aurify.data.sources import Part, read_part
 from aurify.errors import UserError
-from aurify.pipeline.check import resolve_taskset, validate
-from aurify.pipeline.heldout import checked_heldout, stage_rows
+from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
 from aurify.rows import sources
 from aurify.rows.row import BadRow, Tally
@@ -53,11 +52,9 @@ def test_a_recipe_of_three_stages_opens_a_file_once(tmp_path, opened):
     }
     recipe = build_recipe({"model": "random:tiny", "task": task, "stages": stages})
     opened.clear()
-    validate(recipe)
-    heldout = checked_heldout(recipe)
-    for name in ("sft", "more"):
-        assert stage_rows(recipe, name, heldout).train
-    assert resolve_taskset(recipe.stages["rl"]) is not None and len(list(open_file(path))) == 40
+    plan = check_recipe(recipe)
+    assert all(plan.stages[name].examples for name in ("sft", "more"))
+    assert plan.stages["rl"].taskset is not None and len(list(open_file(path))) == 40
     assert opened["facts.jsonl"] == 1
 
 

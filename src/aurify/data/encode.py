@@ -78,7 +78,7 @@ def strip_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
         return [{**message, "content": text} for message, text in zip(messages, said, strict=True)]
 
     if isinstance(example, Text):
-        text = renderer.strip_beginning(renderer.strip_end(example.text))
+        text = renderer.strip_end(renderer.strip_beginning(example.text))
         stripped: Example = replace(example, text=text)
         texts = [("", text)]
     else:

@@ -131,8 +131,7 @@ class DataOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixOptions:
-    """How much of a trace is given. linear: a share that falls from `high` to `low` as the stage goes on. fixed: shares
-    evenly spaced from `low` to `high` over the guided rows of a group."""
+    """How much of a trace is given."""
 
     # linear: the share falls from high to low over the stage; fixed: from low to high over a group
     schedule: Literal["fixed", "linear"] = "linear"
@@ -233,6 +232,7 @@ class OnlineStage(Stage):
     prompts_per_step: PositiveInt = 8  # questions, each with a group of answers
     completions_per_prompt: PositiveInt = 8  # answers to a question: a group
     sampling: SamplingParams = SamplingParams()  # how answers are sampled in training
+    overlong: Literal["error", "drop"] = "error"  # tasks whose prompt leaves no room to answer
     reward: RewardModelUse | None = None  # a reward model, beside the task's own rewards
     combine_rewards: Combination = "sum"  # several rewards of a group into one; see rewards/combine.py
     guidance: GuidanceOptions | None = None  # a guide's answers, in the groups of the policy's own

@@ -156,6 +156,10 @@ class Renderer:
         said = self._encode(shield.hide(text, "assistant"), shield, continued=True)
         return [*said, self.end_token]
 
+    def opens_thought(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with the tag that opens a thought."""
+        return self.tokenizer.decode(list(prompt)[-16:]).rstrip().endswith(tuple(CLOSINGS))
+
     def continuation(self, text: str) -> list[int]:
         """Text that is put into a turn after what was sampled, as it is: no template, and no control tokens."""
         shield = Shield(self.template.patterns, text)
@@ -212,7 +216,8 @@ class Renderer:
         """Without the token that begins a text: the tokenizer, or the chat template, writes it."""
         begin = self.tokenizer.bos_token
         rest = text.removeprefix(begin) if begin and len(begin) > 1 else text
-        return text if self.template.control.pattern.search(rest) else rest
+        written_out = self.template.control.pattern.search(self.strip_end(rest))  # a conversation, which needs its own
+        return text if written_out else rest
 
     @cached_property
     def end_token(self) -> int:

@@ -44,10 +44,11 @@ PLAIN = re.compile(r"(?<![A-Za-z])[-\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*(?
 
 def read_answer(trajectory: Trajectory) -> str | None:
     """What the policy wrote after its thoughts, its turns joined by newlines. None: the last thought never ends."""
-    answers = [final_answer(message["content"]) for message in trajectory.replies]
-    if answers and answers[-1] is None:
+    *earlier, last = [message["content"] for message in trajectory.replies] or [""]
+    answer = final_answer(last, trajectory.opened_thought)
+    if answer is None:
         return None
-    return "\n".join(answer for answer in answers if answer is not None)
+    return "\n".join([*filter(None, map(final_answer, earlier)), answer])
 
 
 def references(task: Task) -> list[str]:

@@ -46,7 +46,7 @@ def read_schemas(tools: Any) -> dict[str, dict[str, Any]]:
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             form = '{"name": ..., "parameters": {...}}'
             raise ValueError(f"the tool {str(tool)[:60]!r} has no name; expected {form}")
-        parameters = next(
+        parameters: Any = next(
             (function[key] for key in ("parameters", "input_schema", "inputSchema") if function.get(key)), {}
         )
         schemas[function["name"]] = read_parameters(parameters, function["name"])
