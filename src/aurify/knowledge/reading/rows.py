@@ -16,10 +16,9 @@ from typing import Any
 from aurify.knowledge.reading.encoding import detect_codec
 from aurify.knowledge.reading.refusals import Refusals, Refused, clean
 from aurify.knowledge.types import Document, Value
+from aurify.rows.columns import ID, TEXT, TITLE
 
-TEXT = ("text", "content", "contents", "body", "passage", "answer")
-TITLE = ("title", "name", "heading", "focus")
-ID = ("id", "_id", "doc_id", "docid", "uid")
+DOCUMENT = (*TEXT, "answer")  # columns that may hold the text
 STEP = 1 << 20
 DELIMITERS = ",;\t"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -38,7 +37,7 @@ class Columns:
     metadata: tuple[str, ...] | None = None  # None: all other columns
 
     def choose(self, row: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
-        text = self.text or next((name for name in TEXT if isinstance(row.get(name), str)), None)
+        text = self.text or next((name for name in DOCUMENT if isinstance(row.get(name), str)), None)
         title = self.title or next((name for name in TITLE if isinstance(row.get(name), str) and name != text), None)
         return text, title, self.id or next((name for name in ID if isinstance(row.get(name), str | int)), None)
 
@@ -61,7 +60,7 @@ def read_rows(
         elif (document := row_document(row, location, prefix, columns)) is not None:
             yield document
         else:
-            wanted = repr(columns.text) if columns.text else f"any of {', '.join(TEXT)}"
+            wanted = repr(columns.text) if columns.text else f"any of {', '.join(DOCUMENT)}"
             shown = f"{location}, with the columns {', '.join(map(repr, list(row)[:20]))}"
             refusals.add(shown, f"row without text in {wanted}: name the column with --text")
 
