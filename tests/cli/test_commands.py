@@ -109,7 +109,8 @@ def test_eval_takes_the_task_from_the_run_and_says_the_same_as_training():
     found = json.loads(output("eval", "last", "--json", "--num-tasks", "4"))
     results = json.loads((last_run() / "results.json").read_text())
     assert found["task"] == "largest_number"
-    assert (found["num_tasks"], found["accuracy"]) == (4, results["grpo"]["after"])
+    assert (found["num"], found["value"]) == (4, results["grpo"]["after"])
+    assert (found["measure"], found["error"]) == ("number_match", results["grpo"]["details_after"]["error"])
 
 
 def test_eval_samples_as_the_evaluation_of_the_run_does(monkeypatch):
@@ -119,7 +120,7 @@ def test_eval_samples_as_the_evaluation_of_the_run_does(monkeypatch):
     seen: list[Any] = []
 
     async def spied(taskset, sampler, renderer, params, **options):
-        seen.append((params, options["max_turns"], options["options"].step_seconds))
+        seen.append((params, options["limits"].turns, options["options"].step_seconds))
         return await plain(taskset, sampler, renderer, params, **options)
 
     plain = module.evaluate
@@ -128,7 +129,7 @@ def test_eval_samples_as_the_evaluation_of_the_run_does(monkeypatch):
     text = changed.read_text()
     values = load_config(changed)
     values["evaluation"]["sampling"] |= {"temperature": 0.5, "top_p": 0.9, "stop": ["a", "b"], "min_p": 0.01}
-    values["stages"]["grpo"] |= {"max_turns": 3}
+    values["stages"]["grpo"] |= {"limits": {"turns": 3}}
     values["rollouts"] = {"step_seconds": 7.0}
     try:
         changed.write_text(json.dumps(values))
@@ -148,7 +149,7 @@ def test_eval_of_another_task_with_options_and_transcripts():
     text = output(
         "eval", "random:tiny", "--task", "sorting", "count=3", "--num-tasks", "2", "--max-tokens", "2", "--show", "1"
     )
-    assert "on sorting: accuracy" in text
+    assert "on sorting: numbers_match 0.000 ± 0.000 on 2 held-out tasks" in text
     assert text.count("expected") == 1
 
 

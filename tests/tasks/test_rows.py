@@ -78,6 +78,25 @@ def test_jsonl(sums):
     assert score(taskset, task, "It is " + task.answer).rewards == {"number_match": 1.0, "exact_match": 0.0}
 
 
+def test_rewards_in_trls_form_see_every_column_by_its_own_name_and_the_prompt_in_its_form(tmp_path):
+    """A text gives texts, a list of messages gives lists, and a system prompt of ours makes messages of a text."""
+    (tmp_path / "rewards.py").write_text(
+        "def right(completions, question, solution, level, **kwargs):\n"
+        "    said = [c if isinstance(c, str) else c[0]['content'] for c in completions]\n"
+        "    return [float(s == r) + 2 * isinstance(c, str) for s, r, c in zip(said, solution, completions)]\n"
+    )
+    row = {"solution": "2", "level": 1}
+    rows = {
+        "texts": [{"question": f"1 + 1? {n}", **row} for n in range(2)],
+        "chats": [{"question": [{"role": "user", "content": f"1 + 1? {n}"}], **row} for n in range(2)],
+    }
+    for name, system, earned in (("texts", None, 3.0), ("chats", None, 1.0), ("texts", "Be brief.", 1.0)):
+        path = write(tmp_path / f"{name}.jsonl", rows[name])
+        options = {"prompt_column": "question", "answer_column": "solution", "reward": f"{tmp_path}/rewards.py:right"}
+        taskset = tasks.make("jsonl", path=path, system=system, **options)
+        assert score(taskset, next(taskset.train(0)), "2").reward == earned
+
+
 def test_jsonl_with_messages_other_columns_and_no_answer(tmp_path):
     rows = [{"chat": [{"role": "user", "content": f"hi {n}"}]} for n in range(3)]
     path = write(tmp_path / "c.jsonl", rows)

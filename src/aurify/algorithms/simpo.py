@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from aurify.algorithms.dpo import sigmoid
-from aurify.algorithms.pairs import Smoothing, mean_by_sequence, reward_metrics, split, with_imitation
+from aurify.algorithms.pairs import Smoothing, mean_by_sequence, reward_metrics, split_pairs, with_imitation
 from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 
 @dataclass(frozen=True)
 class SimPO(Checked):
-    beta: PositiveFloat = 2.5
-    gamma: NonNegativeFloat = 1.375
+    beta: PositiveFloat = 2.5  # scale of the mean log-probs
+    gamma: NonNegativeFloat = 1.375  # margin that the chosen completion must win by
     alpha: float = 0.0  # AlphaPO: 0.1 to 0.25 is usual
-    label_smoothing: Smoothing = 0.0
+    label_smoothing: Smoothing = 0.0  # share of pairs that may be the wrong way round
     sft_coef: NonNegativeFloat = 0.0  # above 0: CPO-SimPO, which forgets less
 
     learns_from: ClassVar[Lesson] = "pairs"
@@ -39,6 +39,6 @@ class SimPO(Checked):
         rewards = mean_by_sequence(out.logprobs, batch)  # [sequences]
         if self.alpha:
             rewards = -torch.expm1(-self.alpha * rewards) / self.alpha
-        chosen, rejected = split(self.beta * rewards)  # [pairs]
+        chosen, rejected = split_pairs(self.beta * rewards)  # [pairs]
         losses = sigmoid(chosen, rejected + self.gamma, 1.0, self.label_smoothing)
         return with_imitation(losses, reward_metrics(chosen, rejected), self.sft_coef, out, batch)

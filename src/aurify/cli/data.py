@@ -136,10 +136,10 @@ def mark_trained(renderer: Renderer, datum: Datum, *, colour: bool) -> Text:
     """The text with special tokens. What is trained is green, or in double brackets where there is no colour."""
     from rich.text import Text
 
-    from aurify.cli.plan import runs_of
+    from aurify.cli.plan import join_runs
 
     text = Text()
-    for tokens, trained in runs_of(datum):
+    for tokens, trained in join_runs(datum):
         written = renderer.tokenizer.decode(tokens)
         if trained and not colour:
             written = f"[[{written}]]"

@@ -78,6 +78,7 @@ def at_least(row: Row, column: str, least: float) -> bool:
 
 
 def at_most(row: Row, column: str, most: float) -> bool:
+    """The number in a column is not larger."""
     return need_number(row, column) <= most
 
 

@@ -19,7 +19,7 @@ from aurify.loops.online import train_online
 from aurify.loops.progress import Checkpoints, fingerprint, seed_everything
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts
-from aurify.pipeline.heldout import without_heldout
+from aurify.pipeline.heldout import describe_split, without_heldout
 from aurify.pipeline.measure import choose_measure, measure_after, measure_before
 from aurify.pipeline.pairs import gather_pairs
 from aurify.pipeline.recipe import OnlineStage, make_renderer, reference
@@ -30,8 +30,8 @@ from aurify.pipeline.start import (
     fit_tasks,
     open_engine,
     open_other,
-    open_sampler,
 )
+from aurify.samplers.open import open_sampler
 
 
 def run_stage(run: StageRun) -> None:
@@ -100,6 +100,8 @@ def gather_examples(run: StageRun) -> Examples:
 def report_units(run: StageRun, units: Units) -> None:
     for line in units.tally.lines():
         run.tracker.event(line)
+    if split := describe_split(run.stage, len(units.train), len(units.heldout)):
+        run.tracker.event(split)
     if num_held_out := units.tally.held_out.total():
         run.record(rows_held_out=num_held_out)
         run.tracker.also = lambda: {"ledger/rows_held_out": float(num_held_out)}
@@ -122,7 +124,7 @@ def train_by_sampling(run: StageRun) -> Engine:
     if teacher is not None:
         engine.follow(teacher)
     rollouts = Rollouts(
-        open_sampler(run, engine),
+        open_sampler(run.stage.options.sampler, engine, seed=run.seed),
         make_renderer(stage, engine.tokenizer),
         taskset,
         build_stage_rubric(run, judge),

@@ -15,7 +15,6 @@ from aurify.pipeline.plan import Plan, PlannedStage
 from aurify.pipeline.recipe import make_renderer, reference
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
-from aurify.samplers.inprocess import InProcessSampler
 from aurify.tasks.taskset import TaskSet, fit_prompts
 from aurify.tracking.run_folder import RunFolder, StageFolder
 from aurify.tracking.tracker import StageTracker
@@ -45,8 +44,8 @@ class StageRun:
         self.run_folder.record(self.name, **values)
 
     def show_waiting(self, text: str) -> AbstractContextManager[Any]:
-        """A sign of life on a terminal while something takes seconds."""
-        return self.console.rich.status(f"{self.name}: {text} ...")
+        """A sign of life while something takes seconds."""
+        return self.console.show_waiting(f"{self.name}: {text} ...")
 
 
 def start_stage(
@@ -64,7 +63,7 @@ def start_stage(
 
 
 def resolve_reference(run: StageRun, model: ModelConfig) -> ModelConfig:
-    """ "@stage" becomes the folder of that stage's model: absolute, for an adapter writes down its base."""
+    """A reference becomes the folder of that stage's model: absolute, for an adapter writes down its base."""
     stage = reference(model.name)
     if stage is None:
         return model
@@ -79,8 +78,10 @@ def resolve_reference(run: StageRun, model: ModelConfig) -> ModelConfig:
 def open_engine(run: StageRun, *, trainable: bool = True) -> Engine:
     """The stage's own model."""
     options = run.stage.options
+    with run.show_waiting(f"loading {options.model.name}"):
+        loaded = load_model(resolve_reference(run, options.model), scalar_head=run.stage.scores and trainable)
     return Engine(
-        load_model(resolve_reference(run, options.model), scalar_head=run.stage.scores and trainable),
+        loaded,
         lora=options.lora if trainable else None,
         optim=options.optim,
         micro_batch_tokens=options.engine.micro_batch_tokens,
@@ -94,7 +95,8 @@ def open_other(run: StageRun, name: str, *, scalar_head: bool = False) -> Engine
     """A model that only judges or teaches: from an earlier stage, or by its name."""
     options = run.stage.options
     config = resolve_reference(run, replace(options.model, name=name))
-    loaded = load_model(config, scalar_head=scalar_head)
+    with run.show_waiting(f"loading {name}"):
+        loaded = load_model(config, scalar_head=scalar_head)
     return Engine(loaded, trainable=False, micro_batch_tokens=options.engine.micro_batch_tokens)
 
 
@@ -122,11 +124,6 @@ def fit_tasks(run: StageRun, engine: Engine) -> StageRun:
     for note in taskset.notes:
         run.tracker.event(note)
     return replace(run, taskset=taskset)
-
-
-def open_sampler(run: StageRun, engine: Engine) -> InProcessSampler:
-    options = run.stage.options.sampler
-    return InProcessSampler(engine, max_batch=options.max_batch, max_context=options.max_context, seed=run.seed)
 
 
 def build_stage_rubric(run: StageRun, judge: Engine | None) -> Rubric:

@@ -156,6 +156,10 @@ class Renderer:
         said = self._encode(shield.hide(text, "assistant"), shield, continued=True)
         return [*said, self.end_token]
 
+    def opens_thought(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with the tag that opens a thought."""
+        return self.tokenizer.decode(list(prompt)[-16:]).rstrip().endswith(tuple(CLOSINGS))
+
     def continuation(self, text: str) -> list[int]:
         """Text that is put into a turn after what was sampled, as it is: no template, and no control tokens."""
         shield = Shield(self.template.patterns, text)

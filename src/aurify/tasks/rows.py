@@ -54,10 +54,14 @@ def jsonl(
     reward: a name or a list, see `build_rubric`. Further columns reach reward functions by their names. Held out are
     the rows of `heldout_path`, or num_heldout of `path` (a tenth, if not given)."""
 
+    # rewards get prompt and answer under these names; columns that are called otherwise reach them as well
+    known = {prompt_column, answer_column} & {"prompt", "answer"}
+
     def read(row: Row) -> Task:
         prompt = read_question(row, prompt_column, system)
         answer = row.text(answer_column) if answer_column else None
-        return build_task(row, prompt, answer, but=[prompt_column, answer_column or ""])
+        plain = system is None and isinstance(row.get(prompt_column), str)
+        return replace(build_task(row, prompt, answer, but=[str(name) for name in known]), plain=plain)
 
     heldout = load_rows(heldout_path) if heldout_path else None
     return read_tasks(path, load_rows(path), heldout, num_heldout, read, build_rubric(reward))

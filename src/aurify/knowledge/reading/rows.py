@@ -18,11 +18,11 @@ from aurify.knowledge.reading.refusals import Refusals, Refused, clean
 from aurify.knowledge.types import Document, Value
 from aurify.rows.columns import ID, TEXT, TITLE
 
-DOCUMENT = (*TEXT, "answer")  # columns that may hold the text
+TEXTS = (*TEXT, "answer")
 STEP = 1 << 20
 DELIMITERS = ",;\t"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
-BOM = b"\xef\xbb\xbf"
+BLANK = b"\xef\xbb\xbf \t\r\n"  # with the byte order mark
 
 Rows = Iterator[tuple[int, "Mapping[str, Any] | str"]]  # line, and the row or why there is none
 
@@ -37,12 +37,12 @@ class Columns:
     metadata: tuple[str, ...] | None = None  # None: all other columns
 
     def choose(self, row: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
-        text = self.text or next((name for name in DOCUMENT if isinstance(row.get(name), str)), None)
+        text = self.text or next((name for name in TEXTS if isinstance(row.get(name), str)), None)
         title = self.title or next((name for name in TITLE if isinstance(row.get(name), str) and name != text), None)
         return text, title, self.id or next((name for name in ID if isinstance(row.get(name), str | int)), None)
 
 
-def read_rows(
+def parse_rows(
     file: io.BufferedReader[Any],
     name: str,
     prefix: str,
@@ -60,37 +60,29 @@ def read_rows(
         elif (document := row_document(row, location, prefix, columns)) is not None:
             yield document
         else:
-            wanted = repr(columns.text) if columns.text else f"any of {', '.join(DOCUMENT)}"
+            wanted = repr(columns.text) if columns.text else f"any of {', '.join(TEXTS)}"
             shown = f"{location}, with the columns {', '.join(map(repr, list(row)[:20]))}"
             refusals.add(shown, f"row without text in {wanted}: name the column with --text")
 
 
 def json_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
-    for number, line in json_lines(file, max_bytes):
-        if line is None:
-            yield number, f"line of more than {max_bytes:,} bytes"
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # ValueError: also text that is not UTF-8, numbers of thousands of digits
-            yield number, "line that is not JSON"
-            continue
-        yield number, row if isinstance(row, dict) else "line that is not an object"
-
-
-def json_lines(file: io.BufferedReader[Any], max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
-    """(number, line) of lines that are not blank; None for one that is too long, of which no more is kept."""
     number = 0
     while line := file.readline(max_bytes + 1):
         number += 1
-        line = line.removeprefix(BOM) if number == 1 else line
-        if len(line) <= max_bytes or line.endswith(b"\n"):
-            if line.strip():
-                yield number, line
-            continue
-        while (rest := file.readline(STEP)) and not rest.endswith(b"\n"):
-            pass
-        yield number, None
+        if len(line) > max_bytes and not line.endswith(b"\n"):
+            while (rest := file.readline(STEP)) and not rest.endswith(b"\n"):
+                pass
+            yield number, f"line of more than {max_bytes:,} bytes"
+        elif line.strip(BLANK):
+            yield number, parse_json_line(line)
+
+
+def parse_json_line(line: bytes) -> dict[str, Any] | str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):  # ValueError: also text that is not UTF-8, numbers of thousands of digits
+        return "line that is not JSON"
+    return row if isinstance(row, dict) else "line that is not an object"
 
 
 def csv_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
