@@ -21,7 +21,7 @@ from aurify.renderer import folding
 from aurify.renderer.foreign import END_TEXTS, Shield, unused_word
 from aurify.renderer.survey import Survey
 from aurify.renderer.template import CALL_ID, Template, outline
-from aurify.thoughts import CLOSINGS
+from aurify.thoughts import CLOSINGS, TAGS
 from aurify.types import Message
 
 log = logging.getLogger("aurify")
@@ -291,7 +291,13 @@ class Renderer:
                 raise UserError(f"{self.template.name} opens a tool call in a way of its own in {outline(messages)}")
         said = after[len(before) :]
         end = self.template.call_end_text if calls else self.template.end_text
-        return said.rpartition(end)[0] if end else said.removesuffix(self.template.closing)
+        said = said.rpartition(end)[0] if end else said.removesuffix(self.template.closing)
+        content = messages[-1]["content"]
+        if all(part.strip() in said for part in TAGS.split(content)):
+            return said
+        if calls:
+            raise UserError(f"{self.template.name} leaves out thoughts beside a tool call in {outline(messages)}")
+        return go_on(before, content)  # it drops thoughts; the policy writes them all the same
 
     def _check_thought(self, before: str, said: str) -> None:
         opened = next((tag for tag in CLOSINGS if before.rstrip().endswith(tag)), "")
