@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from aurify.rows.values import parse_json
 from aurify.thoughts import final_answer
-from aurify.tools.forms import parse_json
 from aurify.types import Task, Trajectory
 
 Extract = Literal["any", "boxed"]

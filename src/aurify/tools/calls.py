@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aurify.rows.values import parse_json
 from aurify.thoughts import final_answer
-from aurify.tools.forms import DECODER, Properties, parse_json, read_form, read_json, read_python
+from aurify.tools.forms import DECODER, Properties, read_form, read_json, read_python
 from aurify.tools.schema import read_schemas
 
 OPENING = re.compile(
@@ -45,10 +46,7 @@ def read_call(value: Any) -> Call:
         return Call("", {}, f"the call {shorten(value)} has no name; expected {FORM}")
     keys = ("arguments", "parameters", "args", "input")
     given: Any = next((entry[key] for key in keys if entry.get(key) is not None), {})
-    arguments = given
-    for _ in range(2):
-        if isinstance(arguments, str):
-            arguments = parse_json(arguments) if arguments.strip() else {}
+    arguments = {} if isinstance(given, str) and not given.strip() else parse_json(given)
     if not isinstance(arguments, Mapping):
         return Call(name, arguments, f"the arguments of {name!r} are {shorten(given)}; expected a JSON object")
     return Call(name, dict(arguments))

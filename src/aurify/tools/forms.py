@@ -43,14 +43,6 @@ WORDS = {"true": True, "false": False, "null": None, "True": True, "False": Fals
 DECODER = json.JSONDecoder()
 
 
-def parse_json(text: str) -> Any:
-    """The value, or None."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
 def read_form(text: str, properties: Properties) -> Entries | None:
     """Entries in the first form that fits; None where none does."""
     for reader in READERS:
@@ -165,8 +157,10 @@ def read_value(text: str, schema: Any) -> Any:
         return text
     if word in WORDS:
         return WORDS[word]
-    value = parse_json(word)
-    return text if value is None else value
+    try:
+        return json.loads(word)
+    except (ValueError, RecursionError):
+        return text
 
 
 def list_types(schema: Any) -> Iterator[str]:
