@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from aurify.rewards.answers import read_answer, to_list
+from aurify.rewards.answers import take_answer, to_list
 from aurify.rows.values import parse_json
 from aurify.tools.calls import Call, read_call, read_calls, read_message_calls
 from aurify.tools.schema import find_violation, read_schemas
@@ -55,7 +55,7 @@ def function_call(task: Task, trajectory: Trajectory) -> float | None:
 def calls_in(task: Task, trajectory: Trajectory) -> list[Call]:
     """Every call that the policy made. A thought that never ends counts as one that cannot be read."""
     tools, replies = offered_tools(task, trajectory), trajectory.replies
-    unfinished = read_answer(trajectory) is None and not replies[-1].get("tool_calls")
+    unfinished = take_answer(trajectory) is None and not replies[-1].get("tool_calls")
     calls = [call for message in replies[: -1 if unfinished else None] for call in read_message_calls(message, tools)]
     return [*calls, Call("", {}, "the thought never ends")] if unfinished else calls
 
