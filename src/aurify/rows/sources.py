@@ -93,11 +93,8 @@ def open_hub(name: str, subset: str | None, split: str, *, stream: bool = False)
                 yield build_row(row, f"{name}/{split}: row {number}")
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            problem = (
-                f"the hub did not give it ({reason})" if answers else "the hub does not answer, and it is not cached"
-            )
-            problem += "; give a JSONL file as path"
-            raise UserError(f"data set {name!r}: {problem}") from error
+            problem = f"did not give it ({reason})" if answers else "does not answer, and the data set is not cached"
+            raise UserError(f"data set {name!r}: the hub {problem}; give a JSONL file as path") from error
 
     return keep(f"{name} {subset} {split} {stream}", "hub", read)
 
