@@ -102,6 +102,7 @@ class Trajectory:
     rewards: dict[str, float | None] = field(default_factory=dict)  # by reward name; None = does not apply
     reward: float | None = None  # the weighted sum; None = no reward applied or all failed: masked, not zero
     outcome: Outcome = "done"
+    opened_thought: bool = False  # the prompt of the last turn ends in a thought that its template has opened
     turns: list[Turn] = field(default_factory=list)
     metrics: Metrics = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)  # columns that rewards log, for samples.jsonl

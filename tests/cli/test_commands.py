@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,15 @@ def test_runs_lists_the_run_with_its_numbers():
     text = output("runs")
     assert last_run().name in text
     assert "small" in text and "finished" in text and "→" in text
+    assert "(4)" in " ".join(text.split()), "of how many the numbers are means"
+
+
+def test_training_tells_its_numbers_with_their_error_and_on_what_it_ran():
+    events = (last_run() / "sft" / "events.log").read_text()
+    assert re.search(r"number_match before: \d\.\d{3}( ±\d\.\d{3})? \(4\)", events)
+    stages = json.loads((last_run() / "run_info.json").read_text())["stages"]
+    assert {stages[name]["dtype"] for name in ("sft", "grpo")} <= {"float32", "bfloat16"}
+    assert len({stages[name]["seed"] for name in ("sft", "grpo")}) == 2
 
 
 def test_report_is_made_anew():
@@ -109,7 +119,8 @@ def test_eval_takes_the_task_from_the_run_and_says_the_same_as_training():
     found = json.loads(output("eval", "last", "--json", "--num-tasks", "4"))
     results = json.loads((last_run() / "results.json").read_text())
     assert found["task"] == "largest_number"
-    assert (found["num_tasks"], found["accuracy"]) == (4, results["grpo"]["after"])
+    assert (found["num"], found["value"]) == (4, results["grpo"]["after"])
+    assert (found["measure"], found["error"]) == ("number_match", results["grpo"]["details_after"]["error"])
 
 
 def test_eval_samples_as_the_evaluation_of_the_run_does(monkeypatch):
@@ -148,7 +159,7 @@ def test_eval_of_another_task_with_options_and_transcripts():
     text = output(
         "eval", "random:tiny", "--task", "sorting", "count=3", "--num-tasks", "2", "--max-tokens", "2", "--show", "1"
     )
-    assert "on sorting: accuracy" in text
+    assert "on sorting: numbers_match 0.000 ± 0.000 on 2 held-out tasks" in text
     assert text.count("expected") == 1
 
 

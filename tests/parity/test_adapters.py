@@ -199,8 +199,10 @@ def test_each_kind_is_loaded_trained_on_saved_and_merged(name, tmp_path):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_training_on_moves_what_the_adapter_trains_and_nothing_else(name, tmp_path):
-    adapter, _ = make_kind(KINDS[name], tmp_path, name)
+    adapter, theirs = make_kind(KINDS[name], tmp_path, name)
     engine = load(adapter, lora=LoraConfig(RANK, ALPHA))
+    num = sum(parameter.numel() for parameter in theirs.parameters() if parameter.requires_grad)
+    assert sum(master.numel() for master in engine.optimizer.masters) == num, "as many as peft trains"
     held = {key: value.detach().clone() for key, value in engine.module.named_parameters()}
     train(engine)
     options = KINDS[name].options

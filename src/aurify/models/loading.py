@@ -69,7 +69,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> Any:
     plain one."""
     from transformers import AutoModelForCausalLM
 
-    with quiet_transformers(), explain_failure(str(path)):
+    with quiet_transformers(), quiet_dequantising(), explain_failure(str(path)):
         loaded = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
     module = type(loaded)(config)
@@ -174,6 +174,19 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def quiet_dequantising() -> Iterator[None]:
+    """Keeps the bar off our console that transformers draws for GGUF files without asking its own switch."""
+    from transformers import modeling_gguf_pytorch_utils as gguf
+
+    bar = gguf.tqdm
+    gguf.tqdm = lambda tensors, **_: tensors
+    try:
+        yield
+    finally:
+        gguf.tqdm = bar
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from aurify.types import SamplingParams
 
 # what a stage takes over from the recipe unless it says otherwise; `model` is merged
 INHERITED = ("task", "lora", "engine", "sampler", "rollouts", "limits", "tools_as_text", "template_options")
+SHORT = {"model": "name", "task": "name", "reward": "model"}  # an option, and its key that may stand for all of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,8 +131,7 @@ class DataOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixOptions:
-    """How much of a trace is given. linear: a share that falls from `high` to `low` as the stage goes on. fixed: shares
-    evenly spaced from `low` to `high` over the guided rows of a group."""
+    """How much of a trace is given."""
 
     # linear: the share falls from high to low over the stage; fixed: from low to high over a group
     schedule: Literal["fixed", "linear"] = "linear"
@@ -232,6 +232,7 @@ class OnlineStage(Stage):
     prompts_per_step: PositiveInt = 8  # questions, each with a group of answers
     completions_per_prompt: PositiveInt = 8  # answers to a question: a group
     sampling: SamplingParams = SamplingParams()  # how answers are sampled in training
+    overlong: Literal["error", "drop"] = "error"  # tasks whose prompt leaves no room to answer
     reward: RewardModelUse | None = None  # a reward model, beside the task's own rewards
     combine_rewards: Combination = "sum"  # several rewards of a group into one; see rewards/combine.py
     guidance: GuidanceOptions | None = None  # a guide's answers, in the groups of the policy's own
@@ -269,11 +270,8 @@ class Recipe:
 def build_recipe(values: Mapping[str, Any]) -> Recipe:
     """Builds the recipe from what `config.load_config` read. Unknown keys and wrong types are errors that name the
     key."""
-    values = dict(values)
+    values = expand_shorthands(values)
     registry.load_plugins(values.get("plugins") or ())
-    for key in ("model", "task"):
-        if values.get(key) is not None:
-            values[key] = shorthand(values[key], "name")
     stages = values.get("stages")
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("stages: a recipe needs at least one stage; write `stages: {sft: {method: sft, ...}}`")
@@ -294,25 +292,21 @@ def build_stage_options(
         raise UserError(f"{where}: a stage's name is a folder's name too; use letters, digits, '-', '_' and '.'")
     if not isinstance(values, Mapping) or "method" not in values:
         raise UserError(f"{where}: no method; write for example `method: sft`")
-    values = {**shared, **values}
-    own = shorthand(values.pop("model", None), "name")
-    values["model"] = {**(model or {}), **(own or {})}
+    values = expand_shorthands({**shared, **values})
+    values["model"] = {**(model or {}), **(values.get("model") or {})}
     if "name" not in values["model"]:
         raise UserError(f"{where}.model: no model; set `model:` at the top of the recipe or in the stage")
-    if values.get("task") is not None:
-        values["task"] = shorthand(values["task"], "name")
-    if values.get("reward") is not None:
-        values["reward"] = shorthand(values["reward"], "model")
     with config.prefix_errors(f"{where}.method"):
         kind: type[OfflineStage | OnlineStage] = OnlineStage if is_online(values["method"]) else OfflineStage
     return config.build(kind, values, where)
 
 
-def shorthand(value: Any, key: str) -> dict[str, Any] | None:
-    """`x` for `{key: x}`."""
-    if value is None:
-        return None
-    return dict(value) if isinstance(value, Mapping) else {key: value}
+def expand_shorthands(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`model: x` becomes `model: {name: x}`, and so on."""
+    return {
+        key: {SHORT[key]: value} if key in SHORT and not isinstance(value, Mapping | None) else value
+        for key, value in values.items()
+    }
 
 
 def is_online(method: str) -> bool:
