@@ -40,8 +40,8 @@ def math_reward():
     math()
 
 def judge():
-    from aurify.rewards.judge import Judge
-    Judge("http://localhost", "m", "Be right.")
+    from aurify.rewards.judge import JudgeReward
+    JudgeReward("http://localhost", "m", "Be right.")
 
 def call_schema():
     from aurify.tools.schema import find_violation

@@ -12,7 +12,7 @@ from aurify.environments.rollout import Limits, build_datum, rollout
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.renderer import Renderer
-from aurify.rewards.answers import read_answer
+from aurify.rewards.answers import take_answer
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import SamplingParams, Segment, Task, Trajectory
 
@@ -78,7 +78,7 @@ def test_a_trajectory_knows_whether_its_prompt_opens_a_thought(renderer):
     assert opening.opens_thought(opening.prompt(TASK.prompt))
     for reply, answer in (("12", None), ("so</think>12", "12")):
         trajectory, _ = play(opening, [reply])
-        assert trajectory.opened_thought and read_answer(trajectory) == answer
+        assert trajectory.opened_thought and take_answer(trajectory) == answer
 
 
 def test_environment_tokens_stay_and_weigh_nothing(renderer):

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from aurify.rows.values import parse_json
 from aurify.thoughts import final_answer
-from aurify.tools.forms import parse_json
 from aurify.types import Task, Trajectory
 
 Extract = Literal["any", "boxed"]
@@ -42,7 +42,7 @@ VERB = re.compile(r"\s(?:is|are|was|were|equals|equal to)\s+(?!not\b)")
 PLAIN = re.compile(r"(?<![A-Za-z])[-\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*(?:/|\^)\s*\{?-?\d+\}?(?![\d/]))?%?")
 
 
-def read_answer(trajectory: Trajectory) -> str | None:
+def take_answer(trajectory: Trajectory) -> str | None:
     """What the policy wrote after its thoughts, its turns joined by newlines. None: the last thought never ends."""
     *earlier, last = [message["content"] for message in trajectory.replies] or [""]
     answer = final_answer(last, trajectory.opened_thought)
@@ -71,7 +71,7 @@ def to_list(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") else value
 
 
-def unwrap(text: str) -> str:
+def unwrap_answer(text: str) -> str:
     r"""Without the <answer> tags, or the \boxed{}, that the whole text stands in."""
     if found := WHOLE_TAG.fullmatch(text):
         text = next(part for part in found.groups() if part is not None)
@@ -90,7 +90,7 @@ def extract_answer(text: str, extract: Extract = "any") -> str | None:
         return (read_statement(tags[-1][2], marked=False) or None) if tags[-1][3] else None
     if marks := list(MARK.finditer(text)):
         return read_statement(text[marks[-1].end() :]) or None
-    return tidy(text) if is_formula(text) else find_last_formula(text)
+    return strip_marks(text) if is_formula(text) else find_last_formula(text)
 
 
 def is_formula(text: str) -> bool:
@@ -148,13 +148,13 @@ def read_statement(text: str, marked: bool = True) -> str:
     if span := SPAN.match(text):
         formulas, end = join_spans(text, span)
         if not re.match(r"\s*[=<>+*/^-]", text[end:]):
-            return tidy(formulas)
+            return strip_marks(formulas)
     line = text.partition("\n")[0]
     said = SENTENCE.sub("", line) or line
     said = said[max((verb.end() for verb in VERB.finditer(said)), default=0) :]
     if re.match(r"\s*(?!not\b)[A-Za-z]{2,}\s+\w", said) and (formula := find_last_formula(said)):
         return formula  # "Jane began 3 hours ago"
-    return tidy(re.sub(r"\\?\$", "", said))
+    return strip_marks(re.sub(r"\\?\$", "", said))
 
 
 def join_spans(text: str, first: re.Match[str]) -> tuple[str, int]:
@@ -170,6 +170,6 @@ def join_spans(text: str, first: re.Match[str]) -> tuple[str, int]:
     return ", ".join(dict.fromkeys(parts)), end
 
 
-def tidy(answer: str) -> str:
+def strip_marks(answer: str) -> str:
     """Without dollar signs, emphasis and a closing full stop around it."""
     return answer.strip().strip("*$_`\"'\u201c\u201d").strip().removesuffix(".").strip("*$_`\"' ").strip()

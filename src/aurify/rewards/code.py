@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from aurify.errors import UserError
-from aurify.rewards.answers import read_answer
+from aurify.rewards.answers import take_answer
 from aurify.rewards.code_blocks import UNPARSED, program_in
 from aurify.rewards.code_check import check_tests, find_needed_names
 from aurify.rewards.code_tests import CodeTests, read_tests
@@ -61,7 +61,7 @@ def judge_program(task: Task, trajectory: Trajectory, limits: Limits, score: Sco
     tests = read_tests(task)
     if tests is None:
         return None
-    answer = read_answer(trajectory)
+    answer = take_answer(trajectory)
     if answer is None:  # a thought that never ends
         return 0.0
     program = program_in(answer, find_needed_names(tests), reads_input=bool(tests.scripts))
@@ -109,7 +109,7 @@ def same_word(word: str, wanted: str) -> bool:
 def parse_program(trajectory: Trajectory) -> ast.Module:
     """The program in the answer. Empty if it does not parse."""
     try:
-        return ast.parse(program_in(read_answer(trajectory) or ""))
+        return ast.parse(program_in(take_answer(trajectory) or ""))
     except UNPARSED:
         return ast.Module([], [])
 

@@ -27,11 +27,11 @@ class EqualityError(ValueError):
     """The expected answer cannot be read."""
 
 
-class Worker:
+class Comparer:
     """One process. It ends when its standard input is closed, so also when we are killed."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-c", "from aurify.rewards.equality import serve; serve()"]
+        command = [sys.executable, "-c", "from aurify.rewards.equality import serve_comparisons; serve_comparisons()"]
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
@@ -74,11 +74,11 @@ def end_process(process: subprocess.Popen[str]) -> None:
             stream.close()
 
 
-class Workers:
+class Comparers:
     """A few of them, started when they are first needed."""
 
     def __init__(self, num: int) -> None:
-        self.free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
+        self.free: queue.LifoQueue[Comparer | None] = queue.LifoQueue()
         for _ in range(num):
             self.free.put(None)
 
@@ -88,7 +88,7 @@ class Workers:
             return False
         worker = self.free.get()
         try:
-            worker = worker or Worker()
+            worker = worker or Comparer()
             equal = worker.ask(golds, answer, seconds)
             worker = None if equal is None else worker
             return bool(equal)
@@ -96,19 +96,19 @@ class Workers:
             self.free.put(worker)
 
 
-_workers: Workers | None = None
+_comparers: Comparers | None = None
 _lock = threading.Lock()
 
 
-def open_workers() -> Workers:
-    global _workers
+def open_comparers() -> Comparers:
+    global _comparers
     with _lock:
-        if _workers is None:
-            _workers = Workers(min(4, os.cpu_count() or 1))
-        return _workers
+        if _comparers is None:
+            _comparers = Comparers(min(4, os.cpu_count() or 1))
+        return _comparers
 
 
-def serve() -> None:
+def serve_comparisons() -> None:
     """The worker: one JSON line in, [golds, answer]; one out."""
     from math_verify import parse
 

@@ -23,7 +23,7 @@ from aurify.config import prefix_errors
 from aurify.errors import UserError
 from aurify.files import cache_folder, replace_text, require
 from aurify.http import TryAgain, post
-from aurify.rewards.answers import read_answer
+from aurify.rewards.answers import take_answer
 from aurify.threads import PerLoop
 from aurify.types import Message, Task, Trajectory
 
@@ -46,7 +46,7 @@ class JudgeError(RuntimeError):
 
 
 @dataclass(eq=False)
-class Judge(Checked):
+class JudgeReward(Checked):
     """Scores from 0 (`low`) to 1 (`high`). A thought that never ends scores 0, without being judged."""
 
     __name__ = "judge"
@@ -97,7 +97,7 @@ class Judge(Checked):
         return float(result)
 
     async def score(self, client: httpx.AsyncClient, task: Task, trajectory: Trajectory) -> float:
-        reply = trajectory.text if self.thoughts else read_answer(trajectory)
+        reply = trajectory.text if self.thoughts else take_answer(trajectory)
         if reply is None:
             return 0.0
         body = self.build_request(task, reply)

@@ -27,10 +27,10 @@ from aurify.rewards.trl import (
     TrainerState,
     WrongReturn,
     build_arguments,
-    explain,
+    explain_error,
     is_trl,
+    list_rewards,
     name_function,
-    read_values,
 )
 from aurify.signatures import call, takes_completions
 from aurify.threads import PerLoop, TimeLimit, Worker, in_thread, wait_for
@@ -118,7 +118,7 @@ class Reward:
             return await asyncio.gather(*(catch(task, trajectory) for trajectory in trajectories))
         if not isinstance(values, Exception):
             try:
-                return read_values(values, len(trajectories))
+                return list_rewards(values, len(trajectories))
             except WrongReturn as error:
                 values = error
         return [values] * len(trajectories)
@@ -155,7 +155,7 @@ class Rubric:
             trajectory.reward = math.fsum(given) if given else None
         every = await asyncio.gather(*(reward(task, trajectories, self.seconds, self.state) for reward in self.rewards))
         for reward, values in zip(self.rewards, every, strict=True):
-            problems = [find_problem(value, task) for value in values]
+            problems = [describe_failure(value, task) for value in values]
             for trajectory, value, problem in zip(trajectories, values, problems, strict=True):
                 valid = None if problem or value is None else float(value)
                 trajectory.rewards[reward.name] = valid
@@ -201,10 +201,10 @@ class Rubric:
             )
 
 
-def find_problem(value: Any, task: Task) -> str | None:
+def describe_failure(value: Any, task: Task) -> str | None:
     """What is wrong with a reward; None if it is a finite number, or None."""
     if isinstance(value, Exception):
-        return explain(value, task)
+        return explain_error(value, task)
     if value is None:
         return None
     if isinstance(value, str):

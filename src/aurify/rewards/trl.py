@@ -80,7 +80,7 @@ def build_arguments(
     return {parameter.name: known[parameter.name] for parameter in parameters if parameter.name in known}
 
 
-def read_values(given: Any, num: int) -> list[Any]:
+def list_rewards(given: Any, num: int) -> list[Any]:
     """One value for each completion, of a list, an array, a tensor or a generator. Raises for everything else."""
     if hasattr(given, "tolist"):
         given = given.tolist()
@@ -93,7 +93,7 @@ def read_values(given: Any, num: int) -> list[Any]:
     return values
 
 
-def explain(error: Exception, task: Task) -> str:
+def explain_error(error: Exception, task: Task) -> str:
     """An error, and what a person may do about it."""
     if isinstance(error, WrongReturn):
         return str(error)
