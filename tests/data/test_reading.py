@@ -54,7 +54,7 @@ def test_a_hub_that_does_not_answer_is_told_at_once_and_in_one_line(monkeypatch,
     huggingface_hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(sources, "hub_answers", lambda: False)
     monkeypatch.setattr(huggingface_hub.utils._http, "get_session", lambda: pytest.fail("asked the hub"))
-    with pytest.raises(UserError, match="'nobody/nothing': the hub does not answer, .*; give a JSONL"):
+    with pytest.raises(UserError, match=r"'nobody/nothing': the hub does not answer, .*; give a JSONL"):
         load_hub("nobody/nothing", None, "train")
     assert capfd.readouterr() == ("", "")
 
