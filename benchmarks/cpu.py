@@ -40,7 +40,7 @@ def main() -> None:
 
     dtype = str(choose_dtype("auto", torch.device("cpu")).dtype).removeprefix("torch.")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = resolve_model(args.model).base
+        folder = resolve_model(args.model).source
         if folder == RANDOM_TINY:
             folder = scratch
             tiny = tiny_model()

@@ -45,23 +45,23 @@ def main() -> None:
     questions = read_questions()
     with tempfile.TemporaryDirectory() as scratch:
         work = args.work or Path(scratch)
-        ours = filled(work / "ours", embedder, list(files()))
+        ours = fill(work / "ours", embedder, list(read_files()))
         print(f"{len(questions)} questions, {len(ours.digests())} files, {ours.store.num_chunks()} passages\n")
-        table("ours", ours, questions)
-        misses(ours, questions)
+        show_table("ours", ours, questions)
+        show_misses(ours, questions)
         naive = Naive(work / "naive", embedder)
         print(f"\nfixed size: {naive.store.num_chunks()} passages\n")
-        table("fixed size", naive, questions)
+        show_table("fixed size", naive, questions)
 
 
-def table(name: str, base: KnowledgeBase, questions: Sequence[Question]) -> None:
+def show_table(name: str, base: KnowledgeBase, questions: Sequence[Question]) -> None:
     print(f"| {' | '.join(HEADINGS)} |\n|---" + "|---:" * (len(HEADINGS) - 1) + "|")
     for mode, options in list_modes(base.settings.search).items():
         found = measure_search(base, questions, f"{name}, {mode}", options, per_document=False, num_timed=30)
         print(f"| {' | '.join(found.to_row())} |", flush=True)
 
 
-def files() -> Iterator[Document]:
+def read_files() -> Iterator[Document]:
     for path in sorted(SOURCE.rglob("*.py")):
         yield Document(path.relative_to(SOURCE).as_posix(), path.read_text(encoding="utf-8"), format="python")
 
@@ -70,12 +70,12 @@ def read_questions() -> list[Question]:
     """Functions are named in the file, and their lines looked up: they move, and their names stay."""
     lines = (HERE / "memory_code.jsonl").read_text(encoding="utf-8").splitlines()
     return [
-        Question(row["query"], (Answer(row["document"], lines_of(row["document"], row["symbol"])),))
+        Question(row["query"], (Answer(row["document"], find_lines(row["document"], row["symbol"])),))
         for row in map(json.loads, lines)
     ]
 
 
-def lines_of(file: str, symbol: str) -> tuple[int, int]:
+def find_lines(file: str, symbol: str) -> tuple[int, int]:
     stack = list(read_outline((SOURCE / file).read_text(encoding="utf-8"), "python").definitions)
     found = []
     while stack:
@@ -88,7 +88,7 @@ def lines_of(file: str, symbol: str) -> tuple[int, int]:
     return found[0]
 
 
-def filled(folder: Path, embedder: Embedder, documents: Sequence[Document], max_tokens: int = 256) -> KnowledgeBase:
+def fill(folder: Path, embedder: Embedder, documents: Sequence[Document], max_tokens: int = 256) -> KnowledgeBase:
     if (folder / "settings.json").exists():
         base = KnowledgeBase.open(folder, embedder)
     else:
@@ -104,42 +104,42 @@ class Naive(KnowledgeBase):
     def __init__(self, folder: Path, embedder: Embedder) -> None:
         windows = [
             Document(f"{file.id}:{start}", text, title=file.id, metadata={"file": file.id, "line": line})
-            for file in files()
-            for start, line, text in fixed_size(file.text)
+            for file in read_files()
+            for start, line, text in cut_windows(file.text)
         ]
-        base = filled(folder, embedder, windows)
+        base = fill(folder, embedder, windows)
         super().__init__(folder, base.settings, embedder)
 
     def search_many(self, *args, **options) -> list[list[Hit]]:  # type: ignore[no-untyped-def]
-        return [[in_file(hit) for hit in hits] for hits in super().search_many(*args, **options)]
+        return [[locate(hit) for hit in hits] for hits in super().search_many(*args, **options)]
 
 
-def fixed_size(text: str) -> Iterator[tuple[int, int, str]]:
-    """(place, line, text) of each window."""
+def cut_windows(text: str) -> Iterator[tuple[int, int, str]]:
+    """(start, line, text) of each window."""
     for start in range(0, max(1, len(text) - OVERLAP), SIZE - OVERLAP):
         if text[start : start + SIZE].strip():
             yield start, text.count("\n", 0, start) + 1, text[start : start + SIZE]
 
 
-def in_file(hit: Hit) -> Hit:
+def locate(hit: Hit) -> Hit:
     before = int(hit.metadata["line"]) - 1
-    place = replace(
+    chunk = replace(
         hit.chunk,
         document=str(hit.metadata["file"]),
         first_line=hit.chunk.first_line + before,
         last_line=hit.chunk.last_line + before,
     )
-    return replace(hit, chunk=place)
+    return replace(hit, chunk=chunk)
 
 
-def misses(base: KnowledgeBase, questions: Sequence[Question]) -> None:
+def show_misses(base: KnowledgeBase, questions: Sequence[Question]) -> None:
     print("\nNot among the first five:\n")
     results = base.search_many([one.text for one in questions], 20, per_document=False)
     for question, hits in zip(questions, results, strict=True):
         found = find_ranks(question, hits)
         if not found or found[0] > 5:
             best = f"{hits[0].chunk.document} {' > '.join(hits[0].chunk.breadcrumb)}".strip()
-            print(f"- {question.text} (place {found[0] if found else 'beyond 20'}; first is {best})")
+            print(f"- {question.text} (rank {found[0] if found else 'beyond 20'}; first is {best})")
 
 
 def show(name: str, embedder: Embedder) -> None:
@@ -148,7 +148,7 @@ def show(name: str, embedder: Embedder) -> None:
         begins = one.text.strip().splitlines()[0][:60]
         print(f"{one.first_line:4}-{one.last_line:<4} {one.kind:10} {' > '.join(one.breadcrumb):30} {begins}")
     print("\nfixed size")
-    for _, line, window in fixed_size(text):
+    for _, line, window in cut_windows(text):
         lines = window.strip().splitlines()
         print(f"{line:4}-{line + window.count(chr(10)):<4} {lines[0][:50]!r} ... {lines[-1][-50:]!r}")
 

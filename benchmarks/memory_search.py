@@ -19,14 +19,14 @@ import random
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from aurify import config
 from aurify.cli.kb_chart import draw_comparison
-from aurify.evaluation.comparison import HEADINGS, Measured, list_modes, list_stages, measure_search, tune
+from aurify.evaluation.comparison import HEADINGS, Measured, Progress, list_modes, list_stages, measure_search, tune
 from aurify.evaluation.retrieval import Answer, Question, split_in_halves
 from aurify.knowledge.knowledge_base import KnowledgeBase
 from aurify.knowledge.rerank import load_reranker
@@ -45,12 +45,12 @@ def main() -> None:
     args = parser.parse_args()
 
     args.work.mkdir(parents=True, exist_ok=True)
-    rows = read(args.file, args.limit)
+    rows = read_rows(args.file, args.limit)
     ingest(rows, args.work)
     base = KnowledgeBase.open(args.work / "kb")
-    tuning, reported = split_in_halves(questions_of(rows))
+    tuning, reported = split_in_halves(build_questions(rows))
     results = Results(args.work / "results.json", {"documents": len(rows), "questions": len(reported)})
-    best = tuned(base, tuning, results)
+    best = tune_fusion(base, tuning, results)
 
     ways = {**list_modes(SearchOptions()), "tuned": best}
     measured = [results.measure(base, reported, name, options, args.timed) for name, options in ways.items()]
@@ -62,7 +62,7 @@ def main() -> None:
     report(args.work, rows, reported, few, best, measured)
 
 
-def read(path: Path, limit: int | None) -> list[dict[str, Any]]:
+def read_rows(path: Path, limit: int | None) -> list[dict[str, Any]]:
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     for number, entry in enumerate(rows):
@@ -70,7 +70,7 @@ def read(path: Path, limit: int | None) -> list[dict[str, Any]]:
     return rows if limit is None else sorted(random.Random(0).sample(rows, limit), key=lambda entry: entry["key"])
 
 
-def questions_of(rows: Sequence[dict[str, Any]]) -> list[Question]:
+def build_questions(rows: Sequence[dict[str, Any]]) -> list[Question]:
     """The same question is asked of several documents, and the same answer given in several."""
     by_question, by_answer = defaultdict(list), defaultdict(list)
     for entry in rows:
@@ -114,7 +114,7 @@ class Results:
         rerank: Reranker | None = None,
     ) -> Measured:
         if name not in self.held["measured"]:
-            progress = Dots(name, len(questions))
+            progress = count_aloud(name)
             found = measure_search(
                 base, questions, name, options, rerank=rerank, num_timed=num_timed, progress=progress
             )
@@ -126,9 +126,9 @@ class Results:
         self.path.write_text(json.dumps(self.held), encoding="utf-8")
 
 
-def tuned(base: KnowledgeBase, questions: Sequence[Question], results: Results) -> SearchOptions:
+def tune_fusion(base: KnowledgeBase, questions: Sequence[Question], results: Results) -> SearchOptions:
     if "tuned" not in results.held:
-        tried = tune(base, questions, progress=Dots("tuning", len(questions)))
+        tried = tune(base, questions, progress=count_aloud("tuning"))
         results.held["tuned"] = asdict(tried[0][0])
         results.held["tried"] = [[options.describe(), found.mrr, found.recalls[4]] for options, found in tried]
         results.save()
@@ -140,16 +140,16 @@ def tuned(base: KnowledgeBase, questions: Sequence[Question], results: Results) 
     return best
 
 
-class Dots:
+def count_aloud(name: str) -> Progress:
     """A line on stderr now and then."""
 
-    def __init__(self, name: str, total: int) -> None:
-        self.name, self.total, self.done = name, total, 0
+    def progress(items: Sequence[Any]) -> Iterator[Any]:
+        for number, item in enumerate(items):
+            yield item
+            if number * 10 // len(items) != (number + 1) * 10 // len(items):
+                print(f"{name}: {number + 1} of {len(items)}", file=sys.stderr, flush=True)
 
-    def __call__(self, num: int) -> None:
-        before, self.done = self.done, self.done + num
-        if before * 10 // self.total != self.done * 10 // self.total:
-            print(f"{self.name}: {self.done} of {self.total}", file=sys.stderr, flush=True)
+    return progress
 
 
 def report(
@@ -161,8 +161,8 @@ def report(
     measured: Sequence[Measured],
 ) -> None:
     lines = [
-        f"{len(rows)} documents, {rate(work)}; {len(reported)} questions, none of them tuned on; the second stage and "
-        f"the line above it: {len(few)} of them. Tuned: {best.describe()}.",
+        f"{len(rows)} documents, {read_rate(work)}; {len(reported)} questions, none of them tuned on; the second stage "
+        f"and the line above it: {len(few)} of them. Tuned: {best.describe()}.",
         "",
         f"| {' | '.join(HEADINGS)} |",
         "|---" + "|---:" * (len(HEADINGS) - 1) + "|",
@@ -178,7 +178,7 @@ def report(
     print("\n" + "\n".join(lines))
 
 
-def rate(work: Path) -> str:
+def read_rate(work: Path) -> str:
     """Over all calls that added something and came to their end."""
     log = work / "ingest.jsonl"
     entries = [json.loads(line) for line in log.read_text("utf-8").splitlines()] if log.exists() else []

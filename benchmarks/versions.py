@@ -69,7 +69,7 @@ def main() -> None:
     from aurify.models.model import load_tokenizer
     from aurify.models.names import resolve_model
 
-    folder, found = resolve_model(args.model).base, {}
+    folder, found = resolve_model(args.model).source, {}
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch) / "work.json"
         make_work(load_tokenizer(folder)).write(work)

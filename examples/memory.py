@@ -19,7 +19,7 @@ with TemporaryDirectory() as folder:
     print(base.add(Document(page.name, page.read_text(), page.stem, "markdown") for page in pages))
     for hit in base.search("How is generated code kept away from my files?", limit=3):
         print(f"\n{hit.chunk.document}, line {hit.chunk.first_line}: {' > '.join(hit.chunk.breadcrumb)}")
-        stages = (f"{stage} {score:.3f} (place {hit.ranks.get(stage, '-')})" for stage, score in hit.scores.items())
+        stages = (f"{stage} {score:.3f} (rank {hit.ranks.get(stage, '-')})" for stage, score in hit.scores.items())
         print(f"score {hit.score:.3f}: {', '.join(stages)}\n{hit.chunk.text[:200]}")
     library = SOPLibrary(str(HERE / "sop"), base.embedder)
     print("\n" + library.system_prompt("My lamp came broken, I want my cash back", base="You are a friendly clerk."))

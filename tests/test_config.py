@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pytest
 
@@ -213,3 +214,80 @@ def test_the_place_may_be_a_file_a_key_both_or_neither():
         assert str(caught.value).startswith(expected + ";")
     with pytest.raises(UserError, match="the recipe is 3; expected a mapping with dropout, rank, targets"):
         build(Adapter, 3)
+
+
+# ------------------------------------------------------------------ words of other libraries, and short forms
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        ({"lora": {"r": 8}}, "'stages.s.lora.r'; here that is lora.rank"),
+        ({"lora": {"lora_alpha": 8}}, "'stages.s.lora.lora_alpha'; here that is lora.alpha"),
+        ({"learning_rate": 1e-4}, "'stages.s.learning_rate'; here that is optim.lr"),
+        ({"num_generations": 8}, "'stages.s.num_generations'; here that is completions_per_prompt"),
+        ({"algorithm": {"beta": 0.1}}, "'stages.s.algorithm.beta'; here that is algorithm.beta for preferences, "),
+        (
+            {"gradient_accumulation_steps": 4},
+            "gradient_accumulation_steps'; here that is batch_size, the rows",
+        ),
+        ({"report_to": "wandb"}, "'stages.s.report_to'; here that is in every run: metrics.jsonl"),
+    ],
+)
+def test_keys_of_other_libraries_are_translated(stage, words):
+    from aurify.pipeline.check import validate
+    from aurify.pipeline.recipe import build_recipe
+
+    with pytest.raises(UserError) as raised:
+        validate(
+            build_recipe({"model": "random:tiny", "task": "addition", "stages": {"s": {"method": "grpo", **stage}}})
+        )
+    assert words in str(raised.value)
+
+
+@pytest.mark.parametrize(("method", "words"), [("ppo", "grpo or rloo"), ("rm", "reward_model"), ("grop", "'grpo'?")])
+def test_methods_of_other_libraries_are_translated(method, words):
+    from aurify.pipeline.recipe import build_recipe
+
+    with pytest.raises(UserError, match=f"unknown algorithm {method!r}.*{re.escape(words)}") as raised:
+        build_recipe({"model": "random:tiny", "stages": {"s": {"method": method}}})
+    assert "dpo" not in str(raised.value)
+
+
+def test_what_other_words_are_translated_to_is_there():
+    """The first word of each translation is a key of a recipe, or a method."""
+    from typing import get_type_hints
+
+    from aurify import registry
+    from aurify.algorithms.dpo import DPO
+    from aurify.algorithms.grpo import GRPO
+    from aurify.config import FOREIGN
+    from aurify.pipeline.recipe import OfflineStage, OnlineStage
+
+    known = {*registry.names("algorithm"), *get_type_hints(OfflineStage), *get_type_hints(OnlineStage)}
+    for text in FOREIGN.values():
+        for key in re.findall(r"[a-z]+\.[a-z_]+|^[a-z_]+", text):
+            first, _, rest = key.partition(".")
+            if first in ("in", "the", "metrics", "report"):
+                continue
+            assert first in known, text
+            if rest and first != "algorithm":
+                hint = get_type_hints(OnlineStage)[first]
+                kind = next((part for part in get_args(hint) if part is not type(None)), hint)
+                assert rest in get_type_hints(kind), text
+            elif rest:
+                assert rest in get_type_hints(DPO) | get_type_hints(GRPO), text
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "expected"),
+    [
+        ("model: x", "model.device=cpu", {"model": {"name": "x", "device": "cpu"}}),
+        ("task: sorting", "task.length=3", {"task": {"name": "sorting", "length": 3}}),
+        ("s: {model: '@t'}", "s.model.dtype=float32", {"s": {"model": {"name": "@t", "dtype": "float32"}}}),
+        ("s: {reward: '@t'}", "s.reward.weight=2", {"s": {"reward": {"model": "@t", "weight": 2}}}),
+    ],
+)
+def test_an_override_reaches_into_a_short_form(tmp_path, text, override, expected):
+    (tmp_path / "r.yaml").write_text(text)
+    assert load_config(tmp_path / "r.yaml", [override]) == expected

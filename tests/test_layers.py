@@ -119,9 +119,8 @@ def import_graph() -> dict[str, set[str]]:
     """Module -> the modules that it imports, wherever the import stands: in a function, or for a type checker."""
     graph = {}
     for path in FILES:
-        imported = [name for name, _ in imports_of(ast.parse(path.read_text()))]
-        names = {name.removeprefix("aurify.") for name in imported if name.startswith("aurify.")}
-        graph[module_of(path)] = names - {module_of(path)}
+        names = {name for name, _ in imports_of(ast.parse(path.read_text())) if name.startswith("aurify.")}
+        graph[module_of(path)] = {name.removeprefix("aurify.") for name in names} - {module_of(path)}
     return graph
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-from said import said
+from dataclasses import replace
 
-from aurify.rewards.answers import read_answer
+import pytest
+from said import said, task_of
+
+from aurify.rewards.answers import take_answer
+from aurify.rewards.function_calling import function_call
+from aurify.rewards.math import number_match
 from aurify.thoughts import CLOSINGS, final_answer
 from aurify.types import Trajectory
 
@@ -50,11 +54,22 @@ def test_a_thought_that_the_prompt_has_opened():
     assert final_answer("Is it <think>4?[/THINK]5", opened=True) == "5"
 
 
+def test_a_reply_that_begins_in_a_thought_of_its_prompt():
+    """As with DeepSeek-R1 and Qwen3-Thinking, whose templates open the thought."""
+    opened = replace(said("The answer is 4."), opened_thought=True)
+    assert take_answer(opened) is None and number_match(task_of("4"), opened) == 0.0
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert function_call(task_of(calls=[{"name": "f"}]), replace(said(call), opened_thought=True)) == 0.0
+    assert function_call(task_of(calls=[]), replace(said("No call."), opened_thought=True)) == 0.0
+    closed = replace(said("Is it 5?</think>The answer is 4."), opened_thought=True)
+    assert take_answer(closed) == "The answer is 4." and number_match(task_of("4"), closed) == 1.0
+
+
 def test_the_answer_of_several_turns():
     turns = ["<think>a</think>first", "<think>b</think>second"]
     messages = [{"role": "user", "content": "?"}, *({"role": "assistant", "content": text} for text in turns)]
-    assert read_answer(Trajectory([], messages, 1)) == "first\nsecond"
+    assert take_answer(Trajectory([], messages, 1)) == "first\nsecond"
     messages.append({"role": "assistant", "content": "<think>third"})
-    assert read_answer(Trajectory([], messages, 1)) is None
-    assert read_answer(said("whole")) == "whole"
-    assert read_answer(Trajectory([], messages[:1], 1)) == ""
+    assert take_answer(Trajectory([], messages, 1)) is None
+    assert take_answer(said("whole")) == "whole"
+    assert take_answer(Trajectory([], messages[:1], 1)) == ""

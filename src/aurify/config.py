@@ -26,6 +26,46 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
+SHORTHANDS = {"model": "name", "task": "name", "reward": "model"}  # `model: x` is short for `model: {name: x}`
+# keys and methods of TRL, peft and others -> what they are here
+FOREIGN = {
+    "r": "lora.rank",
+    "lora_r": "lora.rank",
+    "lora_rank": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "lora_target": "lora.targets",
+    "target_modules": "lora.targets",
+    "learning_rate": "optim.lr",
+    "lr": "optim.lr",
+    "lr_scheduler_type": "optim.schedule",
+    "warmup_steps": "optim.warmup_steps",
+    "weight_decay": "optim.weight_decay",
+    "max_grad_norm": "optim.max_grad_norm",
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "per_device_train_batch_size": "batch_size, the rows of one optimiser step",
+    "gradient_accumulation_steps": "batch_size, the rows of one optimiser step; how many fit into memory is found out",
+    "gradient_checkpointing": "engine.checkpointing",
+    "max_seq_length": "max_length",
+    "save_steps": "checkpoint_every",
+    "save_total_limit": "keep_checkpoints",
+    "num_generations": "completions_per_prompt",
+    "max_completion_length": "sampling.max_tokens",
+    "max_new_tokens": "sampling.max_tokens",
+    "beta": "algorithm.beta for preferences, algorithm.kl_coef for grpo and its kind",
+    "epsilon": "algorithm.clip_low and algorithm.clip_high",
+    "model_name_or_path": "model",
+    "base_model": "model",
+    "torch_dtype": "model.dtype",
+    "bf16": "model.dtype: bfloat16",
+    "report_to": "in every run: metrics.jsonl, TensorBoard files and report.html",
+    "output_dir": "the option --runs of `aurify train`",
+    "ppo": "grpo or rloo, which need no critic",
+    "reinforce": "reinforce_pp or rloo",
+    "rm": "reward_model",
+    "ipo": "dpo with algorithm.loss_type: ipo",
+}
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", type(None): "null"}
 
 
@@ -146,7 +186,9 @@ def apply_override(values: DictConfig, override: str) -> None:
     for depth in range(1, len(parts)):
         parent = ".".join(parts[:depth])
         node = OmegaConf.select(values, parent, throw_on_resolution_failure=False)
-        if node is not None and not OmegaConf.is_config(node):
+        if isinstance(node, str) and parts[depth - 1] in SHORTHANDS:
+            OmegaConf.update(values, parent, {SHORTHANDS[parts[depth - 1]]: node}, merge=False)
+        elif node is not None and not OmegaConf.is_config(node):
             raise UserError(
                 f"override {override!r}: {parent!r} is {node!r} and has no keys of its own; "
                 f"set it as a whole: {parent}=..."
@@ -185,7 +227,9 @@ def build_at(cls: type[T], values: Any, key: str) -> T:
         raise UserError(f"{quoted(key)} is {values!r}; expected a mapping with {list_names(hints)}")
     for name in values:
         if name not in hints:
-            raise UserError(f"unknown key {quoted(join(key, name))}{did_you_mean(str(name), hints)}")
+            raise UserError(
+                f"unknown key {quoted(join(key, name))}{translate(str(name)) or did_you_mean(str(name), hints)}"
+            )
     specs = {spec.name: spec for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in hints:
         required = specs[name].default is dataclasses.MISSING and specs[name].default_factory is dataclasses.MISSING
@@ -266,6 +310,11 @@ def expected(hint: Any) -> str:
     if origin in (dict, Mapping) or dataclasses.is_dataclass(hint) or hint is dict:
         return "a mapping"
     return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def translate(name: str) -> str:
+    """`; here that is ...` for a word of another library."""
+    return f"; here that is {FOREIGN[name]}" if name in FOREIGN else ""
 
 
 def did_you_mean(name: str, known: Iterable[str], *, listing: bool = True) -> str:

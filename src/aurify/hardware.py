@@ -56,6 +56,8 @@ def choose_dtype(wish: str, device: torch.device) -> DtypeChoice:
     fast, hardware = multiplies_bf16(device)
     if wish == "auto":
         return DtypeChoice(torch.bfloat16 if fast else torch.float32, hardware)
+    if wish not in DTYPES:
+        raise UserError(f"{asked}: {wish!r} is not known; give {', '.join(DTYPES)} or auto")
     if wish == "bfloat16" and not fast:
         log.warning("%s: bfloat16 is emulated here and very slow (%s); use auto or float32", asked, hardware)
     return DtypeChoice(DTYPES[wish], f"{asked} asks for it")

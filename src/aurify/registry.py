@@ -12,10 +12,12 @@ import importlib.util
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, TypeVar, get_args
 
-from aurify.config import did_you_mean, missing_file
+from aurify.config import did_you_mean, missing_file, translate
 from aurify.errors import UserError
 from aurify.signatures import EXPECTED, find_problem, shown
 
@@ -91,7 +93,7 @@ declare(
         "repetition": "aurify.rewards.format:repetition",
         "language": "aurify.rewards.language:language",
         "tags": "aurify.rewards.format:tags",
-        "judge": "aurify.rewards.judge:judge",
+        "judge": "aurify.rewards.judge:JudgeReward",
         "function_call": "aurify.rewards.function_calling:function_call",
         "call_valid": "aurify.rewards.function_calling:call_valid",
         "call_name": "aurify.rewards.function_calling:call_name",
@@ -117,6 +119,8 @@ declare(
         "equals": "aurify.data.filters:equals",
         "matches": "aurify.data.filters:matches",
         "rename": "aurify.data.filters:rename",
+        "drop": "aurify.data.filters:drop",
+        "empty_thoughts": "aurify.data.filters:empty_thoughts",
         "margin_from_scores": "aurify.data.filters:margin_from_scores",
     },
 )
@@ -189,10 +193,13 @@ def decorator(kind: Kind) -> Callable[..., Any]:
 
 
 def get(kind: Kind, name: str) -> Any:
-    """The object behind a name; imports it if need be."""
+    """The object behind a name, or behind `file.py:function` or `module:function`, which need no decorator."""
     entries = ENTRIES[kind]
+    if name not in entries and ":" in str(name):
+        return load_function(kind, name)
     if name not in entries:
-        raise UserError(f"unknown {kind} {name!r}{did_you_mean(str(name), entries)}")
+        hint = translate(str(name)) if kind == "algorithm" else ""
+        raise UserError(f"unknown {kind} {name!r}{hint or did_you_mean(str(name), entries)}")
     if isinstance(entries[name], str):
         module, _, attribute = entries[name].partition(":")
         entries[name] = getattr(importlib.import_module(module), attribute)
@@ -214,20 +221,51 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
     if isinstance(paths, str):
         raise UserError(f"'plugins' is {paths!r}; expected a list of Python files: plugins: [{paths}]")
     for path in paths:
-        if not str(path).endswith(".py"):
-            if str(path) not in sys.modules:
-                run_plugin(str(path), None, importlib.import_module, str(path))
+        before = {kind: dict(entries) for kind, entries in ENTRIES.items()}
+        if is_loaded(path):
             continue
-        file = Path(path).resolve()
-        name = "aurify_plugin_" + str(file.with_suffix("")).strip("/").replace("/", "_")
-        if name in sys.modules:
-            continue
-        if not file.is_file():
-            raise UserError(f"plugin {missing_file(Path(path))}")
-        run_plugin(str(path), file, run_file, name, file)
+        module = load_module(str(path), "plugin")
+        if before == ENTRIES:
+            sys.modules.pop(module.__name__, None)
+            decorators = ", ".join(f"@aurify.{kind}" for kind in ENTRIES)
+            raise UserError(f"plugin {path} registers nothing; put one of {decorators} above a function or class in it")
 
 
-def run_file(name: str, file: Path) -> None:
+def load_function(kind: Kind, name: str) -> Any:
+    path, _, attribute = name.rpartition(":")
+    module = load_module(path, kind)
+    found = getattr(module, attribute, None)
+    if found is None:
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UserError(f"{kind} {name!r}: {path} has no {attribute!r}{did_you_mean(attribute, known)}")
+    if problem := find_problem(kind, found):
+        raise UserError(f"{kind} {name!r} {problem}; expected {EXPECTED[kind]}")
+    return found
+
+
+def is_loaded(path: str | Path) -> bool:
+    return (name_module(Path(path).resolve()) if str(path).endswith(".py") else str(path)) in sys.modules
+
+
+def name_module(file: Path) -> str:
+    return "aurify_plugin_" + str(file.with_suffix("")).strip("/").replace("/", "_")
+
+
+def load_module(path: str, what: str) -> ModuleType:
+    """Runs a file, or imports a module by its name, once. All or nothing: what it registered before it failed is
+    forgotten, so that it can be mended and run anew. what: names it in errors."""
+    if not path.endswith(".py"):
+        return run_or_forget(path, None, what, partial(importlib.import_module, path))
+    file = Path(path).resolve()
+    if name_module(file) in sys.modules:
+        return sys.modules[name_module(file)]
+    if not file.is_file():
+        raise UserError(f"{what} {missing_file(Path(path))}")
+    return run_or_forget(path, file, what, partial(run_file, file))
+
+
+def run_file(file: Path) -> ModuleType:
+    name = name_module(file)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -236,26 +274,22 @@ def run_file(name: str, file: Path) -> None:
     except BaseException:
         del sys.modules[name]
         raise
+    return module
 
 
-def run_plugin(path: str, file: Path | None, run: Callable[..., object], *arguments: object) -> None:
-    """All or nothing: what a plugin registered before it failed is forgotten, so that it can be mended and run anew."""
+def run_or_forget(path: str, file: Path | None, what: str, run: Callable[[], ModuleType]) -> ModuleType:
     before = {kind: dict(entries) for kind, entries in ENTRIES.items()}
     try:
-        run(*arguments)
+        return run()
     except (Exception, SystemExit) as error:
         for kind, entries in before.items():
             ENTRIES[kind].clear()
             ENTRIES[kind].update(entries)
         place = f"{path}{find_line(error, file)}"
         if isinstance(error, UserError):
-            raise error if str(error).startswith(place) else UserError(f"plugin {place}: {error}") from error
+            raise error if str(error).startswith(place) else UserError(f"{what} {place}: {error}") from error
         problem = f"{type(error).__name__}: {error}"
-        raise UserError(f"plugin {place}: {problem}; it must run on its own with `python {path}`") from error
-    if all(before[kind].get(name) is entry for kind, entries in ENTRIES.items() for name, entry in entries.items()):
-        sys.modules.pop(str(arguments[0]), None)
-        decorators = ", ".join(f"@aurify.{kind}" for kind in ENTRIES)
-        raise UserError(f"plugin {path} registers nothing; put one of {decorators} above a function or class in it")
+        raise UserError(f"{what} {place}: {problem}; it must run on its own with `python {path}`") from error
 
 
 def find_line(error: BaseException, file: Path | None) -> str:

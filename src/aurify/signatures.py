@@ -26,7 +26,7 @@ EXPECTED = {
     "environment": "(task, ...options), with the async methods start(), step(message) and close()",
     "algorithm": "a dataclass with learns_from, needs, per and loss(out, batch); put the decorator above @dataclass",
 }
-NO_OPTIONS = ("task", "prompt", "prompts", "completion", "response")  # a reward's parameters that no recipe can give
+NO_OPTIONS = ("task", "prompt", "completion", "response")  # a reward's parameters that no recipe can give
 
 
 def find_problem(kind: str, entry: Any) -> str | None:
@@ -43,7 +43,7 @@ def find_problem(kind: str, entry: Any) -> str | None:
         return find_environment_problem(entry, signature)
     if kind == "tool":
         return find_tool_problem(entry, signature)
-    if kind == "reward" and ({"trajectory", "completions"} & set(signature.parameters)):
+    if kind == "reward" and ("trajectory" in signature.parameters or takes_completions(signature)):
         given = (None, None) if "trajectory" in signature.parameters else ()
         return None if not given or binds(signature, *given) else f"takes {signature}"
     if inspect.iscoroutinefunction(entry) or inspect.isasyncgenfunction(entry):
@@ -106,6 +106,13 @@ def binds(signature: inspect.Signature, *given: Any) -> bool:
     except TypeError:
         return False
     return True
+
+
+def takes_completions(signature: inspect.Signature) -> bool:
+    """Whether it is a reward in TRL's form, which may also take nothing but **columns."""
+    names, kinds = set(signature.parameters), {parameter.kind for parameter in signature.parameters.values()}
+    named = bool(names & {"prompts", "completions", "completion_ids"})
+    return "trajectory" not in names and (named or kinds == {inspect.Parameter.VAR_KEYWORD})
 
 
 def takes_positional(signature: inspect.Signature, num: int) -> bool:

@@ -46,6 +46,7 @@ class Task:
     prompt: list[Message]
     answer: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)  # further columns; reward functions receive them by name
+    plain: bool = False  # the prompt was a text, not a list of messages; rewards in TRL's form then get texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +102,10 @@ class Trajectory:
     rewards: dict[str, float | None] = field(default_factory=dict)  # by reward name; None = does not apply
     reward: float | None = None  # the weighted sum; None = no reward applied or all failed: masked, not zero
     outcome: Outcome = "done"
+    opened_thought: bool = False  # the prompt of the last turn ends in a thought that its template has opened
     turns: list[Turn] = field(default_factory=list)
     metrics: Metrics = field(default_factory=dict)
+    extra: dict[str, Any] = field(default_factory=dict)  # columns that rewards log, for samples.jsonl
     source: Source = "policy"
     tools: Sequence[dict[str, Any]] = ()  # that the environment offered
     problems: list[str] = field(default_factory=list)  # what the environment gave that could not be used

@@ -13,10 +13,10 @@ from batches import make_batch
 
 from aurify import registry
 from aurify.algorithms.correction import Correction
-from aurify.algorithms.effects import NEVER, check_effects, effects_of
+from aurify.algorithms.effects import NEVER, check_effects, collect_effects
 from aurify.algorithms.grpo import GRPO
 from aurify.errors import UserError
-from aurify.loops.selection import trained
+from aurify.loops.selection import choose_trained
 from aurify.pipeline.recipe import OnlineStage
 from aurify.types import Datum, Group, Outputs, Segment, Task, Trajectory, prepared
 
@@ -180,7 +180,8 @@ def fingerprint(algorithm: Any) -> list[float]:
             found += [value for row in pairs for datum in row for value in datum.advantages or ()]
         else:
             found += [
-                float(len(trained(g, row, STAGE, keep_flat=keep))) for g, row in zip(groups(), every, strict=True)
+                float(len(choose_trained(g, row, STAGE, keep_flat=keep)))
+                for g, row in zip(groups(), every, strict=True)
             ]
         if controller := algorithm.make_controller():
             for entropy in (0.7, 0.1):
@@ -272,7 +273,7 @@ def test_every_option_has_an_effect_or_is_refused(name):
                 acted.add(spec.name)
     silent = {spec.name for spec in fields(kind)} - acted
     silent -= {"kl_coef"} if name == "distillation" else set()  # which it refuses with a reason of its own
-    assert silent == {option for option, effect in effects_of(kind).items() if not_here(effect)}
+    assert silent == {option for option, effect in collect_effects(kind).items() if not_here(effect)}
 
 
 def not_here(effect: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aurify.algorithms.reinforce_pp import ReinforcePP
-from aurify.algorithms.reward_kl import divergence
+from aurify.algorithms.reward_kl import log_ratios
 from aurify.algorithms.rloo import RLOO
 from aurify.errors import UserError
 from aurify.types import Datum
@@ -46,9 +46,9 @@ def test_reinforce_pp_takes_the_groups_mean_off_before_the_costs():
 
 
 def test_what_a_guide_wrote_costs_nothing():
-    assert divergence(answer(0.2, 0.4)) == pytest.approx([0, 0.2, 0.4])
-    assert divergence(answer(0.2, 0.4, guided=[False, True, False])) == pytest.approx([0, 0, 0.4])
-    assert divergence(answer(0.2, 0.4, source="guidance")) == [0, 0, 0]
+    assert log_ratios(answer(0.2, 0.4)) == pytest.approx([0, 0.2, 0.4])
+    assert log_ratios(answer(0.2, 0.4, guided=[False, True, False])) == pytest.approx([0, 0, 0.4])
+    assert log_ratios(answer(0.2, 0.4, source="guidance")) == [0, 0, 0]
 
 
 def test_a_reference_is_asked_for_only_with_a_coefficient():

@@ -130,7 +130,7 @@ def test_eval_samples_as_the_evaluation_of_the_run_does(monkeypatch):
     seen: list[Any] = []
 
     async def spied(taskset, sampler, renderer, params, **options):
-        seen.append((params, options["max_turns"], options["options"].step_seconds))
+        seen.append((params, options["limits"].turns, options["options"].step_seconds))
         return await plain(taskset, sampler, renderer, params, **options)
 
     plain = module.evaluate
@@ -139,7 +139,7 @@ def test_eval_samples_as_the_evaluation_of_the_run_does(monkeypatch):
     text = changed.read_text()
     values = load_config(changed)
     values["evaluation"]["sampling"] |= {"temperature": 0.5, "top_p": 0.9, "stop": ["a", "b"], "min_p": 0.01}
-    values["stages"]["grpo"] |= {"max_turns": 3}
+    values["stages"]["grpo"] |= {"limits": {"turns": 3}}
     values["rollouts"] = {"step_seconds": 7.0}
     try:
         changed.write_text(json.dumps(values))

@@ -9,10 +9,10 @@ import tokenizers_in_code as made
 
 from aurify.environments.rollout import build_datum, rollout
 from aurify.environments.single_turn import SingleTurn
-from aurify.loops.rollouts import penalise
-from aurify.loops.selection import trained
+from aurify.loops.selection import choose_trained
 from aurify.pipeline.recipe import OnlineStage, build_recipe
 from aurify.renderer import Renderer
+from aurify.rewards.combine import penalise
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import Group, SamplingParams, Task
 
@@ -42,7 +42,7 @@ def group():
 
 
 def data_of(group, advantages, stage):
-    return [build_datum(group.trajectories[k], advantages[k]) for k in trained(group, advantages, stage)]
+    return [build_datum(group.trajectories[k], advantages[k]) for k in choose_trained(group, advantages, stage)]
 
 
 def num_trained(data):

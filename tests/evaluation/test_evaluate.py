@@ -13,6 +13,7 @@ from aurify import tasks
 from aurify.engine.engine import Engine
 from aurify.environments.env import Step
 from aurify.environments.player import RolloutOptions
+from aurify.environments.rollout import Limits
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.evaluation.evaluate import (
@@ -166,8 +167,8 @@ class Patient(SingleTurn):
         return Step([{"role": "user", "content": "go on"}])
 
 
-@pytest.mark.parametrize(("options", "turns"), [({}, 16), ({"max_turns": 3}, 3)])
-def test_evaluation_allows_as_many_turns_as_it_is_told(options: dict[str, int], turns: int) -> None:
+@pytest.mark.parametrize(("options", "turns"), [({}, 16), ({"limits": Limits(turns=3)}, 3)])
+def test_evaluation_allows_as_many_turns_as_it_is_told(options: dict[str, Any], turns: int) -> None:
     tokenizer = byte_tokenizer()
     taskset = tasks.make("largest_number", num_heldout=1)
     taskset.environment = Patient
@@ -179,12 +180,12 @@ def test_evaluation_allows_as_many_turns_as_it_is_told(options: dict[str, int], 
 def test_the_turns_of_an_evaluation_are_those_of_its_stage_unless_it_says_otherwise() -> None:
     from aurify.pipeline.recipe import build_recipe
 
-    values = {"model": "random:tiny", "task": "sorting", "stages": {"rl": {"method": "grpo", "max_turns": 5}}}
+    values = {"model": "random:tiny", "task": "sorting", "stages": {"rl": {"method": "grpo", "limits": {"turns": 5}}}}
     values["stages"]["sft"] = {"method": "sft", "data": {"demonstrations": 4}}
     recipe = build_recipe(values)
-    assert [recipe.evaluation.turns(stage) for stage in recipe.stages.values()] == [5, 16]
-    recipe = build_recipe({**values, "evaluation": {"max_turns": 2}, "rollouts": {"step_seconds": 3.0}})
-    assert [recipe.evaluation.turns(stage) for stage in recipe.stages.values()] == [2, 2]
+    assert [stage.limits.turns for stage in recipe.stages.values()] == [5, 16] and recipe.evaluation.limits is None
+    recipe = build_recipe({**values, "evaluation": {"limits": {"turns": 2}}, "rollouts": {"step_seconds": 3.0}})
+    assert recipe.evaluation.limits == Limits(turns=2)
     assert [stage.rollouts.step_seconds for stage in recipe.stages.values()] == [3.0, 3.0]
 
 

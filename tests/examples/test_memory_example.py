@@ -20,7 +20,7 @@ def test_it_builds_searches_explains_and_puts_a_procedure_into_a_prompt(monkeypa
     runpy.run_path(str(EXAMPLE))
     printed = capsys.readouterr().out
     assert "rewards.md, line" in printed
-    assert "dense 0." in printed and "(place 1)" in printed
+    assert "dense 0." in printed and "(rank 1)" in printed
     assert "You are a friendly clerk.\n\n" in printed and "## Procedure: refund" in printed
 
 

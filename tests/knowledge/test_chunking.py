@@ -248,7 +248,7 @@ def test_impossible_options_are_refused(options, message):
 def test_a_missing_grammar_names_the_extra(monkeypatch):
     from aurify.knowledge.chunking import outline
 
-    monkeypatch.setitem(outline.LANGUAGES, "none", outline.language("tree_sitter_none", "", ""))
+    monkeypatch.setitem(outline.LANGUAGES, "none", outline.Language("tree_sitter_none", "", ""))
     with pytest.raises(UserError, match=r"tree-sitter-none.*aurify\[memory\]"):
         chunks_of("x", "none")
 

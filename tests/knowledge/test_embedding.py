@@ -26,8 +26,8 @@ def folder(tmp_path_factory):
     from sentence_transformers.models import Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizer
 
-    place = tmp_path_factory.mktemp("tiny")
-    (place / "vocab.txt").write_text("\n".join(WORDS))
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=len(WORDS),
@@ -37,12 +37,12 @@ def folder(tmp_path_factory):
         intermediate_size=32,
         max_position_embeddings=16,
     )
-    BertModel(config).save_pretrained(place / "bert")
-    BertTokenizer(str(place / "vocab.txt")).save_pretrained(place / "bert")
-    bert = Transformer(str(place / "bert"), max_seq_length=16)
+    BertModel(config).save_pretrained(folder / "bert")
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder / "bert")
+    bert = Transformer(str(folder / "bert"), max_seq_length=16)
     model = SentenceTransformer(modules=[bert, Pooling(24)], prompts={"query": "query: ", "document": ""}, device="cpu")
-    model.save(str(place / "model"))
-    return place / "model"
+    model.save(str(folder / "model"))
+    return folder / "model"
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_documents_get_the_vectors_of_encode_in_their_order(embedder):
 def test_batches_are_bounded_in_rows_and_characters_and_hold_every_text():
     lengths = [5, 100, 0, 30, 30, 30, 7, 1000, 2]
     made = list(split_by_length(lengths, max_rows=4, max_chars=100))
-    assert sorted(place for batch in made for place in batch) == list(range(9))
+    assert sorted(index for batch in made for index in batch) == list(range(9))
     assert made == [[7], [1], [3, 4, 5], [6, 0, 8, 2]]
     assert list(split_by_length([], 4, 100)) == []
 

@@ -74,6 +74,7 @@ def test_many_queries_are_embedded_once_and_answered_alike(kb):
     together = kb.search_many(queries, times=times)
     assert kb.embedder.num_batches == before + 1
     assert together == [kb.search(query) for query in queries]
+    assert together[3] == kb.search(" \n") == []  # a blank one asks for nothing
     assert {"embed", "dense", "bm25", "fuse", "fetch"} <= times.keys() and min(times.values()) >= 0
     assert kb.search_many([]) == []
 

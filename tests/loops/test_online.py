@@ -22,13 +22,12 @@ from aurify.environments.rollout import build_datum
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.loops.ledger import rollout_metrics
-from aurify.loops.online import learn, train_online
+from aurify.loops.online import learn, minibatches, train_online
 from aurify.loops.progress import Checkpoints
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts, Round
-from aurify.loops.selection import trained
+from aurify.loops.selection import choose_trained
 from aurify.loops.task_stream import tasks_from
-from aurify.loops.update import minibatches
 from aurify.models.model import ModelConfig, load_model
 from aurify.pipeline.recipe import OnlineStage, ReplayOptions, is_online
 from aurify.renderer import Renderer
@@ -94,7 +93,7 @@ def test_truncated_completions(how, rewards, num):
     [group] = made.groups
     assert [trajectory.truncated for trajectory in group.trajectories] == [True, False]
     assert group.rewards == rewards
-    assert len(trained(group, [1.0, -1.0], options)) == num
+    assert len(choose_trained(group, [1.0, -1.0], options)) == num
     metrics = rollout_metrics(made, [[1.0, -1.0]], options)
     assert metrics["rollout/truncated"] == 0.5
     assert metrics["ledger/trajectories_masked"] == (how == "mask")
@@ -163,6 +162,20 @@ def test_a_run_without_any_spread_counts_its_steps_and_changes_nothing(tmp_path)
     assert [row["step"] for row in recorder.rows] == [1, 2]
     assert [row["ledger/groups_without_spread"] for row in recorder.rows] == [2, 2]
     assert engine.version == 0
+
+
+def test_a_reward_in_trls_form_learns_how_far_training_is_and_logs_a_metric(tmp_path):
+    seen = []
+
+    def curriculum(completions, trainer_state, log_metric, **kwargs):
+        seen.append((trainer_state.global_step, trainer_state.max_steps))
+        log_metric("seen", len(completions))
+        return [0.0] * len(completions)
+
+    sampled, engine = rollouts(["nothing"], stage(), curriculum)
+    recorder = loop(sampled, engine, tmp_path)
+    assert seen == [(0, 2), (0, 2), (1, 2), (1, 2)]
+    assert [row["rollout/seen"] for row in recorder.rows] == [4, 4]
 
 
 def test_several_updates_a_round_start_at_ratio_one(tmp_path, dtype):

@@ -27,12 +27,11 @@ from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
 from aurify.loops.interrupt import Interrupted
 from aurify.loops.ledger import means_by_source
-from aurify.loops.online import learn, train_online
+from aurify.loops.online import add_logprobs, learn, train_online
 from aurify.loops.progress import MEMORY_FILE, Checkpoints
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts, Round
-from aurify.loops.selection import agreeing, trained
-from aurify.loops.update import add_logprobs
+from aurify.loops.selection import agreeing, choose_trained
 from aurify.models.model import ModelConfig, tiny_model
 from aurify.pipeline.recipe import OnlineStage, ReplayOptions
 from aurify.renderer import Renderer
@@ -287,7 +286,7 @@ def test_truncated_and_masked_answers_stay_out_where_flat_groups_are_kept():
     options = stage(truncated="mask")
     answers = [Trajectory([], [], 0, reward=1.0, outcome="token_limit" if cut else "done") for cut in (True, False)]
     group = Group(TASKS[0], [*answers, Trajectory([], [], 0)])
-    assert len(trained(group, [0.0] * 3, options, keep_flat=True)) == 1
+    assert len(choose_trained(group, [0.0] * 3, options, keep_flat=True)) == 1
 
 
 def test_consistency_filter_keeps_answers_whose_rewards_agree():

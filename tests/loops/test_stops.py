@@ -119,7 +119,7 @@ def test_held_out_tasks_are_played_with_the_turns_and_limits_of_the_stage(
     plain = measure.evaluate
 
     async def spied(*arguments: Any, **options: Any) -> Any:
-        seen.append((options["max_turns"], options["options"].step_seconds))
+        seen.append((options["limits"].turns, options["options"].step_seconds))
         return await plain(*arguments, **options)
 
     monkeypatch.setattr(measure, "evaluate", spied)
@@ -132,7 +132,7 @@ def test_held_out_tasks_are_played_with_the_turns_and_limits_of_the_stage(
         "stages": {
             "sft": {"method": "sft", "data": {"demonstrations": 4}, "steps": 1},
             "same": {**grpo, "sampling": {"max_tokens": 2}},
-            "other": {**grpo, "sampling": {"max_tokens": 2}, "max_turns": 3},
+            "other": {**grpo, "sampling": {"max_tokens": 2}, "limits": {"turns": 3}},
         },
     }
     run(recipe, tmp_path)

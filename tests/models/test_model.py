@@ -251,7 +251,9 @@ def test_adapter_folder_leads_to_its_base(folder, tmp_path, scalar_head):
 def test_adapter_of_another_machine_finds_its_base_in_the_catalogue(tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "fetch", lambda known: tmp_path / "cache" / known.name)
     adapter = write_adapter(tmp_path / "adapter", "/somewhere/else/models/smollm2-135m-instruct")
-    assert resolve_model(str(adapter)).base == str(tmp_path / "cache" / "smollm2-135m-instruct")
+    found = resolve_model(str(adapter))
+    assert found.source == str(tmp_path / "cache" / "smollm2-135m-instruct")
+    assert found.base == "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 @pytest.mark.parametrize(
@@ -289,7 +291,7 @@ def test_unknown_folder_names_its_neighbour(folder):
 
 def test_hub_id_without_a_hub_comes_from_the_catalogue_or_is_an_error(offline, tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "fetch", lambda known: tmp_path / known.name)
-    assert resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct").base == str(tmp_path / "smollm2-135m-instruct")
+    assert resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct").source == str(tmp_path / "smollm2-135m-instruct")
     with pytest.raises(UserError, match=r"hub does not answer.*give its folder.*smollm2-135m-instruct"):
         resolve_model("owner/other")
 
@@ -355,3 +357,128 @@ def test_added_tokens_beyond_the_embedding_are_a_warning_where_nothing_writes_th
     else:
         load_model(str(folder))
         assert "added tokens without an embedding: <|image|>" in caplog.text
+
+
+# ------------------------------------------------------------------ dtype, resizing, and what adapters name as base
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.bfloat16])
+def test_dtype_and_device_can_be_given_beside_a_name(dtype, monkeypatch):
+    monkeypatch.setenv("AURIFY_DTYPE", "float32")
+    assert load_model("random:tiny", dtype=dtype, device="cpu").module.dtype == torch.bfloat16
+    assert load_model("random:tiny").module.dtype == torch.float32
+    with pytest.raises(UserError, match=r"model\.dtype: 'float8' is not known; give float32, bfloat16 or auto"):
+        load_model("random:tiny", dtype="float8")
+
+
+def with_added_token(folder: Path) -> str:
+    tokenizer = load_tokenizer(str(folder))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|call|>"]})
+    tokenizer.chat_template = "<|call|>" + tokenizer.chat_template
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_added_tokens_get_rows_if_the_recipe_says_so(tmp_path, tied):
+    made = random_model("Qwen2", tie_word_embeddings=tied, vocab_size=259)
+    save_model(made.module, made.tokenizer, tmp_path / "model")
+    name = with_added_token(tmp_path / "model")
+    with pytest.raises(UserError, match=r"model\.resize_embeddings: true"):
+        load_model(name)
+    loaded = load_model(ModelConfig(name, dtype="float32", resize_embeddings=True))
+    assert loaded.num_new_rows == 1 and loaded.module.config.vocab_size == 260
+    for before, after in ((made.module.get_input_embeddings(), loaded.module.get_input_embeddings()),
+                          (made.module.lm_head, loaded.module.lm_head)):  # fmt: skip
+        assert torch.equal(after.weight[:259], before.weight)
+        torch.testing.assert_close(after.weight[259], before.weight.mean(0))
+    assert (loaded.module.lm_head.weight is loaded.module.get_input_embeddings().weight) is tied
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_adapter_trains_the_rows_of_added_tokens_and_takes_them_along(tmp_path, tied):
+    from aurify.algorithms.sft import SFT
+    from aurify.engine.engine import Engine
+    from aurify.engine.lora import LoraConfig
+    from aurify.types import Datum
+
+    made = random_model("Qwen2", tie_word_embeddings=tied, vocab_size=259)
+    save_model(made.module, made.tokenizer, tmp_path / "model")
+    config = ModelConfig(with_added_token(tmp_path / "model"), dtype="float32", resize_embeddings=True)
+    engine = Engine(load_model(config), lora=LoraConfig(rank=2))
+    first = engine.module.get_input_embeddings().weight.detach().clone()
+    data = [Datum([5, 259, 7, 259, 9], [0.0, 1.0, 1.0, 1.0, 1.0])]
+    for _ in range(3):
+        engine.forward_backward(data, SFT())
+        engine.optim_step(1e-2)
+    moved = (engine.module.get_input_embeddings().weight != first).any(1).nonzero().flatten().tolist()
+    assert moved == [259], "the new row alone"
+    engine.export(tmp_path / "adapter")
+    again = Engine(load_fp32(tmp_path / "adapter"), lora=LoraConfig(rank=2))  # the folder says that it has the row
+    for ours, theirs in zip(engine.logprobs(data)[0], again.logprobs(data)[0], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)
+    again.forward_backward(data, SFT())
+    again.optim_step(1e-2)
+    assert not torch.equal(
+        again.module.get_input_embeddings().weight[259], engine.module.get_input_embeddings().weight[259]
+    )
+
+    peft = pytest.importorskip("peft")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    expected = module(torch.tensor([data[0].tokens])).logits[0, :-1].log_softmax(-1)
+    found = [float(row[token]) for row, token in zip(expected, data[0].tokens[1:], strict=True)]
+    assert engine.logprobs(data)[0][1:] == pytest.approx(found, abs=1e-5)
+
+
+def export_adapter(loaded, folder: Path) -> dict:
+    from aurify.engine.engine import Engine
+    from aurify.engine.lora import LoraConfig
+
+    Engine(loaded, lora=LoraConfig(rank=2)).export(folder)
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+def test_an_adapter_names_the_hub_id_of_its_base(folder, tmp_path, monkeypatch):
+    """Not a path of a cache, which nobody else has; and it finds the weights that it was trained on."""
+    known = catalog.KNOWN["smollm2-135m-instruct"]
+    monkeypatch.setenv("AURIFY_CACHE", str(tmp_path / "cache"))
+    cached = catalog.cached_folder(known)
+    cached.parent.mkdir(parents=True)
+    folder.rename(cached)
+    monkeypatch.setattr(names, "hub_answers", lambda: pytest.fail("the hub has other weights"))
+    for number, name in enumerate((known.name, str(cached))):
+        adapter = tmp_path / f"adapter{number}"
+        assert export_adapter(load_model(name), adapter)["base_model_name_or_path"] == known.hub_id
+        found = resolve_model(str(adapter))
+        assert (found.base, found.source, found.adapter) == (known.hub_id, str(cached), adapter)
+
+    snapshot = tmp_path / "hub" / "models--owner--tiny" / "snapshots" / "0123"
+    snapshot.parent.mkdir(parents=True)
+    cached.rename(snapshot)
+    assert export_adapter(load_model(str(snapshot)), tmp_path / "last")["base_model_name_or_path"] == "owner/tiny"
+
+
+def test_a_hub_id_may_have_no_owner(offline, folder, monkeypatch):
+    """Such as gpt2. Without a hub, one that is not in the cache is taken for a typing error."""
+    snapshot = offline / "models--gpt2" / "snapshots" / "0123"
+    snapshot.parent.mkdir(parents=True)
+    folder.rename(snapshot)
+    (offline / "models--gpt2" / "refs").mkdir()
+    (offline / "models--gpt2" / "refs" / "main").write_text("0123")
+    loaded = load_fp32("gpt2")
+    assert loaded.name == "gpt2" and torch.equal(logits(loaded.module), logits(tiny_model(seed=1).module))
+    with pytest.raises(UserError, match=r"'distilgpt2' is neither .* and the model hub does not answer"):
+        resolve_model("distilgpt2")
+
+
+def test_a_hub_that_answers_is_asked_for_ids_without_owner(monkeypatch):
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(names, "hub_answers", lambda: True)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, *rest, **options: asked.append(name))
+    assert resolve_model("gpt2").source == "gpt2" and asked == ["gpt2"]

@@ -7,7 +7,7 @@ import peft
 import pytest
 import torch
 
-from aurify.engine.lora import AdapterState, LoraConfig, LoraLinear
+from aurify.engine.lora import AdapterState, LoraLinear
 
 RANK, ALPHA, IN, OUT = 8, 16, 256, 512
 
@@ -19,7 +19,7 @@ def layers(bias: bool) -> tuple[LoraLinear, torch.nn.Module]:
     torch.nn.init.normal_(base.weight, std=IN**-0.5, generator=generator)
     if bias:
         torch.nn.init.normal_(base.bias, std=10, generator=generator)
-    ours = LoraLinear(base, LoraConfig(rank=RANK, alpha=ALPHA), AdapterState(), generator)
+    ours = LoraLinear(base, AdapterState(), rank=RANK, scale=ALPHA / RANK, generator=generator)
     torch.nn.init.normal_(ours.lora_B, std=1e-4, generator=generator)
     ours.merge()
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["0"])

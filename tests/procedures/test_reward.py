@@ -88,12 +88,12 @@ def test_the_longest_chain_by_trying_all(generator):
     from itertools import pairwise, product
 
     for _ in range(200):
-        places = [
-            [(0, 0, int(place)) for place in generator.integers(0, 6, generator.integers(0, 4))] for _ in range(4)
+        positions = [
+            [(0, 0, int(position)) for position in generator.integers(0, 6, generator.integers(0, 4))] for _ in range(4)
         ]
         best = 0
-        for chosen in product(*([None, *options] for options in places)):
-            kept = [place for place in chosen if place is not None]
+        for chosen in product(*([None, *options] for options in positions)):
+            kept = [position for position in chosen if position is not None]
             if all(one < other for one, other in pairwise(kept)):
                 best = max(best, len(kept))
-        assert longest_chain(places) == best
+        assert longest_chain(positions) == best

@@ -10,7 +10,7 @@ from said import rewarded
 
 from aurify.errors import UserError
 from aurify.rewards.answers import extract_answer, read_boxes
-from aurify.rewards.equality import Worker, Workers
+from aurify.rewards.equality import Comparer, Comparers
 from aurify.rewards.math import final_answer, math
 
 
@@ -78,14 +78,14 @@ def test_an_expected_answer_that_nobody_can_read_says_nothing_about_the_reply():
 
 
 def test_what_takes_too_long_is_not_equal_and_the_next_question_is_answered():
-    pool = Workers(1)
+    pool = Comparers(1)
     assert pool.equal(["1/2"], "0.5", 60.0)  # it has started
     began = time.monotonic()
     assert not pool.equal(["2"], "9^{9^{9^{9^{9}}}}", 1.0)
     assert time.monotonic() - began < 4
     assert pool.equal(["1/2"], "2/4", 60.0)
     worker = pool.free.get()
-    assert isinstance(worker, Worker)
+    assert isinstance(worker, Comparer)
     worker.close()
     assert worker.process.poll() is not None
 

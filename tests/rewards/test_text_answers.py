@@ -9,7 +9,7 @@ from said import rewarded
 
 from aurify.rewards.choices import read_choice
 from aurify.rewards.text import choice_match, contains_answer, exact_match, rouge_l, word_f1
-from aurify.rewards.words import split_words
+from aurify.rewards.words import list_words
 
 CHOICES = {
     "B": [
@@ -241,4 +241,4 @@ def test_likeness_in_scripts_without_spaces():
     ],
 )
 def test_words(text, words):
-    assert split_words(text) == words
+    assert list_words(text) == words

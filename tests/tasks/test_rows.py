@@ -78,6 +78,25 @@ def test_jsonl(sums):
     assert score(taskset, task, "It is " + task.answer).rewards == {"number_match": 1.0, "exact_match": 0.0}
 
 
+def test_rewards_in_trls_form_see_every_column_by_its_own_name_and_the_prompt_in_its_form(tmp_path):
+    """A text gives texts, a list of messages gives lists, and a system prompt of ours makes messages of a text."""
+    (tmp_path / "rewards.py").write_text(
+        "def right(completions, question, solution, level, **kwargs):\n"
+        "    said = [c if isinstance(c, str) else c[0]['content'] for c in completions]\n"
+        "    return [float(s == r) + 2 * isinstance(c, str) for s, r, c in zip(said, solution, completions)]\n"
+    )
+    row = {"solution": "2", "level": 1}
+    rows = {
+        "texts": [{"question": f"1 + 1? {n}", **row} for n in range(2)],
+        "chats": [{"question": [{"role": "user", "content": f"1 + 1? {n}"}], **row} for n in range(2)],
+    }
+    for name, system, earned in (("texts", None, 3.0), ("chats", None, 1.0), ("texts", "Be brief.", 1.0)):
+        path = write(tmp_path / f"{name}.jsonl", rows[name])
+        options = {"prompt_column": "question", "answer_column": "solution", "reward": f"{tmp_path}/rewards.py:right"}
+        taskset = tasks.make("jsonl", path=path, system=system, **options)
+        assert score(taskset, next(taskset.train(0)), "2").reward == earned
+
+
 def test_jsonl_with_messages_other_columns_and_no_answer(tmp_path):
     rows = [{"chat": [{"role": "user", "content": f"hi {n}"}]} for n in range(3)]
     path = write(tmp_path / "c.jsonl", rows)
@@ -103,6 +122,30 @@ def test_ids_are_unique_over_merged_files(tmp_path, sums):
     tasksets = [tasks.make("jsonl", path=path) for path in (sums, other)]
     merged = [task for taskset in tasksets for task in (*taskset.heldout, *taskset.train(0))]
     assert len({task.id for task in merged}) == len(merged) == 80
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "2+2?", "answer": "4"},
+        {"question": "2+2?", "ground_truth": 4},
+        {"problem": "2+2?", "final_answer": "4", "level": 1},
+        {"prompt": [{"role": "user", "content": "2+2?"}], "reward_model": {"style": "rule", "ground_truth": "4"}},
+        {"prompt": json.dumps([{"role": "user", "content": "2+2?"}]), "expected_answer": "4"},
+        {"prompt": "\n\nHuman: 2+2?\n\nAssistant:", "gold": "4"},
+    ],
+)
+def test_columns_with_usual_names(tmp_path, row):
+    taskset = tasks.make(
+        "jsonl",
+        path=write(tmp_path / "x.jsonl", [row, {**row, "extra": 1}]),
+        heldout_path=write(
+            tmp_path / "h.jsonl",
+            [{**row, **{name: "3+3?" for name in ("prompt", "question", "problem") if name in row}}],
+        ),
+    )
+    for task in taskset.train(0):
+        assert (task.prompt, task.answer) == ([{"role": "user", "content": "2+2?"}], "4")
 
 
 @pytest.mark.parametrize(

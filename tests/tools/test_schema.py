@@ -150,7 +150,7 @@ def test_tools_in_all_their_wrappings():
         assert find_violation({"a": 1}, schema) is None and find_violation({"a": "1"}, schema)
     assert read_schemas(()) == read_schemas("[]") == read_schemas(None) == {}
     for tools, problem in (
-        ("weather", "are no JSON"),
+        ("weather", "are no list"),
         ([{"type": "function"}], "has no name"),
         ([3], "has no name"),
         ([{"name": "f", "parameters": [1]}], "tool 'f': its parameters are"),

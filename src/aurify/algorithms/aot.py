@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aurify.algorithms.dpo import sigmoid
-from aurify.algorithms.pairs import Smoothing, reward_metrics, split
+from aurify.algorithms.pairs import Smoothing, reward_metrics, split_pairs
 from aurify.bounds import Checked, PositiveFloat
 from aurify.types import Batch, Datum, Lesson, Need, Outputs, Per, Policy, Sums
 
@@ -41,10 +41,10 @@ class AOT(Checked):
         now = summed(data, policy.logprobs(data, temperature=temperature))  # [sequences]
         before = summed(data, [datum.ref_logprobs or [] for datum in data])
         if self.paired:
-            gaps, known = torch.sub(*split(now)), torch.sub(*split(before))
+            gaps, known = torch.sub(*split_pairs(now)), torch.sub(*split_pairs(before))
             baseline = of_equal_rank(gaps, known, policy.over_ranks).repeat_interleave(2)
         else:
-            chosen, rejected = split(now - before)
+            chosen, rejected = split_pairs(now - before)
             sides = ((chosen, rejected), (rejected, chosen))
             baseline = torch.stack([of_equal_rank(*side, policy.over_ranks) for side in sides], 1).view(-1)
         return [replace(datum, baseline=value) for datum, value in zip(data, baseline.tolist(), strict=True)]
@@ -52,12 +52,12 @@ class AOT(Checked):
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         assert batch.ref_logprobs is not None
         h = batch.sum_by_sequence(batch.weights * (out.logprobs - batch.ref_logprobs))  # [sequences]
-        metrics = reward_metrics(*split(self.beta * h))
-        above, below = split(batch.baseline)  # [pairs]
+        metrics = reward_metrics(*split_pairs(self.beta * h))
+        above, below = split_pairs(batch.baseline)  # [pairs]
         if self.paired:
-            gap = torch.sub(*split(batch.sum_by_sequence(batch.weights * out.logprobs)))
+            gap = torch.sub(*split_pairs(batch.sum_by_sequence(batch.weights * out.logprobs)))
             return sigmoid(gap, above, self.beta, self.label_smoothing).sum(), metrics
-        chosen, rejected = split(h)
+        chosen, rejected = split_pairs(h)
         seen = sigmoid(chosen, above, self.beta, self.label_smoothing)
         seen = (seen + sigmoid(below, rejected, self.beta, self.label_smoothing)).sum()
         return seen - seen.detach() / 2, metrics  # each term is seen from both of its ends: value twice, gradient once

@@ -31,21 +31,21 @@ def strip_covariance(
     over_ranks: Callable[[Sequence[float]], list[float]] = list,
 ) -> list[Datum]:
     """logprobs: of the policy of now. kl_coef: None clips."""
-    places = [
+    positions = [
         (k, t)
         for k, datum in enumerate(data)
         for t, weight in enumerate(datum.weights)
         if weight and datum.source == "policy" and not (datum.guided and datum.guided[t])
     ]
     rows = [list(datum.advantages or ()) for datum in data]
-    values, gains = [rows[k][t] for k, t in places], [logprobs[k][t] for k, t in places]
+    values, gains = [rows[k][t] for k, t in positions], [logprobs[k][t] for k, t in positions]
     every_value, every_gain = over_ranks(values), over_ranks(gains)
     if not every_value:
         return list(data)
     mean_value, mean_gain = (math.fsum(row) / len(row) for row in (every_value, every_gain))
     covariances = [(a - mean_value) * (x - mean_gain) for a, x in zip(every_value, every_gain, strict=True)]
     least = sorted(covariances, reverse=True)[max(1, round(share * len(covariances))) - 1]
-    for (k, t), a, x in zip(places, values, gains, strict=True):
+    for (k, t), a, x in zip(positions, values, gains, strict=True):
         if (a - mean_value) * (x - mean_gain) < least:
             continue
         if kl_coef is None:

@@ -3,9 +3,9 @@ data by an imitation term:
 
     -(1 - e) log sigmoid(beta (S_c - S_r)) - e log sigmoid(-beta (S_c - S_r)) + sft_coef NLL(chosen)
 
-S is the summed log-prob of a completion. `loss_type` hinge (SLiC) and ipo put those losses of `dpo` in the place of the
-first two terms, again without a reference; ipo takes the mean log-prob. The paper's NLL is a sum too; we take the mean
-over tokens, as TRL and the authors' code do (see `pairs.chosen_nll` for how)."""
+S is the summed log-prob of a completion. `loss_type` hinge (SLiC) and ipo put those losses of `dpo` where the first two
+terms stand, again without a reference; ipo takes the mean log-prob. The paper's NLL is a sum too; we take the mean over
+tokens, as TRL and the authors' code do (see `pairs.chosen_nll` for how)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from aurify.algorithms.dpo import LOSSES, PER_TOKEN
-from aurify.algorithms.pairs import Smoothing, lengths_of, reward_metrics, split, with_imitation
+from aurify.algorithms.pairs import Smoothing, count_trained, reward_metrics, split_pairs, with_imitation
 from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat
 from aurify.errors import UserError
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
@@ -39,8 +39,8 @@ class CPO(Checked):
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         sums = batch.sum_by_sequence(batch.weights * out.logprobs)  # [sequences]
-        measured = sums / lengths_of(batch) if self.loss_type in PER_TOKEN else sums
-        chosen, rejected = split(measured)  # [pairs]
+        measured = sums / count_trained(batch) if self.loss_type in PER_TOKEN else sums
+        chosen, rejected = split_pairs(measured)  # [pairs]
         losses = LOSSES[self.loss_type](chosen, rejected, self.beta, self.label_smoothing)
         metrics = reward_metrics(self.beta * chosen, self.beta * rejected)
         return with_imitation(losses, metrics, self.sft_coef, out, batch)

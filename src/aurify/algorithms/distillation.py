@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -75,6 +75,14 @@ class Distillation(GRPO):
         if self.vocabulary == "full":
             return super().needs | {"teacher_divergence"}
         return super().needs | {"teacher_logprobs", "old_logprobs"}
+
+    def check_stage(self, stage: Any) -> None:
+        super().check_stage(stage)
+        if self.vocabulary == "sampled" and (stage.guidance or stage.replay):
+            raise UserError(
+                f"{stage.method} with vocabulary: sampled learns from what the student wrote just now; with guidance "
+                "or replay choose vocabulary: full"
+            )
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         """Every answer teaches, whatever it earned: the teacher's numbers come later."""

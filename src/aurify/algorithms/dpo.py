@@ -18,7 +18,7 @@ discopop was found by search. Its slope at a gap of 0 has the wrong sign: a poli
 sinks to a gap of about -0.12 / b, and only pairs with a lead of more than 0.07 / b are driven on.
 
 `divergence` measures the policy's distance otherwise than by reverse KL (f-DPO, arXiv 2309.16240): the losses of a gap
-then see f'(pi / pi_ref) in the place of h. `length_alpha` weights the tokens beyond the length that both completions
+then see f'(pi / pi_ref) instead of h. `length_alpha` weights the tokens beyond the length that both completions
 have (LD-DPO, arXiv 2409.06411); `sft_coef` adds the mean negative log-likelihood of the chosen one (see
 `pairs.chosen_nll`). TRL's "sigmoid" ignores label smoothing; we honour it, and refuse it where a loss has no place for
 it."""
@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aurify.algorithms.effects import Effect, Effects, check_effects
-from aurify.algorithms.pairs import Smoothing, lengths_of, reward_metrics, split, with_imitation
+from aurify.algorithms.pairs import Smoothing, count_trained, reward_metrics, split_pairs, with_imitation
 from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat, Share
 from aurify.errors import UserError
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
@@ -178,14 +178,14 @@ class DPO(Checked):
         h = batch.sum_by_sequence(weights * (out.logprobs - batch.ref_logprobs))  # [sequences]
         measured = DIVERGENCES[self.divergence](h, self.divergence_alpha)
         if self.loss_type in PER_TOKEN:
-            measured = measured / lengths_of(batch)
-        losses = LOSSES[self.loss_type](*split(measured), self.beta, self.smoothing)  # [pairs]
-        return with_imitation(losses, reward_metrics(*split(self.beta * h)), self.sft_coef, out, batch)
+            measured = measured / count_trained(batch)
+        losses = LOSSES[self.loss_type](*split_pairs(measured), self.beta, self.smoothing)  # [pairs]
+        return with_imitation(losses, reward_metrics(*split_pairs(self.beta * h)), self.sft_coef, out, batch)
 
 
 def beyond(batch: Batch, alpha: float) -> Tensor:
     """[tokens] alpha for what a completion has beyond the length of its pair's shorter one, 1 before that."""
     lengths = torch.bincount(batch.sequence, minlength=batch.num_sequences)  # [sequences] trained tokens
-    place = torch.arange(len(batch.sequence), device=lengths.device) - (lengths.cumsum(0) - lengths)[batch.sequence]
+    index = torch.arange(len(batch.sequence), device=lengths.device) - (lengths.cumsum(0) - lengths)[batch.sequence]
     shared = lengths.view(-1, 2).amin(1).repeat_interleave(2)  # [sequences]
-    return torch.where(place < shared[batch.sequence], 1.0, alpha)
+    return torch.where(index < shared[batch.sequence], 1.0, alpha)

@@ -50,7 +50,7 @@ class KTO(Checked):
                 "kto: a step of one row has no other completion to estimate the divergence from; set batch_size to at "
                 "least 2 (8 or more is usual), or take loss_type apo_zero_unpaired, which needs no estimate"
             )
-        baseline = divergence(trained, policy, temperature)
+        baseline = estimate_divergence(trained, policy, temperature)
         return [replace(datum, baseline=baseline) for datum in data]
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
@@ -67,7 +67,7 @@ class KTO(Checked):
         }
 
 
-def divergence(data: Sequence[Datum], policy: Policy, temperature: float) -> float:
+def estimate_divergence(data: Sequence[Datum], policy: Policy, temperature: float) -> float:
     """The mean of h over mismatched completions, of all ranks, at least 0."""
     mismatched = rotated(data)
     now = policy.logprobs(mismatched, temperature=temperature)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aurify.algorithms.pairs import mean_by_sequence, reward_metrics, split
+from aurify.algorithms.pairs import mean_by_sequence, reward_metrics, split_pairs
 from aurify.bounds import Checked, PositiveFloat
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
@@ -34,8 +34,8 @@ class ORPO(Checked):
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         means = mean_by_sequence(out.logprobs, batch)  # [sequences]
-        chosen, rejected = split(log_odds(means))  # [pairs]
-        nll = -split(means)[0]
+        chosen, rejected = split_pairs(log_odds(means))  # [pairs]
+        nll = -split_pairs(means)[0]
         losses = nll - self.beta * F.logsigmoid(chosen - rejected)
         metrics = reward_metrics(self.beta * chosen, self.beta * rejected)
         return losses.sum(), metrics | {"loss/sft": nll.detach().sum()}

@@ -14,20 +14,20 @@ from aurify.types import Batch, Outputs, Sums
 Smoothing = Annotated[float, Interval(ge=0, lt=0.5)]  # the share of pairs that are labelled the wrong way round
 
 
-def split(values: Tensor) -> tuple[Tensor, Tensor]:
+def split_pairs(values: Tensor) -> tuple[Tensor, Tensor]:
     """[sequences] -> chosen [pairs], rejected [pairs]"""
     chosen, rejected = values.view(-1, 2).unbind(1)
     return chosen, rejected
 
 
-def lengths_of(batch: Batch) -> Tensor:
+def count_trained(batch: Batch) -> Tensor:
     """[sequences] trained tokens by weight, to divide by: 1 where a completion has none."""
     return torch.where(batch.lengths > 0, batch.lengths, 1.0)
 
 
 def mean_by_sequence(values: Tensor, batch: Batch) -> Tensor:
     """[tokens] -> [sequences], each the mean over its trained tokens by weight."""
-    return batch.sum_by_sequence(batch.weights * values) / lengths_of(batch)
+    return batch.sum_by_sequence(batch.weights * values) / count_trained(batch)
 
 
 def chosen_nll(logprobs: Tensor, batch: Batch) -> Tensor:
@@ -36,7 +36,7 @@ def chosen_nll(logprobs: Tensor, batch: Batch) -> Tensor:
     The mean is taken over each completion and then over the pairs, as in iterative RPO (arXiv 2404.19733) and ORPO, so
     that a pair's share does not depend on which others it meets in a micro-batch. TRL takes the mean over all tokens
     of a micro-batch: long completions weigh more there."""
-    return -split(mean_by_sequence(logprobs, batch))[0]
+    return -split_pairs(mean_by_sequence(logprobs, batch))[0]
 
 
 def with_imitation(losses: Tensor, metrics: Sums, sft_coef: float, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:

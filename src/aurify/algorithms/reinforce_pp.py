@@ -15,7 +15,7 @@ from typing import ClassVar
 
 from aurify.algorithms.effects import NEVER, Effect, Effects
 from aurify.algorithms.estimators import center, spread, whiten
-from aurify.algorithms.reward_kl import RewardKL, divergence
+from aurify.algorithms.reward_kl import RewardKL, log_ratios
 from aurify.types import Datum, Group
 
 
@@ -59,7 +59,7 @@ class ReinforcePP(RewardKL):
     def returns(self, reward: float | None, datum: Datum) -> list[float | None]:
         """[tokens] the reward less what each token and all after it cost."""
         assert reward is not None
-        rest = list(accumulate(reversed(divergence(datum))))
+        rest = list(accumulate(reversed(log_ratios(datum))))
         return [reward - self.reward_kl_coef * cost for cost in reversed(rest)]
 
     def compared(self, rewards: Sequence[float | None]) -> list[float | None]:

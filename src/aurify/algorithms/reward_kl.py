@@ -44,7 +44,7 @@ class RewardKL(GRPO, ABC):
     ) -> tuple[Sequence[Sequence[Datum]], Metrics]:
         if not self.reward_kl_coef:
             return groups, {}
-        kl = fmean(math.fsum(divergence(datum)) for group in groups for datum in group)
+        kl = fmean(math.fsum(log_ratios(datum)) for group in groups for datum in group)
         return self.penalised([[r for r in row if r is not None] for row in rewards], groups), {"rollout/kl": kl}
 
     @abstractmethod
@@ -53,7 +53,7 @@ class RewardKL(GRPO, ABC):
         not trained (a masked one) are no part of it, nor of any mean."""
 
 
-def divergence(datum: Datum) -> list[float]:
+def log_ratios(datum: Datum) -> list[float]:
     """[tokens] log pi_old - log pi_ref where the policy wrote, else 0."""
     assert datum.old_logprobs is not None and datum.ref_logprobs is not None
     guided = datum.guided or [datum.source == "guidance"] * len(datum.tokens)

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 from aurify.algorithms.effects import NEVER, Effects
 from aurify.algorithms.estimators import leave_one_out
-from aurify.algorithms.reward_kl import RewardKL, divergence
+from aurify.algorithms.reward_kl import RewardKL, log_ratios
 from aurify.types import Datum, Group
 
 
@@ -34,7 +34,7 @@ class RLOO(RewardKL):
     def penalised(self, rewards: Sequence[Sequence[float]], groups: Sequence[Sequence[Datum]]) -> list[list[Datum]]:
         coef, result = self.reward_kl_coef, []
         for row, group in zip(rewards, groups, strict=True):
-            left = [r - coef * math.fsum(divergence(datum)) for r, datum in zip(row, group, strict=True)]
+            left = [r - coef * math.fsum(log_ratios(datum)) for r, datum in zip(row, group, strict=True)]
             pairs = zip(group, leave_one_out(left), strict=True)
             result.append([replace(datum, advantages=[value] * len(datum.tokens)) for datum, value in pairs])
         return result

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from aurify.algorithms.dpo import sigmoid
-from aurify.algorithms.pairs import Smoothing, mean_by_sequence, reward_metrics, split, with_imitation
+from aurify.algorithms.pairs import Smoothing, mean_by_sequence, reward_metrics, split_pairs, with_imitation
 from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
@@ -39,6 +39,6 @@ class SimPO(Checked):
         rewards = mean_by_sequence(out.logprobs, batch)  # [sequences]
         if self.alpha:
             rewards = -torch.expm1(-self.alpha * rewards) / self.alpha
-        chosen, rejected = split(self.beta * rewards)  # [pairs]
+        chosen, rejected = split_pairs(self.beta * rewards)  # [pairs]
         losses = sigmoid(chosen, rejected + self.gamma, 1.0, self.label_smoothing)
         return with_imitation(losses, reward_metrics(chosen, rejected), self.sft_coef, out, batch)

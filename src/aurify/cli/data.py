@@ -136,10 +136,10 @@ def mark_trained(renderer: Renderer, datum: Datum, *, colour: bool) -> Text:
     """The text with special tokens. What is trained is green, or in double brackets where there is no colour."""
     from rich.text import Text
 
-    from aurify.cli.plan import split_runs
+    from aurify.cli.plan import join_runs
 
     text = Text()
-    for tokens, trained in split_runs(datum):
+    for tokens, trained in join_runs(datum):
         written = renderer.tokenizer.decode(tokens)
         if trained and not colour:
             written = f"[[{written}]]"
@@ -172,13 +172,14 @@ def tell_cuts(console: Console, encoded: Encoded, renderer: Renderer, options: E
 
 
 def tell_findings(console: Console, tally: Tally) -> None:
-    from rich.markup import escape
-
-    for reason, changed in tally.changed.items():
-        console.print(f"[bold]changed[/]: {changed:,}: {escape(reason)}")
-    console.print(f"[bold]rejected[/]: {tally.rejected.total():,}")
-    for reason, num in tally.rejected.most_common():
-        console.print(f"  {num:,} x {reason}", markup=False)
-        console.print(f"      the first: {tally.first[reason]}", markup=False, style="dim")
+    """Each with its first row, and with what a recipe can say for all such rows."""
+    for title, counts in (("changed", tally.changed), ("noted", tally.noted), ("rejected", tally.rejected)):
+        if counts or title == "rejected":
+            console.print(f"[bold]{title}[/]: {counts.total():,}")
+        for reason, num in counts.most_common():
+            console.print(f"  {num:,} x {reason}", markup=False)
+            console.print(f"      the first: {tally.first[reason]}", markup=False, style="dim")
+            if reason in tally.options:
+                console.print(f"      for all of them: {tally.options[reason]}", markup=False, style="dim")
     if tally.rejected:
         console.print("A stage stops at the first of them; data.on_bad_row: skip leaves them out and counts them.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -54,7 +55,7 @@ def evaluate_model(
     from aurify import config, registry, tasks
     from aurify.cli.writer import open_writer
     from aurify.environments.player import RolloutOptions
-    from aurify.environments.rollout import MAX_TURNS
+    from aurify.environments.rollout import Limits
     from aurify.evaluation.evaluate import evaluate
     from aurify.types import SamplingParams
 
@@ -66,6 +67,7 @@ def evaluate_model(
     sampling = {"temperature": 0.0, **(as_trained.get("sampling") or {})}
     sampling |= {name: value for name, value in given.items() if value is not None}
     params = config.build(SamplingParams, sampling, "options")
+    limits = config.build(Limits, as_trained.get("limits") or stage.get("limits") or {}, "limits")
     registry.load_plugins([*(recipe.get("plugins") or ()), *(plugin or ())])
     chosen = choose_task(found, stage.get("task") or recipe.get("task"), task, options or [])
     taskset = tasks.make(chosen.pop("name"), **chosen)
@@ -80,7 +82,7 @@ def evaluate_model(
                 samples_per_task=samples,
                 seed=seed,
                 max_context=writer.sampler.max_context,
-                max_turns=max_turns or as_trained.get("max_turns") or stage.get("max_turns") or MAX_TURNS,
+                limits=limits if max_turns is None else replace(limits, turns=max_turns),
                 options=config.build(RolloutOptions, stage.get("rollouts") or {}, "rollouts"),
             )
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,6 +27,9 @@ kb = typer.Typer(no_args_is_help=True, help="Knowledge bases: list, describe, me
 Name = Annotated[str, typer.Option("--kb", help="A name under kb/, or a folder with a slash.")]
 Bare = Annotated[str, typer.Argument(metavar="KB", hidden=True)]  # `kb info notes` is `kb info --kb notes`
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Mode = Annotated[str | None, typer.Option(help="dense, bm25 or hybrid; otherwise what the knowledge base remembers.")]
+Rerank = Annotated[str | None, typer.Option(help="A second stage: cross-encoder:MODEL or maxsim:MODEL.")]
+AllPassages = Annotated[bool, typer.Option("--all-passages", help="Several passages of one document, too.")]
 LEAST_TO_TUNE = 20  # questions
 
 
@@ -86,12 +89,8 @@ def serve(
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 lets everybody in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 is any free one.")] = 8765,
     topk: Annotated[int, typer.Option(help="Passages a query, for requests that leave it open.")] = 3,
-    mode: Annotated[
-        str | None, typer.Option(help="dense, bm25 or hybrid.", show_default="the knowledge base's own")
-    ] = None,
-    rerank: Annotated[
-        str | None, typer.Option(help="A second stage: cross-encoder:MODEL or maxsim:MODEL.", show_default="none")
-    ] = None,
+    mode: Mode = None,
+    rerank: Rerank = None,
 ) -> None:
     """Answer POST /retrieve from a knowledge base, in the protocol of Search-R1, until Ctrl-C."""
     from aurify.knowledge.rerank import load_reranker
@@ -120,17 +119,16 @@ def serve(
 @kb.command(name="eval")
 def evaluate(
     queries: Annotated[
-        Path, typer.Option(help='JSON lines: {"query": ..., "document": id}; "lines": [first, last] for a passage.')
+        Path,
+        typer.Option(help='JSON lines: {"query": ..., "document": id}; "lines" (first, last) for a passage.'),
     ],
     name: Name = "",
     bare: Bare = "",
-    rerank: Annotated[
-        str | None, typer.Option(help="Also with this second stage: cross-encoder:MODEL or maxsim:MODEL.")
-    ] = None,
+    rerank: Rerank = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose the fusion on half of the questions, report the other half, keep it.")
     ] = False,
-    passages: Annotated[bool, typer.Option("--all-passages", help="Several passages of one document, too.")] = False,
+    passages: AllPassages = False,
     limit: Annotated[int | None, typer.Option(help="Ask the first so many questions.", show_default="all")] = None,
     timed: Annotated[int, typer.Option(help="Questions asked one by one for the latency.")] = 100,
     plot: Annotated[Path | None, typer.Option(help="Where the picture goes.", show_default="KB/eval.svg")] = None,
@@ -183,8 +181,8 @@ def check_answers(base: KnowledgeBase, questions: list[Question], file: Path) ->
 def tune_fusion(base: KnowledgeBase, questions: list[Question], passages: bool, console: Console) -> None:
     from aurify.evaluation.comparison import tune
 
-    with progress_bar(console, f"tuning on {len(questions)} questions", len(questions)) as advance:
-        (best, quality), *_ = tune(base, questions, per_document=not passages, progress=advance)
+    progress = make_progress(console, f"tuning on {len(questions)} questions")
+    (best, quality), *_ = tune(base, questions, per_document=not passages, progress=progress)
     base.remember(best)
     console.print(
         f"best of these {len(questions)} questions: {best.describe()} (MRR@10 {quality.mrr:.3f}); kept in "
@@ -199,49 +197,36 @@ def compare(
     from aurify.knowledge.rerank import load_reranker
 
     second = load_reranker(rerank)
-    ways = [(name, options, None) for name, options in list_modes(base.settings.search).items()]
+    measure = partial(measure_search, base, questions, per_document=not passages, num_timed=timed)
+    measured = [
+        measure(name, options, progress=make_progress(console, name))
+        for name, options in list_modes(base.settings.search).items()
+    ]
     if second is not None:
-        ways.append(("reranked", base.settings.search, second))
-    measured = []
-    for name, options, reranker in ways:
-        with progress_bar(console, name, len(questions)) as advance:
-            found = measure_search(
-                base,
-                questions,
-                name,
-                options,
-                rerank=reranker,
-                per_document=not passages,
-                num_timed=timed,
-                progress=advance,
-            )
-        measured.append(found)
+        progress = make_progress(console, "reranked")
+        measured.append(measure("reranked", base.settings.search, rerank=second, progress=progress))
     return measured
+
+
+def make_progress(console: Console, words: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
+    """A bar that is gone when it is full; nothing where nobody watches."""
+    from rich.progress import track
+
+    return partial(track, description=words, console=console, transient=True, disable=not console.is_terminal)
 
 
 def show_tables(measured: list[Measured]) -> None:
     from rich import box
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from aurify.evaluation.comparison import HEADINGS, list_stages
 
     rows = [one.to_row() for one in measured]
-    for columns, cells in ((HEADINGS, rows), (("stage", "p50 ms", "p95 ms"), list_stages(measured))):
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for number, column in enumerate(columns):
-            table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    for headings, cells in ((HEADINGS, rows), (("stage", "p50 ms", "p95 ms"), list_stages(measured))):
+        first, *others = headings
+        columns = [Column(first, no_wrap=True), *(Column(name, justify="right", no_wrap=True) for name in others)]
+        table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
         for row in cells:
             table.add_row(*row)
         Console(highlight=False).print(table)
-
-
-@contextmanager
-def progress_bar(console: Console, words: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Gone when it is full; nothing where nobody watches."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(words, total=total)
-        yield lambda num: progress.advance(task, num)

@@ -24,6 +24,7 @@ from aurify.cli.help import explain
 from aurify.cli.ingest import ingest
 from aurify.cli.kb import kb
 from aurify.cli.list import list_names
+from aurify.cli.merge import merge
 from aurify.cli.models import models
 from aurify.cli.report import report
 from aurify.cli.runs import runs
@@ -125,6 +126,7 @@ app.command()(report)
 app.command()(ingest)
 app.command()(search)
 app.command()(models)
+app.command()(merge)
 app.command()(doctor)
 app.add_typer(data, name="data")
 app.add_typer(kb, name="kb")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from aurify.config import prefix_errors
@@ -81,7 +81,7 @@ def first_example(plan: Plan, stage: PlannedStage, renderer: Renderer) -> Shown 
 
     options, taskset, seed = stage.options, stage.taskset, plan.recipe.seed
     if isinstance(options, OnlineStage):
-        return asyncio.run(try_environment(stage, renderer, seed, options.max_turns))
+        return asyncio.run(try_environment(stage, renderer, seed))
     if stage.examples is not None:
         datum = first_datum(stage.examples, options, renderer)
         return Shown(datum, renderer.notes()) if datum else None
@@ -92,21 +92,22 @@ def first_example(plan: Plan, stage: PlannedStage, renderer: Renderer) -> Shown 
         messages = [message for example in examples.train if isinstance(example, Chat) for message in example.messages]
         return Shown(datum, renderer.notes(messages)) if datum else None
     if options.data.sample is not None:
-        asyncio.run(try_environment(stage, renderer, seed, TRIED_TURNS))
+        asyncio.run(try_environment(stage, renderer, seed))
     return None
 
 
-async def try_environment(stage: PlannedStage, renderer: Renderer, seed: int, max_turns: int) -> Shown:
+async def try_environment(stage: PlannedStage, renderer: Renderer, seed: int) -> Shown:
     """Starts the environment of the first task for real. One of several turns is played, with a text that is no answer
     instead of the model's: a template that cannot write what the environment says is refused here."""
     from aurify.environments.hosting import host_environment
-    from aurify.environments.rollout import Limits, build_datum, observe, rollout
+    from aurify.environments.rollout import build_datum, observe, rollout
     from aurify.environments.single_turn import SingleTurn
     from aurify.samplers.scripted import ScriptedSampler
     from aurify.types import Datum, SamplingParams
 
     assert stage.taskset is not None
     factory, seconds = stage.taskset.environment, stage.options.rollouts.step_seconds
+    limits = stage.options.limits
     task = next(iter(stage.taskset.train(seed)))
     async with host_environment(factory, task, seconds=seconds) as environment:
         try:
@@ -129,9 +130,9 @@ async def try_environment(stage: PlannedStage, renderer: Renderer, seed: int, ma
             renderer,
             SamplingParams(max_tokens=10**6),
             max_context=stage.options.sampler.max_context,
-            limits=Limits(min(max_turns, TRIED_TURNS)),
+            limits=replace(limits, turns=min(limits.turns, TRIED_TURNS)),
         )
-    notes = renderer.notes(first.messages, first.tools, many_turns=max_turns > 1)
+    notes = renderer.notes(first.messages, first.tools, many_turns=limits.turns > 1)
     tried = f"the environment was started and played, with {STAND_IN!r} for {len(sampler.prompts)} answers"
     return Shown(build_datum(trajectory), [tried, *notes])
 
@@ -152,7 +153,7 @@ def highlight(renderer: Renderer, example: Datum, colours: bool) -> Text:
     from rich.text import Text
 
     text = Text()
-    for tokens, trained in split_runs(example):
+    for tokens, trained in join_runs(example):
         part = renderer.tokenizer.decode(tokens)
         text.append(f"{OPEN}{part}{CLOSE}" if trained and not colours else part, style="green" if trained else "dim")
     return text
@@ -169,7 +170,7 @@ def shorten(text: Text) -> Text:
     return Text.assemble(text[:head], (gap, "yellow"), text[-tail:])
 
 
-def split_runs(example: Datum) -> list[tuple[list[int], bool]]:
+def join_runs(example: Datum) -> list[tuple[list[int], bool]]:
     """Neighbouring tokens that are all trained, or all not, together: a character may span several tokens."""
     runs: list[tuple[list[int], bool]] = []
     for token, weight in zip(example.tokens, example.weights, strict=True):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from aurify.cli.names import NamedModel
     from aurify.renderer import Renderer
-    from aurify.samplers.inprocess import InProcessSampler
+    from aurify.samplers.sampler import StreamingSampler
     from aurify.types import Message, SamplingParams
 
 T = TypeVar("T")
@@ -20,7 +20,7 @@ UNFINISHED = "\ufffd"  # stands for bytes that are not a whole character yet
 
 @dataclass(frozen=True)
 class Writer:
-    sampler: InProcessSampler
+    sampler: StreamingSampler
     renderer: Renderer
     runner: asyncio.Runner  # one event loop for the sampler's whole life
 
@@ -66,7 +66,7 @@ def open_writer(model: NamedModel, *, device: str = "auto", seed: int = 0) -> It
         from aurify.engine.engine import Engine
         from aurify.models.model import ModelConfig, load_model
         from aurify.renderer import Renderer
-        from aurify.samplers.inprocess import InProcessSampler
+        from aurify.samplers.open import SamplerOptions, open_sampler
 
         loaded = load_model(config.build(ModelConfig, {"name": model.name, "device": device}, "model"))
         options = model.stage_options()
@@ -76,7 +76,7 @@ def open_writer(model: NamedModel, *, device: str = "auto", seed: int = 0) -> It
             template_options=options.get("template_options") or {},
         )
         engine = Engine(loaded, trainable=False)
-        sampler = InProcessSampler(engine, seed=seed)
+        sampler = open_sampler(SamplerOptions(), engine, seed=seed)
     with asyncio.Runner() as runner:
         try:
             yield Writer(sampler, renderer, runner)

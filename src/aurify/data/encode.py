@@ -1,25 +1,39 @@
 """Examples into data to train on. An answer becomes one `Datum`; both sides of a preference pair are one unit, next to
-each other; an answer with a label carries it as +1 or -1.
-
-An example above the limit of tokens is an error, is dropped, or is cut where a message ends: from the left (the oldest
-turns) or from the right. System prompts stay, and an answer is never cut in itself."""
+each other; an answer with a label carries it as +1 or -1. An example with too many tokens is an error, or is dropped or
+cut."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from aurify.data.example import Chat, Example, Label, Pair, Text, as_context
+from aurify.data.example import Chat, Example, Label, Text, as_context, map_messages, messages_in
 from aurify.data.forms import Reader, detect
+from aurify.data.overlong import Overlong, cut_text, shorten
 from aurify.errors import UserError
 from aurify.renderer import Renderer, TrainOn
-from aurify.rows.row import BadRow, Row, Tally
+from aurify.rows.files import build_row
+from aurify.rows.row import SKIP, BadRow, Row, Tally
+from aurify.rows.sources import raise_bad
 from aurify.types import Datum, Lesson, Message
 
 Unit = tuple[Datum, ...]
+STRIPPED = "an end token after an answer, or one that begins a text, was taken off: it is written anyway"
+FOREIGN = "control tokens of the model in a text are ordinary characters; a written-out conversation needs messages"
 OnBadRow = Literal["error", "skip"]
-Overlong = Literal["error", "drop", "cut_left", "cut_right"]
+# words of the renderer's error -> why a row is refused, and what a recipe can say to mend all such rows
+REFUSALS = (
+    ("no assistant message", "no assistant message to train on", SKIP),
+    ("leaves out", "the chat template leaves out a message", SKIP),
+    ("train_on: last", "the chat template rewrites earlier turns", "train_on: last trains the last answer alone"),
+    (
+        "opens a thought",
+        "an answer without a thought, where the chat template opens one",
+        "maps: [empty_thoughts] gives such answers an empty one",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +42,7 @@ class Encoding:
 
     train_on: TrainOn = "assistant"
     limit: int | None = None  # tokens of one sequence
+    vocabulary: int | None = None  # rows of the model's embedding
     overlong: Overlong = "error"
     on_bad_row: OnBadRow = "error"
 
@@ -42,18 +57,43 @@ class Encoded:
 def encode(examples: Sequence[Example], renderer: Renderer, options: Encoding) -> Encoded:
     """The units of all examples of one source."""
     result = Encoded()
-    for example in examples:
+    for given in examples:
+        example = strip_frame(given, renderer, result.tally)
         try:
             unit = fit(example, renderer, options, result.tally)
         except BadRow as error:
             if options.on_bad_row == "error":
                 raise
-            result.tally.reject(error.kind, str(error))
+            result.tally.reject(error.kind, str(error), error.option)
             continue
         if unit is not None:
             result.units.append(number_unit(unit, len(result.units)))
             result.examples.append(example)
     return result
+
+
+def strip_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
+    """Without tokens that the tokenizer or the chat template writes around texts itself. Other control tokens are
+    told: in a text they become ordinary characters."""
+
+    def strip(messages: list[Message]) -> list[Message]:
+        said = [renderer.strip_end(m["content"]) if m["role"] == "assistant" else m["content"] for m in messages]
+        said[:1] = map(renderer.strip_beginning, said[:1])
+        return [{**message, "content": text} for message, text in zip(messages, said, strict=True)]
+
+    if isinstance(example, Text):
+        text = renderer.strip_end(renderer.strip_beginning(example.text))
+        stripped: Example = replace(example, text=text)
+        texts = [("", text)]
+    else:
+        stripped = map_messages(example, strip)
+        texts = [(message["role"], message["content"]) for message in messages_in(stripped)]
+    if stripped != example:
+        tally.change(example.location, [STRIPPED])
+    hidden = renderer.template.patterns
+    if any(hidden.get(role, hidden[""]).search(text) for role, text in texts):
+        tally.note(example.location, FOREIGN)
+    return stripped
 
 
 def number_unit(unit: Unit, number: int) -> Unit:
@@ -96,10 +136,11 @@ def render(
         return renderer.conversation(messages, example.tools, train=train)
     except UserError as error:
         text = str(error)
-        if "leaves out" in text:  # true of every such row: it is no single row's fault
+        if "tools_as_text" in text:  # true of every row with tools: it is no single row's fault
             raise UserError(f"{example.location}: {error}") from error
-        kind = "no assistant message to train on" if text.startswith("no assistant") else "the chat template refuses it"
-        raise BadRow(example.location, text, kind) from error
+        refused = ("", "the chat template refuses it", SKIP)
+        _, kind, option = next((reason for reason in REFUSALS if reason[0] in text), refused)
+        raise BadRow(example.location, text, kind, option) from error
 
 
 # ---------------------------------------------------------------------- lengths
@@ -108,6 +149,7 @@ def render(
 def fit(example: Example, renderer: Renderer, options: Encoding, tally: Tally) -> Unit | None:
     """The tokens of an example, cut or left out where they are too many."""
     unit, limit = build_unit(example, renderer, options), options.limit
+    check_tokens(example, unit, renderer, options.vocabulary)
     if limit is None or longest(unit) <= limit:
         return unit
     if options.overlong == "error":
@@ -118,11 +160,10 @@ def fit(example: Example, renderer: Renderer, options: Encoding, tally: Tally) -
     if options.overlong == "drop":
         tally.dropped[f"above {limit} tokens"] += 1
         return None
-    cut = (
-        cut_text(unit[0], limit, options.overlong)
-        if isinstance(example, Text)
-        else cut_messages(example, renderer, options)
-    )
+    if isinstance(example, Text):
+        cut: Unit | None = (cut_text(unit[0], limit, options.overlong),)
+    else:
+        cut = cut_messages(example, renderer, options)
     if cut is None:
         tally.dropped[f"above {limit} tokens, and no message could be cut off"] += 1
     else:
@@ -130,47 +171,24 @@ def fit(example: Example, renderer: Renderer, options: Encoding, tally: Tally) -
     return cut
 
 
-def cut_text(datum: Datum, limit: int, how: Overlong) -> Unit:
-    """Plain text has no messages to cut at."""
-    part = slice(-limit, None) if how == "cut_left" else slice(limit)
-    return (replace(datum, tokens=datum.tokens[part], weights=[0.0, *datum.weights[part][1:]]),)
+def check_tokens(example: Example, unit: Unit, renderer: Renderer, vocabulary: int | None) -> None:
+    token = max(max(datum.tokens) for datum in unit)
+    if vocabulary is not None and token >= vocabulary:
+        text = renderer.tokenizer.convert_ids_to_tokens(token)
+        raise BadRow(
+            example.location,
+            f"a text holds {text!r}, which is token {token}; the model's embedding has {vocabulary} rows. Take it out, "
+            "or add rows: model.resize_token_embeddings(len(tokenizer)), and save the model",
+            "a token without an embedding",
+        )
 
 
 def cut_messages(example: Example, renderer: Renderer, options: Encoding) -> Unit | None:
     """The longest shorter form that fits; None where there is none."""
-    assert options.limit is not None
-    forms = shorten(example, options.overlong)
-    low, high = 0, len(forms)  # forms get shorter: the first that fits
-    while low < high:
-        middle = (low + high) // 2
-        if longest(build_unit(forms[middle], renderer, options)) <= options.limit:
-            high = middle
-        else:
-            low = middle + 1
-    return build_unit(forms[low], renderer, options) if low < len(forms) else None
-
-
-def shorten(example: Example, how: Overlong) -> list[Example]:
-    """The shorter forms of an example, the longest first. Pairs and labels can only lose the beginning of a prompt."""
-    if isinstance(example, Chat):
-        kinds = drop_oldest(example.messages) if how == "cut_left" else drop_newest(example.messages)
-        return [replace(example, messages=messages) for messages in kinds]
-    if isinstance(example, (Pair, Label)) and how == "cut_left":
-        return [replace(example, prompt=messages) for messages in drop_oldest(example.prompt)]
-    return []
-
-
-def drop_oldest(messages: Sequence[Message]) -> list[list[Message]]:
-    """What is left begins with a user's message, after the system prompt."""
-    system = [message for message in messages[:1] if message["role"] == "system"]
-    starts = [k for k in range(len(system) + 1, len(messages)) if messages[k]["role"] == "user"]
-    return [[*system, *messages[start:]] for start in starts]
-
-
-def drop_newest(messages: Sequence[Message]) -> list[list[Message]]:
-    """What is left ends with an assistant's message that calls no tool: whoever calls one must see what it gave."""
-    ends = [k for k in range(len(messages) - 2, 0, -1) if messages[k]["role"] == "assistant"]
-    return [list(messages[: end + 1]) for end in ends if not messages[end].get("tool_calls")]
+    limit, forms = options.limit, shorten(example, options.overlong)
+    assert limit is not None
+    index = bisect_left(forms, True, key=lambda form: longest(build_unit(form, renderer, options)) <= limit)
+    return build_unit(forms[index], renderer, options) if index < len(forms) else None
 
 
 # ---------------------------------------------------------------------- rows in memory
@@ -184,27 +202,19 @@ def encode_rows(
     reader: Reader | None = None,
 ) -> Encoded:
     """Reads and encodes rows in any form. reader: where their form is known."""
-    located = [row if isinstance(row, Row) else Row(row, f"row {number}") for number, row in enumerate(rows, 1)]
+    located = [
+        row if isinstance(row, Row) else raise_bad(build_row(row, f"row {number}"))
+        for number, row in enumerate(rows, 1)
+    ]
     reader, tally = reader or detect(located, lesson), Tally()
     result = encode(reader.read_all(located, tally, skip_bad=options.on_bad_row == "skip"), renderer, options)
     tally.add(result.tally)
     return replace(result, tally=tally)
 
 
-def sft_data(rows: Sequence[Mapping[str, Any]], renderer: Renderer, train: TrainOn = "assistant") -> list[Datum]:
-    """Answers to imitate, of rows in any form."""
-    return flatten(encode_rows(rows, renderer, Encoding(train_on=train)))
-
-
-def preference_data(rows: Sequence[Mapping[str, Any]], renderer: Renderer) -> list[Datum]:
-    """Chosen and rejected of a pair stand next to each other and are one unit; both begin with the same tokens."""
-    return flatten(encode_rows(rows, renderer, Encoding(), "pairs"))
-
-
-def label_data(rows: Sequence[Mapping[str, Any]], renderer: Renderer) -> list[Datum]:
-    """Answers with labels, +1 desirable and -1 undesirable; a pair gives one of each."""
-    return flatten(encode_rows(rows, renderer, Encoding(), "labels"))
-
-
-def flatten(encoded: Encoded) -> list[Datum]:
-    return [datum for unit in encoded.units for datum in unit]
+def encode_data(
+    rows: Sequence[Mapping[str, Any]], renderer: Renderer, lesson: Lesson = "answers", train_on: TrainOn = "assistant"
+) -> list[Datum]:
+    """Rows in any form as data to train on. The first that cannot be used is an error."""
+    units = encode_rows(rows, renderer, Encoding(train_on=train_on), lesson).units
+    return [datum for unit in units for datum in unit]

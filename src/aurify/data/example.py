@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
@@ -56,3 +56,22 @@ Example = Chat | Pair | Label | Text
 def as_context(messages: Sequence[Message]) -> list[Message]:
     """The same messages, none of them trained."""
     return [{**message, "weight": 0.0} if message["role"] == "assistant" else message for message in messages]
+
+
+def map_messages(example: Chat | Pair | Label, change: Callable[[list[Message]], list[Message]]) -> Example:
+    """The example with `change` applied to its prompt and each of its answers, or to its whole chat."""
+    if isinstance(example, Chat):
+        return replace(example, messages=change(example.messages))
+    prompt = change(example.prompt)
+    if isinstance(example, Label):
+        return replace(example, prompt=prompt, completion=change(example.completion))
+    return replace(example, prompt=prompt, chosen=change(example.chosen), rejected=change(example.rejected))
+
+
+def messages_in(example: Example) -> list[Message]:
+    if isinstance(example, Text):
+        return []
+    if isinstance(example, Chat):
+        return example.messages
+    answers = example.completion if isinstance(example, Label) else [*example.chosen, *example.rejected]
+    return [*example.prompt, *answers]

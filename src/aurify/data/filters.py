@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from aurify import registry
+from aurify.data.messages import SAME_ROLE, find_thought
 from aurify.errors import UserError
+from aurify.rows.columns import COMPLETION
 from aurify.rows.row import Row, Tally
 from aurify.signatures import options_for, report_crashes
 
+ANSWERS, TEXTS = (*COMPLETION, "chosen", "rejected"), ("content", "value")
 Entry = str | Mapping[str, Any]  # a registered function: its name, or {name: ..., options}
 
 
@@ -96,6 +99,26 @@ def rename(row: Row, columns: dict[str, str]) -> dict[str, Any]:
     """Old name -> new name. A column that has the new name already gives way."""
     kept = {name: value for name, value in row.items() if name not in columns and name not in columns.values()}
     return kept | {new: row[old] for old, new in columns.items() if old in row}
+
+
+def drop(row: Row, columns: list[str]) -> dict[str, Any]:
+    """Takes columns off."""
+    return {name: value for name, value in row.items() if name not in columns}
+
+
+def empty_thoughts(row: Row) -> dict[str, Any]:
+    """Answers without a thought get an empty one, for chat templates that open a thought before each reply."""
+
+    def think(value: Any, name: str) -> Any:
+        if isinstance(value, list):
+            return [think(entry, name) for entry in value]
+        if isinstance(value, Mapping) and not find_thought(value):
+            said = SAME_ROLE.get(role := value.get("role", value.get("from")), role) == "assistant"
+            return {key: think(text, "answer") if said and key in TEXTS else text for key, text in value.items()}
+        is_answer = name in ANSWERS and isinstance(value, str) and value.strip() and "</think>" not in value
+        return f"<think>\n\n</think>\n\n{value}" if is_answer else value
+
+    return row if find_thought(row) else {name: think(value, name) for name, value in row.items()}
 
 
 def margin_from_scores(

@@ -11,11 +11,12 @@ from typing import Any
 from aurify.config import did_you_mean, list_names
 from aurify.data import reading
 from aurify.data.example import Chat, Example, Label, Pair, as_context
-from aurify.data.reading import Columns, parse_label, read_rating
+from aurify.data.prompts import Columns
+from aurify.data.reading import check_read, parse_label, read_rating
 from aurify.data.transcripts import is_glaive, is_hh
 from aurify.errors import UserError
-from aurify.rows.columns import CHAT, COMPLETION, CONTEXT, PROMPT, SYSTEM, TEXT, find_column
-from aurify.rows.row import BadRow, Row, Tally
+from aurify.rows.columns import CHAT, COMPLETION, CONTEXT, HISTORY, LABEL, PROMPT, SYSTEM, TEXT, find_column
+from aurify.rows.row import SKIP, BadRow, Row, Tally
 from aurify.types import Lesson
 
 LOOKED_AT = 200
@@ -33,6 +34,13 @@ FALLBACK: dict[Lesson, tuple[str, Columns]] = {
 }
 ONES = {"answers": "answers", "pairs": "preference pairs", "labels": "answers with labels"}
 OBJECTS = {"messages": ("role",), "sharegpt": ("from", "value"), "capybara": ("input", "output")}  # keys of a turn
+BESIDE = ("input", "system", "history")  # parts that a row may lack
+WRONG_LESSON = "what the row holds is nothing that this method learns from"
+DROP_LABEL = (
+    "maps: [{name: rename, columns: {label: good}}] with filters: [{name: equals, column: good, value: true}] learns "
+    "from the good ones, maps: [{name: drop, columns: [label]}] from all"
+)
+WHOLE = ("hh", "dialogue pairs", "messages", "sharegpt", "capybara", "glaive", "hh transcript")  # one look tells them
 SIDES = ("prompt", "completion", "chosen", "rejected")  # columns that are no whole chat
 
 
@@ -68,39 +76,53 @@ FORMS = {
 
 def find_forms(row: Mapping[str, Any]) -> Iterator[tuple[str, Columns]]:
     """All forms that a row fits, the most particular one first, each with the columns that it reads."""
-    prompt = find_column(row, PROMPT, str, list)
-    asked = {"prompt": prompt} if prompt else {}
-    system = {"system": column} if (column := find_column(row, SYSTEM, str)) else {}
-    chosen, rejected = row.get("chosen"), row.get("rejected")
+    prompt, label = find_column(row, PROMPT, str, list), find_label(row)
+    chats = {name: column for name, keys in OBJECTS.items() if (column := find_objects(row, keys))}
+    system, history = find_column(row, SYSTEM, str), find_column(row, HISTORY, list, str)
+    beside = {part: column for part, column in (("system", system), ("history", history)) if column}
+    if "chosen" in row and "rejected" in row:
+        yield from find_pairs(row, prompt, next(iter(chats.values()), None), beside)
+    if prompt and isinstance(row[prompt], str) and are_rated(row.get("completions")):
+        yield "rated completions", {"prompt": prompt}
+    answer = find_column(row, (name for name in COMPLETION if name != prompt), str, list, dict, int, float)
+    if prompt and answer and is_said(row[prompt]) and is_said(row[answer]):
+        context = {"input": column} if (column := find_column(row, CONTEXT, str)) else {}
+        both = {"prompt": prompt, "answer": answer, **context, **beside}
+        if label:
+            yield "labels", {**both, "label": label}
+        elif isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
+            yield "alpaca", {**beside, "prompt": "instruction", "answer": "output", "input": "input"}
+        else:  # with labels they are no answers to imitate: half of them are bad
+            yield "prompt and answer", both
+    for name, column in chats.items():
+        if label:
+            yield "labels", {"messages": column, "label": label, **beside}
+        elif "chosen" not in row or not is_open(row[column]):
+            yield name, {"messages": column, **beside}
+    if column := find_value(row, is_glaive):
+        yield "glaive", {"messages": column, **beside}
+    if "chosen" not in row and (column := find_value(row, is_hh)) and column != prompt:
+        yield "hh transcript", {"messages": column}
+    if column := find_column(row, TEXT, str):
+        yield "text", {"text": column}
+
+
+def find_pairs(
+    row: Mapping[str, Any], prompt: str | None, chat: str | None, beside: Columns
+) -> Iterator[tuple[str, Columns]]:
+    chosen, rejected = row["chosen"], row["rejected"]
     if is_hh(chosen) and is_hh(rejected):
         yield "hh", {}
     if is_whole(chosen) and is_whole(rejected):
-        yield "dialogue pairs", asked
-    if "chosen" in row and "rejected" in row and ("prompt" in row or prompt):
-        yield "pairs", {"prompt": "prompt" if "prompt" in row else prompt or "", **system}
-    if isinstance(chosen, str) and isinstance(rejected, str) and not prompt:
+        yield "dialogue pairs", {"prompt": prompt} if prompt else {}
+    if asked := "prompt" if "prompt" in row else prompt or chat:
+        yield "pairs", {"prompt": asked, **beside}
+    elif isinstance(chosen, str) and isinstance(rejected, str):
         yield "implicit pairs", {}
-    if prompt and isinstance(row[prompt], str) and are_rated(row.get("completions")):
-        yield "rated completions", asked
-    answer = find_column(row, (name for name in COMPLETION if name != prompt), str, list, int, float)
-    context = {"input": column} if (column := find_column(row, CONTEXT, str)) else {}
-    answered = prompt and answer and is_said(row[prompt]) and is_said(row[answer])
-    labelled = answered and parse_label(row.get("label")) is not None
-    if labelled:
-        yield "labels", {**asked, "answer": answer or "", "label": "label", **context, **system}
-    for name, keys in OBJECTS.items():
-        if chat := find_objects(row, keys):
-            yield name, {"messages": chat, **system}
-    if chat := find_value(row, is_glaive):
-        yield "glaive", {"messages": chat, **system}
-    if not labelled and isinstance(row.get("instruction"), str) and isinstance(row.get("output"), str):
-        yield "alpaca", {"prompt": "instruction", "answer": "output", "input": "input", **system}
-    if not labelled and answered:  # with labels they are no answers to imitate: half of them are bad
-        yield "prompt and answer", {**asked, "answer": answer or "", **context, **system}
-    if (chat := find_value(row, is_hh)) and "chosen" not in row:
-        yield "hh transcript", {"messages": chat}
-    if text := find_column(row, TEXT, str):
-        yield "text", {"text": text}
+
+
+def find_label(row: Mapping[str, Any]) -> str | None:
+    return next((name for name in LABEL if parse_label(row.get(name)) is not None), None)
 
 
 def find_objects(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
@@ -118,8 +140,15 @@ def find_value(row: Mapping[str, Any], test: Callable[[Any], bool]) -> str | Non
 
 
 def is_said(value: Any) -> bool:
-    """Text or messages, and no other list."""
-    return not isinstance(value, list) or (isinstance(value[0], Mapping) and "role" in value[0])
+    """Text, a message or messages, and no other list."""
+    entry = value[0] if isinstance(value, list) else value
+    return not isinstance(value, list | dict) or (isinstance(entry, Mapping) and ("role" in entry or "from" in entry))
+
+
+def is_open(chat: Sequence[Any]) -> bool:
+    """It ends with a question."""
+    last = chat[-1] if isinstance(chat[-1], Mapping) else {}
+    return last.get("role", last.get("from")) in ("user", "human")
 
 
 def is_whole(side: Any) -> bool:
@@ -145,10 +174,13 @@ class Reader:
     num: int  # rows in this form ...
     num_looked_at: int  # ... of so many
     lesson: Lesson  # what the rows shall become
+    given: bool = False  # the form was given, so no row is read in another one
 
     def read(self, row: Row) -> list[Example]:
         """One example of what the method learns from, or two where a pair becomes labels."""
-        example = replace(self.form.read(row, self.columns), location=row.location, part=row.part)
+        form, columns = self.choose(row)
+        check_read(row, columns)
+        example = replace(form.read(row, columns), location=row.location, part=row.part)
         if not isinstance(example, Pair) or self.lesson == "pairs":
             return [example]
         shared: dict[str, Any] = {"tools": example.tools, "location": row.location, "part": row.part}
@@ -158,17 +190,43 @@ class Reader:
         sides = ((example.chosen, True), (example.rejected, False))
         return [Label(example.prompt, side, desirable, **shared) for side, desirable in sides]
 
+    def choose(self, row: Row) -> tuple[Form, Columns]:
+        """The form of the source; or the row's own, where it lacks columns of that and has others instead."""
+        fitting: dict[str, Columns] = {}
+        for name, columns in find_forms(row):
+            fitting.setdefault(name, columns)
+        useful = [name for name in fitting if FORMS[name].holds in ALSO[self.lesson]]
+        if not self.given and fitting and (not useful or ("labels" in fitting and self.lesson == "answers")):
+            name = "labels" if "labels" in fitting else next(iter(fitting))
+            problem = (
+                f"the row is one of {ONES[FORMS[name].holds]} ({name!r}); this method learns from {ONES[self.lesson]}"
+            )
+            raise row.bad(problem, WRONG_LESSON, DROP_LABEL if name == "labels" else SKIP)
+        if self.given or not useful or not any(row.get(column) is None for column in self.needed()):
+            return self.form, self.columns
+        name, columns = useful[0], fitting[useful[0]]
+        if name not in WHOLE and set(columns.values()) <= set(self.columns.values()):
+            return self.form, self.columns  # a row of this form with something missing: the error names it
+        row.changes.append(f"read as {name!r}, unlike most rows of the source")
+        return FORMS[name], columns
+
+    def needed(self) -> list[str]:
+        sides = ["chosen", "rejected"] if self.form.holds == "pairs" and self.form.name != "rated completions" else []
+        return [column for part, column in self.columns.items() if part not in BESIDE] + sides
+
     def read_all(self, rows: Iterable[Row], tally: Tally, *, skip_bad: bool = False) -> list[Example]:
         """skip_bad: rows that cannot be used are counted; otherwise the first is an error."""
         examples: list[Example] = []
         for row in rows:
             tally.num_rows += 1
+            num_changes = len(row.changes)
             try:
                 examples += self.read(row)
+                tally.change(row.location, row.changes[num_changes:])
             except BadRow as error:
                 if not skip_bad:
                     raise
-                tally.reject(error.kind, str(error))
+                tally.reject(error.kind, str(error), error.option)
         return examples
 
     def line(self) -> str:
@@ -191,12 +249,13 @@ def detect(rows: Sequence[Row], lesson: Lesson | None = None, name: str | None =
     if found:
         most = max(num for _, _, num in found)
         form, columns, num = next(one for one in found if 2 * one[2] >= most)
-        return Reader(form, columns, num, len(looked_at), lesson or form.holds)
+        return Reader(form, columns, num, len(looked_at), lesson or form.holds, given=name is not None)
     other = vote(allowed, looked_at)
     where = rows[0].location if rows else "the data"
     if other is not None and lesson and 2 * other[2] >= len(looked_at):
         held = f"{ONES[other[0].holds]} ({other[0].name!r})"
-        raise UserError(f"{where}: the rows are {held}; this method learns from {ONES[lesson]}")
+        mend = f". {DROP_LABEL}" if other[0].holds == "labels" else ""
+        raise UserError(f"{where}: the rows are {held}; this method learns from {ONES[lesson]}{mend}")
     if lesson is None:
         names = list_names(map(str, rows[0])) if rows else "none"
         raise UserError(f"{where}: no known form of data; columns: {names}. docs/data.md lists the forms")
@@ -218,7 +277,6 @@ def vote(forms: Sequence[Form], rows: Sequence[Row]) -> tuple[Form, Columns, int
     if not votes:
         return None
     form = max(forms, key=lambda form: votes[form.name])
-    merged: dict[str, str] = {}
-    for items, _ in columns[form.name].most_common():
-        merged = {**dict(items), **merged}  # also a column that only some rows fill, such as a system prompt
-    return form, merged, votes[form.name]
+    [most, *others] = (dict(items) for items, _ in columns[form.name].most_common())
+    beside = {part: column for items in others for part, column in items.items() if part in BESIDE}
+    return form, {**beside, **most}, votes[form.name]

@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from aurify.rows.columns import THOUGHT, TOOLS
-from aurify.rows.row import Row
+from aurify.rows.row import NANS, Row
+from aurify.rows.values import parse_json, prune
+from aurify.tools.calls import Call, read_call, read_calls
+from aurify.tools.schema import list_functions
 from aurify.types import Message
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -23,6 +26,7 @@ CALL_ROLES = ("function_call", "tool_call")  # ShareGPT writes a call as a turn 
 def read_messages(row: Row, column: str) -> list[Message]:
     """The conversation in a column."""
     given = row.need(column)
+    given = [given] if isinstance(given, Mapping) else given
     if not isinstance(given, list):
         raise row.bad(f"{column!r} holds {type(given).__name__}; expected a list of messages")
     messages: list[Message] = []
@@ -48,16 +52,19 @@ def read_message(row: Row, where: str, given: Any) -> Message:
     values = {key: value for key, value in given.items() if value is not None} if isinstance(given, Mapping) else {}
     role = values.get("role", values.get("from"))
     role = SAME_ROLE.get(role, role) if isinstance(role, str) else None
-    calls = read_calls(row, where, values)
-    content = read_content(values.get("content", values.get("value", "" if calls else None)))
+    calls = read_declared(row, where, values)
+    content = read_content(values.get("content", values.get("value", "" if calls else None)), role)
     if role in CALL_ROLES:
-        role, calls, content = "assistant", parse_calls(row, where, content or ""), ""
+        role, calls, content = "assistant", read_written(row, where, content or ""), ""
     if role not in ROLES or content is None:
         raise row.bad(
             f"{where} is {str(given)[:80]}; expected an object with a role (or from: {', '.join(ROLES)}) and a content "
             "(or value) that is text",
             f"{column_name(where)!r} holds something that is no message with a role and text",
         )
+    if content in NANS:
+        problem = f"{where} is {content!r}, which stands for a missing value; fill it or remove the row"
+        raise row.bad(problem, f"{column_name(where)!r}: a message that is 'nan'")
     weight = read_weight(row, where, values, role)
     if role == "assistant" and not content.strip() and not calls and weight != 0:
         problem = "an assistant message without text"
@@ -78,13 +85,21 @@ def column_name(where: str) -> str:
     return where.partition("[")[0]
 
 
-def read_content(content: Any) -> str | None:
-    """Text, or the text parts of a list. None: neither, such as an image."""
-    if isinstance(content, list) and all(isinstance(part, Mapping) for part in content):
+def read_content(content: Any, role: str | None) -> str | None:
+    """Text, or the text parts of a list; what a tool gives may be any value, and is written as JSON. None: neither,
+    such as an image."""
+    if role == "tool" and content is not None and not isinstance(content, str) and not is_parts(content):
+        return json.dumps(content, ensure_ascii=False, default=str)
+    if is_parts(content):
         texts = [part.get("text") for part in content if part.get("type", "text") == "text"]
         whole = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
         return "".join(text for text in texts if text) if whole else None
     return content if isinstance(content, str) else None
+
+
+def is_parts(content: Any) -> bool:
+    several = isinstance(content, list) and bool(content)
+    return several and all(isinstance(part, Mapping) and ("type" in part or "text" in part) for part in content)
 
 
 def find_thought(values: Mapping[str, Any]) -> str:
@@ -119,40 +134,33 @@ def read_weight(row: Row, where: str, values: Mapping[str, Any], role: str) -> f
 # ---------------------------------------------------------------------- calls and tools
 
 
-def read_calls(row: Row, where: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+def read_declared(row: Row, where: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The tool calls of a message, their arguments as objects: templates write JSON themselves."""
     found = [values["function_call"]] if values.get("function_call") else values.get("tool_calls") or []
     found = parse_json(found)
     if not isinstance(found, list):
         raise row.bad(f"{where}: tool_calls is {str(found)[:60]}; expected a list", "tool_calls is no list")
-    return [read_call(row, where, call) for call in found]
+    # an argument that is null: another call of the file has it, this one has not
+    calls = [write_call(row, where, read_call(prune(call))) for call in found]
+    return [
+        {"id": given["id"], **call} if isinstance(given, Mapping) and isinstance(given.get("id"), str) else call
+        for given, call in zip(found, calls, strict=True)
+    ]
 
 
-def read_call(row: Row, where: str, given: Any) -> dict[str, Any]:
-    function = given.get("function", given) if isinstance(given, Mapping) else None
-    name = function.get("name") if isinstance(function, Mapping) else None
-    if not isinstance(function, Mapping) or not isinstance(name, str) or not name:
-        raise row.bad(
-            f"{where}: the tool call {str(given)[:80]} has no name; expected {{'name': ..., 'arguments': {{...}}}}",
-            "a tool call without a name",
-        )
-    arguments = parse_json(function.get("arguments", function.get("parameters")))
-    arguments = {} if arguments in (None, "") else arguments
-    if not isinstance(arguments, Mapping):
-        raise row.bad(
-            f"{where}: the arguments of {name!r} are {str(function.get('arguments'))[:60]!r}; expected a JSON object",
-            "the arguments of a tool call are no JSON object",
-        )
-    call: dict[str, Any] = {"type": "function", "function": {"name": name, "arguments": dict(arguments)}}
-    return {"id": given["id"], **call} if isinstance(given.get("id"), str) else call
+def read_written(row: Row, where: str, text: str) -> list[dict[str, Any]]:
+    """Calls that a file writes as text, in any form that `read_calls` knows."""
+    calls = read_calls(text)
+    if not calls:
+        raise row.bad(f"{where}: the call {text[:80]!r} cannot be read", "a tool call that cannot be read")
+    return [write_call(row, where, call) for call in calls]
 
 
-def parse_calls(row: Row, where: str, text: str) -> list[dict[str, Any]]:
-    """Calls that stand as JSON in a text: one object, or a list of them."""
-    found = parse_json(text)
-    if not isinstance(found, (dict, list)):
-        raise row.bad(f"{where}: the call {text[:80]!r} is no JSON", "a tool call that is no JSON")
-    return [read_call(row, where, call) for call in (found if isinstance(found, list) else [found])]
+def write_call(row: Row, where: str, call: Call) -> dict[str, Any]:
+    if call.problem:
+        short = "the arguments of a tool call are no JSON object" if call.name else "a tool call without a name"
+        raise row.bad(f"{where}: {call.problem}", short)
+    return {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 
 def read_tools(row: Row) -> list[dict[str, Any]]:
@@ -160,29 +168,8 @@ def read_tools(row: Row) -> list[dict[str, Any]]:
     column = next((name for name in TOOLS if row.get(name)), None)
     if column is None:
         return []
-    given = parse_json(row[column])
-    given = [given] if isinstance(given, Mapping) else given
-    if not isinstance(given, list) or not all(isinstance(tool, Mapping) for tool in given):
-        raise row.bad(
-            f"column {column!r} is {str(row[column])[:60]!r}; expected a list of JSON schemas", f"{column!r} is no list"
-        )
-    tools = list(map(build_tool, given))
-    if not all(isinstance(tool["function"].get("name"), str) for tool in tools):
-        raise row.bad(f"column {column!r} holds a tool without a name", "a tool without a name")
-    return tools
-
-
-def build_tool(given: Mapping[str, Any]) -> dict[str, Any]:
-    function = given["function"] if isinstance(given.get("function"), Mapping) else given
-    inner = {key: value for key, value in function.items() if value is not None and key != "type"}
-    return {"type": "function", "function": inner}
-
-
-def parse_json(value: Any) -> Any:
-    """What a text holds as JSON; other values, and text that is no JSON, as they are."""
-    if not isinstance(value, str):
-        return value
     try:
-        return json.loads(value)
-    except (ValueError, RecursionError):
-        return value
+        functions = list_functions(row[column])
+    except ValueError as error:
+        raise row.bad(f"column {column!r}: {error}", f"{column!r} is no list of tools with names") from None
+    return [{"type": "function", "function": {k: v for k, v in prune(f).items() if k != "type"}} for f in functions]

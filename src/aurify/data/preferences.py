@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from aurify.environments.env import Environment
 from aurify.environments.player import Player, RolloutOptions
-from aurify.environments.rollout import MAX_TURNS, Limits
+from aurify.environments.rollout import NO_LIMITS, Limits
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.rows.row import Row
@@ -28,13 +28,13 @@ async def sample_preferences(
     group_size: int,
     seed: int,
     *,
-    max_turns: int = MAX_TURNS,
+    limits: Limits = NO_LIMITS,
     options: RolloutOptions | None = None,
     tell: Callable[[str], object] = lambda line: None,
 ) -> tuple[list[Row], int]:
     """Preference rows, and the number of tasks left out because their answers all earned the same. tell: is called with
     what went wrong in trajectories."""
-    player = Player(environment, sampler, renderer, options, limits=Limits(max_turns))
+    player = Player(environment, sampler, renderer, options, limits=limits)
 
     async def sample_pair(index: int, task: Task) -> Row | None:
         seeds = [(seed + SEEDS_PER_TASK * index + k) % 2**63 for k in range(group_size)]

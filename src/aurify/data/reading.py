@@ -7,53 +7,51 @@ from itertools import takewhile
 from typing import Any
 
 from aurify.data.example import Chat, Label, Pair, Text
-from aurify.data.messages import read_messages, read_tools
-from aurify.data.transcripts import is_hh, read_glaive, read_glaive_system, read_hh
-from aurify.rows.columns import RATING
-from aurify.rows.row import Row
+from aurify.data.messages import read_tools
+from aurify.data.prompts import (
+    Columns,
+    comparable,
+    read_completion,
+    read_conversation,
+    read_prompt,
+    take_off_prompt,
+    with_system,
+    with_thought,
+)
+from aurify.data.transcripts import is_hh, read_glaive, read_glaive_system
+from aurify.renderer.foreign import strings_in
+from aurify.rows.columns import CHOICES, MEDIA, RATING, find_column
+from aurify.rows.row import SKIP, Row, is_missing
 from aurify.types import Message
 
-Columns = Mapping[str, str]
 TRUE, FALSE = ("true", "1", "1.0", "+1", "desirable", "yes"), ("false", "0", "0.0", "-1", "undesirable", "no")
 EQUAL = "chosen and rejected are the same text; nothing can be learned from it"
+ALIKE = "chosen and rejected differ by white space alone; nothing can be learned from it"
 NO_PROMPT = "chosen and rejected share no prompt"
 
-# ---------------------------------------------------------------------- prompts and completions
+
+def check_read(row: Row, columns: Columns) -> None:
+    """Refuses a row with a column that changes what it means and that nobody reads."""
+    for column in MEDIA:
+        if column not in columns.values() and not is_missing(row.get(column)):
+            raise row.bad(
+                f"column {column!r} holds what belongs to the text, and only text is trained; remove such rows",
+                f"column {column!r}: pictures, sound and film are not trained",
+                f"maps: [{{name: drop, columns: [{column}]}}] trains the text alone, or {SKIP}",
+            )
+    choices = find_column(row, CHOICES, list, dict) if "answer" in columns else None
+    if choices and not names_all(str(row.get(columns["prompt"])), row[choices]):
+        raise row.bad(
+            f"column {choices!r} holds choices that {columns['prompt']!r} does not name; write them into it",
+            f"column {choices!r} holds choices that the prompt does not name",
+            f"a map of your own that writes them into the prompt, maps: [{{name: drop, columns: [{choices}]}}] to go "
+            f"without them, or {SKIP}",
+        )
 
 
-def read_conversation(row: Row, column: str) -> list[Message]:
-    """A list of messages, or a transcript."""
-    return read_hh(row, column) if is_hh(row.get(column)) else read_messages(row, column)
-
-
-def read_prompt(row: Row, columns: Columns) -> list[Message]:
-    """Text becomes a user's message, with what belongs below it."""
-    column = columns["prompt"]
-    if isinstance(row.get(column), list):
-        messages = read_messages(row, column)
-    else:
-        text, below = row.text(column), row.get(columns.get("input", ""))
-        text = f"{text}\n\n{below}" if isinstance(below, str) and below.strip() else text
-        messages = [{"role": "user", "content": text}]
-    return with_system(row, columns, messages)
-
-
-def with_system(row: Row, columns: Columns, messages: list[Message]) -> list[Message]:
-    """With the system prompt of a column, where the conversation has none."""
-    text = row.get(columns.get("system", ""))
-    if not isinstance(text, str) or not text.strip() or messages[0]["role"] == "system":
-        return messages
-    return [{"role": "system", "content": text}, *messages]
-
-
-def read_completion(row: Row, column: str) -> list[Message]:
-    value = row.get(column)
-    if isinstance(value, list) and value and all(isinstance(message, Mapping) for message in value):
-        messages = read_messages(row, column)
-        if messages[0]["role"] != "assistant":
-            raise row.bad(f"{column!r} begins with a message of role {messages[0]['role']}; expected the assistant's")
-        return messages
-    return [{"role": "assistant", "content": row.text(column)}]
+def names_all(prompt: str, choices: list[Any] | dict[str, Any]) -> bool:
+    given = list(choices.values()) if isinstance(choices, dict) else choices
+    return all(text in prompt for text in strings_in(given))
 
 
 # ---------------------------------------------------------------------- answers and labels
@@ -79,16 +77,30 @@ def read_glaive_chat(row: Row, columns: Columns) -> Chat:
 
 
 def read_answer(row: Row, columns: Columns) -> Chat:
-    return Chat([*read_prompt(row, columns), *read_completion(row, columns["answer"])], tools=read_tools(row))
+    prompt, answer = read_both(row, columns)
+    return Chat([*prompt, *answer], tools=read_tools(row))
+
+
+def read_both(row: Row, columns: Columns) -> tuple[list[Message], list[Message]]:
+    """Prompt and answer."""
+    prompt = read_prompt(row, columns)
+    answer = read_completion(row, columns["answer"], prompt, strip=is_hh(row.get(columns["prompt"])))
+    return prompt, with_thought(row, answer)
 
 
 def read_label(row: Row, columns: Columns) -> Label:
-    given = row.need(columns["label"])
+    """An answer with its prompt, or a chat that ends with the answer."""
+    given, column = row.need(columns["label"]), columns["label"]
     desirable = parse_label(given)
     if desirable is None:
-        raise row.bad(f"column 'label' is {str(given)[:40]!r}; expected true or false", "column 'label' is no label")
-    completion = read_completion(row, columns["answer"])
-    return Label(read_prompt(row, columns), completion, desirable, tools=read_tools(row))
+        problem = f"column {column!r} is {str(given)[:40]!r}; expected true or false"
+        raise row.bad(problem, f"column {column!r} is no label")
+    if "messages" not in columns:
+        return Label(*read_both(row, columns), desirable, tools=read_tools(row))
+    messages = read_chat(row, columns).messages
+    if messages[-1]["role"] != "assistant":
+        raise row.bad(f"{columns['messages']!r} ends without an answer that the label could judge")
+    return Label(messages[:-1], messages[-1:], desirable, tools=read_tools(row))
 
 
 def parse_label(value: Any) -> bool | None:
@@ -104,13 +116,16 @@ def read_text(row: Row, columns: Columns) -> Text:
 
 
 def read_pair(row: Row, columns: Columns) -> Pair:
-    sides = [read_completion(row, side) for side in ("chosen", "rejected")]
-    return build_pair(row, read_prompt(row, columns), *sides)
+    prompt, strip = read_prompt(row, columns), is_hh(row.get(columns["prompt"]))
+    sides = [read_completion(row, side, prompt, strip=strip) for side in ("chosen", "rejected")]
+    return build_pair(row, prompt, *take_off_prompt(row, prompt, sides))
 
 
 def build_pair(row: Row, prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> Pair:
     if chosen == rejected:
         raise row.bad(EQUAL)
+    if list(map(comparable, chosen)) == list(map(comparable, rejected)):
+        raise row.bad(ALIKE)
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
         if any(message["role"] == "assistant" and not is_said(message) for message in messages):
             raise row.bad(f"{name!r} holds an empty answer")

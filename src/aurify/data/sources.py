@@ -11,8 +11,9 @@ from aurify import registry
 from aurify.bounds import Checked, Interval, PositiveInt
 from aurify.data.filters import apply_steps, resolve_step, split_options
 from aurify.errors import UserError
+from aurify.rows.files import build_row
 from aurify.rows.row import BadRow, Row, Tally
-from aurify.rows.sources import NO_ROWS, open_source
+from aurify.rows.sources import NO_ROWS, open_source, raise_bad
 from aurify.signatures import call, options_for, report_crashes
 
 
@@ -58,7 +59,7 @@ def read_part(part: Part, tally: Tally, *, skip_bad: bool = False, number: int =
     rows = list(apply_steps(read, part.maps, part.filters, tally) if part.maps or part.filters else read)
     for row in rows:
         row.part = number
-        tally.changed.update(row.changes)
+        tally.change(row.location, row.changes)
     if not rows:
         what = "is left to train on" if tally.filtered else "can be read"
         raise UserError(f"{part.name}: no row {what} ({'; '.join(tally.lines()) or NO_ROWS})")
@@ -76,7 +77,7 @@ def good_rows(entries: Iterable[Row | BadRow], tally: Tally, skip_bad: bool) -> 
             yield entry
         elif skip_bad:
             tally.num_rows += 1
-            tally.reject(entry.kind, str(entry))
+            tally.reject(entry.kind, str(entry), entry.option)
         else:
             raise entry
 
@@ -100,7 +101,7 @@ def load_dataset(entry: str | Mapping[str, Any]) -> list[Row]:
             )
     if not rows:
         raise UserError(f"dataset {name!r} gave no rows")
-    return [Row(row, f"dataset {name!r}: row {number}") for number, row in enumerate(rows, 1)]
+    return [raise_bad(build_row(row, f"dataset {name!r}: row {number}")) for number, row in enumerate(rows, 1)]
 
 
 def check_dataset(entry: str | Mapping[str, Any]) -> None:

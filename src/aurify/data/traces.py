@@ -17,7 +17,7 @@ from typing import Any
 
 from aurify.data.heldout import HeldOut
 from aurify.data.messages import find_thought, join_thought, read_message, read_messages
-from aurify.data.questions import build_task, last_question, read_gold, read_question
+from aurify.data.prompts import build_task, last_question, read_gold, read_question
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
@@ -75,7 +75,7 @@ async def load_traces(
             traces.tally.reject("that cannot be read", str(row))
             continue
         try:
-            traces.tally.changed.update(row.changes)
+            traces.tally.change(row.location, row.changes)
             await keep_traces(with_trace(row), traces, check)
         except UserError as error:
             traces.tally.reject("that cannot be used", str(error))

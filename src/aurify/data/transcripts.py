@@ -6,16 +6,14 @@ import json
 import re
 from typing import Any
 
-from aurify.data.messages import parse_json, read_call
+from aurify.data.messages import read_written
+from aurify.renderer.foreign import END_TEXTS
 from aurify.rows.row import Row
 from aurify.types import Message
 
 HH_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant|System):[ \t]*")
 GLAIVE_TURN = re.compile(r"(?:\A|\n)\s*(USER|ASSISTANT|FUNCTION RESPONSE):[ \t]*")
 GLAIVE_CALL = re.compile(r"<functioncall>\s*")
-ARGUMENTS = re.compile(r"""["']arguments["']\s*:\s*'(.*)'\s*}\s*\Z""", re.DOTALL)
-NAME = re.compile(r"""["']name["']\s*:\s*["']([^"']+)["']""")
-ENDS = ("<|endoftext|>", "</s>", "<|im_end|>")
 HH_ROLES = {"Human": "user", "Assistant": "assistant", "System": "system"}
 WITH_TOOLS = re.compile(r",? with access to the following functions.*", re.DOTALL)
 
@@ -53,28 +51,19 @@ def read_glaive(row: Row, column: str) -> list[Message]:
 
 
 def read_glaive_turn(row: Row, column: str, speaker: str, said: str) -> Message:
-    for end in ENDS:
+    for end in END_TEXTS:
         said = said.removesuffix(end).rstrip()
     if speaker != "ASSISTANT":
         return {"role": "user" if speaker == "USER" else "tool", "content": said}
     words, *calls = GLAIVE_CALL.split(said)
     message: Message = {"role": "assistant", "content": words.strip()}
     if calls:
-        message["tool_calls"] = [read_glaive_call(row, column, call.strip()) for call in calls]
+        message["tool_calls"] = [
+            call for text in calls for call in read_written(row, repr(column), f"<functioncall>{text}")
+        ]
     elif not message["content"]:
         raise row.bad(f"{column!r} holds an assistant turn without text", f"{column!r}: an assistant turn without text")
     return message
-
-
-def read_glaive_call(row: Row, column: str, text: str) -> dict[str, Any]:
-    """Arguments stand in single quotes, which is no JSON: {"name": "f", "arguments": '{"a": 1}'}."""
-    call = parse_json(text)
-    if call == text:
-        name, arguments = NAME.search(text), ARGUMENTS.search(text)
-        if name is None or arguments is None:
-            raise row.bad(f"{column!r}: the call {text[:80]!r} cannot be read", "a call of a function cannot be read")
-        call = {"name": name[1], "arguments": arguments[1].replace("\\'", "'")}
-    return read_call(row, column, call)
 
 
 def read_glaive_system(row: Row, column: str) -> tuple[str, list[dict[str, Any]]]:

@@ -11,17 +11,24 @@ from torch import Tensor, nn
 
 from aurify.engine.attention import IMPLEMENTATION, Forest
 from aurify.engine.logprobs import Head
+from aurify.engine.lora import LoraLinear
 from aurify.engine.packing import Row
 from aurify.engine.upload import upload
 
 
 class Decoder:
     def __init__(self, module: Any, head: Head | None) -> None:
-        self.module, self.head = module, head
+        self.module, self._head = module, head
         self.decoder: Any = module.base_model
         self.device: torch.device = module.get_input_embeddings().weight.device
         chosen = module.config._attn_implementation
         self.fallback: str = "sdpa" if chosen in (None, IMPLEMENTATION) else chosen  # the attention of plain rows
+
+    @property
+    def head(self) -> Head | None:
+        """An adapted head has another weight for each use of the adapter."""
+        adapted = self._head is not None and isinstance(self.module.get_output_embeddings(), LoraLinear)
+        return Head.of(self.module) if adapted else self._head
 
     @property
     def dtype(self) -> torch.dtype:

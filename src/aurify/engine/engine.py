@@ -11,7 +11,6 @@ ranks). Algorithms are blind to models, memory and devices."""
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
@@ -24,17 +23,20 @@ import torch
 from torch import Tensor, nn
 
 from aurify.engine import parallel
+from aurify.engine.adapter import Adapter
 from aurify.engine.budget import Checkpointing, plan_memory, retreat
+from aurify.engine.copies import share_weights
 from aurify.engine.cpu.rows import choose_executor
 from aurify.engine.divergence import linear_divergence
 from aurify.engine.executor import Grads, Result, add_up
 from aurify.engine.forward import Body
 from aurify.engine.inputs import Inputs, build_inputs
 from aurify.engine.logprobs import Head, linear_logprobs
-from aurify.engine.lora import Adapter, LoraConfig, open_adapter
+from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import MasterAdamW, OptimConfig
 from aurify.engine.packing import Row, pack
 from aurify.engine.recompute import recompute_layers
+from aurify.engine.restore import open_adapter
 from aurify.engine.validation import check_teacher, select_trained
 from aurify.engine.weights import Weights
 from aurify.errors import UserError
@@ -73,19 +75,22 @@ class Engine:
         seed: int = 0,
     ) -> None:
         self.module: Any = model.module
-        self.tokenizer, self.name, self.seed = model.tokenizer, model.name, seed
+        self.tokenizer, self.name, self.origin, self.seed = model.tokenizer, model.name, model.origin, seed
         self.dtype, self.dtype_reason = self.module.get_input_embeddings().weight.dtype, model.dtype_reason
         self.device = next(self.module.parameters()).device
         self.share, self.version = share, 0
         self.lock = threading.RLock()  # held while weights change; the sampler takes it for each of its steps
         self.score: nn.Linear | None = getattr(self.module, "score", None)
-        self.head = None if self.score is not None else Head.of(self.module)
-        if self.score is None and self.head is None:
+        self.adapter: Adapter | None = open_adapter(model, lora, seed)
+        head = None if self.score is not None else Head.of(self.module)
+        if self.score is None and head is None:
             raise UserError(f"{self.name}: the output head of {type(self.module).__name__} is no plain linear layer")
-        self.adapter: Adapter | None = open_adapter(self.module, model.adapter, lora, self.score, seed)
         self.trainable = [p for p in self.module.parameters() if p.requires_grad] if trainable else []
-        self.optimizer = MasterAdamW(self.trainable, optim or OptimConfig()) if trainable else None
-        self.dropout = self.adapter is not None and self.adapter.config.dropout > 0
+        self.optimizer: MasterAdamW | None = None
+        if trainable:
+            rows = self.adapter.trained_rows() if self.adapter is not None else {}
+            self.optimizer = MasterAdamW(self.trainable, optim or OptimConfig(), rows)
+        self.dropout = self.adapter is not None and self.adapter.dropout > 0
         self.module.eval()
         num_trained = sum(parameter.numel() for parameter in self.trainable)
         wanted = checkpointing if trainable else False  # without gradients nothing is saved
@@ -99,7 +104,7 @@ class Engine:
                     "set it to false"
                 )
         self.executor = choose_executor(self.device, self.trainable, dropout=self.dropout)
-        self.body = Body(self.module, self.head, packing=packing)
+        self.body = Body(self.module, head, packing=packing)
         self.reference_body: Body | None = None
         self.teacher: Engine | None = None  # see `follow`
         self.calls = 0  # forward_backward since the last optim_step
@@ -240,11 +245,13 @@ class Engine:
     # ------------------------------------------------------------------ around them
 
     def keep_reference(self) -> None:
-        """Keeps the present weights as the reference. An adapter needs no copy; full fine-tuning makes a frozen
-        one. Call it before the first step and before `load`, if an algorithm needs reference log-probs all along."""
-        if self.adapter is None and self.reference_body is None:
-            frozen = copy.deepcopy(self.module).requires_grad_(False).eval()
-            self.reference_body = Body(frozen, Head.of(frozen))
+        """Keeps the present weights as the reference. An adapter needs no copy; full fine-tuning makes one, and so do
+        whole weights that are trained beside an adapter. Call it before the first step and before `load`, if an
+        algorithm needs reference log-probs all along."""
+        if self.reference_body is None and (self.adapter is None or self.adapter.changes_base):
+            changing = self.trainable if self.adapter is None else [e.parameter for e in self.adapter.extras]
+            held = share_weights(self.module, own=changing)
+            self.reference_body = Body(held, Head.of(held))
 
     def follow(self, teacher: Engine) -> None:
         """From now on `Outputs.divergence` compares with `teacher`."""
@@ -267,7 +274,7 @@ class Engine:
             save_model(self.module, self.tokenizer, Path(folder))
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.adapter.save(Path(folder), self.name, self.score)
+        self.adapter.save(Path(folder), self.name, self.origin)
         self.tokenizer.save_pretrained(folder)
 
     def describe(self) -> dict[str, Any]:
@@ -288,6 +295,10 @@ class Engine:
         }
 
     @property
+    def head(self) -> Head | None:
+        return self.body.head
+
+    @property
     def vocabulary(self) -> int:
         return int(self.module.get_input_embeddings().weight.shape[0])
 
@@ -299,15 +310,15 @@ class Engine:
         """Lets go of the model's memory."""
         self.executor.close()
         del self.module, self.body, self.reference_body, self.optimizer, self.trainable
-        self.adapter = self.head = self.score = self.teacher = None
+        self.adapter = self.score = self.teacher = None
 
     # ------------------------------------------------------------------ rows
 
     def _reference(self) -> Body:
-        if self.adapter is not None:
-            return self.body
         if self.reference_body is not None:
             return self.reference_body
+        if self.adapter is not None and not self.adapter.changes_base:
+            return self.body
         if self.version > 0:
             raise ValueError("reference log-probs after the first step need Engine.keep_reference() before it")
         return self.body  # nothing has changed yet

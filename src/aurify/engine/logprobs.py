@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from aurify.engine.lora import LoraLinear
+
 CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 512 * 2**20}  # fp32 logits of one chunk; a GPU wants 1,000 rows or more
 MOST_ROWS = 2048
 
@@ -33,13 +35,17 @@ class Head:
     def of(model: Any) -> Head | None:
         """The head of a causal language model from transformers; None if it is not a plain linear layer."""
         layer = model.get_output_embeddings()
-        if type(layer) is not nn.Linear:
+        if isinstance(layer, LoraLinear):
+            weight, bias = layer.head_weight(), layer.base.bias
+        elif type(layer) is nn.Linear:
+            weight, bias = layer.weight, layer.bias
+        else:
             return None
         config = model.config.get_text_config()
         scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
             getattr(config, "logits_scaling", None) or 1.0
         )
-        return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+        return Head(weight, bias, scale, getattr(config, "final_logit_softcapping", None))
 
     @property
     def trained(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -50,11 +50,15 @@ class MasterAdamW:
     Bytes a parameter of a bf16 model: 2 for the weight, 4 for its master, 8 for the moments, 4 for the gradient. A
     gradient in bf16 lives only until it is added to the master's: `backward` hands it over as soon as it is made."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config: OptimConfig) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], config: OptimConfig, rows: Mapping[nn.Parameter, Tensor] | None = None
+    ) -> None:
+        """rows: of matrices that are trained in part, the rows that are. Only these have a master."""
         self.config = config
         self.skipped = 0  # steps in a row whose gradient was not finite
         self.parameters = list(parameters)
-        self.masters = [p if p.dtype == torch.float32 else nn.Parameter(p.detach().float()) for p in self.parameters]
+        self.rows = [(rows or {}).get(parameter) for parameter in self.parameters]
+        self.masters = [make_master(p, chosen) for p, chosen in zip(self.parameters, self.rows, strict=True)]
         decayed = [m for m in self.masters if m.ndim >= 2]
         others = [m for m in self.masters if m.ndim < 2]
         self.adamw = torch.optim.AdamW(
@@ -67,16 +71,17 @@ class MasterAdamW:
             eps=config.eps,
             fused=True,
         )
-        for parameter, master in zip(self.parameters, self.masters, strict=True):
+        for parameter, master, chosen in zip(self.parameters, self.masters, self.rows, strict=True):
             if parameter is not master:
-                parameter.register_post_accumulate_grad_hook(partial(hand_over, master))
+                parameter.register_post_accumulate_grad_hook(partial(hand_over, master, chosen))
 
     def collect(self, grads: Sequence[Tensor | None] | None = None) -> None:
         """Adds gradients, one for each parameter, to those of the masters. Without `grads` a backward pass has done so
         already."""
-        for master, grad in zip(self.masters, grads or (), strict=grads is not None):
-            if grad is not None:
-                add_grad(master, grad)
+        if grads is not None:
+            for master, grad, chosen in zip(self.masters, grads, self.rows, strict=True):
+                if grad is not None:
+                    add_grad(master, grad if chosen is None else grad[chosen])
 
     def held_grads(self) -> list[Tensor | None]:
         """A copy of the gradients so far, for `restore_grads`."""
@@ -122,9 +127,14 @@ class MasterAdamW:
         return norm
 
     def copy_masters(self) -> None:
-        pairs = [(p, m) for p, m in zip(self.parameters, self.masters, strict=True) if p is not m]
-        if pairs:
-            parameters, masters = zip(*pairs, strict=True)
+        whole = []
+        for parameter, master, chosen in zip(self.parameters, self.masters, self.rows, strict=True):
+            if chosen is not None:
+                parameter[chosen] = master.to(parameter.dtype)
+            elif parameter is not master:
+                whole.append((parameter, master))
+        if whole:
+            parameters, masters = zip(*whole, strict=True)
             torch._foreach_copy_(list(parameters), list(masters))
 
     def zero_grad(self) -> None:
@@ -158,6 +168,12 @@ class MasterAdamW:
             group.update({name: value for name, value in saved_group.items() if name != "params"})
 
 
+def make_master(parameter: nn.Parameter, rows: Tensor | None) -> nn.Parameter:
+    if rows is not None:
+        return nn.Parameter(parameter.detach()[rows].float())
+    return parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
+
+
 def add_grad(master: Tensor, grad: Tensor) -> None:
     if master.grad is None:
         master.grad = grad.float()
@@ -165,8 +181,8 @@ def add_grad(master: Tensor, grad: Tensor) -> None:
         master.grad += grad
 
 
-def hand_over(master: Tensor, parameter: Tensor) -> None:
+def hand_over(master: Tensor, rows: Tensor | None, parameter: Tensor) -> None:
     """A parameter's gradient goes to its master at once, so that only one exists in the parameter's dtype."""
     if parameter.grad is not None:
-        add_grad(master, parameter.grad)
+        add_grad(master, parameter.grad if rows is None else parameter.grad[rows])
         parameter.grad = None

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from aurify.engine.lora import Adapter
+from aurify.engine.adapter import Adapter
 
 Contexts = tuple[AbstractContextManager[None], AbstractContextManager[None]]
 
@@ -27,7 +27,7 @@ def recompute_layers(module: nn.Module, adapter: Adapter | None) -> bool:
     transformers' own switch needs the module in training mode, which also turns on the model's dropout and is seen by
     a sampler in another thread. Here the grad mode decides: without gradients a layer runs as it is."""
     layers = decoder_layers(module)
-    dropout = adapter is not None and adapter.config.dropout > 0
+    dropout = adapter is not None and adapter.dropout > 0
 
     def contexts() -> Contexts:
         """Backward runs a layer in the adapter's mode of forward; on a GPU it has a thread of its own."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from aurify.errors import UserError
+from aurify.models.embeddings import check_tokens
 from aurify.types import Algorithm, Datum
 
 
@@ -18,8 +19,9 @@ def select_trained(
             raise UserError(
                 f"sequence {index} has {len(datum.tokens)} tokens; the model's context is {max_context}: shorten it"
             )
-        if not datum.tokens or not 0 <= min(datum.tokens) <= max(datum.tokens) < vocabulary:
-            raise UserError(f"sequence {index} is empty or has token ids outside 0..{vocabulary - 1}")
+        if not datum.tokens:
+            raise UserError(f"sequence {index} is empty")
+        check_tokens(datum.tokens, vocabulary, f"sequence {index}")
         for need in ("ref_logprobs", "advantages", "logprobs", "old_logprobs"):
             if need in algorithm.needs and getattr(datum, need) is None:
                 raise ValueError(f"{name} needs {need}; sequence {index} has none")

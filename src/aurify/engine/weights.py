@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from aurify.engine.lora import Adapter
+from aurify.engine.adapter import Adapter
 
 
 class Weights:
@@ -23,7 +23,6 @@ class Weights:
         for name, parameter in self.module.named_parameters():
             if name in adapted:
                 plain, layer = adapted[name]
-                merged = layer.merged
-                yield plain, layer.merged_weight(layer.lora_A, layer.lora_B).detach() if merged is None else merged
-            elif not name.endswith((".lora_A", ".lora_B")):
+                yield plain, layer.plain_weight()
+            elif not name.rpartition(".")[2].startswith("lora_"):
                 yield name.replace(".base.bias", ".bias"), parameter.detach()

@@ -53,7 +53,7 @@ async def settle(function: Callable[..., Any], *arguments: Any) -> Any:
 
 def is_threaded(factory: Callable[..., Environment]) -> bool:
     """Not those that say `threaded = False`: they never block."""
-    return bool(getattr(inner_function(factory), "threaded", True))
+    return bool(getattr(unwrap_partial(factory), "threaded", True))
 
 
 @asynccontextmanager
@@ -67,7 +67,7 @@ async def host_environment(
 ) -> AsyncIterator[Hosted]:
     """Makes the environment of one trajectory, in a thread of its own if it may block. Each call may take `seconds`. A
     thread that may still be busy when the trajectory ends is added to `stuck`."""
-    room, function = Room("aurify-environment") if is_threaded(factory) else None, inner_function(factory)
+    room, function = Room("aurify-environment") if is_threaded(factory) else None, unwrap_partial(factory)
     try:
         with report_crashes(f"environment {getattr(function, '__name__', '')!r}", function):
             environment = await make_environment(factory, task, seed, room, seconds)
@@ -88,7 +88,7 @@ async def make_environment(
     async def make() -> Environment:
         return factory(task, **options)
 
-    what = f"environment {getattr(inner_function(factory), '__name__', 'function')!r}: making it"
+    what = f"environment {getattr(unwrap_partial(factory), '__name__', 'function')!r}: making it"
     made = await (room.run(make, seconds, what) if room is not None else make())
     return Hosted(made, room, seconds)
 
@@ -101,5 +101,5 @@ def takes_seed(factory: Callable[..., Environment]) -> bool:
         return False
 
 
-def inner_function(factory: Any) -> Any:
+def unwrap_partial(factory: Any) -> Any:
     return factory.func if isinstance(factory, partial) else factory

@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.environments.answers import Answers, check_messages
 from aurify.environments.env import Environment, Observation, Step
 from aurify.environments.hosting import settle
@@ -30,22 +31,20 @@ class NoRoom(UserError):
     """A prompt that fills the context."""
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
+@dataclass(frozen=True, kw_only=True)
+class Limits(Checked):
     """What a trajectory may use; None: no limit but the context's. A trajectory that runs into one ends there, with
     that outcome."""
 
-    turns: int = MAX_TURNS
-    tokens: int | None = None  # sampled, in all; sampling.max_tokens counts for each turn
-    tool_tokens: int | None = None  # of what the environment says after a turn; more is cut, with a mark
-    tool_errors: int | None = None  # calls of tools that fail, in all
-    seconds: float | None = None  # checked between turns
+    turns: PositiveInt = MAX_TURNS  # of the policy
+    turn_tokens: PositiveInt | None = None  # sampled in a turn; None: sampling.max_tokens
+    tokens: PositiveInt | None = None  # sampled, in all
+    tool_tokens: PositiveInt | None = None  # of a message of the environment; more is cut, with a mark
+    tool_errors: NonNegativeInt | None = None  # calls of tools that fail, in all
+    seconds: PositiveFloat | None = None  # checked between turns
 
-    def __post_init__(self) -> None:
-        for name in ("turns", "tokens", "tool_tokens", "tool_errors", "seconds"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"limits.{name}: {value} is out of range; it must be at least 1")
+
+NO_LIMITS = Limits()
 
 
 async def rollout(
@@ -56,7 +55,7 @@ async def rollout(
     params: SamplingParams,
     *,
     max_context: int | None = None,
-    limits: Limits = Limits(),
+    limits: Limits = NO_LIMITS,
     guidance: Sequence[int] = (),
 ) -> Trajectory:
     """One trajectory. params.max_tokens counts for each turn. max_context: None takes the sampler's, if it has one.
@@ -92,6 +91,7 @@ async def rollout(
         len(first.messages),
         answers.rewards,
         outcome=outcome,
+        opened_thought=played.opened_thought,
         turns=played.turns,
         metrics=answers.metrics,
         source="guidance" if guidance else "policy",
@@ -121,11 +121,14 @@ class Play:
         self.turns: list[Turn] = []
         self.turn: list[int] = []  # tokens of the assistant's turn so far, with what was put into it
         self.said: list[int] = []  # those that were sampled since the last step
+        self.opened_thought = False
         self.num_sampled = self.num_errors = 0
         self.began = time.monotonic()
 
     async def sample_turn(self, sampler: Sampler, guidance: Sequence[int]) -> Outcome | None:
         """Samples until the policy stops. None: it is the environment's turn."""
+        if not self.turn:
+            self.opened_thought = self.renderer.opens_thought(self.tokens)
         self.said = list(guidance)
         if guidance:
             self.segments.append(Segment(list(guidance), "guidance"))
@@ -151,7 +154,8 @@ class Play:
 
     def _room(self, num_guided: int) -> tuple[int, Outcome]:
         """How many tokens the turn may have, and which limit that is."""
-        rooms: list[tuple[int, Outcome]] = [(self.params.max_tokens - num_guided, "token_limit")]
+        turn_tokens = self.limits.turn_tokens or self.params.max_tokens
+        rooms: list[tuple[int, Outcome]] = [(turn_tokens - num_guided, "token_limit")]
         if self.limits.tokens is not None:
             rooms.append((self.limits.tokens - self.num_sampled, "token_limit"))
         if self.max_context is not None:
@@ -165,7 +169,7 @@ class Play:
     def last_message(self) -> Message:
         """What the environment is told, as a copy: it may change it."""
         message = deepcopy(self.messages[-1])
-        if self.tools and (calls := read_tool_calls(message["content"], self.tools)):
+        if self.tools and (calls := read_tool_calls(message["content"], self.tools, self.opened_thought)):
             message["tool_calls"] = calls
         return message
 
@@ -227,11 +231,11 @@ async def finish(environment: Environment, outcome: Outcome | None, answers: Ans
         if last_word is not None:
             answers.add(Step(rewards=await settle(last_word, outcome or "error") or {}))
     except Exception as error:
-        answers.problems.append(f"{name_of(environment)}: finish() raised {type(error).__name__}: {error}")
+        answers.problems.append(f"{describe_environment(environment)}: finish() raised {type(error).__name__}: {error}")
     try:
         await settle(environment.close)
     except Exception as error:
-        answers.problems.append(f"{name_of(environment)}: close() raised {type(error).__name__}: {error}")
+        answers.problems.append(f"{describe_environment(environment)}: close() raised {type(error).__name__}: {error}")
 
 
 def check_room(task: Task, tokens: Sequence[int], max_context: int | None, renderer: Renderer) -> None:
@@ -245,21 +249,22 @@ def check_room(task: Task, tokens: Sequence[int], max_context: int | None, rende
 
 async def observe(environment: Environment) -> Observation:
     """What the environment shows first, as a copy: it may go on with its own lists."""
-    with report_crashes(name_of(environment), type(inner_of(environment))):
+    with report_crashes(describe_environment(environment), type(unwrap(environment))):
         first: object = await settle(environment.start)
     if not isinstance(first, Observation):
         raise UserError(
-            f"{name_of(environment)}: start() gave a {type(first).__name__}; it must return an aurify.Observation"
+            f"{describe_environment(environment)}: start() gave a {type(first).__name__}; it must return an "
+            "aurify.Observation"
         )
-    check_messages(first.messages, f"{name_of(environment)}: start()")
+    check_messages(first.messages, f"{describe_environment(environment)}: start()")
     return replace(first, messages=deepcopy(list(first.messages)), tools=deepcopy(list(first.tools)))
 
 
 async def take_step(environment: Environment, message: Message) -> Step:
     """The environment's answer, as a copy. Assistant messages that it writes have weight 0: they are not the
     policy's."""
-    where = f"{name_of(environment)}: step()"
-    with report_crashes(name_of(environment), type(inner_of(environment))):
+    where = f"{describe_environment(environment)}: step()"
+    with report_crashes(describe_environment(environment), type(unwrap(environment))):
         answer: object = await settle(environment.step, message)
     if isinstance(answer, str):
         answer = [{"role": "user", "content": answer}]
@@ -274,13 +279,13 @@ async def take_step(environment: Environment, message: Message) -> Step:
     return replace(step, messages=messages)
 
 
-def inner_of(environment: Any) -> Any:
+def unwrap(environment: Any) -> Any:
     """The environment itself, where it is hosted."""
     return getattr(environment, "inner", environment)
 
 
-def name_of(environment: Environment) -> str:
-    return f"environment {type(inner_of(environment)).__name__!r}"
+def describe_environment(environment: Environment) -> str:
+    return f"environment {type(unwrap(environment)).__name__!r}"
 
 
 def build_datum(trajectory: Trajectory, advantage: float = 0.0) -> Datum:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -20,7 +20,7 @@ QUESTIONS_AT_ONCE = 32
 WEIGHTS = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)  # of dense search, tried for both kinds of fusion
 HEADINGS = ("search", "MRR@10", "nDCG@10", f"recall@{CUTOFFS[0]}", *(f"@{k}" for k in CUTOFFS[1:]), "p50 ms", "p95 ms")
 
-Progress = Callable[[int], None]  # so many more questions have been asked
+Progress = Callable[[Sequence[Any]], Iterable[Any]]  # passes things on, and shows how many of them are left
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def measure_search(
     rerank: Reranker | None = None,
     per_document: bool = True,
     num_timed: int = 100,
-    progress: Progress = lambda num: None,
+    progress: Progress = iter,
 ) -> Measured:
     """Quality over all questions, asked in batches. Latency over the first `num_timed`, asked one by one and before
     that: a second stage has not seen their passages then."""
@@ -99,10 +99,9 @@ def measure_search(
 
     total = time_calls(ask, [one.text for one in questions[:num_timed]])
     hits: list[list[Hit]] = []
-    for start in range(0, len(questions), QUESTIONS_AT_ONCE):
+    for start in progress(range(0, len(questions), QUESTIONS_AT_ONCE)):
         texts = [one.text for one in questions[start : start + QUESTIONS_AT_ONCE]]
         hits += kb.search_many(texts, DEPTH, rerank=rerank, per_document=per_document, options=options)
-        progress(len(texts))
     stages = {stage: Latency(tuple(sorted(times))) for stage, times in parts.items()}
     return Measured(name, rate(questions, hits), total, stages)
 
@@ -134,7 +133,7 @@ def tune(
     questions: Sequence[Question],
     *,
     per_document: bool = True,
-    progress: Progress = lambda num: None,
+    progress: Progress = iter,
 ) -> list[tuple[SearchOptions, Quality]]:
     """Every way to fuse, by MRR, best first. The lists of a question are found once and fused in each way. Tune on
     other questions than you report: the best of many numbers is too good."""
@@ -151,11 +150,11 @@ def tune(
     results: list[list[list[Hit]]] = [[] for _ in tried]
     num = max(kb.settings.search.candidates, PER_LIMIT * DEPTH)
     vectors = kb.embedder.embed_queries([one.text for one in questions])
-    for question, vector, dense in zip(questions, vectors, snapshot.dense_many(vectors, num), strict=True):
+    by_meaning = snapshot.dense_many(vectors, num)
+    for question, vector, dense in zip(progress(questions), vectors, by_meaning, strict=True):
         lists = {"dense": dense, "bm25": snapshot.bm25(question.text, num)}
         for options, found in zip(tried, results, strict=True):
             order = fuse(snapshot, lists, vector, options) if options.mode == "hybrid" else lists[options.mode]
             found.append([fetch(index) for index, _ in pick(snapshot, order, per_document, DEPTH)])
-        progress(1)
     rated = [(options, rate(questions, found)) for options, found in zip(tried, results, strict=True)]
     return sorted(rated, key=lambda entry: -entry[1].mrr)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aurify.environments.player import Player, RolloutOptions
-from aurify.environments.rollout import MAX_TURNS, Limits
+from aurify.environments.rollout import NO_LIMITS, Limits
 from aurify.errors import UserError
 from aurify.rewards.rubric import Rubric
 from aurify.types import Datum, Group, Metrics, SamplingParams, Task
@@ -73,16 +73,17 @@ async def evaluate(
     samples_per_task: int = 1,
     seed: int = 0,
     max_context: int | None = None,
-    max_turns: int = MAX_TURNS,
+    limits: Limits = NO_LIMITS,
     options: RolloutOptions | None = None,
 ) -> Evaluation:
     """Answers to the first `num_tasks` held-out tasks (None: all), judged by the task's own rubric."""
     tasks = list(taskset.heldout)[:num_tasks]
     if not tasks:
         raise UserError(f"task {taskset.name!r} has no held-out tasks to evaluate on")
+    taskset.rubric.check_tasks(tasks)
 
     rubric = taskset.rubric if options is None else Rubric(taskset.rubric.rewards, options.reward_seconds)
-    player = Player(taskset.environment, sampler, renderer, options, max_context=max_context, limits=Limits(max_turns))
+    player = Player(taskset.environment, sampler, renderer, options, max_context=max_context, limits=limits)
 
     async def answer(index: int, task: Task) -> Group:
         seeds = [(seed * 1_000_003 + index) * 1_000 + k for k in range(samples_per_task)]

@@ -20,8 +20,9 @@ from pathlib import Path
 from aurify.errors import UserError
 from aurify.knowledge.knowledge_base import AddSummary, KnowledgeBase, exists
 from aurify.knowledge.reading.fetch import WebOptions
-from aurify.knowledge.reading.files import ReadOptions, read_file
-from aurify.knowledge.reading.refusals import Refusals, clean, printable
+from aurify.knowledge.reading.files import read_documents
+from aurify.knowledge.reading.refusals import Refusals, clean, to_line
+from aurify.knowledge.reading.rows import ReadOptions
 from aurify.knowledge.reading.web import is_url, read_urls
 from aurify.knowledge.reading.webpage import parse_sitemap
 from aurify.knowledge.types import Document
@@ -116,7 +117,7 @@ def rename_double(document: Document, number: int, seen: dict[str, list[str]]) -
 
 
 def is_taken(other: str, source: str) -> bool:
-    """A document of the same name is from elsewhere. Where that no longer exists, it has moved here."""
+    """Whether the name belongs to a document of another source. A source that no longer exists has moved here."""
     return other != source and (is_url(other) or Path(other).exists())
 
 
@@ -131,17 +132,17 @@ def read_location(location: str, kb_folder: Path, options: IngestOptions, summar
     if urls := [location] if is_url(location) else listed_urls(path) if path.is_file() else []:
 
         def count(url: str, num_read: int, num_known: int) -> None:
-            summary.current, summary.done, summary.total = printable(url), num_read, num_known
+            summary.current, summary.done, summary.total = to_line(url), num_read, num_known
 
         yield from read_urls(urls, options.web, options.read, summary.refusals, count)
         return
     own_ids = path.is_file()  # the rows of a file in a folder are named after the file as well
-    files = [(clean(path.name), path)] if own_ids else sorted(find_files(path, kb_folder, options, summary))
+    files = [(clean(path.name), path)] if own_ids else sorted(walk_folder(path, kb_folder, options, summary))
     sizes = [file.stat().st_size for _, file in files]
     summary.total = sum(sizes)
     for (id, file), size in zip(files, sizes, strict=True):
         summary.current = id
-        yield from read_file(file, id, options.read, summary.refusals, own_ids=own_ids)
+        yield from read_documents(file, id, options.read, summary.refusals, own_ids=own_ids)
         summary.done += size
 
 
@@ -160,7 +161,7 @@ def listed_urls(path: Path) -> list[str]:
     return lines if all(is_url(line) and not line.split()[1:] for line in lines) else []
 
 
-def find_files(
+def walk_folder(
     root: Path, kb_folder: Path, options: IngestOptions, summary: IngestSummary
 ) -> Iterator[tuple[str, Path]]:
     """(id, path) of plain files within the folder. No link leads out of it, and no knowledge base is read into
@@ -177,7 +178,7 @@ def find_files(
         for name in names:
             file = Path(folder) / name
             relative = file.relative_to(root).as_posix()
-            # File names need not be text: what is none becomes \udc.. escapes, which can be stored and read back
+            # A file name need not be text; its other bytes become \udc.. escapes, which can be stored and read back
             id = clean(relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
             reason = reason_against_file(file, relative, root, options)
             if not reason:

@@ -89,7 +89,6 @@ class KnowledgeBase:
         folder: str | Path,
         embedder: str | Embedder = MINILM,
         chunking: ChunkOptions | None = None,
-        search: SearchOptions | None = None,
         language: str = "English",
     ) -> KnowledgeBase:
         """A new one. An embedder whose name `load_embedder` does not know must be given to `open` again."""
@@ -99,7 +98,7 @@ class KnowledgeBase:
         name = embedder if isinstance(embedder, str) else embedder.name
         if Path(name).expanduser().is_dir():
             name = str(Path(name).expanduser().resolve())
-        settings = Settings(name, language, chunking or ChunkOptions(), search or SearchOptions())
+        settings = Settings(name, language, chunking or ChunkOptions())
         write_settings(folder, settings)
         return cls(folder, settings, None if isinstance(embedder, str) else embedder)
 
@@ -249,23 +248,20 @@ class KnowledgeBase:
     ) -> None:
         passages = [chunk.to_embedding_text() for _, chunks in batch for chunk in chunks]
         vectors = iter(self.embedder.embed_documents(passages))
-        new: tuple[list[Row], list[Record]] = ([], [])
-        changed: tuple[list[Row], list[Record]] = ([], [])
+        rows: list[Row] = []
+        records: list[Record] = []
         for document, chunks in batch:
-            num_tokens = sum(chunk.num_tokens for chunk in chunks)
             about = (document.id, document.digest, document.source, document.title, document.format)
-            rows, records = changed if document.id in known else new
             rows += [Row(chunk, next(vectors), document.source, document.format, document.metadata) for chunk in chunks]
-            records.append(Record(*about, len(chunks), num_tokens))
-            summary.tokens += num_tokens
-            summary.empty += not chunks
-        if new[1]:
-            self.store.add(*new)
-        if changed[1]:
-            self.store.replace(*changed)
-        summary.added += len(new[1])
-        summary.replaced += len(changed[1])
-        summary.chunks += len(passages)
+            records.append(Record(*about, len(chunks), sum(chunk.num_tokens for chunk in chunks)))
+        num_known = sum(record.id in known for record in records)
+        write = self.store.replace if num_known else self.store.add
+        write(rows, records)
+        summary.added += len(records) - num_known
+        summary.replaced += num_known
+        summary.empty += sum(not record.num_chunks for record in records)
+        summary.chunks += len(rows)
+        summary.tokens += sum(record.num_tokens for record in records)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -128,7 +128,7 @@ class LanceStore:
         self._add_records(records)
 
     def replace(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
-        """Documents that are there: their chunks change in one commit, so that no reader misses them."""
+        """Documents that are there, or may be: their chunks change in one commit, so that no reader misses them."""
         ids = [record.id for record in records]
         self._forget(ids)
         chunks = self._table(CHUNKS)

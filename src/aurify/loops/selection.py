@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from aurify.pipeline.recipe import OnlineStage
 
 
-def trained(
+def choose_trained(
     group: Group, advantages: Sequence[float], stage: OnlineStage, *, keep_flat: bool = False, needs_reward: bool = True
 ) -> list[int]:
     """The indices of the trajectories that are trained: not those without a reward, where the method needs one, nor the

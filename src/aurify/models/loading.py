@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 
 from aurify.errors import UserError
@@ -22,15 +23,16 @@ RANDOM_TINY = "random:tiny"
 class ModelFiles:
     """Where the files of a model are."""
 
-    base: str  # a folder, a hub id, or random:tiny
+    base: str  # a folder, a hub id, or random:tiny: what an adapter names as its base
     gguf: Path | None = None
     adapter: Path | None = None
-    snapshot: Path | None = None  # of a hub id in the hub's local cache, where the hub does not answer
+    folder: Path | None = None  # of a hub id on this machine: in the hub's cache, or made by the catalogue
+    origin: str = ""  # the catalogue's name of a model that it made
 
     @property
     def source(self) -> str:
         """What transformers is to load."""
-        return str(self.snapshot or self.base)
+        return str(self.folder or self.base)
 
 
 def load_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: int) -> Any:
@@ -106,6 +108,18 @@ def cast_weights(module: Any, dtype: torch.dtype) -> Any:
     return module
 
 
+def read_stored_dtype(files: ModelFiles) -> torch.dtype:
+    """Of the weights in a model's files."""
+    if files.base == RANDOM_TINY:
+        return torch.float32
+    if files.gguf is not None:
+        return torch.bfloat16
+    from transformers import AutoConfig
+
+    with explain_failure(files.base):
+        return AutoConfig.from_pretrained(files.source).dtype or torch.float32
+
+
 def read_tokenizer(files: ModelFiles) -> Any:
     """Reads the adapter's own tokenizer if its folder has one, else the base's."""
     if files.base == RANDOM_TINY:
@@ -124,6 +138,16 @@ def read_tokenizer(files: ModelFiles) -> Any:
     if tokenizer.pad_token_id is None:  # padding never reaches a loss, so any token will do
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def read_adapter_header(folder: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """The shapes of an adapter's tensors, and what was written beside them."""
+    file = folder / "adapter_model.safetensors"
+    if not file.exists():
+        return {}, {}
+    with safe_open(file, "pt") as opened:
+        names = list(opened.keys())
+        return {name: opened.get_slice(name).get_shape() for name in names}, opened.metadata() or {}
 
 
 def choose_other_padding(tokenizer: Any) -> Any:

@@ -4,13 +4,14 @@ seconds."""
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from aurify.errors import UserError
+import torch
+
 from aurify.hardware import choose_device, choose_dtype
+from aurify.models.embeddings import add_rows, check_vocabulary, resize_for_adapter
 from aurify.models.loading import (
     RANDOM_TINY,
     add_scalar_head,
@@ -23,14 +24,16 @@ from aurify.models.loading import (
 from aurify.models.names import resolve_model
 from aurify.models.tiny import byte_tokenizer, random_llama
 
-log = logging.getLogger("aurify")
+Dtype = Literal["auto", "float32", "bfloat16"]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     name: str  # a catalogue name, a hub id, a folder, a GGUF file or an adapter folder
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where the hardware multiplies it
-    device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: the GPU where there is one
+    dtype: Dtype = "auto"  # auto: bfloat16 where the hardware multiplies it
+    device: Device = "auto"  # auto: the GPU where there is one
+    resize_embeddings: bool = False  # give tokens that were added to the tokenizer rows of the embedding
 
 
 @dataclass
@@ -40,13 +43,27 @@ class LoadedModel:
     name: str  # what an adapter names as its base
     adapter: Path | None = None  # folder of the adapter to go on with
     dtype_reason: str = "as given"  # why the weights have their dtype
+    origin: str = ""  # the catalogue's name of a model that it made; its weights are near those of the hub
+    num_new_rows: int = 0  # of the embedding, for tokens that were added
 
 
-def load_model(config: ModelConfig | str, *, scalar_head: bool = False, seed: int = 0) -> LoadedModel:
-    """scalar_head: a reward model, whose new head (if the folder has none) is drawn from `seed`."""
+def load_model(
+    config: ModelConfig | str,
+    *,
+    dtype: Dtype | torch.dtype | None = None,
+    device: Device | None = None,
+    scalar_head: bool = False,
+    seed: int = 0,
+) -> LoadedModel:
+    """dtype and device: instead of those of the config. scalar_head: a reward model, whose new head (if the folder has
+    none) is drawn from `seed`."""
     config = ModelConfig(config) if isinstance(config, str) else config
-    device, files = choose_device(config.device), resolve_model(config.name)
-    choice = choose_dtype(config.dtype, device)
+    if dtype is not None:
+        config = replace(config, dtype=str(dtype).removeprefix("torch."))  # type: ignore[arg-type]
+    if device is not None:
+        config = replace(config, device=device)
+    target, files = choose_device(config.device), resolve_model(config.name)
+    choice = choose_dtype(config.dtype, target)
     if files.base == RANDOM_TINY:
         loaded = tiny_model(scalar_head=scalar_head, seed=seed)
         module, tokenizer = cast_weights(loaded.module, choice.dtype), loaded.tokenizer
@@ -57,12 +74,16 @@ def load_model(config: ModelConfig | str, *, scalar_head: bool = False, seed: in
         else:
             module = load_gguf(files.gguf, choice.dtype)
             module = add_scalar_head(module, seed) if scalar_head else module
+    if files.adapter is not None:
+        resize_for_adapter(module, files.adapter)
+    num_new = add_rows(module, tokenizer) if config.resize_embeddings else 0
     check_vocabulary(tokenizer, module.get_input_embeddings().weight.shape[0], config.name)
     if scalar_head:
         module.config.pad_token_id = choose_other_padding(tokenizer).pad_token_id
     # transformers gives the padding token's embedding no gradient; where that is the end token, it has to be trained.
     module.get_input_embeddings().padding_idx = None
-    return LoadedModel(module.to(device).eval(), tokenizer, files.base, files.adapter, choice.reason)
+    module = module.to(target).eval()
+    return LoadedModel(module, tokenizer, files.base, files.adapter, choice.reason, files.origin, num_new)
 
 
 def load_tokenizer(name: str) -> Any:
@@ -73,27 +94,3 @@ def tiny_model(*, scalar_head: bool = False, seed: int = 0, **sizes: Any) -> Loa
     """A random two-layer Llama, the same for the same seed. sizes: values of its configuration."""
     tokenizer = byte_tokenizer()
     return LoadedModel(random_llama(tokenizer, scalar_head=scalar_head, seed=seed, **sizes), tokenizer, RANDOM_TINY)
-
-
-def check_vocabulary(tokenizer: Any, num_rows: int, name: str) -> None:
-    """Every token that a text or the chat template can bring must have an embedding. Other added tokens, such as that
-    of an image in a tokenizer that several models share, may lack one."""
-    beyond = {text: token for text, token in tokenizer.get_vocab().items() if token >= num_rows}
-    if not beyond:
-        return
-    added = {str(entry) for entry in getattr(tokenizer, "added_tokens_decoder", {}).values()}
-    written = {tokenizer.eos_token, tokenizer.bos_token} | {t for t in added if t in str(tokenizer.chat_template or "")}
-    needed = sorted((token, text) for text, token in beyond.items() if text not in added or text in written)
-    if needed:
-        token, text = needed[0]
-        raise UserError(
-            f"model {name!r}: its tokenizer has {len(needed)} tokens without an embedding, such as {text!r} ({token}); "
-            f"the model has {num_rows} rows. The tokenizer belongs to another model, or tokens were added without "
-            "model.resize_token_embeddings(len(tokenizer)); mend the folder"
-        )
-    log.warning(
-        "%s: added tokens without an embedding: %s; the chat template writes none of them, and a prompt that has one "
-        "is refused",
-        name,
-        ", ".join(sorted(beyond)[:5]),
-    )

@@ -13,7 +13,7 @@ from aurify.config import suggest_neighbour
 from aurify.errors import UserError
 from aurify.http import HUB_TIMEOUT, hub_answers
 from aurify.models import catalog
-from aurify.models.loading import RANDOM_TINY, ModelFiles, quiet_transformers
+from aurify.models.loading import RANDOM_TINY, ModelFiles, quiet_transformers, read_adapter_header
 
 log = logging.getLogger("aurify")
 
@@ -35,19 +35,36 @@ def resolve_model(name: str) -> ModelFiles:
             raise UserError(
                 f"model {name!r}: the folder has no config.json (it holds {files}); give the folder of a saved model"
             )
-        return ModelFiles(str(path))
+        return resolve_folder(path)
     known = catalog.find_known(name)
     if known is not None and name.lower() == known.name:
-        return ModelFiles(str(catalog.fetch(known)))
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        return resolve_known(known)
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise unknown_model(name)
     return find_on_hub(name, known)
 
 
+def resolve_known(known: catalog.KnownModel) -> ModelFiles:
+    return ModelFiles(known.hub_id, folder=catalog.fetch(known), origin=known.name)
+
+
+def resolve_folder(path: Path) -> ModelFiles:
+    """A folder of a cache has the name of its model, which other machines know as well."""
+    for known in catalog.KNOWN.values():
+        if path.resolve() == catalog.cached_folder(known).resolve():
+            return ModelFiles(known.hub_id, folder=path, origin=known.name)
+    parts = path.absolute().parts
+    if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
+        return ModelFiles(parts[-3].removeprefix("models--").replace("--", "/"), folder=path)
+    return ModelFiles(str(path))
+
+
 def resolve_adapter(folder: Path) -> ModelFiles:
-    """The base may have been named on another machine: a folder of the catalogue is found again by its name."""
+    """An adapter that was trained on a model of the catalogue says so, for the hub's weights differ a little. The base
+    may also be a folder of the catalogue on another machine: it is found again by its name."""
     try:
         name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        name = read_adapter_header(folder)[1].get("origin", name)
         base = resolve_model(Path(name).name if not Path(name).exists() and Path(name).name in catalog.KNOWN else name)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error if isinstance(error, UserError) else f"adapter_config.json cannot be read ({error!r})"
@@ -60,7 +77,13 @@ def resolve_adapter(folder: Path) -> ModelFiles:
 def find_on_hub(name: str, known: catalog.KnownModel | None) -> ModelFiles:
     """The hub's model if the hub answers; else that of its local cache, else the catalogue's copy of the model."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise unknown_model(name) from None
 
     if hub_answers():
         try:
@@ -76,10 +99,12 @@ def find_on_hub(name: str, known: catalog.KnownModel | None) -> ModelFiles:
         except OSError as error:
             log.info("%s: the model hub failed (%s)", name, type(error).__name__)
     if isinstance(cached := try_to_load_from_cache(name, "config.json"), str):
-        return ModelFiles(name, snapshot=Path(cached).parent)
+        return ModelFiles(name, folder=Path(cached).parent)
     if known is not None:
         log.info("%s: the model hub does not answer; taking %s", name, known.name)
-        return ModelFiles(str(catalog.fetch(known)))
+        return resolve_known(known)
+    if "/" not in name:  # a few old models have no owner; a typing error is likelier
+        raise unknown_model(name)
     raise UserError(
         f"model {name!r}: it is not in the local cache and the model hub does not answer. Download it where there is a "
         f"network and give its folder, or use one of: {', '.join(catalog.KNOWN)}"
@@ -90,6 +115,7 @@ def unknown_model(name: str) -> UserError:
     names = {*catalog.KNOWN, *(known.hub_id for known in catalog.KNOWN.values()), RANDOM_TINY}
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else suggest_neighbour(Path(name).expanduser())
+    offline = "" if hub_answers() else " that is in the local cache, and the model hub does not answer"
     return UserError(
-        f"model {name!r} is neither a folder, a GGUF file, a catalogue name nor a hub id (owner/name){hint}"
+        f"model {name!r} is neither a folder, a GGUF file, a catalogue name nor a hub id (owner/name){offline}{hint}"
     )

@@ -4,7 +4,7 @@ by its answers, any other one on held-out rows."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,8 @@ from aurify.evaluation.evaluate import (
 )
 from aurify.loops.interrupt import run_async
 from aurify.pipeline.recipe import make_renderer
-from aurify.pipeline.start import StageRun, open_sampler
+from aurify.pipeline.start import StageRun
+from aurify.samplers.open import open_sampler
 from aurify.tracking.figures import format_estimate
 from aurify.types import Datum
 
@@ -80,8 +81,9 @@ def measure_scores(run: StageRun, engine: Engine, heldout: Sequence[Datum]) -> N
 
 def measure_answers(run: StageRun, engine: Engine) -> Number:
     assert run.taskset is not None
-    recipe, stage, taskset, sampler = run.plan.recipe, run.stage.options, run.taskset, open_sampler(run, engine)
-    options, turns = recipe.evaluation, recipe.evaluation.turns(stage)
+    recipe, stage, taskset = run.plan.recipe, run.stage.options, run.taskset
+    sampler = open_sampler(stage.sampler, engine, seed=run.seed)
+    options, limits = recipe.evaluation, recipe.evaluation.limits or stage.limits
 
     async def answer() -> Evaluation:
         try:
@@ -92,7 +94,7 @@ def measure_answers(run: StageRun, engine: Engine) -> Number:
                 options.sampling,
                 num_tasks=options.num_tasks,
                 seed=recipe.seed,
-                max_turns=turns,
+                limits=limits,
                 options=stage.rollouts,
             )
         finally:
@@ -102,7 +104,7 @@ def measure_answers(run: StageRun, engine: Engine) -> Number:
         result = run_async(answer())
     for note in result.notes:
         run.tracker.event(note)
-    return with_details(result, **result.metrics, max_turns=turns)
+    return with_details(result, **result.metrics, limits=asdict(limits))
 
 
 def measure_before(run: StageRun, measure: Measure | None) -> None:
@@ -132,12 +134,12 @@ def find_known_number(run: StageRun, results: dict[str, dict[str, Any]], measure
     """What the stage's model reaches on its task, if another stage has measured it: as its result, or as its own
     start."""
     options = run.stage.options
-    turns = run.plan.recipe.evaluation.turns(options)
+    limits = asdict(run.plan.recipe.evaluation.limits or options.limits)
     for stage, result in results.items():
         if result.get("measure") != measure or result.get("task") != options.task:
             continue
         for name, when in ((f"@{stage}", "after"), (result["model"], "before")):
-            same = result.get(f"details_{when}", {}).get("max_turns", turns) == turns
+            same = result.get(f"details_{when}", {}).get("limits", limits) == limits
             if name == options.model.name and result.get(when) is not None and same:
                 return result[when], result[f"details_{when}"]
     return None

@@ -11,10 +11,11 @@ from aurify.loops.examples import Examples, load_pairs, save_pairs
 from aurify.loops.interrupt import run_async
 from aurify.loops.progress import derive_seed
 from aurify.pipeline.recipe import make_renderer
-from aurify.pipeline.start import StageRun, open_engine, open_other, open_sampler
+from aurify.pipeline.start import StageRun, fit_tasks, open_engine, open_other
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Rubric
 from aurify.rows.row import Row
+from aurify.samplers.open import open_sampler
 
 
 def gather_pairs(run: StageRun, owner: str) -> Examples:
@@ -30,10 +31,13 @@ def gather_pairs(run: StageRun, owner: str) -> Examples:
 
 def sample_pairs(run: StageRun) -> tuple[list[Row], list[Row]]:
     """Best against worst of the starting model's own answers, for training tasks and for held-out ones."""
-    sample, taskset, options = run.stage.offline.data.sample, run.taskset, run.stage.options.rollouts
-    assert sample is not None and taskset is not None
     engine = open_engine(run, trainable=False)
-    sampler, renderer = open_sampler(run, engine), make_renderer(run.stage.options, engine.tokenizer)
+    run = fit_tasks(run, engine)
+    sample, taskset, options = run.stage.offline.data.sample, run.taskset, run.stage.options.rollouts
+    limits = run.stage.options.limits
+    assert sample is not None and taskset is not None
+    sampler = open_sampler(run.stage.options.sampler, engine, seed=run.seed)
+    renderer = make_renderer(run.stage.options, engine.tokenizer)
     judge = open_other(run, sample.reward, scalar_head=True) if sample.reward else None
     rubric = Rubric([ModelReward(judge)] if judge else taskset.rubric.rewards, options.reward_seconds)
     parts = (
@@ -46,7 +50,7 @@ def sample_pairs(run: StageRun) -> tuple[list[Row], list[Row]]:
             return [
                 await sample_preferences(
                     tasks, taskset.environment, rubric, sampler, renderer, sample.sampling, sample.group_size,
-                    derive_seed(run.seed, "pairs", part), max_turns=sample.max_turns, options=options,
+                    derive_seed(run.seed, "pairs", part), limits=limits, options=options,
                     tell=run.tracker.event,
                 )
                 for part, tasks in enumerate(parts)

@@ -2,9 +2,9 @@
 
 A recipe names a model, a task and stages in order. A stage trains one model by one method, and later stages take its
 result by name: `model: "@sft"`, `reward: "@reward"`, `data: {stage: "@reward"}`. What stands at the top of a recipe
-(`model`, `task`, `lora`, `engine`, `sampler`, `rollouts`, `tools_as_text`, `template_options`) holds for every stage
-that does not say otherwise. Which options a stage has follows from its method: one that learns from rollouts is trained
-online, every other one on static data.
+(`model`, `task`, `lora`, `engine`, `sampler`, `rollouts`, `limits`, `tools_as_text`, `template_options`) holds for
+every stage that does not say otherwise. Which options a stage has follows from its method: one that learns from
+rollouts is trained online, every other one on static data.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from typing import Annotated, Any, Literal
 
 from aurify import config, registry
 from aurify.bounds import Checked, Ge, Interval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from aurify.data.encode import OnBadRow, Overlong
+from aurify.data.encode import OnBadRow
 from aurify.data.mixing import By, Stop
+from aurify.data.overlong import Overlong
 from aurify.data.sources import Part
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
 from aurify.environments.player import RolloutOptions
-from aurify.environments.rollout import MAX_TURNS
+from aurify.environments.rollout import NO_LIMITS, Limits
 from aurify.errors import UserError
 from aurify.models.model import ModelConfig
 from aurify.renderer import Renderer, TrainOn
 from aurify.rewards.combine import Combination
+from aurify.samplers.open import SamplerOptions
 from aurify.types import SamplingParams
 
 # what a stage takes over from the recipe unless it says otherwise; `model` is merged
-INHERITED = ("task", "lora", "engine", "sampler", "rollouts", "tools_as_text", "template_options")
+INHERITED = ("task", "lora", "engine", "sampler", "rollouts", "limits", "tools_as_text", "template_options")
+SHORT = {"model": "name", "task": "name", "reward": "model"}  # an option, and its key that may stand for all of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,22 +44,12 @@ class EngineOptions(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplerOptions(Checked):
-    max_batch: PositiveInt = 64  # completions that are generated at the same time
-    max_context: Annotated[int, Ge(2)] | None = None  # tokens of prompt and completion; None: what the model can take
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluationOptions(Checked):
     """Held-out numbers before and after each stage. Greedy by default: the same model always gets the same number."""
 
     num_tasks: NonNegativeInt = 64  # 0 = no evaluation
     sampling: SamplingParams = SamplingParams(temperature=0.0)  # how the held-out answers are sampled
-    # of a conversation; None: as many as the stage trains with, 16 where it says nothing
-    max_turns: PositiveInt | None = None
-
-    def turns(self, stage: OfflineStage | OnlineStage) -> int:
-        return self.max_turns or (stage.max_turns if isinstance(stage, OnlineStage) else MAX_TURNS)
+    limits: Limits | None = None  # of a conversation; None: those of the stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +60,6 @@ class PairSampling(Checked):
     num_heldout: NonNegativeInt = 32  # tasks of the held-out split, for the pair accuracy
     group_size: Annotated[int, Ge(2)] = 8  # answers to each task
     sampling: SamplingParams = SamplingParams()  # how the answers are sampled
-    max_turns: PositiveInt = MAX_TURNS  # of a conversation with an environment
     reward: str | None = None  # "@stage": a reward model judges; None: the task's own reward
 
 
@@ -139,8 +131,7 @@ class DataOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixOptions:
-    """How much of a trace is given. linear: a share that falls from `high` to `low` as the stage goes on. fixed: shares
-    evenly spaced from `low` to `high` over the guided rows of a group."""
+    """How much of a trace is given."""
 
     # linear: the share falls from high to low over the stage; fixed: from low to high over a group
     schedule: Literal["fixed", "linear"] = "linear"
@@ -206,6 +197,7 @@ class Stage(Checked):
     engine: EngineOptions = EngineOptions()
     sampler: SamplerOptions = SamplerOptions()
     rollouts: RolloutOptions = RolloutOptions()  # time limits, and when too much fails
+    limits: Limits = NO_LIMITS  # what a conversation with an environment may use
     tools_as_text: bool = False  # tools, calls and results go into the text, for chat templates that leave them out
     template_options: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
     checkpoint_every: NonNegativeInt = 20  # steps; 0: only when the run is interrupted
@@ -240,6 +232,7 @@ class OnlineStage(Stage):
     prompts_per_step: PositiveInt = 8  # questions, each with a group of answers
     completions_per_prompt: PositiveInt = 8  # answers to a question: a group
     sampling: SamplingParams = SamplingParams()  # how answers are sampled in training
+    overlong: Literal["error", "drop"] = "error"  # tasks whose prompt leaves no room to answer
     reward: RewardModelUse | None = None  # a reward model, beside the task's own rewards
     combine_rewards: Combination = "sum"  # several rewards of a group into one; see rewards/combine.py
     guidance: GuidanceOptions | None = None  # a guide's answers, in the groups of the policy's own
@@ -252,7 +245,6 @@ class OnlineStage(Stage):
     truncation_penalty: NonNegativeFloat = 1.0  # what "penalise" takes off the reward
     num_minibatches: PositiveInt = 1  # optimiser steps that share out the groups of one round of sampling
     num_epochs: PositiveInt = 1  # passes over the samples of one round
-    max_turns: PositiveInt = MAX_TURNS  # of a conversation with an environment
     samples_every: NonNegativeInt = 10  # steps between samples that are written down; 0 = none
 
 
@@ -270,6 +262,7 @@ class Recipe:
     engine: EngineOptions = EngineOptions()  # memory and speed of training
     sampler: SamplerOptions = SamplerOptions()  # memory and speed of sampling
     rollouts: RolloutOptions = RolloutOptions()  # time limits, and when too much fails
+    limits: Limits = NO_LIMITS  # what a conversation with an environment may use
     tools_as_text: bool = False  # tools, calls and results go into the text, for chat templates that leave them out
     template_options: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
 
@@ -277,23 +270,20 @@ class Recipe:
 def build_recipe(values: Mapping[str, Any]) -> Recipe:
     """Builds the recipe from what `config.load_config` read. Unknown keys and wrong types are errors that name the
     key."""
-    values = dict(values)
+    values = expand_shorthands(values)
     registry.load_plugins(values.get("plugins") or ())
-    for key in ("model", "task"):
-        if values.get(key) is not None:
-            values[key] = shorthand(values[key], "name")
     stages = values.get("stages")
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("stages: a recipe needs at least one stage; write `stages: {sft: {method: sft, ...}}`")
     config.build(Recipe, {**values, "stages": {}})  # names a mistake at the top before one that it causes in a stage
     shared = {name: values[name] for name in INHERITED if name in values}
     values["stages"] = {
-        str(name): build_stage(str(name), stage, values.get("model"), shared) for name, stage in stages.items()
+        str(name): build_stage_options(str(name), stage, values.get("model"), shared) for name, stage in stages.items()
     }
     return config.build(Recipe, values)
 
 
-def build_stage(
+def build_stage_options(
     name: str, values: Any, model: Mapping[str, Any] | None, shared: Mapping[str, Any]
 ) -> OfflineStage | OnlineStage:
     """One stage, with what it inherits from the recipe."""
@@ -302,25 +292,21 @@ def build_stage(
         raise UserError(f"{where}: a stage's name is a folder's name too; use letters, digits, '-', '_' and '.'")
     if not isinstance(values, Mapping) or "method" not in values:
         raise UserError(f"{where}: no method; write for example `method: sft`")
-    values = {**shared, **values}
-    own = shorthand(values.pop("model", None), "name")
-    values["model"] = {**(model or {}), **(own or {})}
+    values = expand_shorthands({**shared, **values})
+    values["model"] = {**(model or {}), **(values.get("model") or {})}
     if "name" not in values["model"]:
         raise UserError(f"{where}.model: no model; set `model:` at the top of the recipe or in the stage")
-    if values.get("task") is not None:
-        values["task"] = shorthand(values["task"], "name")
-    if values.get("reward") is not None:
-        values["reward"] = shorthand(values["reward"], "model")
     with config.prefix_errors(f"{where}.method"):
         kind: type[OfflineStage | OnlineStage] = OnlineStage if is_online(values["method"]) else OfflineStage
     return config.build(kind, values, where)
 
 
-def shorthand(value: Any, key: str) -> dict[str, Any] | None:
-    """`x` for `{key: x}`."""
-    if value is None:
-        return None
-    return dict(value) if isinstance(value, Mapping) else {key: value}
+def expand_shorthands(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`model: x` becomes `model: {name: x}`, and so on."""
+    return {
+        key: {SHORT[key]: value} if key in SHORT and not isinstance(value, Mapping | None) else value
+        for key, value in values.items()
+    }
 
 
 def is_online(method: str) -> bool:

@@ -42,7 +42,7 @@ def run_pipeline(
                 stage.examples = None
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
-            f"{str(error) or 'interrupted'}; go on with: {program()} train --resume {folder.path}"
+            f"{str(error) or 'interrupted'}; go on with: {name_program()} train --resume {folder.path}"
         ) from None
     results = folder.results()
     console.summary(results)
@@ -64,11 +64,11 @@ def chat_hint(plan: Plan, folder: RunFolder) -> str | None:
     """How to talk to the last model that can write."""
     for name, stage in reversed(plan.stages.items()):
         if not stage.scores:
-            return f"Chat with it: {program()} chat {folder.path}:{name}"
+            return f"Chat with it: {name_program()} chat {folder.path}:{name}"
     return None
 
 
-def program() -> str:
+def name_program() -> str:
     """How a shell finds the `aurify` that is running: by its path, where its environment is not activated."""
     called = Path(sys.argv[0])
     if called.name != "aurify" or not called.is_file():  # `python -m`, or a program of one's own

@@ -27,10 +27,11 @@ from aurify.pipeline.start import (
     StageRun,
     announce_engine,
     build_stage_rubric,
+    fit_tasks,
     open_engine,
     open_other,
-    open_sampler,
 )
+from aurify.samplers.open import open_sampler
 
 
 def run_stage(run: StageRun) -> None:
@@ -62,7 +63,9 @@ def train_on_data(run: StageRun) -> Engine:
     engine = open_engine(run)
     announce_engine(run, engine)
     renderer = make_renderer(stage, engine.tokenizer)
-    units = encode_examples(examples, stage, renderer, limit=engine.max_context, seed=run.seed)
+    units = encode_examples(
+        examples, stage, renderer, limit=engine.max_context, vocabulary=engine.vocabulary, seed=run.seed
+    )
     report_units(run, units)
     measure = choose_measure(run, engine, [datum for unit in units.heldout for datum in unit])
     measure_before(run, measure)
@@ -108,10 +111,11 @@ def report_units(run: StageRun, units: Units) -> None:
 
 
 def train_by_sampling(run: StageRun) -> Engine:
-    stage, taskset = run.stage.online, run.taskset
-    assert taskset is not None
-    engine = open_engine(run)
+    stage, engine = run.stage.online, open_engine(run)
     announce_engine(run, engine)
+    run = fit_tasks(run, engine)
+    taskset = run.taskset
+    assert taskset is not None
     measure = choose_measure(run, engine)
     measure_before(run, measure)
     judge = open_other(run, stage.reward.model, scalar_head=True) if stage.reward else None
@@ -120,7 +124,7 @@ def train_by_sampling(run: StageRun) -> Engine:
     if teacher is not None:
         engine.follow(teacher)
     rollouts = Rollouts(
-        open_sampler(run, engine),
+        open_sampler(run.stage.options.sampler, engine, seed=run.seed),
         make_renderer(stage, engine.tokenizer),
         taskset,
         build_stage_rubric(run, judge),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
@@ -12,11 +12,10 @@ from aurify.loops.progress import derive_seed
 from aurify.models.model import ModelConfig, load_model
 from aurify.pipeline.heldout import Guard
 from aurify.pipeline.plan import Plan, PlannedStage
-from aurify.pipeline.recipe import reference
+from aurify.pipeline.recipe import make_renderer, reference
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
-from aurify.samplers.inprocess import InProcessSampler
-from aurify.tasks.taskset import TaskSet
+from aurify.tasks.taskset import TaskSet, fit_prompts
 from aurify.tracking.run_folder import RunFolder, StageFolder
 from aurify.tracking.tracker import StageTracker
 from aurify.tracking.trackers.console import Console
@@ -64,7 +63,7 @@ def start_stage(
 
 
 def resolve_reference(run: StageRun, model: ModelConfig) -> ModelConfig:
-    """ "@stage" becomes the folder of that stage's model: absolute, for an adapter writes down its base."""
+    """A reference becomes the folder of that stage's model: absolute, for an adapter writes down its base."""
     stage = reference(model.name)
     if stage is None:
         return model
@@ -115,9 +114,16 @@ def announce_engine(run: StageRun, engine: Engine) -> None:
 # ---------------------------------------------------------------------- samplers and rewards
 
 
-def open_sampler(run: StageRun, engine: Engine) -> InProcessSampler:
-    options = run.stage.options.sampler
-    return InProcessSampler(engine, max_batch=options.max_batch, max_context=options.max_context, seed=run.seed)
+def fit_tasks(run: StageRun, engine: Engine) -> StageRun:
+    """The run with the tasks whose prompts leave room to answer: told before the first step, not in the middle."""
+    options = run.stage.options
+    assert run.taskset is not None
+    limit = min(options.sampler.max_context or engine.max_context, engine.max_context)
+    overlong: Literal["error", "drop"] = "error" if options.overlong == "error" else "drop"
+    taskset = fit_prompts(run.taskset, make_renderer(options, engine.tokenizer), limit, overlong)
+    for note in taskset.notes:
+        run.tracker.event(note)
+    return replace(run, taskset=taskset)
 
 
 def build_stage_rubric(run: StageRun, judge: Engine | None) -> Rubric:

@@ -17,6 +17,11 @@ from aurify.types import Message
 
 T = TypeVar("T")
 THOUGHT_TAGS = frozenset({*CLOSINGS, *CLOSINGS.values()})
+# what ends a turn or a text in families of models: data sets made for one of them close answers with it
+END_TEXTS = (
+    "<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<eos>", "<|end|>",
+    "<|eom_id|>", "<|return|>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

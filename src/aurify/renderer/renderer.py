@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from aurify.errors import UserError
 from aurify.renderer import folding
-from aurify.renderer.foreign import Shield, unused_word
+from aurify.renderer.foreign import END_TEXTS, Shield, unused_word
 from aurify.renderer.survey import Survey
 from aurify.renderer.template import CALL_ID, Template, outline
-from aurify.thoughts import CLOSINGS
+from aurify.thoughts import CLOSINGS, TAGS
 from aurify.types import Message
 
 log = logging.getLogger("aurify")
@@ -86,6 +86,7 @@ class Renderer:
         written = ""
         for number, i in enumerate(turns):
             said = self._said(before[number], folded[: i + 1], offered)
+            self._check_thought(before[number], said)
             if number + 1 < len(turns) and not before[number + 1].startswith(before[number] + said):
                 said = self._said_earlier(before[number], before[number + 1], folded[i])
             following = before[number][len(written) :]
@@ -150,17 +151,14 @@ class Renderer:
     def reply(self, prompt: Sequence[int], text: str) -> list[int]:
         """An answer that somebody else wrote, as a policy would sample it after `prompt`: its own text, which no
         template rewrites, and the end token. A thought that the prompt opens already is not opened once more."""
-        opened = self.tokenizer.decode(list(prompt)[-16:])
-        for tag in CLOSINGS:
-            if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):
-                text = text.lstrip()[len(tag) :]
-                text = text if opened.endswith(tag) else text.lstrip("\n")
-        closed, end = text.rstrip(), self.template.end_text
-        if end and closed.endswith(end):
-            text = closed.removesuffix(end)
+        text = go_on(self.tokenizer.decode(list(prompt)[-16:]), self.strip_end(text))
         shield = Shield(self.template.patterns, text)
         said = self._encode(shield.hide(text, "assistant"), shield, continued=True)
         return [*said, self.end_token]
+
+    def opens_thought(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with the tag that opens a thought."""
+        return self.tokenizer.decode(list(prompt)[-16:]).rstrip().endswith(tuple(CLOSINGS))
 
     def continuation(self, text: str) -> list[int]:
         """Text that is put into a turn after what was sampled, as it is: no template, and no control tokens."""
@@ -202,7 +200,24 @@ class Renderer:
             result: Message = {"role": "tool", "content": "a", "tool_call_id": CALL_ID, "name": name}
             self.delta(messages, [self.end_token], [result], tools)
 
-    # ------------------------------------------------------------------ ends of turns
+    # ------------------------------------------------------------------ beginnings and ends
+
+    def strip_end(self, text: str) -> str:
+        """Without the end tokens that an answer may close with: its turn has one of its own."""
+        ends = (*self.template.ends, *END_TEXTS)
+        said = text.rstrip()
+        while end := next((end for end in ends if said.endswith(end)), ""):
+            if said == end or (end == "</s>" and "<s>" in said):  # it is what the answer says; it is HTML
+                return text
+            said = said.removesuffix(end).rstrip()
+        return text if said == text.rstrip() else said
+
+    def strip_beginning(self, text: str) -> str:
+        """Without the token that begins a text: the tokenizer, or the chat template, writes it."""
+        begin = self.tokenizer.bos_token
+        rest = text.removeprefix(begin) if begin and len(begin) > 1 else text
+        written_out = self.template.control.pattern.search(self.strip_end(rest))  # a conversation, which needs its own
+        return text if written_out else rest
 
     @cached_property
     def end_token(self) -> int:
@@ -268,7 +283,7 @@ class Renderer:
         calls = bool(messages[-1].get("tool_calls"))
         if not after.startswith(before):  # new replies are opened in another way than old ones, such as with a thought
             if not calls:
-                return messages[-1]["content"]
+                return go_on(before, messages[-1]["content"])
             mark = unused_word("aurifyreply", messages)
             marked: Message = {"role": "assistant", "content": mark}
             before = self.template.text([*messages[:-1], marked], tools).rpartition(mark)[0]
@@ -276,7 +291,22 @@ class Renderer:
                 raise UserError(f"{self.template.name} opens a tool call in a way of its own in {outline(messages)}")
         said = after[len(before) :]
         end = self.template.call_end_text if calls else self.template.end_text
-        return said.rpartition(end)[0] if end else said.removesuffix(self.template.closing)
+        said = said.rpartition(end)[0] if end else said.removesuffix(self.template.closing)
+        content = messages[-1]["content"]
+        if all(part.strip() in said for part in TAGS.split(content)):
+            return said
+        if calls:
+            raise UserError(f"{self.template.name} leaves out thoughts beside a tool call in {outline(messages)}")
+        return go_on(before, content)  # it drops thoughts; the policy writes them all the same
+
+    def _check_thought(self, before: str, said: str) -> None:
+        opened = next((tag for tag in CLOSINGS if before.rstrip().endswith(tag)), "")
+        if opened and CLOSINGS[opened] not in said:
+            raise UserError(
+                f"{self.template.name} opens a thought ({opened}) before each reply, and {said.strip()[:60]!r} has "
+                "none: it would be trained as a thought. Give the thought (reasoning_content, or text between the "
+                "tags), or an empty one"
+            )
 
     def _said_earlier(self, before: str, later: str, message: Message) -> str:
         """What the template makes of a reply once the conversation has gone on, where that is not what it makes of the
@@ -331,6 +361,15 @@ class Renderer:
         first = self.tokenizer("a", add_special_tokens=False).input_ids
         later = self.tokenizer(self.tokenizer.eos_token + "a", add_special_tokens=False).input_ids
         return list(first) != list(later)[1:]
+
+
+def go_on(opened: str, text: str) -> str:
+    """What a reply still has to say after a prompt that may have opened its thought."""
+    for tag in CLOSINGS:
+        if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):
+            text = text.lstrip()[len(tag) :]
+            text = text if opened.endswith(tag) else text.lstrip("\n")
+    return text
 
 
 SYSTEM_MOVED = "{name} has no place of its own for a system prompt: it begins the next user message"

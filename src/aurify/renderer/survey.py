@@ -47,7 +47,9 @@ class Survey:
             self._messages[key] = self._lost(messages, tools)
         lost = self._messages[key]
         if lost:
-            mend = MEND if not self.tools_as_text else "leave them out, or take a model whose template writes them"
+            mend = "leave it out, write it into another message, or take a model whose template writes it"
+            if uses_tools(messages, tools) and not self.tools_as_text and "tool" in lost:
+                mend = MEND
             raise UserError(f"{self._whose()} leaves out {lost} of {outline(messages)}; {mend}")
 
     def _whose(self) -> str:

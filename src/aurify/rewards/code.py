@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import contextlib
 import functools
 import math
 import os
@@ -17,11 +16,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 from aurify.errors import UserError
-from aurify.rewards.answers import read_answer
-from aurify.rewards.code_blocks import UNPARSED, find_names, program_in
-from aurify.rewards.code_check import check_tests
+from aurify.rewards.answers import take_answer
+from aurify.rewards.code_blocks import UNPARSED, program_in
+from aurify.rewards.code_check import check_tests, find_needed_names
 from aurify.rewards.code_tests import CodeTests, read_tests
-from aurify.sandbox.checks import imported_from_program
 from aurify.sandbox.sandbox import Limits, backend, run_script, run_tests
 from aurify.types import Task, Trajectory
 
@@ -63,7 +61,7 @@ def judge_program(task: Task, trajectory: Trajectory, limits: Limits, score: Sco
     tests = read_tests(task)
     if tests is None:
         return None
-    answer = read_answer(trajectory)
+    answer = take_answer(trajectory)
     if answer is None:  # a thought that never ends
         return 0.0
     program = program_in(answer, find_needed_names(tests), reads_input=bool(tests.scripts))
@@ -79,19 +77,6 @@ def judge_program(task: Task, trajectory: Trajectory, limits: Limits, score: Sco
     if score == "fraction":
         return passed / total if total else 0.0
     return float(total > 0 and passed == total)
-
-
-def find_needed_names(tests: CodeTests) -> set[str]:
-    """Names that the program has to define for its tests."""
-    name = tests.entry_point or tests.hint
-    needed = {"Solution", *re.findall(r"\w+", name)} if name else set()
-    with contextlib.suppress(*UNPARSED):
-        defined: set[str] = set()
-        for text in (tests.setup, *tests.texts):
-            own, missing = find_names(text)
-            needed |= (missing | imported_from_program(text)) - defined
-            defined |= own
-    return needed
 
 
 def count_right_outputs(program: str, tests: CodeTests, limits: Limits, *, stop: bool) -> int:
@@ -124,7 +109,7 @@ def same_word(word: str, wanted: str) -> bool:
 def parse_program(trajectory: Trajectory) -> ast.Module:
     """The program in the answer. Empty if it does not parse."""
     try:
-        return ast.parse(program_in(read_answer(trajectory) or ""))
+        return ast.parse(program_in(take_answer(trajectory) or ""))
     except UNPARSED:
         return ast.Module([], [])
 

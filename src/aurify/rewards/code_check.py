@@ -4,19 +4,15 @@ sandbox does not have. Nothing is executed here."""
 from __future__ import annotations
 
 import ast
+import contextlib
 import re
 from collections.abc import Iterator
 
+from aurify.rewards.code_blocks import UNPARSED, find_names
 from aurify.rewards.code_tests import CodeTests, find_columns, list_empty_columns, read_tests
-from aurify.sandbox.checks import (
-    FUNCTIONS,
-    PROGRAM_MODULES,
-    ParsedText,
-    called_name,
-    imported_modules,
-    parse_all,
-)
+from aurify.sandbox.checks import FUNCTIONS, called_name
 from aurify.sandbox.sandbox import Limits
+from aurify.sandbox.texts import PROGRAM_MODULES, ParsedText, imported_from_program, imported_modules, parse_all
 from aurify.sandbox.view import has_module, interpreter
 from aurify.types import Task
 
@@ -59,8 +55,11 @@ def find_text_problems(tests: CodeTests) -> Iterator[str]:
     except (ValueError, RecursionError, MemoryError) as error:
         yield f"does not parse: {error}"
         return
+    all_text = "\n".join([tests.setup, *tests.texts])
     own = {*PROGRAM_MODULES, "pytest", tests.entry_point}
-    for module in sorted(set().union(*(imported_modules(tree) for tree in (setup, *(text.tree for text in texts))))):
+    trees = [setup, *(text.tree for text in texts)]
+    imported = set().union(*map(imported_modules, trees))
+    for module in sorted(imported):
         if module not in own and not has_module(module):
             yield (
                 f"imports {module!r}, which the sandbox does not have; it has the standard library, the program as "
@@ -72,8 +71,23 @@ def find_text_problems(tests: CodeTests) -> Iterator[str]:
             "of a class Test* or TestCase, check(candidate), or a doctest with its output; mend the tests or drop the "
             "row"
         )
-    for name in find_unknown_fixtures([setup, *(text.tree for text in texts)], texts):
+    elif not (find_needed_names(tests) or imported & set(PROGRAM_MODULES) or re.search(">>>|candidate", all_text)):
+        yield "never uses the program: its tests define every name themselves; mend them or drop the row"
+    for name in find_unknown_fixtures(trees, texts):
         yield f"asks for the fixture {name!r}, which neither the tests nor the sandbox have"
+
+
+def find_needed_names(tests: CodeTests) -> set[str]:
+    """Names that the program has to define for its tests."""
+    name = tests.entry_point or tests.hint
+    needed = {"Solution", *re.findall(r"\w+", name)} if name else set()
+    with contextlib.suppress(*UNPARSED):
+        defined: set[str] = set()
+        for text in (tests.setup, *tests.texts):
+            own, missing = find_names(text)
+            needed |= (missing | imported_from_program(text)) - defined
+            defined |= own
+    return needed
 
 
 def find_unknown_fixtures(trees: list[ast.Module], texts: list[ParsedText]) -> Iterator[str]:

@@ -5,7 +5,6 @@ which only a main thread gets; so each question goes to a worker process that is
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -19,8 +18,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-from aurify.errors import UserError
-
 MAX_LENGTH = 2000  # characters; nobody's final answer is longer
 MEMORY = 4 << 30  # of address space; SymPy and NumPy reserve most of one
 START_SECONDS = 120.0  # importing SymPy on a busy machine
@@ -30,11 +27,11 @@ class EqualityError(ValueError):
     """The expected answer cannot be read."""
 
 
-class Worker:
+class Comparer:
     """One process. It ends when its standard input is closed, so also when we are killed."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-c", "from aurify.rewards.equality import serve; serve()"]
+        command = [sys.executable, "-c", "from aurify.rewards.equality import serve_comparisons; serve_comparisons()"]
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
@@ -77,11 +74,11 @@ def end_process(process: subprocess.Popen[str]) -> None:
             stream.close()
 
 
-class Workers:
+class Comparers:
     """A few of them, started when they are first needed."""
 
     def __init__(self, num: int) -> None:
-        self.free: queue.LifoQueue[Worker | None] = queue.LifoQueue()
+        self.free: queue.LifoQueue[Comparer | None] = queue.LifoQueue()
         for _ in range(num):
             self.free.put(None)
 
@@ -91,7 +88,7 @@ class Workers:
             return False
         worker = self.free.get()
         try:
-            worker = worker or Worker()
+            worker = worker or Comparer()
             equal = worker.ask(golds, answer, seconds)
             worker = None if equal is None else worker
             return bool(equal)
@@ -99,25 +96,19 @@ class Workers:
             self.free.put(worker)
 
 
-_workers: Workers | None = None
+_comparers: Comparers | None = None
 _lock = threading.Lock()
 
 
-def open_workers() -> Workers:
-    global _workers
+def open_comparers() -> Comparers:
+    global _comparers
     with _lock:
-        if _workers is None:
-            require_math_verify()
-            _workers = Workers(min(4, os.cpu_count() or 1))
-        return _workers
+        if _comparers is None:
+            _comparers = Comparers(min(4, os.cpu_count() or 1))
+        return _comparers
 
 
-def require_math_verify() -> None:
-    if importlib.util.find_spec("math_verify") is None:
-        raise UserError("reward 'math' needs math-verify; install it with: pip install 'aurify[math]'")
-
-
-def serve() -> None:
+def serve_comparisons() -> None:
     """The worker: one JSON line in, [golds, answer]; one out."""
     from math_verify import parse
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from aurify.errors import UserError
-from aurify.rewards.answers import read_answer
-from aurify.rewards.words import split_words
+from aurify.rewards.answers import take_answer
+from aurify.rewards.words import list_words
 from aurify.types import Task, Trajectory
 
 
@@ -81,10 +81,10 @@ def num_words(at_least: int = 0, at_most: int | None = None) -> Callable[[Task, 
         raise UserError(f"reward 'num_words': at_least is {at_least} and at_most {at_most}; no reply can have so many")
 
     def score(task: Task, trajectory: Trajectory) -> float:
-        answer = read_answer(trajectory)
+        answer = take_answer(trajectory)
         if answer is None:
             return 0.0
-        num = len(split_words(answer))
+        num = len(list_words(answer))
         if num < at_least:
             return num / at_least
         return 1.0 if at_most is None or num <= at_most else at_most / num
@@ -99,7 +99,7 @@ def repetition(size: int = 4) -> Callable[[Task, Trajectory], float]:
         raise UserError(f"reward 'repetition': size is {size}; it must be at least 1 word")
 
     def penalty(task: Task, trajectory: Trajectory) -> float:
-        words = split_words(trajectory.text)
+        words = list_words(trajectory.text)
         grams = [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
         return len(set(grams)) / len(grams) - 1 if grams else 0.0
 

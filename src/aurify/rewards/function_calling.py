@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from aurify.rewards.answers import read_answer
-from aurify.tools.calls import Call, parse_json, read_call, read_calls, read_message_calls
+from aurify.rewards.answers import take_answer, to_list
+from aurify.rows.values import parse_json
+from aurify.tools.calls import Call, read_call, read_calls, read_message_calls
 from aurify.tools.schema import find_violation, read_schemas
 from aurify.types import Task, Trajectory
 
@@ -53,11 +54,10 @@ def function_call(task: Task, trajectory: Trajectory) -> float | None:
 
 def calls_in(task: Task, trajectory: Trajectory) -> list[Call]:
     """Every call that the policy made. A thought that never ends counts as one that cannot be read."""
-    tools = offered_tools(task, trajectory)
-    calls = [call for message in trajectory.replies for call in read_message_calls(message, tools)]
-    if not calls and read_answer(trajectory) is None:
-        return [Call("", {}, "the thought never ends")]
-    return calls
+    tools, replies = offered_tools(task, trajectory), trajectory.replies
+    unfinished = take_answer(trajectory) is None and not replies[-1].get("tool_calls")
+    calls = [call for message in replies[: -1 if unfinished else None] for call in read_message_calls(message, tools)]
+    return [*calls, Call("", {}, "the thought never ends")] if unfinished else calls
 
 
 def wanted_calls(task: Task) -> list[Call] | None:
@@ -69,10 +69,10 @@ def wanted_calls(task: Task) -> list[Call] | None:
         if not calls and answer != "[]":
             return None
     else:
-        found = parse_json(given) if isinstance(given, str) else given
+        found = parse_json(given)
         found = [found] if isinstance(found, Mapping) else found
         if isinstance(found, list):
-            calls = [read_call(parse_json(entry) if isinstance(entry, str) else entry) for entry in found]
+            calls = [read_call(parse_json(entry)) for entry in found]
         elif not isinstance(given, str) or not (calls := read_calls(given)):
             raise ValueError(f"task {task.id!r}: its calls are {given!r}; expected a list of calls")
     problems = [call.problem for call in calls if call.problem]
@@ -85,11 +85,6 @@ def offered_tools(task: Task, trajectory: Trajectory) -> Any:
     """Those of the task's column, else of the environment."""
     tools = to_list(task.info.get("tools"))
     return trajectory.tools if tools is None else tools
-
-
-def to_list(value: Any) -> Any:
-    """Arrays, as parquet files give them, as lists."""
-    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def agreement(made: Sequence[T], wanted: Sequence[T], equal: Callable[[T, T], bool]) -> float:

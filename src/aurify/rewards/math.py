@@ -7,9 +7,18 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 
 from aurify.errors import UserError
-from aurify.rewards.answers import Extract, extract_answer, final_answer, read_answer, read_boxes, references, tidy
-from aurify.rewards.equality import open_workers, require_math_verify
-from aurify.rewards.notation import compare
+from aurify.files import require
+from aurify.rewards.answers import (
+    Extract,
+    extract_answer,
+    final_answer,
+    read_boxes,
+    references,
+    strip_marks,
+    take_answer,
+)
+from aurify.rewards.equality import open_comparers
+from aurify.rewards.notation import compare_answers
 from aurify.rewards.numbers import last_number, numbers_in
 from aurify.types import Task, Trajectory
 
@@ -23,7 +32,7 @@ def number_match(task: Task, trajectory: Trajectory) -> float | None:
     if None in expected:
         wrong = golds[expected.index(None)]
         raise ValueError(f"the answer {wrong!r} of task {task.id!r} is no number; use exact_match or math")
-    return float(last_number(read_answer(trajectory) or "") in expected)
+    return float(last_number(take_answer(trajectory) or "") in expected)
 
 
 def numbers_match(task: Task, trajectory: Trajectory) -> float | None:
@@ -33,7 +42,7 @@ def numbers_match(task: Task, trajectory: Trajectory) -> float | None:
     expected = numbers_in(task.answer)
     if not expected:
         raise ValueError(f"the answer {task.answer!r} of task {task.id!r} holds no number; use exact_match")
-    return float(numbers_in(read_answer(trajectory) or "")[-len(expected) :] == expected)
+    return float(numbers_in(take_answer(trajectory) or "")[-len(expected) :] == expected)
 
 
 def math(extract: Extract = "any", seconds: float = 5.0) -> Callable[[Task, Trajectory], Awaitable[float | None]]:
@@ -43,31 +52,31 @@ def math(extract: Extract = "any", seconds: float = 5.0) -> Callable[[Task, Traj
         raise UserError(f"reward 'math': extract is {extract!r}; expected 'any' or 'boxed'")
     if not seconds > 0:
         raise UserError(f"reward 'math': seconds is {seconds}; it must be above 0")
-    require_math_verify()
+    require("math_verify", "math", "to compare_answers answers as mathematics")
 
     async def equals(task: Task, trajectory: Trajectory) -> float | None:
-        golds = [read_gold(gold) for gold in references(task)]
+        golds = [extract_gold(gold) for gold in references(task)]
         if not golds:
             return None
-        answer = extract_answer(read_answer(trajectory) or "", extract)
+        answer = extract_answer(take_answer(trajectory) or "", extract)
         if not answer:
             return 0.0
         unsettled: dict[str, list[str]] = defaultdict(list)
         for gold in golds:
-            settled = compare(answer, gold)
+            settled = compare_answers(answer, gold)
             if settled is True:
                 return 1.0
             if settled:
                 unsettled[settled[0]].append(settled[1])
         for said, wanted in unsettled.items():
-            if await asyncio.to_thread(open_workers().equal, wanted, said, seconds):
+            if await asyncio.to_thread(open_comparers().equal, wanted, said, seconds):
                 return 1.0
         return 0.0
 
     return equals
 
 
-def read_gold(text: str) -> str:
+def extract_gold(text: str) -> str:
     """The answer in a right answer, which may be a whole solution."""
     text = final_answer(text) or text
-    return read_boxes(text) or tidy(text.rpartition("####")[2])
+    return read_boxes(text) or strip_marks(text.rpartition("####")[2])

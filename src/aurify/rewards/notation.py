@@ -20,7 +20,8 @@ ROOT = r"\u221a\s*(\d+(?:\.\d+)?|[a-zA-Z]|\([^()]*\)|\{[^{}]*\})|(?<![\\a-zA-Z])
 REWRITES = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
-        (r"\\[dt]frac", r"\\frac"),
+        (r"\\[dtc]frac", r"\\frac"),
+        (r"^(-?\d{1,3}) (\d{3})(?: (\d{3}))?(?=\.\d+$|$)", r"\1\2\3"),
         (r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,;!]", ""),
         (ROOT, r"\\sqrt{\1\2}"),
         (r"(?<![\d.])(\d+)\s+(\d+)/(\d+)(?!\d)", r"\1\\frac{\2}{\3}"),  # 3 1/2
@@ -92,7 +93,7 @@ def rewrite_character(character: str) -> str:
     return unicodedata.normalize("NFKC", character)
 
 
-def compare(answer: str, gold: str) -> bool | tuple[str, str]:
+def compare_answers(answer: str, gold: str) -> bool | tuple[str, str]:
     """Whether they are equal; or both as LaTeX, where only mathematics can tell."""
     answer, gold = rewrite(answer), rewrite(gold)
     if answer == gold:
@@ -120,7 +121,7 @@ def compare_choices(answer: str, gold: str) -> bool | tuple[str, str] | None:
     if said and wanted:
         if said[1] != wanted[1]:
             return False
-        return compare(said[2], wanted[2]) if said[2] and wanted[2] else True
+        return compare_answers(said[2], wanted[2]) if said[2] and wanted[2] else True
     if not said and not wanted:
         return None
     choice, other = (said, gold) if said else (wanted, answer)
@@ -129,7 +130,7 @@ def compare_choices(answer: str, gold: str) -> bool | tuple[str, str] | None:
         return (letter[1] or letter[2]) == choice[1]
     if not choice[2]:
         return False
-    return compare(choice[2], gold) if said else compare(answer, choice[2])
+    return compare_answers(choice[2], gold) if said else compare_answers(answer, choice[2])
 
 
 def read_base(text: str) -> int | None:

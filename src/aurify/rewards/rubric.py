@@ -1,9 +1,8 @@
 """Scores trajectories by a weighted list of reward functions, and keeps the breakdown.
 
 A reward function is any callable, plain or async. Ours: `(task, trajectory) -> float | None`. TRL's works unchanged,
-with conversational completions: `(prompts, completions, **columns) -> list[float | None]`. None means "does not apply"
-and is masked, not zero. So is a reward that raises or is not a finite number, since it says nothing about the answer;
-it is counted, and a reward that does nothing but fail is an error.
+see `trl.py`. None means "does not apply" and is masked, not zero. So is a reward that raises or is not a finite number,
+since it says nothing about the answer; it is counted, and a reward that does nothing but fail is an error.
 
 Async rewards of a group run at the same time. A plain function runs in a thread of its own, one call after the other,
 so it may block. An attribute says otherwise: with `function.threaded = True` several calls may run side by side, with
@@ -24,7 +23,16 @@ from typing import Any
 
 from aurify import registry
 from aurify.errors import UserError
-from aurify.signatures import call
+from aurify.rewards.trl import (
+    TrainerState,
+    WrongReturn,
+    build_arguments,
+    explain_error,
+    is_trl,
+    list_rewards,
+    name_function,
+)
+from aurify.signatures import call, takes_completions
 from aurify.threads import PerLoop, TimeLimit, Worker, in_thread, wait_for
 from aurify.types import Task, Trajectory
 
@@ -34,19 +42,27 @@ SIDE_BY_SIDE = min(32, (os.cpu_count() or 1) + 4)  # calls of a reward that says
 MAX_FAILURES_IN_A_ROW = 64  # completions; a reward that has worked may fail for a few bad tasks, but not for so many
 
 
-class Calls:
-    """How one function of a person is called."""
+class Caller:
+    """Calls one function of a person, in the thread that suits it."""
 
-    def __init__(self) -> None:
+    def __init__(self, function: RewardFunction) -> None:
+        self.function, owner = function, getattr(function, "__self__", function)
+        self.threaded = getattr(owner, "threaded", None)
+        self.is_ours = str(getattr(owner, "__module__", "")).startswith("aurify.")
+        self.is_async = any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
         self.worker, self.turn, self.side_by_side = Worker("aurify-reward"), PerLoop(1), PerLoop(SIDE_BY_SIDE)
         self.needs_main_thread = False  # found out: it uses signals
 
-    async def caught(self, seconds: float | None, function: RewardFunction, *arguments: Any, **keywords: Any) -> Any:
-        """What it returns, or the exception that it raised."""
-        if str(getattr(getattr(function, "__self__", function), "__module__", "")).startswith("aurify."):
-            seconds = None
+    async def catch(self, seconds: float | None, /, *arguments: Any, **keywords: Any) -> Any:
+        """What the function returns, or the exception that it raised."""
+        seconds = None if self.is_ours else seconds
+
+        def call() -> Any:
+            value = self.function(*arguments, **keywords)
+            return list(value) if inspect.isgenerator(value) else value
+
         try:
-            value = await self._call(seconds, partial(function, *arguments, **keywords), function)
+            value = await self._call(seconds, call)
             return await wait_for(value, seconds, "the reward") if inspect.isawaitable(value) else value
         except UserError as error:
             if isinstance(error, TimeLimit):
@@ -55,12 +71,11 @@ class Calls:
         except Exception as error:
             return error
 
-    async def _call(self, seconds: float | None, call: Callable[[], Any], function: RewardFunction) -> Any:
-        threaded = getattr(getattr(function, "__self__", function), "threaded", None)
-        if threaded:
+    async def _call(self, seconds: float | None, call: Callable[[], Any]) -> Any:
+        if self.threaded:
             async with self.side_by_side.get():
                 return await in_thread(call, seconds, "the reward")
-        if threaded is False or self.needs_main_thread or is_async(function):
+        if self.threaded is False or self.needs_main_thread or self.is_async:
             return call()
         async with self.turn.get():
             try:
@@ -72,56 +87,41 @@ class Calls:
         return call()
 
 
-def is_async(function: RewardFunction) -> bool:
-    return any(map(inspect.iscoroutinefunction, (function, getattr(type(function), "__call__", None))))  # noqa: B004
-
-
 @dataclass(frozen=True)
 class Reward:
     function: RewardFunction
     weight: float = 1.0
     name: str = ""
-    calls: Calls = field(default_factory=Calls, init=False, repr=False, compare=False)
+    caller: Caller = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.name:
-            object.__setattr__(self, "name", getattr(self.function, "__name__", type(self.function).__name__))
+            object.__setattr__(self, "name", name_function(self.function))
+        # ours may have a method `batch`, to judge a whole group in one call
+        object.__setattr__(self, "caller", Caller(getattr(self.function, "batch", self.function)))
 
     async def __call__(
-        self, task: Task, trajectories: Sequence[Trajectory], seconds: float | None = SECONDS
+        self,
+        task: Task,
+        trajectories: Sequence[Trajectory],
+        seconds: float | None = SECONDS,
+        state: TrainerState | None = None,
     ) -> list[Any]:
         """A value, or the exception that came instead, for each trajectory. seconds: the limit of a call."""
-        caught = partial(self.calls.caught, seconds)
-        batch = getattr(self.function, "batch", None)  # ours may have it, to judge a whole group in one call
-        if batch is None and not is_trl(self.function):
-            return await asyncio.gather(*(caught(self.function, task, trajectory) for trajectory in trajectories))
-        if batch is not None:
-            values = await caught(batch, task, trajectories)
+        catch = partial(self.caller.catch, seconds)
+        if hasattr(self.function, "batch"):
+            values = await catch(task, trajectories)
+        elif is_trl(self.function):
+            arguments = build_arguments(self.function, task, trajectories, state or TrainerState())
+            values = await catch(**arguments)
         else:
-            values = await caught(self.function, **columns(self.function, task, trajectories))
-        if not isinstance(values, Exception) and len(values) != len(trajectories):
-            values = ValueError(f"it gave {len(values)} values for {len(trajectories)} completions")
-        return [values] * len(trajectories) if isinstance(values, Exception) else list(values)
-
-
-def is_trl(function: RewardFunction) -> bool:
-    return "completions" in inspect.signature(function).parameters
-
-
-def columns(function: RewardFunction, task: Task, trajectories: Sequence[Trajectory]) -> dict[str, Any]:
-    """Those of TRL's keyword arguments that the function takes."""
-    num = len(trajectories)
-    known: dict[str, Any] = {name: [value] * num for name, value in {**task.info, "answer": task.answer}.items()}
-    known["prompts"] = [list(task.prompt)] * num
-    known["completions"] = [trajectory.completion for trajectory in trajectories]
-    known["completion_ids"] = [
-        [token for segment in trajectory.segments if segment.origin == "policy" for token in segment.tokens]
-        for trajectory in trajectories
-    ]
-    parameters = inspect.signature(function).parameters
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return known
-    return {name: value for name, value in known.items() if name in parameters}
+            return await asyncio.gather(*(catch(task, trajectory) for trajectory in trajectories))
+        if not isinstance(values, Exception):
+            try:
+                return list_rewards(values, len(trajectories))
+            except WrongReturn as error:
+                values = error
+        return [values] * len(trajectories)
 
 
 class Rubric:
@@ -137,6 +137,7 @@ class Rubric:
         names = Counter(reward.name for reward in self.rewards)
         if repeated := [name for name, count in names.items() if count > 1]:
             raise UserError(f"rewards: the name {repeated[0]!r} is used twice; give each reward its own")
+        self.state = TrainerState()
         self.failures: dict[str, str] = {}  # reward -> the first thing that went wrong
         self.num_failures: Counter[str] = Counter()
         self._worked: set[str] = set()
@@ -152,9 +153,9 @@ class Rubric:
         for trajectory in trajectories:
             given = [value for name, value in trajectory.rewards.items() if name not in own and value is not None]
             trajectory.reward = math.fsum(given) if given else None
-        every = await asyncio.gather(*(reward(task, trajectories, self.seconds) for reward in self.rewards))
+        every = await asyncio.gather(*(reward(task, trajectories, self.seconds, self.state) for reward in self.rewards))
         for reward, values in zip(self.rewards, every, strict=True):
-            problems = [problem_of(value) for value in values]
+            problems = [describe_failure(value, task) for value in values]
             for trajectory, value, problem in zip(trajectories, values, problems, strict=True):
                 valid = None if problem or value is None else float(value)
                 trajectory.rewards[reward.name] = valid
@@ -200,27 +201,30 @@ class Rubric:
             )
 
 
-def problem_of(value: Any) -> str | None:
+def describe_failure(value: Any, task: Task) -> str | None:
     """What is wrong with a reward; None if it is a finite number, or None."""
     if isinstance(value, Exception):
-        return f"it raised {type(value).__name__}: {value}"
+        return explain_error(value, task)
     if value is None:
         return None
+    if isinstance(value, str):
+        return f"it returned {value!r}, which is not a finite number but a text; return float({value!r})"
+    if isinstance(value, list):
+        return f"it returned {value!r}, which is not a finite number but a list; return one number for each completion"
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if isinstance(value, str) or not math.isfinite(number):
-        return f"it returned {value!r}, which is not a finite number"
-    return None
+    return None if math.isfinite(number) else f"it returned {value!r}, which is not a finite number"
 
 
 def build_rubric(entries: Any) -> Rubric:
     """From a recipe: a name, or a list of names, of [name, weight], or of {name: ..., weight: ..., options of it}."""
-    return Rubric([reward_of(entry) for entry in (entries if isinstance(entries, list) else [entries])])
+    return Rubric([build_reward(entry) for entry in (entries if isinstance(entries, list) else [entries])])
 
 
-def reward_of(entry: Any) -> Reward:
+def build_reward(entry: Any) -> Reward:
+    """A name is that of a registered reward, or `file.py:function`, or `module:function`."""
     if isinstance(entry, str):
         entry = {"name": entry}
     elif isinstance(entry, list) and len(entry) == 2:
@@ -228,11 +232,12 @@ def reward_of(entry: Any) -> Reward:
     if not isinstance(entry, Mapping) or "name" not in entry:
         raise UserError(f"reward {entry!r}: expected a name, [name, weight] or {{name: ..., weight: ...}}")
     options = {key: value for key, value in entry.items() if key not in ("name", "weight")}
-    name, weight, found = entry["name"], entry.get("weight", 1.0), registry.get("reward", entry["name"])
+    weight, found = entry.get("weight", 1.0), registry.get("reward", entry["name"])
+    name = str(entry["name"]).rpartition(":")[2]
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise UserError(f"reward {name!r}: its weight is {weight!r}; expected a number")
-    parameters = inspect.signature(found).parameters
-    if "trajectory" in parameters or "completions" in parameters:
+    signature = inspect.signature(found)
+    if "trajectory" in signature.parameters or takes_completions(signature):
         if options:
             raise UserError(f"reward {name!r} takes no options; {next(iter(options))!r} is given")
         return Reward(found, float(weight), name)

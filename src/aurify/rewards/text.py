@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from aurify.rewards.answers import read_answer, references, unwrap
+from aurify.rewards.answers import references, take_answer, unwrap_answer
 from aurify.rewards.choices import read_choice, read_gold_choice
 from aurify.rewards.numbers import as_number, numbers_in
-from aurify.rewards.words import contains_words, normalise, split_words, strip_markdown
+from aurify.rewards.words import contains_words, list_words, normalise, strip_markdown
 from aurify.types import Task, Trajectory
 
 
@@ -18,10 +18,10 @@ def exact_match(task: Task, trajectory: Trajectory) -> float | None:
     golds = references(task)
     if not golds:
         return None
-    answer = read_answer(trajectory)
+    answer = take_answer(trajectory)
     if answer is None:
         return 0.0
-    answer = unwrap(answer)
+    answer = unwrap_answer(answer)
     forms = {normalise(answer), normalise(strip_markdown(answer))}
     return float(any(normalise(gold) in forms for gold in golds))
 
@@ -35,7 +35,7 @@ def choice_match(task: Task, trajectory: Trajectory) -> float | None:
     if None in expected:
         wrong = golds[expected.index(None)]
         raise ValueError(f"the answer {wrong!r} of task {task.id!r} is no single letter; use exact_match")
-    return float(read_choice(read_answer(trajectory) or "") in expected)
+    return float(read_choice(take_answer(trajectory) or "") in expected)
 
 
 def contains_answer(task: Task, trajectory: Trajectory) -> float | None:
@@ -44,7 +44,7 @@ def contains_answer(task: Task, trajectory: Trajectory) -> float | None:
     golds = references(task)
     if not golds:
         return None
-    answer = read_answer(trajectory) or ""
+    answer = take_answer(trajectory) or ""
     return float(any(contains(answer, gold) for gold in golds))
 
 
@@ -55,15 +55,15 @@ def contains(text: str, gold: str) -> bool:
 
 def rouge_l(task: Task, trajectory: Trajectory) -> float | None:
     """ROUGE-L: the F1 of the longest common subsequence of words with the answer; with several answers, the best."""
-    reply = split_words(read_answer(trajectory) or "")
-    golds = [split_words(gold) for gold in references(task)]
+    reply = list_words(take_answer(trajectory) or "")
+    golds = [list_words(gold) for gold in references(task)]
     return max((f1(common_subsequence(reply, gold), reply, gold) for gold in golds), default=None)
 
 
 def word_f1(task: Task, trajectory: Trajectory) -> float | None:
     """The F1 of the words, in any order, with the answer; with several answers, the best."""
-    reply = split_words(read_answer(trajectory) or "")
-    golds = [split_words(gold) for gold in references(task)]
+    reply = list_words(take_answer(trajectory) or "")
+    golds = [list_words(gold) for gold in references(task)]
     return max((f1((Counter(reply) & Counter(gold)).total(), reply, gold) for gold in golds), default=None)
 
 

@@ -24,7 +24,7 @@ LETTER = r"\w\u0300-\u036f\u0591-\u05c7\u064b-\u065f\u0900-\u0963\u0966-\u0dff"
 WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[{LETTER}])+")
 
 
-def fold(text: str) -> str:
+def fold_text(text: str) -> str:
     """One form for all that looks the same: Unicode's compositions and widths, quotes and dashes, invisible characters,
     case and white space."""
     parts = (c if unicodedata.decomposition(c).startswith(KEPT) else unicodedata.normalize("NFKC", c) for c in text)
@@ -34,7 +34,7 @@ def fold(text: str) -> str:
 
 def normalise(text: str) -> str:
     """Folded, without punctuation at the end and quotes around all of it."""
-    text = fold(text)
+    text = fold_text(text)
     text = END.sub("", text) or text
     if len(text) > 2 and text[0] == text[-1] and text[0] in "\"'" and text[0] not in text[1:-1]:
         text = text[1:-1]
@@ -50,14 +50,14 @@ def strip_markdown(text: str) -> str:
     return text
 
 
-def split_words(text: str) -> list[str]:
+def list_words(text: str) -> list[str]:
     """Lower-case words. Where a script has no spaces between words, each character is one."""
-    return WORD.findall(fold(text))
+    return WORD.findall(fold_text(text))
 
 
 def contains_words(text: str, part: str) -> bool:
     """Whether `part` stands in the text as whole words, both folded."""
-    part = fold(part)
+    part = fold_text(part)
     before = rf"(?<![{LETTER}])" if part and not re.match(f"[{UNSPACED}]", part) else ""
     after = rf"(?![{LETTER}])" if part and not re.search(f"[{UNSPACED}]$", part) else ""
-    return re.search(before + re.escape(part) + after, fold(text)) is not None
+    return re.search(before + re.escape(part) + after, fold_text(text)) is not None

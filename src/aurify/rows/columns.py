@@ -6,16 +6,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from aurify.rows.row import is_missing
+
 CHAT = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
 PROMPT = ("prompt", "question", "query", "problem", "instruction", "input")
 COMPLETION = ("completion", "response", "answer", "output", "solution", "target")
 SYSTEM = ("system", "system_prompt")
+HISTORY = ("history",)  # earlier questions and answers
 CONTEXT = ("context",)  # goes below the prompt
+LABEL = ("label", "kto_tag")  # whether an answer is desirable
 THOUGHT = ("reasoning_content", "reasoning", "thinking")
 TOOLS = ("tools", "functions")
 RATING = ("overall_score", "score", "rating")  # of one of several completions
 TRACE = ("traces", "trace", "generations", "target_lst", "target", "response", "completion", "output")
 GOLD = ("answer", "ground_truth", "final_answer", "expected_answer", "gold")  # what an answer is compared with
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")  # nothing here looks or listens
+CHOICES = ("choices", "options")  # of a question, where its text may not name them
 TEXT = ("text", "content", "contents", "body", "passage")
 TITLE = ("title", "name", "heading", "focus")
 ID = ("id", "_id", "doc_id", "docid", "uid")
@@ -23,4 +29,4 @@ ID = ("id", "_id", "doc_id", "docid", "uid")
 
 def find_column(row: Mapping[str, Any], names: Iterable[str], *kinds: type) -> str | None:
     """The first of the names whose column holds something of these kinds."""
-    return next((name for name in names if isinstance(row.get(name), kinds) and row[name] not in ("", [])), None)
+    return next((name for name in names if isinstance(row.get(name), kinds) and not is_missing(row[name])), None)

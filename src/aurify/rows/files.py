@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,6 +19,7 @@ from aurify.errors import UserError
 from aurify.files import require
 from aurify.rows.gsm8k import tidy
 from aurify.rows.row import BadRow, Row
+from aurify.rows.values import HALF, has_half_character, prune, unpack
 
 Entries = Iterator[tuple[str, Any]]  # location, and what stands there; a BadRow where it cannot be read
 PARQUET, GZIP = b"PAR1", b"\x1f\x8b"
@@ -40,9 +41,12 @@ def read_file(path: Path) -> Iterator[Row | BadRow]:
 def build_row(entry: Any, location: str) -> Row | BadRow:
     if isinstance(entry, BadRow):
         return entry
-    if not isinstance(entry, dict):
+    if not isinstance(entry, Mapping):
         return BadRow(location, f"a row is a JSON object; this is {type(entry).__name__}")
-    values, changes = tidy(entry)
+    values, changes = tidy({name: unpack(value) for name, value in entry.items()})
+    half = next((name for name, value in values.items() if has_half_character(value)), None)
+    if half is not None:
+        return BadRow(location, f"column {half!r} holds {HALF}; write the whole character, or remove it", HALF)
     return Row(values, location, changes=changes)
 
 
@@ -156,20 +160,10 @@ def read_csv(path: Path, lines: IO[str], delimiter: str) -> Entries:
         if record is None:
             return
         if len(record) == len(header):
-            yield location, {name: parse_cell(value) for name, value in zip(header, record, strict=True)}
+            yield location, dict(zip(header, record, strict=True))
         elif record:
             problem = f"{len(record)} fields; the first line names {len(header)} columns"
             yield location, BadRow(location, problem, "another number of fields than columns")
-
-
-def parse_cell(value: str) -> Any:
-    """Lists and objects stand in a table as JSON; everything else is text."""
-    if value[:1] in ("[", "{"):
-        try:
-            return json.loads(value)
-        except (ValueError, RecursionError):
-            return value
-    return value
 
 
 def read_paragraphs(path: Path, lines: IO[str]) -> Entries:
@@ -195,6 +189,6 @@ def read_parquet(path: Path, content: IO[bytes]) -> Entries:
             for batch in file.iter_batches(batch_size=BATCH):
                 for entry in batch.to_pylist():
                     number += 1
-                    yield f"{path}: row {number}", entry
+                    yield f"{path}: row {number}", {name: prune(value) for name, value in entry.items()}
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: the parquet file cannot be read ({error}); write it anew") from error

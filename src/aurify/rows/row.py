@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,13 +11,18 @@ from typing import Any
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 
+NANS = ("nan", "NaN", "NAN")
+NANS = ("nan", "NaN", "NAN")  # what pandas writes as text for a missing value
+SKIP = "data.on_bad_row: skip leaves such rows out and counts them"
+
 
 class BadRow(UserError):
-    """A row that cannot be used. Rows are counted by `kind`, the reason without what is particular to one row."""
+    """A row that cannot be used. Rows are counted by `kind`, the reason without what is particular to one row. option:
+    what a recipe can say to mend all such rows."""
 
-    def __init__(self, location: str, problem: str, kind: str = "") -> None:
+    def __init__(self, location: str, problem: str, kind: str = "", option: str = SKIP) -> None:
         super().__init__(f"{location}: {problem}")
-        self.kind = kind or problem
+        self.kind, self.option = kind or problem, option
 
 
 class Row(dict[str, Any]):
@@ -28,15 +34,17 @@ class Row(dict[str, Any]):
         super().__init__(values)
         self.location, self.part, self.changes = location, part, list(changes)
 
-    def bad(self, problem: str, kind: str = "") -> BadRow:
-        return BadRow(self.location, problem, kind)
+    def bad(self, problem: str, kind: str = "", option: str = SKIP) -> BadRow:
+        return BadRow(self.location, problem, kind, option)
 
     def need(self, column: str) -> Any:
         """The value of a column that must be there."""
         if column not in self:
-            raise self.bad(f"no column {column!r}{did_you_mean(column, map(str, self))}", f"no column {column!r}")
+            known = did_you_mean(column, map(str, self))
+            renamed = f"maps: [{{name: rename, columns: {{OLD: {column}}}}}]"
+            raise self.bad(f"no column {column!r}{known}", f"no column {column!r}", f"{renamed}, or {SKIP}")
         value = self[column]
-        if value is None or value == "" or value == []:
+        if is_missing(value):
             problem = f"column {column!r} is empty"
             raise self.bad(f"{problem} ({value!r}); fill it or remove the row", problem)
         return value
@@ -52,7 +60,7 @@ class Row(dict[str, Any]):
     def number(self, column: str) -> float | None:
         """The finite number in a column. None: the column is empty or not there."""
         value = self.get(column)
-        if value is None or value == "":
+        if value is None or is_missing(value):
             return None
         try:
             number = float(value)
@@ -64,35 +72,57 @@ class Row(dict[str, Any]):
         return number
 
 
+def is_missing(value: Any) -> bool:
+    """Nothing, or what pandas writes for it."""
+    if isinstance(value, float):
+        return math.isnan(value)
+    return value is None or value == "" or value == [] or (isinstance(value, str) and value in NANS)
+
+
 @dataclass
 class Tally:
     num_rows: int = 0  # rows that were looked at, rejected ones included
     rejected: Counter[str] = field(default_factory=Counter)
     changed: Counter[str] = field(default_factory=Counter)  # by what reading did to them
+    noted: Counter[str] = field(default_factory=Counter)  # worth a look, and trained as they are
     filtered: Counter[str] = field(default_factory=Counter)  # by the filter's name
     held_out: Counter[str] = field(default_factory=Counter)  # left out of training, by what holds their question out
     cut: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
-    first: dict[str, str] = field(default_factory=dict)  # reason of a rejection -> its first error
+    first: dict[str, str] = field(default_factory=dict)  # reason of a rejection or a change -> the first row
+    options: dict[str, str] = field(default_factory=dict)  # reason -> what a recipe can say to mend all such rows
     recognised: list[str] = field(default_factory=list)  # one line for each source
 
-    def reject(self, reason: str, first: str) -> None:
+    def reject(self, reason: str, first: str, option: str = SKIP) -> None:
         self.rejected[reason] += 1
         self.first.setdefault(reason, first)
+        self.options.setdefault(reason, option)
+
+    def change(self, location: str, changes: Iterable[str]) -> None:
+        """Counts what reading did to a row."""
+        for change in changes:
+            self.changed[change] += 1
+            self.first.setdefault(change, location)
+
+    def note(self, location: str, reason: str) -> None:
+        self.noted[reason] += 1
+        self.first.setdefault(reason, location)
 
     def add(self, other: Tally, prefix: str = "") -> None:
         self.num_rows += other.num_rows
-        for name in ("rejected", "changed", "filtered", "held_out", "cut", "dropped"):
+        for name in ("rejected", "changed", "noted", "filtered", "held_out", "cut", "dropped"):
             mine, counts = getattr(self, name), getattr(other, name)
             mine.update({prefix + reason: num for reason, num in counts.items()})
-        for reason, error in other.first.items():
-            self.first.setdefault(prefix + reason, error)
+        for known, texts in ((self.first, other.first), (self.options, other.options)):
+            for reason, text in texts.items():
+                known.setdefault(prefix + reason, text)
         self.recognised += [prefix + line for line in other.recognised]
 
     def lines(self) -> list[str]:
         """For the event log: what was left out or changed, one reason a line."""
         verbs = (
             (self.changed, "changed"),
+            (self.noted, "noted"),
             (self.filtered, "left out by the filter"),
             (self.held_out, "left out of training, their questions are held out"),
             (self.cut, "cut"),

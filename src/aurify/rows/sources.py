@@ -17,6 +17,7 @@ from aurify.files import require
 from aurify.http import hub_answers, offline_hub
 from aurify.rows.files import build_row, read_file
 from aurify.rows.row import BadRow, Row
+from aurify.rows.values import prune
 
 Entries = Iterable[Row | BadRow]
 SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz")  # files of a folder; for no format
@@ -90,7 +91,7 @@ def open_hub(name: str, subset: str | None, split: str, *, stream: bool = False)
             with nullcontext() if answers else offline_hub(datasets.config, constants):
                 rows = datasets.load_dataset(name, subset, split=split, streaming=stream)
             for number, row in enumerate(rows):
-                yield build_row(row, f"{name}/{split}: row {number}")
+                yield build_row({key: prune(value) for key, value in row.items()}, f"{name}/{split}: row {number}")
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             problem = f"did not give it ({reason})" if answers else "does not answer, and the data set is not cached"

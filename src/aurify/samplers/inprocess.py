@@ -30,6 +30,7 @@ from torch import Tensor
 from aurify.engine.engine import Engine
 from aurify.engine.weights import Weights
 from aurify.errors import UserError
+from aurify.models.embeddings import check_tokens
 from aurify.samplers.continuous import Continuous, Drawn
 from aurify.samplers.recurrent import SameLength
 from aurify.samplers.request import Request, Sequence
@@ -118,13 +119,7 @@ class InProcessSampler:
                 f"the prompt has {len(prompt)} tokens; the context has room for 1 to {self.max_context - 1}: "
                 "shorten the prompt, or raise sampler.max_context if the model allows more"
             )
-        if not 0 <= min(prompt) <= max(prompt) < self.engine.vocabulary:
-            wrong = next(token for token in prompt if not 0 <= token < self.engine.vocabulary)
-            raise UserError(
-                f"the prompt has the token {wrong}, and {self.engine.name} has embeddings for 0 to "
-                f"{self.engine.vocabulary - 1}: its tokenizer belongs to another model, or has tokens that were added "
-                "without resizing the embeddings"
-            )
+        check_tokens(prompt, self.engine.vocabulary, f"{self.engine.name}: the prompt")
         loop = asyncio.get_running_loop()
         request = Request(loop, loop.create_future(), n, on_token, order=request_order.get())
         with self.wakeup:

@@ -3,7 +3,7 @@ asynchronous, takes many callers at once and batches them itself. The weight ver
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Protocol
 
@@ -12,8 +12,8 @@ from aurify.types import Completion, SamplingParams
 if TYPE_CHECKING:
     from torch import Tensor
 
-# The place of a request among others: those that wait are admitted in this order, not in that of their arrival. It
-# belongs to the asyncio task that asks, so a sampler that batches nothing need not know of it.
+# Requests that wait are admitted in this order, not in that of their arrival. The order belongs to the asyncio task
+# that asks, so a sampler that batches nothing need not know of it.
 request_order: ContextVar[tuple[int, ...]] = ContextVar("request_order", default=())
 
 
@@ -25,7 +25,22 @@ class Sampler(Protocol):
         ...
 
     async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take new weights; tokens sampled from now on carry `version`."""
+        """Takes new weights. Tokens sampled from now on carry `version`."""
         ...
 
     async def close(self) -> None: ...
+
+
+class StreamingSampler(Sampler, Protocol):
+    """What `open_sampler` opens: it also knows its context, and tells each token of a single completion at once."""
+
+    max_context: int
+
+    async def sample(
+        self,
+        prompt: list[int],
+        params: SamplingParams,
+        n: int = 1,
+        *,
+        on_token: Callable[[int], None] | None = None,
+    ) -> list[Completion]: ...

@@ -5,9 +5,7 @@ trainer's forward pass."""
 
 from __future__ import annotations
 
-import copy
 import logging
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from aurify.engine.attention import IMPLEMENTATION, Unsupported
+from aurify.engine.copies import share_weights
 from aurify.engine.engine import Engine
 from aurify.engine.packing import build_row
 from aurify.samplers.cache import ROUND, Decoding, Prefill, Probe, SlotCache
@@ -63,7 +62,7 @@ def prepare_layouts(engine: Engine) -> tuple[Any, SlotCache] | None:
     embedding = engine.module.get_input_embeddings().weight
     packs = engine.body.packs
     try:
-        decoder = engine.body.decoder if packs else share_weights(engine.module).base_model
+        decoder = engine.body.decoder if packs else copy_for_layouts(engine.module)
         probe, zeros = Probe(), torch.zeros(1, 1, dtype=torch.int64, device=embedding.device)
         decoder(input_ids=zeros, position_ids=zeros, use_cache=False, layout=probe)
         cache = SlotCache(probe.shapes, embedding.device, embedding.dtype)
@@ -85,17 +84,11 @@ def prepare_layouts(engine: Engine) -> tuple[Any, SlotCache] | None:
     return None
 
 
-def share_weights(module: Any) -> Any:
-    """A copy of the modules that holds the same tensors, and a configuration of its own."""
-    memo: dict[int, Any] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    for part in module.modules():
-        for held in vars(part).values():  # of an adapter: what was made of its weights, and which one a thread uses
-            for value in held if isinstance(held, tuple) else (held,):
-                if isinstance(value, Tensor | threading.local):
-                    memo[id(value)] = value
-    copied = copy.deepcopy(module, memo)
+def copy_for_layouts(module: Any) -> Any:
+    """A decoder on the same weights whose attention takes layouts."""
+    copied = share_weights(module)
     copied.config._attn_implementation = IMPLEMENTATION
-    return copied
+    return copied.base_model
 
 
 def choose_step(engine: Engine, decoder: Any, cache: SlotCache) -> Step:

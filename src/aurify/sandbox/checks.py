@@ -1,4 +1,4 @@
-"""What a text of tests would run and check, read from its syntax tree. Standard library alone: it runs on this machine,
+"""What in a text of tests checks something, read from its syntax tree. Standard library alone: it runs on this machine,
 to find tests that check nothing before a run starts, and inside the sandbox, to count the checks that have run.
 
 A check is an `assert`, or a call of something called assert, raises or the like. What only happens on failure (`raise`
@@ -11,11 +11,8 @@ import re
 from collections.abc import Iterator, Sequence
 
 MARK = "__aurify_checked__"  # called before each check
+OPEN, HELD = "__aurify_open__", "__aurify_held__"  # called before and after a check whose failure would be swallowed
 ASSERTING = re.compile(r"assert|raises|warns|deprecated_call", re.IGNORECASE)
-PROGRAM_MODULES = (  # names under which tests import the program
-    *("solution", "main", "module", "my_module", "my_solution", "program", "script", "submission", "your_code"),
-    *("your_module", "your_solution"),
-)
 EXITS = {"exit", "_exit", "quit"}
 BRANCHES = (ast.If, ast.Try, ast.TryStar, ast.With, ast.AsyncWith, ast.Match)
 LOOPS = (ast.For, ast.AsyncFor, ast.While)
@@ -38,7 +35,7 @@ def expressions(statement: ast.AST) -> Iterator[ast.AST]:
     """The nodes of a statement that run with it: not its blocks, and no function or class that it defines."""
     waiting = [node for node in ast.iter_child_nodes(statement) if not isinstance(node, ast.stmt | ast.ExceptHandler)]
     if isinstance(statement, SCOPES):
-        waiting = list(statement.decorator_list)
+        waiting = list(getattr(statement, "decorator_list", ()))
     for node in waiting:
         if isinstance(node, ast.match_case):
             continue
@@ -56,8 +53,8 @@ def called_name(node: ast.AST) -> str:
 def is_check(statement: ast.stmt) -> bool:
     if isinstance(statement, SCOPES):
         return False
-    if isinstance(statement, ast.Assert):
-        return not always_fails(statement)
+    if isinstance(statement, ast.Assert):  # `assert (a == b, "text")` is always true
+        return not isinstance(statement.test, ast.Constant | ast.Tuple)
     return any(ASSERTING.search(called_name(node)) for node in expressions(statement))
 
 
@@ -88,20 +85,91 @@ def fails_later(block: Sequence[ast.AST]) -> bool:
     return any(isinstance(statement, ast.stmt) and always_fails(statement) for statement in block[1:])
 
 
-def mark(block: list[ast.stmt], *, fails: bool = False) -> None:
-    """Puts a call of MARK before each check of a block and of the blocks in it. fails: see `fails_later`."""
+def mark(block: list[ast.stmt], *, fails: bool = False, swallowed: bool = False) -> None:
+    """Puts a call of MARK before each check of a block and of the blocks in it. fails: see `fails_later`. swallowed: an
+    error in the block does not get out."""
     for index in reversed(range(len(block))):
         statement = block[index]
         for inner in blocks(statement):
-            mark(inner, fails=isinstance(statement, (*FUNCTIONS, *LOOPS)) and fails_later(inner))
+            inner_fails = isinstance(statement, (*FUNCTIONS, *LOOPS)) and fails_later(inner)
+            inherits = swallowed and not isinstance(statement, SCOPES)
+            mark(inner, fails=inner_fails, swallowed=inherits or swallows(statement, inner))
+        if swallowed and isinstance(statement, ast.Assert | ast.Raise) and is_failed_assert(statement):
+            block[index : index + 1] = [call_of(OPEN, statement), statement, call_of(HELD, statement)]
         if is_check(statement) or fails_inside(statement) or (fails and index == 0):
-            call = ast.Expr(ast.Call(ast.Name(MARK, ast.Load()), [], []))
-            block.insert(index, ast.fix_missing_locations(ast.copy_location(call, statement)))
+            block.insert(index, call_of(MARK, statement))
+
+
+def call_of(name: str, beside: ast.stmt) -> ast.stmt:
+    call = ast.Expr(ast.Call(ast.Name(name, ast.Load()), [], []))
+    return ast.fix_missing_locations(ast.copy_location(call, beside))
+
+
+def is_failed_assert(statement: ast.Assert | ast.Raise) -> bool:
+    """Whether the error that it raises is an AssertionError."""
+    return isinstance(statement, ast.Assert) or "AssertionError" in ast.unparse(statement)
+
+
+def swallows(statement: ast.AST, block: list[ast.stmt]) -> bool:
+    """Whether a failed assert in a block of the statement would pass unnoticed: under `suppress`, or in a `try`."""
+    if isinstance(statement, ast.With | ast.AsyncWith):
+        return any(called_name(item.context_expr) == "suppress" for item in statement.items)
+    if not isinstance(statement, ast.Try) or block is not statement.body:
+        return False
+    caught = "AssertionError|Exception"
+    return any(handler.type is None or re.search(caught, ast.unparse(handler.type)) for handler in statement.handlers)
+
+
+def is_skip(statement: ast.AST) -> bool:
+    """`pytest.skip()` or `self.skipTest()`: what comes after it does not run."""
+    return isinstance(statement, ast.Expr) and called_name(statement.value) in ("skip", "skipTest")
+
+
+def write_out_empty_lists(tree: ast.Module) -> None:
+    """Writes `[]` where a loop or `parametrize` names a list that is always empty."""
+    nodes = list(ast.walk(tree))
+    for statement in tree.body:
+        if not (isinstance(statement, ast.Assign) and is_empty(statement.value)):
+            continue
+        name = ast.unparse(statement.targets[0])
+        loops = [node for node in nodes if isinstance(node, ast.For) and ast.unparse(node.iter) == name]
+        marks = [node for node in nodes if isinstance(node, ast.Call) and called_name(node) == "parametrize"]
+        calls = [call for call in marks if name in map(ast.unparse, call.args[1:2])]
+        mentions = sum(getattr(node, "id", "") == name for node in nodes)
+        if mentions == 1 + len(loops) + len(calls):  # nothing else could fill it
+            for loop in loops:
+                loop.iter = statement.value
+            for call in calls:
+                call.args[1] = statement.value
+
+
+def never_runs(statement: ast.AST) -> bool:
+    """`if False:` and loops over nothing, and functions and classes that are skipped or have no parameters."""
+    if isinstance(statement, ast.If):
+        return isinstance(statement.test, ast.Constant) and not statement.test.value and not statement.orelse
+    if isinstance(statement, ast.For):
+        return is_empty(statement.iter)
+    for decorator in getattr(statement, "decorator_list", ()):
+        name, arguments = ast.unparse(decorator).split("(")[0], getattr(decorator, "args", [])
+        skipped = name.endswith(("mark.skip", "mark.xfail", "unittest.skip", "expectedFailure"))
+        if name.endswith(("skipif", "skipIf", "xfail")) and arguments:
+            skipped = isinstance(arguments[0], ast.Constant) and bool(arguments[0].value)
+        if skipped or (name.endswith("parametrize") and any(map(is_empty, arguments[1:2]))):
+            return True
+    return False
+
+
+def is_empty(node: ast.AST) -> bool:
+    return isinstance(node, ast.List | ast.Tuple) and not node.elts
 
 
 def leads_to_check(block: Sequence[ast.AST], checking: set[str]) -> bool:
     """Whether running the block may run a check. checking: names of functions that check something."""
     for statement in block:
+        if is_skip(statement):
+            return False
+        if never_runs(statement):
+            continue
         if isinstance(statement, ast.stmt) and (is_check(statement) or fails_inside(statement)):
             return True
         for node in expressions(statement):
@@ -123,114 +191,3 @@ def checking_functions(trees: Sequence[ast.AST]) -> set[str]:
         if not more:
             return found
         found |= more
-
-
-def is_main_guard(statement: ast.AST) -> bool:
-    """`if __name__ == "__main__":`"""
-    return isinstance(statement, ast.If) and "__name__" in ast.unparse(statement.test)
-
-
-def definitions(block: Sequence[ast.stmt], kinds: tuple[type[ast.stmt], ...]) -> Iterator[ast.stmt]:
-    """Functions or classes that running the block defines."""
-    for statement in block:
-        if isinstance(statement, kinds):
-            yield statement
-        elif not isinstance(statement, SCOPES):
-            for inner in blocks(statement):
-                yield from definitions(inner, kinds)
-
-
-def collected_functions(tree: ast.Module) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
-    """What pytest and unittest would collect, by name: functions `test*`, and such methods of classes that are called
-    `Test*` or derive from a TestCase."""
-    found = {node.name: node for node in definitions(tree.body, FUNCTIONS) if node.name.startswith("test")}
-    classes = {node.name: node for node in definitions(tree.body, (ast.ClassDef,))}
-    for name, node in classes.items():
-        lineage, is_case = [node], False
-        for parent in lineage:
-            for base in parent.bases:
-                last = ast.unparse(base).rpartition(".")[2]
-                is_case = is_case or "TestCase" in last
-                if last in classes and classes[last] not in lineage:
-                    lineage.append(classes[last])
-        methods = [method for parent in reversed(lineage) for method in definitions(parent.body, FUNCTIONS)]
-        if is_case or (name.startswith("Test") and "__init__" not in {method.name for method in methods}):
-            found |= {f"{name}.{method.name}": method for method in methods if method.name.startswith("test")}
-    return found
-
-
-def is_doctest(text: str) -> bool:
-    """Whether an example in it says what it should print."""
-    return re.search(r"^[ \t]*>>> .*\n(?:[ \t]*\.\.\..*\n)*[ \t]*(?!>>>|\.\.\.)\S", text, re.MULTILINE) is not None
-
-
-def parse_tests(text: str) -> ast.Module:
-    """The tree of a text of tests. A text of doctest examples alone becomes a docstring. SyntaxError: it is neither."""
-    try:
-        return ast.parse(text)
-    except SyntaxError:
-        if not is_doctest(text):
-            raise
-        return ast.parse(repr(text))
-
-
-class ParsedText:
-    """One text of tests, and what in it checks something. checking: see `checking_functions`, of all texts."""
-
-    def __init__(self, tree: ast.Module, checking: set[str]) -> None:
-        self.tree = tree
-        self.functions = {name: node for name, node in collected_functions(tree).items() if node.name in checking}
-        statements = [node for node in tree.body if not isinstance(node, (*FUNCTIONS, ast.ClassDef))]
-        self.statements = [node for node in statements if leads_to_check([node], checking)]
-        self.has_candidate = "check" in checking and self.defines_check() and not self.uses("check", statements)
-        if self.functions or self.has_candidate or not all(map(is_main_guard, self.statements)):
-            tree.body = [node for node in tree.body if not is_main_guard(node)]  # the tests run without it
-            self.statements = [node for node in self.statements if not is_main_guard(node)]
-        strings = [node.value.value for node in tree.body if is_constant(node)]
-        if not self.count():  # examples of functions are tests where nothing else is
-            strings += [ast.get_docstring(node) for node in definitions(tree.body, (*FUNCTIONS, ast.ClassDef))]
-        self.doctests = [text for text in strings if isinstance(text, str) and is_doctest(text)]
-
-    def count(self) -> int:
-        """How many tests it holds at least."""
-        return len(self.functions) + len(self.statements) + self.has_candidate + len(getattr(self, "doctests", ()))
-
-    def defines_check(self) -> bool:
-        found = [node for node in definitions(self.tree.body, FUNCTIONS) if node.name == "check"]
-        return any(node.args.posonlyargs or node.args.args for node in found)
-
-    def uses(self, name: str, block: Sequence[ast.stmt]) -> bool:
-        return any(getattr(node, "id", "") == name for statement in block for node in ast.walk(statement))
-
-
-def is_constant(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-def parse_all(texts: Sequence[str], setup: str) -> list[ParsedText]:
-    """The texts of a task. SyntaxError, ValueError, RecursionError, MemoryError: one of them does not parse."""
-    trees = [parse_tests(text) for text in texts]
-    checking = checking_functions([ast.parse(setup), *trees])
-    return [ParsedText(tree, checking) for tree in trees]
-
-
-def imported_from_program(text: str) -> set[str]:
-    """The names that tests import from the program's module, or look up in it."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.ImportFrom) and node.module in PROGRAM_MODULES:
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in PROGRAM_MODULES:
-            found.add(node.attr)
-    return found
-
-
-def imported_modules(tree: ast.Module) -> set[str]:
-    """The modules that a text imports for certain: at its top, outside of any `try` or `if`."""
-    names: set[str] = set()
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return {name.split(".")[0] for name in names}

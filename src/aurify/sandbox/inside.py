@@ -12,6 +12,7 @@ import importlib
 import io
 import json
 import os
+import re
 import sys
 import types
 from typing import Any
@@ -71,7 +72,7 @@ def run_program(options: dict[str, Any]) -> None:
     printed = Printed()
     sys.stdout = io.TextIOWrapper(printed, "utf-8", errors="replace", write_through=True)
     peer = Peer(options["descriptor"], dict(OPERATIONS), take_printed=printed.take)
-    sys.stdin = AskedInput(peer)  # type: ignore[assignment]
+    sys.stdin = AskedInput(peer)
     builtins.input = lambda prompt="": peer.ask("input", str(prompt))
 
     def load() -> list[list[Any]]:
@@ -86,11 +87,11 @@ def run_program(options: dict[str, Any]) -> None:
 
 
 def list_names(names: dict[str, Any]) -> list[list[Any]]:
-    """[name, kind, content] of what a program defines, but for what would hide a builtin. The content of a module is
-    its name; that of an error class is the class and the names of its bases."""
+    """[name, kind, content] of what a program defines. The content of a module is its name; that of an error class is
+    the class and the names of its bases."""
     found: list[list[Any]] = []
     for name, value in names.items():
-        if name.startswith("__") or hasattr(builtins, name):
+        if name.startswith("__"):
             continue
         if isinstance(value, types.ModuleType):
             found.append([name, "module", value.__name__])
@@ -104,7 +105,7 @@ def list_names(names: dict[str, Any]) -> list[list[Any]]:
 def find_candidate(names: dict[str, Any], name: str | None, required: bool) -> Any:
     """The function of that name, or the method of the class `Solution`. Without such a name: the last function that the
     program defines, or the last method of that class."""
-    solution = names.get("Solution")
+    solution: Any = names.get("Solution")
     if name is not None and name in names:
         return names[name]
     if name is not None and hasattr(solution, name):
@@ -129,9 +130,9 @@ def is_public_function(name: str, value: Any) -> bool:
 
 def run_tests(options: dict[str, Any]) -> None:
     """Runs the tests and reports each of them on standard output, one JSON line each. Nothing else writes there."""
-    from aurify.sandbox.checks import parse_all
     from aurify.sandbox.items import Broken
     from aurify.sandbox.runner import Runner, describe
+    from aurify.sandbox.texts import imported_from_program, parse_all
 
     report = os.fdopen(os.dup(1), "w")
     null = os.open("/dev/null", os.O_WRONLY)
@@ -150,6 +151,8 @@ def run_tests(options: dict[str, Any]) -> None:
         "read": lambda: sys.stdin.read(),
         "readline": lambda: sys.stdin.readline(),
     }
+    entry_point, hint = options["entry_point"], options["hint"]
+    all_text = "\n".join([options["setup"], *options["tests"]])
     try:
         texts = parse_all(options["tests"], options["setup"])
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -157,12 +160,11 @@ def run_tests(options: dict[str, Any]) -> None:
         return
     say(count=sum(text.count() for text in texts) + len(options["calls"]))
     try:
-        solution = load_solution(peer)
+        solution = load_solution(peer, {str(entry_point), str(hint)} | imported_from_program(all_text))
     except BaseException as error:
         say(refused=describe(error))
         return
-    namespace = make_module(solution, options)
-    entry_point, hint = options["entry_point"], options["hint"]
+    namespace = make_module(solution, entry_point, all_text)
 
     def make_candidate() -> Any:
         if entry_point and not entry_point.isidentifier():
@@ -177,19 +179,20 @@ def run_tests(options: dict[str, Any]) -> None:
         for text in texts:
             runner.run_text(text)
         runner.run_calls(options["calls"])
-        runner.conclude(can_check)
+        runner.conclude(can_check, vars(solution), set(re.findall(r"\w+", all_text)))
     except Broken as error:
         say(broken=str(error)[:500])
         return
     say(done=True)
 
 
-def load_solution(peer: Peer) -> types.ModuleType:
-    """A module of what the program defines. The tests can import it."""
+def load_solution(peer: Peer, named: set[str]) -> types.ModuleType:
+    """A module of what the program defines. The tests can import it. It hides no builtin but those that are named: a
+    task may ask for a function `sum`."""
     module = types.ModuleType("solution")
     for name, kind, content in peer.ask("load"):
         name = str(name)
-        if hasattr(builtins, name):
+        if hasattr(builtins, name) and name not in named:
             continue
         if kind == "module":
             with contextlib.suppress(ImportError):
@@ -202,23 +205,22 @@ def load_solution(peer: Peer) -> types.ModuleType:
     return module
 
 
-def make_module(solution: types.ModuleType, options: dict[str, Any]) -> dict[str, Any]:
+def make_module(solution: types.ModuleType, entry_point: str | None, all_text: str) -> dict[str, Any]:
     """The namespace of the tests. It starts with what the program defines."""
-    from aurify.sandbox.checks import PROGRAM_MODULES
+    from aurify.sandbox.texts import PROGRAM_MODULES
 
     module = types.ModuleType("__main__")
     module.__dict__.update({name: value for name, value in vars(solution).items() if not name.startswith("__")})
     module.__file__ = "tests.py"
     sys.modules["__main__"] = module
-    for name in (*PROGRAM_MODULES, options["entry_point"] or "solution"):
+    for name in (*PROGRAM_MODULES, entry_point or "solution"):
         if name not in sys.stdlib_module_names:
             sys.modules[name] = solution
     sys.modules["pytest"] = sys.modules["aurify.sandbox.pytest_stand_in"]
-    text = "\n".join([options["setup"], *options["tests"]])
-    if "unittest" in text:
-        importlib.import_module("unittest").main = do_nothing  # the runner runs all cases anyway
-    if "doctest" in text:
-        importlib.import_module("doctest").testmod = do_nothing
+    if "unittest" in all_text:
+        vars(importlib.import_module("unittest"))["main"] = do_nothing  # the runner runs all cases anyway
+    if "doctest" in all_text:
+        vars(importlib.import_module("doctest"))["testmod"] = do_nothing
     return module.__dict__
 
 

@@ -269,7 +269,7 @@ class WarnsContext(warnings.catch_warnings):
         super().__exit__(*error)
         if error[0] is None and not any(
             issubclass(each.category, self.expected) and re.search(self.pattern or "", str(each.message))
-            for each in self.found
+            for each in self.found or ()
         ):
             raise Failed(f"did not warn {self.expected}")
 
@@ -309,7 +309,7 @@ class approx:
         if isinstance(expected, list | tuple):
             same = isinstance(actual, list | tuple) and len(actual) == len(expected)
             return same and all(map(self.near, actual, expected))
-        if not isinstance(expected, Number) or isinstance(expected, bool):
+        if isinstance(expected, bool) or not isinstance(expected, Number):
             return bool(actual == expected)
         if not isinstance(actual, Number):
             return False

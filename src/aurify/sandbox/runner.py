@@ -11,12 +11,14 @@ import importlib
 import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-from aurify.sandbox.checks import MARK, ParsedText, mark
+from aurify.sandbox.checks import HELD, MARK, OPEN, mark
 from aurify.sandbox.items import Broken, Session, build_items
 from aurify.sandbox.peer import Peer, ProgramEnded, ProgramExit
 from aurify.sandbox.pytest_stand_in import Skipped, XFailed
+from aurify.sandbox.texts import ParsedText
 
 
 def is_skip(error: BaseException) -> bool:
@@ -35,11 +37,18 @@ class Runner:
         self, peer: Peer, namespace: dict[str, Any], say: Callable[..., None], make_candidate: Callable[[], Any]
     ) -> None:
         self.peer, self.namespace, self.say, self.make_candidate = peer, namespace, say, make_candidate
-        self.num_checked = self.num_reported = 0
-        namespace[MARK] = self.count_check
+        self.num_checked = self.num_reported = self.num_failed = 0
+        self.num_open = 0  # asserts that have begun and not held, where their failure would be swallowed
+        namespace.update({MARK: self.count_check, OPEN: self.open_check, HELD: self.close_check})
 
     def count_check(self) -> None:
         self.num_checked += 1
+
+    def open_check(self) -> None:
+        self.num_open += 1
+
+    def close_check(self) -> None:
+        self.num_open -= 1
 
     def set_up(self, code: str) -> bool:
         """Runs what the tests need. False: it needs something that the program does not have."""
@@ -55,11 +64,14 @@ class Runner:
             return False
         return True
 
-    def conclude(self, can_check: bool) -> None:
+    def conclude(self, can_check: bool, solution: dict[str, Any], words: set[str]) -> None:
         """Where no test has run, the tests are at fault if nothing in them could check anything, or if they have asked
-        the program nothing. Otherwise the program has failed."""
+        the program nothing. Otherwise the program has failed. solution: what it defines. words: of the tests."""
         if not self.num_reported and not (can_check and self.peer.num_asked):
             raise Broken("none of them ran and checked anything")
+        used = any(self.namespace.get(name) is solution[name] for name in words & solution.keys())
+        if self.num_reported and not (self.num_failed or self.peer.num_asked or used):
+            raise Broken("they never use the program")
         if not self.num_reported:
             self.say(test="all", passed=False, problem="no check ran")
 
@@ -68,6 +80,7 @@ class Runner:
     def attempt(self, name: str, run: Callable[[], Any], *, can_check: bool = True) -> bool:
         """Runs a test and reports it. False: it does not want to run."""
         checked, asked, problem = self.num_checked, self.peer.num_asked, ""
+        self.num_open = 0
         try:
             if self.peer.ended:
                 raise ProgramEnded("the program ended")
@@ -92,11 +105,14 @@ class Runner:
             raise Broken(self.peer.cannot_send)
         if self.peer.ended:
             problem = problem or "the program ended"
+        if self.num_open:
+            problem, self.num_open = problem or "an assert failed, and the test went on", 0
         if not problem and not checked:
             if not (can_check and asked):
                 return
             problem = "none of its checks ran"
         self.num_reported += 1
+        self.num_failed += bool(problem)
         self.say(test=name, passed=not problem, problem=problem)
 
     # the forms of tests
@@ -109,14 +125,13 @@ class Runner:
         if text.has_candidate:
             self.attempt("check", lambda: self.namespace["check"](self.make_candidate()))
         for docstring in text.doctests:
-            self.attempt("doctest", lambda docstring=docstring: self.run_doctest(docstring))
+            self.attempt("doctest", partial(self.run_doctest, docstring))
         new = {name: value for name, value in self.namespace.items() if before.get(name, self) is not value}
         checking = {name.rpartition(".")[2] for name in text.functions}
         session = Session(self.namespace, self.make_candidate)
         for item in build_items(new, self.namespace):
             if item.wants_to_run(self.namespace):
-                run = lambda item=item: session.run(item)  # noqa: E731
-                self.attempt(item.name, run, can_check=item.name in checking)
+                self.attempt(item.name, partial(session.run, item), can_check=item.name in checking)
         self.attempt("teardown", session.close, can_check=False)
         for value in new.values():
             if is_test_case(value):
@@ -132,8 +147,8 @@ class Runner:
                 pieces.append([])
         self.ended_early = False
         for piece in pieces:
-            run = lambda piece=piece: self.execute(piece)  # noqa: E731
-            if not self.attempt("the top", run, can_check=piece is not pieces[-1]):
+            last = piece is pieces[-1]
+            if not self.attempt("the top", partial(self.execute, piece), can_check=not last):
                 return False
             if self.ended_early:
                 break
@@ -170,7 +185,7 @@ class Runner:
     def run_calls(self, calls: Sequence[tuple[list[Any], dict[str, Any], list[Any]]]) -> None:
         """Calls the program's function: arguments, named arguments, and the values that it may return."""
         for number, call in enumerate(calls):
-            self.attempt(f"input {number}", lambda call=call: self.run_call(*call))
+            self.attempt(f"input {number}", partial(self.run_call, *call))
 
     def run_call(self, arguments: list[Any], named: dict[str, Any], accepted: list[Any]) -> None:
         result = self.make_candidate()(*arguments, **named)
@@ -187,7 +202,7 @@ def is_test_case(value: Any) -> bool:
 def build_result(runner: Runner, checking: set[str]) -> Any:
     """What unittest reports to. Made here, since most tests do without unittest and its import takes a while."""
 
-    class Result(sys.modules["unittest"].TestResult):  # type: ignore[name-defined, misc]
+    class Result(sys.modules["unittest"].TestResult):  # type: ignore[misc]
         broken: BaseException | None = None
         setup_problem = ""
 

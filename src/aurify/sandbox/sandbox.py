@@ -43,7 +43,7 @@ for name, code in load["modules"].items():
     exec(code, module.__dict__)
 module.main(load["options"])
 """
-TESTING = ["checks", "pytest_stand_in", "items", "runner"]  # what the side of the tests needs beside the rest
+TESTING = ["checks", "texts", "pytest_stand_in", "items", "runner"]  # what the side of the tests needs beside the rest
 MEND = "install bubblewrap (Debian, Ubuntu: apt-get install bubblewrap), or use a kernel with Landlock (Linux 5.13)"
 
 

@@ -19,12 +19,9 @@ WRITTEN = {  # type -> its module, and the function that reads it from text
     "datetime": ("datetime", "fromisoformat"),
     "time": ("datetime", "fromisoformat"),
 }
-TYPES = {  # types that both sides know by name
-    name: kind
-    for name, kind in vars(builtins).items()
-    if isinstance(kind, type)
-    and (issubclass(kind, Exception) or kind in (int, float, str, bool, complex, bytes, list, tuple, dict, set))
-}
+PLAIN = (int, float, str, bool, complex, bytes, list, tuple, dict, set)
+ERRORS = [kind for kind in vars(builtins).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+TYPES: dict[str, type] = {kind.__name__: kind for kind in (*PLAIN, *ERRORS)}  # both sides know them by name
 
 
 class CannotSend(TypeError):

@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from aurify.rows.values import parse_json
 from aurify.thoughts import final_answer
-from aurify.tools.forms import DECODER, Properties, parse_json, read_form, read_json, read_python
+from aurify.tools.forms import DECODER, Properties, read_form, read_json_calls, read_python_calls
 from aurify.tools.schema import read_schemas
 
 OPENING = re.compile(
@@ -42,22 +43,19 @@ def read_call(value: Any) -> Call:
     entry = entry if isinstance(entry, Mapping) else {}
     name = entry.get("name") or entry.get("tool_name")
     if not isinstance(name, str):
-        return Call("", {}, f"the call {shorten(value)} has no name; expected {FORM}")
+        return Call("", {}, f"the call {shorten_repr(value)} has no name; expected {FORM}")
     keys = ("arguments", "parameters", "args", "input")
     given: Any = next((entry[key] for key in keys if entry.get(key) is not None), {})
-    arguments = given
-    for _ in range(2):
-        if isinstance(arguments, str):
-            arguments = parse_json(arguments) if arguments.strip() else {}
+    arguments = {} if isinstance(given, str) and not given.strip() else parse_json(given)
     if not isinstance(arguments, Mapping):
-        return Call(name, arguments, f"the arguments of {name!r} are {shorten(given)}; expected a JSON object")
+        return Call(name, arguments, f"the arguments of {name!r} are {shorten_repr(given)}; expected a JSON object")
     return Call(name, dict(arguments))
 
 
-def read_calls(text: str, tools: Any = ()) -> list[Call]:
+def read_calls(text: str, tools: Any = (), opened: bool = False) -> list[Call]:
     """Every call of a reply, in its order. tools: what was offered, in any dialect; forms that write no types or no
-    names take them from there."""
-    answer = final_answer(text)
+    names take them from there. opened: the text begins in a thought."""
+    answer = final_answer(text, opened)
     if answer is None:
         return []
     properties = {name: schema.get("properties", {}) for name, schema in read_schemas(tools).items()}
@@ -68,9 +66,9 @@ def read_calls(text: str, tools: Any = ()) -> list[Call]:
     for body in marked:
         entries = read_form(body, properties)
         if entries is None:
-            calls.append(Call("", {}, f"the call {shorten(body.strip())} cannot be read; expected {FORM}"))
+            calls.append(Call("", {}, f"the call {shorten_repr(body.strip())} cannot be read; expected {FORM}"))
         else:
-            calls += [read_call(entry) for entry in unpack(entries)]
+            calls += [read_call(entry) for entry in unpack_calls(entries)]
     return calls
 
 
@@ -81,10 +79,10 @@ def read_message_calls(message: Mapping[str, Any], tools: Any = ()) -> list[Call
     return read_calls(str(message.get("content") or ""), tools)
 
 
-def read_tool_calls(text: str, tools: Any = ()) -> list[dict[str, Any]]:
+def read_tool_calls(text: str, tools: Any = (), opened: bool = False) -> list[dict[str, Any]]:
     """The calls of a reply as messages hold them. One that cannot be read has no arguments and a `problem`."""
     calls = []
-    for number, call in enumerate(read_calls(text, tools)):
+    for number, call in enumerate(read_calls(text, tools, opened)):
         function = {"name": call.name, "arguments": {} if call.problem else call.arguments}
         calls.append({"id": f"call{number:05d}", "type": "function", "function": function})
         if call.problem:
@@ -108,8 +106,8 @@ def read_unmarked(text: str, properties: Properties) -> list[Call]:
     """JSON or Python that is the whole text or a whole fence; else every JSON value with name and arguments."""
     pieces = [piece for piece in (*FENCE.findall(text), text) if piece.strip()]
     for piece in pieces:
-        entries = read_json(piece, properties) or read_python(piece, properties) or []
-        calls = [read_call(entry) for entry in unpack(entries)]
+        entries = read_json_calls(piece, properties) or read_python_calls(piece, properties) or []
+        calls = [read_call(entry) for entry in unpack_calls(entries)]
         if any(call.name for call in calls):
             return calls
     return [read_call(entry) for entry in find_values(text)]
@@ -124,13 +122,13 @@ def find_values(text: str) -> list[Any]:
         except (ValueError, RecursionError):
             index = opening.end()
             continue
-        entries = unpack(value if isinstance(value, list) else [value])
+        entries = unpack_calls(value if isinstance(value, list) else [value])
         if entries and all(looks_like_call(entry) for entry in entries):
             found += entries
     return found
 
 
-def unpack(entries: Sequence[Any]) -> list[Any]:
+def unpack_calls(entries: Sequence[Any]) -> list[Any]:
     """Without the object that some models put around their calls: {"tool_calls": [...]}."""
     inner = [entry.get("tool_calls") if isinstance(entry, Mapping) else None for entry in entries]
     return [
@@ -149,6 +147,6 @@ def looks_like_call(entry: Any) -> bool:
     return named and any(key in inner for key in ("arguments", "parameters"))
 
 
-def shorten(value: Any) -> str:
+def shorten_repr(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -43,14 +43,6 @@ WORDS = {"true": True, "false": False, "null": None, "True": True, "False": Fals
 DECODER = json.JSONDecoder()
 
 
-def parse_json(text: str) -> Any:
-    """The value, or None."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-
-
 def read_form(text: str, properties: Properties) -> Entries | None:
     """Entries in the first form that fits; None where none does."""
     for reader in READERS:
@@ -59,7 +51,7 @@ def read_form(text: str, properties: Properties) -> Entries | None:
     return None
 
 
-def read_json(text: str, properties: Properties) -> Entries | None:
+def read_json_calls(text: str, properties: Properties) -> Entries | None:
     """One value or several, and lists of them."""
     entries: Entries = []
     rest = text.strip()
@@ -78,26 +70,26 @@ def read_quoted_arguments(text: str, properties: Properties) -> Entries | None:
     return [{"name": found[1], "arguments": found[2].replace("\\'", "'")}] if found else None
 
 
-def read_xml(text: str, properties: Properties) -> Entries | None:
+def read_xml_calls(text: str, properties: Properties) -> Entries | None:
     entries: Entries = []
     for name, body in FUNCTION.findall(text):
         pairs = PARAMETER.findall(body)
         if not pairs and body.strip():
             entries.append({"name": name, "arguments": body.strip()})
         else:
-            entries.append({"name": name, "arguments": read_values(pairs, properties.get(name, {}))})
+            entries.append({"name": name, "arguments": type_values(pairs, properties.get(name, {}))})
     return entries
 
 
-def read_keys(text: str, properties: Properties) -> Entries | None:
+def read_key_calls(text: str, properties: Properties) -> Entries | None:
     found = NAME_ALONE.match(text)
     pairs = KEY_AND_VALUE.findall(text)
     if not found or not (pairs or found[1] in properties):  # any single word may be a name
         return None
-    return [{"name": found[1], "arguments": read_values(pairs, properties.get(found[1], {}))}]
+    return [{"name": found[1], "arguments": type_values(pairs, properties.get(found[1], {}))}]
 
 
-def read_name_before(text: str, properties: Properties) -> Entries | None:
+def read_named_calls(text: str, properties: Properties) -> Entries | None:
     if found := CALL_COLON.match(text):
         parts = text[found.end() :].split('<|"|>')
         parts = [json.dumps(part) if k % 2 else BARE_KEY.sub(r'\1"\2"', part) for k, part in enumerate(parts)]
@@ -113,7 +105,7 @@ def read_name_before(text: str, properties: Properties) -> Entries | None:
     return [{"name": found[1], "arguments": arguments}]
 
 
-def read_python(text: str, properties: Properties) -> Entries | None:
+def read_python_calls(text: str, properties: Properties) -> Entries | None:
     """[f(a=1), g()], f(a=1) or f.call(a=1). Without names, arguments take those of the schema in their order."""
     if not PYTHON.match(text):
         return None
@@ -131,8 +123,8 @@ def read_python_call(call: ast.expr, properties: Properties) -> dict[str, Any]:
     name = ast.unparse(call.func).removesuffix(".call")
     if not re.fullmatch(r"[\w.]+", name):
         raise ValueError("no name")
-    keywords = {str(keyword.arg): read_literal(keyword.value) for keyword in call.keywords}
-    given = [read_literal(value) for value in call.args]
+    keywords = {str(keyword.arg): evaluate_literal(keyword.value) for keyword in call.keywords}
+    given = [evaluate_literal(value) for value in call.args]
     if len(given) == 1 and isinstance(given[0], dict) and not keywords:
         return {"name": name, "arguments": given[0]}
     names = list(properties.get(name, {}))
@@ -148,16 +140,16 @@ class Words(ast.NodeTransformer):
         return ast.Constant(WORDS[node.id]) if node.id in WORDS else node
 
 
-def read_literal(node: ast.expr) -> Any:
+def evaluate_literal(node: ast.expr) -> Any:
     """As a JSON value: tuples become lists. Raises for everything that JSON cannot write."""
     return json.loads(json.dumps(ast.literal_eval(Words().visit(node))))
 
 
-def read_values(pairs: Sequence[tuple[str, str]], schemas: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.strip(): read_value(value, schemas.get(key.strip(), {})) for key, value in pairs}
+def type_values(pairs: Sequence[tuple[str, str]], schemas: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.strip(): type_value(value, schemas.get(key.strip(), {})) for key, value in pairs}
 
 
-def read_value(text: str, schema: Any) -> Any:
+def type_value(text: str, schema: Any) -> Any:
     """XML has no types: "1" is a text where the schema says so, else a number."""
     text = text.removeprefix("\n").removesuffix("\n")
     kinds, word = set(list_types(schema)), text.strip()
@@ -165,8 +157,10 @@ def read_value(text: str, schema: Any) -> Any:
         return text
     if word in WORDS:
         return WORDS[word]
-    value = parse_json(word)
-    return text if value is None else value
+    try:
+        return json.loads(word)
+    except (ValueError, RecursionError):
+        return text
 
 
 def list_types(schema: Any) -> Iterator[str]:
@@ -178,10 +172,10 @@ def list_types(schema: Any) -> Iterator[str]:
 
 
 READERS: tuple[Callable[[str, Properties], Entries | None], ...] = (
-    read_json,
+    read_json_calls,
     read_quoted_arguments,
-    read_xml,
-    read_name_before,
-    read_python,
-    read_keys,
+    read_xml_calls,
+    read_named_calls,
+    read_python_calls,
+    read_key_calls,
 )

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from aurify.files import require
-from aurify.tools.forms import parse_json
+from aurify.rows.values import parse_json
 
 TYPES = {  # of other dialects -> of JSON Schema; "" = any
     **dict.fromkeys(("dict", "map", "mapping", "hashmap", "struct", "record"), "object"),
@@ -32,27 +32,33 @@ KEYWORDS = {*NAMED, *LISTED, "type", "$ref", "required", "additionalProperties",
 
 
 def read_schemas(tools: Any) -> dict[str, dict[str, Any]]:
-    """The schema of each tool's arguments. tools: a list of tools, or one of them, or JSON text of either."""
-    if isinstance(tools, str):
-        given, tools = tools, parse_json(tools)
-        if not isinstance(tools, list | Mapping):
-            raise ValueError(f"the tools {given[:60]!r} are no JSON; expected a list of tools")
+    """The schema of each tool's arguments."""
     schemas = {}
-    for tool in [tools] if isinstance(tools, Mapping) else ([] if tools is None else tools):
-        if isinstance(tool, str):
-            schemas |= read_schemas(tool)
-            continue
-        function = tool.get("function", tool) if isinstance(tool, Mapping) else None
-        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-            form = '{"name": ..., "parameters": {...}}'
-            raise ValueError(f"the tool {str(tool)[:60]!r} has no name; expected {form}")
+    for function in list_functions(tools):
         given = next((function[key] for key in ("parameters", "input_schema", "inputSchema") if function.get(key)), {})
         schemas[function["name"]] = read_parameters(given, function["name"])
     return schemas
 
 
+def list_functions(tools: Any) -> list[Mapping[str, Any]]:
+    """What tools say of their functions, without what wraps them. tools: a list, or one tool, or JSON text of either,
+    or of each."""
+    given = parse_json(tools) or []
+    given = [given] if isinstance(given, Mapping) else given
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"the tools {str(tools)[:60]!r} are no list; expected a list of tools")
+    functions = []
+    for tool in map(parse_json, given):
+        function = tool.get("function") or tool if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            form = '{"name": ..., "parameters": {...}}'
+            raise ValueError(f"the tool {str(tool)[:60]!r} has no name; expected {form}")
+        functions.append(function)
+    return functions
+
+
 def read_parameters(given: Any, tool: str) -> dict[str, Any]:
-    schema = parse_json(given) if isinstance(given, str) else given
+    schema = parse_json(given)
     if not isinstance(schema, Mapping):
         raise ValueError(f"tool {tool!r}: its parameters are {str(given)[:60]!r}; expected a JSON schema")
     if is_property_list(schema):

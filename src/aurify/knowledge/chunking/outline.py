@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from aurify.files import require
 
@@ -18,56 +18,49 @@ MAX_ABOUT, MAX_LINES = 160, 8  # characters and lines of `about`
 MAX_DEPTH = 12  # of definitions in definitions; deeper ones are cut by lines
 
 
-@dataclass(frozen=True)
-class Language:
-    """How tree-sitter's grammar names things. `values` are nodes that define a name if their value is a function."""
+class Language(NamedTuple):
+    """How tree-sitter's grammar names things, by spaces. `values` are nodes that define a name if their value is a
+    function."""
 
     module: str
-    definitions: frozenset[str]
-    imports: frozenset[str]
-    values: frozenset[str] = frozenset()
+    definitions: str
+    imports: str
+    values: str = ""
     function: str = "language"
-
-
-def language(module: str, definitions: str, imports: str, values: str = "", function: str = "language") -> Language:
-    return Language(
-        module, frozenset(definitions.split()), frozenset(imports.split()), frozenset(values.split()), function
-    )
 
 
 C = "function_definition struct_specifier union_specifier enum_specifier type_definition preproc_function_def"
 JAVASCRIPT = "function_declaration generator_function_declaration class_declaration method_definition"
-TYPESCRIPT = f"{JAVASCRIPT} interface_declaration type_alias_declaration enum_declaration abstract_class_declaration"
+TYPESCRIPT = (
+    f"{JAVASCRIPT} interface_declaration type_alias_declaration enum_declaration abstract_class_declaration "
+    "internal_module"
+)
 VALUES = "variable_declarator assignment_expression field_definition public_field_definition"
 LANGUAGES = {
-    "python": language(
+    "python": Language(
         "tree_sitter_python",
         "function_definition class_definition",
         "import_statement import_from_statement future_import_statement",
     ),
-    "javascript": language("tree_sitter_javascript", JAVASCRIPT, "import_statement", VALUES),
-    "typescript": language(
-        "tree_sitter_typescript", f"{TYPESCRIPT} internal_module", "import_statement", VALUES, "language_typescript"
-    ),
-    "tsx": language(
-        "tree_sitter_typescript", f"{TYPESCRIPT} internal_module", "import_statement", VALUES, "language_tsx"
-    ),
-    "go": language(
+    "javascript": Language("tree_sitter_javascript", JAVASCRIPT, "import_statement", VALUES),
+    "typescript": Language("tree_sitter_typescript", TYPESCRIPT, "import_statement", VALUES, "language_typescript"),
+    "tsx": Language("tree_sitter_typescript", TYPESCRIPT, "import_statement", VALUES, "language_tsx"),
+    "go": Language(
         "tree_sitter_go", "function_declaration method_declaration type_spec type_alias", "import_declaration"
     ),
-    "rust": language(
+    "rust": Language(
         "tree_sitter_rust",
         "function_item struct_item enum_item union_item trait_item impl_item mod_item macro_definition",
         "use_declaration",
     ),
-    "java": language(
+    "java": Language(
         "tree_sitter_java",
         "class_declaration interface_declaration enum_declaration record_declaration method_declaration "
         "constructor_declaration compact_constructor_declaration annotation_type_declaration",
         "import_declaration",
     ),
-    "c": language("tree_sitter_c", C, "preproc_include"),
-    "cpp": language(
+    "c": Language("tree_sitter_c", C, "preproc_include"),
+    "cpp": Language(
         "tree_sitter_cpp",
         f"{C} class_specifier namespace_definition concept_definition",
         "preproc_include using_declaration",
@@ -75,15 +68,10 @@ LANGUAGES = {
 }
 FUNCTION_VALUES = {"arrow_function", "function_expression", "generator_function", "class"}
 NEED_A_BODY = {"struct_specifier", "union_specifier", "enum_specifier", "class_specifier"}
-AROUND = {  # nodes whose first line belongs to the definition inside
-    "decorated_definition",
-    "export_statement",
-    "lexical_declaration",
-    "variable_declaration",
-    "expression_statement",
-    "type_declaration",
-    "template_declaration",
-}
+AROUND = (  # nodes whose first line belongs to the definition inside
+    *("decorated_definition", "export_statement", "lexical_declaration", "variable_declaration"),
+    *("expression_statement", "type_declaration", "template_declaration"),
+)
 REMARK = re.compile(r"""[ \t]*[rRuU]?(\"{3}|'{3}|"|'|/\*+!?|//+!?|\#+(?=[\s!]|$)|--)[ \t]*""")
 CLOSING = {'"""': '"""', "'''": "'''", '"': '"', "'": "'", "/*": "*/", "/**": "*/", "/*!": "*/"}
 LEGAL = re.compile(r"copyright|licen[cs]e|spdx|coding[:=]|^!", re.IGNORECASE)
@@ -138,6 +126,7 @@ def read_outline(text: str, format: str) -> Outline:
     """Empty where nothing can be parsed; the file is then cut at its lines. Walks the tree without recursion, since a
     file may be nested as deep as its author likes."""
     spec = LANGUAGES[format]
+    definitions, imports, values = (set(names.split()) for names in (spec.definitions, spec.imports, spec.values))
     grammar = load_grammar(format)
     from tree_sitter import Parser  # load_grammar says what is missing
 
@@ -147,10 +136,10 @@ def read_outline(text: str, format: str) -> Outline:
     stack: list[tuple[Any, list[Definition], int, int]] = [(root, outline.definitions, 0, 0)]
     while stack:
         node, siblings, first, depth = stack.pop()
-        if node.type in spec.imports:
+        if node.type in imports:
             outline.imports.append(node.start_point.row)
             continue
-        if depth < MAX_DEPTH and (name := read_name(node, spec)):
+        if depth < MAX_DEPTH and (name := read_name(node, definitions, values)):
             row = node.start_point.row
             about = read_about(lines, first) or read_about(lines, row + 1)
             definition = Definition(name, first, last_row(node) + 1, row, about)
@@ -184,15 +173,15 @@ def last_row(node: Any) -> int:
     return max(node.start_point.row, end.row - (end.column == 0))
 
 
-def read_name(node: Any, spec: Language) -> str | None:
+def read_name(node: Any, definitions: set[str], values: set[str]) -> str | None:
     """The name that a node defines; None where it defines none."""
-    if node.type in spec.values:
+    if node.type in values:
         value = node.child_by_field_name("value") or node.child_by_field_name("right")
         if value is None or value.type not in FUNCTION_VALUES:
             return None
         found = next(filter(None, map(node.child_by_field_name, ("name", "property", "left"))), None)
         return decode(found)
-    if node.type not in spec.definitions or (node.type in NEED_A_BODY and node.child_by_field_name("body") is None):
+    if node.type not in definitions or (node.type in NEED_A_BODY and node.child_by_field_name("body") is None):
         return None
     if node.type == "impl_item":
         trait, of = decode(node.child_by_field_name("trait")), decode(node.child_by_field_name("type"))

@@ -44,7 +44,7 @@ RETRIES = 3
 FRESH_SECONDS = 3600.0  # younger answers are used without asking, older ones if the server agrees
 REDIRECTS = (301, 302, 303, 307, 308)
 GONE = (404, 410)
-NO_TEXT = ("image/", "audio/", "video/", "font/")
+MEDIA = ("image/", "audio/", "video/", "font/")
 PORTS = {"http": 80, "https": 443}
 HOST = re.compile(r"[\w.:-]+", re.ASCII)
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -122,7 +122,7 @@ class Fetcher:
         raise Refused("too many redirects")
 
     def read_robots(self, url: str) -> Protego:
-        """Without a robots.txt all is allowed; while a server fails to say what it forbids, nothing is (RFC 9309)."""
+        """Without a robots.txt all is allowed. While a server fails to give its robots.txt, nothing is (RFC 9309)."""
         parts = urlsplit(url)
         if parts[:2] not in self.robots:
             try:
@@ -137,7 +137,7 @@ class Fetcher:
         return self.robots[parts[:2]]
 
     def exchange(self, url: str) -> Answer:
-        """One request and its answer, from the cache where it is fresh."""
+        """Asks once, or takes a fresh answer from the cache."""
         address = self.resolve_address(url)
         held = self.read_cache(url)
         if held is not None and not self.options.fresh and time.time() - held.fetched < FRESH_SECONDS:
@@ -191,7 +191,7 @@ class Fetcher:
             answer = Answer(url, response.status_code, kept, fetched=time.time())
             if answer.status != 200:
                 return answer
-            if answer.type.startswith(NO_TEXT):
+            if answer.type.startswith(MEDIA):
                 raise Refused(f"{answer.type}: no text")
             return replace(answer, body=read_body(response))
 
@@ -245,15 +245,14 @@ def read_body(response: httpx.Response) -> bytes:
 
 
 def is_public(address: str) -> bool:
-    """Of an IPv6 address that stands for an IPv4 one, that one counts."""
+    """An IPv6 address that stands for an IPv4 one is as public as that one."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None)
+        if ip.ipv4_mapped is not None:
+            return is_public(str(ip.ipv4_mapped))
+        inner = [ip.sixtofour, *(ip.teredo or ()), ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None]
         if any(other is not None and not is_public(str(other)) for other in inner):
             return False
-        if ip.ipv4_mapped is not None:
-            return True
     return ip.is_global and not ip.is_multicast
 
 
@@ -269,10 +268,7 @@ def normalize_url(url: str) -> str:
         raise Refused("URL that is not http(s)://host/...")
     if parsed.userinfo:
         raise Refused("URL with a user name or password in it")
-    host, port = parsed.raw_host.decode("ascii"), parsed.port or PORTS[parsed.scheme]
-    if not HOST.fullmatch(host) or port > 65535:
+    if not HOST.fullmatch(parsed.raw_host.decode("ascii")) or (parsed.port or 0) > 65535:
         raise Refused("no valid URL")
-    host = f"[{host}]" if ":" in host else host
-    netloc = host if port == PORTS[parsed.scheme] else f"{host}:{port}"
-    path, _, query = parsed.raw_path.decode("ascii").partition("?")
-    return urlunsplit((parsed.scheme, netloc, path or "/", query, ""))
+    parsed = parsed.copy_with(port=None) if parsed.port == PORTS[parsed.scheme] else parsed
+    return f"{parsed.scheme}://{parsed.netloc.decode('ascii')}{parsed.raw_path.decode('ascii')}"

@@ -1,7 +1,7 @@
 """A file to documents. What kind of file it is follows from its first bytes; its name decides only between kinds of
 text, which look alike: Markdown, a programming language, JSON lines, CSV.
 
-    for document in read_file(Path("notes/heart.pdf"), "heart.pdf", ReadOptions(), refusals): ...
+    for document in read_documents(Path("notes/heart.pdf"), "heart.pdf", ReadOptions(), refusals): ...
 
 Nothing larger than allowed is unpacked or held in memory. Whatever is not read is counted in `refusals`.
 """
@@ -14,15 +14,13 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from aurify.bounds import Checked, PositiveInt
 from aurify.knowledge.reading.encoding import HEAD, decode_html, decode_text
 from aurify.knowledge.reading.pdf import read_pdf
 from aurify.knowledge.reading.refusals import FRONT_MATTER, Refusals, Refused, clean
-from aurify.knowledge.reading.rows import Columns, read_rows
+from aurify.knowledge.reading.rows import UTF16, ReadOptions, parse_rows
 from aurify.knowledge.reading.webpage import NO_TEXT, read_page
 from aurify.knowledge.types import Document
 
@@ -48,32 +46,26 @@ SUFFIXES = {
     "cpp": ".cc .cpp .cxx .hh .hpp .hxx",
 }
 FORMATS = {suffix: format for format, suffixes in SUFFIXES.items() for suffix in suffixes.split()}
-SHEBANGS = {b"python": "python", b"node": "javascript"}
-SHEBANG = re.compile(rb"#!.*\b(python|node)")
+SHEBANGS = {"python": "python", "node": "javascript"}
+SHEBANG = re.compile(r"#!.*\b(python|node)")
 IS_CPP = re.compile(r"^\s*(?:class\s+\w+\s*[:{]|namespace\s|template\s*<|using\s+\w+\s*=)", re.MULTILINE)
 HTML_START = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 
 
-@dataclass(frozen=True)
-class ReadOptions(Checked):
-    columns: Columns = field(default_factory=Columns)
-    max_bytes: PositiveInt = 10 * MB  # of a text, unpacked; of a line of JSON lines or CSV
-
-
-def read_file(
+def read_documents(
     path: Path, id: str, options: ReadOptions, refusals: Refusals, *, own_ids: bool = False
 ) -> Iterator[Document]:
     """`id` names the document. Its rows, where it has some, are named "ID:ROW", or by their own ids alone."""
     try:
         with path.open("rb") as file:
-            yield from read_stream(file, id, options, refusals, own_ids=own_ids)
+            yield from parse_documents(file, id, options, refusals, own_ids=own_ids)
     except Refused as refused:
         refusals.add(id, refused.reason, refused.transient)
     except OSError as error:
         refusals.add(id, f"cannot be opened: {error.strerror or error}", transient=True)
 
 
-def read_stream(
+def parse_documents(
     file: io.BufferedReader[Any],
     id: str,
     options: ReadOptions,
@@ -84,74 +76,70 @@ def read_stream(
 ) -> Iterator[Document]:
     """`charset` is what a web server says of a text. Raises `Refused`."""
     name = PurePosixPath(id)
-    head = file.peek(HEAD)
-    if head.startswith(GZIP):
+    kind = find_kind(file.peek(HEAD), name)
+    if kind == "gzip":
         limit = max(options.max_bytes, RATIO * file.seek(0, os.SEEK_END))
         file.seek(0)
         file = io.BufferedReader(cast(Any, BoundedGzip(file, limit)))
-        head = file.peek(HEAD)
         name = name.with_suffix("") if name.suffix == ".gz" else name
-    head = head[:HEAD]
-    check_kind(head)
-    suffix = name.suffix.lower()
-    is_table = suffix in TABLES
-    if is_table or (suffix in ROWS and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")):
+        kind = find_kind(file.peek(HEAD), name)
+    if kind in ("table", "rows"):
         prefix = "" if own_ids else f"{id}:"
-        yield from read_rows(file, id, prefix, options.columns, options.max_bytes, refusals, is_table=is_table)
+        yield from parse_rows(file, id, prefix, options, refusals, is_table=kind == "table")
         return
-    limit = MAX_PDF_BYTES if is_pdf(head) else options.max_bytes
+    limit = MAX_PDF_BYTES if kind == "pdf" else options.max_bytes
     data = file.read(limit + 1)
     if len(data) > limit:
         raise Refused(f"larger than {limit // MB if limit >= MB else limit / MB} MB")
-    yield build_document(data, id, name, options, charset)
-
-
-def build_document(
-    data: bytes, id: str, name: PurePosixPath, options: ReadOptions, charset: str | None = None
-) -> Document:
-    format, title = FORMATS.get(name.suffix.lower(), "text"), ""
-    if is_pdf(data[:HEAD]):
-        format = "markdown"
+    if kind == "text":
+        yield build_text(decode_text(data, charset), id, name)
+        return
+    if kind == "pdf":
         text, title = read_pdf(data, options.max_bytes)
-    elif is_html(data[:HEAD], name):
-        format = "markdown"
+    else:
         page = read_page(decode_html(data, charset))
         text, title = page.text, page.title
-        if not text:
-            raise Refused(NO_TEXT)
-    else:
-        text = clean(decode_text(data, charset))
-        if format == "text" and (found := SHEBANG.match(data)):
-            format = SHEBANGS[found[1]]
-        if name.suffix.lower() == ".h" and IS_CPP.search(text):
-            format = "cpp"
-        if format == "markdown":
-            title = find_title(text)
-    if format in ("text", "markdown"):
-        title = title or name.stem.replace("_", " ")
-    return Document(id, clean(text), clean(title), format)
+    if not text:
+        raise Refused(NO_TEXT)
+    yield Document(id, clean(text), clean(title) or name.stem.replace("_", " "), "markdown")
 
 
-def check_kind(head: bytes) -> None:
+def find_kind(data: bytes, name: PurePosixPath) -> str:
+    """One of pdf, gzip, html, table (CSV), rows (JSON lines) and text. Raises `Refused` for everything else."""
+    head, suffix = data[:HEAD], name.suffix.lower()
+    if b"%PDF-" in head[:1024]:
+        return "pdf"
+    if head.startswith(GZIP):
+        return "gzip"
     if head.startswith(ZIPS):
         raise Refused("ZIP archive or office document: unpack it, or save it as PDF or text")
     if head.startswith(ARCHIVES):
         raise Refused("archive: unpack it")
-    if not is_pdf(head) and not head.startswith((b"\xff\xfe", b"\xfe\xff")) and b"\0" in head:
+    if b"\0" in head and not head.startswith(UTF16):
         raise Refused("binary file")
+    if suffix in TABLES:
+        return "table"
+    if suffix in ROWS and head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
+        return "rows"
+    return "html" if suffix in PAGES or (suffix not in FORMATS and HTML_START.match(head)) else "text"
 
 
-def is_pdf(head: bytes) -> bool:
-    return b"%PDF-" in head[:1024]
-
-
-def is_html(head: bytes, name: PurePosixPath) -> bool:
-    suffix = name.suffix.lower()
-    return suffix in PAGES or (suffix not in FORMATS and HTML_START.match(head) is not None)
+def build_text(text: str, id: str, name: PurePosixPath) -> Document:
+    """Markdown, source code or plain text."""
+    text = clean(text)
+    format = FORMATS.get(name.suffix.lower(), "text")
+    if format == "text" and (found := SHEBANG.match(text)):
+        format = SHEBANGS[found[1]]
+    if name.suffix.lower() == ".h" and IS_CPP.search(text):
+        format = "cpp"
+    title = find_title(text) if format == "markdown" else ""
+    if format in ("text", "markdown"):
+        title = title or name.stem.replace("_", " ")
+    return Document(id, text, title, format)
 
 
 def find_title(markdown: str) -> str:
-    """Of the front matter, else the first heading."""
+    """The title in the front matter, else the first heading."""
     front = FRONT_MATTER.match(markdown)
     if front and (found := re.search(r"^title:[ \t]*[\"']?(.+?)[\"']?[ \t]*$", front[1], re.MULTILINE)):
         return found[1]

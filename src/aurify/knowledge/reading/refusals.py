@@ -24,16 +24,16 @@ class Refused(Exception):
 class Refusals:
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)  # reason -> what was first refused for it
-    incomplete: str = ""  # why it is not known what else there is: nothing may be called gone
+    incomplete: str = ""  # why something could not be looked at; then nothing may be called gone
 
     def add(self, name: str, reason: str, transient: bool = False) -> None:
         self.counts[reason] += 1
         self.first.setdefault(reason, name)
         if transient:
-            self.incomplete = self.incomplete or f"{printable(name)}: {reason}"
+            self.incomplete = self.incomplete or f"{to_line(name)}: {reason}"
 
     def lines(self) -> list[str]:
-        return [f"{num:,} x {reason} (the first: {printable(self.first[reason])})" for reason, num in self.by_number()]
+        return [f"{num:,} x {reason} (the first: {to_line(self.first[reason])})" for reason, num in self.by_number()]
 
     def by_number(self) -> list[tuple[str, int]]:
         return sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
@@ -45,7 +45,7 @@ def clean(text: str) -> str:
     return CONTROL.sub("", text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def printable(text: str, width: int = 100) -> str:
+def to_line(text: str, width: int = 100) -> str:
     """One short line out of a foreign text."""
     line = " ".join(clean(text).split())
     return line if len(line) <= width else line[: width - 1] + "…"

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from urllib.parse import unquote, urljoin, urlsplit
 
-from aurify.knowledge.reading.encoding import HEAD, decode_html
+from aurify.knowledge.reading.encoding import decode_html
 from aurify.knowledge.reading.fetch import Answer, Fetcher, WebOptions, normalize_url
-from aurify.knowledge.reading.files import ReadOptions, is_html, read_stream
+from aurify.knowledge.reading.files import find_kind, parse_documents
 from aurify.knowledge.reading.refusals import Refusals, Refused, clean
+from aurify.knowledge.reading.rows import ReadOptions
 from aurify.knowledge.reading.webpage import NO_TEXT, parse_sitemap, read_page
 from aurify.knowledge.types import Document
 
@@ -64,7 +65,7 @@ def read_urls(
                 if answer.url in arrived:
                     continue
                 arrived.add(answer.url)
-                links = yield from read_answer(answer, link, web.depth, options, refusals)
+                links = yield from read_web_page(answer, link, web.depth, options, refusals)
             except Refused as refused:
                 refusals.add(link.url, refused.reason, refused.transient)
                 continue
@@ -74,7 +75,7 @@ def read_urls(
                     queue.append(found)
 
 
-def read_answer(
+def read_web_page(
     answer: Answer, link: Link, max_depth: int, options: ReadOptions, refusals: Refusals
 ) -> Generator[Document, None, list[Link]]:
     """The documents of a page, and the links to follow."""
@@ -84,9 +85,10 @@ def read_answer(
             refusals.add(answer.url, "URL of a sitemap on another host")
         return [Link(url, link.depth, link.site) for url in urls]
     name = PurePosixPath(unquote(urlsplit(answer.url).path)).name or urlsplit(answer.url).netloc
-    if answer.type not in HTML and not is_html(answer.body[:HEAD], PurePosixPath(name)):
+    kind = find_kind(answer.body, PurePosixPath(name))
+    if kind in ("pdf", "gzip") or (kind != "html" and answer.type not in HTML):
         file = io.BufferedReader(io.BytesIO(answer.body))
-        yield from read_stream(file, answer.url, options, refusals, charset=answer.charset)
+        yield from parse_documents(file, answer.url, options, refusals, charset=answer.charset)
         return []
     page = read_page(decode_html(answer.body, answer.charset), answer.url)
     if page.robots & {"noindex", "none"}:

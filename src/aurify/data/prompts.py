@@ -1,0 +1,152 @@
+"""Prompts and answers as rows hold them, for training data, tasks and traces alike."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from aurify.data.messages import find_thought, join_thought, read_messages
+from aurify.data.transcripts import is_hh, read_hh
+from aurify.rows.columns import CHAT, GOLD, PROMPT, find_column
+from aurify.rows.row import Row, is_missing
+from aurify.rows.values import parse_json
+from aurify.types import Message, Task
+
+Columns = Mapping[str, str]  # part -> column of the file
+REPEATED = "the prompt stood at the beginning of both answers too, and was taken off"
+THOUGHT_JOINED = "the thought in a column of its own was put before the answer"
+FEW_WORDS = 3  # a shorter prompt may begin an answer by chance
+
+# ---------------------------------------------------------------------- prompts
+
+
+def question(text: str, system: str | None = None) -> list[Message]:
+    """A prompt of one user turn."""
+    messages: list[Message] = [{"role": "system", "content": system}] if system else []
+    return [*messages, {"role": "user", "content": text}]
+
+
+def read_conversation(row: Row, column: str) -> list[Message]:
+    """A list of messages, or a transcript."""
+    return read_hh(row, column) if is_hh(row.get(column)) else read_messages(row, column)
+
+
+def read_prompt(row: Row, columns: Columns) -> list[Message]:
+    """Messages, a transcript, or a text, which becomes a user's message with what belongs below it. Earlier turns and
+    a system prompt may stand in columns of their own."""
+    column = columns["prompt"]
+    if isinstance(row.get(column), list) or is_hh(row.get(column)):
+        messages = read_conversation(row, column)
+        begun = messages.pop()["content"] if is_hh(row[column]) and messages[-1]["role"] == "assistant" else ""
+        if begun:
+            problem = f"the transcript in {column!r} ends with an answer"
+            raise row.bad(f"{problem} that has begun; end it with 'Assistant:'", problem)
+    else:
+        text, below = row.text(column), row.get(columns.get("input", ""))
+        messages = question(f"{text}\n\n{below}" if isinstance(below, str) and below.strip() else text)
+    return with_system(row, columns, [*read_history(row, columns.get("history", "")), *messages])
+
+
+def read_history(row: Row, column: str) -> list[Message]:
+    """Earlier turns: a list of questions and answers in turn, two by two."""
+    turns = [] if is_missing(row.get(column)) else parse_json(row[column])
+    messages: list[Message] = []
+    for turn in turns if isinstance(turns, list) else [turns]:
+        if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
+            problem = f"column {column!r} holds something that is no question with its answer"
+            raise row.bad(f"{problem}: {str(turn)[:60]}; expected [[question, answer], ...]", problem)
+        messages += [*question(turn[0]), {"role": "assistant", "content": turn[1]}]
+    return messages
+
+
+def with_system(row: Row, columns: Columns, messages: list[Message]) -> list[Message]:
+    """With the system prompt of a column, where the conversation has none."""
+    text = row.get(columns.get("system", ""))
+    if not isinstance(text, str) or not text.strip() or messages[0]["role"] == "system":
+        return messages
+    return [{"role": "system", "content": text}, *messages]
+
+
+# ---------------------------------------------------------------------- answers
+
+
+def read_completion(row: Row, column: str, prompt: Sequence[Message], *, strip: bool = False) -> list[Message]:
+    """The answer in a column, a text or messages, without the prompt where it stands there again. strip: white space
+    around a text belongs to the transcript that it goes on."""
+    value = row.get(column)
+    if not isinstance(value, Mapping) and not (isinstance(value, list) and is_objects(value)):
+        text = row.text(column)
+        return [{"role": "assistant", "content": text.strip().removeprefix("Assistant:").strip() if strip else text}]
+    messages = read_messages(row, column)
+    if [comparable(message) for message in messages[: len(prompt)]] == list(map(comparable, prompt)):
+        messages = messages[len(prompt) :]
+    if not messages or messages[0]["role"] != "assistant":
+        begin = f"begins with a message of role {messages[0]['role']}" if messages else "holds the prompt alone"
+        raise row.bad(f"{column!r} {begin}; expected the assistant's, or first the messages of the prompt")
+    return messages
+
+
+def is_objects(value: list[Any]) -> bool:
+    return bool(value) and all(isinstance(message, Mapping) for message in value)
+
+
+def comparable(message: Message) -> tuple[Any, ...]:
+    """A message less white space."""
+    return message["role"], " ".join(message["content"].split()), message.get("tool_calls")
+
+
+def with_thought(row: Row, completion: list[Message]) -> list[Message]:
+    """With the thought that stands in a column of its own."""
+    thought, first = find_thought(row), completion[0]
+    if not thought or "<think>" in first["content"]:
+        return completion
+    row.changes.append(THOUGHT_JOINED)
+    return [{**first, "content": join_thought(thought, first["content"])}, *completion[1:]]
+
+
+def take_off_prompt(row: Row, prompt: Sequence[Message], sides: list[list[Message]]) -> list[list[Message]]:
+    """The answers of a pair without the prompt, where both begin with it."""
+    asked = prompt[-1]["content"].strip()
+    rests = [side[0]["content"].lstrip().removeprefix(asked) for side in sides]
+    if len(asked.split()) < FEW_WORDS or not all(rest[:1].isspace() and rest.strip() for rest in rests):
+        return sides
+    row.changes.append(REPEATED)
+    return [[{**side[0], "content": rest.strip()}, *side[1:]] for side, rest in zip(sides, rests, strict=True)]
+
+
+# ---------------------------------------------------------------------- tasks and traces
+
+
+def read_question(row: Row, column: str | None = None, system: str | None = None) -> list[Message]:
+    """The prompt in a column. None: in the first column with a usual name; of a chat, all but its last message."""
+    column = column or find_column(row, PROMPT, str, list)
+    if column is not None:
+        prompt = read_prompt(row, {"prompt": column})
+        return prompt if system is None or isinstance(row[column], list) else [*question("", system)[:1], *prompt]
+    chat = find_column(row, CHAT, list)
+    if chat is None or len(row[chat]) < 2:
+        raise row.bad(f"no question; expected one of the columns {', '.join((*PROMPT, *CHAT))}", "no question")
+    return read_messages(row, chat)[:-1]
+
+
+def read_gold(row: Row) -> str | None:
+    """The answer to compare with, in a column with a usual name or where verl keeps it. None: there is none."""
+    judged = row.get("reward_model")
+    values = [row.get(name) for name in GOLD] + [judged.get("ground_truth") if isinstance(judged, dict) else None]
+    return next((str(value) for value in values if is_gold(value)), None)
+
+
+def is_gold(value: Any) -> bool:
+    text = isinstance(value, str) and bool(value.strip())
+    return not is_missing(value) and (text or (isinstance(value, int | float) and not isinstance(value, bool)))
+
+
+def build_task(row: Row, prompt: list[Message], answer: str | None, but: Collection[str] = ()) -> Task:
+    """but: columns that rewards do not receive by their names."""
+    return Task(row.location, prompt, answer, {name: value for name, value in row.items() if name not in but})
+
+
+def last_question(messages: Sequence[Message]) -> str:
+    """What a prompt asks: its last user turn, white space aside. System prompts differ between a file and a task."""
+    asked = [message["content"] for message in messages if message["role"] == "user"]
+    return " ".join((asked[-1] if asked else messages[-1]["content"]).split())

@@ -1,0 +1,124 @@
+"""Adapter folders in the format of peft: what they hold, and which kinds of adapter we train on.
+
+The weights decide: which layers are adapted, and with which rank, is read from the names and shapes in the file. So it
+does not matter how `target_modules` named them (all-linear, full or partial names, a regular expression, numbers of
+layers)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from aurify.errors import UserError
+
+CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+PREFIX = "base_model.model."
+TOKENS = "token_adapter.trainable_tokens_delta"
+# suffix of a name -> the part of an adapted layer
+PARTS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
+# options that say which layers are adapted, or nothing about the weights
+KNOWN = {
+    *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config"),
+    *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
+    *("layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save", "peft_type"),
+    *("peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules"),
+    *("task_type", "trainable_token_indices", "use_dora", "use_rslora"),
+}
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these ways to begin take the adapter off the base
+
+
+@dataclass(frozen=True, slots=True)
+class SavedAdapter:
+    folder: Path
+    description: dict[str, Any]  # adapter_config.json
+    tensors: dict[str, Tensor]  # by their names without PREFIX
+
+    @property
+    def rank(self) -> int:
+        return int(self.description["r"])
+
+    @property
+    def alpha(self) -> float:
+        return float(self.description["lora_alpha"])
+
+    @property
+    def dropout(self) -> float:
+        return float(self.description.get("lora_dropout") or 0.0)
+
+    def layers(self) -> dict[str, dict[str, Tensor]]:
+        """Name of an adapted layer -> its tensors, by PARTS."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, tensor in self.tensors.items():
+            for part in PARTS:
+                if key.endswith(f".{part}"):
+                    found.setdefault(key.removesuffix(f".{part}"), {})[part] = tensor
+        return found
+
+    def scale(self, layer: str, rank: int) -> float:
+        """alpha / rank, or for rank-stabilised LoRA (arXiv 2312.03732) alpha / sqrt(rank), with the layer's alpha."""
+        patterns: Mapping[str, float] = self.description.get("alpha_pattern") or {}
+        alpha = next((float(a) for key, a in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), self.alpha)
+        return alpha / (rank**0.5 if self.description.get("use_rslora") else rank)
+
+    def token_rows(self, layer: str) -> list[int]:
+        """Which rows of an embedding or head are trained by themselves."""
+        rows = self.description.get("trainable_token_indices") or []
+        if isinstance(rows, Mapping):
+            return next((list(r) for name, r in rows.items() if f".{layer}".endswith(f".{name}")), [])
+        return list(rows)
+
+    def trains_module(self, parameter: str) -> bool:
+        """Whether a parameter that is saved as a whole was trained, and not only saved because it was resized."""
+        if parameter.endswith(".bias"):
+            return True
+        module = parameter.rpartition(".")[0]
+        return any(module.endswith(name) for name in self.description.get("modules_to_save") or ())
+
+
+def read_adapter(folder: Path) -> SavedAdapter:
+    """Reads an adapter of peft or ours. One that we cannot train on is refused with the command that merges it."""
+    try:
+        description = json.loads((folder / CONFIG_FILE).read_text())
+        if (folder / WEIGHTS_FILE).exists():
+            tensors = load_file(folder / WEIGHTS_FILE)
+        else:
+            tensors = torch.load(folder / OLD_WEIGHTS_FILE, map_location="cpu", weights_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"adapter {str(folder)!r} cannot be read: {error}; copy the whole folder again") from error
+    if reason := find_unsupported(description, tensors):
+        raise UserError(f"{folder / CONFIG_FILE}: {reason} is not supported; {merge_hint(folder)}")
+    return SavedAdapter(folder, description, {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()})
+
+
+def find_unsupported(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """What an adapter has that we do not know; "" if there is nothing."""
+    if description.get("peft_type") != "LORA":
+        return f"peft_type {description.get('peft_type')}"
+    begin = description.get("init_lora_weights")
+    if isinstance(begin, str) and begin.startswith(CHANGES_BASE):
+        return f"init_lora_weights {begin!r}, which changes the base model,"
+    others = sorted(name for name, value in description.items() if value and name not in KNOWN)
+    if others:
+        return f"{others[0]!r}"
+    stretched = (key.removesuffix(".lora_magnitude_vector") for key in tensors if key.endswith("magnitude_vector"))
+    head = next((layer for layer in stretched if layer.endswith(("lm_head", "embed_tokens", "wte"))), None)
+    return f"'use_dora' on {head.removeprefix(PREFIX)}" if head else ""
+
+
+def merge_hint(folder: Path) -> str:
+    return f"merge it into its base with: aurify merge {folder} {folder.name}-merged"
+
+
+def write_adapter(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:
+    """origin: the name under which Aurify finds the base, if that is not what `base_model_name_or_path` says."""
+    named = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(named, folder / WEIGHTS_FILE, metadata={"format": "pt", **({"origin": origin} if origin else {})})
+    (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")

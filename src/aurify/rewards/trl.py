@@ -1,0 +1,113 @@
+"""TRL's reward functions, unchanged: what they are called with, and what they may give back (TRL 1.16).
+
+    def reward(prompts, completions, completion_ids, solution, trainer_state, log_metric, **columns) -> list[float]
+
+By the form of the prompt, completions are texts or lists of messages. Every column of the task comes under its own
+name, one entry for each completion."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from aurify.signatures import takes_completions
+from aurify.types import Task, Trajectory
+
+
+class WrongReturn(ValueError):
+    """What a function gave back is no list of rewards."""
+
+
+OWN = ("prompt", "completion", "completion_ids")  # columns of a data set that TRL does not hand on
+
+
+class TrainerState:
+    """How far training is. Other attributes are those of transformers' TrainerState, at their defaults."""
+
+    def __init__(self, global_step: int = 0, max_steps: int = -1) -> None:
+        self.global_step, self.max_steps = global_step, max_steps
+
+    def __getattr__(self, name: str) -> Any:
+        from transformers import TrainerState as Full  # three seconds, and hardly ever needed
+
+        return getattr(Full(global_step=self.global_step, max_steps=self.max_steps), name)
+
+
+def is_trl(function: Callable[..., Any]) -> bool:
+    return takes_completions(inspect.signature(function))
+
+
+def name_function(function: Any) -> str:
+    """The name of a function, of what a `partial` wraps, or of the class of a callable object."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def build_arguments(
+    function: Callable[..., Any], task: Task, trajectories: Sequence[Trajectory], state: TrainerState
+) -> dict[str, Any]:
+    """Those of TRL's keyword arguments that the function takes."""
+    num = len(trajectories)
+    columns = {"solution": task.answer, "answer": task.answer, **task.info}
+    known: dict[str, Any] = {name: [value] * num for name, value in columns.items() if name not in OWN}
+    if task.plain:
+        known["prompts"] = [task.prompt[-1]["content"]] * num
+        known["completions"] = [trajectory.text for trajectory in trajectories]
+    else:
+        known["prompts"] = [list(task.prompt) for _ in trajectories]
+        known["completions"] = [list(trajectory.completion) for trajectory in trajectories]
+    known["completion_ids"] = [
+        [token for segment in trajectory.segments if segment.origin == "policy" for token in segment.tokens]
+        for trajectory in trajectories
+    ]
+
+    def log_metric(name: str, value: float) -> None:
+        for trajectory in trajectories:
+            trajectory.metrics[name] = float(value)
+
+    def log_extra(column: str, values: list[Any]) -> None:
+        for trajectory, value in zip(trajectories, values, strict=True):
+            trajectory.extra[column] = json.loads(json.dumps(value, default=str))
+
+    known |= {"trainer_state": state, "log_metric": log_metric, "log_extra": log_extra}
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return known
+    return {parameter.name: known[parameter.name] for parameter in parameters if parameter.name in known}
+
+
+def list_rewards(given: Any, num: int) -> list[Any]:
+    """One value for each completion, of a list, an array, a tensor or a generator. Raises for everything else."""
+    if hasattr(given, "tolist"):
+        given = given.tolist()
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        shown = "nothing" if given is None else f"{given!r}"[:80]
+        raise WrongReturn(f"it gave {shown}; return a list with one number, or None, for each of the {num} completions")
+    values = list(given)
+    if len(values) != num:
+        raise WrongReturn(f"it gave {len(values)} values for {num} completions; return one for each")
+    return values
+
+
+def explain_error(error: Exception, task: Task) -> str:
+    """An error, and what a person may do about it."""
+    if isinstance(error, WrongReturn):
+        return str(error)
+    text = f"it raised {type(error).__name__}: {error}"
+    if task.plain and isinstance(error, TypeError) and "string ind" in text:
+        return (
+            f"{text} (the prompts are texts, so completions are texts, as with TRL; read them as texts, or write the "
+            "prompts as lists of messages)"
+        )
+    if not task.plain and isinstance(error, (AttributeError, TypeError)) and "'list'" in text:
+        return (
+            f"{text} (the prompts are lists of messages, so completions are such lists, as with TRL; read "
+            "completion[0]['content'], or write the prompts as texts)"
+        )
+    if isinstance(error, TypeError) and "required" in text and "argument" in text:
+        return f"{text} (the columns of the task are {', '.join(sorted({'answer', 'solution', *task.info}))})"
+    return text

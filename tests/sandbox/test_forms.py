@@ -1,0 +1,51 @@
+"""Every form of tests that people bring: the right program passes, wrong ones earn nothing, and tests that check
+nothing pass nobody."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from aurify.sandbox.sandbox import run_tests
+from aurify.sandbox.texts import parse_all
+
+RIGHT = "def add(a, b):\n    return a + b\n"
+WRONG = {
+    "another value": "def add(a, b):\n    return 'wrong'\n",
+    "nothing": "",
+    "an error": "def add(a, b):\n    raise ValueError\n",
+    "None": "def add(*a, **k): pass\n",
+    "an exit": "def add(a, b):\n    raise SystemExit(0)\n",
+}
+
+
+def forms(name):
+    """title -> text of tests, from a file in which each stands below a line `#### title`."""
+    text = (Path(__file__).parent / "forms" / f"{name}.txt").read_text()
+    parts = [part.partition("\n") for part in ("\n" + text).split("\n#### ")[1:]]
+    return {title: form for title, _, form in parts}
+
+
+CHECKING, IDLE = forms("that_check"), forms("that_check_nothing")
+
+
+@pytest.mark.parametrize("title", CHECKING)
+def test_the_right_program_passes(title):
+    report = run_tests(RIGHT, [CHECKING[title]])
+    assert report.passed == report.total >= 1, report
+    assert sum(text.count() for text in parse_all([CHECKING[title]], "")) >= 1  # seen without running it
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize("title", CHECKING)
+def test_no_wrong_program_earns_anything(title, wrong):
+    report = run_tests(WRONG[wrong], [CHECKING[title]])
+    assert report.passed < report.total, report
+
+
+@pytest.mark.parametrize("program", [RIGHT, WRONG["another value"]])
+@pytest.mark.parametrize("title", IDLE)
+def test_tests_that_check_nothing_pass_nobody(title, program):
+    with pytest.raises(ValueError, match=r"none of them ran and checked anything|they never use the program"):
+        run_tests(program, [IDLE[title]])
