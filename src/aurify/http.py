@@ -1,4 +1,4 @@
-"""What all that asks a server has in common: httpx, which only extras bring, and when asking again is worth it."""
+"""Requests to servers: httpx, which only extras bring, and when another attempt is worth it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ WORTH_ANOTHER_TRY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
 
 class TryAgain(Exception):
-    """An answer of no use; the next one may be better."""
+    """The answer is of no use; the next one may be better."""
 
 
 def import_httpx(need: str, extra: str) -> Any:
-    """need: how the error begins that says how to install it."""
+    """need: the beginning of the error that says how to install it."""
     try:
         import httpx
     except ModuleNotFoundError:
