@@ -58,7 +58,7 @@ class Learner:
         taskset = self.taskset if questions is None else replace(self.taskset, heldout=questions)
         num = self.args.eval_tasks if questions is None else len(questions)
         work = evaluate(taskset, self.sampler, self.renderer, params, num_tasks=num)
-        return self.runner.run(work).accuracy
+        return self.runner.run(work).value
 
     def imitate(self, num_tokens: int, lr: float, batch_size: int) -> None:
         """Supervised fine-tuning on the task's own demonstrations, each seen once."""

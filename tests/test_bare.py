@@ -36,12 +36,12 @@ def gym_task():
     gym("leg_counting")
 
 def math_reward():
-    from aurify.rewards.equality import require_math_verify
-    require_math_verify()
+    from aurify.rewards.math import math
+    math()
 
 def judge():
-    from aurify.rewards.judge import import_httpx
-    import_httpx("reward 'judge' needs httpx", "judge")
+    from aurify.rewards.judge import Judge
+    Judge("http://localhost", "m", "Be right.")
 
 def call_schema():
     from aurify.tools.schema import find_violation

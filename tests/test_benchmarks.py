@@ -52,3 +52,10 @@ def test_cases_run_and_are_written(tmp_path):
 def test_unknown_case_is_named():
     done = subprocess.run([sys.executable, str(CPU), "sft"], capture_output=True, text=True)
     assert done.returncode != 0 and "no such case: sft; there are sft-full" in done.stderr
+
+
+def test_questions_about_our_code_name_functions_that_are_there():
+    """A function that was renamed or moved must be so in memory_code.jsonl, too."""
+    command = [sys.executable, "-c", "import memory_code; print(len(memory_code.read_questions()))"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=CPU.parent)
+    assert done.stdout == "30\n", done.stderr[-500:]

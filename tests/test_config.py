@@ -235,6 +235,7 @@ def test_the_place_may_be_a_file_a_key_both_or_neither():
     ],
 )
 def test_keys_of_other_libraries_are_translated(stage, words):
+    from aurify.pipeline.check import check_recipe
     from aurify.pipeline.recipe import build_recipe
 
     with pytest.raises(UserError) as raised:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
-from said import said
+from said import said, task_of
 
 from aurify.rewards.answers import read_answer
+from aurify.rewards.function_calling import function_call
+from aurify.rewards.math import number_match
 from aurify.thoughts import CLOSINGS, final_answer
 from aurify.types import Trajectory
 
@@ -48,6 +52,17 @@ def test_a_thought_that_the_prompt_has_opened():
     assert final_answer("Is it 4?", opened=True) is None
     assert final_answer("Is it 4?</think>5", opened=True) == "5"
     assert final_answer("Is it <think>4?[/THINK]5", opened=True) == "5"
+
+
+def test_a_reply_that_begins_in_a_thought_of_its_prompt():
+    """As with DeepSeek-R1 and Qwen3-Thinking, whose templates open the thought."""
+    opened = replace(said("The answer is 4."), opened_thought=True)
+    assert read_answer(opened) is None and number_match(task_of("4"), opened) == 0.0
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    assert function_call(task_of(calls=[{"name": "f"}]), replace(said(call), opened_thought=True)) == 0.0
+    assert function_call(task_of(calls=[]), replace(said("No call."), opened_thought=True)) == 0.0
+    closed = replace(said("Is it 5?</think>The answer is 4."), opened_thought=True)
+    assert read_answer(closed) == "The answer is 4." and number_match(task_of("4"), closed) == 1.0
 
 
 def test_the_answer_of_several_turns():

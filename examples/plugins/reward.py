@@ -2,7 +2,7 @@
 
     task: {name: largest_number, reward: [last_answer, {name: brevity, weight: 0.1, at_most: 4}]}
 
-The first reward of the list is the one whose mean is called accuracy. A reward may be async, and TRL's reward functions
+The first reward of the list is the one that held-out numbers average. A reward may be async, and TRL's reward functions
 work as they are."""
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ declare(
         "repetition": "aurify.rewards.format:repetition",
         "language": "aurify.rewards.language:language",
         "tags": "aurify.rewards.format:tags",
-        "judge": "aurify.rewards.judge:judge",
+        "judge": "aurify.rewards.judge:Judge",
         "function_call": "aurify.rewards.function_calling:function_call",
         "call_valid": "aurify.rewards.function_calling:call_valid",
         "call_name": "aurify.rewards.function_calling:call_name",

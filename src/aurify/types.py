@@ -51,10 +51,12 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams(Checked):
-    max_tokens: PositiveInt = 256
+    max_tokens: PositiveInt = 256  # of one answer
     temperature: NonNegativeFloat = 1.0  # 0 = greedy
     top_k: NonNegativeInt = 0  # 0 = off
+    # sample from the smallest set of tokens with this much probability
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    # leave out tokens with less than this share of the probability of the likeliest one
     min_p: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     stop: tuple[str, ...] = ()  # stop strings; the tokens that complete one are kept
     stop_tokens: tuple[int, ...] = ()  # beside the end tokens that the model itself names
@@ -100,6 +102,7 @@ class Trajectory:
     rewards: dict[str, float | None] = field(default_factory=dict)  # by reward name; None = does not apply
     reward: float | None = None  # the weighted sum; None = no reward applied or all failed: masked, not zero
     outcome: Outcome = "done"
+    opened_thought: bool = False  # the prompt of the last turn ends in a thought that its template has opened
     turns: list[Turn] = field(default_factory=list)
     metrics: Metrics = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)  # columns that rewards log, for samples.jsonl

@@ -109,7 +109,8 @@ def test_eval_takes_the_task_from_the_run_and_says_the_same_as_training():
     found = json.loads(output("eval", "last", "--json", "--num-tasks", "4"))
     results = json.loads((last_run() / "results.json").read_text())
     assert found["task"] == "largest_number"
-    assert (found["num_tasks"], found["accuracy"]) == (4, results["grpo"]["after"])
+    assert (found["num"], found["value"]) == (4, results["grpo"]["after"])
+    assert (found["measure"], found["error"]) == ("number_match", results["grpo"]["details_after"]["error"])
 
 
 def test_eval_samples_as_the_evaluation_of_the_run_does(monkeypatch):
@@ -148,7 +149,7 @@ def test_eval_of_another_task_with_options_and_transcripts():
     text = output(
         "eval", "random:tiny", "--task", "sorting", "count=3", "--num-tasks", "2", "--max-tokens", "2", "--show", "1"
     )
-    assert "on sorting: accuracy" in text
+    assert "on sorting: numbers_match 0.000 ± 0.000 on 2 held-out tasks" in text
     assert text.count("expected") == 1
 
 

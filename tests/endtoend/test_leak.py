@@ -51,7 +51,7 @@ def test_accuracy_is_measured_on_questions_that_were_not_trained(tmp_path, monke
     assert len(heldout) == 3 and len(seen) == 27
     assert not any(question in text for question in heldout for text in seen)
     assert not any("<<" in text for text in seen) and all("####" in text for text in seen)
-    assert results["sft"]["rows_held_out"] == 3 and results["sft"]["measure"] == "accuracy"
+    assert results["sft"]["rows_held_out"] == 3 and results["sft"]["measure"] == "number_match"
     assert {row["ledger/rows_held_out"] for row in steps(tmp_path / "run" / "sft" / "ledger.jsonl")} == {3.0}
     events = (tmp_path / "run" / "sft" / "events.log").read_text()
     assert "3 rows left out of training, their questions are held out: task 'gsm8k' of stages.sft" in events

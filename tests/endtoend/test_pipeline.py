@@ -41,7 +41,12 @@ def test_every_stage_finished_and_was_measured(chain):
     _, results = chain
     assert list(results) == ["sft", "reward", "dpo", "grpo"]
     assert {result["status"] for result in results.values()} == {"finished"}
-    assert [result["measure"] for result in results.values()] == ["accuracy", "pair accuracy", "accuracy", "accuracy"]
+    assert [result["measure"] for result in results.values()] == [
+        "number_match",
+        "pair accuracy",
+        "number_match",
+        "number_match",
+    ]
     assert results["sft"]["after"] > results["sft"]["before"]
     assert results["dpo"]["before"] == results["sft"]["after"], "measured once, used twice"
     assert results["grpo"]["before"] == results["dpo"]["after"]

@@ -134,7 +134,7 @@ def test_a_model_can_be_evaluated_on_a_task_of_ones_own():
     ]
     command += ["--max-tokens", "4", "--plugin", "examples/plugins/task.py"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0 and "random:tiny on odd_or_even: accuracy 0.000" in done.stdout, done.stderr
+    assert done.returncode == 0 and "random:tiny on odd_or_even: exact_match 0.000" in done.stdout, done.stderr
 
 
 def test_a_run_can_be_evaluated_by_name_with_its_plugins(run):
@@ -142,7 +142,7 @@ def test_a_run_can_be_evaluated_by_name_with_its_plugins(run):
     done = subprocess.run([*command, "num_heldout=20"], capture_output=True, text=True, cwd=run)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["task"] == "odd_or_even" and result["num_tasks"] == 10 and "reward" in result
+    assert result["task"] == "odd_or_even" and result["num"] == 10 and "reward" in result
 
 
 def test_paths_are_those_of_the_working_folder():

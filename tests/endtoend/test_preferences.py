@@ -11,7 +11,7 @@ import pytest
 from pipelines import run, steps, tiny
 
 from aurify.errors import UserError
-from aurify.loops.reference_cache import FILE
+from aurify.loops.reference import FILE
 from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
 

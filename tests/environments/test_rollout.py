@@ -12,6 +12,7 @@ from aurify.environments.rollout import Limits, build_datum, rollout
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.renderer import Renderer
+from aurify.rewards.answers import read_answer
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import SamplingParams, Segment, Task, Trajectory
 
@@ -65,6 +66,19 @@ def test_the_trained_tokens_are_the_sampled_ones(renderer):
     datum = build_datum(trajectory)
     assert [t for t, w in zip(datum.tokens, datum.weights, strict=True) if w] == first + second
     assert sampler.prompts[1] == datum.tokens[: -len(second)]  # the second turn saw the very tokens of the first
+
+
+def test_a_trajectory_knows_whether_its_prompt_opens_a_thought(renderer):
+    """As templates of DeepSeek-R1 and Qwen3-Thinking do: what is said before </think> is no answer."""
+    assert not play(renderer, ["12"])[0].opened_thought
+    tokenizer = made.byte_level()
+    head, _, tail = tokenizer.chat_template.rpartition("{% endif %}")
+    tokenizer.chat_template = f"{head}<think>\n{{% endif %}}{tail}"
+    opening = Renderer(tokenizer)
+    assert opening.opens_thought(opening.prompt(TASK.prompt))
+    for reply, answer in (("12", None), ("so</think>12", "12")):
+        trajectory, _ = play(opening, [reply])
+        assert trajectory.opened_thought and read_answer(trajectory) == answer
 
 
 def test_environment_tokens_stay_and_weigh_nothing(renderer):

@@ -17,13 +17,14 @@ from aurify.environments.rollout import Limits
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.evaluation.evaluate import (
+    compute_likelihoods,
+    compute_scores,
     evaluate,
     heldout_loss,
+    label_accuracy,
     length_correlation,
-    likelier_desirable,
-    likelier_pair_accuracy,
     pair_accuracy,
-    scored_pair_accuracy,
+    pair_margin,
 )
 from aurify.models.model import tiny_model
 from aurify.models.tiny import byte_tokenizer
@@ -50,10 +51,10 @@ def test_accuracy_is_the_share_of_tasks_answered_rightly():
     _, taskset = scored(["0"])
     answers = [str(task.answer) for task in taskset.heldout]
     result, _ = scored(["it is " + answer if k < 3 else "0" for k, answer in enumerate(answers)])
-    assert (result.accuracy, result.num_tasks) == (0.3, 10)
+    assert (result.value, result.num) == (0.3, 10)
     assert result.error == pytest.approx(math.sqrt(0.3 * 0.7 / 9))
     assert result.metrics["truncated"] == 0 and result.metrics["reward"] == 0.3
-    assert result.record()["accuracy"] == 0.3
+    assert result.record()["value"] == 0.3
     assert [group.task.id for group in result.groups] == [task.id for task in taskset.heldout]
 
 
@@ -65,7 +66,7 @@ def test_further_rewards_do_not_touch_accuracy_and_missing_ones_count_as_wrong()
         return 5.0
 
     result, _ = scored(["0", "1"], rubric=Rubric([answer, (bonus, 2.0)]), num_tasks=4)
-    assert result.accuracy == 0.5 and result.num_tasks == 4
+    assert result.value == 0.5 and result.num == 4
     assert result.metrics["reward"] == 10.5
 
 
@@ -73,7 +74,7 @@ def test_several_answers_a_task_are_averaged_first():
     _, taskset = scored(["0"])
     right = str(taskset.heldout[0].answer)
     result, _ = scored([right, "0", "0", "0"], num_tasks=1, samples_per_task=4)
-    assert (result.accuracy, result.error, result.num_tasks) == (0.25, 0.0, 1)
+    assert (result.value, result.error, result.num) == (0.25, 0.0, 1)
     with pytest.raises(UserError, match="no held-out tasks"):
         scored(["0"], num_tasks=0)
 
@@ -98,22 +99,27 @@ def test_the_same_seed_gives_the_same_answers():
     assert len(set(texts(0))) == 12, "no two answers of one task come from one seed"
 
 
-def test_pair_accuracy_counts_ties_as_wrong():
-    assert pair_accuracy([2.0, 1.0, 1.0, 1.0, 0.0, 3.0, 5.0, -5.0]) == 0.5
+def test_pairs_are_counted_a_tie_as_a_half_and_their_margin_is_told():
+    """Wins 1, 1/2, 0, 1 with mean 5/8 and variance 11/48; margins 1, 0, -3, 10 with mean 2 and variance 94/3."""
+    values = [2.0, 1.0, 1.0, 1.0, 0.0, 3.0, 5.0, -5.0]
+    won, margin = pair_accuracy(values), pair_margin(values)
+    assert (won.value, won.num) == (0.625, 4) and won.error == pytest.approx(math.sqrt(11 / 48 / 4))
+    assert (margin.value, margin.num) == (2.0, 4) and margin.error == pytest.approx(math.sqrt(94 / 3 / 4))
     with pytest.raises(ValueError, match="3 values"):
         pair_accuracy([1.0, 2.0, 3.0])
+    assert pair_accuracy([1.0, 0.0]).error == 0.0
 
 
 def test_losses_and_pairs_agree_with_the_log_probs_of_the_engine():
     engine = Engine(tiny_model(), trainable=False)
     data = [Datum([9, 8, 7, 6, 5][:n], [0.0, 0.0] + [1.0] * (n - 2)) for n in (3, 5, 4, 3)]
     known = engine.logprobs(data)
-    assert heldout_loss(engine, data) == pytest.approx(-sum(map(sum, known)) / 7)
+    assert heldout_loss(engine, data).value == pytest.approx(-sum(map(sum, known)) / 7)
     means = [sum(row) / (len(row) - 2) for row in known]
-    assert likelier_pair_accuracy(engine, data) == ((means[0] > means[1]) + (means[2] > means[3])) / 2
+    assert pair_accuracy(compute_likelihoods(engine, data)).value == ((means[0] > means[1]) + (means[2] > means[3])) / 2
     scores = Engine(tiny_model(scalar_head=True), trainable=False)
     values = scores.scores(data)
-    assert scored_pair_accuracy(scores, data) == ((values[0] > values[1]) + (values[2] > values[3])) / 2
+    assert pair_accuracy(compute_scores(scores, data)).value == ((values[0] > values[1]) + (values[2] > values[3])) / 2
 
 
 def test_length_correlation_counts_trained_tokens():
@@ -134,13 +140,24 @@ class Known:
         raise AssertionError("not needed")
 
 
-def test_likelier_desirable():
-    """Means per token 5 and 2 (desirable) against 2 and 4: 5 wins twice, 2 ties once and loses once: 2.5 of 4."""
+def test_label_accuracy():
+    """Means per token 5 and 2 (desirable) against 2 and 4: 5 wins twice, 2 ties once and loses once: 2.5 of 4. Placed
+    by the desirable ones: 1 and 1/4, variance 9/32; by the others: 3/4 and 1/2, variance 1/32; each over two."""
     rows = [([5, 5], 1.0), ([1, 3], 1.0), ([2], -1.0), ([4, 4, 4], -1.0)]
     data = [Datum([9, *answer], [0.0] + [1.0] * len(answer), label=label) for answer, label in rows]
-    assert likelier_desirable(Known(), data) == 2.5 / 4
+    values, labels = compute_likelihoods(Known(), data), [label for _, label in rows]
+    ranked = label_accuracy(values, labels)
+    assert (ranked.value, ranked.num) == (2.5 / 4, 4) and ranked.error == pytest.approx(math.sqrt(9 / 64 + 1 / 64))
     with pytest.raises(ValueError, match="one label"):
-        likelier_desirable(Known(), data[:2])
+        label_accuracy(values[:2], labels[:2])
+
+
+def test_the_error_of_a_loss_is_that_of_a_ratio_over_rows():
+    """Losses -10, -4, -2 of 2, 2, 1 tokens: mean -16/5; residuals -3.6, 2.4, 1.2 with variance 10.08."""
+    data = [Datum([9, *answer], [0.0] + [1.0] * len(answer)) for answer in ([5, 5], [1, 3], [2])]
+    loss = heldout_loss(Known(), data)
+    assert loss.value == pytest.approx(-16 / 5) and loss.num == 3
+    assert loss.error == pytest.approx(math.sqrt(10.08 / 3) / (5 / 3))
 
 
 class Patient(SingleTurn):
@@ -194,7 +211,7 @@ def test_answers_that_fail_count_as_wrong_and_are_told() -> None:
         return asyncio.run(evaluate(taskset, sampler, Renderer(tokenizer), PARAMS, **options))
 
     result = run(reply)
-    assert (result.accuracy, result.num_tasks, result.metrics["failed"]) == (0.75, 4, 0.25)
+    assert (result.value, result.num, result.metrics["failed"]) == (0.75, 4, 0.25)
     assert "raised OSError: gone" in result.notes[0]
     with pytest.raises(UserError, match=r"the first trajectories failed, .*OSError: gone"):
         run(["x"])
@@ -210,7 +227,7 @@ def test_a_reward_that_hangs_in_an_evaluation_ends_at_the_limit_of_the_stage() -
 
     options, began = RolloutOptions(reward_seconds=0.2), time.monotonic()
     result, _ = scored(["0", "1"], rubric=Rubric([silent]), num_tasks=2, options=options)
-    assert result.accuracy == 0.5 and time.monotonic() - began < SECONDS / 2
+    assert result.value == 0.5 and time.monotonic() - began < SECONDS / 2
 
 
 def test_of_two_answers_to_a_task_the_one_that_fails_counts_as_wrong() -> None:
@@ -228,4 +245,4 @@ def test_of_two_answers_to_a_task_the_one_that_fails_counts_as_wrong() -> None:
     taskset.rubric = Rubric([lambda task, trajectory: 1.0])
     sampler = ScriptedSampler(["0"], tokenizer)
     result = asyncio.run(evaluate(taskset, sampler, Renderer(tokenizer), PARAMS, samples_per_task=2))
-    assert (result.accuracy, result.metrics["failed"]) == (0.5, 0.5)
+    assert (result.value, result.metrics["failed"]) == (0.5, 0.5)

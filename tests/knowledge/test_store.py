@@ -31,6 +31,10 @@ def store(tmp_path):
     return LanceStore(tmp_path)
 
 
+def dense(snapshot, vector, limit, among=None):
+    return next(snapshot.dense_many(vector[None], limit, among))
+
+
 def found(snapshot, indices):
     return [(snapshot.id(index), score) for index, score in indices]
 
@@ -65,11 +69,11 @@ def test_dense_is_exact(store, monkeypatch, in_memory):
     query = rows_of("q", ["q"], seed=5)[0].vector
     expected = sorted(((float(row.vector @ query), row.chunk.id) for row in rows), reverse=True)
     snapshot = store.snapshot()
-    indices = snapshot.dense(query, 7)
+    indices = dense(snapshot, query, 7)
     assert found(snapshot, indices) == [(id, pytest.approx(score, abs=2e-6)) for score, id in expected[:7]]
-    chosen = [index for index, _ in snapshot.dense(query, 60)][30:]
-    assert [index for index, _ in snapshot.dense(query, 3, np.sort(chosen))] == chosen[:3]
-    assert snapshot.dense(query, 3, np.array([], int)) == []
+    chosen = [index for index, _ in dense(snapshot, query, 60)][30:]
+    assert [index for index, _ in dense(snapshot, query, 3, np.sort(chosen))] == chosen[:3]
+    assert dense(snapshot, query, 3, np.array([], int)) == []
     assert snapshot.cosines(query, chosen[:2]) == pytest.approx([score for score, _ in expected[30:32]], abs=2e-6)
 
 
@@ -81,7 +85,7 @@ def test_equal_scores_are_ordered_by_id_wherever_the_limit_cuts(store):
     snapshot = store.snapshot()
     for limit in (1, 3, 10):
         expected = [f"d{i:02}#0" for i in range(limit)]
-        assert [snapshot.id(index) for index, _ in snapshot.dense(same, limit)] == expected
+        assert [snapshot.id(index) for index, _ in dense(snapshot, same, limit)] == expected
         assert [snapshot.id(index) for index, _ in snapshot.bm25("words", limit)] == expected
 
 

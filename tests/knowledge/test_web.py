@@ -6,6 +6,7 @@ import gzip
 import socket
 import threading
 import time
+import tracemalloc
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -18,8 +19,8 @@ from aurify.knowledge.ingest import listed_urls
 from aurify.knowledge.reading import fetch
 from aurify.knowledge.reading.encoding import UNKNOWN
 from aurify.knowledge.reading.fetch import AGENT, Fetcher, WebOptions, is_public, normalize_url
-from aurify.knowledge.reading.files import ReadOptions
 from aurify.knowledge.reading.refusals import Refusals, Refused
+from aurify.knowledge.reading.rows import ReadOptions
 from aurify.knowledge.reading.web import read_urls
 from aurify.knowledge.reading.webpage import NO_TEXT
 
@@ -324,7 +325,11 @@ def test_answers_are_bounded(site, options, monkeypatch):
         "/file": (302, {"Location": "file:///etc/passwd"}, ""),
         "/odd": (302, {"Location": "http://["}, ""),
     }
+    tracemalloc.start()
     documents, refusals = read([site.url + path for path in site.pages], options)
+    most_memory = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most_memory < 10_000_000
     assert [document.text for document in documents] == ["fine"]
     assert dict(refusals.counts) == {
         "larger than 0.1 MB": 2,

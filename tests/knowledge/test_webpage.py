@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 import time
 
 import pytest
@@ -40,8 +42,9 @@ def test_a_page_becomes_markdown():
 
 
 def test_a_table_with_white_space_and_empty_cells():
-    table = "<table>\n <tr>\n <th>Part</th>\n <th>Side</th>\n </tr>\n<tr> <td></td> <td>left</td></tr></table>"
-    assert read_page(table).text == "Part | Side\n\n| left"
+    head = "<tr>\n <th>Part</th>\n <th>Side</th>\n </tr>\n"
+    rows = "<tr> <td></td> <td>left</td></tr><tr><td> </td><td></td></tr>"
+    assert read_page(f"<table>\n {head}{rows}</table>").text == "Part | Side\n\n| left"
 
 
 def test_only_the_main_part_is_kept_where_there_is_one():
@@ -77,6 +80,15 @@ def test_odd_pages_are_read(html):
 
 def test_scripts_that_never_end_swallow_the_rest_and_run_nowhere():
     assert read_page("<p>before</p><script>var a = '<p>after</p>").text == "before"
+
+
+def test_a_page_of_the_largest_size_takes_no_tree_of_memory():
+    page = "<p a=b c=d e=f>" * (10_000_000 // 15)
+    code = "import resource, sys; from aurify.knowledge.reading.webpage import read_page; read_page('<p>x')\n"
+    code += "most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+    code += "page = sys.stdin.read(); before = most(); read_page(page); print((most() - before) // 1024)"
+    child = subprocess.run([sys.executable, "-c", code], input=page, capture_output=True, text=True)
+    assert child.stdout and int(child.stdout) < 60, child.stdout + child.stderr
 
 
 def test_depth_and_size_cost_no_stack_and_little_time():

@@ -14,6 +14,7 @@ from aurify.data.example import Chat, Example, Pair, Text
 from aurify.data.forms import detect
 from aurify.data.sources import Part
 from aurify.errors import UserError
+from aurify.loops.batches import indices_at
 from aurify.loops.examples import (
     Examples,
     Units,
@@ -24,7 +25,6 @@ from aurify.loops.examples import (
     save_pairs,
     split,
 )
-from aurify.loops.offline import indices_at
 from aurify.models.model import ModelConfig
 from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline.recipe import DataOptions, OfflineStage

@@ -19,8 +19,10 @@ from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
 from aurify.errors import UserError
-from aurify.loops.offline import add_reference, gather_batch, indices_at, num_steps, train_offline
+from aurify.loops.batches import gather_batch, indices_at, num_steps
+from aurify.loops.offline import train_offline
 from aurify.loops.progress import Checkpoints
+from aurify.loops.reference import add_reference
 from aurify.models.model import ModelConfig, load_model, tiny_model
 from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.tracking.run_folder import StageFolder

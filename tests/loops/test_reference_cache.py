@@ -14,8 +14,8 @@ from aurify.algorithms.sft import SFT
 from aurify.data.encode import Unit
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.loops import reference_cache
-from aurify.loops.offline import add_reference
+from aurify.loops import reference
+from aurify.loops.reference import add_reference
 from aurify.models.model import LoadedModel, ModelConfig, load_model, tiny_model
 from aurify.types import Datum
 
@@ -53,7 +53,7 @@ def known(path: Path, engine: Counting, rows: list[Unit]) -> tuple[list[Unit], s
 
 @pytest.fixture
 def path(tmp_path) -> Path:
-    return tmp_path / "stage" / reference_cache.FILE
+    return tmp_path / "stage" / reference.FILE
 
 
 def test_the_second_time_they_are_read(path):

@@ -132,7 +132,7 @@ class Never:
 def test_only_own_whole_successes_of_mixed_groups_are_kept():
     buffer = started()
     cut = trajectory([7])
-    cut.truncated = True
+    cut.outcome = "token_limit"
     learn(buffer, group_of("a", trajectory([1]), cut, trajectory([2], good=False), trajectory([3], source="guidance")))
     assert [list(entry.tokens) for entry in buffer.entries.values()] == [[*PROMPT, 1]]
     learn(buffer, group_of("b", trajectory([1], good=False), trajectory([3], source="guidance")))

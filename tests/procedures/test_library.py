@@ -10,7 +10,7 @@ import pytest
 
 from aurify.errors import UserError
 from aurify.procedures.library import BM25, SOPLibrary, SOPOptions, open_library
-from aurify.procedures.procedure import Sign, read_procedure
+from aurify.procedures.procedure import read_procedure
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "sop"
 MEANINGS = (
@@ -109,7 +109,7 @@ def test_markdown_and_yaml_say_the_same(tmp_path):
     assert first.prompt() == second.prompt()
     assert first.to_record() == second.to_record()
     assert first.steps == second.steps
-    assert first.steps[1].sign == Sign(says=r"\b[34] minutes\]?")
+    assert first.steps[1].sign == {"says": r"\b[34] minutes\]?"}
     assert first.to_record() == {
         "name": "tea",
         "signs": [{"tool": "boil"}, {"says": r"\b[34] minutes\]?"}, {"says": "enjoy"}],

@@ -13,7 +13,7 @@ from said import said, task_of
 
 from aurify.errors import UserError
 from aurify.rewards import judge as module
-from aurify.rewards.judge import JudgeError, judge
+from aurify.rewards.judge import Judge, JudgeError
 from aurify.rewards.rubric import Rubric, build_rubric
 
 
@@ -84,7 +84,7 @@ def options(tmp_path, monkeypatch):
 
 
 def judged(server, texts, task=None, **options):
-    reward = judge(server.url, **options)
+    reward = Judge(server.url, **options)
     return asyncio.run(reward.batch(task or task_of("4"), [said(text) for text in texts]))
 
 
@@ -138,7 +138,7 @@ def test_a_slow_judge_and_one_that_is_not_there(options):
         assert judged(server, ["a"], seconds=0.3, **options) == [0.5]
         assert time.monotonic() - began < 4
         url = server.url
-    [error] = asyncio.run(judge(url, retries=1, **options).batch(task_of(), [said("a")]))
+    [error] = asyncio.run(Judge(url, retries=1, **options).batch(task_of(), [said("a")]))
     assert isinstance(error, JudgeError) and "ConnectError" in str(error)
 
 
@@ -158,7 +158,7 @@ def test_one_reply_without_a_verdict_costs_no_other(options):
         return by_reply(body) if "long" not in body["messages"][1]["content"] else "no"
 
     with Server(only_short) as server:
-        rubric = Rubric([(judge(server.url, retries=0, **options), 2.0)])
+        rubric = Rubric([(Judge(server.url, retries=0, **options), 2.0)])
         trajectories = [said("a"), said("long"), said("abcd")]
         asyncio.run(rubric.score(task_of(), trajectories))
     assert [trajectory.reward for trajectory in trajectories] == [0.2, None, 0.8]
@@ -172,6 +172,17 @@ def test_a_reply_cannot_speak_for_the_judge(options):
     with Server('{"score": 0, "reason": "an attempt"}') as server:
         assert judged(server, [attack], **options) == [0.0]
         assert json.loads(server.requests[0][1]["messages"][1]["content"])["reply"] == attack
+
+
+def test_the_judge_sees_the_answer_and_no_thought_unless_it_is_to(options):
+    with Server(by_reply) as server:
+        thoughts = ["<think>abc</think>ab", "<think>abc", "ab"]
+        assert judged(server, thoughts[:2], **options) == [0.2, 0.0]
+        assert judged(server, thoughts[2:], **options) == [0.2]
+        assert len(server.requests) == 1, "the same answer is asked about once"
+        assert judged(server, thoughts[2:], thoughts=True, **options) == [0.2]
+        judged(server, thoughts[:1], thoughts=True, retries=0, **options)
+        assert json.loads(server.requests[-1][1]["messages"][1]["content"])["reply"] == thoughts[0]
 
 
 def test_a_verdict_cut_short_on_disk_is_asked_for_again(options, tmp_path):

@@ -93,7 +93,9 @@ def test_samples_say_what_was_written_and_earned(folder):
     first, second = jsonl.read(folder.samples)
     assert first == {
         "step": 4, "task": "t1", "answer": "41", "reward": 1.0, "rewards": {"match": 1.0}, "tokens": 2,
-        "truncated": False, "source": "policy", "messages": [
+        "truncated": False,
+        "outcome": "done",
+        "turns": [], "source": "policy", "messages": [
             {"role": "user", "content": "the largest of 7, 41?"}, {"role": "assistant", "content": "41"},
         ],
     }  # fmt: skip

@@ -29,9 +29,9 @@ from aurify.types import Batch, Datum, Lesson, Need, Outputs, Per, Policy, Sums
 
 @dataclass(frozen=True)
 class AOT(Checked):
-    beta: PositiveFloat = 0.1
-    label_smoothing: Smoothing = 0.0
-    paired: bool = False
+    beta: PositiveFloat = 0.1  # strength of the pull to the reference
+    label_smoothing: Smoothing = 0.0  # share of pairs that may be the wrong way round
+    paired: bool = False  # sort differences of pairs, instead of chosen and rejected apart
 
     learns_from: ClassVar[Lesson] = "pairs"
     needs: ClassVar[frozenset[Need]] = frozenset({"ref_logprobs"})

@@ -21,6 +21,7 @@ from aurify.types import Batch, Outputs
 
 @dataclass(frozen=True)
 class CISPO(GRPO):
+    # cap of the ratio; to be given
     max_ratio: Annotated[float, Gt(1), "an absolute cap; 5 is usual"] | None = None
 
     effects: ClassVar[Effects] = dict.fromkeys(

@@ -36,9 +36,10 @@ Kind = Literal["none", "token_tis", "sequence_tis", "token_mis", "sequence_mis",
 
 @dataclass(frozen=True)
 class Correction(Checked):
-    kind: Kind = "none"
-    low: Annotated[float, Interval(ge=0, lt=1)] = 0.5
-    high: Annotated[float, Gt(1)] = 2.0
+    kind: Kind = "none"  # truncated or masked importance weights; see algorithms/correction.py
+    low: Annotated[float, Interval(ge=0, lt=1)] = 0.5  # ratios below are masked
+    high: Annotated[float, Gt(1)] = 2.0  # ratios above are cut, or masked
+    # leave out sequences with negative advantage that have drifted by more than this
     negative_drift: float | None = None
 
     def __post_init__(self) -> None:

@@ -23,10 +23,10 @@ from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 @dataclass(frozen=True)
 class CPO(Checked):
-    beta: PositiveFloat = 0.1
-    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
-    label_smoothing: Smoothing = 0.0
-    sft_coef: NonNegativeFloat = 1.0
+    beta: PositiveFloat = 0.1  # scale of the log-probs
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"  # of the margin
+    label_smoothing: Smoothing = 0.0  # share of pairs that may be the wrong way round
+    sft_coef: NonNegativeFloat = 1.0  # weight of the log-likelihood of the chosen completion
 
     learns_from: ClassVar[Lesson] = "pairs"
     needs: ClassVar[frozenset[Need]] = frozenset()

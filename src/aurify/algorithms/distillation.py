@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -39,10 +39,10 @@ CLIPS = ("clip_low", "clip_high", "dual_clip")
 
 @dataclass(frozen=True)
 class Distillation(GRPO):
-    divergence: Divergence = "reverse"
+    divergence: Divergence = "reverse"  # forward: KL(teacher || student), reverse: KL(student || teacher), jsd: between
     beta: Annotated[float, Interval(gt=0, lt=1)] = 0.5  # jsd: towards 0 it becomes like forward, towards 1 like reverse
-    vocabulary: Literal["full", "sampled"] = "full"
-    max_ratio: Annotated[float, Gt(1)] = 20.0
+    vocabulary: Literal["full", "sampled"] = "full"  # full: over all tokens; sampled: over those that were sampled
+    max_ratio: Annotated[float, Gt(1)] = 20.0  # vocabulary sampled: bound of p_teacher / p_student
     surrogate: Literal["clip", "plain"] = "plain"
 
     min_group: ClassVar[int] = 1
@@ -75,6 +75,14 @@ class Distillation(GRPO):
         if self.vocabulary == "full":
             return super().needs | {"teacher_divergence"}
         return super().needs | {"teacher_logprobs", "old_logprobs"}
+
+    def check_stage(self, stage: Any) -> None:
+        super().check_stage(stage)
+        if self.vocabulary == "sampled" and (stage.guidance or stage.replay):
+            raise UserError(
+                f"{stage.method} with vocabulary: sampled learns from what the student wrote just now; with guidance "
+                "or replay choose vocabulary: full"
+            )
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         """Every answer teaches, whatever it earned: the teacher's numbers come later."""

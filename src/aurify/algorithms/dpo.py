@@ -133,13 +133,13 @@ DIVERGENCES: dict[Divergence, Callable[[Tensor, float], Tensor]] = {
 
 @dataclass(frozen=True)
 class DPO(Checked):
-    beta: PositiveFloat = 0.1
-    loss_type: Name = "sigmoid"
+    beta: PositiveFloat = 0.1  # strength of the pull to the reference
+    loss_type: Name = "sigmoid"  # see docs/preferences.md
     label_smoothing: Smoothing | None = None  # None: 0.001 for exo, which needs some, and 0 for the others
-    divergence: Divergence = "reverse_kl"
+    divergence: Divergence = "reverse_kl"  # between policy and reference
     divergence_alpha: float = 0.5  # of "alpha": near 1 it is reverse_kl, at 0 forward_kl
     length_alpha: Share = 1.0  # 1 = off; 0 = only the length that both completions have counts
-    sft_coef: NonNegativeFloat = 0.0
+    sft_coef: NonNegativeFloat = 0.0  # weight of the log-likelihood of the chosen completion
 
     learns_from: ClassVar[Lesson] = "pairs"
     needs: ClassVar[frozenset[Need]] = frozenset({"ref_logprobs"})

@@ -25,7 +25,7 @@ from aurify.types import Batch, Need, Outputs
 
 @dataclass(frozen=True)
 class ExGRPO(LUFFY):
-    replay_gamma: PositiveFloat = 0.1
+    replay_gamma: PositiveFloat = 0.1  # the gamma of replayed tokens
 
     stage_needs: ClassVar[tuple[str, ...]] = ("replay",)
     effects: ClassVar[Effects] = {

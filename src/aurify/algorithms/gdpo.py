@@ -24,6 +24,7 @@ from aurify.types import Group
 
 @dataclass(frozen=True)
 class GDPO(GRPO):
+    # of rewards, by name; those of the rubric where none is given
     weights: dict[str, float] = field(default_factory=dict)
 
     sums_rewards: ClassVar[bool] = False

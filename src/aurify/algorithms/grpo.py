@@ -30,17 +30,17 @@ does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from aurify.algorithms.correction import Correction
 from aurify.algorithms.covariance import strip_covariance
-from aurify.algorithms.effects import Effect, Effects, check_effects
-from aurify.algorithms.entropy import EntropyController
+from aurify.algorithms.effects import Effect, Effects, check_effects, stage_has
+from aurify.algorithms.entropy import EntropyController, keep_uncertain
 from aurify.algorithms.estimators import Scale, group_advantages
 from aurify.algorithms.hooks import Hooks
 from aurify.bounds import Checked, Gt, Interval, NonNegativeFloat, PositiveFloat
@@ -52,24 +52,25 @@ MAX_LOG_RATIO = 20.0
 
 @dataclass(frozen=True)
 class GRPO(Checked, Hooks):
-    scale: Scale = "group"
-    surrogate: Literal["clip", "plain"] = "clip"
-    clip_low: NonNegativeFloat = 0.2
-    clip_high: NonNegativeFloat = 0.2
-    dual_clip: Annotated[float, Gt(1), "3 is usual"] | None = None
+    scale: Scale = "group"  # what advantages are divided by: deviation of the group, of the batch, or nothing
+    surrogate: Literal["clip", "plain"] = "clip"  # plain: no clipping of the ratio
+    clip_low: NonNegativeFloat = 0.2  # the ratio is clipped below 1 - clip_low
+    clip_high: NonNegativeFloat = 0.2  # the ratio is clipped above 1 + clip_high
+    dual_clip: Annotated[float, Gt(1), "3 is usual"] | None = None  # bounds the loss of negative advantages
+    # how token losses become one: mean over tokens, over sequences, or a constant divisor
     aggregator: Literal["token", "sequence", "constant"] = "token"
     constant_length: int | None = None  # for aggregator "constant"; usually sampling.max_tokens
-    kl_coef: NonNegativeFloat = 0.0
-    kl: Literal["k1", "k2", "k3"] = "k3"
+    kl_coef: NonNegativeFloat = 0.0  # weight of the KL to the reference
+    kl: Literal["k1", "k2", "k3"] = "k3"  # estimator of the KL
     kl_clamp: Annotated[float, Gt(0), "verl takes 10"] | None = None  # the most that k3 of a token may be
-    entropy_coef: float = 0.0
+    entropy_coef: float = 0.0  # weight of the entropy bonus
     entropy_target: float | None = None  # nats; the loop then moves entropy_coef
     top_entropy: Annotated[float, Interval(gt=0, le=1), "0.2 is usual, 1 is off"] = 1.0  # share of the tokens of a step
     covariance: Literal["clip", "kl"] | None = None  # what happens to the tokens that cost most entropy
     covariance_share: Annotated[float, Interval(gt=0, lt=1)] = 2e-4  # of the tokens of a step
-    covariance_kl_coef: PositiveFloat = 0.1
+    covariance_kl_coef: PositiveFloat = 0.1  # weight of the KL of those tokens
     flat_groups: Literal["leave_out", "keep"] = "leave_out"  # groups without spread
-    correction: Correction = Correction()
+    correction: Correction = Correction()  # where the sampler computes otherwise than the trainer
 
     learns_from: ClassVar[Lesson] = "rollouts"
     min_group: ClassVar[int] = 2
@@ -122,6 +123,13 @@ class GRPO(Checked, Hooks):
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         return group_advantages([group.rewards for group in groups], self.scale)
+
+    def check_stage(self, stage: Any) -> None:
+        if self.covariance == "kl" and not stage_has(stage, "updates"):
+            raise UserError(
+                "covariance: kl holds on to the policy before the update, which with one update a rollout is that of "
+                "now; raise num_minibatches or num_epochs, or take covariance: clip"
+            )
 
     def keeps_flat(self, advantages: Sequence[Sequence[float]]) -> bool:
         """Only where anything of the step has a gradient: KL and entropy act whatever the advantages are."""
@@ -210,29 +218,3 @@ def kl_estimate(
     difference = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     estimate = (-difference).exp() + difference - 1
     return estimate if clamp is None else estimate.clamp(max=clamp)
-
-
-def keep_uncertain(
-    data: Sequence[Datum],
-    entropies: Sequence[Sequence[float]],
-    share: float,
-    over_ranks: Callable[[Sequence[float]], list[float]] = list,
-) -> list[Datum]:
-    """The data with advantage 0 on all trained tokens but the `share` of highest entropy."""
-    own = [
-        value
-        for datum, row in zip(data, entropies, strict=True)
-        for value, w in zip(row, datum.weights, strict=True)
-        if w
-    ]
-    trained = sorted(over_ranks(own), reverse=True)
-    if not trained:
-        return list(data)
-    least = trained[max(1, round(share * len(trained))) - 1]
-    return [
-        replace(
-            datum,
-            advantages=[a if e >= least else 0.0 for a, e in zip(datum.advantages or [], row, strict=True)],
-        )
-        for datum, row in zip(data, entropies, strict=True)
-    ]

@@ -27,6 +27,7 @@ class GSPO(GRPO):
     clip_low: NonNegativeFloat = 3e-4
     clip_high: NonNegativeFloat = 4e-4
     aggregator: Literal["token", "sequence", "constant"] = "sequence"
+    # token: the same value, but tokens may have advantages of their own
     form: Literal["sequence", "token"] = "sequence"
 
     effects: ClassVar[Effects] = {

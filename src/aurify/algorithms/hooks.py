@@ -41,6 +41,9 @@ class Hooks:
         """What may not be meant, and is worth a word before a run."""
         return ()
 
+    def check_stage(self, stage: Any) -> None:
+        """Raises where the options of the method do not go with those of the stage."""
+
     def keeps_flat(self, advantages: Sequence[Sequence[float]]) -> bool:
         """Whether groups without spread are trained in a step with these advantages."""
         return False

@@ -27,10 +27,10 @@ from aurify.types import Batch, Datum, Lesson, Need, Outputs, Per, Policy, Sums
 
 @dataclass(frozen=True)
 class KTO(Checked):
-    beta: PositiveFloat = 0.1
-    loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
-    desirable_weight: NonNegativeFloat = 1.0
-    undesirable_weight: NonNegativeFloat = 1.0
+    beta: PositiveFloat = 0.1  # strength of the pull to the reference
+    loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"  # apo_zero_unpaired: z = 0
+    desirable_weight: NonNegativeFloat = 1.0  # of answers labelled true
+    undesirable_weight: NonNegativeFloat = 1.0  # of answers labelled false
 
     learns_from: ClassVar[Lesson] = "labels"
     per: ClassVar[Per] = "sequence"

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from aurify.algorithms.estimators import Scale
 from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.shaping import BENT, Shape, shaped
 from aurify.bounds import NonNegativeFloat, PositiveFloat
+from aurify.errors import UserError
 from aurify.types import Batch, Datum, Group, Outputs, Policy, Sums
 
 SMALLEST_PROBABILITY = 1e-6  # beside a recorded one
@@ -39,10 +40,10 @@ SMALLEST_PROBABILITY = 1e-6  # beside a recorded one
 class LUFFY(GRPO):
     scale: Scale = "none"
     clip_on_policy: bool = False  # the ratios of the policy's own tokens
-    shape: Shape = "fraction"
-    gamma: PositiveFloat = 0.1
+    shape: Shape = "fraction"  # of the loss of a guide's tokens; none: their ratio as it is
+    gamma: PositiveFloat = 0.1  # of the shapes fraction, linear_log and power
     behaviour: Literal["one", "recorded"] = "one"  # how likely a guide's tokens were to the guide
-    sft_coef: NonNegativeFloat = 0.0
+    sft_coef: NonNegativeFloat = 0.0  # weight of the log-likelihood of a guide's tokens
     entropy_on: Literal["all", "policy"] = "all"  # tokens that entropy_coef counts; the reference takes all
 
     asks_guide_ratio: ClassVar[bool] = False
@@ -62,6 +63,11 @@ class LUFFY(GRPO):
         "sft_coef": Effect(lambda a: True, "", "guidance"),
         "entropy_on": Effect(lambda a: "entropy" in a.needs, "with entropy_coef or entropy_target"),
     }
+
+    def check_stage(self, stage: Any) -> None:
+        super().check_stage(stage)
+        if self.sft_coef and stage.guidance and stage.guidance.prefix:
+            raise UserError("guidance.prefix: sft_coef imitates whole traces; set one of the two")
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         if not self.sft_coef:

@@ -21,7 +21,7 @@ from aurify.types import Datum, Group
 
 @dataclass(frozen=True)
 class ReinforcePP(RewardKL):
-    baseline: bool = False
+    baseline: bool = False  # subtract the mean of the group first
 
     effects: ClassVar[Effects] = {
         "scale": NEVER,

@@ -24,7 +24,7 @@ from aurify.types import Datum, Metrics, Need
 
 @dataclass(frozen=True)
 class RewardKL(GRPO, ABC):
-    reward_kl_coef: Annotated[float, Ge(0), "0.05 is usual, 0 is off"] = 0.0
+    reward_kl_coef: Annotated[float, Ge(0), "0.05 is usual, 0 is off"] = 0.0  # weight of the KL inside the reward
 
     effects: ClassVar[Effects] = {
         "flat_groups": Effect(

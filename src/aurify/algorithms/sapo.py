@@ -21,8 +21,8 @@ from aurify.types import Batch, Outputs
 
 @dataclass(frozen=True)
 class SAPO(GRPO):
-    tau_positive: PositiveFloat = 1.0
-    tau_negative: PositiveFloat = 1.05
+    tau_positive: PositiveFloat = 1.0  # how sharply the gate closes where A > 0
+    tau_negative: PositiveFloat = 1.05  # the same where A < 0
     aggregator: Literal["token", "sequence", "constant"] = "sequence"
 
     effects: ClassVar[Effects] = dict.fromkeys(

@@ -19,7 +19,7 @@ from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 @dataclass(frozen=True)
 class SFT:
-    loss_type: Literal["nll", "dft"] = "nll"
+    loss_type: Literal["nll", "dft"] = "nll"  # dft: every token weighs as much as it is likely
 
     learns_from: ClassVar[Lesson] = "answers"
     needs: ClassVar[frozenset[Need]] = frozenset()

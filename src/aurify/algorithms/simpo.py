@@ -25,10 +25,10 @@ from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
 @dataclass(frozen=True)
 class SimPO(Checked):
-    beta: PositiveFloat = 2.5
-    gamma: NonNegativeFloat = 1.375
+    beta: PositiveFloat = 2.5  # scale of the mean log-probs
+    gamma: NonNegativeFloat = 1.375  # margin that the chosen completion must win by
     alpha: float = 0.0  # AlphaPO: 0.1 to 0.25 is usual
-    label_smoothing: Smoothing = 0.0
+    label_smoothing: Smoothing = 0.0  # share of pairs that may be the wrong way round
     sft_coef: NonNegativeFloat = 0.0  # above 0: CPO-SimPO, which forgets less
 
     learns_from: ClassVar[Lesson] = "pairs"

@@ -25,9 +25,9 @@ from aurify.types import Batch, Outputs
 @dataclass(frozen=True)
 class VESPO(GRPO):
     k_positive: PositiveFloat = 2.0  # at 0 the weight has no hump, and so with the others
-    lambda_positive: PositiveFloat = 3.0
-    k_negative: PositiveFloat = 3.0
-    lambda_negative: PositiveFloat = 2.0
+    lambda_positive: PositiveFloat = 3.0  # of phi(w) = w^k exp(lambda (1 - w)), where A > 0
+    k_negative: PositiveFloat = 3.0  # the same where A < 0
+    lambda_negative: PositiveFloat = 2.0  # the same where A < 0
 
     effects: ClassVar[Effects] = dict.fromkeys(
         ("surrogate", "clip_low", "clip_high", "dual_clip", "covariance_kl_coef"), NEVER

@@ -117,6 +117,6 @@ def show_evaluation(title: str, result: Evaluation, num_shown: int) -> None:
             typer.secho(f"reward {trajectory.reward}, expected {group.task.answer}", dim=True)
     for note in result.notes:
         typer.secho(note, dim=True)
-    typer.echo(f"{title}: accuracy {result.accuracy:.3f} ± {result.error:.3f} on {result.num_tasks} held-out tasks")
+    typer.echo(f"{title}: {result.measure} {result.value:.3f} ± {result.error:.3f} on {result.num} held-out tasks")
     for name, value in sorted(result.metrics.items()):
         typer.echo(f"  {name:24} {value:.4g}")

@@ -27,6 +27,9 @@ kb = typer.Typer(no_args_is_help=True, help="Knowledge bases: list, describe, me
 Name = Annotated[str, typer.Option("--kb", help="A name under kb/, or a folder with a slash.")]
 Bare = Annotated[str, typer.Argument(metavar="KB", hidden=True)]  # `kb info notes` is `kb info --kb notes`
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Mode = Annotated[str | None, typer.Option(help="dense, bm25 or hybrid; otherwise what the knowledge base remembers.")]
+Rerank = Annotated[str | None, typer.Option(help="A second stage: cross-encoder:MODEL or maxsim:MODEL.")]
+AllPassages = Annotated[bool, typer.Option("--all-passages", help="Several passages of one document, too.")]
 LEAST_TO_TUNE = 20  # questions
 
 
@@ -86,12 +89,8 @@ def serve(
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 lets everybody in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 is any free one.")] = 8765,
     topk: Annotated[int, typer.Option(help="Passages a query, for requests that leave it open.")] = 3,
-    mode: Annotated[
-        str | None, typer.Option(help="dense, bm25 or hybrid.", show_default="the knowledge base's own")
-    ] = None,
-    rerank: Annotated[
-        str | None, typer.Option(help="A second stage: cross-encoder:MODEL or maxsim:MODEL.", show_default="none")
-    ] = None,
+    mode: Mode = None,
+    rerank: Rerank = None,
 ) -> None:
     """Answer POST /retrieve from a knowledge base, in the protocol of Search-R1, until Ctrl-C."""
     from aurify.knowledge.rerank import load_reranker
@@ -120,17 +119,16 @@ def serve(
 @kb.command(name="eval")
 def evaluate(
     queries: Annotated[
-        Path, typer.Option(help='JSON lines: {"query": ..., "document": id}; "lines": [first, last] for a passage.')
+        Path,
+        typer.Option(help='JSON lines: {"query": ..., "document": id}; "lines" (first, last) for a passage.'),
     ],
     name: Name = "",
     bare: Bare = "",
-    rerank: Annotated[
-        str | None, typer.Option(help="Also with this second stage: cross-encoder:MODEL or maxsim:MODEL.")
-    ] = None,
+    rerank: Rerank = None,
     tune: Annotated[
         bool, typer.Option("--tune", help="Choose the fusion on half of the questions, report the other half, keep it.")
     ] = False,
-    passages: Annotated[bool, typer.Option("--all-passages", help="Several passages of one document, too.")] = False,
+    passages: AllPassages = False,
     limit: Annotated[int | None, typer.Option(help="Ask the first so many questions.", show_default="all")] = None,
     timed: Annotated[int, typer.Option(help="Questions asked one by one for the latency.")] = 100,
     plot: Annotated[Path | None, typer.Option(help="Where the picture goes.", show_default="KB/eval.svg")] = None,

@@ -20,8 +20,10 @@ from aurify.cli.data import data
 from aurify.cli.demo import demo
 from aurify.cli.doctor import doctor
 from aurify.cli.evaluate import evaluate_model
+from aurify.cli.help import explain
 from aurify.cli.ingest import ingest
 from aurify.cli.kb import kb
+from aurify.cli.list import list_names
 from aurify.cli.merge import merge
 from aurify.cli.models import models
 from aurify.cli.report import report
@@ -117,6 +119,8 @@ app.command()(train)
 app.command(name="eval")(evaluate_model)
 app.command()(sample)
 app.command()(chat)
+app.command(name="list")(list_names)
+app.command(name="help")(explain)
 app.command()(runs)
 app.command()(report)
 app.command()(ingest)

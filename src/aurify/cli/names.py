@@ -136,14 +136,26 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def find_recipe(name: str) -> Path:
-    """A path that exists, or the path as it was given: reading it then says what is wrong."""
-    path = Path(name).expanduser()
-    folder = next((folder for folder in SHIPPED if folder.is_dir()), None)
-    if path.exists() or folder is None:
+    """A file of the user's, or a recipe that comes along. A missing file is left to whoever reads it."""
+    path, shipped = Path(name).expanduser(), list_recipes()
+    if path.exists():
         return path
-    relative = name.removeprefix("recipes/")
-    candidates = (folder / relative, folder / f"{relative}.yaml")
-    return next((candidate for candidate in candidates if candidate.is_file()), path)
+    short = name.removeprefix("recipes/").removesuffix(".yaml")
+    if short in shipped:
+        return shipped[short]
+    if path.suffix or (path.parent.is_dir() and str(path.parent) != "."):
+        return path
+    raise UserError(
+        f"there is no recipe {name!r}, as a file or among those that come along{did_you_mean(name, shipped)}"
+    )
+
+
+def list_recipes() -> dict[str, Path]:
+    """Those that come with Aurify and can be run as they are."""
+    folder = next((folder for folder in SHIPPED if folder.is_dir()), None)
+    files = sorted(folder.rglob("*.yaml")) if folder is not None else []
+    named = {str(file.relative_to(folder).with_suffix("").as_posix()): file for file in files}  # type: ignore[arg-type]
+    return {name: file for name, file in named.items() if not name.startswith("base/")}
 
 
 def find_kb(name: str, *, new: bool = False) -> Path:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 TRIED_TURNS = 3  # of an environment, in a dry run
 STAND_IN = "I do not know."
+MAX_SHOWN = 3000  # characters of an example
+OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 
 
 def show_plan(plan: Plan) -> None:
@@ -30,6 +32,7 @@ def show_plan(plan: Plan) -> None:
     from aurify.pipeline.plan import describe
 
     console = Console(highlight=False)
+    colours = console.color_system is not None and not console.no_color
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("stage", "what is trained", "on what"):  # three, so that they fit a narrow terminal
         table.add_column(column, overflow="fold")
@@ -40,16 +43,28 @@ def show_plan(plan: Plan) -> None:
     for name, stage in plan.stages.items():
         with prefix_errors(f"stages.{name}"):
             renderer = open_renderer(plan, stage)
-            for line in stage.examples.tally.lines() if stage.examples else ():
+            for line in describe_examples(stage):
                 console.print(f"{name}: {line}", markup=False)
             example = first_example(plan, stage, renderer)
             if example is None:
                 continue
             console.rule(f"the first example of {name} ({len(example.datum.tokens)} tokens)", align="left", style="dim")
-            console.print(highlighted(renderer, example.datum))
+            console.print(shorten(highlight(renderer, example.datum, colours)))
             for note in example.notes:
                 console.print(f"[yellow]Note:[/] {escape(note)}")
-    console.print("[dim]Green is trained, the rest is context.[/] The recipe is fine; leave out --dry-run to train.")
+    trained = "Green" if colours else f"What stands between {OPEN} and {CLOSE}"
+    console.print(f"[dim]{trained} is trained, the rest is context.[/]")
+    console.print("The recipe is fine; leave out --dry-run to train.")
+
+
+def describe_examples(stage: PlannedStage) -> list[str]:
+    """What was changed or left out of the rows of a stage, and how many of them are held out."""
+    from aurify.pipeline.heldout import describe_split
+
+    if stage.examples is None:
+        return []
+    split = describe_split(stage, len(stage.examples.train), len(stage.examples.heldout))
+    return [*stage.examples.tally.lines(), *([split] if split else [])]
 
 
 @dataclass(frozen=True)
@@ -133,14 +148,26 @@ def open_renderer(plan: Plan, stage: PlannedStage) -> Renderer:
     return make_renderer(stage.options, load_tokenizer(name))
 
 
-def highlighted(renderer: Renderer, example: Datum) -> Text:
-    """The text with special tokens, trained parts in green."""
+def highlight(renderer: Renderer, example: Datum, colours: bool) -> Text:
+    """The text with special tokens, trained parts in green, or between marks where there are no colours."""
     from rich.text import Text
 
     text = Text()
     for tokens, trained in join_runs(example):
-        text.append(renderer.tokenizer.decode(tokens), style="green" if trained else "dim")
+        part = renderer.tokenizer.decode(tokens)
+        text.append(f"{OPEN}{part}{CLOSE}" if trained and not colours else part, style="green" if trained else "dim")
     return text
+
+
+def shorten(text: Text) -> Text:
+    """Without the middle of a text that fills more than a screen."""
+    from rich.text import Text
+
+    if len(text) <= MAX_SHOWN:
+        return text
+    head, tail = MAX_SHOWN * 2 // 3, MAX_SHOWN // 3
+    gap = f"\n[... {len(text) - head - tail:,} characters left out ...]\n"
+    return Text.assemble(text[:head], (gap, "yellow"), text[-tail:])
 
 
 def join_runs(example: Datum) -> list[tuple[list[int], bool]]:

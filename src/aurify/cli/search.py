@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from aurify.cli.kb import AllPassages, Mode, Rerank
 from aurify.cli.names import find_kb
 from aurify.config import did_you_mean
 from aurify.errors import UserError
@@ -32,15 +33,13 @@ def search(
     query: Annotated[str, typer.Argument(help="What you want to know.")],
     kb: Annotated[str, typer.Option(help="A name under kb/, or a folder with a slash.")],
     num: Annotated[int, typer.Option("--num", "-n", help="How many hits.")] = 5,
-    mode: Annotated[str | None, typer.Option(help="dense, bm25 or hybrid; otherwise what the base remembers.")] = None,
+    mode: Mode = None,
     where: Annotated[
         list[str] | None,
         typer.Option(help="Only documents with this metadata: topic=heart, 'year>=2020'. Repeat it to add another."),
     ] = None,
-    rerank: Annotated[str | None, typer.Option(help="Second stage: cross-encoder:MODEL or maxsim:MODEL.")] = None,
-    all_passages: Annotated[
-        bool, typer.Option("--all-passages", help="Several passages of one document, too.")
-    ] = False,
+    rerank: Rerank = None,
+    all_passages: AllPassages = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show scores, ranks and times of each stage.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a hit and line.")] = False,
 ) -> None:

@@ -57,9 +57,11 @@ class Writer:
 def open_writer(model: NamedModel, *, device: str = "auto", seed: int = 0) -> Iterator[Writer]:
     """The model reads its prompts as it did in training: tools and the variables of the chat template are those of its
     stage."""
-    from rich.console import Console
+    from rich.console import Console as RichConsole
 
-    with Console(stderr=True).status(f"loading {model.name} ..."):
+    from aurify.tracking.trackers.console import Console
+
+    with Console(RichConsole(stderr=True, highlight=False)).show_waiting(f"loading {model.name} ..."):
         from aurify import config
         from aurify.engine.engine import Engine
         from aurify.models.model import ModelConfig, load_model

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from aurify import registry
-from aurify.data.messages import SAME_ROLE
+from aurify.data.messages import SAME_ROLE, find_thought
 from aurify.errors import UserError
 from aurify.rows.columns import COMPLETION
 from aurify.rows.row import Row, Tally
@@ -78,6 +78,7 @@ def at_least(row: Row, column: str, least: float) -> bool:
 
 
 def at_most(row: Row, column: str, most: float) -> bool:
+    """The number in a column is not larger."""
     return need_number(row, column) <= most
 
 
@@ -111,13 +112,13 @@ def empty_thoughts(row: Row) -> dict[str, Any]:
     def think(value: Any, name: str) -> Any:
         if isinstance(value, list):
             return [think(entry, name) for entry in value]
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not find_thought(value):
             said = SAME_ROLE.get(role := value.get("role", value.get("from")), role) == "assistant"
             return {key: think(text, "answer") if said and key in TEXTS else text for key, text in value.items()}
         is_answer = name in ANSWERS and isinstance(value, str) and value.strip() and "</think>" not in value
         return f"<think>\n\n</think>\n\n{value}" if is_answer else value
 
-    return {name: think(value, name) for name, value in row.items()}
+    return row if find_thought(row) else {name: think(value, name) for name, value in row.items()}
 
 
 def margin_from_scores(

@@ -16,7 +16,7 @@ from aurify.data.reading import check_read, parse_label, read_rating
 from aurify.data.transcripts import is_glaive, is_hh
 from aurify.errors import UserError
 from aurify.rows.columns import CHAT, COMPLETION, CONTEXT, HISTORY, LABEL, PROMPT, SYSTEM, TEXT, find_column
-from aurify.rows.row import BadRow, Row, Tally
+from aurify.rows.row import SKIP, BadRow, Row, Tally
 from aurify.types import Lesson
 
 LOOKED_AT = 200
@@ -37,9 +37,10 @@ OBJECTS = {"messages": ("role",), "sharegpt": ("from", "value"), "capybara": ("i
 BESIDE = ("input", "system", "history")  # parts that a row may lack
 WRONG_LESSON = "what the row holds is nothing that this method learns from"
 DROP_LABEL = (
-    ". Keep the good ones with filters: [{name: equals, column: label, value: true}] and take the column off with "
-    "maps: [{name: drop, columns: [label]}]"
+    "maps: [{name: rename, columns: {label: good}}] with filters: [{name: equals, column: good, value: true}] learns "
+    "from the good ones, maps: [{name: drop, columns: [label]}] from all"
 )
+WHOLE = ("hh", "dialogue pairs", "messages", "sharegpt", "capybara", "glaive", "hh transcript")  # one look tells them
 SIDES = ("prompt", "completion", "chosen", "rejected")  # columns that are no whole chat
 
 
@@ -173,7 +174,6 @@ class Reader:
     num: int  # rows in this form ...
     num_looked_at: int  # ... of so many
     lesson: Lesson  # what the rows shall become
-
     given: bool = False  # the form was given, so no row is read in another one
 
     def read(self, row: Row) -> list[Example]:
@@ -191,29 +191,28 @@ class Reader:
         return [Label(example.prompt, side, desirable, **shared) for side, desirable in sides]
 
     def choose(self, row: Row) -> tuple[Form, Columns]:
-        """The form of the source, or the row's own where it lacks columns of that and has others instead."""
+        """The form of the source; or the row's own, where it lacks columns of that and has others instead."""
         fitting: dict[str, Columns] = {}
         for name, columns in find_forms(row):
             fitting.setdefault(name, columns)
-        if self.given or self.form.name in fitting or not fitting:
-            return self.form, self.columns
         useful = [name for name in fitting if FORMS[name].holds in ALSO[self.lesson]]
-        if not useful:
-            name = next(iter(fitting))
-            raise row.bad(f"the row is one of {ONES[FORMS[name].holds]} ({name!r}); {self.wanted()}", WRONG_LESSON)
-        columns, known = fitting[useful[0]], set(self.columns.values())
-        lacking = any(row.get(column) is None for column in self.needed())
-        if not lacking or set(columns.values()) <= known:
+        if not self.given and fitting and (not useful or ("labels" in fitting and self.lesson == "answers")):
+            name = "labels" if "labels" in fitting else next(iter(fitting))
+            problem = (
+                f"the row is one of {ONES[FORMS[name].holds]} ({name!r}); this method learns from {ONES[self.lesson]}"
+            )
+            raise row.bad(problem, WRONG_LESSON, DROP_LABEL if name == "labels" else SKIP)
+        if self.given or not useful or not any(row.get(column) is None for column in self.needed()):
+            return self.form, self.columns
+        name, columns = useful[0], fitting[useful[0]]
+        if name not in WHOLE and set(columns.values()) <= set(self.columns.values()):
             return self.form, self.columns  # a row of this form with something missing: the error names it
-        row.changes.append(f"read as {useful[0]!r}, unlike most rows of the source")
-        return FORMS[useful[0]], columns
+        row.changes.append(f"read as {name!r}, unlike most rows of the source")
+        return FORMS[name], columns
 
     def needed(self) -> list[str]:
-        sides = ["chosen", "rejected"] if self.form.holds == "pairs" else []
+        sides = ["chosen", "rejected"] if self.form.holds == "pairs" and self.form.name != "rated completions" else []
         return [column for part, column in self.columns.items() if part not in BESIDE] + sides
-
-    def wanted(self) -> str:
-        return f"this method learns from {ONES[self.lesson]}"
 
     def read_all(self, rows: Iterable[Row], tally: Tally, *, skip_bad: bool = False) -> list[Example]:
         """skip_bad: rows that cannot be used are counted; otherwise the first is an error."""
@@ -255,7 +254,7 @@ def detect(rows: Sequence[Row], lesson: Lesson | None = None, name: str | None =
     where = rows[0].location if rows else "the data"
     if other is not None and lesson and 2 * other[2] >= len(looked_at):
         held = f"{ONES[other[0].holds]} ({other[0].name!r})"
-        mend = DROP_LABEL if other[0].holds == "labels" else ""
+        mend = f". {DROP_LABEL}" if other[0].holds == "labels" else ""
         raise UserError(f"{where}: the rows are {held}; this method learns from {ONES[lesson]}{mend}")
     if lesson is None:
         names = list_names(map(str, rows[0])) if rows else "none"
@@ -278,7 +277,6 @@ def vote(forms: Sequence[Form], rows: Sequence[Row]) -> tuple[Form, Columns, int
     if not votes:
         return None
     form = max(forms, key=lambda form: votes[form.name])
-    merged: dict[str, str] = {}
-    for items, _ in columns[form.name].most_common():
-        merged = {**dict(items), **merged}  # also a column that only some rows fill, such as a system prompt
-    return form, merged, votes[form.name]
+    [most, *others] = (dict(items) for items, _ in columns[form.name].most_common())
+    beside = {part: column for items in others for part, column in items.items() if part in BESIDE}
+    return form, {**beside, **most}, votes[form.name]

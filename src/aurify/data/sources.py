@@ -11,8 +11,9 @@ from aurify import registry
 from aurify.bounds import Checked, Interval, PositiveInt
 from aurify.data.filters import apply_steps, resolve_step, split_options
 from aurify.errors import UserError
+from aurify.rows.files import build_row
 from aurify.rows.row import BadRow, Row, Tally
-from aurify.rows.sources import NO_ROWS, open_source
+from aurify.rows.sources import NO_ROWS, open_source, raise_bad
 from aurify.signatures import call_with_options, options_for, report_crashes
 
 
@@ -100,7 +101,7 @@ def load_dataset(entry: str | Mapping[str, Any]) -> list[Row]:
             )
     if not rows:
         raise UserError(f"dataset {name!r} gave no rows")
-    return [Row(row, f"dataset {name!r}: row {number}") for number, row in enumerate(rows, 1)]
+    return [raise_bad(build_row(row, f"dataset {name!r}: row {number}")) for number, row in enumerate(rows, 1)]
 
 
 def check_dataset(entry: str | Mapping[str, Any]) -> None:

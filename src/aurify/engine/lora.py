@@ -29,9 +29,9 @@ Use = Literal["adapter", "reference"]
 
 @dataclass(frozen=True)
 class LoraConfig(Checked):
-    rank: PositiveInt = 16
+    rank: PositiveInt = 16  # of the product that is added to a layer
     alpha: float = 32.0  # the adapter is scaled by alpha / rank
-    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # share of an adapter's inputs that is left out in training
     targets: str | list[str] = "all-linear"  # or the last parts of layer names, such as [q_proj, v_proj]
 
 

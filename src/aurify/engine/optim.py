@@ -17,14 +17,14 @@ from aurify.errors import UserError
 
 @dataclass(frozen=True)
 class OptimConfig(Checked):
-    lr: PositiveFloat = 1e-4
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: NonNegativeInt = 0
+    lr: PositiveFloat = 1e-4  # learning rate at its highest
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rate after the warm-up
+    warmup_steps: NonNegativeInt = 0  # in which the learning rate rises from 0
     min_lr_ratio: float = 0.0  # where linear and cosine end, as a share of lr
     weight_decay: float = 0.0  # on matrices only
-    beta1: float = 0.9
-    beta2: float = 0.999
-    eps: PositiveFloat = 1e-8
+    beta1: float = 0.9  # decay of the mean of gradients (AdamW)
+    beta2: float = 0.999  # decay of the mean of squared gradients
+    eps: PositiveFloat = 1e-8  # added to the root of the squares
     max_grad_norm: float = 1.0  # 0 = no clipping
     max_skipped_steps: NonNegativeInt = 3  # so many steps in a row may be skipped because their gradient is not finite
 

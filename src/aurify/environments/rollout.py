@@ -36,7 +36,7 @@ class Limits(Checked):
     """What a trajectory may use; None: no limit but the context's. A trajectory that runs into one ends there, with
     that outcome."""
 
-    turns: PositiveInt = MAX_TURNS
+    turns: PositiveInt = MAX_TURNS  # of the policy
     turn_tokens: PositiveInt | None = None  # sampled in a turn; None: sampling.max_tokens
     tokens: PositiveInt | None = None  # sampled, in all
     tool_tokens: PositiveInt | None = None  # of a message of the environment; more is cut, with a mark
@@ -91,6 +91,7 @@ async def rollout(
         len(first.messages),
         answers.rewards,
         outcome=outcome,
+        opened_thought=played.opened_thought,
         turns=played.turns,
         metrics=answers.metrics,
         source="guidance" if guidance else "policy",
@@ -120,11 +121,14 @@ class Play:
         self.turns: list[Turn] = []
         self.turn: list[int] = []  # tokens of the assistant's turn so far, with what was put into it
         self.said: list[int] = []  # those that were sampled since the last step
+        self.opened_thought = False
         self.num_sampled = self.num_errors = 0
         self.began = time.monotonic()
 
     async def sample_turn(self, sampler: Sampler, guidance: Sequence[int]) -> Outcome | None:
         """Samples until the policy stops. None: it is the environment's turn."""
+        if not self.turn:
+            self.opened_thought = self.renderer.opens_thought(self.tokens)
         self.said = list(guidance)
         if guidance:
             self.segments.append(Segment(list(guidance), "guidance"))
@@ -165,7 +169,7 @@ class Play:
     def last_message(self) -> Message:
         """What the environment is told, as a copy: it may change it."""
         message = deepcopy(self.messages[-1])
-        if self.tools and (calls := read_tool_calls(message["content"], self.tools)):
+        if self.tools and (calls := read_tool_calls(message["content"], self.tools, self.opened_thought)):
             message["tool_calls"] = calls
         return message
 

@@ -7,6 +7,8 @@ from aurify.types import Message, Task
 
 
 class SingleTurn:
+    """One question, one answer."""
+
     threaded = False  # it never blocks
 
     def __init__(self, task: Task) -> None:

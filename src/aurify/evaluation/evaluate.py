@@ -1,4 +1,5 @@
-"""Numbers on data that training never sees: task accuracy by sampling, pair accuracy, the loss of held-out rows."""
+"""Numbers on data that training never sees, each with its standard error: what answers to a task earn, how often the
+better one of a pair is preferred, the loss of held-out rows."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ CHUNK = 64  # data in one call of the engine
 
 
 class Judge(Protocol):
-    """What pair accuracy and loss need of an engine."""
+    """What held-out numbers need of an engine."""
 
     def logprobs(self, data: Sequence[Datum]) -> list[list[float]]: ...
 
@@ -32,19 +33,34 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """accuracy: the mean over held-out tasks of the rubric's first reward, the one that judges the answer; where it
-    does not apply, the answer counts as wrong, and so does one that failed twice. error: standard error over tasks."""
+class Estimate:
+    """A number from `num` held-out tasks, pairs or rows, and its standard error."""
 
-    accuracy: float
+    value: float
     error: float
-    num_tasks: int
+    num: int
+
+
+def estimate_mean(values: Sequence[float]) -> Estimate:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return Estimate(statistics.fmean(values), error, len(values))
+
+
+# ---------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True)
+class Evaluation(Estimate):
+    """value: the mean over held-out tasks of the rubric's first reward, the one that judges the answer. Where it does
+    not apply the answer counts 0, and so does an answer that failed twice."""
+
+    measure: str  # the name of that reward
     metrics: Metrics = field(default_factory=dict)
     groups: Sequence[Group] = ()  # the transcripts
     notes: Sequence[str] = ()  # what went wrong, and was counted
 
     def record(self) -> dict[str, Any]:
-        return {"accuracy": self.accuracy, "error": self.error, "num_tasks": self.num_tasks, **self.metrics}
+        return {"measure": self.measure, "value": self.value, "error": self.error, "num": self.num, **self.metrics}
 
 
 async def evaluate(
@@ -64,31 +80,31 @@ async def evaluate(
     tasks = list(taskset.heldout)[:num_tasks]
     if not tasks:
         raise UserError(f"task {taskset.name!r} has no held-out tasks to evaluate on")
+    taskset.rubric.check_tasks(tasks)
 
     rubric = taskset.rubric if options is None else Rubric(taskset.rubric.rewards, options.reward_seconds)
     player = Player(taskset.environment, sampler, renderer, options, max_context=max_context, limits=limits)
 
-    async def answers(place: int, task: Task) -> Group:
-        seeds = [(seed * 1_000_003 + place) * 1_000 + k for k in range(samples_per_task)]
+    async def answer(index: int, task: Task) -> Group:
+        seeds = [(seed * 1_000_003 + index) * 1_000 + k for k in range(samples_per_task)]
         played = await asyncio.gather(
-            *(player.play(task, replace(params, seed=s), order=(place, k)) for k, s in enumerate(seeds))
+            *(player.play(task, replace(params, seed=s), order=(index, k)) for k, s in enumerate(seeds))
         )
         trajectories = [trajectory for trajectory in played if trajectory is not None]
         await rubric.score(task, trajectories)
         return Group(task, trajectories)
 
-    groups = await asyncio.gather(*(answers(place, task) for place, task in enumerate(tasks)))
+    groups = await asyncio.gather(*(answer(index, task) for index, task in enumerate(tasks)))
     if not player.num_ended:
         raise player.too_many()
-    return replace(summary(groups, taskset.rubric.rewards[0].name, samples_per_task), notes=player.take_lines())
+    return replace(summarise(groups, taskset.rubric.rewards[0].name, samples_per_task), notes=player.take_lines())
 
 
-def summary(groups: Sequence[Group], answer_reward: str, samples_per_task: int) -> Evaluation:
-    """Tasks weigh the same, however many answers each has. A group lacks those that failed."""
+def summarise(groups: Sequence[Group], measure: str, samples_per_task: int) -> Evaluation:
+    """Tasks weigh the same, however many answers each has. Answers that failed are missing in their group."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     by_task = [
-        math.fsum(t.rewards.get(answer_reward) or 0.0 for t in group.trajectories) / samples_per_task
-        for group in groups
+        math.fsum(t.rewards.get(measure) or 0.0 for t in group.trajectories) / samples_per_task for group in groups
     ]
     num_failed = samples_per_task * len(groups) - len(trajectories)
     rewards = [t.reward for t in trajectories if t.reward is not None]
@@ -100,63 +116,78 @@ def summary(groups: Sequence[Group], answer_reward: str, samples_per_task: int) 
         metrics["failed"] = num_failed / (samples_per_task * len(groups))
     if rewards:
         metrics["reward"] = statistics.fmean(rewards)
-    error = statistics.stdev(by_task) / math.sqrt(len(by_task)) if len(by_task) > 1 else 0.0
-    return Evaluation(statistics.fmean(by_task), error, len(groups), metrics, groups)
+    mean = estimate_mean(by_task)
+    return Evaluation(mean.value, mean.error, mean.num, measure, metrics, groups)
 
 
-def pair_accuracy(values: Sequence[float]) -> float:
-    """Share of pairs (chosen, rejected, chosen, ...) whose chosen one has the larger value. A tie counts as wrong."""
+# ---------------------------------------------------------------------- pairs, labels and rows
+
+
+def compute_scores(judge: Judge, data: Sequence[Datum]) -> list[float]:
+    """What a reward model gives each completion."""
+    return [score for part in cut_chunks(data) for score in judge.scores(part)]
+
+
+def compute_likelihoods(judge: Judge, data: Sequence[Datum]) -> list[float]:
+    """The mean log-prob of each completion's trained tokens."""
+    rows = compute_logprobs(judge, data)
+    return [math.fsum(row) / max(1, count_trained(datum)) for datum, row in zip(data, rows, strict=True)]
+
+
+def pair_accuracy(values: Sequence[float]) -> Estimate:
+    """The share of pairs (chosen, rejected, chosen, ...) whose chosen one has the larger value. A tie counts half."""
+    return estimate_mean([(margin > 0) + 0.5 * (margin == 0) for margin in subtract_pairs(values)])
+
+
+def pair_margin(values: Sequence[float]) -> Estimate:
+    """How much larger the value of the chosen one is. It still moves where the accuracy is at its end."""
+    return estimate_mean(subtract_pairs(values))
+
+
+def subtract_pairs(values: Sequence[float]) -> list[float]:
     if not values or len(values) % 2:
-        raise ValueError(f"pair accuracy needs pairs; there are {len(values)} values")
-    return statistics.fmean(chosen > rejected for chosen, rejected in zip(values[::2], values[1::2], strict=True))
+        raise ValueError(f"pairs of values are needed; there are {len(values)} values")
+    return [chosen - rejected for chosen, rejected in zip(values[::2], values[1::2], strict=True)]
 
 
-def scores_of(judge: Judge, data: Sequence[Datum]) -> list[float]:
-    return [score for part in chunks(data) for score in judge.scores(part)]
+def label_accuracy(values: Sequence[float], labels: Sequence[float]) -> Estimate:
+    """Of all pairs of a desirable and an undesirable answer, the share whose desirable one has the larger value: the
+    area under the ROC curve. 0.5 says nothing; a tie counts half. The error is DeLong's."""
+    good = [value for value, label in zip(values, labels, strict=True) if label > 0]
+    bad = [value for value, label in zip(values, labels, strict=True) if label <= 0]
+    if not good or not bad:
+        raise ValueError("answers with one label alone cannot be told apart")
+    wins = [[(a > b) + 0.5 * (a == b) for b in bad] for a in good]
+    of_good = estimate_mean([statistics.fmean(row) for row in wins])
+    of_bad = estimate_mean([statistics.fmean(column) for column in zip(*wins, strict=True)])
+    return Estimate(of_good.value, math.hypot(of_good.error, of_bad.error), len(values))
 
 
-def scored_pair_accuracy(judge: Judge, pairs: Sequence[Datum]) -> float:
-    """How often a reward model prefers the chosen completion."""
-    return pair_accuracy(scores_of(judge, pairs))
+def heldout_loss(judge: Judge, data: Sequence[Datum]) -> Estimate:
+    """Mean negative log-likelihood of a trained token. Its error is that of a ratio of two sums over rows."""
+    losses = [-math.fsum(row) for row in compute_logprobs(judge, data)]
+    nums = [count_trained(datum) for datum in data]
+    mean = math.fsum(losses) / sum(nums)
+    rest = estimate_mean([loss - mean * num for loss, num in zip(losses, nums, strict=True)])
+    return Estimate(mean, rest.error / statistics.fmean(nums), len(data))
 
 
 def length_correlation(scores: Sequence[float], data: Sequence[Datum]) -> float:
     """Pearson's correlation of the scores with the lengths of the completions, in trained tokens; 0 where either does
     not vary. Far above that of the labels, a reward model has learnt to count."""
-    lengths = [sum(map(bool, datum.weights)) for datum in data]
+    lengths = [count_trained(datum) for datum in data]
     if len(set(lengths)) < 2 or len(set(scores)) < 2:
         return 0.0
     return statistics.correlation(scores, lengths)
 
 
-def likelier_pair_accuracy(judge: Judge, pairs: Sequence[Datum]) -> float:
-    """How often a language model finds the chosen completion the more likely one, per token."""
-    return pair_accuracy(
-        [math.fsum(row) / max(1, sum(map(bool, datum.weights))) for datum, row in logprobs_of(judge, pairs)]
-    )
+def compute_logprobs(judge: Judge, data: Sequence[Datum]) -> list[list[float]]:
+    return [row for part in cut_chunks(data) for row in judge.logprobs(part)]
 
 
-def likelier_desirable(judge: Judge, data: Sequence[Datum]) -> float:
-    """Of all pairs of a desirable and an undesirable answer, the share whose desirable one is more likely, per token:
-    the area under the ROC curve. 0.5 says nothing; a tie counts half."""
-    means = [math.fsum(row) / max(1, sum(map(bool, datum.weights))) for datum, row in logprobs_of(judge, data)]
-    good = [mean for mean, datum in zip(means, data, strict=True) if datum.label > 0]
-    bad = [mean for mean, datum in zip(means, data, strict=True) if datum.label <= 0]
-    if not good or not bad:
-        raise ValueError("answers with one label alone cannot be told apart")
-    return statistics.fmean((a > b) + 0.5 * (a == b) for a in good for b in bad)
-
-
-def heldout_loss(judge: Judge, data: Sequence[Datum]) -> float:
-    """Mean negative log-likelihood of a trained token."""
-    known = logprobs_of(judge, data)
-    num = sum(sum(map(bool, datum.weights)) for datum, _ in known)
-    return -math.fsum(value for _, row in known for value in row) / num
-
-
-def logprobs_of(judge: Judge, data: Sequence[Datum]) -> list[tuple[Datum, list[float]]]:
-    return [pair for part in chunks(data) for pair in zip(part, judge.logprobs(part), strict=True)]
-
-
-def chunks(data: Sequence[Datum]) -> list[Sequence[Datum]]:
+def cut_chunks(data: Sequence[Datum]) -> list[Sequence[Datum]]:
     return [data[begin : begin + CHUNK] for begin in range(0, len(data), CHUNK)]
+
+
+def count_trained(datum: Datum) -> int:
+    return sum(map(bool, datum.weights))

@@ -20,8 +20,9 @@ from pathlib import Path
 from aurify.errors import UserError
 from aurify.knowledge.knowledge_base import AddSummary, KnowledgeBase, exists
 from aurify.knowledge.reading.fetch import WebOptions
-from aurify.knowledge.reading.files import ReadOptions, read_documents
+from aurify.knowledge.reading.files import read_documents
 from aurify.knowledge.reading.refusals import Refusals, clean, to_line
+from aurify.knowledge.reading.rows import ReadOptions
 from aurify.knowledge.reading.web import is_url, read_urls
 from aurify.knowledge.reading.webpage import parse_sitemap
 from aurify.knowledge.types import Document
@@ -116,7 +117,7 @@ def rename_double(document: Document, number: int, seen: dict[str, list[str]]) -
 
 
 def is_taken(other: str, source: str) -> bool:
-    """A document of the same name is from elsewhere. Where that no longer exists, it has moved here."""
+    """Whether the name belongs to a document of another source. A source that no longer exists has moved here."""
     return other != source and (is_url(other) or Path(other).exists())
 
 
@@ -177,7 +178,7 @@ def walk_folder(
         for name in names:
             file = Path(folder) / name
             relative = file.relative_to(root).as_posix()
-            # File names need not be text: what is none becomes \udc.. escapes, which can be stored and read back
+            # A file name need not be text; its other bytes become \udc.. escapes, which can be stored and read back
             id = clean(relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
             reason = reason_against_file(file, relative, root, options)
             if not reason:

@@ -91,12 +91,8 @@ class Snapshot:
                 counts.setdefault(key, Counter())[value] += 1
         return counts
 
-    def dense(self, vector: np.ndarray, limit: int, among: np.ndarray | None = None) -> Ranking:
-        """By cosine, exact."""
-        return next(self.dense_many(vector[None], limit, among))
-
     def dense_many(self, vectors: np.ndarray, limit: int, among: np.ndarray | None = None) -> Iterator[Ranking]:
-        """For each query. Reading the vectors held is most of the time, so it is done once for many queries."""
+        """By cosine, exact; for each query. Most of the time goes into reading the vectors: once for many queries."""
         if self.vectors is None:
             yield from (self._dense_on_disk(vector, limit, among) for vector in vectors)
             return

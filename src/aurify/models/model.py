@@ -30,9 +30,9 @@ Device = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str
-    dtype: Dtype = "auto"
-    device: Device = "auto"
+    name: str  # a catalogue name, a hub id, a folder, a GGUF file or an adapter folder
+    dtype: Dtype = "auto"  # auto: bfloat16 where the hardware multiplies it
+    device: Device = "auto"  # auto: the GPU where there is one
     resize_embeddings: bool = False  # give tokens that were added to the tokenizer rows of the embedding
 
 

@@ -6,14 +6,13 @@ that is too long) is seen when a stage begins."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aurify import tasks
-from aurify.config import suggest_neighbour
+from aurify.config import prefix_errors, suggest_neighbour
 from aurify.data.sources import check_part
 from aurify.errors import UserError
 from aurify.hardware import choose_device
@@ -36,23 +35,14 @@ def check_recipe(recipe: Recipe) -> Plan:
     """Raises a UserError for the first thing that cannot work."""
     stages: dict[str, PlannedStage] = {}
     for name, options in recipe.stages.items():
-        with prefix_stage(name):
+        with prefix_errors(f"stages.{name}"):
             stages[name] = check_stage(recipe, name, options, stages)
     heldout = collect_heldout(stages)
     for name, stage in stages.items():
         if stage.examples is not None:
-            with prefix_stage(name):
+            with prefix_errors(f"stages.{name}"):
                 stage.examples = without_heldout(stage.examples, heldout, stage)
     return Plan(recipe, stages, heldout)
-
-
-@contextmanager
-def prefix_stage(name: str) -> Iterator[None]:
-    where = f"stages.{name}"
-    try:
-        yield
-    except UserError as error:
-        raise error if str(error).startswith(where) else UserError(f"{where}: {error}") from None
 
 
 def check_stage(
@@ -70,7 +60,7 @@ def check_stage(
     for key, target in targets.items():
         check_reference(stage, key, earlier[target])
     check_files(options)
-    for model in name_models(options):
+    for model in name_models(options).values():
         if reference(model) is None:
             resolve_model(model)
     choose_device(options.model.device)
@@ -90,18 +80,23 @@ def check_stage(
 # ---------------------------------------------------------------------- what a stage names
 
 
-def find_references(stage: OfflineStage | OnlineStage) -> dict[str, str]:
-    """The earlier stages that this one needs, by the option that names them."""
+def name_models(stage: OfflineStage | OnlineStage) -> dict[str, str]:
+    """The models that a stage uses, by the option that names them."""
     names: dict[str, str | None] = {"model": stage.model.name}
     if isinstance(stage, OnlineStage):
         names |= {"reward": stage.reward.model if stage.reward else None, "teacher": stage.teacher}
     else:
-        names |= {
-            "data.stage": stage.data.stage,
-            "data.sample.reward": stage.data.sample.reward if stage.data.sample else None,
-        }
-        if stage.data.stage and not reference(stage.data.stage):
-            raise UserError(f"data.stage: {stage.data.stage!r} is no stage; write it with an @: '@{stage.data.stage}'")
+        names["data.sample.reward"] = stage.data.sample.reward if stage.data.sample else None
+    return {key: name for key, name in names.items() if name}
+
+
+def find_references(stage: OfflineStage | OnlineStage) -> dict[str, str]:
+    """The earlier stages that this one needs, by the option that names them."""
+    names = name_models(stage)
+    if isinstance(stage, OfflineStage) and (name := stage.data.stage):
+        if not reference(name):
+            raise UserError(f"data.stage: {name!r} is no stage; write it with an @: '@{name}'")
+        names["data.stage"] = name
     return {key: target for key, name in names.items() if (target := reference(name)) is not None}
 
 
@@ -116,16 +111,6 @@ def check_reference(stage: PlannedStage, key: str, target: PlannedStage) -> None
         )
     if key == "data.stage" and target.algorithm.learns_from != "pairs":
         raise UserError(f"{key}: '@{target.name}' has no preference pairs to take over")
-
-
-def name_models(stage: OfflineStage | OnlineStage) -> list[str]:
-    names = [stage.model.name]
-    if isinstance(stage, OnlineStage):
-        names += [stage.reward.model] if stage.reward else []
-        names += [stage.teacher] if stage.teacher else []
-    elif stage.data.sample and stage.data.sample.reward:
-        names.append(stage.data.sample.reward)
-    return names
 
 
 def name_files(stage: OfflineStage | OnlineStage) -> dict[str, Path]:

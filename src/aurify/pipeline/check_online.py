@@ -37,15 +37,16 @@ def check_online(stage: OnlineStage, algorithm: Any, taskset: TaskSet | None) ->
         raise UserError(
             f"num_minibatches: {stage.num_minibatches} is more than the {stage.prompts_per_step} groups of a step"
         )
-    check_sources(stage, algorithm, taskset)
-    check_distillation(stage, algorithm)
+    check_sources(stage, taskset)
+    check_teacher_use(stage, algorithm)
+    hook(algorithm, "check_stage")(stage)
     check_learns(stage, algorithm)
     check_idle(stage, algorithm)
     for caution in hook(algorithm, "cautions"):
         log.warning("%s: %s", stage.method, caution)
 
 
-def check_sources(stage: OnlineStage, algorithm: Any, taskset: TaskSet) -> None:
+def check_sources(stage: OnlineStage, taskset: TaskSet) -> None:
     """What a group holds beside the policy's own answers."""
     guidance, size = stage.guidance, stage.completions_per_prompt
     num_ready = (guidance.num_off if guidance else 0) + (1 if stage.replay else 0)
@@ -58,21 +59,14 @@ def check_sources(stage: OnlineStage, algorithm: Any, taskset: TaskSet) -> None:
         raise UserError(
             f"guidance.demonstrations: the task {taskset.name!r} cannot write its own answers; give guidance.path"
         )
-    if guidance and guidance.prefix and getattr(algorithm, "sft_coef", 0.0) > 0:
-        raise UserError("guidance.prefix: sft_coef imitates whole traces; set one of the two")
 
 
-def check_distillation(stage: OnlineStage, algorithm: Any) -> None:
+def check_teacher_use(stage: OnlineStage, algorithm: Any) -> None:
     learns = algorithm.needs & {"teacher_logprobs", "teacher_divergence"}
     if learns and not stage.teacher:
         raise UserError(f"{stage.method} learns from a teacher: set teacher, a model or an earlier '@stage'")
     if stage.teacher and not learns:
         raise UserError(f"teacher: {stage.method} asks no teacher; leave it out, or choose a method that distils")
-    if "teacher_logprobs" in algorithm.needs and (stage.guidance or stage.replay):
-        raise UserError(
-            f"{stage.method} with vocabulary: sampled learns from what the student wrote just now; with guidance or "
-            "replay choose vocabulary: full"
-        )
     if learns and "ref_logprobs" in algorithm.needs:
         raise UserError(f"{stage.method} cannot keep near a reference and follow a teacher at once; set kl_coef to 0")
 
@@ -98,11 +92,6 @@ def check_learns(stage: OnlineStage, algorithm: Any) -> None:
 def check_idle(stage: OnlineStage, algorithm: Any) -> None:
     """Refuses options that would be accepted and ignored."""
     check_effects(algorithm, stage)
-    if getattr(algorithm, "covariance", None) == "kl" and not stage_has(stage, "updates"):
-        raise UserError(
-            "covariance: kl holds on to the policy before the update, which with one update a rollout is that of now; "
-            "raise num_minibatches or num_epochs, or take covariance: clip"
-        )
     by_advantage = stage.dynamic_sampling_by == "advantage"
     if stage.dynamic_sampling and by_advantage and not hook(algorithm, "flattens"):
         raise UserError(

@@ -48,6 +48,20 @@ def holds_rows_out(stage: PlannedStage) -> bool:
     return stage.options.task is None or stage.scores
 
 
+def describe_split(stage: PlannedStage, num_train: int, num_heldout: int) -> str:
+    """How the rows of a stage are shared out; empty where none is held out."""
+    data = stage.offline.data
+    if not num_heldout:
+        return ""
+    if data.heldout_path is not None:
+        reason = f"the rows of {data.heldout_path}"
+    elif data.parts:
+        reason = f"a share of {data.heldout_share:g}, see data.heldout_share"
+    else:
+        reason = "from held-out tasks"
+    return f"{num_train:,} to train on; {num_heldout:,} held out to evaluate on ({reason})"
+
+
 def without_heldout(examples: Examples, heldout: HeldOut, stage: PlannedStage, but: Collection[str] = ()) -> Examples:
     """The same examples, less those whose question is held out, which are counted. Raises where a source has none left.
     but: task sets that the examples were made of; they keep their own held-out tasks apart."""

@@ -10,22 +10,25 @@ from typing import Any
 
 from aurify.engine.engine import Engine
 from aurify.evaluation.evaluate import (
+    Estimate,
     Evaluation,
+    compute_likelihoods,
+    compute_scores,
     evaluate,
     heldout_loss,
+    label_accuracy,
     length_correlation,
-    likelier_desirable,
-    likelier_pair_accuracy,
     pair_accuracy,
-    scores_of,
+    pair_margin,
 )
 from aurify.loops.interrupt import run_async
 from aurify.pipeline.recipe import make_renderer
 from aurify.pipeline.start import StageRun
 from aurify.samplers.open import open_sampler
+from aurify.tracking.figures import format_estimate
 from aurify.types import Datum
 
-Number = tuple[float, dict[str, Any]]  # a held-out number, and what belongs to it
+Number = tuple[float, dict[str, Any]]  # a held-out number; its error, how many it is a mean of, what belongs to it
 
 
 @dataclass(frozen=True)
@@ -42,30 +45,41 @@ def choose_measure(run: StageRun, engine: Engine, heldout: Sequence[Datum] = ())
     if run.plan.recipe.evaluation.num_tasks == 0:
         return None
     if run.taskset is not None and not run.stage.scores:
-        return Measure("accuracy", partial(measure_accuracy, run, engine))
+        return Measure(run.taskset.rubric.rewards[0].name, partial(measure_answers, run, engine))
     if not heldout:
         run.tracker.event("nothing is held out to evaluate on")
         return None
     if run.stage.scores:
-        return Measure("pair accuracy", partial(measure_pairs, run, engine, heldout))
+        return Measure("pair accuracy", partial(measure_scores, run, engine, heldout))
     if lesson == "pairs":
-        return Measure("likelier pairs", lambda: (likelier_pair_accuracy(engine, heldout), {"num": len(heldout) // 2}))
+        return Measure("likelier pairs", lambda: measure_pairs(compute_likelihoods(engine, heldout)))
     if lesson == "labels":
-        if len({datum.label for datum in heldout}) < 2:
+        labels = [datum.label for datum in heldout]
+        if len(set(labels)) < 2:
             run.tracker.event("the held-out answers all have one label: nothing to evaluate on")
             return None
-        return Measure("likelier desirable", lambda: (likelier_desirable(engine, heldout), {"num": len(heldout)}))
-    return Measure("held-out loss", lambda: (heldout_loss(engine, heldout), {"num": len(heldout)}))
+        rank = partial(label_accuracy, labels=labels)
+        return Measure("likelier desirable", lambda: with_details(rank(compute_likelihoods(engine, heldout))))
+    return Measure("held-out loss", lambda: with_details(heldout_loss(engine, heldout)))
 
 
-def measure_pairs(run: StageRun, engine: Engine, heldout: Sequence[Datum]) -> Number:
-    scores = scores_of(engine, heldout)
+def with_details(estimate: Estimate, **details: Any) -> Number:
+    return estimate.value, {"error": estimate.error, "num": estimate.num, **details}
+
+
+def measure_pairs(values: Sequence[float], **details: Any) -> Number:
+    margin = pair_margin(values)
+    return with_details(pair_accuracy(values), margin=margin.value, margin_error=margin.error, **details)
+
+
+def measure_scores(run: StageRun, engine: Engine, heldout: Sequence[Datum]) -> Number:
+    scores = compute_scores(engine, heldout)
     length = length_correlation(scores, heldout)
     run.tracker.event(f"correlation of score and length: {length:+.2f}")
-    return pair_accuracy(scores), {"num": len(heldout) // 2, "length_correlation": length}
+    return measure_pairs(scores, length_correlation=length)
 
 
-def measure_accuracy(run: StageRun, engine: Engine) -> Number:
+def measure_answers(run: StageRun, engine: Engine) -> Number:
     assert run.taskset is not None
     recipe, stage, taskset = run.plan.recipe, run.stage.options, run.taskset
     sampler = open_sampler(stage.sampler, engine, seed=run.seed)
@@ -90,8 +104,7 @@ def measure_accuracy(run: StageRun, engine: Engine) -> Number:
         result = run_async(answer())
     for note in result.notes:
         run.tracker.event(note)
-    details = {key: value for key, value in result.record().items() if key != "accuracy"}
-    return result.accuracy, details | {"limits": asdict(limits)}
+    return with_details(result, **result.metrics, limits=asdict(limits))
 
 
 def measure_before(run: StageRun, measure: Measure | None) -> None:
@@ -100,10 +113,12 @@ def measure_before(run: StageRun, measure: Measure | None) -> None:
     results = run.run_folder.results()
     if measure is None or results[run.name].get("before") is not None:
         return
-    known = find_known_number(run, results) if measure.name == "accuracy" else None
+    of_answers = run.taskset is not None and not run.stage.scores
+    known = find_known_number(run, results, measure.name) if of_answers else None
     value, details = known or measure.take()
     run.record(measure=measure.name, before=value, details_before=details)
-    run.tracker.event(f"{measure.name} before: {value:.3f}" + (" (known)" if known else ""))
+    run.tracker.heldout(measure.name, value, details)
+    run.tracker.event(f"{measure.name} before: {format_estimate(value, details)}" + (" (known)" if known else ""))
 
 
 def measure_after(run: StageRun, measure: Measure | None) -> None:
@@ -111,16 +126,17 @@ def measure_after(run: StageRun, measure: Measure | None) -> None:
         return
     value, details = measure.take()
     run.record(after=value, details_after=details)
-    run.tracker.event(f"{measure.name} after: {value:.3f}")
+    run.tracker.heldout(measure.name, value, details)
+    run.tracker.event(f"{measure.name} after: {format_estimate(value, details)}")
 
 
-def find_known_number(run: StageRun, results: dict[str, dict[str, Any]]) -> Number | None:
-    """The accuracy of the stage's model on its task, if another stage has measured it: as its result, or as its own
+def find_known_number(run: StageRun, results: dict[str, dict[str, Any]], measure: str) -> Number | None:
+    """What the stage's model reaches on its task, if another stage has measured it: as its result, or as its own
     start."""
     options = run.stage.options
     limits = asdict(run.plan.recipe.evaluation.limits or options.limits)
     for stage, result in results.items():
-        if result.get("measure") != "accuracy" or result.get("task") != options.task:
+        if result.get("measure") != measure or result.get("task") != options.task:
             continue
         for name, when in ((f"@{stage}", "after"), (result["model"], "before")):
             same = result.get(f"details_{when}", {}).get("limits", limits) == limits

@@ -11,7 +11,7 @@ from aurify.loops.examples import Examples, load_pairs, save_pairs
 from aurify.loops.interrupt import run_async
 from aurify.loops.progress import derive_seed
 from aurify.pipeline.recipe import make_renderer
-from aurify.pipeline.start import StageRun, open_engine, open_other
+from aurify.pipeline.start import StageRun, fit_tasks, open_engine, open_other
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Rubric
 from aurify.rows.row import Row
@@ -31,10 +31,11 @@ def gather_pairs(run: StageRun, owner: str) -> Examples:
 
 def sample_pairs(run: StageRun) -> tuple[list[Row], list[Row]]:
     """Best against worst of the starting model's own answers, for training tasks and for held-out ones."""
+    engine = open_engine(run, trainable=False)
+    run = fit_tasks(run, engine)
     sample, taskset, options = run.stage.offline.data.sample, run.taskset, run.stage.options.rollouts
     limits = run.stage.options.limits
     assert sample is not None and taskset is not None
-    engine = open_engine(run, trainable=False)
     sampler = open_sampler(run.stage.options.sampler, engine, seed=run.seed)
     renderer = make_renderer(run.stage.options, engine.tokenizer)
     judge = open_other(run, sample.reward, scalar_head=True) if sample.reward else None

@@ -33,6 +33,7 @@ from aurify.types import SamplingParams
 
 # what a stage takes over from the recipe unless it says otherwise; `model` is merged
 INHERITED = ("task", "lora", "engine", "sampler", "rollouts", "limits", "tools_as_text", "template_options")
+SHORT = {"model": "name", "task": "name", "reward": "model"}  # an option, and its key that may stand for all of it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class EvaluationOptions(Checked):
     """Held-out numbers before and after each stage. Greedy by default: the same model always gets the same number."""
 
     num_tasks: NonNegativeInt = 64  # 0 = no evaluation
-    sampling: SamplingParams = SamplingParams(temperature=0.0)
+    sampling: SamplingParams = SamplingParams(temperature=0.0)  # how the held-out answers are sampled
     limits: Limits | None = None  # of a conversation; None: those of the stage
 
 
@@ -55,10 +56,10 @@ class EvaluationOptions(Checked):
 class PairSampling(Checked):
     """Preference pairs out of the model's own answers: the best against the worst of each group."""
 
-    num_tasks: PositiveInt = 64
+    num_tasks: PositiveInt = 64  # training tasks that are answered
     num_heldout: NonNegativeInt = 32  # tasks of the held-out split, for the pair accuracy
-    group_size: Annotated[int, Ge(2)] = 8
-    sampling: SamplingParams = SamplingParams()
+    group_size: Annotated[int, Ge(2)] = 8  # answers to each task
+    sampling: SamplingParams = SamplingParams()  # how the answers are sampled
     reward: str | None = None  # "@stage": a reward model judges; None: the task's own reward
 
 
@@ -74,12 +75,12 @@ class DataOptions(Checked):
     dataset: str | dict[str, Any] | None = None  # registered by @aurify.dataset: a name, or {name: ..., options of it}
     mix: list[Part] | None = None  # several sources with weights
     demonstrations: PositiveInt | None = None  # so many training tasks with the answer that the task itself would give
-    sample: PairSampling | None = None
+    sample: PairSampling | None = None  # preference pairs out of the model's own answers
     stage: str | None = None  # "@stage": the pairs that stage was trained on
-    split: str = "train"  # `split` to `form` describe the source in `path` or `dataset`; see `Part`
-    subset: str | None = None
-    max_rows: int | None = None
-    form: str | None = None
+    split: str = "train"  # of a data set of the hub, and of the files in a folder
+    subset: str | None = None  # of a data set of the hub: what it calls its configuration
+    max_rows: int | None = None  # the first so many; those of the hub are then streamed
+    form: str | None = None  # what `aurify data inspect` calls it; None: found by what is in the rows
     maps: list[str | dict[str, Any]] = field(default_factory=list)  # of every source, before its own
     filters: list[str | dict[str, Any]] = field(default_factory=list)  # of every source, before its own
     mix_by: By = "rows"  # what the weights of `mix` count
@@ -130,12 +131,12 @@ class DataOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixOptions:
-    """How much of a trace is given. linear: a share that falls from `high` to `low` as the stage goes on. fixed: shares
-    evenly spaced from `low` to `high` over the guided rows of a group."""
+    """How much of a trace is given."""
 
+    # linear: the share falls from high to low over the stage; fixed: from low to high over a group
     schedule: Literal["fixed", "linear"] = "linear"
-    low: float = 0.0
-    high: float = 0.8
+    low: float = 0.0  # the smallest share of a trace that is given
+    high: float = 0.8  # the largest share
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high <= 1:
@@ -187,12 +188,12 @@ class RewardModelUse:
 class Stage(Checked):
     """What all stages have."""
 
-    method: str
-    model: ModelConfig
+    method: str  # a name of `aurify list algorithms`
+    model: ModelConfig  # a name, a folder, a GGUF file, a hub id or "@stage": the model of an earlier stage
     task: dict[str, Any] | None = None  # name, and the options of that task
     lora: LoraConfig | None = None  # None: all weights are trained
-    optim: OptimConfig = OptimConfig()
-    algorithm: dict[str, Any] = field(default_factory=dict)  # the fields of the method's dataclass
+    optim: OptimConfig = OptimConfig()  # learning rate and optimiser
+    algorithm: dict[str, Any] = field(default_factory=dict)  # options of the method: `aurify help grpo`
     engine: EngineOptions = EngineOptions()
     sampler: SamplerOptions = SamplerOptions()
     rollouts: RolloutOptions = RolloutOptions()  # time limits, and when too much fails
@@ -200,7 +201,7 @@ class Stage(Checked):
     tools_as_text: bool = False  # tools, calls and results go into the text, for chat templates that leave them out
     template_options: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
     checkpoint_every: NonNegativeInt = 20  # steps; 0: only when the run is interrupted
-    keep_checkpoints: PositiveInt = 1
+    keep_checkpoints: PositiveInt = 1  # the newest so many stay
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,10 +228,11 @@ class OfflineStage(Stage):
 class OnlineStage(Stage):
     """The model's own answers, scored: GRPO and its family."""
 
-    steps: PositiveInt = 30
-    prompts_per_step: PositiveInt = 8
-    completions_per_prompt: PositiveInt = 8
-    sampling: SamplingParams = SamplingParams()
+    steps: PositiveInt = 30  # rounds of sampling and training
+    prompts_per_step: PositiveInt = 8  # questions, each with a group of answers
+    completions_per_prompt: PositiveInt = 8  # answers to a question: a group
+    sampling: SamplingParams = SamplingParams()  # how answers are sampled in training
+    overlong: Literal["error", "drop"] = "error"  # tasks whose prompt leaves no room to answer
     reward: RewardModelUse | None = None  # a reward model, beside the task's own rewards
     combine_rewards: Combination = "sum"  # several rewards of a group into one; see rewards/combine.py
     guidance: GuidanceOptions | None = None  # a guide's answers, in the groups of the policy's own
@@ -248,30 +250,28 @@ class OnlineStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
+    # by name, in order; a stage uses the result of an earlier one as "@name"
     stages: dict[str, OfflineStage | OnlineStage]
-    name: str = "run"
-    seed: int = 0
+    name: str = "run"  # heads the report
+    seed: int = 0  # of everything that is drawn
     plugins: list[str] = field(default_factory=list)  # Python files that register tasks, rewards, algorithms
-    evaluation: EvaluationOptions = EvaluationOptions()
-    model: ModelConfig | None = None  # from here on: what stages take over that say nothing else
-    task: dict[str, Any] | None = None
-    lora: LoraConfig | None = None
-    engine: EngineOptions = EngineOptions()
-    sampler: SamplerOptions = SamplerOptions()
-    rollouts: RolloutOptions = RolloutOptions()
-    limits: Limits = NO_LIMITS
-    tools_as_text: bool = False
-    template_options: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationOptions = EvaluationOptions()  # held-out numbers before and after each stage
+    model: ModelConfig | None = None  # that stages start from; this and all below hold for stages that say nothing else
+    task: dict[str, Any] | None = None  # name, and the options of that task
+    lora: LoraConfig | None = None  # None: all weights are trained
+    engine: EngineOptions = EngineOptions()  # memory and speed of training
+    sampler: SamplerOptions = SamplerOptions()  # memory and speed of sampling
+    rollouts: RolloutOptions = RolloutOptions()  # time limits, and when too much fails
+    limits: Limits = NO_LIMITS  # what a conversation with an environment may use
+    tools_as_text: bool = False  # tools, calls and results go into the text, for chat templates that leave them out
+    template_options: dict[str, Any] = field(default_factory=dict)  # variables of the chat template
 
 
 def build_recipe(values: Mapping[str, Any]) -> Recipe:
     """Builds the recipe from what `config.load_config` read. Unknown keys and wrong types are errors that name the
     key."""
-    values = dict(values)
+    values = expand_shorthands(values)
     registry.load_plugins(values.get("plugins") or ())
-    for key in ("model", "task"):
-        if values.get(key) is not None:
-            values[key] = shorthand(values[key], "name")
     stages = values.get("stages")
     if not isinstance(stages, Mapping) or not stages:
         raise UserError("stages: a recipe needs at least one stage; write `stages: {sft: {method: sft, ...}}`")
@@ -292,25 +292,21 @@ def build_stage_options(
         raise UserError(f"{where}: a stage's name is a folder's name too; use letters, digits, '-', '_' and '.'")
     if not isinstance(values, Mapping) or "method" not in values:
         raise UserError(f"{where}: no method; write for example `method: sft`")
-    values = {**shared, **values}
-    own = shorthand(values.pop("model", None), "name")
-    values["model"] = {**(model or {}), **(own or {})}
+    values = expand_shorthands({**shared, **values})
+    values["model"] = {**(model or {}), **(values.get("model") or {})}
     if "name" not in values["model"]:
         raise UserError(f"{where}.model: no model; set `model:` at the top of the recipe or in the stage")
-    if values.get("task") is not None:
-        values["task"] = shorthand(values["task"], "name")
-    if values.get("reward") is not None:
-        values["reward"] = shorthand(values["reward"], "model")
     with config.prefix_errors(f"{where}.method"):
         kind: type[OfflineStage | OnlineStage] = OnlineStage if is_online(values["method"]) else OfflineStage
     return config.build(kind, values, where)
 
 
-def shorthand(value: Any, key: str) -> dict[str, Any] | None:
-    """`x` for `{key: x}`."""
-    if value is None:
-        return None
-    return dict(value) if isinstance(value, Mapping) else {key: value}
+def expand_shorthands(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`model: x` becomes `model: {name: x}`, and so on."""
+    return {
+        key: {SHORT[key]: value} if key in SHORT and not isinstance(value, Mapping | None) else value
+        for key, value in values.items()
+    }
 
 
 def is_online(method: str) -> bool:

@@ -19,7 +19,7 @@ from aurify.loops.online import train_online
 from aurify.loops.progress import Checkpoints, fingerprint, seed_everything
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts
-from aurify.pipeline.heldout import without_heldout
+from aurify.pipeline.heldout import describe_split, without_heldout
 from aurify.pipeline.measure import choose_measure, measure_after, measure_before
 from aurify.pipeline.pairs import gather_pairs
 from aurify.pipeline.recipe import OnlineStage, make_renderer, reference
@@ -27,6 +27,7 @@ from aurify.pipeline.start import (
     StageRun,
     announce_engine,
     build_stage_rubric,
+    fit_tasks,
     open_engine,
     open_other,
 )
@@ -62,7 +63,9 @@ def train_on_data(run: StageRun) -> Engine:
     engine = open_engine(run)
     announce_engine(run, engine)
     renderer = make_renderer(stage, engine.tokenizer)
-    units = encode_examples(examples, stage, renderer, limit=engine.max_context, seed=run.seed)
+    units = encode_examples(
+        examples, stage, renderer, limit=engine.max_context, vocabulary=engine.vocabulary, seed=run.seed
+    )
     report_units(run, units)
     measure = choose_measure(run, engine, [datum for unit in units.heldout for datum in unit])
     measure_before(run, measure)
@@ -97,6 +100,8 @@ def gather_examples(run: StageRun) -> Examples:
 def report_units(run: StageRun, units: Units) -> None:
     for line in units.tally.lines():
         run.tracker.event(line)
+    if split := describe_split(run.stage, len(units.train), len(units.heldout)):
+        run.tracker.event(split)
     if num_held_out := units.tally.held_out.total():
         run.record(rows_held_out=num_held_out)
         run.tracker.also = lambda: {"ledger/rows_held_out": float(num_held_out)}
@@ -106,10 +111,11 @@ def report_units(run: StageRun, units: Units) -> None:
 
 
 def train_by_sampling(run: StageRun) -> Engine:
-    stage, taskset = run.stage.online, run.taskset
-    assert taskset is not None
-    engine = open_engine(run)
+    stage, engine = run.stage.online, open_engine(run)
     announce_engine(run, engine)
+    run = fit_tasks(run, engine)
+    taskset = run.taskset
+    assert taskset is not None
     measure = choose_measure(run, engine)
     measure_before(run, measure)
     judge = open_other(run, stage.reward.model, scalar_head=True) if stage.reward else None

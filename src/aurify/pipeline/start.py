@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
@@ -12,10 +12,10 @@ from aurify.loops.progress import derive_seed
 from aurify.models.model import ModelConfig, load_model
 from aurify.pipeline.heldout import Guard
 from aurify.pipeline.plan import Plan, PlannedStage
-from aurify.pipeline.recipe import reference
+from aurify.pipeline.recipe import make_renderer, reference
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
-from aurify.tasks.taskset import TaskSet
+from aurify.tasks.taskset import TaskSet, fit_prompts
 from aurify.tracking.run_folder import RunFolder, StageFolder
 from aurify.tracking.tracker import StageTracker
 from aurify.tracking.trackers.console import Console
@@ -44,8 +44,8 @@ class StageRun:
         self.run_folder.record(self.name, **values)
 
     def show_waiting(self, text: str) -> AbstractContextManager[Any]:
-        """A sign of life on a terminal while something takes seconds."""
-        return self.console.rich.status(f"{self.name}: {text} ...")
+        """A sign of life while something takes seconds."""
+        return self.console.show_waiting(f"{self.name}: {text} ...")
 
 
 def start_stage(
@@ -63,7 +63,7 @@ def start_stage(
 
 
 def resolve_reference(run: StageRun, model: ModelConfig) -> ModelConfig:
-    """ "@stage" becomes the folder of that stage's model: absolute, for an adapter writes down its base."""
+    """A reference becomes the folder of that stage's model: absolute, for an adapter writes down its base."""
     stage = reference(model.name)
     if stage is None:
         return model
@@ -78,8 +78,10 @@ def resolve_reference(run: StageRun, model: ModelConfig) -> ModelConfig:
 def open_engine(run: StageRun, *, trainable: bool = True) -> Engine:
     """The stage's own model."""
     options = run.stage.options
+    with run.show_waiting(f"loading {options.model.name}"):
+        loaded = load_model(resolve_reference(run, options.model), scalar_head=run.stage.scores and trainable)
     return Engine(
-        load_model(resolve_reference(run, options.model), scalar_head=run.stage.scores and trainable),
+        loaded,
         lora=options.lora if trainable else None,
         optim=options.optim,
         micro_batch_tokens=options.engine.micro_batch_tokens,
@@ -93,7 +95,8 @@ def open_other(run: StageRun, name: str, *, scalar_head: bool = False) -> Engine
     """A model that only judges or teaches: from an earlier stage, or by its name."""
     options = run.stage.options
     config = resolve_reference(run, replace(options.model, name=name))
-    loaded = load_model(config, scalar_head=scalar_head)
+    with run.show_waiting(f"loading {name}"):
+        loaded = load_model(config, scalar_head=scalar_head)
     return Engine(loaded, trainable=False, micro_batch_tokens=options.engine.micro_batch_tokens)
 
 
@@ -109,6 +112,18 @@ def announce_engine(run: StageRun, engine: Engine) -> None:
 
 
 # ---------------------------------------------------------------------- samplers and rewards
+
+
+def fit_tasks(run: StageRun, engine: Engine) -> StageRun:
+    """The run with the tasks whose prompts leave room to answer: told before the first step, not in the middle."""
+    options = run.stage.options
+    assert run.taskset is not None
+    limit = min(options.sampler.max_context or engine.max_context, engine.max_context)
+    overlong: Literal["error", "drop"] = "error" if options.overlong == "error" else "drop"
+    taskset = fit_prompts(run.taskset, make_renderer(options, engine.tokenizer), limit, overlong)
+    for note in taskset.notes:
+        run.tracker.event(note)
+    return replace(run, taskset=taskset)
 
 
 def build_stage_rubric(run: StageRun, judge: Engine | None) -> Rubric:

@@ -35,17 +35,7 @@ ITEM = re.compile(r"^(?:\d+[.)]|[-*+])\s+", re.MULTILINE)
 BRACKET = re.compile(r"\s*\[(\w+):\s*(.+)\]\s*$")  # at the end of a step
 MAX_BYTES = 200_000
 NEAR = 0.75  # from this likeness on, a heading or bracket is a misspelt key and not a text of its own
-
-
-@dataclass(frozen=True, slots=True)
-class Sign:
-    """How it shows that a step was done: one of both."""
-
-    tool: str = ""
-    says: str = ""
-
-    def to_record(self) -> dict[str, str]:
-        return {"tool": self.tool} if self.tool else {"says": self.says}
+Sign = Mapping[str, str]  # how it shows that a step was done: {"tool": NAME} or {"says": PATTERN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +64,7 @@ class Procedure:
     def prompt(self) -> str:
         """As a model reads it. Patterns are left out: they judge a reply, and are not to be recited."""
         steps = [
-            f"{number}. {step.text}" + (f" (tool: {step.sign.tool})" if step.sign and step.sign.tool else "")
+            f"{number}. {step.text}" + (f" (tool: {step.sign['tool']})" if step.sign and "tool" in step.sign else "")
             for number, step in enumerate(self.steps, 1)
         ]
         parts = [f"## Procedure: {self.name}", f"Use it when: {self.when}", "\n".join(["Steps:", *steps])]
@@ -85,8 +75,8 @@ class Procedure:
 
     def to_record(self) -> dict[str, Any]:
         """For a task's column `procedure`, by which the reward of that name judges."""
-        signs = [step.sign.to_record() for step in self.steps if step.sign]
-        return {"name": self.name, "signs": signs + ([self.outcome.to_record()] if self.outcome else [])}
+        signs = [*(step.sign for step in self.steps), self.outcome]
+        return {"name": self.name, "signs": [dict(sign) for sign in signs if sign]}
 
 
 def read_procedure(path: Path) -> tuple[Procedure | None, list[str]]:
@@ -183,8 +173,8 @@ def build_procedure(values: Mapping[str, Any], problems: list[str]) -> Procedure
         problems.append("it has no steps; write them as a list under 'steps:', or under the heading '## Steps'")
     plain = {key: tuple(read_text(entry, repr(key), problems) for entry in entries) for key, entries in lists.items()}
     outcome = read_sign(values["outcome"], "outcome", problems) if values.get("outcome") is not None else None
-    used = [sign.tool for sign in (*(step.sign for step in steps), outcome) if sign and sign.tool]
-    for name in dict.fromkeys(used):
+    signs = [*(step.sign for step in steps), outcome]
+    for name in dict.fromkeys(sign["tool"] for sign in signs if sign and "tool" in sign):
         if name not in plain["tools"]:
             problems.append(f"the tool {name!r} of a step is missing in its tools{did_you_mean(name, plain['tools'])}")
     rest: dict[str, Any] = {**texts, **plain}
@@ -231,4 +221,4 @@ def read_sign(value: Any, where: str, problems: list[str]) -> Sign | None:
             re.compile(str(content))
         except re.error as error:
             problems.append(f"{where}: {content!r} is no regular expression ({error})")
-    return Sign(**{kind: str(content)})
+    return {kind: str(content)}

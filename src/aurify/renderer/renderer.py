@@ -21,7 +21,7 @@ from aurify.renderer import folding
 from aurify.renderer.foreign import END_TEXTS, Shield, unused_word
 from aurify.renderer.survey import Survey
 from aurify.renderer.template import CALL_ID, Template, describe_roles
-from aurify.thoughts import CLOSINGS
+from aurify.thoughts import CLOSINGS, TAGS
 from aurify.types import Message
 
 log = logging.getLogger("aurify")
@@ -156,6 +156,10 @@ class Renderer:
         said = self._encode(shield.hide(text, "assistant"), shield, continued=True)
         return [*said, self.end_token]
 
+    def opens_thought(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt ends with the tag that opens a thought."""
+        return self.tokenizer.decode(list(prompt)[-16:]).rstrip().endswith(tuple(CLOSINGS))
+
     def continuation(self, text: str) -> list[int]:
         """Text that is put as it is into a turn after sampled tokens: no template, and no control tokens."""
         shield = Shield(self.template.patterns, text)
@@ -212,7 +216,8 @@ class Renderer:
         """Removes the token that begins a text: the tokenizer or the chat template writes it."""
         begin = self.tokenizer.bos_token
         rest = text.removeprefix(begin) if begin and len(begin) > 1 else text
-        return text if self.template.control.pattern.search(rest) else rest
+        written_out = self.template.control.pattern.search(self.strip_end(rest))  # a conversation, which needs its own
+        return text if written_out else rest
 
     @cached_property
     def end_token(self) -> int:
@@ -288,7 +293,15 @@ class Renderer:
                 )
         said = after[len(before) :]
         end = self.template.call_end_text if calls else self.template.end_text
-        return said.rpartition(end)[0] if end else said.removesuffix(self.template.closing)
+        said = said.rpartition(end)[0] if end else said.removesuffix(self.template.closing)
+        content = messages[-1]["content"]
+        if all(part.strip() in said for part in TAGS.split(content)):
+            return said
+        if calls:
+            raise UserError(
+                f"{self.template.name} leaves out thoughts beside a tool call in {describe_roles(messages)}"
+            )
+        return go_on(before, content)  # it drops thoughts; the policy writes them all the same
 
     def _check_thought(self, before: str, said: str) -> None:
         opened = next((tag for tag in CLOSINGS if before.rstrip().endswith(tag)), "")

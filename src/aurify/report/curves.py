@@ -30,7 +30,7 @@ LEARNING = (
     Chart("Implicit rewards", {"reward/chosen": "chosen", "reward/rejected": "rejected"}),
     Chart("Completion length", {"rollout/length": "mean", "rollout/length_max": "longest"}),
     Chart("Completions cut off", {"rollout/truncated": "share"}, bounds=(0, 1)),
-    Chart("Loss", {"loss": "loss"}),
+    Chart("Loss", {"loss": "training", "eval/loss": "held out"}),
     Chart("KL to the reference", {"loss/kl": "kl"}),
     Chart("Entropy", {"loss/entropy": "entropy"}),
     Chart("Gradient norm", {"optim/grad_norm": "norm"}),
@@ -87,8 +87,13 @@ def list_rewards(rows: Rows) -> list[Chart]:
 
 
 def list_heldout(rows: Rows) -> list[Chart]:
-    parts = [name for name in list_metrics(rows) if name.startswith("eval/")]
-    return [Chart(f"Held-out {name.partition('/')[2].replace('_', ' ')}", {name: name}) for name in parts]
+    """Before and after, with the standard error as a band."""
+    parts = [name for name in list_metrics(rows) if name.startswith("eval/") and not name.endswith("_error")]
+    return [
+        Chart(f"Held-out {name.partition('/')[2].replace('_', ' ')}", {name: name}, spread=f"{name}_error")
+        for name in parts
+        if name not in NAMED
+    ]
 
 
 def list_others(rows: Rows) -> list[Chart]:

@@ -20,7 +20,14 @@ from aurify.report.markup import table, tag, text
 from aurify.report.plot import draw_dumbbell, draw_heat_map, draw_sparkline
 from aurify.report.transcripts import build_pairs, build_transcripts, gather_samples
 from aurify.tracking import jsonl
-from aurify.tracking.figures import format_duration, format_number, format_short, is_share, judge_change
+from aurify.tracking.figures import (
+    format_duration,
+    format_error,
+    format_number,
+    format_short,
+    is_share,
+    judge_change,
+)
 from aurify.tracking.run_folder import RunFolder, StageFolder
 
 HERE = Path(__file__).parent
@@ -71,9 +78,9 @@ def write_report(run: Path) -> Path:
 
 
 def read_steps(stage: StageFolder) -> Rows:
-    """Metrics and ledger entries of each step together."""
+    """Metrics, ledger entries and held-out numbers of each step together. Step 0 is the model as it came."""
     steps: dict[int, dict[str, Any]] = defaultdict(dict)
-    for file in (stage.metrics, stage.ledger):
+    for file in (stage.metrics, stage.ledger, stage.heldout):
         for row in jsonl.read(file):
             steps[row["step"]] |= row
     return [steps[step] for step in sorted(steps)]
@@ -114,19 +121,26 @@ def build_tiles(results: Mapping[str, Result], rows: Mapping[str, Rows]) -> str:
 
 
 def build_headline(results: Mapping[str, Result]) -> str:
-    """The number that most stages report, before the first of them and after the last."""
+    """The number that most stages report, before the first of them and after the last. It is not coloured as a success
+    where the last stage lost some of it again."""
     whole = [result for result in results.values() if judge_change(result)[0] is not None]
     if not whole:
         return ""
     measures = [result["measure"] for result in whole]
     measure = max(dict.fromkeys(measures), key=measures.count)
     chain = [result for result in whole if result["measure"] == measure]
-    ends = {"measure": measure, "before": chain[0]["before"], "after": chain[-1]["after"]}
-    task = read_name(chain[-1].get("task"))
+    first, last = chain[0], chain[-1]
+    ends = {name: first.get(name) for name in ("measure", "before", "details_before")}
+    ends |= {name: last.get(name) for name in ("after", "details_after")}
+    task = read_name(last.get("task"))
     label = f"held-out {measure.removeprefix('held-out ')}" + (f" on {task}" if task else "") + ", before and after"
-    after = tag("em", format_number(ends["after"]), class_=judge_change(ends)[1])
-    numbers = tag("b", format_number(ends["before"]), " <i>→</i> ", after)
-    return tag("div", numbers, tag("span", text(label)), class_="tile lead")
+    worse = judge_change(last)[1] == "worse" and len(chain) > 1
+    after = tag("em", format_number(last["after"]), class_="same" if worse else judge_change(ends)[1])
+    error = tag("small", format_error(last.get("details_after") or {}))
+    numbers = tag("b", format_number(first["before"]), " <i>→</i> ", after, " ", error)
+    fall = f"the last stage made it worse: {format_number(last['before'])} → {format_number(last['after'])}"
+    note = tag("span", fall, class_="worse") if worse else ""
+    return tag("div", numbers, tag("span", text(label)), note, class_="tile lead")
 
 
 def build_results(results: Mapping[str, Result]) -> str:
@@ -134,13 +148,14 @@ def build_results(results: Mapping[str, Result]) -> str:
     rows = []
     for stage, result in results.items():
         change, verdict = judge_change(result)
+        num = (result.get("details_after") or result.get("details_before") or {}).get("num")
         shown = change is not None and is_share(result)
         rows.append(
             [
                 tag("a", text(stage), href=f"#{stage}"),
                 text(result.get("method", "")),
                 text(result.get("model", "")),
-                text(result.get("measure", "")),
+                text(result.get("measure", "")) + (" " + tag("small", f"n = {num:,}") if num else ""),
                 format_measured(result, "before"),
                 format_measured(result, "after"),
                 "" if change is None else tag("span", f"{change:+.3f}", class_=verdict),
@@ -154,11 +169,14 @@ def build_results(results: Mapping[str, Result]) -> str:
 
 
 def format_measured(result: Result, when: str) -> str:
-    """The number, with its standard error where there is one."""
-    value, error = result.get(when), (result.get(f"details_{when}") or {}).get("error")
+    """The number with its standard error, and the margin of pairs below."""
+    value, details = result.get(when), result.get(f"details_{when}") or {}
     if value is None:
         return ""
-    return format_number(value) + (" " + tag("small", f"±{error:.3f}") if error else "")
+    html = format_number(value) + (" " + tag("small", error) if (error := format_error(details)) else "")
+    if "margin" in details:
+        html += "<br>" + tag("small", f"margin {details['margin']:+.3f} ±{details['margin_error']:.3f}")
+    return html
 
 
 def build_badge(result: Result) -> str:
@@ -182,7 +200,8 @@ def build_stage(stage: StageFolder, result: Result, rows: Rows, options: Mapping
     charts = draw_learning(rows)
     if samples.rewards:
         charts.insert(1, draw_heat_map("Rewards of the completions", samples.columns))
-    facts = [result.get("method"), f"from {result['model']}" if result.get("model") else None, f"{len(rows)} steps"]
+    num_steps = sum(row["step"] > 0 for row in rows)
+    facts = [result.get("method"), f"from {result['model']}" if result.get("model") else None, f"{num_steps} steps"]
     facts.append(format_duration(result["seconds"]) if "seconds" in result else None)
     line = text(" · ".join(fact for fact in facts if fact))
     if result["status"] != "finished":

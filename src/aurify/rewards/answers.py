@@ -14,7 +14,11 @@ Extract = Literal["any", "boxed"]
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s{}$]+))")  # \boxed{3}, or \boxed 3
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-SPAN = re.compile(r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)|\$(?=\S)((?:[^$\n\\]|\\.)+?)(?<=\S)\$(?!\d)", re.DOTALL)
+SPAN = re.compile(  # "$5 and $6" are no formula
+    r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)"
+    r"|\$\s*((?:(?!\s(?:and|or|to|for|per|in|of|is|the|from|at|on)\b)(?:[^$\n\\]|\\.))+?)\s*\$(?!\d)",
+    re.DOTALL,
+)
 JOINT = re.compile(  # what may stand between the parts of one answer: "$3$ or $4$", "x = \boxed{1}, y = \boxed{2}"
     r"(?:[\s$,;&]|\\[,;!() ]|\\q?quad|\b(?:and|or)\b|\\text\s*\{\s*,?\s*(?:and|or)\s*\})*(?:[a-zA-Z]\s*=[\s$]*)?"
 )
@@ -34,15 +38,17 @@ SENTENCE = re.compile(  # where what is said of the answer ends
     r"|\s\((?=[^()]*[a-z]{3})).*",
     re.DOTALL | re.IGNORECASE,
 )
-PLAIN = re.compile(r"[-\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*(?:/|\^)\s*\{?-?\d+\}?(?![\d/]))?%?")
+VERB = re.compile(r"\s(?:is|are|was|were|equals|equal to)\s+(?!not\b)")
+PLAIN = re.compile(r"(?<![A-Za-z])[-\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*(?:/|\^)\s*\{?-?\d+\}?(?![\d/]))?%?")
 
 
 def read_answer(trajectory: Trajectory) -> str | None:
     """What the policy wrote after its thoughts, its turns joined by newlines. None: the last thought never ends."""
-    answers = [final_answer(message["content"]) for message in trajectory.replies]
-    if answers and answers[-1] is None:
+    *earlier, last = [message["content"] for message in trajectory.replies] or [""]
+    answer = final_answer(last, trajectory.opened_thought)
+    if answer is None:
         return None
-    return "\n".join(answer for answer in answers if answer is not None)
+    return "\n".join([*filter(None, map(final_answer, earlier)), answer])
 
 
 def references(task: Task) -> list[str]:
@@ -84,10 +90,21 @@ def extract_answer(text: str, extract: Extract = "any") -> str | None:
         return (read_statement(tags[-1][2], marked=False) or None) if tags[-1][3] else None
     if marks := list(MARK.finditer(text)):
         return read_statement(text[marks[-1].end() :]) or None
+    return tidy(text) if is_formula(text) else find_last_formula(text)
+
+
+def is_formula(text: str) -> bool:
+    """Whether a text is one line without words."""
+    plain = re.sub(r"\\[a-zA-Z]+", " ", text.strip().strip("$"))
+    return 0 < len(plain) < 200 and not re.search(r"[^\W\d_]{2}|[\n$]", plain)
+
+
+def find_last_formula(text: str) -> str | None:
+    """The last formula or number; one that holds a number, or a command of LaTeX, before a lone letter."""
     items = [(span.start(), join_spans(text, span)[0]) for span in SPAN.finditer(text)]
     items += [(number.start(), number[0]) for number in PLAIN.finditer(SPAN.sub(lambda m: " " * len(m[0]), text))]
-    said = [item for _, item in sorted(items)]
-    return next((item for item in reversed(said) if re.search(r"\d|\\", item)), said[-1] if said else None)
+    found = [item for _, item in sorted(items)]
+    return next((item for item in reversed(found) if re.search(r"\d|\\", item)), found[-1] if found else None)
 
 
 def read_boxes(text: str) -> str | None:
@@ -132,8 +149,12 @@ def read_statement(text: str, marked: bool = True) -> str:
         formulas, end = join_spans(text, span)
         if not re.match(r"\s*[=<>+*/^-]", text[end:]):
             return tidy(formulas)
-    line = re.sub(r"\\?\$", "", text.partition("\n")[0])
-    return tidy(SENTENCE.sub("", line) or line)
+    line = text.partition("\n")[0]
+    said = SENTENCE.sub("", line) or line
+    said = said[max((verb.end() for verb in VERB.finditer(said)), default=0) :]
+    if re.match(r"\s*(?!not\b)[A-Za-z]{2,}\s+\w", said) and (formula := find_last_formula(said)):
+        return formula  # "Jane began 3 hours ago"
+    return tidy(re.sub(r"\\?\$", "", said))
 
 
 def join_spans(text: str, first: re.Match[str]) -> tuple[str, int]:

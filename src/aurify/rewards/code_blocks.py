@@ -9,12 +9,14 @@ import symtable
 import textwrap
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 OPENING = re.compile(r"^(?P<before>[^`~\n]*?)(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^`\n]*)$")
 BESIDE = re.compile(r"[ \t]*(?:(?:[-*+]|\d+[.)])[ \t]+|<[^<>\n]*>[ \t]*)*")  # list items, tags such as <answer>
 LANGUAGE = re.compile(r"[\s{.]*([^\s{}:,;]*)")
 PYTHON = re.compile(r"(?:python|py)[\d.]*", re.IGNORECASE)
 READS = re.compile(r"\binput\s*\(|\bstdin\b|\bopen\s*\(\s*0\b|\bfileinput\b|/dev/stdin")
+MAX_BLOCKS = 100  # the last ones; an answer may consist of blocks
 MAX_CLOSINGS = 6  # how many closing fences are tried where a block does not parse
 UNPARSED = (SyntaxError, ValueError, RecursionError, MemoryError)
 
@@ -27,7 +29,7 @@ def program_in(text: str, needed: Collection[str] = (), *, reads_input: bool = F
     if not blocks:
         return textwrap.dedent(text).strip("\n") + "\n" if "\n" in text else text
     python = [block for block in blocks if block.language == "python" or (block.language == "" and not block.is_output)]
-    parsed = [block for block in python if block.tree is not None]
+    parsed = [block for block in python if block.tree is not None][-MAX_BLOCKS:]
     if not parsed:
         return python[-1].code if python else ""
     index = choose_script(parsed) if reads_input else choose_definition(parsed, set(needed))
@@ -88,17 +90,17 @@ def find_blocks(lines: Sequence[str]) -> Iterator[Block]:
         indent = len(before) if before.isspace() else 0
         tried = [(end, make_block(lines[number:end], indent, language)) for end in closings[:1]]
         if language in ("python", "") and tried[0][1].tree is None:
-            tried += [(end, make_block(lines[number:end], indent, language)) for end in closings[1:MAX_CLOSINGS]]
+            tried += [(end, make_block(lines[number:end], indent, language)) for end in closings[1:]]
         end, block = next((pair for pair in tried if pair[1].tree is not None), tried[0])
         yield block
         number = end + 1
 
 
 def find_closings(lines: Sequence[str], start: int, fence: str, width: int) -> list[int]:
-    """The lines that may close a block; the end of the text if there are none."""
+    """The first lines that may close a block; the end of the text if there are none."""
     pattern = re.compile(rf"[ \t]{{0,{width}}}{re.escape(fence[0])}{{{len(fence)},}}[ \t]*(?:</[^<>]*>)?[ \t]*")
-    found = [number for number in range(start, len(lines)) if pattern.fullmatch(lines[number])]
-    return found or [len(lines)]
+    found = (number for number in range(start, len(lines)) if pattern.fullmatch(lines[number]))
+    return list(islice(found, MAX_CLOSINGS)) or [len(lines)]
 
 
 def make_block(lines: Sequence[str], indent: int, language: str) -> Block:

@@ -79,6 +79,8 @@ def list_empty_columns(info: Mapping[str, Any]) -> list[str]:
 def is_filled(value: Any) -> bool:
     if isinstance(value, str):
         return value.strip() not in ("", "[]", "{}", '""', "null")
+    if isinstance(value, Mapping):
+        return any(map(is_filled, value.values()))
     return value is not None and value is not False and (not hasattr(value, "__len__") or len(value) > 0)
 
 
@@ -247,19 +249,19 @@ class TextUnpickler(pickle.Unpickler):
     """Reads text and nothing else: a pickle could otherwise run code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"is packed with {module}.{name} in it; only text is unpacked")
+        raise pickle.UnpicklingError(f"{module}.{name} is in it; only text is unpacked")
 
 
 def unzip(text: str) -> str:
     """The private tests of LiveCodeBench: JSON, pickled, compressed, in base 64."""
+    reader = zlib.decompressobj()
     try:
-        reader = zlib.decompressobj()
         data = reader.decompress(base64.b64decode(text), MAX_UNPACKED)
-        if reader.unconsumed_tail:
-            raise ValueError(f"is larger than {MAX_UNPACKED >> 20} MiB when unpacked")
-        return str(TextUnpickler(io.BytesIO(data)).load())
-    except (zlib.error, pickle.UnpicklingError, EOFError) as error:
-        raise ValueError(f"cannot be unpacked: {error}") from None
+        found = str(TextUnpickler(io.BytesIO(data)).load())
+    except (ValueError, zlib.error, pickle.UnpicklingError, EOFError) as error:
+        reason = f"it is larger than {MAX_UNPACKED >> 20} MiB" if reader.unconsumed_tail else error
+        raise ValueError(f"cannot be unpacked: {reason}") from None
+    return found
 
 
 def first_of(values: Mapping[str, Any], names: Sequence[str]) -> Any:
@@ -283,7 +285,7 @@ def as_lines(value: Any) -> list[str]:
 def find_function_name(task: Task) -> str | None:
     """The last function that the starter code, the question or a known solution defines."""
     asked = [message.get("content") for message in reversed(task.prompt)]
-    known = [task.info.get(name) for name in ("code", "canonical_solution", "solution")]
+    known = [*(task.info.get(name) for name in ("code", "canonical_solution", "solution")), task.answer]
     for text in (task.info.get("starter_code"), *asked, *known):
         if found := re.findall(
             r"^\s*(?:async\s+)?def\s+(\w+)\s*\(", text if isinstance(text, str) else "", re.MULTILINE

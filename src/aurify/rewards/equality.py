@@ -5,7 +5,6 @@ which only a main thread gets; so each question goes to a worker process that is
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import os
@@ -18,8 +17,6 @@ import threading
 import weakref
 from pathlib import Path
 from typing import Any
-
-from aurify.errors import UserError
 
 MAX_LENGTH = 2000  # characters; nobody's final answer is longer
 MEMORY = 4 << 30  # of address space; SymPy and NumPy reserve most of one
@@ -107,14 +104,8 @@ def open_workers() -> Workers:
     global _workers
     with _lock:
         if _workers is None:
-            require_math_verify()
             _workers = Workers(min(4, os.cpu_count() or 1))
         return _workers
-
-
-def require_math_verify() -> None:
-    if importlib.util.find_spec("math_verify") is None:
-        raise UserError("reward 'math' needs math-verify; install it with: pip install 'aurify[math]'")
 
 
 def serve() -> None:

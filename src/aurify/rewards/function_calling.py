@@ -53,11 +53,10 @@ def function_call(task: Task, trajectory: Trajectory) -> float | None:
 
 def calls_in(task: Task, trajectory: Trajectory) -> list[Call]:
     """Every call that the policy made. A thought that never ends counts as one that cannot be read."""
-    tools = offered_tools(task, trajectory)
-    calls = [call for message in trajectory.replies for call in read_message_calls(message, tools)]
-    if not calls and read_answer(trajectory) is None:
-        return [Call("", {}, "the thought never ends")]
-    return calls
+    tools, replies = offered_tools(task, trajectory), trajectory.replies
+    unfinished = read_answer(trajectory) is None and not replies[-1].get("tool_calls")
+    calls = [call for message in replies[: -1 if unfinished else None] for call in read_message_calls(message, tools)]
+    return [*calls, Call("", {}, "the thought never ends")] if unfinished else calls
 
 
 def wanted_calls(task: Task) -> list[Call] | None:

@@ -2,7 +2,10 @@
 
 Verdicts are kept on disk, keyed by everything that was asked, so that a resumed or repeated run asks, pays and decides
 once. The reply reaches the judge as a JSON string among data, and a verdict counts only in the form that was asked
-for; still, a policy may learn to talk a judge round. Look at the transcripts. Needs httpx (extra `judge`)."""
+for; still, a policy may learn to talk a judge round. Look at the transcripts.
+
+httpx (extra `judge`) does it: the client of openai would not ask again after a verdict in a wrong form, wants a key
+where a server has none, and takes four times as long to import."""
 
 from __future__ import annotations
 
@@ -10,15 +13,18 @@ import asyncio
 import hashlib
 import json
 import os
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
+from aurify.config import prefix_errors
 from aurify.errors import UserError
-from aurify.http import TryAgain, import_httpx, post
+from aurify.files import cache_folder, replace_text, require
+from aurify.http import TryAgain, post
+from aurify.rewards.answers import read_answer
+from aurify.threads import PerLoop
 from aurify.types import Message, Task, Trajectory
 
 if TYPE_CHECKING:
@@ -39,13 +45,18 @@ class JudgeError(RuntimeError):
     """No verdict; the answer is masked."""
 
 
-@dataclass(frozen=True)
-class Options(Checked):
+@dataclass(eq=False)
+class Judge(Checked):
+    """Scores from 0 (`low`) to 1 (`high`). A thought that never ends scores 0, without being judged."""
+
+    __name__ = "judge"
+
     url: str
     model: str
     rubric: str
     low: float = 0.0
     high: float = 10.0
+    thoughts: bool = False  # whether the judge sees them, too
     api_key_env: str = "OPENAI_API_KEY"  # the variable of the environment that holds the key; may be unset
     seconds: PositiveFloat = 60.0  # for each request
     retries: NonNegativeInt = 3
@@ -54,30 +65,24 @@ class Options(Checked):
     cache: str | None = None  # folder; None: aurify/judge in the user's cache
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.url.startswith(("http://", "https://")):
-            raise UserError(f"reward 'judge': url is {self.url!r}; expected something like http://localhost:8000/v1")
-        if not self.rubric.strip():
-            raise UserError("reward 'judge': the rubric is empty; say in words what a good reply is")
-        if not self.low < self.high:
-            raise UserError(f"reward 'judge': low is {self.low} and high {self.high}; low must be below high")
-
-
-class Judge:
-    """Scores from 0 (`low`) to 1 (`high`)."""
-
-    def __init__(self, options: Options, name: str = "judge") -> None:
-        self.options, self.__name__ = options, name
-        default = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")) / "aurify" / "judge"
-        self.folder = Path(options.cache or default).expanduser()
-        self._permits: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+        with prefix_errors("reward 'judge'"):
+            super().__post_init__()
+            if not self.url.startswith(("http://", "https://")):
+                raise UserError(f"url is {self.url!r}; expected something like http://localhost:8000/v1")
+            if not self.rubric.strip():
+                raise UserError("the rubric is empty; say in words what a good reply is")
+            if not self.low < self.high:
+                raise UserError(f"low is {self.low} and high {self.high}; low must be below high")
+        require("httpx", "judge", "to ask a judge")
+        self.folder = Path(self.cache).expanduser() if self.cache else cache_folder() / "judge"
+        self.permits = PerLoop(self.max_concurrent)
 
     async def batch(self, task: Task, trajectories: Sequence[Trajectory]) -> list[Any]:
         """For each trajectory a score, or the exception that came instead: one without a verdict costs no other."""
         import httpx
 
-        headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(self.options.api_key_env)) else {}
-        async with httpx.AsyncClient(timeout=self.options.seconds, headers=headers) as client:
+        headers = {"Authorization": f"Bearer {key}"} if (key := os.environ.get(self.api_key_env)) else {}
+        async with httpx.AsyncClient(timeout=self.seconds, headers=headers) as client:
             asked = (self.score(client, task, trajectory) for trajectory in trajectories)
             results = await asyncio.gather(*asked, return_exceptions=True)
         for result in results:
@@ -92,48 +97,45 @@ class Judge:
         return float(result)
 
     async def score(self, client: httpx.AsyncClient, task: Task, trajectory: Trajectory) -> float:
-        body = self.request(task, trajectory)
-        key = hashlib.sha256(json.dumps([self.options.url, body], sort_keys=True).encode()).hexdigest()
+        reply = trajectory.text if self.thoughts else read_answer(trajectory)
+        if reply is None:
+            return 0.0
+        body = self.build_request(task, reply)
+        key = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
         path = self.folder / key[:2] / f"{key}.json"
-        verdict = stored(path)
+        verdict = read_stored(path)
         if verdict is None:
-            async with self.permits():
+            async with self.permits.get():
                 verdict = await self.ask(client, body)
-            store(path, verdict)
-        return (float(verdict["score"]) - self.options.low) / (self.options.high - self.options.low)
+            replace_text(path, json.dumps(verdict))
+        return (float(verdict["score"]) - self.low) / (self.high - self.low)
 
-    def permits(self) -> asyncio.Semaphore:
-        loop = asyncio.get_running_loop()
-        self._permits = {other: permits for other, permits in self._permits.items() if not other.is_closed()}
-        return self._permits.setdefault(loop, asyncio.Semaphore(self.options.max_concurrent))
-
-    def request(self, task: Task, trajectory: Trajectory) -> dict[str, Any]:
-        options = self.options
-        system = SYSTEM.format(rubric=options.rubric.strip(), low=f"{options.low:g}", high=f"{options.high:g}")
-        data: dict[str, Any] = {"conversation": list(task.prompt), "reply": trajectory.text}
+    def build_request(self, task: Task, reply: str) -> dict[str, Any]:
+        system = SYSTEM.format(rubric=self.rubric.strip(), low=f"{self.low:g}", high=f"{self.high:g}")
+        data: dict[str, Any] = {"conversation": list(task.prompt), "reply": reply}
         if task.answer is not None:
             data["reference"] = task.answer
         messages: list[Message] = [
             {"role": "system", "content": system},
             {"role": "user", "content": json.dumps(data, ensure_ascii=False)},
         ]
-        return {"model": options.model, "messages": messages, "temperature": 0, "max_tokens": options.max_tokens}
+        return {"model": self.model, "messages": messages, "temperature": 0, "max_tokens": self.max_tokens}
 
     async def ask(self, client: httpx.AsyncClient, body: dict[str, Any]) -> dict[str, Any]:
-        url = f"{self.options.url.rstrip('/')}/chat/completions"
+        url = f"{self.url.rstrip('/')}/chat/completions"
 
         def read(response: httpx.Response) -> dict[str, Any]:
             try:
-                return self.verdict(response.json()["choices"][0]["message"]["content"])
+                return self.read_verdict(response.json()["choices"][0]["message"]["content"])
             except (ValueError, LookupError, TypeError) as error:
                 raise TryAgain(f"no verdict in {response.text[:300]!r}: {error}") from error
 
-        return await post(client, url, body, read, retries=self.options.retries, max_pause=30.0, error=JudgeError)
+        return await post(client, url, body, read, retries=self.retries, max_pause=30.0, error=JudgeError)
 
-    def verdict(self, text: str) -> dict[str, Any]:
+    def read_verdict(self, text: str) -> dict[str, Any]:
         """The JSON object that the judge's text ends with, perhaps fenced."""
         end = text.rindex("}") + 1
-        for start in (place for place in range(end - 1, -1, -1) if text[place] == "{"):
+        for start in (index for index in range(end - 1, -1, -1) if text[index] == "{"):
             try:
                 found = json.loads(text[start:end])
             except ValueError:
@@ -141,41 +143,14 @@ class Judge:
             score = found.get("score")
             if isinstance(score, bool) or not isinstance(score, int | float):
                 raise ValueError(f"its score is {score!r}")
-            if not self.options.low <= score <= self.options.high:
-                raise ValueError(f"its score is {score}, not from {self.options.low:g} to {self.options.high:g}")
+            if not self.low <= score <= self.high:
+                raise ValueError(f"its score is {score}, not from {self.low:g} to {self.high:g}")
             return {"score": score, "reason": str(found.get("reason", ""))}
         raise ValueError("it is no JSON object")
 
 
-def judge(
-    url: str,
-    model: str,
-    rubric: str,
-    low: float = Options.low,
-    high: float = Options.high,
-    api_key_env: str = Options.api_key_env,
-    seconds: float = Options.seconds,
-    retries: int = Options.retries,
-    max_concurrent: int = Options.max_concurrent,
-    max_tokens: int = Options.max_tokens,
-    cache: str | None = Options.cache,
-) -> Judge:
-    """A judge with these options, as a recipe names them."""
-    import_httpx("reward 'judge' needs httpx; install it with", "judge")
-    return Judge(
-        Options(url, model, rubric, low, high, api_key_env, seconds, retries, max_concurrent, max_tokens, cache)
-    )
-
-
-def stored(path: Path) -> dict[str, Any] | None:
+def read_stored(path: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError):  # not there, or cut short: asked again
         return None
-
-
-def store(path: Path, verdict: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.{random.getrandbits(32):08x}.part")
-    part.write_text(json.dumps(verdict))
-    part.replace(path)

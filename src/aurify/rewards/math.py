@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 
 from aurify.errors import UserError
+from aurify.files import require
 from aurify.rewards.answers import Extract, extract_answer, final_answer, read_answer, read_boxes, references, tidy
-from aurify.rewards.equality import open_workers, require_math_verify
+from aurify.rewards.equality import open_workers
 from aurify.rewards.notation import compare
 from aurify.rewards.numbers import last_number, numbers_in
 from aurify.types import Task, Trajectory
@@ -43,7 +44,7 @@ def math(extract: Extract = "any", seconds: float = 5.0) -> Callable[[Task, Traj
         raise UserError(f"reward 'math': extract is {extract!r}; expected 'any' or 'boxed'")
     if not seconds > 0:
         raise UserError(f"reward 'math': seconds is {seconds}; it must be above 0")
-    require_math_verify()
+    require("math_verify", "math", "to compare answers as mathematics")
 
     async def equals(task: Task, trajectory: Trajectory) -> float | None:
         golds = [read_gold(gold) for gold in references(task)]

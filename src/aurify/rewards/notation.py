@@ -20,7 +20,8 @@ ROOT = r"\u221a\s*(\d+(?:\.\d+)?|[a-zA-Z]|\([^()]*\)|\{[^{}]*\})|(?<![\\a-zA-Z])
 REWRITES = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
-        (r"\\[dt]frac", r"\\frac"),
+        (r"\\[dtc]frac", r"\\frac"),
+        (r"^(-?\d{1,3}) (\d{3})(?: (\d{3}))?(?=\.\d+$|$)", r"\1\2\3"),
         (r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,;!]", ""),
         (ROOT, r"\\sqrt{\1\2}"),
         (r"(?<![\d.])(\d+)\s+(\d+)/(\d+)(?!\d)", r"\1\\frac{\2}{\3}"),  # 3 1/2

@@ -10,8 +10,8 @@ Number = Decimal | Fraction
 MAX_DIGITS = 50  # of a number that is divided, or raised to a power
 
 # a comma, a LaTeX space or a thin space may separate thousands
-SEPARATORS = re.compile(r"(?<=\d)(?:\\[,;! ]|\{,\}|,\\!|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
-FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
+SEPARATORS = re.compile(r"(?<=\d)(?:\\[,;! ]|\s*\{\s*,\s*\}\s*|,\\!\s*|[\u00a0\u2009\u202f])(?=\d{3}(?!\d))")
+FRACTION = re.compile(r"\\[dtc]?frac\s*(?:\{\s*(-?\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d))")
 PLAIN = r"(?:(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)"
 # a minus belongs to a number unless a digit stands before it: "3-5" is 3 and 5
 NUMBER = re.compile(rf"(?<!\d)[-\u2212]?{PLAIN}")

@@ -126,7 +126,7 @@ class Reward:
 
 class Rubric:
     """rewards: functions, or (function, weight) or (function, weight, name), or `Reward`s. The first one judges the
-    answer: accuracy is its mean. seconds: the limit of a call."""
+    answer: held-out numbers are its mean. seconds: the limit of a call."""
 
     def __init__(self, rewards: Sequence[Any], seconds: float | None = SECONDS) -> None:
         self.seconds = seconds

@@ -9,6 +9,7 @@ import glob
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from aurify.errors import UserError
@@ -83,7 +84,8 @@ def open_hub(name: str, subset: str | None, split: str, *, stream: bool = False)
     def read() -> Iterator[Row | BadRow]:
         datasets = require("datasets", "hub", f"data set {name!r} is on the hub; to read it")
         try:
-            rows = datasets.load_dataset(name, subset, split=split, streaming=stream)
+            with ask_once(name):
+                rows = datasets.load_dataset(name, subset, split=split, streaming=stream)
             for number, row in enumerate(rows):
                 yield build_row({key: prune(value) for key, value in row.items()}, f"{name}/{split}: row {number}")
         except Exception as error:
@@ -92,6 +94,26 @@ def open_hub(name: str, subset: str | None, split: str, *, stream: bool = False)
             raise UserError(f"data set {name!r}: {problem}") from error
 
     return keep(f"{name} {subset} {split} {stream}", "hub", read)
+
+
+@contextmanager
+def ask_once(name: str) -> Iterator[None]:
+    """Where the hub does not answer, what is on this machine has to do, without half a minute of further attempts."""
+    from datasets import config
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    before = config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE
+    try:
+        HfApi().dataset_info(name, timeout=10)
+    except HfHubHTTPError:
+        pass  # an answer, which load_dataset will get as well
+    except Exception:
+        config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE = before
 
 
 def open_source(path: str, *, subset: str | None = None, split: str = "train", stream: bool = False) -> Entries:

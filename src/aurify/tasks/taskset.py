@@ -6,9 +6,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from aurify.data.heldout import question_keys
 from aurify.data.prompts import question
@@ -19,6 +19,10 @@ from aurify.rewards.math import number_match
 from aurify.rewards.rubric import Rubric
 from aurify.types import Message, Task
 
+if TYPE_CHECKING:
+    from aurify.renderer import Renderer
+
+ROOM = 1024  # tokens that a chat template may write around a prompt
 Tools = Sequence[dict[str, Any]]  # schemas in the OpenAI form
 Demonstrate = Callable[[Task], "str | list[Message] | None"]  # an answer, or a conversation with tools that leads to it
 
@@ -37,6 +41,7 @@ class TaskSet:
     # (task, tools) -> a conversation that uses them; for task sets that can show it, whatever the tools are called
     tool_demonstration: Callable[[Task, Tools], list[Message] | None] | None = None
     notes: Sequence[str] = ()  # what a run should be told of how the tasks were made
+    tasks: Sequence[Task] | None = None  # all training tasks, where there is an end of them
 
 
 def digest(prompt: Sequence[Message]) -> str:
@@ -129,4 +134,46 @@ def listed(
         random.Random(f"train/{seed}").shuffle(shuffled)
         return iter(shuffled)
 
-    return TaskSet(name, train, list(heldout), rubric, demonstration=demonstration)
+    return TaskSet(name, train, list(heldout), rubric, demonstration=demonstration, tasks=kept)
+
+
+def fit_prompts(
+    taskset: TaskSet, renderer: Renderer, max_context: int, overlong: Literal["error", "drop"] = "error"
+) -> TaskSet:
+    """The same tasks, less those whose prompt leaves no room to answer; with "error" the first of them is an error.
+    Tasks without end are looked at as they come."""
+    short = max_context - ROOM  # bytes: a token has at least one
+
+    def count(task: Task) -> int | None:
+        """Tokens of a prompt that is too long; None: it fits."""
+        if not taskset.tools and sum(len(message["content"].encode()) for message in task.prompt) < short:
+            return None
+        num_tokens = len(renderer.prompt(task.prompt, taskset.tools))
+        return num_tokens if num_tokens >= max_context else None
+
+    def fit(tasks: Iterable[Task], left_out: list[str]) -> Iterator[Task]:
+        for task in tasks:
+            num_tokens = count(task)
+            if num_tokens is None:
+                yield task
+            elif overlong == "error":
+                raise UserError(
+                    f"task {task.id!r}: its prompt has {num_tokens} tokens and the context {max_context}, so there is "
+                    "no room to answer; shorten the prompt, raise sampler.max_context if the model allows more, or set "
+                    "overlong: drop to leave such tasks out"
+                )
+            else:
+                left_out.append(task.id)
+
+    left_out: list[str] = []
+    heldout = list(fit(taskset.heldout, left_out))
+    kept = None if taskset.tasks is None else {task.id for task in fit(taskset.tasks, left_out)}
+    if not heldout or kept == set():
+        raise UserError(f"task {taskset.name!r}: no prompt leaves room to answer in a context of {max_context} tokens")
+
+    def train(seed: int) -> Iterator[Task]:
+        tasks = taskset.train(seed)
+        return fit(tasks, []) if kept is None else (task for task in tasks if task.id in kept)
+
+    note = f"tasks left out whose prompts leave no room to answer: {len(left_out):,} (the first: {left_out[:1]})"
+    return replace(taskset, train=train, heldout=heldout, notes=[note] if left_out else [])

@@ -54,10 +54,10 @@ def read_call(value: Any) -> Call:
     return Call(name, dict(arguments))
 
 
-def read_calls(text: str, tools: Any = ()) -> list[Call]:
+def read_calls(text: str, tools: Any = (), opened: bool = False) -> list[Call]:
     """Every call of a reply, in its order. tools: what was offered, in any dialect; forms that write no types or no
-    names take them from there."""
-    answer = final_answer(text)
+    names take them from there. opened: the text begins in a thought."""
+    answer = final_answer(text, opened)
     if answer is None:
         return []
     properties = {name: schema.get("properties", {}) for name, schema in read_schemas(tools).items()}
@@ -81,10 +81,10 @@ def read_message_calls(message: Mapping[str, Any], tools: Any = ()) -> list[Call
     return read_calls(str(message.get("content") or ""), tools)
 
 
-def read_tool_calls(text: str, tools: Any = ()) -> list[dict[str, Any]]:
+def read_tool_calls(text: str, tools: Any = (), opened: bool = False) -> list[dict[str, Any]]:
     """The calls of a reply as messages hold them. One that cannot be read has no arguments and a `problem`."""
     calls = []
-    for number, call in enumerate(read_calls(text, tools)):
+    for number, call in enumerate(read_calls(text, tools, opened)):
         function = {"name": call.name, "arguments": {} if call.problem else call.arguments}
         calls.append({"id": f"call{number:05d}", "type": "function", "function": function})
         if call.problem:

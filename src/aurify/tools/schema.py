@@ -37,7 +37,7 @@ def read_schemas(tools: Any) -> dict[str, dict[str, Any]]:
         given, tools = tools, parse_json(tools)
         if not isinstance(tools, list | Mapping):
             raise ValueError(f"the tools {given[:60]!r} are no JSON; expected a list of tools")
-    schemas = {}
+    schemas: dict[str, dict[str, Any]] = {}
     for tool in [tools] if isinstance(tools, Mapping) else ([] if tools is None else tools):
         if isinstance(tool, str):
             schemas |= read_schemas(tool)
@@ -46,8 +46,10 @@ def read_schemas(tools: Any) -> dict[str, dict[str, Any]]:
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             form = '{"name": ..., "parameters": {...}}'
             raise ValueError(f"the tool {str(tool)[:60]!r} has no name; expected {form}")
-        given = next((function[key] for key in ("parameters", "input_schema", "inputSchema") if function.get(key)), {})
-        schemas[function["name"]] = read_parameters(given, function["name"])
+        parameters: Any = next(
+            (function[key] for key in ("parameters", "input_schema", "inputSchema") if function.get(key)), {}
+        )
+        schemas[function["name"]] = read_parameters(parameters, function["name"])
     return schemas
 
 

@@ -12,14 +12,27 @@ def format_number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def format_error(details: Mapping[str, Any]) -> str:
+    """The standard error of a held-out number; empty where there is none."""
+    return f"±{details['error']:.3f}" if details.get("error") else ""
+
+
+def format_estimate(value: float, details: Mapping[str, Any]) -> str:
+    """`0.312 ±0.041 (64), margin +0.210 ±0.013`: a held-out number, its error, of how many, and its margin."""
+    text = " ".join(filter(None, (format_number(value), format_error(details))))
+    text += f" ({details['num']:,})" if "num" in details else ""
+    return text + (f", margin {details['margin']:+.3f} ±{details['margin_error']:.3f}" if "margin" in details else "")
+
+
 def judge_change(result: Mapping[str, Any]) -> tuple[float | None, str]:
-    """How far a stage moved its held-out number, and whether that is "better", "worse" or "same". A loss improves when
-    it falls."""
+    """How far a stage moved its held-out number, and whether that is "better", "worse" or "same": no more than its
+    standard error. A loss improves when it falls."""
     before, after = result.get("before"), result.get("after")
     if before is None or after is None:
         return None, "same"
+    errors = [(result.get(f"details_{when}") or {}).get("error", 0.0) for when in ("before", "after")]
     change = after - before
-    if abs(change) < 5e-4 or not math.isfinite(change):
+    if abs(change) < max(5e-4, math.hypot(*errors)) or not math.isfinite(change):
         return change, "same"
     return change, "better" if (change > 0) != is_loss(result) else "worse"
 

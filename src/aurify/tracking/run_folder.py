@@ -28,6 +28,7 @@ class StageFolder:
         self.path, self.name = path, path.name
         self.metrics = path / "metrics.jsonl"
         self.ledger = path / "ledger.jsonl"
+        self.heldout = path / "heldout.jsonl"
         self.samples = path / "samples.jsonl"
         self.events = path / "events.log"
         self.console = path / "console.log"

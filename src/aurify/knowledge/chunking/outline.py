@@ -68,15 +68,10 @@ LANGUAGES = {
 }
 FUNCTION_VALUES = {"arrow_function", "function_expression", "generator_function", "class"}
 NEED_A_BODY = {"struct_specifier", "union_specifier", "enum_specifier", "class_specifier"}
-AROUND = {  # nodes whose first line belongs to the definition inside
-    "decorated_definition",
-    "export_statement",
-    "lexical_declaration",
-    "variable_declaration",
-    "expression_statement",
-    "type_declaration",
-    "template_declaration",
-}
+AROUND = (  # nodes whose first line belongs to the definition inside
+    *("decorated_definition", "export_statement", "lexical_declaration", "variable_declaration"),
+    *("expression_statement", "type_declaration", "template_declaration"),
+)
 REMARK = re.compile(r"""[ \t]*[rRuU]?(\"{3}|'{3}|"|'|/\*+!?|//+!?|\#+(?=[\s!]|$)|--)[ \t]*""")
 CLOSING = {'"""': '"""', "'''": "'''", '"': '"', "'": "'", "/*": "*/", "/**": "*/", "/*!": "*/"}
 LEGAL = re.compile(r"copyright|licen[cs]e|spdx|coding[:=]|^!", re.IGNORECASE)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING
 
 from aurify.files import require
 from aurify.knowledge.reading.refusals import Refused
+
+if TYPE_CHECKING:
+    from charset_normalizer import CharsetMatch
 
 HEAD = 8192  # bytes that tell text from other things
 MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
@@ -31,7 +34,7 @@ UNKNOWN = "text in an encoding that cannot be told: save it as UTF-8"
 
 
 def decode_text(data: bytes, declared: str | None = None) -> str:
-    """By the byte order mark, as declared, as UTF-8, as detected: the first that fits. Raises `Refused`."""
+    """Tries the byte order mark, the declared encoding, UTF-8 and detection, in this order. Raises `Refused`."""
     marked = next((codec for mark, codec in MARKS.items() if data.startswith(mark)), None)
     head = data[:HEAD]
     if marked != "utf-16" and (b"\0" in head or len(head.translate(None, PRINTABLE)) * 10 > len(head)):
@@ -53,7 +56,7 @@ def decode_html(data: bytes, charset: str | None = None) -> str:
 
 
 def detect_codec(data: bytes) -> str:
-    """Of text that is not UTF-8. Raises `Refused` where no codec is likely."""
+    """The encoding of text that is not UTF-8. Raises `Refused` where none is likely."""
     as_utf8 = data.decode("utf-8", "replace")
     if as_utf8.count("\ufffd") < MAX_DAMAGE * sum(not letter.isascii() for letter in as_utf8):
         return "utf-8"
@@ -63,21 +66,22 @@ def detect_codec(data: bytes) -> str:
     if runs.count(1) > ALONE * sum(runs):
         return find_latin_codec(sample)
     if sum(runs) >= LEAST_BYTES:
-        detector = require("charset_normalizer", "memory", "to read text that is not UTF-8")
-        best = detector.from_bytes(data, cp_exclusion=RARE.split()).best()
+        from charset_normalizer import from_bytes
+
+        best = from_bytes(data, cp_exclusion=RARE.split()).best()
         if best is not None and (best.multi_byte_usage or is_likely(best)):
-            return str(best.encoding)
+            return best.encoding
     raise Refused(UNKNOWN)
 
 
-def is_likely(match: Any) -> bool:
-    """Any bytes are text in an encoding of one byte a letter: damaged Korean would become Cyrillic or Thai."""
-    return bool(match.chaos <= MOST_CHAOS and match.coherence >= LEAST_COHERENCE)
+def is_likely(match: CharsetMatch) -> bool:
+    """Encodings of one byte a letter fit any bytes: damaged Korean would become Cyrillic or Thai."""
+    return match.chaos <= MOST_CHAOS and match.coherence >= LEAST_COHERENCE
 
 
 def find_latin_codec(sample: bytes) -> str:
-    """By the language, which a few wrong letters do not hide. charset-normalizer goes by the shapes of letters, which
-    are alike here, and takes French for Czech."""
+    """The encoding that the language needs; a few wrong letters do not hide the language. charset-normalizer, which
+    counts letters, takes short French for Central European."""
     detector = require("py3langid", "memory", "to read text that is not UTF-8")
     language = detector.classify(sample.decode("cp1252", "replace"))[0]
     if language in CENTRAL_EUROPE:

@@ -122,7 +122,7 @@ class Fetcher:
         raise Refused("too many redirects")
 
     def read_robots(self, url: str) -> Protego:
-        """Without a robots.txt all is allowed; while a server fails to say what it forbids, nothing is (RFC 9309)."""
+        """Without a robots.txt all is allowed. While a server fails to give its robots.txt, nothing is (RFC 9309)."""
         parts = urlsplit(url)
         if parts[:2] not in self.robots:
             try:
@@ -137,7 +137,7 @@ class Fetcher:
         return self.robots[parts[:2]]
 
     def exchange(self, url: str) -> Answer:
-        """One request and its answer, from the cache where it is fresh."""
+        """Asks once, or takes a fresh answer from the cache."""
         address = self.resolve_address(url)
         held = self.read_cache(url)
         if held is not None and not self.options.fresh and time.time() - held.fetched < FRESH_SECONDS:
@@ -245,7 +245,7 @@ def read_body(response: httpx.Response) -> bytes:
 
 
 def is_public(address: str) -> bool:
-    """Of an IPv6 address that stands for an IPv4 one, that one counts."""
+    """An IPv6 address that stands for an IPv4 one is as public as that one."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:

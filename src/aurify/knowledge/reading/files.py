@@ -14,15 +14,13 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from aurify.bounds import Checked, PositiveInt
 from aurify.knowledge.reading.encoding import HEAD, decode_html, decode_text
 from aurify.knowledge.reading.pdf import read_pdf
 from aurify.knowledge.reading.refusals import FRONT_MATTER, Refusals, Refused, clean
-from aurify.knowledge.reading.rows import UTF16, Columns, parse_rows
+from aurify.knowledge.reading.rows import UTF16, ReadOptions, parse_rows
 from aurify.knowledge.reading.webpage import NO_TEXT, read_page
 from aurify.knowledge.types import Document
 
@@ -54,18 +52,12 @@ IS_CPP = re.compile(r"^\s*(?:class\s+\w+\s*[:{]|namespace\s|template\s*<|using\s
 HTML_START = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 
 
-@dataclass(frozen=True)
-class ReadOptions(Checked):
-    columns: Columns = field(default_factory=Columns)
-    max_bytes: PositiveInt = 10 * MB  # of a text, unpacked; of a line of JSON lines or CSV
-
-
 def read_documents(
     path: Path, id: str, options: ReadOptions, refusals: Refusals, *, own_ids: bool = False
 ) -> Iterator[Document]:
     """`id` names the document. Its rows, where it has some, are named "ID:ROW", or by their own ids alone."""
     try:
-        with path.open("rb", HEAD) as file:
+        with path.open("rb") as file:
             yield from parse_documents(file, id, options, refusals, own_ids=own_ids)
     except Refused as refused:
         refusals.add(id, refused.reason, refused.transient)
@@ -93,7 +85,7 @@ def parse_documents(
         kind = find_kind(file.peek(HEAD), name)
     if kind in ("table", "rows"):
         prefix = "" if own_ids else f"{id}:"
-        yield from parse_rows(file, id, prefix, options.columns, options.max_bytes, refusals, is_table=kind == "table")
+        yield from parse_rows(file, id, prefix, options, refusals, is_table=kind == "table")
         return
     limit = MAX_PDF_BYTES if kind == "pdf" else options.max_bytes
     data = file.read(limit + 1)
@@ -147,7 +139,7 @@ def build_text(text: str, id: str, name: PurePosixPath) -> Document:
 
 
 def find_title(markdown: str) -> str:
-    """Of the front matter, else the first heading."""
+    """The title in the front matter, else the first heading."""
     front = FRONT_MATTER.match(markdown)
     if front and (found := re.search(r"^title:[ \t]*[\"']?(.+?)[\"']?[ \t]*$", front[1], re.MULTILINE)):
         return found[1]

@@ -24,7 +24,7 @@ class Refused(Exception):
 class Refusals:
     counts: Counter[str] = field(default_factory=Counter)
     first: dict[str, str] = field(default_factory=dict)  # reason -> what was first refused for it
-    incomplete: str = ""  # why it is not known what else there is: nothing may be called gone
+    incomplete: str = ""  # why something could not be looked at; then nothing may be called gone
 
     def add(self, name: str, reason: str, transient: bool = False) -> None:
         self.counts[reason] += 1

@@ -10,16 +10,16 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from aurify.bounds import Checked, PositiveInt
 from aurify.knowledge.reading.encoding import detect_codec
 from aurify.knowledge.reading.refusals import Refusals, Refused, clean
 from aurify.knowledge.types import Document, Value
+from aurify.rows.columns import ID, TEXT, TITLE
 
-TEXT = ("text", "content", "contents", "body", "passage", "answer")
-TITLE = ("title", "name", "heading", "focus")
-ID = ("id", "_id", "doc_id", "docid", "uid")
+TEXTS = (*TEXT, "answer")
 STEP = 1 << 20
 DELIMITERS = ",;\t"
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -38,30 +38,30 @@ class Columns:
     metadata: tuple[str, ...] | None = None  # None: all other columns
 
     def choose(self, row: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
-        text = self.text or next((name for name in TEXT if isinstance(row.get(name), str)), None)
+        text = self.text or next((name for name in TEXTS if isinstance(row.get(name), str)), None)
         title = self.title or next((name for name in TITLE if isinstance(row.get(name), str) and name != text), None)
         return text, title, self.id or next((name for name in ID if isinstance(row.get(name), str | int)), None)
 
 
+@dataclass(frozen=True)
+class ReadOptions(Checked):
+    columns: Columns = field(default_factory=Columns)
+    max_bytes: PositiveInt = 10_000_000  # of a text, unpacked; of a line of JSON lines or CSV
+
+
 def parse_rows(
-    file: io.BufferedReader[Any],
-    name: str,
-    prefix: str,
-    columns: Columns,
-    max_bytes: int,
-    refusals: Refusals,
-    *,
-    is_table: bool,
+    file: io.BufferedReader[Any], name: str, prefix: str, options: ReadOptions, refusals: Refusals, *, is_table: bool
 ) -> Iterator[Document]:
     """`name` is the file's, for refusals and for rows without an id; `prefix` goes before the ids of rows."""
-    for number, row in csv_rows(file, max_bytes) if is_table else json_rows(file, max_bytes):
+    columns, read = options.columns, csv_rows if is_table else json_rows
+    for number, row in read(file, options.max_bytes):
         location = f"{name}:{number}"
         if isinstance(row, str):
             refusals.add(location, row)
         elif (document := row_document(row, location, prefix, columns)) is not None:
             yield document
         else:
-            wanted = repr(columns.text) if columns.text else f"any of {', '.join(TEXT)}"
+            wanted = repr(columns.text) if columns.text else f"any of {', '.join(TEXTS)}"
             shown = f"{location}, with the columns {', '.join(map(repr, list(row)[:20]))}"
             refusals.add(shown, f"row without text in {wanted}: name the column with --text")
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from html import unescape
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urljoin
 
 from aurify.files import require
@@ -54,83 +53,99 @@ class Block(NamedTuple):
 
 def read_page(html: str, url: str = "") -> Page:
     etree = require("lxml.etree", "memory", "to read HTML")
-    parser = etree.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
-    root = None
+    reader = PageReader(url)
+    parser = etree.HTMLParser(target=reader, encoding="utf-8")
+    parser.feed(html.encode("utf-8", "replace"))
     with suppress(etree.XMLSyntaxError):  # there is no element at all
-        root = etree.fromstring(html.encode("utf-8", "replace"), parser)
-    if root is None:
-        return Page()
-    blocks = choose_blocks(list(read_blocks(etree.iterwalk(root, events=("start", "end")))))
-    title = " ".join(root.findtext(".//title", "").split())
+        parser.close()
+    blocks = choose_blocks(reader.blocks)
+    title = " ".join(reader.title.split())
     title = title or next((text.lstrip("# ") for text in blocks if text.startswith("#")), "")
-    metas = [meta for meta in root.iter("meta") if meta.get("name", "").lower() == "robots"]
-    robots = frozenset(word.strip() for meta in metas for word in meta.get("content", "").lower().split(","))
-    return Page(title, join_blocks(blocks), find_links(root, url), robots)
+    return Page(title, join_blocks(blocks), list(reader.links), frozenset(reader.robots))
 
 
-def find_links(root: Any, url: str) -> list[str]:
-    base = root.find(".//base[@href]")
-    base_url = url if base is None else join_url(url, base.get("href"))
-    links = [link for link in root.iter("a") if link.get("href") and "nofollow" not in link.get("rel", "").lower()]
-    return list(dict.fromkeys(join_url(base_url, link.get("href")) for link in links))
+class PageReader:
+    """The parser calls it at each start, text and end in the order of the page, so that depth and size cost neither
+    stack nor memory for a tree."""
 
+    def __init__(self, url: str) -> None:
+        self.base = url
+        self.title = ""
+        self.links: dict[str, None] = {}
+        self.robots: set[str] = set()
+        self.blocks: list[Block] = []
+        self.words: list[str] = []
+        self.prefix = ""
+        self.open: list[bool] = []  # for each open element, whether it is left out
+        self.inside: Counter[str] = Counter()  # open elements by tag
+        self.num_left_out = 0
+        self.lists: list[str] = []
 
-def read_blocks(walk: Any) -> Iterator[Block]:
-    """`walk` gives the start and end of each element in the order of the page, so depth and size cost no stack."""
-    words: list[str] = []
-    prefix = ""
-    inside: Counter[str] = Counter()  # elements that are open
-    lists: list[str] = []
-    for event, element in walk:
-        tag = element.tag
+    def start(self, tag: str, attributes: dict[str, str]) -> None:
+        if tag == "base" and attributes.get("href"):
+            self.base = join_url(self.base, attributes["href"])
+        elif tag == "meta" and attributes.get("name", "").lower() == "robots":
+            self.robots |= {word.strip() for word in attributes.get("content", "").lower().split(",")}
+        elif tag == "a" and attributes.get("href") and "nofollow" not in attributes.get("rel", "").lower():
+            self.links.setdefault(join_url(self.base, attributes["href"]))
         if tag in BLOCK_TAGS:
-            if text := format_block("".join(words), prefix, in_pre=inside["pre"] > 0):
-                yield Block(text, inside["main"] + inside["article"] > 0, inside["form"] > 0)
-            words, prefix = [], "" if text or event == "end" else prefix
-        inside[tag] += 1 if event == "start" else -1
-        if event == "end":
-            if tag in LISTS:
-                lists.pop()
-            words.append(squeeze(element.tail, in_pre=inside["pre"] > 0))
-            continue
+            self.end_block()
+        left_out = is_left_out(tag, attributes)
+        self.open.append(left_out)
+        self.num_left_out += left_out
+        self.inside[tag] += 1
         if tag in LISTS:
-            lists.append(tag)
-        if is_left_out(element):
-            walk.skip_subtree()
-            continue
-        if tag in HEADINGS:
-            prefix = HEADINGS[tag]
+            self.lists.append(tag)
+        elif tag in HEADINGS:
+            self.prefix = HEADINGS[tag]
         elif tag == "li":
-            prefix = "  " * max(0, len(lists) - 1) + ("1. " if lists[-1:] == ["ol"] else "- ")
+            self.prefix = "  " * max(0, len(self.lists) - 1) + ("1. " if self.lists[-1:] == ["ol"] else "- ")
         elif tag in ("td", "th"):
-            words.append(" | ")
+            self.words.append(" | ")
         elif tag == "br":
-            words.append("\n")
-        words.append(squeeze(element.text, in_pre=inside["pre"] > 0))
+            self.words.append("\n")
+
+    def data(self, text: str) -> None:
+        if self.inside["title"] and not self.inside["svg"]:
+            self.title += text
+        elif not self.num_left_out:
+            self.words.append(text if self.inside["pre"] else re.sub(r"\s+", " ", text))
+
+    def end(self, tag: str) -> None:
+        if tag in BLOCK_TAGS:
+            self.end_block()
+            self.prefix = ""
+        self.num_left_out -= self.open.pop()
+        self.inside[tag] -= 1
+        if tag in LISTS:
+            self.lists.pop()
+
+    def close(self) -> None:
+        self.end_block()
+
+    def end_block(self) -> None:
+        text, self.words = "".join(self.words), []
+        if not text.strip("| \r\n\t"):  # bars: of a row of empty cells
+            return
+        if self.inside["pre"]:
+            text = "```\n" + text.strip("\n") + "\n```"
+        else:
+            text = re.sub(r" *\n *", "\n", re.sub(r" +", " ", text)).strip()
+            text = self.prefix + text.removeprefix("| ")  # of the first cell of a row
+        self.prefix = ""
+        in_main = self.inside["main"] + self.inside["article"] > 0
+        self.blocks.append(Block(text, in_main, in_form=self.inside["form"] > 0))
 
 
-def squeeze(text: str | None, in_pre: bool) -> str:
-    return text or "" if in_pre else re.sub(r"\s+", " ", text or "")
-
-
-def format_block(text: str, prefix: str, in_pre: bool) -> str:
-    if not text.strip():
-        return ""
-    if in_pre:
-        return "```\n" + text.strip("\n") + "\n```"
-    text = re.sub(r" *\n *", "\n", re.sub(r" +", " ", text)).strip()
-    return prefix + text.removeprefix("| ")  # of the first cell in a row of a table
-
-
-def is_left_out(element: Any) -> bool:
-    if element.tag in ("html", "body"):  # a hidden page waits for a script to show it
+def is_left_out(tag: str, attributes: dict[str, str]) -> bool:
+    if tag in ("html", "body"):  # a hidden page waits for a script to show it
         return False
-    return element.tag in LEFT_OUT_TAGS or "hidden" in element.attrib or bool(HIDDEN.search(element.get("style", "")))
+    return tag in LEFT_OUT_TAGS or "hidden" in attributes or bool(HIDDEN.search(attributes.get("style", "")))
 
 
 def choose_blocks(blocks: list[Block]) -> list[str]:
-    """Those of the main part, where there is one. A form is left out unless it holds most of the text: some sites wrap
-    whole pages into one."""
+    """The main part, where the page marks one. A form is left out unless it holds most of the text: some sites wrap
+    whole pages into a form."""
     main = [block for block in blocks if block.in_main]
     if num_chars(main) >= max(LEAST_MAIN, LEAST_SHARE * num_chars(blocks)):
         blocks = main

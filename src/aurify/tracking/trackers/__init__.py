@@ -18,6 +18,9 @@ class Tracker:
     def step(self, step: int, metrics: Metrics) -> None:
         """Metrics are named `area/name`."""
 
+    def heldout(self, step: int, metrics: Metrics) -> None:
+        """Held-out numbers, named `eval/name` and `eval/name_error`, of the model after a step; 0: as it came."""
+
     def samples(self, step: int, groups: Sequence[Group]) -> None:
         """All trajectories of a step, with what they earned."""
 

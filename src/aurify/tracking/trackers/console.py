@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from aurify.tracking.figures import format_duration, format_number, format_short, is_share, judge_change
+from aurify.tracking.figures import (
+    format_duration,
+    format_error,
+    format_number,
+    format_short,
+    is_share,
+    judge_change,
+)
 from aurify.tracking.trackers import Tracker
 from aurify.types import Group, Metrics, Trajectory
 
@@ -33,6 +41,7 @@ COLUMNS: dict[str, tuple[str, int, str]] = {
     "loss": ("loss", 10, ".4f"),
     "loss/kl": ("kl", 9, ".4f"),
     "optim/grad_norm": ("grad", 8, ".2f"),
+    "optim/lr": ("lr", 9, "short"),
     "ledger/groups_without_spread": ("flat", 6, ".0f"),  # groups of equal rewards: nothing to learn from
     "time/tokens_per_second": ("tok/s", 8, "short"),
     "time/sampled_per_second": ("tok/s", 8, "short"),
@@ -74,6 +83,13 @@ class Console(Tracker):
         console.rule(Text(self.title, style="bold yellow"), align="left", style="dim")
         if self.description:
             console.print(Text(self.description, style="dim"), soft_wrap=True)
+
+    def show_waiting(self, text: str) -> AbstractContextManager[Any]:
+        """Around something that takes seconds: a spinner on a terminal, a line elsewhere."""
+        if self.rich.is_terminal:
+            return self.rich.status(escape(text))
+        self.rich.print(Text(text, style="dim"), soft_wrap=True)
+        return nullcontext()
 
     def open_log(self, path: Path, *, show_samples: bool = False) -> None:
         """Until `finish`, output also goes to this file, the stage's header included."""
@@ -155,9 +171,9 @@ class Console(Tracker):
             cells: list[str | Text] = [
                 Text(stage, style="bold"),
                 Text(str(result.get("method", ""))),
-                Text(str(result.get("measure", "-")).removeprefix("held-out ")),
-                format_number(result.get("before")),
-                Text(format_number(result.get("after")), style="bold"),
+                Text(describe_measure(result)),
+                self.format_measured(result, "before"),
+                self.format_measured(result, "after"),
                 Text("-" if change is None else f"{change:+.3f}", style=colour),
             ]
             if bars:
@@ -166,6 +182,20 @@ class Console(Tracker):
             table.add_row(*cells)
         self.print()
         self.print(table)
+
+    def format_measured(self, result: Mapping[str, Any], when: str) -> Text:
+        """A number with its error, which stands below the number where the terminal is narrow."""
+        error = format_error(result.get(f"details_{when}") or {})
+        gap = " " if self.rich.width >= BARS_FROM else "\n"
+        number = Text(format_number(result.get(when)), style="bold" if when == "after" else "")
+        return Text.assemble(number, (f"{gap}{error}" if error else "", "dim"))
+
+
+def describe_measure(result: Mapping[str, Any]) -> str:
+    """What was measured, on how many."""
+    details = result.get("details_after") or result.get("details_before") or {}
+    name = str(result.get("measure", "-")).removeprefix("held-out ")
+    return f"{name} ({details['num']:,})" if "num" in details else name
 
 
 def format_headings(columns: Sequence[str], total: int) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from aurify.tracking import jsonl
 from aurify.tracking.run_folder import StageFolder
 from aurify.tracking.trackers import Tracker
-from aurify.types import Group, Metrics, Trajectory
+from aurify.types import Group, Metrics, Trajectory, Turn
 
 
 class Files(Tracker):
@@ -22,13 +22,16 @@ class Files(Tracker):
             jsonl.drop_after(file, start)
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """The area `ledger` has a file of its own. JSON has no word for NaN and infinity, so they become null."""
-        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        """The area `ledger` has a file of its own."""
+        values = null_infinite(metrics)
         counted = {name: value for name, value in values.items() if name.startswith("ledger/")}
         measured = {name: value for name, value in values.items() if name not in counted}
         jsonl.append(self.folder.metrics, {"step": step, **measured})
         if counted:
             jsonl.append(self.folder.ledger, {"step": step, **counted})
+
+    def heldout(self, step: int, metrics: Metrics) -> None:
+        jsonl.append(self.folder.heldout, {"step": step, **null_infinite(metrics)})
 
     def samples(self, step: int, groups: Sequence[Group]) -> None:
         records = (record_sample(group, trajectory) for group in groups for trajectory in group.trajectories)
@@ -36,6 +39,21 @@ class Files(Tracker):
 
     def event(self, text: str, *, quiet: bool) -> None:
         self.folder.log(" ".join(text.splitlines()))
+
+
+def null_infinite(metrics: Metrics) -> dict[str, float | None]:
+    """JSON has no word for NaN and infinity: they become null."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+def record_turn(turn: Turn) -> dict[str, Any]:
+    return {
+        "tokens": turn.num_tokens,
+        "seconds": round(turn.seconds, 3),
+        "environment_tokens": turn.environment_tokens,
+        "environment_seconds": round(turn.environment_seconds, 3),
+        "rewards": dict(turn.rewards),
+    }
 
 
 def record_sample(group: Group, trajectory: Trajectory) -> dict[str, Any]:
@@ -47,6 +65,8 @@ def record_sample(group: Group, trajectory: Trajectory) -> dict[str, Any]:
         "rewards": trajectory.rewards,
         "tokens": trajectory.num_policy_tokens,
         "truncated": trajectory.truncated,
+        "outcome": trajectory.outcome,
+        "turns": [record_turn(turn) for turn in trajectory.turns],
         "source": trajectory.source,
         **({"extra": trajectory.extra} if trajectory.extra else {}),
     }

@@ -15,12 +15,21 @@ class TensorBoard(Tracker):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.writer: Any = None
+        self.waiting: list[tuple[int, Metrics]] = []  # held-out numbers from before the start
 
     def start(self, total: int, start: int) -> None:
         try:
             self.writer = open_summary_writer(self.folder, start + 1)
         except UserError as error:
             self.missing = str(error)
+        for step, metrics in self.waiting:
+            self.step(step, metrics)
+
+    def heldout(self, step: int, metrics: Metrics) -> None:
+        if self.writer is None:
+            self.waiting.append((step, metrics))
+        else:
+            self.step(step, metrics)
 
     def step(self, step: int, metrics: Metrics) -> None:
         if self.writer is None:

@@ -1,13 +1,15 @@
-"""Log-probs of the reference on disk, so that a stage that is resumed does not compute them again.
+"""Log-probs of the reference: computed once before the first step, and kept on disk, so that a resumed stage does not
+compute them again.
 
 They belong to one model and to one list of data. The file carries a fingerprint of each; where one differs from what
-the stage has now, the file is refused, and the tracker's events say which it was. It is
-written under another name and renamed, and it keeps float32: what is read back is what was computed, bit for bit."""
+the stage has now, the file is refused, and the tracker's events say which it was. The file keeps float32: what is read
+back is what was computed, bit for bit."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,13 +19,74 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from aurify.data.encode import Unit
 from aurify.files import replaced_file
+from aurify.loops.batches import gather_batch
 from aurify.types import Datum
 
 if TYPE_CHECKING:
     from aurify.engine.engine import Engine
+    from aurify.tracking.tracker import StageTracker
 
 FILE = "reference_logprobs.safetensors"
+
+
+def add_reference(
+    engine: Engine,
+    units: Sequence[Unit],
+    batches: Iterable[Sequence[int]],
+    tracker: StageTracker,
+    cache: Path | None = None,
+) -> list[Unit]:
+    """Adds the log-probs of the reference, once, to the units that the stage will see. Call it before the first step
+    and before a checkpoint is loaded: then the engine needs no second copy of the model.
+
+    batches: the units of each step, in turn. A unit is computed together with those of the first step that sees it, in
+    the same rows as the policy is then: so both are rounded alike, and the first margins are 0.
+    cache: the file that keeps them. One of another model or of other data is refused, and written anew."""
+    first = first_uses(batches)
+    chosen = [index for _, new in first for index in new]
+    flat = [datum for index in chosen for datum in units[index]]
+    known, model = None, ""
+    if cache is not None:
+        model = model_fingerprint(engine)
+        known, refused = load_reference(cache, model, flat)
+        if refused:
+            tracker.event(f"{cache}: refused: {refused}")
+    if known is None:
+        tracker.event(f"reference log-probs of {len(chosen)} rows")
+        known = [values for batch, new in first for values in reference_logprobs(engine, units, batch, new)]
+        if cache is not None:
+            save_reference(cache, model, flat, known)
+    else:
+        tracker.event(f"reference log-probs of {len(chosen)} rows: read from {cache}")
+    result, rest = list(units), iter(known)
+    for index in chosen:
+        result[index] = tuple(replace(datum, ref_logprobs=next(rest)) for datum in units[index])
+    return result
+
+
+def first_uses(batches: Iterable[Sequence[int]]) -> list[tuple[Sequence[int], list[int]]]:
+    """The batches that bring units for the first time, and which these are."""
+    seen: set[int] = set()
+    result = []
+    for batch in batches:
+        if new := [index for index in dict.fromkeys(batch) if index not in seen]:
+            result.append((batch, new))
+            seen |= set(new)
+    return result
+
+
+def reference_logprobs(
+    engine: Engine, units: Sequence[Unit], batch: Sequence[int], new: Sequence[int]
+) -> list[list[float]]:
+    """Of the data of the new units, in the order of `new`."""
+    known = iter(engine.logprobs(gather_batch(units, batch), reference=True))
+    by_unit = {index: [next(known) for _ in units[index]] for index in batch}
+    return [values for index in new for values in by_unit[index]]
+
+
+# ---------------------------------------------------------------------- the file
 
 
 def model_fingerprint(engine: Engine) -> str:

@@ -1,0 +1,79 @@
+"""`aurify help`: what a key of a recipe means, or a name that a recipe can use."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from aurify.config import did_you_mean
+from aurify.errors import UserError
+
+if TYPE_CHECKING:
+    from aurify.cli.reference import Option
+
+EXAMPLES = "such as stages.sft.optim.lr, optim or lr; or the name of a method, task, reward, environment or tool"
+
+
+def explain(key: Annotated[str, typer.Argument(metavar="KEY", help=f"A key, {EXAMPLES}.")]) -> None:
+    """Explain a key of a recipe (type, default, meaning), or a name that a recipe can use."""
+    from aurify import registry
+    from aurify.cli.reference import describe_entry, list_keys
+
+    options = [option for part in list_keys().values() for option in part] + list_method_options()
+    found = find_options(key, options)
+    kinds = [kind for kind in registry.ENTRIES if key in registry.ENTRIES[kind]]
+    if not found and not kinds:
+        names = {name for entries in registry.ENTRIES.values() for name in entries}
+        known = names | {option.key.rpartition(".")[2] for option in options}
+        more = (
+            did_you_mean(key, known, listing=False) or "; docs/reference.md has all keys, `aurify list KIND` all names"
+        )
+        raise UserError(f"no key and no name is called {key!r}{more}")
+    for kind in kinds:
+        text, own = describe_entry(kind, key)  # type: ignore[arg-type]
+        typer.echo(typer.style(f"{kind} {key}", bold=True) + f"\n    {text}")
+        show_options(own)
+    show_options(found)
+
+
+def find_options(key: str, options: Sequence[Option]) -> list[Option]:
+    """The key itself with those below it; else all keys that end in it."""
+    from aurify.cli.reference import ANY_STAGE
+
+    wanted = re.sub(r"^stages\.[^.]+\.", ANY_STAGE, key)
+    short = wanted.removeprefix(ANY_STAGE)
+    for exact in (wanted, short):
+        if found := [option for option in options if f"{option.key}.".startswith(f"{exact}.")]:
+            return found
+    return [option for option in options if f".{option.key}".endswith(f".{short}")]
+
+
+def list_method_options() -> list[Option]:
+    """The options of all methods, each once, with the methods that have it."""
+    from dataclasses import replace
+
+    from aurify import registry
+    from aurify.cli.reference import ANY_STAGE, describe_entry
+
+    methods: dict[Option, list[str]] = defaultdict(list)
+    for name in registry.names("algorithm"):
+        for option in describe_entry("algorithm", name)[1]:
+            methods[option].append(name)
+    return [
+        replace(option, key=f"{ANY_STAGE}algorithm.{option.key}", text=f"{option.text} ({', '.join(names)})")
+        for option, names in methods.items()
+    ]
+
+
+def show_options(options: Iterable[Option]) -> None:
+    for option in options:
+        default = option.default if option.default in ("required", "") else f"default {option.default}"
+        typer.echo(
+            f"{typer.style(option.key, fg=typer.colors.CYAN)}  {'; '.join(filter(None, (option.type, default)))}"
+        )
+        if option.text:
+            typer.echo(f"    {option.text}")
