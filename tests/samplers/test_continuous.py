@@ -20,13 +20,13 @@ from aurify.samplers.continuous import Continuous
 from aurify.samplers.executors import CoresExecutor, GraphExecutor, batch_bucket, length_bucket
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.samplers.request import Sequence
-from aurify.samplers.slots import Options, Slots, pair_moves
+from aurify.samplers.slots import Slots, StepOptions, pair_moves
 from aurify.samplers.step import PlainStep, prepare_layouts
 from aurify.types import Datum, SamplingParams
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 PROMPTS = [[5, 6, 7, 8], [5, 6, 9], [100, 101, 102, 103, 104, 105], [5, 6, 7, 8, 9, 10, 11]]
-ALL = Options(temperature=True, greedy=True, filters=True)
+ALL = StepOptions(temperature=True, greedy=True, filters=True)
 MIXED = [
     SamplingParams(max_tokens=23, seed=1),
     SamplingParams(max_tokens=9, temperature=0.6, seed=2, stop=("a", "e")),
@@ -161,7 +161,7 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def count_operations(engine: Engine, step=None, options: Options = ALL) -> dict[str, int]:
+def count_operations(engine: Engine, step=None, options: StepOptions = ALL) -> dict[str, int]:
     sampler = make_sampler(engine, max_batch=4)
     decoder = sampler.decoder
     if step is not None:
@@ -189,7 +189,7 @@ def test_a_step_never_waits_for_the_host(step, lora, dtype):
 def test_a_decoding_step_has_few_operations(dtype):
     """Kernels, not views: those of a layer, and those around the layers (drawing, positions, mask). In bf16 it rounds
     where the model does, which costs some."""
-    none = Options(temperature=False, greedy=False, filters=False)
+    none = StepOptions(temperature=False, greedy=False, filters=False)
     counted = []
     for step in (None, PlainStep):
         two, three = (
