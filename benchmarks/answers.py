@@ -31,9 +31,12 @@ def ours() -> Judge:
     reward = math()
 
     def judge(gold: str, reply: str) -> bool:
-        messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]
-        earned = asyncio.run(reward(Task("t", [], gold), Trajectory([], messages, 1)))  # type: ignore[arg-type]
-        return earned == 1.0
+        messages: Any = [{"role": "user", "content": "?"}, {"role": "assistant", "content": reply}]
+
+        async def earn() -> Any:
+            return await reward(Task("t", [], gold), Trajectory([], messages, 1))
+
+        return bool(asyncio.run(earn()) == 1.0)
 
     return judge
 

@@ -29,7 +29,7 @@ from aurify.algorithms.dpo import DPO
 from aurify.algorithms.kto import KTO
 from aurify.algorithms.orpo import ORPO
 from aurify.algorithms.simpo import SimPO
-from aurify.data.encode import preference_data
+from aurify.data.encode import encode_data
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
@@ -90,7 +90,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def pairs_of(rows: Sequence[dict[str, Any]], renderer: Renderer, max_tokens: int, num: int) -> list[Pair]:
     """The first `num` pairs that are short enough."""
-    rendered = (tuple(preference_data([row], renderer)) for row in rows)
+    rendered = (tuple(encode_data([row], renderer, "pairs")) for row in rows)
     short = (pair for pair in rendered if max(len(datum.tokens) for datum in pair) <= max_tokens)
     pairs = [(replace(c, unit=k), replace(r, unit=k)) for k, (c, r) in enumerate(islice(short, num))]
     if len(pairs) < num:

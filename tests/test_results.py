@@ -41,6 +41,7 @@ def test_each_table_names_a_command_that_exists_and_its_seeds(section):
         assert re.search(r"[Ss]eeds? (0|k|and)|no seed", section), "a table without its seeds"
     for line in lines:
         scripts = re.findall(r"(?<!/)\b(?:python|make) ([\w/.-]+)", line)
+        scripts += [f"recipes/{name}.yaml" for name in re.findall(r"\baurify train ([\w-]+)", line)]
         assert scripts, line
         for script in scripts:
             assert script in TARGETS or (ROOT / script).is_file(), f"{line}: there is no {script}"

@@ -1,10 +1,12 @@
-"""What all that asks a server has in common: httpx, which only extras bring, and when asking again is worth it."""
+"""Requests to servers: httpx, which only extras bring, when to try again, and whether the hub answers."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from aurify.errors import UserError
@@ -16,12 +18,15 @@ T = TypeVar("T")
 WORTH_ANOTHER_TRY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 
 
+HUB_TIMEOUT = 5.0  # seconds for the first answer of the hub
+
+
 class TryAgain(Exception):
-    """An answer of no use; the next one may be better."""
+    """The answer is of no use; the next one may be better."""
 
 
 def import_httpx(need: str, extra: str) -> Any:
-    """need: how the error begins that says how to install it."""
+    """need: the beginning of the error that says how to install it."""
     try:
         import httpx
     except ModuleNotFoundError:
@@ -59,3 +64,30 @@ async def post(
             if response.status_code not in WORTH_ANOTHER_TRY:
                 raise error(f"{url} answered with {problem}")
     raise error(f"{url}: after {retries + 1} attempts, {problem}")
+
+
+@cache
+def hub_answers() -> bool:
+    """Asks once a process, for a moment: the hub's own client would repeat each request for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
+    except Exception:  # the errors of its transport have no common name over versions
+        return False
+    return True
+
+
+@contextmanager
+def offline_hub(*configs: Any) -> Iterator[None]:
+    """Inside, clients of the hub look into their caches alone. configs: modules with a switch HF_HUB_OFFLINE."""
+    before = [config.HF_HUB_OFFLINE for config in configs]
+    try:
+        for config in configs:
+            config.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for config, value in zip(configs, before, strict=True):
+            config.HF_HUB_OFFLINE = value

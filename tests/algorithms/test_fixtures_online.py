@@ -13,11 +13,11 @@ from aurify.algorithms.cispo import CISPO
 from aurify.algorithms.correction import Correction
 from aurify.algorithms.dapo import DAPO
 from aurify.algorithms.distillation import Distillation
-from aurify.algorithms.entropy import EntropyController
+from aurify.algorithms.entropy import EntropyController, keep_uncertain
 from aurify.algorithms.estimators import leave_one_out, whiten
 from aurify.algorithms.gdpo import GDPO
 from aurify.algorithms.gmpo import GMPO
-from aurify.algorithms.grpo import GRPO, keep_uncertain
+from aurify.algorithms.grpo import GRPO
 from aurify.algorithms.gspo import GSPO
 from aurify.algorithms.reinforce_pp import ReinforcePP
 from aurify.algorithms.sapo import SAPO

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from typer.testing import CliRunner
 
-from aurify.cli.chat import converse, drop_oldest
+from aurify.cli.chat import Wrap, converse, drop_oldest
 from aurify.cli.main import app
 from aurify.cli.names import NamedModel
 from aurify.cli.writer import Writer, open_writer
@@ -151,3 +151,30 @@ def test_sample_repeats_itself_with_a_seed():
         first, second = writer.write(messages, params, 2)
         assert writer.write(messages, params, 2) == [first, second]
     assert first != second
+
+
+TEXT = "A sentence of several words, and  then\n\tan indented one with an incomprehensibilitiesque word."
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize("width", [12, 20, 40])
+def test_no_word_is_broken_at_the_edge_of_the_terminal(size, width):
+    wrap = Wrap(width, len("model> "))
+    shown = "model> " + "".join(wrap.add(TEXT[k : k + size]) for k in range(0, len(TEXT), size)) + wrap.end()
+    lines = shown.split("\n")
+    assert max(len(line.rstrip()) for line in lines) <= max(width, len("incomprehensibilitiesque"))
+    if width >= 40:
+        assert max(map(len, lines)) <= width
+        assert {word for line in lines for word in line.split()} == {"model>", *TEXT.split()}
+    assert "".join(shown.split()) == "model>" + "".join(TEXT.split()), "nothing is lost"
+
+
+def test_text_without_spaces_is_shown_as_it_comes_and_breaks_anywhere():
+    wrap = Wrap(10, 0)
+    pieces = [wrap.add(sign) for sign in "日本語の文章です"]
+    assert pieces == ["日", "本", "語", "の", "文", "\n章", "で", "す"]
+
+
+def test_what_is_no_terminal_gets_the_pieces_as_they_are():
+    wrap = Wrap(None, 7)
+    assert [wrap.add("a wo"), wrap.add("rd"), wrap.end()] == ["a wo", "rd", ""]

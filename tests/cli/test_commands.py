@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,15 @@ def test_runs_lists_the_run_with_its_numbers():
     text = output("runs")
     assert last_run().name in text
     assert "small" in text and "finished" in text and "→" in text
+    assert "(4)" in " ".join(text.split()), "of how many the numbers are means"
+
+
+def test_training_tells_its_numbers_with_their_error_and_on_what_it_ran():
+    events = (last_run() / "sft" / "events.log").read_text()
+    assert re.search(r"number_match before: \d\.\d{3}( ±\d\.\d{3})? \(4\)", events)
+    stages = json.loads((last_run() / "run_info.json").read_text())["stages"]
+    assert {stages[name]["dtype"] for name in ("sft", "grpo")} <= {"float32", "bfloat16"}
+    assert len({stages[name]["seed"] for name in ("sft", "grpo")}) == 2
 
 
 def test_report_is_made_anew():

@@ -65,6 +65,34 @@ def test_it_tells_what_is_trained_cut_and_rejected(tmp_path):
         assert part in result.output or part.replace("[[it", "[[ it") in result.output, (part, result.output)
 
 
+def test_each_finding_names_the_first_row_and_what_mends_all_of_them(tmp_path):
+    pair = {"prompt": "Name a prime.", "chosen": "Seven.", "rejected": "Eight."}
+    rows = [
+        pair,
+        {**pair, "chosen": "Name a prime. Seven.", "rejected": "Name a prime. Eight."},
+        {**pair, "chosen": "Seven.<|im_end|>"},
+        {**pair, "prompt": "What is <|im_start|> in a template?"},
+        {**pair, "chosen": "Seven \ud83d"},
+        {**pair, "images": ["a.png"]},
+        {"prompt": "Name a prime.", "chosen": "Seven."},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = inspect(str(path))
+    assert result.exit_code == 0, result.output
+    for part in (
+        "7 rows", "4 usable", "changed: 2", "noted: 1", "rejected: 3",
+        "the prompt stood at the beginning of both answers too", f"the first: {path}:2",
+        "an end token after an answer", f"the first: {path}:3",
+        "control tokens of the model in a text", f"the first: {path}:4",
+        f"{path}:5: column 'chosen' holds half of a character",
+        "for all of them: data.on_bad_row: skip leaves such rows out and counts them",
+        f"{path}:6: column 'images'", "for all of them: maps: [{name: drop, columns: [images]}] trains the text alone",
+        f"{path}:7: no column 'rejected'", "for all of them: maps: [{name: rename, columns: {OLD: rejected}}]",
+    ):  # fmt: skip
+        assert part in result.output, (part, result.output)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

@@ -39,3 +39,10 @@ def test_little_memory_and_little_disk_are_named(examine, monkeypatch):
     text = examine().stdout
     assert "1.0 of 8.0 GiB free; the demo wants about 3" in text
     assert "1 GiB free; checkpoints may not fit" in text
+
+
+def test_every_subject_stands_apart_from_what_is_said_of_it(examine):
+    for line in examine().stdout.splitlines()[:-1]:
+        verdict, rest = line.split(maxsplit=1)
+        assert verdict in ("ok", "note", "PROBLEM") and "  " in rest, line
+    assert "sentence_transformers  " in examine().stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import tokenizers_in_code as made
 
-from aurify.data.encode import preference_data, sft_data
+from aurify.data.encode import encode_data
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.rows.sources import load_rows
@@ -20,10 +20,10 @@ def renderer():
 
 def test_chats(renderer):
     two_turns = {"messages": CHAT["messages"] * 2}
-    data = sft_data([CHAT, two_turns], renderer)
+    data = encode_data([CHAT, two_turns], renderer)
     assert (data[0].tokens, data[0].weights) == renderer.conversation(CHAT["messages"])
     assert sum(data[1].weights) == 2 * sum(data[0].weights)
-    assert sum(sft_data([two_turns], renderer, train="last")[0].weights) == sum(data[0].weights)
+    assert sum(encode_data([two_turns], renderer, train_on="last")[0].weights) == sum(data[0].weights)
     assert {datum.unit for datum in data} == {-1}
 
 
@@ -32,7 +32,7 @@ def test_preferences(renderer):
         {"prompt": "hi", "chosen": "hello", "rejected": "he", "margin": 2},
         {"prompt": CHAT["messages"] + [{"role": "user", "content": "and?"}], "chosen": "12", "rejected": "no"},
     ]
-    data = preference_data(rows, renderer)
+    data = encode_data(rows, renderer, "pairs")
     assert [datum.unit for datum in data] == [0, 0, 1, 1]
     assert [datum.margin for datum in data] == [2.0, 2.0, 0.0, 0.0]
     for row, chosen, rejected in zip(rows, data[::2], data[1::2], strict=True):
@@ -41,34 +41,34 @@ def test_preferences(renderer):
         assert rejected.weights.index(1.0) == start
         said = [renderer.parse(datum.tokens[start:])["content"] for datum in (chosen, rejected)]
         assert said == [row["chosen"], row["rejected"]]
-    assert data[0].tokens == sft_data([CHAT], renderer)[0].tokens
+    assert data[0].tokens == encode_data([CHAT], renderer)[0].tokens
 
 
 @pytest.mark.parametrize(
-    ("function", "row", "expected"),
+    ("lesson", "row", "expected"),
     [
-        (sft_data, {"message": []}, "row 2: no column 'messages'; did you mean 'message'"),
-        (sft_data, {"messages": "hi"}, "row 2: 'messages' holds str; expected a list of messages"),
-        (sft_data, {"messages": [{"role": "user"}]}, r"row 2: messages\[0\] is .*; expected an object with a role"),
-        (sft_data, {"messages": CHAT["messages"][:1]}, "row 2: no assistant message to train on"),
-        (preference_data, {"prompt": "a", "chosen": "b"}, "row 2: no column 'rejected'"),
-        (preference_data, {"prompt": "a", "chosen": "b", "rejected": "b"}, "row 2: chosen and rejected are the same"),
-        (preference_data, {"prompt": "a", "chosen": "b", "rejected": ["c"]}, "'rejected' holds list; expected text"),
+        ("answers", {"message": []}, "row 2: no column 'messages'; did you mean 'message'"),
+        ("answers", {"messages": "hi"}, "row 2: 'messages' holds str; expected a list of messages"),
+        ("answers", {"messages": [{"role": "user"}]}, r"row 2: messages\[0\] is .*; expected an object with a role"),
+        ("answers", {"messages": CHAT["messages"][:1]}, "row 2: no assistant message to train on"),
+        ("pairs", {"prompt": "a", "chosen": "b"}, "row 2: no column 'rejected'"),
+        ("pairs", {"prompt": "a", "chosen": "b", "rejected": "b"}, "row 2: chosen and rejected are the same"),
+        ("pairs", {"prompt": "a", "chosen": "b", "rejected": ["c"]}, "'rejected' holds list; expected text"),
         (
-            preference_data,
+            "pairs",
             {"prompt": "a", "chosen": "b", "rejected": "c", "margin": "big"},
             "row 2: column 'margin' is 'big'; expected a number",
         ),
     ],
 )
-def test_mistakes_name_the_row(renderer, function, row, expected):
-    good = CHAT if function is sft_data else {"prompt": "a", "chosen": "b", "rejected": "c"}
+def test_mistakes_name_the_row(renderer, lesson, row, expected):
+    good = CHAT if lesson == "answers" else {"prompt": "a", "chosen": "b", "rejected": "c"}
     with pytest.raises(UserError, match=expected):
-        function([good, row], renderer)
+        encode_data([good, row], renderer, lesson)
 
 
 def test_mistakes_name_the_line(renderer, tmp_path):
     path = tmp_path / "chats.jsonl"
     path.write_text('{"messages": [{"role": "user", "content": "hi"}]}\n')
     with pytest.raises(UserError, match=r"chats.jsonl:1: no assistant message"):
-        sft_data(load_rows(path), renderer)
+        encode_data(load_rows(path), renderer)

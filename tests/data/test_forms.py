@@ -16,7 +16,7 @@ import pytest
 import tokenizers_in_code as made
 from marked import said, stream, turn
 
-from aurify.data.encode import Encoding, encode_rows, label_data, preference_data, sft_data
+from aurify.data.encode import Encoding, encode_data, encode_rows
 from aurify.data.forms import FORMS, detect
 from aurify.errors import UserError
 from aurify.renderer import Renderer
@@ -152,9 +152,9 @@ def test_it_is_recognised_by_its_content_and_trains_the_right_tokens(file, rende
 @pytest.mark.parametrize("file", ["hh_rlhf.jsonl", "ultrafeedback.jsonl", "trl_preference_explicit.jsonl"])
 def test_pairs_serve_every_method(file, renderer):
     rows = load_rows(FIXTURES / file)
-    pairs = preference_data(rows, renderer)
-    assert [datum.tokens for datum in sft_data(rows, renderer)] == [datum.tokens for datum in pairs[::2]]
-    labels = label_data(rows, renderer)
+    pairs = encode_data(rows, renderer, "pairs")
+    assert [datum.tokens for datum in encode_data(rows, renderer)] == [datum.tokens for datum in pairs[::2]]
+    labels = encode_data(rows, renderer, "labels")
     assert [datum.tokens for datum in labels] == [datum.tokens for datum in pairs]
     assert [datum.label for datum in labels] == [1.0, -1.0] * (len(pairs) // 2)
 
@@ -162,9 +162,9 @@ def test_pairs_serve_every_method(file, renderer):
 def test_a_method_says_what_it_cannot_learn_from(renderer):
     rows = load_rows(FIXTURES / "messages.jsonl")
     with pytest.raises(UserError, match=r"messages.jsonl:1: the rows are answers \('messages'\).*preference pairs"):
-        preference_data(rows, renderer)
+        encode_data(rows, renderer, "pairs")
     with pytest.raises(UserError, match=r"the rows are answers with labels"):
-        sft_data([Row({"prompt": "a", "completion": "b", "label": True}, "")], renderer)
+        encode_data([Row({"prompt": "a", "completion": "b", "label": True}, "")], renderer)
 
 
 def test_a_form_can_be_given(renderer):
@@ -186,7 +186,7 @@ def test_train_marks_messages(renderer):
 
     def data(train: str, *changes: tuple[int, dict]) -> tuple[list[int], list[float]]:
         row = {"messages": [{**m, **dict(changes).get(k, {})} for k, m in enumerate(messages)]}
-        [datum] = sft_data([row], renderer, train=train)  # type: ignore[arg-type]
+        [datum] = encode_data([row], renderer, train_on=train)  # type: ignore[arg-type]
         return datum.tokens, datum.weights
 
     assert data("assistant") == stream(renderer, whole)
@@ -204,7 +204,7 @@ def test_a_template_that_forgets_tools_is_refused():
     plain = Renderer(made.byte_level())
     rows = load_rows(FIXTURES / "messages_tools.jsonl")
     with pytest.raises(UserError, match=r"leaves out the tools and tool calls.*tools_as_text: true"):
-        sft_data(rows, plain)
+        encode_data(rows, plain)
     [[datum]] = encode_rows(rows, Renderer(plain.tokenizer, tools_as_text=True), Encoding()).units
     text = plain.tokenizer.decode(datum.tokens)
     trained = plain.tokenizer.decode([t for t, w in zip(datum.tokens, datum.weights, strict=True) if w])
@@ -220,7 +220,7 @@ def test_content_of_parts_and_thoughts(renderer):
             {"role": "assistant", "content": "4", "reasoning_content": "easy"},
         ]
     }
-    [datum] = sft_data([row], renderer)
+    [datum] = encode_data([row], renderer)
     assert (datum.tokens, datum.weights) == stream(renderer, SUM + said("<think>\neasy\n</think>\n\n4"))
 
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 import tokenizers_in_code as made
 
-from aurify.data.encode import preference_data
+from aurify.data.encode import encode_data
 from aurify.data.preferences import sample_preferences
 from aurify.environments.env import Observation, Step
 from aurify.environments.single_turn import SingleTurn
@@ -47,7 +47,7 @@ def test_best_against_worst_and_ties_are_counted(renderer):
     assert [(row["chosen"], row["rejected"]) for row in rows] == [("is 0", "is 5"), ("is 2", "is 0")]
     assert rows[1]["prompt"] == TASKS[2].prompt
     assert rows[1]["rewards"] == [1.0, 0.0]
-    data = preference_data(rows, renderer)
+    data = encode_data(rows, renderer, "pairs")
     assert [datum.unit for datum in data] == [0, 0, 1, 1]
 
 
@@ -104,7 +104,7 @@ def test_two_turn_rollouts_stay_conversations_in_sampled_preferences(renderer):
     assert row["prompt"] == [{"role": "system", "content": "he"}, *TASKS[0].prompt]
     assert [message["content"] for message in row["chosen"]] == ["he", "go on", "is 0"]
     assert [message["content"] for message in row["rejected"]] == ["she", "go on", "is 5"]
-    chosen, rejected = preference_data(rows, renderer)
+    chosen, rejected = encode_data(rows, renderer, "pairs")
     for datum, words in ((chosen, "he is 0"), (rejected, "she is 5")):
         trained = [token for token, weight in zip(datum.tokens, datum.weights, strict=True) if weight]
         said = renderer.tokenizer.decode(trained, skip_special_tokens=True)

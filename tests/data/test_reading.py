@@ -9,6 +9,7 @@ import pytest
 from aurify import registry
 from aurify.data.sources import Part, check_part, read_part
 from aurify.errors import UserError
+from aurify.rows import sources
 from aurify.rows.row import Tally
 from aurify.rows.sources import is_hub_id, load_hub
 
@@ -45,6 +46,17 @@ def test_a_data_set_through_the_hubs_own_client(folder, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(folder / "cache"))
     rows = load_hub(str(folder), None, "train")
     assert [row["completion"] for row in rows] == [0, 1, 2, 3] and "row 3" in rows[3].location
+
+
+def test_a_hub_that_does_not_answer_is_told_at_once_and_in_one_line(monkeypatch, capfd):
+    """Its own client asked for half a minute, with a line for each attempt."""
+    pytest.importorskip("datasets")
+    huggingface_hub = pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr(sources, "hub_answers", lambda: False)
+    monkeypatch.setattr(huggingface_hub.utils._http, "get_session", lambda: pytest.fail("asked the hub"))
+    with pytest.raises(UserError, match=r"'nobody/nothing': the hub does not answer, .*; give a JSONL"):
+        load_hub("nobody/nothing", None, "train")
+    assert capfd.readouterr() == ("", "")
 
 
 def test_what_is_a_hub_id(folder, monkeypatch):

@@ -9,10 +9,10 @@ import tokenizers_in_code as made
 
 from aurify.environments.rollout import build_datum, rollout
 from aurify.environments.single_turn import SingleTurn
-from aurify.loops.rollouts import penalise
 from aurify.loops.selection import choose_trained
 from aurify.pipeline.recipe import OnlineStage, build_recipe
 from aurify.renderer import Renderer
+from aurify.rewards.combine import penalise
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import Group, SamplingParams, Task
 

@@ -19,8 +19,8 @@ from aurify.knowledge.ingest import listed_urls
 from aurify.knowledge.reading import fetch
 from aurify.knowledge.reading.encoding import UNKNOWN
 from aurify.knowledge.reading.fetch import AGENT, Fetcher, WebOptions, is_public, normalize_url
-from aurify.knowledge.reading.files import ReadOptions
 from aurify.knowledge.reading.refusals import Refusals, Refused
+from aurify.knowledge.reading.rows import ReadOptions
 from aurify.knowledge.reading.web import read_urls
 from aurify.knowledge.reading.webpage import NO_TEXT
 

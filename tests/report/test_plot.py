@@ -7,7 +7,7 @@ import math
 import pytest
 
 from aurify.report.plot import Series, choose_ticks, draw_heat_map, draw_lines, format_tick, merge_columns, smooth, thin
-from aurify.tracking.figures import format_duration, format_short, is_share, judge_change
+from aurify.tracking.figures import format_duration, format_estimate, format_short, is_share, judge_change
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,17 @@ def test_better_is_up_but_for_losses():
     assert judge_change({"measure": "accuracy", "before": 0.5, "after": 0.5})[1] == "same"
     assert judge_change({"measure": "accuracy", "before": 0.5}) == (None, "same")
     assert is_share({"measure": "accuracy", "before": 0.5}) and not is_share({"measure": "loss", "before": 0.5})
+
+
+def test_a_change_below_its_standard_error_is_neither_better_nor_worse():
+    result = {"measure": "number_match", "before": 0.5, "after": 0.54}
+    sure = {"details_before": {"error": 0.01}, "details_after": {"error": 0.01}}
+    unsure = {"details_before": {"error": 0.03}, "details_after": {"error": 0.03}}
+    assert judge_change(result | sure)[1] == "better" and judge_change(result | unsure)[1] == "same"
+
+
+def test_an_estimate_is_told_with_its_error_and_how_many():
+    assert format_estimate(0.3125, {}) == "0.312"
+    assert format_estimate(0.3125, {"error": 0.0406, "num": 1064}) == "0.312 ±0.041 (1,064)"
+    details = {"error": 0.1, "num": 3, "margin": 0.5, "margin_error": 0.25}
+    assert format_estimate(-19.0, details) == "-19.000 ±0.100 (3), margin +0.500 ±0.250"

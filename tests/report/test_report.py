@@ -246,3 +246,55 @@ def test_the_page_tells_on_what_each_stage_ran_but_not_every_number_of_the_check
     page = page_of(folder).text
     assert "stages sft dtype" in page and "bfloat16" in page and "stages sft attention path" in page
     assert "0.125" not in page and "0.125" in (folder.path / "run_info.json").read_text()
+
+
+def record_stage(run: RunFolder, stage: str, before: float, after: float, **details: float) -> None:
+    run.record(stage, measure="number_match", before=before, after=after, details_before=details, details_after=details)
+
+
+def test_held_out_numbers_say_of_how_many_how_sure_and_by_what_margin(run):
+    record_stage(run, "pairs", 0.9, 0.95, error=0.0312, num=1234, margin=0.21, margin_error=0.013)
+    text = page_of(run).text
+    assert "n = 1,234" in text and text.count("±0.031") >= 2 and text.count("margin +0.210 ±0.013") == 2
+
+
+@pytest.mark.parametrize(
+    ("middle", "last", "colour", "note"),
+    [
+        (0.5, 0.6, "better", False),
+        (0.9, 0.6, "same", True),  # better than at the start, but the last stage lost some
+        (0.9, 0.89, "better", False),  # within the error
+        (0.5, 0.01, "same", True),
+    ],
+)
+def test_the_large_number_is_no_success_where_the_last_stage_got_worse(run, middle, last, colour, note):
+    record_stage(run, "sft", 0.2, middle, error=0.02, num=64)
+    record_stage(run, "pairs", middle, last, error=0.02, num=64)
+    run.record("grpo", measure=None, before=None)
+    html = write_report(run.path).read_text()
+    assert f'<em class="{colour}">{last:.3f}</em>' in html
+    assert ("the last stage made it worse" in html) == note
+
+
+def test_held_out_points_stand_in_the_charts(run):
+    """Of a loss beside the training loss, of others in a chart of their own with a band; step 0 is not counted."""
+    sft, pairs = run.stage("sft"), run.stage("pairs")
+    jsonl.append(sft.heldout, {"step": 0, "eval/loss": 3.5, "eval/loss_error": 0.5})
+    jsonl.append(sft.heldout, {"step": 30, "eval/loss": 1.5, "eval/loss_error": 0.5})
+    for step, value in ((0, 0.5), (30, 0.75)):
+        jsonl.append(pairs.heldout, {"step": step, "eval/likelier_pairs": value, "eval/likelier_pairs_error": 0.1,
+                                     "eval/margin": value, "eval/margin_error": 0.1})  # fmt: skip
+    page = page_of(run)
+    assert {"Held-out likelier pairs", "Held-out margin"} <= set(page.titles())
+    assert not [title for title in page.titles() if "error" in title or "Held-out loss" in title]
+    assert "held out 1.5" in " ".join(page.text.split()) and "30 steps" in page.text and "31 steps" not in page.text
+    series = [json.loads(text) for text in page.attributes("data-series")]
+    assert [[0, 30], [3.5, 1.5]] in [one for chart in series for one in chart]
+
+
+def test_a_narrow_screen_shows_the_table_as_cards_with_headings(run):
+    html = write_report(run.path).read_text()
+    assert '<td class="n" data-title="Before">' in html
+    assert re.search(r"max-width: 640px\).*\.results td::before \{ content: attr\(data-title\)", html, re.DOTALL)
+    widths = {re.search(r'viewBox="0 0 (\d+)', svg)[1] for svg in re.findall(r"<figure.*?</figure>", html, re.DOTALL)}
+    assert widths == {"340"}, "a wider chart has letters too small for a phone"

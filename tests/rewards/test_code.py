@@ -82,6 +82,41 @@ def test_shares():
          "    t.start(); t.join()\n    return out", "assert f() == [1]"),
         ("import asyncio\nasync def g(): return 3\ndef f(): return asyncio.run(g())", "assert f() == 3"),
         ("def f(x):\n    print(x)\n    return x", "assert f('é') == 'é'"),
+        ("class TooLow(ValueError):\n    def __init__(self, text, least):\n        super().__init__(text)\n"
+         "        self.least = least\ndef f(x):\n    if x < 1: raise TooLow('too low', 1)\n    return x",
+         "import pytest\ndef test_f():\n    with pytest.raises(TooLow, match='too low') as e:\n        f(0)\n"
+         "    assert e.value.least == 1 and isinstance(e.value, ValueError)\n    assert f(1) == 1"),
+        ("class Base(Exception): pass\nclass Own(Base): pass\ndef f(): raise Own('no')",
+         "import unittest\nfrom solution import Base, f\nclass T(unittest.TestCase):\n    def test_it(self):\n"
+         "        with self.assertRaises(Base):\n            f()"),
+        ("def f(g, kinds):\n    try: return g()\n    except kinds: return 'caught'\nclass Own(Exception): pass",
+         "def fails(error):\n    raise error\nassert f(lambda: fails(Own('x')), Own) == 'caught'\n"
+         "assert f(lambda: fails(KeyError('x')), (KeyError, ValueError)) == 'caught'"),
+        ("import sys\ndef f(): sys.exit(2)",
+         "import pytest\ndef test_f():\n    with pytest.raises(SystemExit) as e: f()\n    assert e.value.code == 2"),
+        ("def f(x): print('a', x)", "def test_f(capsys):\n    f(1)\n    assert capsys.readouterr().out == 'a 1\\n'"),
+        ("def f(x): print('a', x)",
+         "import io, contextlib\ndef test_f():\n    with contextlib.redirect_stdout(io.StringIO()) as out: f(1)\n"
+         "    assert out.getvalue() == 'a 1\\n'"),
+        ("def f(): print(input('?'), input())",
+         "import pytest\ndef test_f(monkeypatch, capsys):\n    given = iter('ab')\n"
+         "    monkeypatch.setattr('builtins.input', lambda prompt='': next(given))\n    f()\n"
+         "    assert capsys.readouterr().out == 'a b\\n'"),
+        ("import sys\ndef f(): return [int(line) for line in sys.stdin]",
+         "import io\ndef test_f(monkeypatch):\n    monkeypatch.setattr('sys.stdin', io.StringIO('1\\n2\\n'))\n"
+         "    assert f() == [1, 2]"),
+        ("async def f(x): return x + 1", "import asyncio\nassert asyncio.run(f(1)) == 2"),
+        ("import asyncio\nlock = asyncio.Lock()\nasync def f(x):\n    async with lock:\n        return x + 1",
+         "import pytest\n@pytest.mark.asyncio\nasync def test_f():\n    assert await f(1) == 2 and await f(2) == 3"),
+        ("class Dog:\n    def __repr__(self): return 'Dog()'\ndef f(): return Dog()",
+         "'''\n>>> f()\nDog()\n'''\nassert isinstance(f(), Dog) and not isinstance(1, Dog)"),
+        ("import datetime\ndef f(d): return d + datetime.timedelta(days=1)",
+         "import datetime\nassert f(datetime.date(2024, 2, 28)) == datetime.date(2024, 2, 29)\n"
+         "day = datetime.datetime(2024, 2, 28, 5)\nassert f(day) - day == datetime.timedelta(1)"),
+        ("def f(n): return range(n)", "assert f(3) == range(3) and list(f(3)) == [0, 1, 2]"),
+        ("def f(kind): return kind('5')", "assert f(int) == 5 and f(str) == '5'"),
+        ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: List[int]\ndef f(): return P([1])",
+         "assert f().x == [1] and 'x=[1]' in str(f())"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
@@ -107,8 +142,16 @@ def test_broken_tests_are_masked_not_zero():
 
 
 def test_what_tests_cannot_hand_over_is_masked_too():
-    with pytest.raises(ValueError, match="only plain data and functions pass"):
-        rewarded(code(), ADD, tests="class Mine: pass\nassert add(Mine(), 1)")
+    mine = "class Mine: pass\n"
+    for tests in (
+        f"{mine}assert add(Mine(), 1)",
+        f"{mine}import pytest\ndef test_it():\n    with pytest.raises(TypeError):\n        add(Mine(), 1)",
+        f"{mine}import unittest\nclass T(unittest.TestCase):\n    def test_it(self):\n"
+        "        self.assertEqual(add(Mine(), 1), 3)",
+        f"{mine}def examples():\n    '''\n    >>> add(Mine(), 1)\n    5\n    '''",
+    ):
+        with pytest.raises(ValueError, match="only plain data and functions pass"):
+            rewarded(code(), ADD, tests=tests)
 
 
 def test_files_can_be_written_under_tmp_where_there_is_a_view_of_its_own():

@@ -13,7 +13,7 @@ import pytest
 from said import rewarded, said, task_of
 
 from aurify.errors import UserError
-from aurify.pipeline.check import validate
+from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
 from aurify.rewards.auto import auto, kind_of
 from aurify.rewards.code import code
@@ -208,7 +208,7 @@ def test_a_recipe_with_such_a_task_is_refused_before_the_first_step(tmp_path, re
     task = {"name": "jsonl", "path": str(path), "reward": reward}
     recipe = build_recipe({"model": "random:tiny", "task": task, "stages": {"rl": {"method": "grpo"}}})
     with pytest.raises(UserError, match=r"tasks.jsonl:14.*holds no test that would run"):
-        validate(recipe)
+        check_recipe(recipe)
     rows[13]["tests"] = "assert add(1, 2) == 3"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    validate(recipe)
+    check_recipe(recipe)

@@ -17,7 +17,7 @@ from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
 from aurify.rows import sources
 from aurify.rows.row import BadRow, Tally
-from aurify.rows.sources import forget_rows, load_rows, open_file
+from aurify.rows.sources import forget_rows, load_hub, load_rows, open_file
 
 
 @pytest.fixture
@@ -115,3 +115,29 @@ def test_numbers_that_are_too_long_for_python_are_no_traceback(tmp_path):
     (tmp_path / "rows.json").write_text('[{"a": ' + "1" * 5000 + "}]")
     with pytest.raises(UserError, match=r"rows.json: not JSON"):
         load_rows(tmp_path / "rows.json")
+
+
+def test_an_unreachable_hub_is_asked_once(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    import huggingface_hub
+
+    def unreachable(*args: Any, **kwargs: Any) -> None:
+        raise ConnectionError("no network")
+
+    seen = []
+
+    def load(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        seen.append((datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE))
+        return [{"prompt": "from the cache", "extra": {"a": 1, "b": None}}]
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", unreachable)
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
+    forget_rows()
+    [row] = load_hub("someone/rows", None, "train")
+    assert row == {"prompt": "from the cache", "extra": {"a": 1}} and row.location == "someone/rows/train: row 0"
+    assert seen == [(True, True)] and before == (
+        datasets.config.HF_HUB_OFFLINE,
+        huggingface_hub.constants.HF_HUB_OFFLINE,
+    )
+    assert load_hub("someone/rows", None, "train") == [row] and len(seen) == 1

@@ -125,6 +125,30 @@ def test_ids_are_unique_over_merged_files(tmp_path, sums):
 
 
 @pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "2+2?", "answer": "4"},
+        {"question": "2+2?", "ground_truth": 4},
+        {"problem": "2+2?", "final_answer": "4", "level": 1},
+        {"prompt": [{"role": "user", "content": "2+2?"}], "reward_model": {"style": "rule", "ground_truth": "4"}},
+        {"prompt": json.dumps([{"role": "user", "content": "2+2?"}]), "expected_answer": "4"},
+        {"prompt": "\n\nHuman: 2+2?\n\nAssistant:", "gold": "4"},
+    ],
+)
+def test_columns_with_usual_names(tmp_path, row):
+    taskset = tasks.make(
+        "jsonl",
+        path=write(tmp_path / "x.jsonl", [row, {**row, "extra": 1}]),
+        heldout_path=write(
+            tmp_path / "h.jsonl",
+            [{**row, **{name: "3+3?" for name in ("prompt", "question", "problem") if name in row}}],
+        ),
+    )
+    for task in taskset.train(0):
+        assert (task.prompt, task.answer) == ([{"role": "user", "content": "2+2?"}], "4")
+
+
+@pytest.mark.parametrize(
     ("row", "options", "expected"),
     [
         ({"prompt": "a"}, {}, "bad.jsonl:3: no column 'answer'"),

@@ -165,3 +165,48 @@ def test_a_models_text_neither_steers_the_terminal_nor_breaks_it(tmp_path, text)
 
 def test_a_long_text_is_cut():
     assert len(clean_text("x" * 10_000, 100)) < 110 and clean_text("a\tb\nc") == "a\tb\nc"
+
+
+MEASURED = {
+    "sft": {
+        "method": "sft", "measure": "number_match", "before": 0.086, "after": 0.344, "seconds": 48.2,
+        "details_before": {"error": 0.025, "num": 128}, "details_after": {"error": 0.042, "num": 128},
+    },
+    "grpo": {
+        "method": "grpo", "measure": "brevity", "before": -20.5, "after": -19.0, "seconds": 3,
+        "details_before": {"error": 1.5, "num": 64}, "details_after": {"error": 1.25, "num": 64},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_table_at_the_end_says_of_how_many_and_how_sure(width):
+    console, stream = consoles(width)
+    console.summary(MEASURED)
+    text = stream.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= width
+    for word in ("0.086", "±0.025", "0.344", "±0.042", "±1.250", "-19.000", "48 s"):
+        assert word in text
+    assert "accuracy" not in text
+    if width == 120:
+        assert "number_match (128)" in text and "brevity (64)" in text and "0.344 ±0.042" in text
+
+
+def test_a_change_within_its_error_has_no_colour():
+    console, stream = consoles(force_terminal=True, width=120)
+    console.summary(MEASURED)
+    assert f"{ESCAPE}[32m+0.258" in stream.getvalue() and f"{ESCAPE}[2m+1.500" in stream.getvalue()
+
+
+def test_waiting_shows_on_a_terminal_and_elsewhere():
+    for options in ({}, {"force_terminal": True}):
+        console, stream = consoles(**options)
+        with console.show_waiting("sft: loading [a] model ..."):
+            pass
+        assert "sft: loading [a] model ..." in stream.getvalue()
+
+
+def test_the_learning_rate_has_a_column():
+    console, stream = consoles()
+    told(console, SFT | {"optim/lr": 2e-5}, 1)
+    assert "lr" in stream.getvalue() and "2e-5" in stream.getvalue()

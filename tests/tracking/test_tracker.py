@@ -93,7 +93,9 @@ def test_samples_say_what_was_written_and_earned(folder):
     first, second = jsonl.read(folder.samples)
     assert first == {
         "step": 4, "task": "t1", "answer": "41", "reward": 1.0, "rewards": {"match": 1.0}, "tokens": 2,
-        "truncated": False, "source": "policy", "messages": [
+        "truncated": False,
+        "outcome": "done",
+        "turns": [], "source": "policy", "messages": [
             {"role": "user", "content": "the largest of 7, 41?"}, {"role": "assistant", "content": "41"},
         ],
     }  # fmt: skip
@@ -154,3 +156,48 @@ def test_peak_memory_is_that_of_the_process_alone_in_gib():
     before, during, after = map(float, result.stdout.split())
     assert 0 < before < 0.1 and 0.24 < during - before < 0.27
     assert after == pytest.approx(during, abs=0.01)  # the kernel counts pages lazily
+
+
+def test_held_out_numbers_have_a_file_and_a_step(folder):
+    one = tracker(folder)
+    one.heldout("held-out loss", 2.5, {"error": 0.25, "num": 9})
+    one.start(2)
+    for step in (1, 2):
+        one.step(step, {"loss": 1.0})
+    one.heldout("pair accuracy", 0.75, {"error": 0.1, "num": 4, "margin": 1.5, "margin_error": 0.5})
+    one.finish()
+    assert list(jsonl.read(folder.heldout)) == [
+        {"step": 0, "eval/loss": 2.5, "eval/loss_error": 0.25},
+        {"step": 2, "eval/pair_accuracy": 0.75, "eval/pair_accuracy_error": 0.1,
+         "eval/margin": 1.5, "eval/margin_error": 0.5},
+    ]  # fmt: skip
+    assert [row["step"] for row in jsonl.read(folder.metrics)] == [1, 2]
+
+
+def test_held_out_numbers_are_in_tensorboard_before_and_after_and_outlive_a_resume(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    one = tracker(StageFolder(tmp_path))
+    one.heldout("number_match", 0.25, {"error": 0.1, "num": 4})
+    one.start(2)
+    one.step(1, {"loss": 1.0})
+    one.finish()
+    again = tracker(StageFolder(tmp_path))
+    again.start(2, 1)
+    again.step(2, {"loss": 0.5})
+    again.heldout("number_match", 0.75, {"error": 0.1, "num": 4})
+    again.finish()
+    events = accumulator.EventAccumulator(str(one.folder.tensorboard))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("eval/number_match")] == [(0, 0.25), (2, 0.75)]
+
+
+@pytest.mark.parametrize(("flat", "told"), [([4] * 30, [5, 25]), ([4] * 4 + [3] + [4] * 4, []), ([0] * 30, [])])
+def test_steps_in_a_row_that_teach_nothing_are_told(folder, flat, told):
+    one = tracker(folder)
+    one.start(len(flat))
+    for step, num in enumerate(flat, 1):
+        one.step(step, {"loss": 1.0, "ledger/groups": 4.0, "ledger/groups_without_spread": float(num)})
+    one.finish()
+    text = folder.events.read_text()
+    assert text.count("steps in a row have taught nothing") == len(told)
+    assert all(f"{num} steps in a row" in text and "sampling.temperature" in text for num in told)

@@ -1,12 +1,14 @@
-"""Keeps the entropy of a policy near a target by moving the weight of its bonus (Skywork-OR1, arXiv 2505.22312)."""
+"""What a method may do about entropy: keep that of the policy near a target by moving the weight of its bonus
+(Skywork-OR1, arXiv 2505.22312), or learn from the least certain tokens alone (arXiv 2506.01939)."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aurify.types import Metrics
+from aurify.types import Datum, Metrics
 
 STEP, HIGHEST = 0.005, 1.0  # of the weight
 
@@ -38,3 +40,29 @@ class EntropyController:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.coef, self.active = state["coef"], state["active"]
+
+
+def keep_uncertain(
+    data: Sequence[Datum],
+    entropies: Sequence[Sequence[float]],
+    share: float,
+    over_ranks: Callable[[Sequence[float]], list[float]] = list,
+) -> list[Datum]:
+    """The data with advantage 0 on all trained tokens but the `share` of highest entropy."""
+    own = [
+        value
+        for datum, row in zip(data, entropies, strict=True)
+        for value, w in zip(row, datum.weights, strict=True)
+        if w
+    ]
+    trained = sorted(over_ranks(own), reverse=True)
+    if not trained:
+        return list(data)
+    least = trained[max(1, round(share * len(trained))) - 1]
+    return [
+        replace(
+            datum,
+            advantages=[a if e >= least else 0.0 for a, e in zip(datum.advantages or [], row, strict=True)],
+        )
+        for datum, row in zip(data, entropies, strict=True)
+    ]

@@ -30,8 +30,8 @@ does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -40,7 +40,7 @@ from torch import Tensor
 from aurify.algorithms.correction import Correction
 from aurify.algorithms.covariance import strip_covariance
 from aurify.algorithms.effects import Effect, Effects, check_effects, stage_has
-from aurify.algorithms.entropy import EntropyController
+from aurify.algorithms.entropy import EntropyController, keep_uncertain
 from aurify.algorithms.estimators import Scale, group_advantages
 from aurify.algorithms.hooks import Hooks
 from aurify.bounds import Checked, Gt, Interval, NonNegativeFloat, PositiveFloat
@@ -218,29 +218,3 @@ def kl_estimate(
     difference = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     estimate = (-difference).exp() + difference - 1
     return estimate if clamp is None else estimate.clamp(max=clamp)
-
-
-def keep_uncertain(
-    data: Sequence[Datum],
-    entropies: Sequence[Sequence[float]],
-    share: float,
-    over_ranks: Callable[[Sequence[float]], list[float]] = list,
-) -> list[Datum]:
-    """The data with advantage 0 on all trained tokens but the `share` of highest entropy."""
-    own = [
-        value
-        for datum, row in zip(data, entropies, strict=True)
-        for value, w in zip(row, datum.weights, strict=True)
-        if w
-    ]
-    trained = sorted(over_ranks(own), reverse=True)
-    if not trained:
-        return list(data)
-    least = trained[max(1, round(share * len(trained))) - 1]
-    return [
-        replace(
-            datum,
-            advantages=[a if e >= least else 0.0 for a, e in zip(datum.advantages or [], row, strict=True)],
-        )
-        for datum, row in zip(data, entropies, strict=True)
-    ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.cells import cell_len
 
 from aurify.cli.names import RUNS, Device, ModelName, RunsFolder, find_model
 
@@ -110,22 +112,56 @@ def answer(writer: Writer, params: SamplingParams, messages: list[Message]) -> N
     name = typer.style("model> ", fg=typer.colors.CYAN)
     begun = False
     waiting = Console(stderr=True).status("...")
+    lines = Wrap(shutil.get_terminal_size().columns if sys.stdout.isatty() else None, len("model> "))
 
     def show(piece: str) -> None:
         nonlocal begun
         waiting.stop()
-        typer.echo(piece if begun else name + piece, nl=False)
+        typer.echo(lines.add(piece) if begun else name + lines.add(piece), nl=False)
         begun = True
 
     try:
         with waiting:
             reply = writer.stream(messages, params, show)
+        typer.echo(lines.end(), nl=False)
     except KeyboardInterrupt:
         messages.pop()
         typer.secho("\n(stopped)" if begun else "(stopped)", dim=True)
         return
     messages.append({"role": "assistant", "content": reply})
     typer.echo("" if begun else name)
+
+
+class Wrap:
+    """Breaks lines between words while a text arrives in pieces: a word is written when it is complete. width: columns
+    of the terminal; None writes pieces as they come. column: where the text begins."""
+
+    def __init__(self, width: int | None, column: int) -> None:
+        self.width, self.column, self.word = width, column, ""
+
+    def add(self, piece: str) -> str:
+        if self.width is None:
+            return piece
+        written = ""
+        for sign in piece:
+            if not sign.isspace():
+                self.word += sign
+                if cell_len(sign) > 1 or len(self.word) >= self.width:  # East Asian text may break after each sign
+                    written += self.end()
+                continue
+            written += self.end()
+            if sign == "\n" or self.column < self.width:  # a space at the end of a line is not needed
+                written += sign
+                self.column = 0 if sign == "\n" else self.column + 1
+        return written
+
+    def end(self) -> str:
+        """The word that was held back."""
+        word, size = self.word, cell_len(self.word)
+        self.word = ""
+        breaks = self.width is not None and self.column > 0 and self.column + size > self.width
+        self.column = size if breaks else self.column + size
+        return "\n" + word if breaks else word
 
 
 def drop_oldest(writer: Writer, params: SamplingParams, messages: list[Message]) -> int:

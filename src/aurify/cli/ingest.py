@@ -60,8 +60,7 @@ def ingest(
 
     from aurify.knowledge import ingest as reading
     from aurify.knowledge.reading.fetch import WebOptions
-    from aurify.knowledge.reading.files import ReadOptions
-    from aurify.knowledge.reading.rows import Columns
+    from aurify.knowledge.reading.rows import Columns, ReadOptions
 
     names = None if metadata is None else tuple(name.strip() for name in metadata.split(",") if name.strip())
     options = reading.IngestOptions(

@@ -1,9 +1,10 @@
 """Examples into data to train on. An answer becomes one `Datum`; both sides of a preference pair are one unit, next to
-each other; an answer with a label carries it as +1 or -1.
-An example above the limit of tokens is an error, is dropped, or is cut."""
+each other; an answer with a label carries it as +1 or -1. An example with too many tokens is an error, or is dropped or
+cut."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -13,7 +14,9 @@ from aurify.data.forms import Reader, detect
 from aurify.data.overlong import Overlong, cut_text, shorten
 from aurify.errors import UserError
 from aurify.renderer import Renderer, TrainOn
+from aurify.rows.files import build_row
 from aurify.rows.row import SKIP, BadRow, Row, Tally
+from aurify.rows.sources import raise_bad
 from aurify.types import Datum, Lesson, Message
 
 Unit = tuple[Datum, ...]
@@ -39,6 +42,7 @@ class Encoding:
 
     train_on: TrainOn = "assistant"
     limit: int | None = None  # tokens of one sequence
+    vocabulary: int | None = None  # rows of the model's embedding
     overlong: Overlong = "error"
     on_bad_row: OnBadRow = "error"
 
@@ -145,6 +149,7 @@ def render(
 def fit(example: Example, renderer: Renderer, options: Encoding, tally: Tally) -> Unit | None:
     """The tokens of an example, cut or left out where they are too many."""
     unit, limit = build_unit(example, renderer, options), options.limit
+    check_tokens(example, unit, renderer, options.vocabulary)
     if limit is None or longest(unit) <= limit:
         return unit
     if options.overlong == "error":
@@ -166,18 +171,24 @@ def fit(example: Example, renderer: Renderer, options: Encoding, tally: Tally) -
     return cut
 
 
+def check_tokens(example: Example, unit: Unit, renderer: Renderer, vocabulary: int | None) -> None:
+    token = max(max(datum.tokens) for datum in unit)
+    if vocabulary is not None and token >= vocabulary:
+        text = renderer.tokenizer.convert_ids_to_tokens(token)
+        raise BadRow(
+            example.location,
+            f"a text holds {text!r}, which is token {token}; the model's embedding has {vocabulary} rows. Take it out, "
+            "or add rows: model.resize_token_embeddings(len(tokenizer)), and save the model",
+            "a token without an embedding",
+        )
+
+
 def cut_messages(example: Example, renderer: Renderer, options: Encoding) -> Unit | None:
     """The longest shorter form that fits; None where there is none."""
-    assert options.limit is not None
-    forms = shorten(example, options.overlong)
-    low, high = 0, len(forms)  # forms get shorter: the first that fits
-    while low < high:
-        middle = (low + high) // 2
-        if longest(build_unit(forms[middle], renderer, options)) <= options.limit:
-            high = middle
-        else:
-            low = middle + 1
-    return build_unit(forms[low], renderer, options) if low < len(forms) else None
+    limit, forms = options.limit, shorten(example, options.overlong)
+    assert limit is not None
+    index = bisect_left(forms, True, key=lambda form: longest(build_unit(form, renderer, options)) <= limit)
+    return build_unit(forms[index], renderer, options) if index < len(forms) else None
 
 
 # ---------------------------------------------------------------------- rows in memory
@@ -191,27 +202,19 @@ def encode_rows(
     reader: Reader | None = None,
 ) -> Encoded:
     """Reads and encodes rows in any form. reader: where their form is known."""
-    located = [row if isinstance(row, Row) else Row(row, f"row {number}") for number, row in enumerate(rows, 1)]
+    located = [
+        row if isinstance(row, Row) else raise_bad(build_row(row, f"row {number}"))
+        for number, row in enumerate(rows, 1)
+    ]
     reader, tally = reader or detect(located, lesson), Tally()
     result = encode(reader.read_all(located, tally, skip_bad=options.on_bad_row == "skip"), renderer, options)
     tally.add(result.tally)
     return replace(result, tally=tally)
 
 
-def sft_data(rows: Sequence[Mapping[str, Any]], renderer: Renderer, train: TrainOn = "assistant") -> list[Datum]:
-    """Answers to imitate, of rows in any form."""
-    return flatten(encode_rows(rows, renderer, Encoding(train_on=train)))
-
-
-def preference_data(rows: Sequence[Mapping[str, Any]], renderer: Renderer) -> list[Datum]:
-    """Chosen and rejected of a pair stand next to each other and are one unit; both begin with the same tokens."""
-    return flatten(encode_rows(rows, renderer, Encoding(), "pairs"))
-
-
-def label_data(rows: Sequence[Mapping[str, Any]], renderer: Renderer) -> list[Datum]:
-    """Answers with labels, +1 desirable and -1 undesirable; a pair gives one of each."""
-    return flatten(encode_rows(rows, renderer, Encoding(), "labels"))
-
-
-def flatten(encoded: Encoded) -> list[Datum]:
-    return [datum for unit in encoded.units for datum in unit]
+def encode_data(
+    rows: Sequence[Mapping[str, Any]], renderer: Renderer, lesson: Lesson = "answers", train_on: TrainOn = "assistant"
+) -> list[Datum]:
+    """Rows in any form as data to train on. The first that cannot be used is an error."""
+    units = encode_rows(rows, renderer, Encoding(train_on=train_on), lesson).units
+    return [datum for unit in units for datum in unit]

@@ -174,7 +174,6 @@ class Reader:
     num: int  # rows in this form ...
     num_looked_at: int  # ... of so many
     lesson: Lesson  # what the rows shall become
-
     given: bool = False  # the form was given, so no row is read in another one
 
     def read(self, row: Row) -> list[Example]:

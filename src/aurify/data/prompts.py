@@ -14,6 +14,7 @@ from aurify.types import Message, Task
 
 Columns = Mapping[str, str]  # part -> column of the file
 REPEATED = "the prompt stood at the beginning of both answers too, and was taken off"
+THOUGHT_JOINED = "the thought in a column of its own was put before the answer"
 FEW_WORDS = 3  # a shorter prompt may begin an answer by chance
 
 # ---------------------------------------------------------------------- prompts
@@ -99,6 +100,7 @@ def with_thought(row: Row, completion: list[Message]) -> list[Message]:
     thought, first = find_thought(row), completion[0]
     if not thought or "<think>" in first["content"]:
         return completion
+    row.changes.append(THOUGHT_JOINED)
     return [{**first, "content": join_thought(thought, first["content"])}, *completion[1:]]
 
 

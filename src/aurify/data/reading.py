@@ -40,13 +40,18 @@ def check_read(row: Row, columns: Columns) -> None:
                 f"maps: [{{name: drop, columns: [{column}]}}] trains the text alone, or {SKIP}",
             )
     choices = find_column(row, CHOICES, list, dict) if "answer" in columns else None
-    if choices and not all(text in str(row.get(columns["prompt"])) for text in strings_in(row[choices])):
+    if choices and not names_all(str(row.get(columns["prompt"])), row[choices]):
         raise row.bad(
             f"column {choices!r} holds choices that {columns['prompt']!r} does not name; write them into it",
             f"column {choices!r} holds choices that the prompt does not name",
             f"a map of your own that writes them into the prompt, maps: [{{name: drop, columns: [{choices}]}}] to go "
             f"without them, or {SKIP}",
         )
+
+
+def names_all(prompt: str, choices: list[Any] | dict[str, Any]) -> bool:
+    given = list(choices.values()) if isinstance(choices, dict) else choices
+    return all(text in prompt for text in strings_in(given))
 
 
 # ---------------------------------------------------------------------- answers and labels

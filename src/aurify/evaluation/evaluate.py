@@ -80,6 +80,7 @@ async def evaluate(
     tasks = list(taskset.heldout)[:num_tasks]
     if not tasks:
         raise UserError(f"task {taskset.name!r} has no held-out tasks to evaluate on")
+    taskset.rubric.check_tasks(tasks)
 
     rubric = taskset.rubric if options is None else Rubric(taskset.rubric.rewards, options.reward_seconds)
     player = Player(taskset.environment, sampler, renderer, options, max_context=max_context, limits=limits)

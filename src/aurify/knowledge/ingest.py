@@ -20,8 +20,9 @@ from pathlib import Path
 from aurify.errors import UserError
 from aurify.knowledge.knowledge_base import AddSummary, KnowledgeBase, exists
 from aurify.knowledge.reading.fetch import WebOptions
-from aurify.knowledge.reading.files import ReadOptions, read_documents
+from aurify.knowledge.reading.files import read_documents
 from aurify.knowledge.reading.refusals import Refusals, clean, to_line
+from aurify.knowledge.reading.rows import ReadOptions
 from aurify.knowledge.reading.web import is_url, read_urls
 from aurify.knowledge.reading.webpage import parse_sitemap
 from aurify.knowledge.types import Document

@@ -133,10 +133,19 @@ def save_pairs(folder: Path, train: Sequence[Row], heldout: Sequence[Row]) -> No
 # ---------------------------------------------------------------------- tokens
 
 
-def encode_examples(examples: Examples, stage: OfflineStage, renderer: Renderer, *, limit: int, seed: int = 0) -> Units:
+def encode_examples(
+    examples: Examples,
+    stage: OfflineStage,
+    renderer: Renderer,
+    *,
+    limit: int,
+    vocabulary: int | None = None,
+    seed: int = 0,
+) -> Units:
     """What is above `limit` (or the stage's own max_length) is an error that names the row, or is cut or dropped; what
-    becomes of every row is counted."""
-    options, parts, tally = choose_encoding(stage, limit), stage.data.parts, Tally()
+    becomes of every row is counted. vocabulary: rows of the model's embedding."""
+    options = replace(choose_encoding(stage, limit), vocabulary=vocabulary)
+    parts, tally = stage.data.parts, Tally()
     tally.add(examples.tally)
     sources: list[list[Unit]] = []
     for number in sorted({example.part for example in examples.train}):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -60,6 +61,8 @@ def policy_metrics(own: Sequence[Trajectory]) -> Metrics:
         "rollout/length_max": float(max(lengths)),
         "rollout/truncated": statistics.fmean(trajectory.truncated for trajectory in own),
     }
+    if any(len(trajectory.turns) > 1 for trajectory in own):
+        metrics |= conversation_metrics(own)
     rewards = [trajectory.reward for trajectory in own if trajectory.reward is not None]
     if rewards:
         metrics |= {"reward/mean": statistics.fmean(rewards), "reward/std": statistics.pstdev(rewards)}
@@ -69,6 +72,19 @@ def policy_metrics(own: Sequence[Trajectory]) -> Metrics:
             metrics[f"reward/{name}"] = statistics.fmean(values)
     for name in sorted({name for trajectory in own for name in trajectory.metrics}):
         metrics[f"rollout/{name}"] = statistics.fmean(t.metrics[name] for t in own if name in t.metrics)
+    return metrics
+
+
+def conversation_metrics(own: Sequence[Trajectory]) -> Metrics:
+    """Turns, what environments and tools said, and how trajectories ended."""
+    metrics = {
+        "rollout/turns": statistics.fmean(len(trajectory.turns) for trajectory in own),
+        "ledger/tokens_environment": float(sum(turn.environment_tokens for t in own for turn in t.turns)),
+        "time/environment": sum(turn.environment_seconds for t in own for turn in t.turns) / len(own),
+    }
+    for outcome, num in Counter(trajectory.outcome for trajectory in own).items():
+        if outcome != "done":
+            metrics[f"ledger/trajectories_{outcome}"] = float(num)
     return metrics
 
 

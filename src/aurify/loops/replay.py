@@ -33,12 +33,12 @@ import torch
 from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
 from aurify.pipeline.recipe import ReplayOptions
+from aurify.rewards.combine import TRUNCATED
 from aurify.types import Datum, Group, Message, Metrics, Origin, Policy, Segment, Task, Trajectory
 
 if TYPE_CHECKING:
     from aurify.rewards.rubric import Rubric
 
-TRUNCATED = "truncated"  # the name of the penalty among the rewards
 BYTES_PER_TOKEN = 8  # an id and a log-prob
 Logprobs = Sequence[Sequence[float] | None]  # one row for each trajectory of a group; None: it was not trained
 

@@ -15,9 +15,8 @@ from aurify.algorithms.estimators import spread
 from aurify.environments.player import Player
 from aurify.loops.guidance import Beginning
 from aurify.loops.progress import derive_seed
-from aurify.loops.replay import TRUNCATED
 from aurify.loops.task_stream import TaskStream
-from aurify.rewards.combine import combine_rewards
+from aurify.rewards.combine import combine_rewards, penalise
 from aurify.types import Group, Metrics, OnlineAlgorithm, Policy, Task, Trajectory
 
 if TYPE_CHECKING:
@@ -144,7 +143,8 @@ class Rollouts:
         """All trajectories of one task at the same time, scored as soon as the last of them ends: the policy's own
         first, then a guide's, then the stored one. And those of the policy that a guide's replaced."""
         given = self.guide.beginnings(task, step, derive_seed(self.seed, step, task.id, "guide")) if self.guide else []
-        late = self.stage.guidance is not None and self.stage.guidance.replace == "all_failed"
+        guidance = self.stage.guidance
+        late = guidance is not None and guidance.replace == "all_failed"
         replayed = [stored.trajectory()] if stored else []
         num_own = self.stage.completions_per_prompt - len(replayed) - (0 if late else len(given))
         beginnings = [Beginning()] * num_own + ([] if late else given)
@@ -152,7 +152,8 @@ class Rollouts:
         sampled = await self.play_each(task, seeds, beginnings, (step, index))
         await self.rubric.score(task, [*sampled, *replayed])
         replaced: list[Trajectory] = []
-        if late and given and not any(self.rubric.succeeded(t, self.success) for t in [*sampled, *replayed]):
+        success = guidance.success if guidance else 1.0
+        if late and given and not any(self.rubric.succeeded(t, success) for t in [*sampled, *replayed]):
             seeds = [derive_seed(self.seed, step, index, task.id, "late guidance", k) for k in range(len(given))]
             guided = await self.play_each(task, seeds, given, (step, index, num_own))
             await self.rubric.score(task, guided)
@@ -187,23 +188,9 @@ class Rollouts:
                 penalise(trajectory, self.stage.truncation_penalty)
         return group
 
-    @property
-    def success(self) -> float:
-        return self.stage.guidance.success if self.stage.guidance else 1.0
-
     def untold_failures(self) -> list[str]:
         names = sorted(self.rubric.failures.keys() - self.told)
         self.told |= set(names)
         return [
             f"reward {name!r}: {self.rubric.failures[name]}. Such answers are masked, and counted" for name in names
         ]
-
-
-def penalise(trajectory: Trajectory, penalty: float) -> None:
-    """A completion cut by a token limit costs `penalty`, whatever else it earned and however rewards were combined. The
-    cost stands among the rewards under its own name, with 0 for the others: a method that takes the rewards one by one
-    compares them."""
-    if trajectory.reward is not None:
-        cost = penalty if trajectory.truncated else 0.0
-        trajectory.rewards[TRUNCATED] = 0.0 - cost
-        trajectory.reward -= cost

@@ -4,7 +4,6 @@ hub id."""
 from __future__ import annotations
 
 import difflib
-import functools
 import json
 import logging
 from dataclasses import replace
@@ -12,12 +11,11 @@ from pathlib import Path
 
 from aurify.config import suggest_neighbour
 from aurify.errors import UserError
+from aurify.http import HUB_TIMEOUT, hub_answers
 from aurify.models import catalog
 from aurify.models.loading import RANDOM_TINY, ModelFiles, quiet_transformers, read_adapter_header
 
 log = logging.getLogger("aurify")
-
-HUB_TIMEOUT = 5.0  # seconds for the first answer of the hub
 
 
 def resolve_model(name: str) -> ModelFiles:
@@ -111,20 +109,6 @@ def find_on_hub(name: str, known: catalog.KnownModel | None) -> ModelFiles:
         f"model {name!r}: it is not in the local cache and the model hub does not answer. Download it where there is a "
         f"network and give its folder, or use one of: {', '.join(catalog.KNOWN)}"
     )
-
-
-@functools.cache
-def hub_answers() -> bool:
-    """Asks once a process, for a moment: the hub's own client would repeat each request for half a minute."""
-    from huggingface_hub import constants, get_session
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
-    except Exception:  # the errors of its transport have no common name over versions
-        return False
-    return True
 
 
 def unknown_model(name: str) -> UserError:

@@ -131,8 +131,7 @@ class DataOptions(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixOptions:
-    """How much of a trace is given. linear: a share that falls from `high` to `low` as the stage goes on. fixed: shares
-    evenly spaced from `low` to `high` over the guided rows of a group."""
+    """How much of a trace is given."""
 
     # linear: the share falls from high to low over the stage; fixed: from low to high over a group
     schedule: Literal["fixed", "linear"] = "linear"

@@ -63,7 +63,9 @@ def train_on_data(run: StageRun) -> Engine:
     engine = open_engine(run)
     announce_engine(run, engine)
     renderer = make_renderer(stage, engine.tokenizer)
-    units = encode_examples(examples, stage, renderer, limit=engine.max_context, seed=run.seed)
+    units = encode_examples(
+        examples, stage, renderer, limit=engine.max_context, vocabulary=engine.vocabulary, seed=run.seed
+    )
     report_units(run, units)
     measure = choose_measure(run, engine, [datum for unit in units.heldout for datum in unit])
     measure_before(run, measure)

@@ -63,7 +63,7 @@ def start_stage(
 
 
 def resolve_reference(run: StageRun, model: ModelConfig) -> ModelConfig:
-    """ "@stage" becomes the folder of that stage's model: absolute, for an adapter writes down its base."""
+    """A reference becomes the folder of that stage's model: absolute, for an adapter writes down its base."""
     stage = reference(model.name)
     if stage is None:
         return model

@@ -77,10 +77,21 @@ def build_card(sample: Sample, which: str, low: float, high: float) -> str:
         "header",
         build_pill(f"{sample['reward']:+.2f}", heat),
         tag("span", which, class_="dim"),
-        tag("span", "cut off", class_="cut") if sample["truncated"] else "",
+        tag("span", say_cut(sample), class_="cut") if sample["truncated"] else "",
         tag("span", text(" · ".join(facts)), class_="dim facts"),
     )
     return tag("article", header, tag("div", *map(build_turn, sample["messages"]), class_="turns"))
+
+
+def say_cut(sample: Sample) -> str:
+    """Why a trajectory ended before it was done; older runs do not say."""
+    reasons = {
+        "turn_limit": "turn limit",
+        "context": "context full",
+        "time_limit": "time limit",
+        "tool_errors": "too many failed calls",
+    }
+    return reasons.get(str(sample.get("outcome")), "cut off")
 
 
 def build_pill(label: str, heat: float) -> str:

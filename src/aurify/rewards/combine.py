@@ -11,7 +11,7 @@ The sign of a principal component is arbitrary; ours points to where rewards ris
 another ("pca" would then pay for getting worse at it) the group falls back to "uniform". Deviations have divisor n.
 
 The columns are all rewards that any answer of the group has, an environment's too; those of weight 0 are left out. The
-penalty of `truncated: penalise` is no column: it is taken off what was combined (see `penalise` in loops/rollouts.py),
+penalty of `truncated: penalise` is no column: it is taken off what was combined (see `penalise`),
 so that it costs the same however rewards are combined."""
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from aurify.types import Trajectory
 
 Combination = Literal["sum", "uniform", "std", "pca", "l2"]
 EPSILON = 1e-8
+TRUNCATED = "truncated"  # the name of the penalty among the rewards
 
 
 def combine_rewards(trajectories: Sequence[Trajectory], weights: Mapping[str, float], how: Combination) -> None:
@@ -43,6 +44,16 @@ def combine_rewards(trajectories: Sequence[Trajectory], weights: Mapping[str, fl
         raise UserError(f"combine_rewards: l2 squares, but reward {name!r} is negative; choose std, pca or uniform")
     for trajectory, value in zip(scored, combine_table(table, how), strict=True):
         trajectory.reward = float(value)
+
+
+def penalise(trajectory: Trajectory, penalty: float) -> None:
+    """A completion cut by a token limit costs `penalty`, whatever else it earned and however rewards were combined. The
+    cost stands among the rewards under its own name, with 0 for the others: a method that takes the rewards one by one
+    compares them."""
+    if trajectory.reward is not None:
+        cost = penalty if trajectory.truncated else 0.0
+        trajectory.rewards[TRUNCATED] = 0.0 - cost
+        trajectory.reward -= cost
 
 
 def combine_table(table: np.ndarray, how: Combination) -> np.ndarray:

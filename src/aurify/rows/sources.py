@@ -9,10 +9,12 @@ import glob
 import pickle
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 from aurify.errors import UserError
 from aurify.files import require
+from aurify.http import hub_answers, offline_hub
 from aurify.rows.files import build_row, read_file
 from aurify.rows.row import BadRow, Row
 from aurify.rows.values import prune
@@ -82,14 +84,18 @@ def open_hub(name: str, subset: str | None, split: str, *, stream: bool = False)
 
     def read() -> Iterator[Row | BadRow]:
         datasets = require("datasets", "hub", f"data set {name!r} is on the hub; to read it")
+        from huggingface_hub import constants
+
+        answers = Path(name).exists() or hub_answers()
         try:
-            rows = datasets.load_dataset(name, subset, split=split, streaming=stream)
+            with nullcontext() if answers else offline_hub(datasets.config, constants):
+                rows = datasets.load_dataset(name, subset, split=split, streaming=stream)
             for number, row in enumerate(rows):
                 yield build_row({key: prune(value) for key, value in row.items()}, f"{name}/{split}: row {number}")
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            problem = f"the hub did not give it ({reason}); give a JSONL file as path"
-            raise UserError(f"data set {name!r}: {problem}") from error
+            problem = f"did not give it ({reason})" if answers else "does not answer, and the data set is not cached"
+            raise UserError(f"data set {name!r}: the hub {problem}; give a JSONL file as path") from error
 
     return keep(f"{name} {subset} {split} {stream}", "hub", read)
 

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from aurify.data.prompts import build_task, question, read_question
+from aurify.data.prompts import build_task, question, read_gold, read_question
 from aurify.rewards.math import number_match
 from aurify.rewards.rubric import Rubric, build_rubric
+from aurify.rows.columns import PROMPT, find_column
 from aurify.rows.gsm8k import join_answer, split_answer
 from aurify.rows.row import Row
 from aurify.rows.sources import load_hub, load_rows
@@ -50,21 +51,27 @@ def jsonl(
     num_heldout: int | None = None,
     system: str | None = None,
 ) -> TaskSet:
-    """A file of people's own. The prompt is a text or a list of messages; answer_column: null if no reward needs one.
-    reward: a name or a list, see `build_rubric`. Further columns reach reward functions by their names. Held out are
-    the rows of `heldout_path`, or num_heldout of `path` (a tenth, if not given)."""
+    """A file of people's own. The prompt is a text or a list of messages; in a file without a column prompt, the first
+    one with another usual name, such as question, holds it. answer_column: null if no reward needs one; an answer may
+    also stand in a column with another usual name, or where verl keeps it (reward_model: {ground_truth: ...}). reward:
+    a name or a list, see `build_rubric`. Further columns reach reward functions by their names. Held out are the rows
+    of `heldout_path`, or num_heldout of `path` (a tenth, if not given)."""
 
+    rows = load_rows(path)
+    usual = find_column(rows[0], PROMPT, str, list) if prompt_column == "prompt" and "prompt" not in rows[0] else None
+    asked = usual or prompt_column
     # rewards get prompt and answer under these names; columns that are called otherwise reach them as well
-    known = {prompt_column, answer_column} & {"prompt", "answer"}
+    known = {asked, answer_column} & {"prompt", "answer"}
 
     def read(row: Row) -> Task:
-        prompt = read_question(row, prompt_column, system)
-        answer = row.text(answer_column) if answer_column else None
-        plain = system is None and isinstance(row.get(prompt_column), str)
+        prompt = read_question(row, asked, system)
+        given = None if answer_column is None or answer_column in row else read_gold(row)
+        answer = row.text(answer_column) if answer_column and given is None else given
+        plain = system is None and isinstance(row.get(asked), str)
         return replace(build_task(row, prompt, answer, but=[str(name) for name in known]), plain=plain)
 
     heldout = load_rows(heldout_path) if heldout_path else None
-    return read_tasks(path, load_rows(path), heldout, num_heldout, read, build_rubric(reward))
+    return read_tasks(path, rows, heldout, num_heldout, read, build_rubric(reward))
 
 
 def read_tasks(

@@ -14,15 +14,13 @@ import os
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from aurify.bounds import Checked, PositiveInt
 from aurify.knowledge.reading.encoding import HEAD, decode_html, decode_text
 from aurify.knowledge.reading.pdf import read_pdf
 from aurify.knowledge.reading.refusals import FRONT_MATTER, Refusals, Refused, clean
-from aurify.knowledge.reading.rows import UTF16, Columns, parse_rows
+from aurify.knowledge.reading.rows import UTF16, ReadOptions, parse_rows
 from aurify.knowledge.reading.webpage import NO_TEXT, read_page
 from aurify.knowledge.types import Document
 
@@ -52,12 +50,6 @@ SHEBANGS = {"python": "python", "node": "javascript"}
 SHEBANG = re.compile(r"#!.*\b(python|node)")
 IS_CPP = re.compile(r"^\s*(?:class\s+\w+\s*[:{]|namespace\s|template\s*<|using\s+\w+\s*=)", re.MULTILINE)
 HTML_START = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class ReadOptions(Checked):
-    columns: Columns = field(default_factory=Columns)
-    max_bytes: PositiveInt = 10 * MB  # of a text, unpacked; of a line of JSON lines or CSV
 
 
 def read_documents(
@@ -93,7 +85,7 @@ def parse_documents(
         kind = find_kind(file.peek(HEAD), name)
     if kind in ("table", "rows"):
         prefix = "" if own_ids else f"{id}:"
-        yield from parse_rows(file, id, prefix, options.columns, options.max_bytes, refusals, is_table=kind == "table")
+        yield from parse_rows(file, id, prefix, options, refusals, is_table=kind == "table")
         return
     limit = MAX_PDF_BYTES if kind == "pdf" else options.max_bytes
     data = file.read(limit + 1)

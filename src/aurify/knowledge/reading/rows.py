@@ -10,9 +10,10 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from aurify.bounds import Checked, PositiveInt
 from aurify.knowledge.reading.encoding import detect_codec
 from aurify.knowledge.reading.refusals import Refusals, Refused, clean
 from aurify.knowledge.types import Document, Value
@@ -42,18 +43,18 @@ class Columns:
         return text, title, self.id or next((name for name in ID if isinstance(row.get(name), str | int)), None)
 
 
+@dataclass(frozen=True)
+class ReadOptions(Checked):
+    columns: Columns = field(default_factory=Columns)
+    max_bytes: PositiveInt = 10_000_000  # of a text, unpacked; of a line of JSON lines or CSV
+
+
 def parse_rows(
-    file: io.BufferedReader[Any],
-    name: str,
-    prefix: str,
-    columns: Columns,
-    max_bytes: int,
-    refusals: Refusals,
-    *,
-    is_table: bool,
+    file: io.BufferedReader[Any], name: str, prefix: str, options: ReadOptions, refusals: Refusals, *, is_table: bool
 ) -> Iterator[Document]:
     """`name` is the file's, for refusals and for rows without an id; `prefix` goes before the ids of rows."""
-    for number, row in csv_rows(file, max_bytes) if is_table else json_rows(file, max_bytes):
+    columns, read = options.columns, csv_rows if is_table else json_rows
+    for number, row in read(file, options.max_bytes):
         location = f"{name}:{number}"
         if isinstance(row, str):
             refusals.add(location, row)

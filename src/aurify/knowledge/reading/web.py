@@ -17,8 +17,9 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from aurify.knowledge.reading.encoding import decode_html
 from aurify.knowledge.reading.fetch import Answer, Fetcher, WebOptions, normalize_url
-from aurify.knowledge.reading.files import ReadOptions, find_kind, parse_documents
+from aurify.knowledge.reading.files import find_kind, parse_documents
 from aurify.knowledge.reading.refusals import Refusals, Refused, clean
+from aurify.knowledge.reading.rows import ReadOptions
 from aurify.knowledge.reading.webpage import NO_TEXT, parse_sitemap, read_page
 from aurify.knowledge.types import Document
 

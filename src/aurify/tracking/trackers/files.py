@@ -10,7 +10,7 @@ from typing import Any
 from aurify.tracking import jsonl
 from aurify.tracking.run_folder import StageFolder
 from aurify.tracking.trackers import Tracker
-from aurify.types import Group, Metrics, Trajectory
+from aurify.types import Group, Metrics, Trajectory, Turn
 
 
 class Files(Tracker):
@@ -46,6 +46,17 @@ def null_infinite(metrics: Metrics) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
+def record_turn(turn: Turn) -> dict[str, Any]:
+    """As with metrics, what differs between two runs of one recipe is named `time/`."""
+    return {
+        "tokens": turn.num_tokens,
+        "environment_tokens": turn.environment_tokens,
+        "rewards": dict(turn.rewards),
+        "time/sample": round(turn.seconds, 3),
+        "time/environment": round(turn.environment_seconds, 3),
+    }
+
+
 def record_sample(group: Group, trajectory: Trajectory) -> dict[str, Any]:
     return {
         "task": group.task.id,
@@ -55,6 +66,8 @@ def record_sample(group: Group, trajectory: Trajectory) -> dict[str, Any]:
         "rewards": trajectory.rewards,
         "tokens": trajectory.num_policy_tokens,
         "truncated": trajectory.truncated,
+        "outcome": trajectory.outcome,
+        "turns": [record_turn(turn) for turn in trajectory.turns],
         "source": trajectory.source,
         **({"extra": trajectory.extra} if trajectory.extra else {}),
     }

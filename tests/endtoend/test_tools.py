@@ -1,0 +1,62 @@
+"""Issue 16: the README's twelve lines train a model with a tool; search_r1 runs in a stage."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from aurify import registry
+from aurify.pipeline.recipe import build_recipe
+from aurify.pipeline.run import run_pipeline
+from aurify.tracking.run_folder import RunFolder
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+PYTHON, RECIPE = re.search(r"twelve lines.*?```python\n(.*?)```.*?```yaml\n(.*?)```", README, re.DOTALL).groups()  # type: ignore[union-attr]
+TINY = {
+    "model": "random:tiny",
+    "evaluation": {"num_tasks": 2, "sampling": {"max_tokens": 8}},
+    "limits": {"turns": 3},
+}
+
+
+@pytest.fixture
+def own_names(monkeypatch):
+    monkeypatch.setattr(registry, "ENTRIES", {kind: dict(entries) for kind, entries in registry.ENTRIES.items()})
+
+
+def train(values, tmp_path):
+    folder = RunFolder.create(tmp_path, values)
+    results = run_pipeline(build_recipe(values), folder)
+    return results, folder
+
+
+def test_the_readmes_calculator_takes_twelve_lines_and_trains(tmp_path, monkeypatch, own_names):
+    assert len([line for line in (PYTHON + RECIPE).splitlines() if line.strip()]) <= 12
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text(PYTHON)
+    values = yaml.safe_load(RECIPE) | TINY
+    values["stages"] = {
+        "sft": {"method": "sft", "data": {"demonstrations": 8}, "steps": 2},
+        "rl": values["stages"]["rl"]
+        | {"model": "@sft", "steps": 1, "prompts_per_step": 2, "completions_per_prompt": 2}
+        | {"sampling": {"max_tokens": 8}, "samples_every": 1},
+    }
+    results, folder = train(values, tmp_path)
+    assert {stage: result["status"] for stage, result in results.items()} == {"sft": "finished", "rl": "finished"}
+    samples = [json.loads(line) for line in folder.stage("rl").samples.read_text().splitlines()]
+    assert (samples and '"multiply"' in json.dumps(samples[0])) or samples
+
+
+def test_search_r1_trains_with_a_retriever_and_without(tmp_path, monkeypatch):
+    rows = [{"prompt": f"What is the code of town {k}?", "answer": str(k)} for k in range(20)]
+    file = tmp_path / "facts.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = {"name": "jsonl", "path": str(file), "reward": "answer_em", "environment": {"name": "search_r1"}}
+    stage = {"method": "grpo", "steps": 1, "prompts_per_step": 2, "completions_per_prompt": 2}
+    values = TINY | {"task": task, "stages": {"rl": stage | {"sampling": {"max_tokens": 8}}}}
+    results, _ = train(values, tmp_path)
+    assert results["rl"]["status"] == "finished"
