@@ -487,4 +487,87 @@ ENGINE = [
     ),
 ]
 
-FAULTS = [*ALGORITHMS, *LOOPS, *ENGINE]
+REWARDS = [
+    *faults(
+        "thoughts.py",
+        "test_thoughts.py",
+        ("unfinished thoughts are answers", "return None if awaited else text[begin:]", "return text[begin:]"),
+        ("opened thoughts forgotten", "ALONE if opened else set()", "set()"),
+        ("any closing tag will do", "elif name in (awaited or ALONE):", "elif True:"),
+    ),
+    *faults(
+        "rewards/answers.py",
+        "rewards/test_math_answers.py rewards/test_text_answers.py",
+        (
+            "an open box is an answer",
+            '            return ""\n        content',
+            "            return text[opening.end() :]\n        content",
+        ),
+        ("the last box alone", "        if not JOINT.fullmatch(text, end, start):", "        if True:"),
+        ("reasons belong to the answer", 'SENTENCE.sub("", line) or line', "line"),
+        ("answers letter by letter", "given if isinstance(given, list | tuple) else [given]", "given"),
+    ),
+    *faults(
+        "rewards/notation.py",
+        "rewards/test_math_answers.py",
+        ("units never differ", "if unit and other and unit != other:", "if False:"),
+        ("bases forgotten", "if (based := read_base(gold)) or read_base(answer):", "if False:"),
+        ("letters forgotten", "    if letters is not None:", "    if False:"),
+    ),
+    *faults(
+        "rewards/equality.py",
+        "rewards/test_math_answers.py",
+        ("false equations hold", "if not answer or is_false(answer[0]):", "if not answer:"),
+        ("sets are not inequalities", "return None not in regions and regions[0] == regions[1]", "return False"),
+    ),
+    *faults(
+        "rewards/choices.py",
+        "rewards/test_text_answers.py",
+        (
+            "the word I is a letter",
+            'return letter.isupper() and (letter not in "AI"',
+            "return letter.isupper() and (True",
+        ),
+        ("A or B is A", "    if other and other[1] != letter", "    if False and other[1] != letter"),
+    ),
+    *faults(
+        "rewards/function_calling.py",
+        "rewards/test_function_calling.py",
+        ("nulls count", "equal_values(drop_nulls(made.arguments)", "equal_values((made.arguments)"),
+        (
+            "an unfinished thought wants no call",
+            "unfinished = take_answer(trajectory) is None and",
+            "unfinished = False and",
+        ),
+    ),
+    *faults(
+        "tools/calls.py",
+        "tools/test_calls.py",
+        ("thoughts call", "answer = final_answer(text, opened)", "answer = text"),
+        (
+            "broken calls unseen",
+            "        if entries is None:",
+            "        if entries is None:\n            continue\n        if entries is None:",
+        ),
+    ),
+    *faults(
+        "tools/schema.py",
+        "tools/test_schema.py",
+        (
+            "dialects unread",
+            "name = text.lower()\n    if name not in TYPES:",
+            'name = "any"\n    if name not in TYPES:',
+        ),
+        ("references followed", "return draft(found, registry=Registry())", "return draft(found)"),
+        ("nulls stay", "for key, value in schema.items() if value is not None}", "for key, value in schema.items()}"),
+    ),
+    *faults(
+        "rewards/trl.py",
+        "rewards/test_trl_functions.py",
+        ("chats for plain prompts", "    if task.plain:\n        known", "    if False:\n        known"),
+        ("no solution", '{"solution": task.answer, "answer"', '{"answer"'),
+        ("texts are lists", "isinstance(given, str | bytes | Mapping) or", "isinstance(given, Mapping) or"),
+    ),
+]
+
+FAULTS = [*ALGORITHMS, *LOOPS, *REWARDS, *ENGINE]

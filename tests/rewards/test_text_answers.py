@@ -72,6 +72,8 @@ CHOICES = {
         "",
         "I am sure.",
         "A great question! I will think.",
+        "The answer is A dog in the fog.",
+        "The answer is I think unknown.",
         "The answer is a good one.",
         "The answer is A or B.",
         "The answer is (A) and (B).",

@@ -345,6 +345,12 @@ def test_a_generator_runs_in_the_thread_of_its_function():
     assert score(where) == [0.0, 0.0]
 
 
+def test_the_answer_is_the_solution_where_no_column_is_called_so():
+    task = Task("t", CHAT.prompt, "7")
+    assert score(by_column, task) == [1.0, 0.0]
+    assert score(by_column, Task("t", CHAT.prompt, "7", {"solution": "eight"})) == [0.0, 1.0]
+
+
 @pytest.mark.parametrize("columns", [{"seconds": 1}, {"self": 1}, {"function": 1, "task": 2, "num": 3}])
 def test_any_name_of_a_column_can_be_used(columns):
     task = Task("t", CHAT.prompt, "7", columns)

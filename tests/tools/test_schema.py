@@ -201,6 +201,9 @@ def test_references_nullable_and_required_in_its_place():
         properties(a={"enum": 3}),
     ],
 )
-def test_a_schema_that_cannot_be_used_is_an_error_and_nothing_is_fetched(parameters):
+def test_a_schema_that_cannot_be_used_is_an_error_and_nothing_is_fetched(parameters, monkeypatch):
+    fetched = []
+    monkeypatch.setattr("urllib.request.urlopen", lambda *arguments, **options: fetched.append(arguments))
     with pytest.raises(ValueError, match="the schema of a tool"):
         violation({"a": "x"}, parameters)
+    assert not fetched
