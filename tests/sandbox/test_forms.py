@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aurify.sandbox.sandbox import run_tests
+from aurify.sandbox.sandbox import Limits, run_tests
 from aurify.sandbox.texts import parse_all
 
 RIGHT = "def add(a, b):\n    return a + b\n"
@@ -49,3 +49,12 @@ def test_no_wrong_program_earns_anything(title, wrong):
 def test_tests_that_check_nothing_pass_nobody(title, program):
     with pytest.raises(ValueError, match=r"none of them ran and checked anything|they never use the program"):
         run_tests(program, [IDLE[title]])
+
+
+@pytest.mark.parametrize("then", ["time.sleep(1000)", "os._exit(0)", "sys.exit(0)"])
+def test_what_does_not_come_to_its_end_has_not_passed(then):
+    """Right once and then no more: the tests that did not run count against the share."""
+    program = f"import os, sys, time\ndef add(a, b):\n    if a == 1: return a + b\n    {then}\n"
+    two = "def test_two():\n    assert add(2, 2) == 4\ndef test_three():\n    assert add(1, 1) == 2"
+    report = run_tests(program, ["assert add(1, 2) == 3", two], limits=Limits(seconds=0.5))
+    assert (report.passed, report.total) == (2 if "sys" in then else 1, 3), report
