@@ -134,11 +134,12 @@ def test_a_stage_that_has_not_begun_may_change_in_every_way():
         (("stages.sft.data.demonstrations=8",), "stages.sft.data.demonstrations: 16 -> 8 is another recipe"),
         (("lora.rank=4",), "lora.rank: null -> 4 is another recipe"),
         (("seed=3",), "seed: null -> 3 is another recipe"),
-        (("stages.sft.steps=1",), "steps: 2 steps are done already, and the stage is to have 1"),
+        (("stages.sft.steps=1",), "stages.sft.steps: 2 steps are done already, and the stage is to have 1"),
     ],
 )
 def test_another_recipe_does_not_train_into_the_folder(command, told):
     run = stop_before(3)
-    before = {file: file.read_bytes() for file in run.glob("sft/*.jsonl")}
+    before = {file: file.read_bytes() for file in (*run.glob("sft/*.jsonl"), run / "recipe.yaml")}
     assert told in complaint("train", *command, "--resume", "last")
-    assert {file: file.read_bytes() for file in run.glob("sft/*.jsonl")} == before
+    assert {file: file.read_bytes() for file in before} == before
+    assert not (run / "recipe.1.yaml").exists()

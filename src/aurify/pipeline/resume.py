@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aurify.config import load_config
+from aurify.engine import checkpoint
 from aurify.errors import UserError
 from aurify.pipeline.run import is_finished
 from aurify.tracking.run_folder import RunFolder
@@ -37,7 +38,15 @@ def check_changes(folder: RunFolder, values: Mapping[str, Any]) -> dict[str, Cha
             )
         elif stage in begun and option.partition(".")[0] not in FREE_IN_STAGE:
             raise refuse(folder, key, change)
+        elif option == "steps" and (done := count_steps(folder, stage)) > (change[1] or done):
+            raise UserError(f"{key}: {done} steps are done already, and the stage is to have {change[1]}; give more")
     return changes
+
+
+def count_steps(folder: RunFolder, stage: str) -> int:
+    """Those of the newest checkpoint."""
+    newest = checkpoint.latest(folder.stage_folder(stage).checkpoints)
+    return 0 if newest is None else int(newest.name.removeprefix(checkpoint.PREFIX))
 
 
 def refuse(folder: RunFolder, key: str, change: Change) -> UserError:
