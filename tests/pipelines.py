@@ -94,4 +94,12 @@ def steps(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in rows]
+    return [without_times(row) for row in rows]
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, list):
+        return [without_times(item) for item in value]
+    if isinstance(value, dict):
+        return {k: without_times(v) for k, v in value.items() if not k.startswith(("time/", "memory/"))}
+    return value

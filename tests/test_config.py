@@ -235,13 +235,12 @@ def test_the_place_may_be_a_file_a_key_both_or_neither():
     ],
 )
 def test_keys_of_other_libraries_are_translated(stage, words):
-    from aurify.pipeline.check import validate
+    from aurify.pipeline.check import check_recipe
     from aurify.pipeline.recipe import build_recipe
 
     with pytest.raises(UserError) as raised:
-        validate(
-            build_recipe({"model": "random:tiny", "task": "addition", "stages": {"s": {"method": "grpo", **stage}}})
-        )
+        stages = {"s": {"method": "grpo", **stage}}
+        check_recipe(build_recipe({"model": "random:tiny", "task": "addition", "stages": stages}))
     assert words in str(raised.value)
 
 

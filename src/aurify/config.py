@@ -94,7 +94,7 @@ def dump_config(values: Mapping[str, Any]) -> str:
 
 
 def escape(value: Any) -> Any:
-    """Values are resolved already: a `${` that is left in one is text, and so are the backslashes before it."""
+    """Escapes `${`, which is text in a value that is resolved already, and the backslashes before it."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if isinstance(value, Mapping):
@@ -105,7 +105,7 @@ def escape(value: Any) -> Any:
 
 
 def read_with_bases(path: Path, opened: tuple[Path, ...]) -> DictConfig:
-    """`opened` are the files that led here, so that a circle is an error and not a hang."""
+    """opened: the files that led here. A circle is an error."""
     from omegaconf import DictConfig, OmegaConf
 
     if path.resolve() in opened:
@@ -152,8 +152,8 @@ def yaml_problem(error: Exception) -> str:
     """`:3: found ...` for an error of PyYAML, which knows the line."""
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    place = f":{mark.line + 1}: not valid YAML" if mark is not None else ": not valid YAML"
-    return f"{place}: {problem}; mind the indentation, and quote text that holds ':', '#', '@' or '{{'"
+    line = f":{mark.line + 1}" if mark is not None else ""
+    return f"{line}: not valid YAML: {problem}; mind the indentation, and quote text that holds ':', '#', '@' or '{{'"
 
 
 def missing_file(path: Path) -> str:
@@ -172,7 +172,7 @@ def suggest_neighbour(path: Path) -> str:
 
 
 def apply_override(values: DictConfig, override: str) -> None:
-    """Sets `a.b=3` in place. The value is typed as YAML would type it; a mapping replaces the one that was there."""
+    """Sets `a.b=3` in `values`. The value is typed as YAML would type it; a mapping replaces the one that was there."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
@@ -201,8 +201,8 @@ def apply_override(values: DictConfig, override: str) -> None:
 
 
 def build(cls: type[T], values: Any, where: str = "") -> T:
-    """A dataclass out of plain values, nested ones included. `where` is the place of `values` for error texts: a file's
-    name, the dotted key inside it, or both ("recipe.yaml: stages.sft")."""
+    """A dataclass out of plain values, nested ones included. where: a file's name, the dotted key in it, or both
+    ("recipe.yaml: stages.sft"), for errors."""
     file, _, key = where.rpartition(": ")
     if key.endswith(FILE_SUFFIXES):
         file, key = key, ""
@@ -212,7 +212,7 @@ def build(cls: type[T], values: Any, where: str = "") -> T:
 
 @contextmanager
 def prefix_errors(file: str | Path) -> Iterator[None]:
-    """User errors raised inside begin with the file's name."""
+    """Puts the file's name before the text of user errors."""
     try:
         yield
     except UserError as error:
@@ -228,20 +228,20 @@ def build_at(cls: type[T], values: Any, key: str) -> T:
     for name in values:
         if name not in hints:
             raise UserError(
-                f"unknown key {quoted(join(key, name))}{translate(str(name)) or did_you_mean(str(name), hints)}"
+                f"unknown key {quoted(join_keys(key, name))}{translate(str(name)) or did_you_mean(str(name), hints)}"
             )
     specs = {spec.name: spec for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in hints:
         required = specs[name].default is dataclasses.MISSING and specs[name].default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise UserError(f"missing key {quoted(join(key, name))}; expected {expected(hints[name])}")
-    arguments = {name: convert(hints[name], value, join(key, name)) for name, value in values.items()}
+            raise UserError(f"missing key {quoted(join_keys(key, name))}; expected {expected(hints[name])}")
+    arguments = {name: convert(hints[name], value, join_keys(key, name)) for name, value in values.items()}
     try:
         return cls(**arguments)
     except ValueError as error:  # a check of the dataclass itself
         text = str(error)
         named = text.partition(":")[0] in hints
-        raise UserError(join(key, text) if named else f"{key}: {text}" if key else text) from error
+        raise UserError(join_keys(key, text) if named else f"{key}: {text}" if key else text) from error
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:
@@ -258,9 +258,9 @@ def convert(hint: Any, value: Any, key: str) -> Any:
                 return build_at(choice, value, key)  # type: ignore[arg-type]
         origin, args = get_origin(choice), get_args(choice)
         if origin is dict and isinstance(value, Mapping):
-            return {name: convert(args[1], item, join(key, name)) for name, item in value.items()}
+            return {name: convert(args[1], item, join_keys(key, name)) for name, item in value.items()}
         if origin in (list, tuple, Sequence) and isinstance(value, (list, tuple)) and args[1:] in ((), (...,)):
-            items = [convert(args[0], item, join(key, index)) for index, item in enumerate(value)]
+            items = [convert(args[0], item, join_keys(key, index)) for index, item in enumerate(value)]
             return items if origin is list else tuple(items)
     return convert_leaf(hint, choices, value, key)
 
@@ -319,7 +319,7 @@ def translate(name: str) -> str:
 
 def did_you_mean(name: str, known: Iterable[str], *, listing: bool = True) -> str:
     """Suggests the known name that is spelt most like an unknown one, `; did you mean 'rank'?`, or lists the known ones
-    where none is near."""
+    if none is near."""
     names = list(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:
@@ -332,7 +332,7 @@ def list_names(names: Iterable[str]) -> str:
     return ", ".join(ordered[:30]) + (f" and {len(ordered) - 30} more" if len(ordered) > 30 else "")
 
 
-def join(key: str, name: Any) -> str:
+def join_keys(key: str, name: Any) -> str:
     return f"{key}.{name}" if key else str(name)
 
 

@@ -1,8 +1,8 @@
 """Several pieces of work side by side, each with cores of its own.
 
-Cores that share every product wait for each other after each, and all the longer when anything else runs on the
-machine. Where work falls into independent parts of some size, a part a core is faster: one computes while another is
-between two products."""
+Cores that share every product wait for each other after each, and longer when anything else runs on the machine. If
+work falls into independent parts of some size, one part for each core is faster: one computes while another is between
+two products."""
 
 from __future__ import annotations
 
@@ -16,20 +16,12 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-MEMORY_SHARE = 1 / 8
 starting = threading.Lock()
 
 
-def affordable(size: int) -> bool:
-    """Whether speed may cost that many bytes: an eighth of the machine's memory at most."""
-    import psutil
-
-    return size <= MEMORY_SHARE * psutil.virtual_memory().total
-
-
 class Cores:
-    """`parts` threads, among whom the cores that torch computes with are divided. What holds for a thread alone (grad
-    mode and the like), a function must ask for itself."""
+    """`parts` threads that divide torch's cores among them. A function that needs thread-local settings, such as the
+    grad mode, must set them itself."""
 
     def __init__(self, parts: int, name: str) -> None:
         import torch
@@ -41,7 +33,7 @@ class Cores:
             num = torch.get_num_threads()
 
             def begin() -> None:
-                torch.get_num_threads()  # a new thread takes over torch's number when it first asks for it
+                torch.get_num_threads()  # a new thread takes over torch's number when it first asks
                 torch.set_num_threads(max(num // parts, 1))
                 all_there.wait()
 
@@ -49,13 +41,13 @@ class Cores:
                 for started in [self.pool.submit(begin) for _ in range(parts)]:
                     started.result()
             finally:
-                torch.set_num_threads(num)  # torch has one number for all threads that are yet to come
+                torch.set_num_threads(num)  # torch has one number for all threads to come
 
     def map(
         self, function: Callable[[Item], Result], items: Iterable[Item], window: int | None = None
     ) -> Iterator[Result]:
-        """Results in the order of `items`. window: no more of them are under way, or done and not yet taken. When one
-        fails, nothing is left running behind the error."""
+        """Results in the order of `items`. window: the most that are under way, or done and not yet taken. When one
+        fails, the others have ended before the error is raised."""
         coming = iter(items)
         futures = deque(self.pool.submit(function, item) for item in islice(coming, window))
         try:

@@ -9,7 +9,7 @@ import errno
 
 
 class UserError(ValueError):
-    """The text names the place, the value, what was expected and the mend."""
+    """The text names the key or file, the value, what was expected and the mend."""
 
 
 def explain_refusal(error: Exception) -> str | None:

@@ -31,7 +31,7 @@ def require(module: str, extra: str, purpose: str) -> Any:
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """A scratch path to write; at the end it takes the place of `path`, durably. After an error `path` is as before."""
+    """A scratch path to write, which is moved to `path` at the end, durably. After an error `path` is as before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -49,7 +49,7 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def replace_folder(scratch: Path, folder: Path) -> None:
-    """Puts a finished folder where `folder` stands, durably. The old one goes only once the new one is there."""
+    """Moves a finished folder to `folder`, durably. The old one is removed once the new one is there."""
     for path in scratch.rglob("*"):
         sync(path)
     sync(scratch)

@@ -1,4 +1,4 @@
-"""What a model runs on, chosen in one place: device, dtype, and how much memory there is.
+"""What a model runs on: device, dtype, and how much memory there is. Everything else asks here.
 
 A choice carries its reason, so that the console, `aurify doctor` and run_info.json can say what was chosen and why.
 bf16 is taken where the hardware multiplies it. Elsewhere (CPUs without such instructions, cards before Ampere) it is
@@ -85,9 +85,8 @@ def cpu_has_bf16() -> bool:
 
 
 def usable_memory(device: torch.device) -> int:
-    """Bytes that a training step may fill. On a GPU what is free now, with what torch's allocator holds unused. On a
-    CPU half of the machine's memory: what is free changes from moment to moment, and a resumed run has to divide its
-    rows as the first one did."""
+    """Bytes that a training step may fill. On a GPU: what is free now, with what torch's allocator holds unused. On a
+    CPU: half of the machine's memory, since what is free changes, and a resumed run must divide its rows as before."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -95,7 +94,7 @@ def usable_memory(device: torch.device) -> int:
 
 
 def machine_memory() -> int:
-    """Bytes; a container's limit where there is one."""
+    """In bytes; a container's limit if there is one."""
     import psutil  # comes with accelerate
 
     physical = psutil.virtual_memory().total
@@ -108,7 +107,7 @@ def machine_memory() -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """torch has a class of its own for a GPU; on a CPU a plain RuntimeError says so in words."""
+    """On a GPU torch has a class for it; on a CPU a RuntimeError says it in words."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and "not enough memory" in str(error)

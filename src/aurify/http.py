@@ -1,4 +1,4 @@
-"""Asking servers: httpx, which only extras bring, when asking again is worth it, and whether the model hub answers."""
+"""Requests to servers: httpx, which only extras bring, when to try again, and whether the hub answers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ HUB_TIMEOUT = 5.0  # seconds for the first answer of the hub
 
 
 class TryAgain(Exception):
-    """An answer of no use; the next one may be better."""
+    """The answer is of no use; the next one may be better."""
 
 
 def import_httpx(need: str, extra: str) -> Any:
-    """need: how the error begins that says how to install it."""
+    """need: the beginning of the error that says how to install it."""
     try:
         import httpx
     except ModuleNotFoundError:

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from aurify.config import did_you_mean, missing_file, translate
 from aurify.errors import UserError
-from aurify.signatures import EXPECTED, find_problem, shown
+from aurify.signatures import EXPECTED, find_signature_problem, short_path
 
 T = TypeVar("T")
 Kind = Literal["task", "reward", "environment", "tool", "algorithm", "dataset"]
@@ -146,38 +146,38 @@ def register(kind: Kind, name: str | None = None) -> Callable[[T], T]:
     """Decorator: `@register("task", "riddles")`. Without a name, the function's or class's own name is taken."""
 
     def add(entry: T) -> T:
-        place = find_caller()
+        line = find_caller()
         key = name or getattr(entry, "__name__", "")
         if not key:
-            raise UserError(f"{place}: {entry!r} has no name of its own; give one, as in @aurify.{kind}('my_name')")
-        if problem := find_problem(kind, entry):
-            raise UserError(f"{place}: {kind} {key!r} {problem}; expected {EXPECTED[kind]}")
+            raise UserError(f"{line}: {entry!r} has no name of its own; give one, as in @aurify.{kind}('my_name')")
+        if problem := find_signature_problem(kind, entry):
+            raise UserError(f"{line}: {kind} {key!r} {problem}; expected {EXPECTED[kind]}")
         known = ENTRIES[kind].get(key)
-        if known is not None and not same(known, entry, REGISTERED_AT.get((kind, key)), place):
-            first = REGISTERED_AT.get((kind, key)) or location(known)
-            raise UserError(f"{place}: {kind} {key!r} is registered already, at {first}; choose another name")
-        ENTRIES[kind][key], REGISTERED_AT[kind, key] = entry, place
+        if known is not None and not is_same_entry(known, entry, REGISTERED_AT.get((kind, key)), line):
+            first = REGISTERED_AT.get((kind, key)) or full_name(known)
+            raise UserError(f"{line}: {kind} {key!r} is registered already, at {first}; choose another name")
+        ENTRIES[kind][key], REGISTERED_AT[kind, key] = entry, line
         return entry
 
     return add
 
 
-def same(known: Any, entry: Any, first: str | None, place: str) -> bool:
-    """Whether a name is given to the same thing again: a file that runs as a program and as a plugin, or a notebook's
+def is_same_entry(known: Any, entry: Any, first: str | None, line: str) -> bool:
+    """Whether the same thing is registered again: by a file that is both program and plugin, or by a notebook's
     cell."""
     if known is entry:
         return True
-    if location(known).partition(":")[2] != location(entry).partition(":")[2]:
+    if full_name(known).partition(":")[2] != full_name(entry).partition(":")[2]:
         return False
-    return first == place or location(known) == location(entry) == f"__main__:{entry.__qualname__}"
+    return first == line or full_name(known) == full_name(entry) == f"__main__:{entry.__qualname__}"
 
 
 def find_caller() -> str:
-    """File and line of whoever called into this file."""
+    """File and line of the code that called into this file."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
-    return f"{shown(frame.f_code.co_filename)}:{frame.f_lineno}"
+    return f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
 def decorator(kind: Kind) -> Callable[..., Any]:
@@ -210,7 +210,7 @@ def names(kind: Kind) -> list[str]:
     return sorted(ENTRIES[kind])
 
 
-def location(entry: Any) -> str:
+def full_name(entry: Any) -> str:
     if isinstance(entry, str):
         return entry
     return f"{entry.__module__}:{getattr(entry, '__qualname__', type(entry).__qualname__)}"
@@ -238,7 +238,7 @@ def load_function(kind: Kind, name: str) -> Any:
     if found is None:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"{kind} {name!r}: {path} has no {attribute!r}{did_you_mean(attribute, known)}")
-    if problem := find_problem(kind, found):
+    if problem := find_signature_problem(kind, found):
         raise UserError(f"{kind} {name!r} {problem}; expected {EXPECTED[kind]}")
     return found
 
@@ -285,15 +285,15 @@ def run_or_forget(path: str, file: Path | None, what: str, run: Callable[[], Mod
         for kind, entries in before.items():
             ENTRIES[kind].clear()
             ENTRIES[kind].update(entries)
-        place = f"{path}{find_line(error, file)}"
+        line = f"{path}{find_line(error, file)}"
         if isinstance(error, UserError):
-            raise error if str(error).startswith(place) else UserError(f"{what} {place}: {error}") from error
+            raise error if str(error).startswith(line) else UserError(f"{what} {line}: {error}") from error
         problem = f"{type(error).__name__}: {error}"
-        raise UserError(f"{what} {place}: {problem}; it must run on its own with `python {path}`") from error
+        raise UserError(f"{what} {line}: {problem}; it must run on its own with `python {path}`") from error
 
 
 def find_line(error: BaseException, file: Path | None) -> str:
-    """`:3`, where in a plugin's file an exception came from."""
+    """`:3`, the line in a plugin's file that an exception came from."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f":{error.lineno}"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(file)]

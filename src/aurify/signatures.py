@@ -1,8 +1,8 @@
 """What a person's own part must look like, and how the options of a recipe reach it.
 
-`find_problem` is asked when a part is registered, so that a wrong signature is named with its file and line before
-anything runs. `options_for` and `call` check the options by the signature: their names, and their types where they are
-annotated."""
+`find_signature_problem` is asked when a part is registered, so that a wrong signature is named with file and line
+before anything runs. `options_for` and `call_with_options` check options by the signature: their names, and their types
+if they are annotated."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ EXPECTED = {
 NO_OPTIONS = ("task", "prompt", "completion", "response")  # a reward's parameters that no recipe can give
 
 
-def find_problem(kind: str, entry: Any) -> str | None:
-    """What is wrong with something that is to be registered, as the end of a sentence that begins with its name."""
+def find_signature_problem(kind: str, entry: Any) -> str | None:
+    """What is wrong with an entry, as the end of a sentence that begins with its name; None if nothing is."""
     if not callable(entry):
         return f"is {entry!r}, which cannot be called"
     try:
@@ -50,7 +50,7 @@ def find_problem(kind: str, entry: Any) -> str | None:
         return f"takes {signature} and is async"
     for name, parameter in signature.parameters.items():
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.VAR_POSITIONAL):
-            return f"takes {signature}, and options come by name, not by place"
+            return f"takes {signature}, and options come by name, not by position"
         if kind == "reward" and name in NO_OPTIONS and parameter.default is parameter.empty:
             return f"takes {signature}"
     return None
@@ -116,7 +116,7 @@ def takes_completions(signature: inspect.Signature) -> bool:
 
 
 def takes_positional(signature: inspect.Signature, num: int) -> bool:
-    """Whether `num` arguments can be given by place, whatever options come beside them."""
+    """Whether `num` arguments can be given by position."""
     by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     kinds = [parameter.kind for parameter in signature.parameters.values()]
     return sum(kind in by_place for kind in kinds) >= num or inspect.Parameter.VAR_POSITIONAL in kinds
@@ -125,8 +125,8 @@ def takes_positional(signature: inspect.Signature, num: int) -> bool:
 def options_for(
     what: str, function: Callable[..., Any], options: Mapping[str, Any], num_given: int = 0
 ) -> dict[str, Any]:
-    """The options as `function` takes them beside `num_given` arguments by place. `what` names it in errors: "task
-    'sorting'"."""
+    """The options of `function`, checked and converted. It also gets `num_given` arguments by position. what: names it
+    in errors, as "task 'sorting'"."""
     parameters = dict(list(inspect.signature(function).parameters.items())[num_given:])
     open_ended = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     named = {name: p for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
@@ -146,15 +146,15 @@ def options_for(
 
 
 def read_hints(function: Any) -> dict[str, Any]:
-    """Annotations of the parameters; none where they cannot be read, such as names that only a type checker sees."""
+    """Annotations of the parameters; none if they cannot be read, such as names that only a type checker sees."""
     try:
         return get_type_hints(function.__init__ if inspect.isclass(function) else function)
     except (NameError, TypeError, AttributeError):
         return {}
 
 
-def call(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
-    """`function(**options)` with checked options. What a person's own function raises is told with its place."""
+def call_with_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """`function(**options)` with checked options. What a person's own function raises is reported with its line."""
     values = options_for(what, function, options)
     with report_crashes(what, function):
         return function(**values)
@@ -162,7 +162,7 @@ def call(what: str, function: Callable[..., Any], options: Mapping[str, Any]) ->
 
 @contextmanager
 def report_crashes(what: str, function: Any) -> Iterator[None]:
-    """What a person's own code raises becomes a user error with file and line; mistakes of Aurify stay what they
+    """Turns what a person's own code raises into a user error with file and line. Errors in Aurify stay as they
     are."""
     try:
         yield
@@ -173,7 +173,7 @@ def report_crashes(what: str, function: Any) -> Iterator[None]:
             raise
         frames = traceback.extract_tb(error.__traceback__)
         own = [frame for frame in frames if frame.filename == source_file(function)] or frames
-        where = f"{shown(own[-1].filename)}:{own[-1].lineno}"
+        where = f"{short_path(own[-1].filename)}:{own[-1].lineno}"
         raise UserError(f"{what} raised {type(error).__name__}: {error} ({where})") from error
 
 
@@ -184,7 +184,7 @@ def source_file(function: Any) -> str | None:
         return None
 
 
-def shown(file: str) -> str:
+def short_path(file: str) -> str:
     """A path as people would write it from where they are."""
     path = Path(file)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,7 +1,7 @@
 """Threads for code of others that may block, or never return: environments and rewards.
 
-A thread cannot be stopped. One whose call takes longer than its limit is left alone (all are daemons, so that the
-process can end), and what it was doing counts as failed."""
+A thread cannot be stopped. If a call takes longer than its limit, it counts as failed and its thread is left alone. All
+threads are daemons, so that the process can end."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class TimeLimit(UserError):
 
 
 async def wait_for(work: Awaitable[T], seconds: float | None, what: str) -> T:
-    """The result of `work`, which is cancelled at the limit. Unlike asyncio's, it does not wait for the cancelled work,
-    and a TimeoutError that the work itself raises stays what it is."""
+    """The result of `work`, which is cancelled at the limit. Unlike asyncio's function, it does not wait for cancelled
+    work, and lets a TimeoutError of the work itself pass."""
     future = asyncio.ensure_future(work)
     try:
         done, _ = await asyncio.wait({future}, timeout=seconds)
@@ -38,7 +38,7 @@ async def wait_for(work: Awaitable[T], seconds: float | None, what: str) -> T:
 
 
 class Room:
-    """A thread with an event loop of its own, for what belongs together: the methods of one environment."""
+    """A thread with an event loop of its own, for the methods of one environment."""
 
     def __init__(self, name: str) -> None:
         self.loop = asyncio.new_event_loop()
@@ -58,7 +58,7 @@ class Room:
             raise
 
     def leave(self) -> None:
-        """The thread ends when it has nothing to do any more."""
+        """Ends the thread once it has nothing to do."""
         self.loop.call_soon_threadsafe(self.loop.stop)
 
     def _work(self) -> None:
@@ -75,14 +75,14 @@ class Room:
 
 
 class Worker:
-    """A thread that makes calls one after the other: for functions that do not say that they may run side by side."""
+    """A thread that makes calls one after the other, for functions that may not run side by side."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.calls: SimpleQueue[Callable[[], None]] | None = None  # of the thread that works now
 
     async def run(self, function: Callable[[], T], seconds: float | None, what: str) -> T:
-        """To be called by one task at a time: a limit counts from the beginning of the call."""
+        """Only one task may call it at a time: the limit counts from the beginning of the call."""
         if self.calls is None:
             self.calls = SimpleQueue()
             threading.Thread(target=make_calls, args=(self.calls,), name=self.name, daemon=True).start()
@@ -153,7 +153,7 @@ def make_calls(calls: SimpleQueue[Callable[[], None]]) -> None:
 
 
 class PerLoop:
-    """A semaphore for each event loop: they cannot be shared."""
+    """A semaphore for each event loop, since they cannot be shared."""
 
     def __init__(self, num: int) -> None:
         self.num = num

@@ -67,7 +67,7 @@ class SamplingParams(Checked):
 class Completion:
     """What a sampler gives back: token ids, each with its log-prob under the distribution it was drawn from."""
 
-    tokens: list[int]  # with the end token, where one was sampled
+    tokens: list[int]  # with the end token, if one was sampled
     logprobs: list[float]  # log-probs after temperature and top-k/top-p/min-p
     finish: Literal["stop", "length"]  # "stop": end token or stop string
     versions: list[int]  # weight version that produced each token
@@ -145,7 +145,7 @@ class Group:
 
     task: Task
     trajectories: list[Trajectory]
-    reward_weights: Mapping[str, float] = field(default_factory=dict)  # of the rubric, by name; 1 where absent
+    reward_weights: Mapping[str, float] = field(default_factory=dict)  # of the rubric, by name; 1 if absent
 
     @property
     def rewards(self) -> list[float | None]:
@@ -161,16 +161,14 @@ class Datum:
     weights: list[float]  # 0 = context only
     advantages: list[float] | None = None
     logprobs: list[float] | None = None  # of the sampler
-    old_logprobs: list[float] | None = (
-        None  # of the trainer before the first update on this datum; None: the ratio is 1
-    )
+    old_logprobs: list[float] | None = None  # of the trainer before the first update on it; None: the ratio is 1
     ref_logprobs: list[float] | None = None
     unit: int = -1  # data of one unit (a preference pair: chosen first, then rejected) share a micro-batch; -1 = alone
     source: Source = "data"
     margin: float = 0.0  # preference pairs: how much better the chosen one should score
     label: float = 1.0  # unpaired preferences: 1 desirable, -1 undesirable
     baseline: float = 0.0  # a constant of this sequence that a loss measures it against, such as KTO's divergence
-    guided: list[bool] | None = None  # written by a guide, where a sequence is only partly so
+    guided: list[bool] | None = None  # which tokens a guide wrote, if it wrote only some
 
     def __post_init__(self) -> None:
         for name in ("weights", "advantages", "logprobs", "old_logprobs", "ref_logprobs", "guided"):
@@ -232,7 +230,7 @@ Need = Literal[
     "logprobs",
     "old_logprobs",
     "ref_logprobs",
-    "teacher_logprobs",  # in the place of ref_logprobs
+    "teacher_logprobs",  # instead of ref_logprobs
     "teacher_divergence",  # Outputs.divergence
     "entropy",
     "scores",
@@ -260,7 +258,7 @@ class Algorithm(Protocol):
     """A frozen dataclass whose fields are the method's options.
 
     It may also have `prepare(data, policy, temperature) -> data`, called once for each optimiser step before the
-    gradient: the place for what depends on the whole batch, such as a quantile or a baseline (see `prepared`)."""
+    gradient, for what depends on the whole batch, such as a quantile or a baseline (see `prepared`)."""
 
     @property
     def learns_from(self) -> Lesson:

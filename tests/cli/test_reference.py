@@ -111,7 +111,7 @@ def test_comments_are_read_from_beside_and_from_above():
         ("lora", ["lora.rank", "lora.dropout", "lora.alpha"]),
         ("temperature", ["evaluation.sampling.temperature", "default 0.0", "stages.NAME.sampling.temperature"]),
         ("stages.rl.algorithm.kl_coef", ["weight of the KL", "grpo"]),
-        ("jsonl", ["task jsonl", "prompt_column", "default 'prompt'", "answer_column"]),
+        ("jsonl", ["task jsonl", "prompt_column", "default 'answer'", "answer_column"]),
         ("grpo", ["algorithm grpo", "clip_high"]),
         ("single_turn", ["environment single_turn"]),
     ],

@@ -53,13 +53,13 @@ def test_rounding_is_accepted(architecture, scale, dtype):
 
 
 def change_row(monkeypatch: pytest.MonkeyPatch, change: Callable[[Row], Row]) -> None:
-    take = Forest.take
+    lay_out = Forest.lay_out
 
-    def take_changed(self: Forest, path: Any) -> None:
+    def lay_out_changed(self: Forest, path: Any) -> None:
         self.row = change(self.row)
-        take(self, path)
+        lay_out(self, path)
 
-    monkeypatch.setattr(Forest, "take", take_changed)
+    monkeypatch.setattr(Forest, "lay_out", lay_out_changed)
 
 
 def branches(row: Row) -> list[int]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aurify.engine.cpu.gathered import BLOCK, block_sizes
-from aurify.engine.packing import build_row, pack
+from aurify.engine.packing import build_row, pack_rows
 from aurify.types import Datum
 
 
@@ -45,7 +45,7 @@ def datum(tokens: list[int], unit: int = -1) -> Datum:
 @pytest.mark.parametrize("max_tokens", [1, 10, 25, 1000])
 def test_pack_keeps_units_together_and_loses_nothing(max_tokens, generator):
     data = [datum(generator.integers(0, 3, 6).tolist(), unit=k // 2) for k in range(20)]
-    rows = pack(data, max_tokens)
+    rows = pack_rows(data, max_tokens)
     assert sorted(k for row in rows for k in row.data) == list(range(20))
     for row in rows:
         units = [data[k].unit for k in row.data]
@@ -58,7 +58,7 @@ def test_pack_keeps_units_together_and_loses_nothing(max_tokens, generator):
 
 def test_rows_are_equal_rather_than_full_with_a_rest(generator):
     data = [datum([k, *generator.integers(0, 100, 9).tolist()]) for k in range(11)]
-    assert sorted(len(row.tokens) for row in pack(data, 100)) == [50, 60]
+    assert sorted(len(row.tokens) for row in pack_rows(data, 100)) == [50, 60]
 
 
 def test_blocks_cover_the_row_and_begin_where_branches_do(generator):

@@ -17,7 +17,7 @@ from aurify.algorithms.sft import SFT
 from aurify.engine.cpu.rows import SideBySide
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.packing import PART_TOKENS, Row, build_row, pack
+from aurify.engine.packing import PART_TOKENS, Row, build_row, pack_rows
 from aurify.errors import UserError
 from aurify.types import Datum
 
@@ -122,7 +122,7 @@ def test_all_weights_at_once(monkeypatch):
 def test_large_gradients_and_dropout_go_one_after_the_other(monkeypatch):
     set_parts(2, monkeypatch)
     engines = [Engine(random_model(), lora=LoraConfig(rank=4, dropout=0.1))]
-    monkeypatch.setattr("aurify.cores.MEMORY_SHARE", 1e-9)
+    monkeypatch.setattr("aurify.engine.cpu.rows.MEMORY_SHARE", 1e-9)
     engines.append(Engine(random_model()))
     for engine in engines:
         engine.forward_backward(sequences(), SFT())
@@ -167,7 +167,7 @@ def test_rows_for_cores(parts, num):
     """As many as cores, or a multiple, and equal; but not in pieces too small to pay."""
     generator = np.random.default_rng(0)
     data = [Datum([k, *generator.integers(0, 999, 19).tolist()], [0.0] + [1.0] * 19) for k in range(num)]
-    rows = [len(row.tokens) for row in pack(data, 2048, parts=parts)]
+    rows = [len(row.tokens) for row in pack_rows(data, 2048, parts=parts)]
     assert sum(rows) == 20 * num
     assert len(rows) % min(parts, max(1, 20 * num // PART_TOKENS)) == 0
     assert max(rows) <= 2048 // parts + PART_TOKENS and max(rows) - min(rows) <= 20
@@ -181,7 +181,7 @@ def test_rows_side_by_side_cost_the_same():
         return Datum(generator.integers(3, 9999, prompt + answer).tolist(), [0.0] * prompt + [1.0] * answer)
 
     def costs(data: list[Datum], head_cost: float, max_tokens: int = 4096) -> list[float]:
-        rows = pack(data, max_tokens, parts=2, head_cost=head_cost)
+        rows = pack_rows(data, max_tokens, parts=2, head_cost=head_cost)
         return [len(row.tokens) + head_cost * sum(sum(data[k].weights) for k in row.data) for row in rows]
 
     uneven = [datum(60, length) for length in (62, 67, 104, 131, 78, 169, 91, 118, 10, 300)]
@@ -197,7 +197,7 @@ def test_rows_side_by_side_cost_the_same():
         for _ in range(8):
             answer = generator.integers(3, 9999, 30).tolist()
             groups.append(Datum(prompt + answer, [0.0] * 50 + [1.0] * 30))
-    rows = pack(groups, 2048, parts=2, head_cost=0.27)  # 2030 nodes, and a prompt where it is cut is in two rows
+    rows = pack_rows(groups, 2048, parts=2, head_cost=0.27)  # 2030 nodes, and a prompt where it is cut is in two rows
     assert len(rows) == 4 and sum(len(row.tokens) for row in rows) <= 2030 + 3 * 50
     assert max(len(row.tokens) for row in rows) < 1.1 * min(len(row.tokens) for row in rows)
 
@@ -212,7 +212,7 @@ def test_what_is_shared_stays_together():
             for _ in range(8):
                 tokens = prompt + generator.integers(3, 300, 50).tolist()
                 data.append(Datum(tokens, [0.0] * 1200 + [1.0] * 50))
-        assert [len(row.tokens) for row in pack(data, 4096, parts=2)] == pytest.approx(expected, abs=8)
+        assert [len(row.tokens) for row in pack_rows(data, 4096, parts=2)] == pytest.approx(expected, abs=8)
 
 
 def test_a_small_budget_is_not_divided():

@@ -9,7 +9,7 @@ import pytest
 from aurify.errors import UserError
 from aurify.knowledge import snapshot as reading
 from aurify.knowledge import store as writing
-from aurify.knowledge.store import LanceStore, Record, Row
+from aurify.knowledge.store import ChunkRow, LanceStore, Record
 from aurify.knowledge.types import Chunk
 from aurify.knowledge.where import to_sql
 
@@ -23,7 +23,7 @@ def rows_of(document, texts=TEXTS, seed=0, **values):
         Chunk(document, i, text, i, i + 5, i + 1, i + 2, "A title", ("one", "two"), "definition", "import x")
         for i, text in enumerate(texts)
     ]
-    return [Row(chunk, vector, **values) for chunk, vector in zip(chunks, vectors, strict=True)]
+    return [ChunkRow(chunk, vector, **values) for chunk, vector in zip(chunks, vectors, strict=True)]
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_dense_is_exact(store, monkeypatch, in_memory):
 
 def test_equal_scores_are_ordered_by_id_wherever_the_limit_cuts(store):
     same = np.full(8, 8**-0.5, np.float32)
-    rows = [Row(Chunk(f"d{i:02}", 0, "same words", 0, 9, 1, 1), same) for i in (7, 3, 9, 1, 5, 0, 8, 2, 6, 4)]
+    rows = [ChunkRow(Chunk(f"d{i:02}", 0, "same words", 0, 9, 1, 1), same) for i in (7, 3, 9, 1, 5, 0, 8, 2, 6, 4)]
     store.add(rows, [Record(row.chunk.document, "x") for row in rows])
     store.tidy()
     snapshot = store.snapshot()

@@ -13,7 +13,15 @@ from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.samplers.cache import Decoding
 from aurify.samplers.llama import LlamaStep
-from aurify.samplers.step import PlainStep, choose_step, decoded, divergence, prepare_layouts, rounding, trained
+from aurify.samplers.step import (
+    PlainStep,
+    choose_step,
+    mean_kl,
+    prepare_layouts,
+    rounding_kl,
+    step_logprobs,
+    trainer_logprobs,
+)
 from aurify.types import Datum
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
@@ -136,9 +144,9 @@ def test_the_short_step_adds_nothing_to_the_gap_between_sampler_and_trainer(dtyp
     engine = make_engine("Llama", {}, dtype=dtype)
     with torch.no_grad():
         decoder, cache = prepare_layouts(engine)
-        expected = trained(engine)
+        expected = trainer_logprobs(engine)
         usual, short = (
-            divergence(expected, decoded(engine, decoder, step(decoder), cache)) for step in (PlainStep, LlamaStep)
+            mean_kl(expected, step_logprobs(engine, decoder, step(decoder), cache)) for step in (PlainStep, LlamaStep)
         )
     # The largest part is what the trainer's products of many rows and these of two round differently.
-    assert short <= 1.2 * usual and usual < rounding(expected, dtype, units=8)
+    assert short <= 1.2 * usual and usual < rounding_kl(expected, dtype, units=8)

@@ -19,7 +19,15 @@ import pytest
 from aurify.errors import UserError
 from aurify.knowledge.client import Passage, RetrieverClient, RetrieverError, RetrieverOptions, read_answer
 from aurify.knowledge.types import Chunk, Document, Hit
-from aurify.serving.knowledge import LOOPBACK, Line, Question, ServiceOptions, build_application, listen, read_question
+from aurify.serving.knowledge import (
+    LOOPBACK,
+    Line,
+    RetrieveRequest,
+    ServiceOptions,
+    build_application,
+    listen,
+    parse_request,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "knowledge"))
 from words import WordEmbedder
@@ -218,7 +226,7 @@ def test_what_comes_during_a_search_is_searched_for_together():
 def test_a_line_takes_no_more_queries_together_than_one_request_may_have():
     async def run():
         line = Line(search, ServiceOptions(max_queries=4))
-        questions = [Question(queries=["sky"] * num, topk=3) for num in (2, 3, 2, 1)]
+        questions = [RetrieveRequest(queries=["sky"] * num, topk=3) for num in (2, 3, 2, 1)]
         answers = [asyncio.ensure_future(line.answer(question)) for question in questions]
         line.serving = asyncio.current_task()  # nobody serves yet
         await asyncio.sleep(0)
@@ -324,7 +332,7 @@ def test_wrong_options_of_the_client_are_named(options, said):
 
 def test_the_defaults_take_a_whole_batch_of_rollouts():
     body = json.dumps({"queries": ["who wrote it?"] * 512, "topk": 5}).encode()
-    assert len(read_question(body, ServiceOptions()).queries) == 512
+    assert len(parse_request(body, ServiceOptions()).queries) == 512
 
 
 def test_a_knowledge_base_is_served_by_the_command_until_it_is_interrupted(tmp_path):

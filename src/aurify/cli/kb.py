@@ -94,8 +94,7 @@ def serve(
 ) -> None:
     """Answer POST /retrieve from a knowledge base, in the protocol of Search-R1, until Ctrl-C."""
     from aurify.knowledge.rerank import load_reranker
-    from aurify.serving.knowledge import ServiceOptions
-    from aurify.serving.knowledge import serve as run
+    from aurify.serving.knowledge import ServiceOptions, run_service
 
     options = ServiceOptions(host=host, port=port, topk=topk)
     base = open_base(name, bare)
@@ -113,11 +112,11 @@ def serve(
     def announce(url: str) -> None:
         typer.echo(f"{base.folder}: POST {url} answers. Ctrl-C ends.")
 
-    run(search, options, {"kb": base.folder.name}, announce)
+    run_service(search, options, {"kb": base.folder.name}, announce)
 
 
 @kb.command(name="eval")
-def evaluate(
+def evaluate_kb(
     queries: Annotated[
         Path,
         typer.Option(help='JSON lines: {"query": ..., "document": id}; "lines" (first, last) for a passage.'),
@@ -156,7 +155,7 @@ def evaluate(
                 "more. Add questions, or leave --tune out to measure the settings as they are"
             )
         tune_fusion(base, tuned, passages, console)
-    measured = compare(base, questions, rerank, passages, timed, console)
+    measured = measure_modes(base, questions, rerank, passages, timed, console)
     picture = plot or base.folder / "eval.svg"
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_text(draw_comparison(measured), encoding="utf-8")
@@ -190,7 +189,7 @@ def tune_fusion(base: KnowledgeBase, questions: list[Question], passages: bool, 
     )
 
 
-def compare(
+def measure_modes(
     base: KnowledgeBase, questions: list[Question], rerank: str | None, passages: bool, timed: int, console: Console
 ) -> list[Measured]:
     from aurify.evaluation.comparison import list_modes, measure_search

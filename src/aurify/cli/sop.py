@@ -56,8 +56,8 @@ def check(folder: Folder) -> None:
         raise typer.Exit(1)
 
 
-@sop.command()
-def find(
+@sop.command(name="find")
+def find_procedures(
     folder: Folder,
     query: str,
     limit: Annotated[int, typer.Option(help="Procedures to show.")] = 3,

@@ -14,7 +14,7 @@ from aurify.errors import UserError
 from aurify.rows.files import build_row
 from aurify.rows.row import BadRow, Row, Tally
 from aurify.rows.sources import NO_ROWS, open_source, raise_bad
-from aurify.signatures import call, options_for, report_crashes
+from aurify.signatures import call_with_options, options_for, report_crashes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def load_dataset(entry: str | Mapping[str, Any]) -> list[Row]:
     """What a function registered by `@aurify.dataset` gives. A row's location is its number."""
     name, options = split_options(entry)
     function = registry.get("dataset", name)
-    result = call(f"dataset {name!r}", function, options)
+    result = call_with_options(f"dataset {name!r}", function, options)
     with report_crashes(f"dataset {name!r}", function):  # a generator runs, and fails, only now
         if isinstance(result, str | Mapping) or not hasattr(result, "__iter__"):
             raise UserError(f"dataset {name!r} gave a {type(result).__name__}; it must return rows, or yield them")

@@ -10,7 +10,7 @@ packed rows (training, prefill), and the sampler's cache for decoding. So no mod
     flex     GPU: FlexAttention, compiled; blocks that nobody sees cost nothing
     dense    anywhere: one [nodes, nodes] mask and PyTorch's own attention
 
-Where none of them can be had, rows are "plain": one padded row a sequence, by the model's own attention."""
+If none of them works, rows are "plain": one padded row for each sequence, by the model's own attention."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from aurify.engine.upload import upload
 
 IMPLEMENTATION = "aurify"
 FLEX_BLOCK = 128  # queries and keys in a block of FlexAttention's mask
-LEAST_LENGTH = 256  # of a padded row: the compiler makes a graph of its own for a mask of a single block
+LEAST_LENGTH = 256  # of a padded row; for a mask of a single block the compiler would make another graph
 LENGTH_STEPS = ((4096, 128), (1 << 62, 512))  # up to a length, rows are padded to multiples of a step
 RECOMPILES = 32  # FlexAttention compiles anew for a head size, a dtype, a window, with gradients; never for a length
 
@@ -38,7 +38,7 @@ LADDERS: dict[str, tuple[Path, ...]] = {"cpu": ("blocks", "dense", "plain"), "cu
 
 
 class Layout(Protocol):
-    numbered: bool  # whether it has to know which layer calls, as a cache does
+    numbered: bool  # whether it must know which layer calls, as a cache does
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """query [batch, heads, queries, head_dim], key and value [batch, kv_heads, queries, head_dim] -> like query"""
@@ -46,7 +46,7 @@ class Layout(Protocol):
 
 
 class Unsupported(NotImplementedError):
-    """This model's attention does something that packed rows do not know: the engine takes plain rows."""
+    """This model's attention does something that packed rows cannot do: the engine takes plain rows."""
 
 
 def attend(
@@ -84,20 +84,20 @@ class Forest:
     """The one rule of visibility over a packed row: `j <= i < end[j]`, and for sliding-window layers also
     `position[i] - position[j] < window`, on logical positions.
 
-    Masks are made once for all layers with the same window, at the latest when the first of them asks."""
+    Layers with the same window share a mask, which is made when the first of them asks."""
 
     numbered = False
 
     def __init__(self, row: Row, device: torch.device, dtype: torch.dtype, path: Path) -> None:
         self.row, self.device, self.dtype = row, device, dtype
-        self.take(path)
+        self.lay_out(path)
 
-    def take(self, path: Path) -> None:
-        """Lays the row out for `path`."""
+    def lay_out(self, path: Path) -> None:
+        """Prepares the row for another path."""
         self.path = path
         num = len(self.row.tokens)
         self.length = padded_length(num) if path == "flex" or self.device.type == "cuda" else num
-        # a node of the padding is a tree of its own: it sees itself, so that nothing is divided by zero, and no other
+        # each node of the padding is a tree of its own: it sees only itself, so nothing is divided by zero
         padding = np.arange(num, self.length)
         self.end = np.concatenate([self.row.end, padding + 1])
         self.depths = np.concatenate([self.row.positions, np.zeros_like(padding)])
@@ -108,7 +108,7 @@ class Forest:
         self.masks: dict[int | None, Any] = {}  # by window
 
     def prepare(self, windows: Iterable[int | None]) -> None:
-        """Makes the masks for these windows now: a compiled layer cannot."""
+        """Makes the masks for these windows now, since a compiled layer cannot."""
         for window in windows:
             self.mask(window)
 
@@ -129,14 +129,14 @@ class Forest:
             return gathered_attention(query, key, value, scale, gathered)
         if self.path == "flex":
             gqa = query.shape[1] != key.shape[1]
-            # the usual scale is a constant of the graph, any other one an input that it is traced twice for
+            # the usual scale is a constant of the graph; any other one is an input, for which it is traced again
             usual = scale == query.shape[-1] ** -0.5
             return flex_kernel()(query, key, value, block_mask=mask, scale=None if usual else scale, enable_gqa=gqa)
         return dense_attention(query, key, value, scale, mask)
 
 
 def padded_length(num: int) -> int:
-    """Rows have few lengths: kernels, masks and the allocator's blocks are then used again. Below 128 queries
+    """Few different lengths, so that kernels, masks and the allocator's blocks are used again. Below 128 queries
     FlexAttention would take another kernel than the one that was checked."""
     step = next(step for limit, step in LENGTH_STEPS if num <= limit)
     return max(LEAST_LENGTH, -(-num // step) * step)
@@ -158,8 +158,8 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, mas
         return F.scaled_dot_product_attention(query, key, value, mask, scale=scale, enable_gqa=gqa)
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    # The memory-efficient kernel knows no grouped heads: without it all scores would be held at once. cuDNN makes a
-    # plan for each new shape.
+    # The memory-efficient kernel cannot group heads, and other kernels hold all scores at once. cuDNN makes a plan for
+    # each new shape.
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -168,13 +168,13 @@ def dense_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, mas
 
 
 def visible_blocks(end: np.ndarray, positions: np.ndarray, window: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Which blocks of keys a block of queries sees in part, and which in full: every query every key.
+    """Which blocks of keys a block of queries sees in part, and which in full (every query sees every key).
 
-    end, positions [length], a multiple of FLEX_BLOCK -> two [blocks, blocks] bool, exclusive. Takes time in
-    proportion to blocks x length: a helper that asks for each pair of nodes would take longer than a layer."""
+    end, positions [length], a multiple of FLEX_BLOCK -> two [blocks, blocks] bool, exclusive. Takes time proportional
+    to blocks x length; asking for each pair of nodes would take longer than a layer."""
     length = len(end)
     num = length // FLEX_BLOCK
-    before = np.tri(num, k=-1, dtype=bool)  # queries come after keys; a block with itself is extra
+    before = np.tri(num, k=-1, dtype=bool)  # queries come after keys; the diagonal is added at the end
     last, first = end.reshape(num, -1).max(1), end.reshape(num, -1).min(1)
     starts = np.arange(num)[:, None] * FLEX_BLOCK
     full = before & (first[None] >= starts + FLEX_BLOCK)
@@ -186,7 +186,7 @@ def visible_blocks(end: np.ndarray, positions: np.ndarray, window: int | None) -
         some = np.zeros_like(before)
         for block in range(1, num):
             start = block * FLEX_BLOCK
-            # the queries of this block that see key j begin at its start: the one with the least depth decides
+            # the queries of this block that see key j are its first ones: the one with the least depth decides
             least = np.minimum.accumulate(depths[block])
             reach = np.minimum(end[:start] - start, FLEX_BLOCK)
             seen = (reach > 0) & (least[np.maximum(reach, 1) - 1] - positions[:start] < window)
@@ -215,7 +215,7 @@ def flex_mask(forest: Forest, window: int | None) -> Any:
     mask = BlockMask.from_kv_blocks(num_partial, partial, num_full, full, BLOCK_SIZE=FLEX_BLOCK, mask_mod=rule)
     for tensor in (end, positions, *(each for each in vars(mask).values() if isinstance(each, Tensor))):
         for dim, size in enumerate(tensor.shape):
-            if size > 1:  # else the first row's own graph would be of no use to any other
+            if size > 1:  # else the graph of the first row would fit no other
                 torch._dynamo.maybe_mark_dynamic(tensor, dim)
     return mask
 
@@ -224,7 +224,7 @@ _flex: list[Callable[..., Tensor]] = []
 
 
 def flex_kernel() -> Callable[..., Tensor]:
-    if torch.compiler.is_compiling():  # within a compiled layer, which becomes one with it
+    if torch.compiler.is_compiling():  # a compiled layer takes the kernel in
         from torch.nn.attention.flex_attention import flex_attention
 
         return flex_attention
@@ -234,9 +234,8 @@ def flex_kernel() -> Callable[..., Tensor]:
 
 
 def compile_flex(backend: Any = "inductor") -> Callable[..., Tensor]:
-    """Compiled once for rows of every length. fullgraph: where that went wrong and the limit of recompiles was
-    reached, the uncompiled function would hold all scores at once, and only warn; like this it is an error, and the
-    engine takes the next path."""
+    """Compiled once for rows of every length. With fullgraph, reaching the limit of recompiles is an error, and the
+    engine takes the next path. Without it, the uncompiled function would hold all scores at once and only warn."""
     from torch._dynamo import config
     from torch.nn.attention.flex_attention import flex_attention
 

@@ -6,7 +6,7 @@ Saved activations decide it. Per token and decoder layer we count, in the dtype 
     hidden                               with it, and the above once, for the layer that is recomputed
 
 The two factors fit what was counted on Llama and Qwen2 shapes with LoRA (58 KiB a token and layer for a 0.5B, 109 for
-a 1B, in bf16). Other models differ; where memory runs out all the same, `retreat` halves the micro-batch."""
+a 1B, in bf16). Other models differ; if memory runs out all the same, `retreat` halves the micro-batch."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MemoryPlan:
 def plan_memory(
     module: Any, device: torch.device, optimizer_bytes: int, tokens: int | None, checkpointing: Checkpointing
 ) -> MemoryPlan:
-    """optimizer_bytes: what gradients and optimiser will take beside the weights, which are there already. tokens and
+    """optimizer_bytes: what gradients and optimiser will take; the weights are in memory already. tokens and
     checkpointing: what the user asked for; None and "auto" are chosen here."""
     config = module.config.get_text_config()
     width = next(module.parameters()).element_size()
@@ -74,8 +74,8 @@ class Retreating(Protocol):
 
 
 def retreat(engine: Retreating, compute: Callable[[], Result]) -> Result:
-    """`compute`, and where memory runs out, again from its start with half the tokens a micro-batch. Gradients do not
-    depend on micro-batches, so the result is the same. Gradients of earlier calls are kept."""
+    """Calls `compute`, and if memory runs out, once more from the start with half the tokens in a micro-batch.
+    Gradients do not depend on micro-batches, so the result is the same. Gradients of earlier calls are kept."""
     optimizer = engine.optimizer
     held = optimizer.held_grads() if optimizer is not None and engine.calls else None
     while True:
@@ -85,7 +85,7 @@ def retreat(engine: Retreating, compute: Callable[[], Result]) -> Result:
             if not is_out_of_memory(error) or engine.micro_batch_tokens < 2 * LEAST_TOKENS:
                 raise
             reason = str(error).split(". ")[0]
-        # outside of `except`: its traceback holds on to the tensors of the failed call
+        # outside of `except`, whose traceback would hold on to the tensors of the failed call
         if optimizer is not None:
             optimizer.restore_grads(held)
         engine.micro_batch_tokens //= 2

@@ -1,18 +1,19 @@
 """Whether packed rows give what plain rows give, measured on a model before their first use.
 
-A fast path may be wrong without an error: a mask that is off by one, a model whose attention does more than we know, a
-kernel with a fault. But its numbers are never the same bits either, and in bf16 the difference looks large: single
-log-probs differ by half a nat between two right ways. So nothing is compared with a constant. The same tree of tokens
-is computed in three ways:
+A fast path may be wrong without an error: a mask may be off by one, a model's attention may do more than we know, a
+kernel may have a fault. But right numbers are never the same bits either, and in bf16 the difference looks large:
+single log-probs differ by half a nat between two right ways. So nothing is compared with a constant. The same tree of
+tokens is computed in three ways:
 
     a  plain rows, padded to one batch
     b  plain rows, one at a time, by the model's simplest attention ("eager")
     c  the packed row
 
-b against a is what rounding alone does to this model in this dtype. c against a may be a small multiple of that. What
-is compared: the distributions over the whole vocabulary at every position (KL and log-probs), and the gradients of a
-weighted sum of the tokens' log-probs by every node's embedding. The last node of a branch predicts nothing and nobody
-may see it: it has no gradient at all, and where it has one after all, no rounding explains that."""
+The difference of b and a is what rounding alone does to this model in this dtype. That of c and a may be a small
+multiple of it. Two things are compared: the distributions over the whole vocabulary at every position (KL and
+log-probs), and the gradients of a weighted sum of the tokens' log-probs by the embedding of every node. The last node
+of a branch predicts nothing, and no other node may see it, so it has no gradient. If it has one, no rounding explains
+that."""
 
 from __future__ import annotations
 
@@ -26,21 +27,21 @@ import torch
 from torch import Tensor
 
 from aurify.engine.attention import IMPLEMENTATION, Forest, Path
-from aurify.engine.decoder import Decoder
+from aurify.engine.backbone import Backbone
 from aurify.engine.logprobs import Head, linear_logprobs
 from aurify.engine.packing import Row, build_row
 
-# Tokens of the tree: a prompt with two branches, one of which branches again, and a text of its own. 308 nodes reach
-# over three blocks of 128, one branch is longer than a block, and plain rows have 592 places.
+# Tokens of the tree: a prompt with two branches, one of which branches again, and a text of its own. The 308 nodes
+# reach over three blocks of 128, and one branch is longer than a block.
 PROMPT, LONG, FORK, TWIGS, ALONE = 16, 132, 10, (70, 24), 56
 WINDOW = 32  # longer windows are shortened to this: the tree has to be longer than the window
-TREES = 2  # of other tokens, before a path is refused
-FACTOR = 2.0  # how much larger than between two plain ways an error may be (of KL: the square)
-# How much larger than its median an error is counted between two plain ways, at most. There are tokens (the massive
-# activations of arXiv 2402.17762) that any rounding changes a thousandfold: they would let every fault pass. Where
-# packed rows meet one, the other tree decides.
+TREES = 2  # with different tokens; a path is refused if it fails on both
+FACTOR = 2.0  # an error may be so many times as large as between two plain ways (for KL: the square of it)
+# Statistics of the error between two plain ways count for at most so many medians. Some tokens (the massive activations
+# of arXiv 2402.17762) change a thousandfold with any rounding: they would let every fault pass. If packed rows meet
+# such a token, the other tree decides.
 CAPS = {"mean": 2.0, "median": 1.0, "p90": 3.0, "p99": 6.0, "max": 8.0}
-# Errors up to these are always rounding, relative to the deviation of the logits: two plain ways can agree by chance.
+# Errors up to these count as rounding, relative to the deviation of the logits: two plain ways can agree by chance.
 ROUNDING = {torch.float32: 1e-4, torch.float16: 2e-3, torch.bfloat16: 8e-3}
 GRADIENT_SCALE = 1 / 64  # keeps gradients in the range of fp16; errors are relative
 SAMPLES = 1 << 20  # of |difference| that quantiles are taken from
@@ -74,14 +75,14 @@ class Check:
     packed: dict[str, Summary] = field(default_factory=dict)  # packed rows against plain rows
     plain: dict[str, Summary] = field(default_factory=dict)  # plain rows against plain rows, the other way
     floor: dict[str, float] = field(default_factory=dict)  # what is rounding in any case
-    leaks: int = 0  # nodes with a gradient that have none in plain rows: somebody saw them who must not
+    leaks: int = 0  # nodes that have a gradient here and none in plain rows: another node saw them
 
     def describe(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class Computed:
     hidden: Tensor  # [positions, hidden], the sequences one after the other
     gradients: Tensor  # [nodes, hidden] fp32
 
@@ -89,10 +90,10 @@ class Result:
 class Comparison:
     """Plain rows computed in two ways, for packed rows to be compared with."""
 
-    def __init__(self, body: Decoder, seed: int = 0) -> None:
+    def __init__(self, body: Backbone, seed: int = 0) -> None:
         """seed: of the tokens."""
         self.body, self.module = body, body.module
-        self.head = None if body.head is None else frozen(body.head)
+        self.head = None if body.head is None else freeze_head(body.head)
         self.embedding: Any = self.module.get_input_embeddings()
         self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
         context = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
@@ -110,7 +111,7 @@ class Comparison:
         with self._measuring(body.fallback):
             self.first = self._run(lambda: body.plain(rows)[torch.from_numpy(np.concatenate(rows.nodes))])
         self.second = self._one_by_one(rows)
-        # the frozen head of a quantised model, or a hidden state in another dtype, decide how exact it can be
+        # the least exact dtype decides: the model's, or that of its hidden states
         self.rounding = max(ROUNDING.get(d, 1e-5) for d in (self.dtype, self.first.hidden.dtype))
         self.plain, deviation = self._differences(self.second)
         self.floor = {
@@ -131,17 +132,17 @@ class Comparison:
         floor = {name: self.floor[name] for name in packed}
         return Check(path, not reason, reason, packed, self.plain, floor, leaks)
 
-    def _count_leaks(self, other: Result) -> int:
+    def _count_leaks(self, other: Computed) -> int:
         return int(((self.first.gradients == 0).all(1) & (other.gradients != 0).any(1)).sum())
 
     def _refusal(self, packed: dict[str, Summary], leaks: int) -> str:
         if leaks > self._count_leaks(self.second):
-            return f"{leaks} nodes that nobody may see have a gradient: its forward differs from plain rows"
+            return f"{leaks} nodes that no other node may see have a gradient: its forward differs from plain rows"
         for name, found in packed.items():
             factor = FACTOR**2 if name == "kl" else FACTOR
             for statistic, value in asdict(found).items():
                 if name == "logprob" and statistic == "max":
-                    continue  # of the least probable token of thousands: it says more about chance than about faults
+                    continue  # that of the least probable token says more about chance than about faults
                 plain = min(getattr(self.plain[name], statistic), CAPS[statistic] * self.plain[name].median)
                 if not value <= factor * plain + self.floor[name]:
                     return (
@@ -164,7 +165,7 @@ class Comparison:
             finally:
                 config._attn_implementation = held
 
-    def _one_by_one(self, rows: Row) -> Result:
+    def _one_by_one(self, rows: Row) -> Computed:
         def forward() -> Tensor:
             tokens = [torch.from_numpy(rows.tokens[path])[None].to(self.device) for path in rows.nodes]
             decoder = self.body.decoder
@@ -179,7 +180,7 @@ class Comparison:
             with self._measuring(self.body.fallback):
                 return self._run(forward)
 
-    def _run(self, forward: Callable[[], Tensor], packed: bool = False) -> Result:
+    def _run(self, forward: Callable[[], Tensor], packed: bool = False) -> Computed:
         """forward: gives the hidden states of all positions."""
         leaves: list[Tensor] = []
 
@@ -195,15 +196,15 @@ class Comparison:
         gradients = torch.autograd.grad(self._objective(hidden), leaves)
         if packed:
             [gradient] = gradients
-            return Result(hidden.detach(), gradient[0, : len(self.tree.tokens)].float())
+            return Computed(hidden.detach(), gradient[0, : len(self.tree.tokens)].float())
         lengths = [len(path) for path in self.tree.nodes]
         flat = [gradient[k] for gradient in gradients for k in range(len(gradient))]
         each = torch.cat([gradient[:length].float() for gradient, length in zip(flat, lengths, strict=True)])
         total = each.new_zeros(len(self.tree.tokens), each.shape[1])
-        return Result(hidden.detach(), total.index_add_(0, self.nodes, each))
+        return Computed(hidden.detach(), total.index_add_(0, self.nodes, each))
 
     def _objective(self, hidden: Tensor) -> Tensor:
-        """A sum over all positions, with weights of either sign, so that none hides behind another."""
+        """A sum over all positions with weights of either sign, so that errors cannot cancel."""
         weights = self.weights
         if self.head is None:
             values = hidden.float()
@@ -215,7 +216,7 @@ class Comparison:
             weights = weights[self.after - 1]
         return (values * weights).sum() * GRADIENT_SCALE
 
-    def _differences(self, other: Result) -> tuple[dict[str, Summary], float]:
+    def _differences(self, other: Computed) -> tuple[dict[str, Summary], float]:
         """Of `other` from the first plain way; and the deviation of the logits."""
         first, second = self.first.gradients, other.gradients
         norms = first.norm(dim=1)
@@ -232,13 +233,13 @@ class Comparison:
 class Checker:
     """Comparisons on up to TREES trees, each made when it is needed."""
 
-    def __init__(self, body: Decoder) -> None:
+    def __init__(self, body: Backbone) -> None:
         self.body = body
         self.comparisons: list[Comparison] = []
 
     def measure(self, path: Path) -> Check:
         """Raises what the path raises."""
-        with torch.inference_mode(False):  # of a sampler: its tensors would know no gradient
+        with torch.inference_mode(False):  # tensors made in a sampler's inference mode could have no gradient
             for seed in range(TREES):
                 if len(self.comparisons) == seed:
                     self.comparisons.append(Comparison(self.body, seed))
@@ -248,7 +249,7 @@ class Checker:
         return check
 
 
-def frozen(head: Head) -> Head:
+def freeze_head(head: Head) -> Head:
     return replace(head, weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
 
 
@@ -286,8 +287,8 @@ def build_sequences(vocabulary: int, context: int, seed: int) -> list[list[int]]
 
 @contextmanager
 def shortened_windows(module: Any) -> Iterator[None]:
-    """Sliding windows of at most WINDOW tokens, for all ways of computing: the layers read the number where they
-    always do, in the config and in themselves, so it is the same code that is checked."""
+    """Sliding windows of at most WINDOW tokens, for all ways of computing. The layers read the number where they always
+    do, in the config and in themselves, so the same code is checked."""
     owners = {id(part): part for part in module.modules()}
     owners |= {id(part.config): part.config for part in module.modules() if hasattr(part, "config")}
     held: list[tuple[Any, int]] = []

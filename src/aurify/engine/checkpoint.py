@@ -1,8 +1,8 @@
 """Checkpoints: folders that are complete or not there at all, whatever kills the process while they are written.
 
-A checkpoint is written beside its place, forced to the disk, and renamed. It carries a manifest with the size and
-SHA-256 of each file, so damage is found when it is read, and named. What is in it beside `state.json` and the state of
-the random number generators is the caller's business: `write` gets the folder.
+A checkpoint is written to a scratch folder, forced to the disk, and renamed. Its manifest has the size and SHA-256 of
+each file, so damage is found, and named, when it is read. What else is in it than `state.json` and the state of the
+random number generators is up to the caller: `write` gets the folder.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PREFIX = "step_"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """One that was read back and found whole."""
+    """A checkpoint that was read and found whole."""
 
     path: Path
     step: int
@@ -65,20 +65,20 @@ def save(
         ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    for old in find(folder)[:-keep]:
+    for old in find_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     for stale in (*folder.glob(f".{PREFIX}*.tmp"), *folder.glob(f".{PREFIX}*.old")):  # of processes that were killed
         shutil.rmtree(stale, ignore_errors=True)
     return path
 
 
-def find(folder: Path) -> list[Path]:
+def find_checkpoints(folder: Path) -> list[Path]:
     """The complete checkpoints in a folder, oldest first."""
     return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / MANIFEST).is_file())
 
 
 def latest(folder: Path) -> Path | None:
-    return next(reversed(find(folder)), None)
+    return next(reversed(find_checkpoints(folder)), None)
 
 
 def load(path: Path) -> Checkpoint:
@@ -101,7 +101,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def damaged(path: Path, name: str, what: str) -> UserError:
-    others = [other for other in find(path.parent) if other != path]
+    others = [other for other in find_checkpoints(path.parent) if other != path]
     mend = f"the run then resumes from {others[-1].name}" if others else "the stage then starts again"
     return UserError(f"{path / name}: the checkpoint is damaged: {what}. Remove the folder {path}; {mend}")
 

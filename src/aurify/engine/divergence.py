@@ -6,9 +6,9 @@ all logits (arXiv 2306.13649). With p of the student, q of the teacher, m = beta
     jsd       beta KL(q || m) + (1 - beta) KL(p || m)       beta -> 0 is beta times forward, beta -> 1 is
                                                             (1 - beta) times reverse
 
-As for log-probs (logprobs.py), both heads run over chunks of positions; backward makes a chunk's logits again or, under
-a frozen head, forward keeps each position's derivative. The two models may have any size: only their vocabularies meet.
-Heads are often padded to different lengths; then both distributions are those over the rows that both have."""
+As for log-probs (logprobs.py), both heads run over chunks of positions; backward computes a chunk's logits again or,
+with a frozen head, forward keeps each position's derivative. The two models may have any size. Their heads are often
+padded to different lengths; then only the rows that both have count."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aurify.engine.logprobs import Head, HeadGradient, WithDerivative, chunk_rows, slices
+from aurify.engine.logprobs import Head, HeadGradient, WithDerivative, chunk_rows, equal_slices
 from aurify.types import Divergence
 
 
@@ -32,7 +32,7 @@ class LinearDivergence(torch.autograd.Function):
         temperature: float, kind: Divergence, beta: float, chunk: int,
     ) -> Tensor:  # fmt: skip
         result = hidden.new_empty(len(hidden), dtype=torch.float32)
-        for rows in slices(len(hidden), chunk):
+        for rows in equal_slices(len(hidden), chunk):
             log_p = log_probabilities(head.logits(hidden[rows]), temperature)
             log_q = log_probabilities(teacher.logits(taught[rows]), temperature)
             result[rows] = divergence(log_p, log_q, kind, beta)
@@ -45,11 +45,11 @@ class LinearDivergence(torch.autograd.Function):
     def backward(ctx: Any, grad_divergence: Tensor) -> Any:
         hidden, _, _, taught = ctx.saved_tensors
         gradient = HeadGradient(ctx.head, hidden, ctx.temperature, ctx.needs_input_grad)
-        for rows in slices(len(hidden), ctx.chunk):
+        for rows in equal_slices(len(hidden), ctx.chunk):
             logits = ctx.head.logits(hidden[rows])
             log_p = log_probabilities(logits, ctx.temperature)
             log_q = log_probabilities(ctx.teacher.logits(taught[rows]), ctx.temperature)
-            grad = by_logits(log_p, log_q, ctx.kind, ctx.beta).mul_(grad_divergence[rows, None])
+            grad = divergence_gradient(log_p, log_q, ctx.kind, ctx.beta).mul_(grad_divergence[rows, None])
             gradient.add(rows, grad, logits)
         return *gradient.results(), None, None, None, None, None, None, None
 
@@ -64,17 +64,17 @@ def frozen_head_divergence(
     beta: float,
     chunk: int,
 ) -> Tensor:
-    """`LinearDivergence` for a head without gradient: three products with the two heads instead of five."""
+    """`LinearDivergence` for a frozen head: three products with the two heads instead of five."""
     frozen = hidden.detach()
     gradient = HeadGradient(head, frozen, temperature, (True, False, False))
     result = frozen.new_empty(len(frozen), dtype=torch.float32)
     with torch.no_grad():  # the teacher's weights may ask for gradients
-        for rows in slices(len(frozen), chunk):
+        for rows in equal_slices(len(frozen), chunk):
             logits = head.logits(frozen[rows])
             log_p = log_probabilities(logits, temperature)
             log_q = log_probabilities(teacher.logits(taught[rows]), temperature)
             result[rows] = divergence(log_p, log_q, kind, beta)
-            gradient.add(rows, by_logits(log_p, log_q, kind, beta), logits)
+            gradient.add(rows, divergence_gradient(log_p, log_q, kind, beta), logits)
     return WithDerivative.apply(hidden, result, gradient.hidden)
 
 
@@ -92,7 +92,7 @@ def divergence(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: float) -> T
     return beta * kl(log_q, log_m) + (1 - beta) * kl(log_p, log_m)
 
 
-def by_logits(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: float) -> Tensor:
+def divergence_gradient(log_p: Tensor, log_q: Tensor, kind: Divergence, beta: float) -> Tensor:
     """The gradient of `divergence` by the logits of p. Overwrites log_p and log_q."""
     if kind == "forward":
         return log_p.exp_().sub_(log_q.exp_())  # p - q

@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 Ints = np.ndarray  # one-dimensional, int64
-MOST_DOUBLED = 1.1  # nodes of rows side by side, to those of one: what they do not share is computed twice
+MOST_DOUBLED = 1.1  # rows side by side may have so many times the nodes of one row: some prefixes are in several
 
 
 def common_prefix(a: Ints, b: Ints) -> int:
@@ -20,7 +20,7 @@ def common_prefix(a: Ints, b: Ints) -> int:
 
 
 class Division:
-    """Who goes into which row. Groups (the data of a unit) that begin alike are next to each other."""
+    """Which groups (the data of a unit) go into which row. Groups that begin alike are next to each other."""
 
     def __init__(
         self, sequences: Sequence[list[int]], groups: list[list[int]], share: bool, heads: Sequence[float]
@@ -36,12 +36,11 @@ class Division:
         self.total = sum(self.after)
 
     def rows(self, max_tokens: int, parts: int, least: int) -> list[list[int]]:
-        """Indices of the sequences of each row; see `packing.pack`. least: nodes of a row for which a core of its own
-        pays."""
+        """Indices of the sequences of each row; see `packing.pack`. least: nodes that make another core worth it."""
         for number in range(min(parts, self.total // least), 1, -1):
             budget = max_tokens // number
             fewest = max(len(self.filled(math.inf, budget)), -(-self.total // max_tokens) * number)
-            num = -(-fewest // number) * number  # a rest of fewer rows would leave cores without any
+            num = -(-fewest // number) * number  # else the last round would leave cores idle
             divided = (self.neighbours(num, budget), self.dealt(num))
             fitting = [rows for rows in divided if self.fits(rows, budget)]
             if fitting:
@@ -67,7 +66,7 @@ class Division:
         return rows
 
     def neighbours(self, num: int, max_tokens: int) -> list[list[int]]:
-        """At most `num` rows, equal rather than full with a small rest: the least limit of cost that suffices."""
+        """At most `num` rows of about equal cost, in order: searches for the least limit of cost that suffices."""
         low, high = 0.0, float(sum(self.first) + sum(self.heads))
         while high - low > 1:
             middle = (low + high) / 2
@@ -75,7 +74,7 @@ class Division:
         return self.filled(high, max_tokens)
 
     def dealt(self, num: int) -> list[list[int]]:
-        """The dearest group first, each to the row that has least so far: where little is shared, the most equal."""
+        """Gives each group, the dearest first, to the row that costs least so far: good where little is shared."""
         rows = [(0.0, k, list[int]()) for k in range(min(num, len(self.groups)))]
         costs = [first + head for first, head in zip(self.first, self.heads, strict=True)]
         for group in sorted(range(len(self.groups)), key=lambda k: -costs[k]):

@@ -28,13 +28,13 @@ from aurify.engine.budget import Checkpointing, plan_memory, retreat
 from aurify.engine.copies import share_weights
 from aurify.engine.cpu.rows import choose_executor
 from aurify.engine.divergence import linear_divergence
-from aurify.engine.executor import Grads, Result, add_up
+from aurify.engine.executor import Grads, Result, sum_terms
 from aurify.engine.forward import Body
 from aurify.engine.inputs import Inputs, build_inputs
 from aurify.engine.logprobs import Head, linear_logprobs
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import MasterAdamW, OptimConfig
-from aurify.engine.packing import Row, pack
+from aurify.engine.packing import Row, pack_rows
 from aurify.engine.recompute import recompute_layers
 from aurify.engine.restore import open_adapter
 from aurify.engine.validation import check_teacher, select_trained
@@ -155,7 +155,7 @@ class Engine:
             for values, grads in self._each(rows, term, training=True):
                 optimizer.collect(grads)
                 terms.append(values)
-            return rows, add_up(terms)
+            return rows, sum_terms(terms)
 
         rows, sums = retreat(self, compute)
         names = sorted(sums)
@@ -325,7 +325,7 @@ class Engine:
 
     def _rows(self, data: Sequence[Datum], teacher: Engine | None = None) -> list[Row]:
         packs, tokens = self.body.packs and (teacher is None or teacher.body.packs), self.micro_batch_tokens
-        return pack(data, tokens, self.share and packs, self.executor.parts(tokens), self.body.head_cost)
+        return pack_rows(data, tokens, self.share and packs, self.executor.parts(tokens), self.body.head_cost)
 
     def _each(
         self, rows: Sequence[Row], function: Callable[[Row], Result], *, training: bool = False

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from aurify.engine.attention import IMPLEMENTATION, LADDERS, Forest, Path, Unsupported
+from aurify.engine.backbone import Backbone
 from aurify.engine.check import Check, Checker
-from aurify.engine.decoder import Decoder
 from aurify.engine.logprobs import Head
 from aurify.engine.packing import Row, build_row
 
@@ -31,7 +31,7 @@ class CompilerFailed(RuntimeError):
     """The compiler failed on a row, and no path for packed rows is left."""
 
 
-class Body(Decoder):
+class Body(Backbone):
     """A decoder that chooses its path by itself."""
 
     def __init__(self, module: Any, head: Head | None, *, packing: bool = True, path: Path | None = None) -> None:
@@ -99,7 +99,7 @@ class Body(Decoder):
                         self._choose(ladder[ladder.index(layout.path) + 1 :], first_line(error))
                 if self._path == "plain":
                     raise CompilerFailed(first_line(error)) from error
-                layout.take(self.path)
+                layout.lay_out(self.path)
 
     def compile_layers(self, backend: Any = "inductor") -> None:
         """Compiles each decoder layer, for rows of every length, so that a GPU has fewer kernels to start."""

@@ -1,10 +1,10 @@
 """Log-probs and entropies of tokens without ever holding all logits.
 
-For 4,096 completion tokens and a vocabulary of 151,936 the logits alone take 2.3 GiB in fp32, several times over in
-a naive loss. Here the head runs over chunks of positions; forward keeps one number a position (log Z) and backward
-makes the chunk's logits again, or, under a frozen head, forward keeps each position's derivative. Upstream gradients
-are per token, so this composes with any surrogate (unlike fused cross-entropy kernels, which know the loss's weights
-in advance). Only positions that predict a trained token pass the head at all."""
+For 4,096 completion tokens and a vocabulary of 151,936 the logits alone take 2.3 GiB in fp32, and a naive loss holds
+them several times. Here the head runs over chunks of positions. With a trained head, forward keeps one number for each
+position (log Z) and backward computes the chunk's logits again; with a frozen head, forward keeps each position's
+derivative. Upstream gradients are per token, so any surrogate loss can follow (fused cross-entropy kernels must know
+the loss's weights in advance). Only positions that predict a trained token pass the head at all."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Head:
 
 
 class HeadGradient:
-    """Gathers, chunk by chunk, what gradients by the logits mean for hidden states, weight and bias."""
+    """Adds up, chunk by chunk, the gradients of hidden states, weight and bias from those of the logits."""
 
     def __init__(self, head: Head, hidden: Tensor, temperature: float, needs: Sequence[bool]) -> None:
         """needs: which of the three have a gradient."""
@@ -112,7 +112,7 @@ class LinearLogProb(torch.autograd.Function):
         num = len(targets)
         logprobs = hidden.new_empty(num, dtype=torch.float32)
         log_z, entropies = torch.empty_like(logprobs), torch.zeros_like(logprobs)
-        for rows in slices(num, chunk):
+        for rows in equal_slices(num, chunk):
             z = head.logits(hidden[rows]).div_(temperature)
             picked = z.gather(1, targets[rows, None]).squeeze(1)
             p, total, log_z[rows, None] = exponentials(z, keep=entropy)
@@ -127,27 +127,27 @@ class LinearLogProb(torch.autograd.Function):
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropy: Tensor) -> Any:
         hidden, _, _, targets, log_z, entropies = ctx.saved_tensors
         gradient = HeadGradient(ctx.head, hidden, ctx.temperature, ctx.needs_input_grad)
-        for rows in slices(len(targets), ctx.chunk):
+        for rows in equal_slices(len(targets), ctx.chunk):
             logits = ctx.head.logits(hidden[rows])
-            log_p = scaled(logits, ctx.head, ctx.temperature).sub_(log_z[rows, None])
+            log_p = scale_logits(logits, ctx.head, ctx.temperature).sub_(log_z[rows, None])
             upstream = grad_logprobs[rows, None], grad_entropy[rows, None] if ctx.entropy else None
-            gradient.add(rows, by_logits(log_p, targets[rows, None], entropies[rows, None], *upstream), logits)
+            gradient.add(rows, logprob_gradient(log_p, targets[rows, None], entropies[rows, None], *upstream), logits)
         return *gradient.results(), None, None, None, None, None
 
 
 def frozen_head_logprobs(
     hidden: Tensor, head: Head, targets: Tensor, temperature: float, entropy: bool, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """`LinearLogProb` for a head without gradient, as that of a model which an adapter trains: each token's derivative
-    by its hidden state is made while its logits are there. Two products with the head instead of three."""
+    """`LinearLogProb` for a frozen head, such as that of a model with an adapter: each token's derivative by its hidden
+    state is computed while its logits are there. Two products with the head instead of three."""
     frozen = hidden.detach()
     by_logprob = HeadGradient(head, frozen, temperature, (True, False, False))
     by_entropy = HeadGradient(head, frozen, temperature, (entropy, False, False))
     logprobs = frozen.new_empty(len(targets), dtype=torch.float32)
     entropies = torch.zeros_like(logprobs)
-    for rows in slices(len(targets), chunk):
+    for rows in equal_slices(len(targets), chunk):
         logits, target = head.logits(frozen[rows]), targets[rows, None]
-        z = scaled(logits, head, temperature)
+        z = scale_logits(logits, head, temperature)
         picked = z.gather(1, target)
         p, total, log_z = exponentials(z, keep=entropy)
         p /= total
@@ -176,20 +176,20 @@ class WithDerivative(torch.autograd.Function):
 
 
 def exponentials(z: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """exp(z - max) [n, vocabulary], its sums and log Z [n, 1]. Overwrites z unless it is to be kept: what large logits
-    cost is memory that has to be touched for the first time."""
+    """exp(z - max) [n, vocabulary], its sums and log Z [n, 1]. Overwrites z unless it is to be kept: with large logits,
+    touching fresh memory is what costs time."""
     largest = z.amax(1, keepdim=True)
     p = (z - largest if keep else z.sub_(largest)).exp_()
     total = p.sum(1, keepdim=True)
     return p, total, largest + total.log()
 
 
-def scaled(logits: Tensor, head: Head, temperature: float) -> Tensor:
-    """logits / temperature, in place unless the softcap's gradient will ask for them again."""
+def scale_logits(logits: Tensor, head: Head, temperature: float) -> Tensor:
+    """logits / temperature; overwrites the logits unless the softcap's gradient needs them again."""
     return logits.div(temperature) if head.softcap is not None else logits.div_(temperature)
 
 
-def by_logits(
+def logprob_gradient(
     log_p: Tensor, targets: Tensor, entropies: Tensor, grad_logprobs: Tensor, grad_entropy: Tensor | None
 ) -> Tensor:
     """d log p_target / dz = onehot - p  and  dH / dz = -p (log p + H), times their upstream gradients.
@@ -209,8 +209,8 @@ def chunk_rows(weight: Tensor, copies: int = 1) -> int:
     return max(16, min(MOST_ROWS, size // (4 * copies * weight.shape[0])))
 
 
-def slices(total: int, size: int) -> list[slice]:
-    """Equal pieces of at most `size`: a product of the few positions of a rest would be slow."""
+def equal_slices(total: int, size: int) -> list[slice]:
+    """Equal pieces of at most `size`: a short last piece would be slow."""
     num = -(-total // size)
     return [slice(total * k // num, total * (k + 1) // num) for k in range(num)]
 

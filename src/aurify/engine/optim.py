@@ -41,14 +41,13 @@ def lr_at(config: OptimConfig, step: int, total_steps: int) -> float:
 
 
 class MasterAdamW:
-    """AdamW that keeps an fp32 copy of every parameter of lower precision: updates smaller than a bf16 step would
-    be lost.
+    """AdamW that keeps an fp32 master of every parameter of lower precision, since updates smaller than a bf16 step
+    would be lost. fp32 parameters are their own masters.
 
-    Parameters that are fp32 already are their own master. Gradients of several backward passes add up in the
-    masters' fp32 gradients (`collect`), so that accumulation does not round either.
+    Gradients of several backward passes add up in the masters' fp32 gradients (`collect`), so accumulation does not
+    round either. A gradient in bf16 is added to its master's as soon as it is made.
 
-    Bytes a parameter of a bf16 model: 2 for the weight, 4 for its master, 8 for the moments, 4 for the gradient. A
-    gradient in bf16 lives only until it is added to the master's: `backward` hands it over as soon as it is made."""
+    Bytes for a parameter of a bf16 model: 2 for the weight, 4 for its master, 8 for the moments, 4 for the gradient."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], config: OptimConfig, rows: Mapping[nn.Parameter, Tensor] | None = None
@@ -76,8 +75,7 @@ class MasterAdamW:
                 parameter.register_post_accumulate_grad_hook(partial(hand_over, master, chosen))
 
     def collect(self, grads: Sequence[Tensor | None] | None = None) -> None:
-        """Adds gradients, one for each parameter, to those of the masters. Without `grads` a backward pass has done so
-        already."""
+        """Adds gradients, one for each parameter, to those of the masters. None: a backward pass has done so."""
         if grads is not None:
             for master, grad, chosen in zip(self.masters, grads, self.rows, strict=True):
                 if grad is not None:
@@ -101,7 +99,7 @@ class MasterAdamW:
     def step(self, lr: float) -> float:
         """Clips, updates, copies the masters back, forgets the gradients. Returns the norm before clipping.
 
-        Where that is not finite nothing changes, and `skipped` counts it: one bad batch must not end a run of hours.
+        If the norm is not finite, nothing changes and `skipped` counts it: one bad batch must not end a run of hours.
         More than `max_skipped_steps` of them in a row are an error."""
         grads = self.grads
         norm = float(torch.nn.utils.get_total_norm(grads)) if grads else 0.0
@@ -147,7 +145,7 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """state: as saved, on the CPU (it may be a mapped file). Tensor after tensor goes into what is there already:
+        """state: as saved, on the CPU (it may be a mapped file). Each tensor is copied into the one that is there, so
         the device never holds a second state."""
         for master, saved in zip(self.masters, state["masters"], strict=True):
             master.copy_(saved)
@@ -182,7 +180,7 @@ def add_grad(master: Tensor, grad: Tensor) -> None:
 
 
 def hand_over(master: Tensor, rows: Tensor | None, parameter: Tensor) -> None:
-    """A parameter's gradient goes to its master at once, so that only one exists in the parameter's dtype."""
+    """Moves a parameter's gradient to its master at once, so that only one exists in the parameter's dtype."""
     if parameter.grad is not None:
         add_grad(master, parameter.grad if rows is None else parameter.grad[rows])
         parameter.grad = None

@@ -1,10 +1,10 @@
 """Packs sequences into rows: forests of token trees in depth-first order.
 
-Sequences that begin alike share those tokens: the packer sorts them, and in sorted order the tree of common
-prefixes *is* the row (each sequence adds what it does not share with the one before). A prompt with eight
-completions is stored once, a preference pair shares its prompt, a common system prompt is shared by everybody, and
-unrelated sequences simply stand side by side. One rule says who sees whom: query `i` sees key `j` iff `j <= i <
-end[j]`, where `end[j]` closes the subtree of `j`."""
+Sequences that begin alike share those tokens. The packer sorts the sequences; in this order each adds to the row what
+it does not share with the one before, and so the row becomes the tree of common prefixes. A prompt with eight
+completions is stored once, a preference pair shares its prompt, all share a common system prompt, and unrelated
+sequences stand side by side. One rule says who sees whom: query `i` sees key `j` iff `j <= i < end[j]`, where `end[j]`
+closes the subtree of `j`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from aurify.engine.division import Division, Ints, common_prefix
 from aurify.types import Datum
 
-PART_TOKENS = 512  # of a row for which cores of its own pay in training
+PART_TOKENS = 512  # nodes that make cores of its own worth it for a row in training
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def build_row(sequences: Sequence[Sequence[int]], data: Sequence[int], share: bo
     for k in order:
         shared = common_prefix(arrays[k], arrays[previous]) if share and previous is not None else 0
         above = paths[previous] if previous is not None else np.empty(0, dtype=np.int64)
-        end[above[shared:]] = size  # everything of the previous path below the fork is complete
+        end[above[shared:]] = size  # the previous path is complete below the fork
         new = np.arange(size, size + len(arrays[k]) - shared)
         path = np.concatenate([above[:shared], new])
         tokens.append(arrays[k][shared:])
@@ -68,16 +68,15 @@ def build_row(sequences: Sequence[Sequence[int]], data: Sequence[int], share: bo
     )
 
 
-def pack(
+def pack_rows(
     data: Sequence[Datum], max_tokens: int, share: bool = True, parts: int = 1, head_cost: float = 0.0
 ) -> list[Row]:
-    """Rows of at most `max_tokens` nodes each, the data of a unit never apart.
+    """Rows of at most `max_tokens` nodes (tokens after sharing). The data of a unit stay together; a unit larger than
+    `max_tokens` gets a row of its own.
 
-    A unit larger than `max_tokens` gets a row of its own. The budget counts nodes, that is, tokens after sharing.
-
-    parts: how many rows will be computed side by side; they have `max_tokens` together. They are fewer where there is
-    too little for all, or where they would share too little among themselves. head_cost: what the head costs for a
-    trained token, in nodes."""
+    parts: how many rows will be computed side by side; they have `max_tokens` together. They are fewer if there is too
+    little for all, or if dividing would compute too much twice. head_cost: what the head costs for a trained token, in
+    nodes."""
     units: dict[tuple[str, int], list[int]] = {}
     for index, datum in enumerate(data):
         units.setdefault(("alone", index) if datum.unit < 0 else ("unit", datum.unit), []).append(index)

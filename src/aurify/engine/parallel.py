@@ -1,5 +1,5 @@
-"""What a step needs from other ranks: sums, and for a quantile the numbers themselves. Data-parallel training is these
-calls; nothing else knows the world size."""
+"""What a step needs from other ranks: sums, and for a quantile the numbers themselves. Only these functions know the
+world size; data-parallel training needs no more."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def world_size() -> int:
 
 
 def device() -> torch.device:
-    """Where tensors for other ranks have to be: NCCL moves none but those of this rank's own card."""
+    """Where tensors for other ranks must be: NCCL moves only those on this rank's own card."""
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())  # as `hardware.choose_device` has set it
     return torch.device("cpu")
@@ -31,7 +31,7 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
 
 
 def gather(values: Sequence[float]) -> list[float]:
-    """The numbers of all ranks, in the same order on each. Every rank calls it, also one that has none."""
+    """The numbers of all ranks, in the same order on each. Every rank must call it, even with no numbers."""
     if world_size() == 1:
         return list(values)
     parts: list[list[float]] = [[] for _ in range(world_size())]

@@ -22,15 +22,15 @@ def decoder_layers(module: nn.Module) -> list[nn.Module]:
 
 
 def recompute_layers(module: nn.Module, adapter: Adapter | None) -> bool:
-    """Each decoder layer runs again in backward. False where no layer is marked for it.
+    """Makes each decoder layer run again in backward. False if no layer is marked for it.
 
-    transformers' own switch needs the module in training mode, which also turns on the model's dropout and is seen by
-    a sampler in another thread. Here the grad mode decides: without gradients a layer runs as it is."""
+    transformers' own switch needs the module in training mode, which also turns on the model's dropout, for a sampler
+    in another thread as well. Here the grad mode decides: without gradients a layer runs as it is."""
     layers = decoder_layers(module)
     dropout = adapter is not None and adapter.dropout > 0
 
     def contexts() -> Contexts:
-        """Backward runs a layer in the adapter's mode of forward; on a GPU it has a thread of its own."""
+        """Backward runs a layer with the adapter's mode of forward. On a GPU it has a thread of its own."""
         return nullcontext(), nullcontext() if adapter is None else adapter.as_now()
 
     def recomputed(forward: Any) -> Any:

@@ -1,7 +1,7 @@
 """Brings what belongs to one row to the device of the model in a single transfer.
 
-A row needs some twenty short vectors. On a GPU each would be a copy of its own, from memory that the driver has to
-stage first, and the host would wait for it."""
+A row needs some twenty short vectors. On a GPU each would be a copy of its own, which the driver has to stage first and
+the host has to wait for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def upload(arrays: Sequence[np.ndarray[Any, Any]], device: torch.device) -> list
 
 
 def upload_together(arrays: Sequence[np.ndarray[Any, Any]], device: torch.device) -> list[Tensor]:
-    """Copies all bytes into one pinned buffer, sends it without waiting, and cuts it up on the device."""
+    """Copies all bytes into one pinned buffer, sends it without waiting, and splits it on the device."""
     sizes = [-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays]
     starts = list(accumulate(sizes, initial=0))
     buffer = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=device.type == "cuda")

@@ -28,7 +28,7 @@ from aurify.files import replace_text
 from aurify.knowledge.chunking.chunk import ChunkOptions, chunk
 from aurify.knowledge.embedding import MINILM, load_embedder
 from aurify.knowledge.search import SearchOptions, Times, search
-from aurify.knowledge.store import LANGUAGES, NO_LANGUAGE, LanceStore, Record, Row
+from aurify.knowledge.store import LANGUAGES, NO_LANGUAGE, ChunkRow, LanceStore, Record
 from aurify.knowledge.types import Chunk, Document, Embedder, Hit, Mode, Reranker, Where
 
 SETTINGS, LOCK = "settings.json", "writer.lock"
@@ -248,11 +248,13 @@ class KnowledgeBase:
     ) -> None:
         passages = [chunk.to_embedding_text() for _, chunks in batch for chunk in chunks]
         vectors = iter(self.embedder.embed_documents(passages))
-        rows: list[Row] = []
+        rows: list[ChunkRow] = []
         records: list[Record] = []
         for document, chunks in batch:
             about = (document.id, document.digest, document.source, document.title, document.format)
-            rows += [Row(chunk, next(vectors), document.source, document.format, document.metadata) for chunk in chunks]
+            rows += [
+                ChunkRow(chunk, next(vectors), document.source, document.format, document.metadata) for chunk in chunks
+            ]
             records.append(Record(*about, len(chunks), sum(chunk.num_tokens for chunk in chunks)))
         num_known = sum(record.id in known for record in records)
         write = self.store.replace if num_known else self.store.add

@@ -32,7 +32,7 @@ class CrossEncoderReranker:
 
     def __init__(self, model: str, *, device: str = "cpu") -> None:
         self.name = f"cross-encoder:{model}"
-        self.model: CrossEncoder = load_model("CrossEncoder", self.name, find_folder(model), device)
+        self.model: CrossEncoder = load_sentence_model("CrossEncoder", self.name, find_folder(model), device)
         if not is_cross_encoder(find_folder(model)):
             raise UserError(
                 f"reranker {self.name!r}: this model has no trained layer that scores a pair, so it would rank at "
@@ -63,7 +63,7 @@ class MaxSimReranker:
     def __init__(self, model: str, *, device: str = "cpu", max_kept: int = MAX_KEPT) -> None:
         self.name = f"maxsim:{model}"
         folder = find_folder(model)
-        loaded = load_model("MultiVectorEncoder", self.name, folder, device)
+        loaded = load_sentence_model("MultiVectorEncoder", self.name, folder, device)
         self.model: MultiVectorEncoder = drop_random_projection(loaded, folder)
         self.max_kept = max_kept  # passages
         self.kept: dict[str, Any] = {}  # text -> [tokens, dim], the one used last at the end
@@ -111,7 +111,7 @@ def find_folder(model: str) -> str:
     return str(folder) if folder.is_dir() else model
 
 
-def load_model(kind: str, name: str, folder: str, device: str) -> Any:
+def load_sentence_model(kind: str, name: str, folder: str, device: str) -> Any:
     library = require("sentence_transformers", "memory", f"to load reranker {name!r}")
     try:
         with hide_progress_bars():
@@ -126,7 +126,7 @@ def load_model(kind: str, name: str, folder: str, device: str) -> Any:
 
 def is_cross_encoder(folder: str) -> bool:
     """False where sentence-transformers has added the scoring layer at random."""
-    if read_json(folder, "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
+    if read_model_file(folder, "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
         return True
     return any(name.endswith("ForSequenceClassification") for name in read_architectures(folder))
 
@@ -137,7 +137,9 @@ def drop_random_projection(model: MultiVectorEncoder, folder: str) -> MultiVecto
     from sentence_transformers import MultiVectorEncoder
     from sentence_transformers.base.modules import Dense
 
-    saved = any(str(module.get("type", "")).endswith("Dense") for module in read_json(folder, "modules.json") or [])
+    saved = any(
+        str(module.get("type", "")).endswith("Dense") for module in read_model_file(folder, "modules.json") or []
+    )
     if saved or "HF_ColBERT" in read_architectures(folder) or not any(isinstance(module, Dense) for module in model):
         return model
     kept = [module for module in model if not isinstance(module, Dense)]
@@ -146,10 +148,10 @@ def drop_random_projection(model: MultiVectorEncoder, folder: str) -> MultiVecto
 
 
 def read_architectures(folder: str) -> list[str]:
-    return read_json(folder, "config.json").get("architectures") or []
+    return read_model_file(folder, "config.json").get("architectures") or []
 
 
-def read_json(folder: str, file: str) -> Any:
+def read_model_file(folder: str, file: str) -> Any:
     """A file of a model, from its folder or the hub; empty where the model has none of that name."""
     from sentence_transformers.util import load_file_path
 

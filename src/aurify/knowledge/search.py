@@ -175,12 +175,12 @@ def drop_overlaps(hits: Sequence[Hit]) -> list[Hit]:
     """Of two passages that share most of their text, the better one stays."""
     kept: list[Hit] = []
     for hit in hits:
-        if not any(overlap(hit.chunk, other.chunk) for other in kept):
+        if not any(share_text(hit.chunk, other.chunk) for other in kept):
             kept.append(hit)
     return kept
 
 
-def overlap(one: Chunk, other: Chunk) -> bool:
+def share_text(one: Chunk, other: Chunk) -> bool:
     if one.document != other.document or "anchor" in (one.kind, other.kind):
         return False
     shared = min(one.end, other.end) - max(one.start, other.start)

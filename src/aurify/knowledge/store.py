@@ -47,7 +47,7 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class ChunkRow:
     """A chunk with everything that a search needs."""
 
     chunk: Chunk
@@ -121,20 +121,20 @@ class LanceStore:
 
     # Writing: by one process at a time; the caller holds the lock
 
-    def add(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
+    def add(self, rows: Sequence[ChunkRow], records: Sequence[Record]) -> None:
         """Documents that are not there yet."""
         if rows:
             self._open_or_create(CHUNKS, chunk_schema(len(rows[0].vector))).add([row.to_columns() for row in rows])
         self._add_records(records)
 
-    def replace(self, rows: Sequence[Row], records: Sequence[Record]) -> None:
+    def replace(self, rows: Sequence[ChunkRow], records: Sequence[Record]) -> None:
         """Documents that are there, or may be: their chunks change in one commit, so that no reader misses them."""
         ids = [record.id for record in records]
         self._forget(ids)
         chunks = self._table(CHUNKS)
         if rows and chunks is not None:
             change = chunks.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
-            change = change.when_not_matched_by_source_delete(match_any("document", ids))
+            change = change.when_not_matched_by_source_delete(is_one_of("document", ids))
             change.execute([row.to_columns() for row in rows])
             rows = []
         elif not rows:
@@ -191,11 +191,11 @@ class LanceStore:
 
     def _forget(self, ids: Sequence[str]) -> None:
         if ids and (table := self._table(DOCUMENTS)) is not None:
-            table.delete(match_any("id", ids))
+            table.delete(is_one_of("id", ids))
 
     def _delete_chunks(self, ids: Sequence[str]) -> None:
         if ids and (table := self._table(CHUNKS)) is not None:
-            table.delete(match_any("document", ids))
+            table.delete(is_one_of("document", ids))
 
 
 def chunk_schema(dim: int) -> Any:
@@ -218,5 +218,5 @@ def connect(folder: Path) -> Any:
     return lancedb.connect(folder, read_consistency_interval=timedelta(0))  # what others wrote is seen at once
 
 
-def match_any(column: str, names: Iterable[str]) -> str:
+def is_one_of(column: str, names: Iterable[str]) -> str:
     return f"{column} IN ({', '.join(map(quote, names))})"

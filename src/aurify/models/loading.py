@@ -41,7 +41,7 @@ def load_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: 
 
     kind = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
     options: dict[str, Any] = {"num_labels": 1} if scalar_head else {}
-    with quiet_transformers(), explain_failure(files.base):
+    with quiet_transformers(), explain_load_error(files.base):
         module, info = kind.from_pretrained(
             files.source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )
@@ -69,7 +69,7 @@ def load_gguf(path: Path, dtype: torch.dtype) -> Any:
     plain one."""
     from transformers import AutoModelForCausalLM
 
-    with quiet_transformers(), quiet_dequantising(), explain_failure(str(path)):
+    with quiet_transformers(), quiet_dequantising(), explain_load_error(str(path)):
         loaded = AutoModelForCausalLM.from_pretrained(str(path.parent), gguf_file=path.name, dtype=torch.float32)
     config = type(loaded.config)(**{k: v for k, v in loaded.config.to_dict().items() if k != "quantization_config"})
     module = type(loaded)(config)
@@ -85,7 +85,7 @@ def add_scalar_head(causal: Any, seed: int) -> Any:
 
     values = {k: v for k, v in causal.config.to_dict().items() if k not in ("id2label", "label2id")}
     config = type(causal.config).from_dict(values | {"num_labels": 1})
-    with explain_failure(type(causal).__name__):
+    with explain_load_error(type(causal).__name__):
         module = AutoModelForSequenceClassification.from_config(config)
         module.base_model.load_state_dict(causal.base_model.state_dict())
     init_score(module, seed)
@@ -116,7 +116,7 @@ def read_stored_dtype(files: ModelFiles) -> torch.dtype:
         return torch.bfloat16
     from transformers import AutoConfig
 
-    with explain_failure(files.base):
+    with explain_load_error(files.base):
         return AutoConfig.from_pretrained(files.source).dtype or torch.float32
 
 
@@ -128,7 +128,7 @@ def read_tokenizer(files: ModelFiles) -> Any:
 
     own = files.adapter is not None and (files.adapter / "tokenizer_config.json").exists()
     source = str(files.adapter if own else files.source)
-    with quiet_transformers(), explain_failure(source):
+    with quiet_transformers(), explain_load_error(source):
         if files.gguf is not None and not own:
             tokenizer = AutoTokenizer.from_pretrained(str(files.gguf.parent), gguf_file=files.gguf.name)
         else:
@@ -190,7 +190,7 @@ def quiet_dequantising() -> Iterator[None]:
 
 
 @contextmanager
-def explain_failure(name: str) -> Iterator[None]:
+def explain_load_error(name: str) -> Iterator[None]:
     """Turns what transformers raises for missing or broken files into one paragraph that names the model."""
     try:
         yield

@@ -67,7 +67,7 @@ class SOPLibrary:
         self.procedures = read_folder(Path(self.options.folder).expanduser())
         self._embedder = embedder
         self._vectors: list[np.ndarray] | None = None  # of each procedure [triggers, dim]
-        self._words = BM25([split_words(" ".join(procedure.asked_by)) for procedure in self.procedures])
+        self._words = BM25([list_terms(" ".join(procedure.asked_by)) for procedure in self.procedures])
         self._left_out: set[str] = set()  # the log names each once
 
     def __getitem__(self, name: str) -> Procedure:
@@ -81,7 +81,7 @@ class SOPLibrary:
         """The procedures that a question asks for, best first, by meaning and by words. tools: those at hand; a
         procedure that needs others is not found. None: all tools are there."""
         usable = [index for index, one in enumerate(self.procedures) if tools is None or set(one.tools) <= set(tools)]
-        words = self._words.scores(split_words(query))
+        words = self._words.scores(list_terms(query))
         scores = {"bm25": {index: words[index] for index in usable if words[index] > 0}}
         meant, weights = set(scores["bm25"]), {"bm25": 1.0}
         if self.options.embedder is not None or self._embedder is not None:
@@ -186,7 +186,7 @@ def check_folder(folder: Path) -> list[tuple[Path, Procedure | None, list[str]]]
     return read
 
 
-def split_words(text: str) -> list[str]:
+def list_terms(text: str) -> list[str]:
     return [word for word in WORD.findall(text.lower()) if word not in STOP_WORDS]
 
 

@@ -39,7 +39,7 @@ Sign = Mapping[str, str]  # how it shows that a step was done: {"tool": NAME} or
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ProcedureStep:
     text: str
     sign: Sign | None = None
 
@@ -48,7 +48,7 @@ class Step:
 class Procedure:
     name: str
     when: str
-    steps: tuple[Step, ...]
+    steps: tuple[ProcedureStep, ...]
     triggers: tuple[str, ...] = ()  # further ways in which people ask for it
     tools: tuple[str, ...] = ()  # that its steps need
     checks: tuple[str, ...] = ()
@@ -88,7 +88,7 @@ def read_procedure(path: Path) -> tuple[Procedure | None, list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         return None, [f"it cannot be read as UTF-8 text ({error})"]
     problems: list[str] = []
-    values = read_markdown(text, problems) if path.suffix == ".md" else read_yaml(text, problems)
+    values = parse_markdown(text, problems) if path.suffix == ".md" else parse_yaml(text, problems)
     procedure = build_procedure(values, problems)
     return (None if problems else procedure), problems
 
@@ -96,7 +96,7 @@ def read_procedure(path: Path) -> tuple[Procedure | None, list[str]]:
 # All functions below append what is wrong to `problems`.
 
 
-def read_yaml(text: str, problems: list[str]) -> dict[str, Any]:
+def parse_yaml(text: str, problems: list[str]) -> dict[str, Any]:
     import yaml
 
     try:
@@ -110,9 +110,9 @@ def read_yaml(text: str, problems: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def read_markdown(text: str, problems: list[str]) -> dict[str, Any]:
+def parse_markdown(text: str, problems: list[str]) -> dict[str, Any]:
     front = FRONT_MATTER.match(text)
-    values = read_yaml(front[1], problems) if front and front[1] else {}
+    values = parse_yaml(front[1], problems) if front and front[1] else {}
     notes, titled = [], False
     for marks, heading, content in split_sections(text[front.end() :] if front else text):
         key = {"when to use": "when", "when to use it": "when"}.get(heading.lower(), heading.lower())
@@ -161,18 +161,18 @@ def build_procedure(values: Mapping[str, Any], problems: list[str]) -> Procedure
     for key in values:
         if key not in KEYS:
             problems.append(f"unknown key {key!r}{did_you_mean(key, KEYS)}")
-    texts = {key: read_text(values.get(key), repr(key), problems) for key in ("name", "when", "notes")}
+    texts = {key: check_text(values.get(key), repr(key), problems) for key in ("name", "when", "notes")}
     for key in ("name", "when"):
         if not texts[key] and not problems:
             problems.append(f"it has no {key!r}")
     if texts["name"] and not re.fullmatch(r"[\w.-]+", texts["name"]):
         problems.append(f"its name is {texts['name']!r}; use letters, digits, '-', '_' and '.'")
-    lists = {key: read_list(values.get(key), key, problems) for key in LISTS}
-    steps = tuple(read_step(entry, f"step {number}", problems) for number, entry in enumerate(lists.pop("steps"), 1))
+    lists = {key: check_list(values.get(key), key, problems) for key in LISTS}
+    steps = tuple(check_step(entry, f"step {number}", problems) for number, entry in enumerate(lists.pop("steps"), 1))
     if not steps and not problems:
         problems.append("it has no steps; write them as a list under 'steps:', or under the heading '## Steps'")
-    plain = {key: tuple(read_text(entry, repr(key), problems) for entry in entries) for key, entries in lists.items()}
-    outcome = read_sign(values["outcome"], "outcome", problems) if values.get("outcome") is not None else None
+    plain = {key: tuple(check_text(entry, repr(key), problems) for entry in entries) for key, entries in lists.items()}
+    outcome = check_sign(values["outcome"], "outcome", problems) if values.get("outcome") is not None else None
     signs = [*(step.sign for step in steps), outcome]
     for name in dict.fromkeys(sign["tool"] for sign in signs if sign and "tool" in sign):
         if name not in plain["tools"]:
@@ -181,35 +181,35 @@ def build_procedure(values: Mapping[str, Any], problems: list[str]) -> Procedure
     return Procedure(steps=steps, outcome=outcome, **rest)
 
 
-def read_text(value: Any, where: str, problems: list[str]) -> str:
+def check_text(value: Any, where: str, problems: list[str]) -> str:
     if value is None or isinstance(value, str | int | float):
         return "" if value is None else str(value).strip()
     problems.append(f"{where} holds {str(value)[:60]!r}; expected text")
     return ""
 
 
-def read_list(value: Any, key: str, problems: list[str]) -> list[Any]:
+def check_list(value: Any, key: str, problems: list[str]) -> list[Any]:
     if value is None or isinstance(value, list):
         return value or []
     problems.append(f"{key!r} is {str(value)[:60]!r}; expected a list")
     return []
 
 
-def read_step(entry: Any, where: str, problems: list[str]) -> Step:
+def check_step(entry: Any, where: str, problems: list[str]) -> ProcedureStep:
     if isinstance(entry, Mapping):
         sign = {str(key): value for key, value in entry.items() if key != "do"}
-        text = read_text(entry.get("do"), where, problems)
+        text = check_text(entry.get("do"), where, problems)
     else:
-        text, sign = read_text(entry, where, problems), {}
+        text, sign = check_text(entry, where, problems), {}
         bracket = BRACKET.search(text)
         if bracket and (bracket[1] in SIGNS or find_near(bracket[1], SIGNS)):
             text, sign = text[: bracket.start()], {bracket[1]: bracket[2]}
     if not text:
         problems.append(f"{where} does not say what to do")
-    return Step(text, read_sign(sign, where, problems) if sign else None)
+    return ProcedureStep(text, check_sign(sign, where, problems) if sign else None)
 
 
-def read_sign(value: Any, where: str, problems: list[str]) -> Sign | None:
+def check_sign(value: Any, where: str, problems: list[str]) -> Sign | None:
     if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in SIGNS:
         unknown = [str(key) for key in value if key not in SIGNS] if isinstance(value, Mapping) else []
         near = did_you_mean(unknown[0], ("do", *SIGNS)) if unknown else ""

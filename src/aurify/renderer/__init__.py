@@ -1,8 +1,8 @@
-"""Between messages and tokens. No other folder knows chat templates.
+"""Messages to tokens and back. No other folder knows chat templates.
 
-`renderer` has the verbs, `template` asks a chat template what it does, `folding` rewrites messages that a template
-cannot write, and `foreign` keeps control tokens out of text that comes from data, tools and environments."""
+`renderer` has the verbs, `template` finds out what a chat template does, `survey` whether it writes everything,
+`folding` rewrites messages that it cannot write, and `foreign` keeps control tokens out of foreign text."""
 
-from aurify.renderer.renderer import Renderer, TrainOn, outline
+from aurify.renderer.renderer import Renderer, TrainOn
 
-__all__ = ["Renderer", "TrainOn", "outline"]
+__all__ = ["Renderer", "TrainOn"]

@@ -12,7 +12,7 @@ TOOLS_TEXT = 'Tools, one a line, each called as <tool_call>{"name": ..., "argume
 
 
 def write_tools_as_text(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
-    """Tools stand in the system prompt, calls between <tool_call> tags, and results in user messages."""
+    """Puts tools into the system prompt, calls between <tool_call> tags, and results into user messages."""
     told: list[Message] = []
     for message in messages:
         plain = message.copy()
@@ -35,7 +35,7 @@ def write_tools_as_text(messages: Sequence[Message], tools: Sequence[dict[str, A
 
 
 def move_system_to_user(messages: Sequence[Message]) -> list[Message]:
-    """A system message becomes the beginning of the user message after it, or a user message of its own."""
+    """Puts a system message at the beginning of the user message after it, or into a user message of its own."""
     moved: list[Message] = []
     waiting: list[str] = []
     for message in messages:
@@ -53,7 +53,7 @@ def move_system_to_user(messages: Sequence[Message]) -> list[Message]:
 
 
 def join_user_messages(messages: Sequence[Message]) -> list[Message]:
-    """Neighbouring user messages as one, for templates in which roles must alternate."""
+    """Joins neighbouring user messages, for templates in which roles must alternate."""
     joined: list[Message] = []
     for message in messages:
         if joined and message["role"] == joined[-1]["role"] == "user":
@@ -64,7 +64,7 @@ def join_user_messages(messages: Sequence[Message]) -> list[Message]:
 
 
 def write_arguments_as_text(messages: Sequence[Message]) -> list[Message]:
-    """For templates that put the arguments of a call into their text as they are."""
+    """For templates that write the arguments of a call as they are."""
     return [
         {**message, "tool_calls": [_with_text(call) for call in message["tool_calls"]]}
         if message.get("tool_calls")

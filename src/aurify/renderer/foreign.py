@@ -1,7 +1,7 @@
 """Keeps control tokens out of foreign text: contents of messages, arguments of calls, descriptions of tools.
 
-Tokenizers read "<|im_end|>" as the control token wherever it stands, so a tool that prints it would end its own turn.
-Before a template sees a message, such a text is replaced by a word that stands nowhere else. When the rendered text is
+Tokenizers read "<|im_end|>" as the control token wherever it occurs, so a tool that prints it would end its own turn.
+Before a template sees a message, such a text is replaced by a word that occurs nowhere else. When the rendered text is
 encoded, it is cut after the first character of each such text, so that the tokenizer reads ordinary characters."""
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from aurify.types import Message
 
 T = TypeVar("T")
 THOUGHT_TAGS = frozenset({*CLOSINGS, *CLOSINGS.values()})
-# what ends a turn or a text in families of models: data sets made for one of them close answers with it
+# end tokens of families of models: data sets made for one of them close answers with it
 END_TEXTS = (
     "<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<eos>", "<|end|>",
     "<|eom_id|>", "<|return|>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
@@ -28,12 +28,12 @@ END_TEXTS = (
 class ControlTokens:
     """The control tokens of a tokenizer and a template: text -> id."""
 
-    special: dict[str, int]  # what the tokenizer itself calls special
-    markers: dict[str, int]  # further added tokens that the template writes, and tags around thoughts
+    special: dict[str, int]  # special tokens of the tokenizer
+    markers: dict[str, int]  # other added tokens that the template writes, and tags around thoughts
 
     @classmethod
     def of(cls, tokenizer: Any, source: str) -> ControlTokens:
-        """source: of the template. Added tokens that it does not name, such as runs of spaces, are ordinary text."""
+        """source: the template's. Added tokens that it does not name, such as runs of spaces, are ordinary text."""
         added = getattr(tokenizer, "added_tokens_decoder", {})
         special = {str(entry): token for token, entry in added.items() if entry.special}
         special |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
@@ -48,15 +48,15 @@ class ControlTokens:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        return match_any(self.all)
+        return compile_any(self.all)
 
     @cached_property
     def ids(self) -> frozenset[int]:
         return frozenset(self.all.values())
 
 
-def match_any(texts: Iterable[str]) -> re.Pattern[str]:
-    """Finds the longest of the texts, as tokenizers do."""
+def compile_any(texts: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds the longest of the texts, as tokenizers do."""
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
 
 
@@ -81,11 +81,11 @@ def strings_in(value: Any) -> Iterator[str]:
 
 
 class Shield:
-    """Hides control tokens in foreign text, and cuts rendered text where they stood."""
+    """Hides control tokens in foreign text, and cuts rendered text where they were."""
 
     def __init__(self, patterns: Mapping[str, re.Pattern[str]], *values: Any) -> None:
         """patterns: what to hide, by role; "" is for all other text. values: everything that will be hidden or
-        rendered, so that the words in its place are no part of it."""
+        rendered, so that the words for it occur in none of them."""
         self.patterns, self.values = patterns, values
         self.hidden: list[str] = []
 
@@ -94,7 +94,7 @@ class Shield:
         return unused_word("aurifyhidden", *self.values)
 
     def hide(self, value: T, role: str = "") -> T:
-        """The value with words in the place of control tokens, in all strings that it holds."""
+        """Replaces control tokens by words, in all strings that the value holds."""
         if isinstance(value, str):
             return self.patterns.get(role, self.patterns[""]).sub(self._replace, value)  # type: ignore[return-value]
         if isinstance(value, Mapping):
@@ -114,16 +114,16 @@ class Shield:
         return cast(Message, hidden)
 
     def pieces(self, text: str) -> list[str]:
-        """The text with everything back in its place, cut so that no piece contains a hidden control token."""
+        """Restores the text, cut so that no piece contains a hidden control token."""
         if not self.hidden:
             return [text]
-        pieces, place = [""], 0
+        pieces, position = [""], 0
         for found in re.finditer(rf"{self.word}(\d+)q", text):
             original = self.hidden[int(found[1])]
-            pieces[-1] += text[place : found.start()] + original[0]
+            pieces[-1] += text[position : found.start()] + original[0]
             pieces.append(original[1:])
-            place = found.end()
-        pieces[-1] += text[place:]
+            position = found.end()
+        pieces[-1] += text[position:]
         return pieces
 
     def _replace(self, found: re.Match[str]) -> str:

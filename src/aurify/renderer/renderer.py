@@ -2,11 +2,11 @@
 
 A conversation becomes tokens piece by piece: what the template puts before a reply (the prompt) and the reply itself
 are encoded separately, because that is how a sampler sees them. So supervised fine-tuning trains exactly the tokens
-that a rollout would have, and after a sampled turn only the template's *delta* is appended: sampled tokens are never
+that a rollout would have. After a sampled turn only the template's *delta* is appended: sampled tokens are never
 decoded and encoded again.
 
-What a template would lose or change is refused: `Survey` checks each sequence of roles once, with marks for contents,
-and the contents of a delta are looked for in its text."""
+What a template would lose or change is refused. `Survey` checks each sequence of roles once, with marks for contents,
+and searches the text of a delta for its contents."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from aurify.errors import UserError
 from aurify.renderer import folding
 from aurify.renderer.foreign import END_TEXTS, Shield, unused_word
 from aurify.renderer.survey import Survey
-from aurify.renderer.template import CALL_ID, Template, outline
+from aurify.renderer.template import CALL_ID, Template, describe_roles
 from aurify.thoughts import CLOSINGS, TAGS
 from aurify.types import Message
 
 log = logging.getLogger("aurify")
 
-# for tokenizers that bring none: plain text, so that a base model has seen every piece of it
+# for tokenizers without a template: plain text, which a base model has seen
 DEFAULT_TEMPLATE = (
     "{{ bos_token if bos_token else '' }}{% for message in messages %}"
     "{% if message['role'] == 'assistant' %}Assistant: {{ message['content'] }}{{ eos_token }}\n"
@@ -56,7 +56,7 @@ class Renderer:
     # ------------------------------------------------------------------ messages to tokens
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
-        """Everything up to the place where the assistant begins to write."""
+        """Everything before what the assistant writes next."""
         self.survey.check_messages(messages, tools)
         shield = Shield(self.template.patterns, messages, tools)
         folded, offered = self._fold(shield.hide_messages(messages), shield.hide(list(tools)))
@@ -72,14 +72,14 @@ class Renderer:
         have a `weight` of its own; one with 0 is context.
 
         "last": everything before the last reply is its prompt. "marked": only messages that have a weight are trained.
-        What follows the last trained reply is left out, and a greeting that nothing comes before is context."""
+        What follows the last trained reply is left out. A greeting at the very beginning is context."""
         self.survey.check_messages(messages, tools)
         shield = Shield(self.template.patterns, messages, tools)
         folded, offered = self._fold(shield.hide_messages(messages), shield.hide(list(tools)))
         turns = self._turns(folded, train)
         earlier = (folded[i]["content"] for i in range(turns[-1]) if folded[i]["role"] == "assistant")
         if self.template.drops_thoughts and any("</think>" in content for content in earlier):
-            tell(EARLIER_THOUGHTS.format(name=self.template.name))
+            warn_once(EARLIER_THOUGHTS.format(name=self.template.name))
         before = [self.template.text(folded[:i], offered, generate=True) for i in turns]
         tokens: list[int] = []
         weights: list[float] = []
@@ -100,7 +100,7 @@ class Renderer:
         return tokens, weights
 
     def text(self, text: str) -> tuple[list[int], list[float]]:
-        """Plain text, as a base model reads it: every token is trained but the first, and the end token closes it."""
+        """Plain text, as a base model reads it: all tokens but the first are trained, and the end token closes it."""
         shield = Shield(self.template.patterns, text)
         first, *others = shield.pieces(shield.hide(text))
         eos = self.tokenizer.eos_token_id
@@ -120,8 +120,8 @@ class Renderer:
         tools: Sequence[dict[str, Any]] = (),
     ) -> list[int]:
         """What the template puts after a sampled turn: its end (unless the policy sampled it), `new_messages`, and the
-        opening of the next assistant turn. Raises if the template would lose one of the messages, or write what
-        came before them in another way: then the tokens that were sampled would not belong to the conversation."""
+        opening of the next assistant turn. Raises if the template would lose one of the messages, or write earlier
+        ones differently: then the sampled tokens would not belong to the conversation."""
         form = self.survey.check_delta(before, new_messages, tools)
         shield = Shield(self.template.patterns, new_messages)
         reply = unused_word("aurifyreply", new_messages)
@@ -130,7 +130,7 @@ class Renderer:
         span = self.template.find_end(following, call=form.calls)
         self.survey.check_contents(form, before, hidden, tools, following[span[1] if span else 0 :])
         if self.template.drops_thoughts and "</think>" in self.tokenizer.decode(list(reply_tokens)):
-            tell(THOUGHTS_DROPPED.format(name=self.template.name))
+            warn_once(THOUGHTS_DROPPED.format(name=self.template.name))
         last = reply_tokens[-1] if reply_tokens else None
         if last is not None and self._is_end(last):
             return self._encode(self._without_end(following, last, call=form.calls), shield, after=last)
@@ -139,8 +139,8 @@ class Renderer:
         return [self.end_token, *self._encode(following, shield, after=self.end_token)]
 
     def _without_end(self, following: str, last: int | None, *, call: bool = False) -> str:
-        """What follows a reply that ended with the token `last`. Where the opening of the next message is what ends a
-        turn, it stays unless it was sampled itself."""
+        """What follows a reply that ended with the token `last`. In templates without end tokens the opening of the
+        next message ends a turn; it stays unless it was sampled itself."""
         span = self.template.find_end(following, call=call)
         if span is None:
             return following
@@ -149,8 +149,8 @@ class Renderer:
         return following[span[1] :]
 
     def reply(self, prompt: Sequence[int], text: str) -> list[int]:
-        """An answer that somebody else wrote, as a policy would sample it after `prompt`: its own text, which no
-        template rewrites, and the end token. A thought that the prompt opens already is not opened once more."""
+        """An answer that another model or a person wrote, as a policy would sample it after `prompt`: its own text,
+        which no template rewrites, and the end token. A thought that the prompt has opened is not opened twice."""
         text = go_on(self.tokenizer.decode(list(prompt)[-16:]), self.strip_end(text))
         shield = Shield(self.template.patterns, text)
         said = self._encode(shield.hide(text, "assistant"), shield, continued=True)
@@ -161,28 +161,28 @@ class Renderer:
         return self.tokenizer.decode(list(prompt)[-16:]).rstrip().endswith(tuple(CLOSINGS))
 
     def continuation(self, text: str) -> list[int]:
-        """Text that is put into a turn after what was sampled, as it is: no template, and no control tokens."""
+        """Text that is put as it is into a turn after sampled tokens: no template, and no control tokens."""
         shield = Shield(self.template.patterns, text)
         return self._encode(shield.hide(text, "tool"), shield, continued=True)
 
     # ------------------------------------------------------------------ tokens to messages
 
     def parse(self, tokens: Sequence[int]) -> Message:
-        """The assistant message that these sampled tokens say, without what ends the turn. Tokens that open a call,
-        such as <|python_tag|>, stay: they are part of what the policy said."""
+        """The assistant message of sampled tokens, without what ends the turn. Tokens that open a call, such as
+        <|python_tag|>, stay: they are part of what the policy said."""
         kept = [token for token in tokens if token not in self._silent]
         text = self.tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return {"role": "assistant", "content": text}
 
     def describe(self, tokens: Sequence[int]) -> str:
-        """The text of tokens for an error, shortened in the middle."""
+        """The text of tokens for an error message, shortened in the middle."""
         text = self.tokenizer.decode(list(tokens))
         return repr(text if len(text) < 200 else text[:120] + " ... " + text[-60:])
 
     def notes(
         self, messages: Sequence[Message] = (), tools: Sequence[dict[str, Any]] = (), *, many_turns: bool = False
     ) -> list[str]:
-        """What is done to messages so that the template can write them, and what it does itself, for a person."""
+        """For the user: what is done to messages so that the template can write them, and what it does itself."""
         said = []
         if self.tools_as_text:
             said.append("tools, calls and results are written into the text (tools_as_text)")
@@ -194,7 +194,7 @@ class Renderer:
         return said
 
     def check_turns(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
-        """Raises if a conversation that begins like this could not go on with the result of a tool."""
+        """Raises if no result of a tool could follow a conversation that begins like this."""
         if tools:
             name = str(tools[0].get("function", tools[0])["name"])
             result: Message = {"role": "tool", "content": "a", "tool_call_id": CALL_ID, "name": name}
@@ -203,17 +203,17 @@ class Renderer:
     # ------------------------------------------------------------------ beginnings and ends
 
     def strip_end(self, text: str) -> str:
-        """Without the end tokens that an answer may close with: its turn has one of its own."""
+        """Removes end tokens that close an answer: its turn has its own."""
         ends = (*self.template.ends, *END_TEXTS)
         said = text.rstrip()
         while end := next((end for end in ends if said.endswith(end)), ""):
-            if said == end or (end == "</s>" and "<s>" in said):  # it is what the answer says; it is HTML
+            if said == end or (end == "</s>" and "<s>" in said):  # the answer consists of it, or is HTML
                 return text
             said = said.removesuffix(end).rstrip()
         return text if said == text.rstrip() else said
 
     def strip_beginning(self, text: str) -> str:
-        """Without the token that begins a text: the tokenizer, or the chat template, writes it."""
+        """Removes the token that begins a text: the tokenizer or the chat template writes it."""
         begin = self.tokenizer.bos_token
         rest = text.removeprefix(begin) if begin and len(begin) > 1 else text
         written_out = self.template.control.pattern.search(self.strip_end(rest))  # a conversation, which needs its own
@@ -221,7 +221,7 @@ class Renderer:
 
     @cached_property
     def end_token(self) -> int:
-        """What closes an assistant turn. Where the template writes nothing that could, the model's own end token."""
+        """What closes an assistant turn: the template's end token, or else the model's own."""
         text = self.template.end_text or self.template.openers.get("user", "")
         return self.template.control.all[text] if text else int(self.tokenizer.eos_token_id)
 
@@ -235,7 +235,7 @@ class Renderer:
         return self.template.control.all[text] if text else self.end_token
 
     def _is_end(self, token: int) -> bool:
-        """Also a special token that the template does not know, such as another end token of the model."""
+        """Also for special tokens that the template does not name, such as another end token of the model."""
         text = self._special_texts.get(token)
         return token in self.stop_tokens or (text is not None and text not in self.template.source)
 
@@ -254,13 +254,13 @@ class Renderer:
     def _fold(
         self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
     ) -> tuple[list[Message], list[dict[str, Any]]]:
-        """Messages and tools as the template can write them."""
+        """Messages and tools in a form that the template can write."""
         folded, offered, changed = list(messages), list(tools), False
         if self.tools_as_text:
             folded, offered, changed = folding.write_tools_as_text(folded, offered), [], True
         if any(message["role"] == "system" for message in folded) and not self.template.keeps_system:
             folded, changed = folding.move_system_to_user(folded), True
-            tell(SYSTEM_MOVED.format(name=self.template.name))
+            warn_once(SYSTEM_MOVED.format(name=self.template.name))
         if changed and not self.template.takes_neighbours:
             folded = folding.join_user_messages(folded)
         if any(message.get("tool_calls") for message in folded) and self.template.wants_text_arguments:
@@ -274,21 +274,23 @@ class Renderer:
         turns = [i for i in said_by_assistant if messages[i].get("weight", otherwise) > 0]
         if not turns:
             reason = " that has a weight above 0" if said_by_assistant else ""
-            raise UserError(f"no assistant message to train on{reason} in {outline(messages)}")
+            raise UserError(f"no assistant message to train on{reason} in {describe_roles(messages)}")
         return turns[-1:] if train == "last" else turns
 
     def _said(self, before: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
-        """What the template makes of the last message, an assistant's, between `before` and its end token."""
+        """What the template writes for the last message, an assistant's, between `before` and its end token."""
         after = self.template.text(messages, tools)
         calls = bool(messages[-1].get("tool_calls"))
-        if not after.startswith(before):  # new replies are opened in another way than old ones, such as with a thought
+        if not after.startswith(before):  # a new reply is opened differently from an old one, such as with a thought
             if not calls:
                 return go_on(before, messages[-1]["content"])
             mark = unused_word("aurifyreply", messages)
             marked: Message = {"role": "assistant", "content": mark}
             before = self.template.text([*messages[:-1], marked], tools).rpartition(mark)[0]
             if not after.startswith(before):
-                raise UserError(f"{self.template.name} opens a tool call in a way of its own in {outline(messages)}")
+                raise UserError(
+                    f"{self.template.name} opens a tool call in a way of its own in {describe_roles(messages)}"
+                )
         said = after[len(before) :]
         end = self.template.call_end_text if calls else self.template.end_text
         said = said.rpartition(end)[0] if end else said.removesuffix(self.template.closing)
@@ -296,7 +298,9 @@ class Renderer:
         if all(part.strip() in said for part in TAGS.split(content)):
             return said
         if calls:
-            raise UserError(f"{self.template.name} leaves out thoughts beside a tool call in {outline(messages)}")
+            raise UserError(
+                f"{self.template.name} leaves out thoughts beside a tool call in {describe_roles(messages)}"
+            )
         return go_on(before, content)  # it drops thoughts; the policy writes them all the same
 
     def _check_thought(self, before: str, said: str) -> None:
@@ -309,8 +313,8 @@ class Renderer:
             )
 
     def _said_earlier(self, before: str, later: str, message: Message) -> str:
-        """What the template makes of a reply once the conversation has gone on, where that is not what it makes of the
-        last one: Qwen3 puts an empty thought before the last reply alone. All that was said has to be there."""
+        """What the template writes for a reply once the conversation has gone on, if it writes the last one
+        differently: Qwen3 puts an empty thought before the last reply alone. All that was said must be there."""
         following = later[len(before) :] if later.startswith(before) else ""
         span = self.template.find_end(following, call=True)
         said = following[: span[0]] if span else ""
@@ -323,8 +327,8 @@ class Renderer:
         return said
 
     def _encode(self, text: str, shield: Shield, *, continued: bool = False, after: int | None = None) -> list[int]:
-        """continued: the text follows other tokens, so a tokenizer that puts a space before every text must not.
-        after: the special token that it follows, which may swallow spaces."""
+        """continued: the text follows other tokens, so the tokenizer must put no space before it. after: the special
+        token that it follows, which may swallow spaces."""
         first, *others = shield.pieces(text)
         if after is not None:
             tokens = self._encode_after(after, first)
@@ -364,7 +368,7 @@ class Renderer:
 
 
 def go_on(opened: str, text: str) -> str:
-    """What a reply still has to say after a prompt that may have opened its thought."""
+    """The rest of a reply after a prompt that may have opened its thought."""
     for tag in CLOSINGS:
         if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):
             text = text.lstrip()[len(tag) :]
@@ -383,6 +387,6 @@ EARLIER_THOUGHTS = (
 
 
 @cache
-def tell(text: str) -> None:
-    """Once a process."""
+def warn_once(text: str) -> None:
+    """Warns once in a process."""
     log.warning(text)

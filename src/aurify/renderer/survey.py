@@ -1,8 +1,8 @@
-"""Whether a chat template writes everything: looked at with marks in the place of contents, once for each sequence of
-roles, so that rollouts pay for it once.
+"""Finds out whether a chat template writes everything, by rendering marks instead of contents, once for each sequence
+of roles.
 
-A template that ignores a role, or raises for it, would have the model train on conversations with holes. Every text
-around the marks must be there, and what stands before a new message must be what stood there without it."""
+With a template that ignores a role, or raises for it, the model would train on conversations with holes. Every mark
+must be there, and what comes before a new message must be what came there without it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from aurify.errors import UserError
-from aurify.renderer.template import CALL_ID, MARK, TOOL, Template, calling, outline
+from aurify.renderer.template import CALL_ID, MARK, TOOL, Template, calling, describe_roles
 from aurify.types import Message
 
 Tools = Sequence[dict[str, Any]]
@@ -26,9 +26,9 @@ NAME = "aurifyname"
 
 
 @dataclass(frozen=True)
-class Form:
-    """How the replies before a tool's result are written: as plain text, or as messages with calls, which some
-    templates demand."""
+class ReplyForm:
+    """How replies before a tool's result are written: as plain text, or as messages with calls, which some templates
+    demand."""
 
     calls: bool
 
@@ -36,8 +36,8 @@ class Form:
 class Survey:
     def __init__(self, template: Template, fold: Fold, tools_as_text: bool) -> None:
         self.template, self.fold, self.tools_as_text = template, fold, tools_as_text
-        self._messages: dict[Any, str | None] = {}  # why a sequence of roles is refused, None where it is not
-        self._deltas: dict[Any, Form | str] = {}
+        self._messages: dict[Any, str | None] = {}  # by sequence of roles: why it is refused; None: it is not
+        self._deltas: dict[Any, ReplyForm | str] = {}
 
     # ------------------------------------------------------------------ whole conversations
 
@@ -50,7 +50,7 @@ class Survey:
             mend = "leave it out, write it into another message, or take a model whose template writes it"
             if uses_tools(messages, tools) and not self.tools_as_text and "tool" in lost:
                 mend = MEND
-            raise UserError(f"{self._whose()} leaves out {lost} of {outline(messages)}; {mend}")
+            raise UserError(f"{self._whose()} leaves out {lost} of {describe_roles(messages)}; {mend}")
 
     def _whose(self) -> str:
         return self.template.name.replace("the chat template", "the model's chat template", 1)
@@ -63,7 +63,7 @@ class Survey:
             text = self.template.text(folded, offered, generate=not replied)
         except UserError as error:
             if not uses_tools(messages, tools):
-                return None  # the template says the same of the messages themselves
+                return None  # rendering the messages themselves raises the same
             raise UserError(f"{error}; {self._tool_mend()}") from None
         lost = ["the tools"] if tools and TOOL["function"]["name"] not in text else []
         calls = [(k, n) for k, message in enumerate(messages) for n in range(len(message.get("tool_calls") or ()))]
@@ -82,7 +82,7 @@ class Survey:
 
     # ------------------------------------------------------------------ deltas
 
-    def check_delta(self, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> Form:
+    def check_delta(self, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> ReplyForm:
         """The form in which all of `new` survives and nothing before it changes."""
         shapes = tuple(shape(message) for message in before), tuple(shape(message) for message in new)
         names = [name_of_call(message, tools) for message in new if message["role"] == "tool"]
@@ -91,12 +91,12 @@ class Survey:
             self._deltas[key] = self._form(before, new, tools)
         form = self._deltas[key]
         if isinstance(form, str):
-            raise UserError(f"{form} ({outline([*before, {'role': 'assistant'}, *new])})")
+            raise UserError(f"{form} ({describe_roles([*before, {'role': 'assistant'}, *new])})")
         return form
 
-    def _form(self, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> Form | str:
+    def _form(self, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> ReplyForm | str:
         answers = any(message["role"] == "tool" for message in (*before, *new)) and not self.tools_as_text
-        forms = [Form(False), Form(True)] if answers else [Form(False)]
+        forms = [ReplyForm(False), ReplyForm(True)] if answers else [ReplyForm(False)]
         reasons = [self._trouble(form, before, new, tools) for form in forms]
         for form, reason in zip(forms, reasons, strict=True):
             if reason is None:
@@ -105,7 +105,7 @@ class Survey:
         assert plain is not None and last is not None
         return last if " refuses " in plain else plain
 
-    def _trouble(self, form: Form, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> str | None:
+    def _trouble(self, form: ReplyForm, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> str | None:
         marked = [with_marks(message, len(before) + 1 + k) for k, message in enumerate(new)]
         roles = " and ".join(dict.fromkeys(message["role"] for message in new)) or "no"
         tooled = uses_tools([*before, *new], tools)
@@ -125,8 +125,8 @@ class Survey:
                 f"{self._whose()} writes a function's name before its result; give the environment's tool messages a "
                 "'name', or set tools_as_text: true"
             )
-        places = [place for k in range(len(before)) if (place := f"{MARK}{k}z") in prompt]
-        if places and text.partition(places[-1])[:2] != prompt.partition(places[-1])[:2]:
+        marks = [mark for k in range(len(before)) if (mark := f"{MARK}{k}z") in prompt]
+        if marks and text.partition(marks[-1])[:2] != prompt.partition(marks[-1])[:2]:
             return (
                 f"{self._whose()} writes earlier turns in another way when {roles} messages follow, and tokens that "
                 f"were sampled after them cannot change; {mend}"
@@ -137,20 +137,22 @@ class Survey:
         return None
 
     def _names_one_call(self, before: Sequence[Message], new: Sequence[Message]) -> bool:
-        """It gives the results of several calls the name of the first."""
+        """Whether it gives the results of several calls the name of the first."""
         named = [{**message, "name": f"{NAME}{k}z"} for k, message in enumerate(new)]
-        following = self.following(Form(True), before, named, [], REPLY)  # type: ignore[arg-type]
+        following = self.following(ReplyForm(True), before, named, [], REPLY)  # type: ignore[arg-type]
         return f"{NAME}0z" in following and f"{NAME}1z" not in following
 
-    def following(self, form: Form, before: Sequence[Message], new: Sequence[Message], tools: Tools, reply: str) -> str:
+    def following(
+        self, form: ReplyForm, before: Sequence[Message], new: Sequence[Message], tools: Tools, reply: str
+    ) -> str:
         """What the template writes after a reply that `reply` stands for."""
         text = self._text(form, before, new, tools, reply)
         if reply not in text:
-            raise UserError(f"{self.template.name} leaves out the reply in {outline([*before, *new])}")
+            raise UserError(f"{self.template.name} leaves out the reply in {describe_roles([*before, *new])}")
         return text.rpartition(reply)[2]
 
     def _text(
-        self, form: Form, before: Sequence[Message], new: Sequence[Message] | None, tools: Tools, reply: str
+        self, form: ReplyForm, before: Sequence[Message], new: Sequence[Message] | None, tools: Tools, reply: str
     ) -> str:
         """new: None for the prompt of the reply."""
         history = [with_marks(message, k) for k, message in enumerate(before)]
@@ -189,23 +191,24 @@ class Survey:
     # ------------------------------------------------------------------ contents
 
     def check_contents(
-        self, form: Form, before: Sequence[Message], new: Sequence[Message], tools: Tools, following: str
+        self, form: ReplyForm, before: Sequence[Message], new: Sequence[Message], tools: Tools, following: str
     ) -> None:
-        """That the contents of `new` stand in `following`, in their order. Spaces around them may go, and a template
-        may write them as JSON. An empty content cannot be looked for: then the text around it has to be there."""
-        place = 0
+        """Raises unless the contents of `new` are in `following`, in their order. Spaces around them may go, and a
+        template may write them as JSON. An empty content cannot be searched for: then the text around it must be
+        there."""
+        start = 0
         for message in new:
-            way = next((way for way in ways(message["content"]) if following.find(way, place) >= 0), None)
+            way = next((way for way in ways(message["content"]) if following.find(way, start) >= 0), None)
             if way is None:
                 self._refuse_content(message)
-            place = following.index(way, place) + len(way)
+            start = following.index(way, start) + len(way)
         if all(message["content"].strip() for message in new):
             return
         marks = [f"{MARK}{len(before) + 1 + k}z" for k in range(len(new))]
         marked = [{**message, "content": mark} for message, mark in zip(new, marks, strict=True)]
         whole = self.following(form, before, marked, tools, REPLY)  # type: ignore[arg-type]
         span = self.template.find_end(whole, call=form.calls)
-        if not matches(following, whole[span[1] if span else 0 :], marks, [message["content"] for message in new]):
+        if not fits_frame(following, whole[span[1] if span else 0 :], marks, [message["content"] for message in new]):
             self._refuse_content(next(message for message in new if not message["content"].strip()))
 
     def _refuse_content(self, message: Message) -> NoReturn:
@@ -216,14 +219,14 @@ class Survey:
 
 
 def shape(message: Message) -> tuple[Any, ...]:
-    """What a template may look at beside the contents."""
+    """What a template may read beside the contents."""
     calls = len(message.get("tool_calls") or ())
     beside = bool(message["content"]) if calls else None
     return message["role"], calls, beside, len(message.get("tool_call_id") or ""), "name" in message
 
 
 def with_marks(message: Message, number: int) -> Message:
-    """Marks in the place of the content and of the arguments of calls."""
+    """The message with marks for its content and for the arguments of calls."""
     marked: Message = {**message, "content": f"{MARK}{number}z"}
     if message.get("tool_calls"):
         marked["content"] = marked["content"] if message["content"] else ""
@@ -249,7 +252,7 @@ def followers(messages: Sequence[Message], number: int) -> list[Message]:
 
 
 def name_of_call(message: Message, tools: Tools) -> str | None:
-    """Which function a result is of: what the message says, or the only tool there is."""
+    """The function that a result belongs to: what the message says, or the only tool there is."""
     if message["role"] != "tool":
         return ""
     if "name" in message:
@@ -265,8 +268,8 @@ def ways(content: str) -> Iterator[str]:
             yield json.dumps(text, ensure_ascii=ascii_only)[1:-1]
 
 
-def matches(text: str, expected: str, marks: Sequence[str], contents: Sequence[str]) -> bool:
-    """Whether `text` is `expected` with contents in the place of their marks."""
+def fits_frame(text: str, expected: str, marks: Sequence[str], contents: Sequence[str]) -> bool:
+    """Whether `text` is `expected` with contents for marks."""
     rest = expected
     for mark, content in zip(marks, contents, strict=True):
         frame, _, rest = rest.partition(mark)

@@ -1,5 +1,5 @@
-"""What a chat template does with messages. It is asked by rendering marked messages and looking where the marks are:
-no family of models is known by name here."""
+"""What a chat template does with messages, found out by rendering marked messages and looking where the marks are. No
+family of models is known by name here."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from functools import cached_property
 from typing import Any
 
 from aurify.errors import UserError
-from aurify.renderer.foreign import THOUGHT_TAGS, ControlTokens, match_any
+from aurify.renderer.foreign import THOUGHT_TAGS, ControlTokens, compile_any
 from aurify.types import Message
 
-MARK = "aurifymark"  # stands for a content where only the text around it is wanted
+MARK = "aurifymark"  # stands for a content if only the text around it is wanted
 FIRST, SECOND = MARK + "0z", MARK + "1z"
 CALL_ID = "a12345678"  # some templates accept nine letters and digits only
 TOOL: dict[str, Any] = {
     "type": "function",
     "function": {"name": MARK + "tz", "description": "a", "parameters": {"type": "object", "properties": {}}},
 }
-# ends of a turn that some models sample though their template writes another one, or none
+# ends of a turn that some models sample although their template writes another one, or none
 OTHER_ENDS = ("<|eom_id|>",)
 FIXED = ("messages", "tools", "add_generation_prompt", "tokenize", "chat_template")  # no template_options
 
@@ -48,7 +48,7 @@ class Template:
                 )
             )
         except Exception as error:
-            raise UserError(f"{self.name} refuses {outline(messages)}: {error}") from error
+            raise UserError(f"{self.name} refuses {describe_roles(messages)}: {error}") from error
 
     def writes(self, messages: Sequence[Message], *marks: str, tools: Sequence[dict[str, Any]] = ()) -> bool:
         """Whether it takes the messages, and all marks stand in what it writes."""
@@ -60,7 +60,7 @@ class Template:
 
     @cached_property
     def keeps_system(self) -> bool:
-        """It writes a system prompt, and leaves it where it is when the conversation goes on."""
+        """Whether it writes a system prompt, and keeps it in position when the conversation goes on."""
         messages = [{"role": "system", "content": FIRST}, user(SECOND)]
         longer = [*messages, {"role": "assistant", "content": "a"}, user("b")]
         try:
@@ -71,12 +71,12 @@ class Template:
 
     @cached_property
     def takes_neighbours(self) -> bool:
-        """Two user messages after each other."""
+        """Whether it takes two user messages in a row."""
         return self.writes([user(FIRST), user(SECOND)], FIRST, SECOND)
 
     @cached_property
     def wants_text_arguments(self) -> bool:
-        """It puts the arguments of a call into its text as they are, and fails for an object."""
+        """Whether it writes the arguments of a call as they are, and fails for an object."""
         as_object = [user("a"), calling({"a": FIRST})]
         return not self.writes(as_object, tools=[TOOL]) and self.writes(
             [user("a"), calling(FIRST)], FIRST, tools=[TOOL]
@@ -84,7 +84,7 @@ class Template:
 
     @cached_property
     def drops_thoughts(self) -> bool:
-        """It leaves out what an earlier reply thought, once a user has spoken again."""
+        """Whether it leaves out the thoughts of earlier replies."""
         thought: Message = {"role": "assistant", "content": f"<think>\n{FIRST}\n</think>\n\n{SECOND}"}
         messages = [user("a"), thought, user("b")]
         return self.writes(messages, SECOND) and not self.writes(messages, FIRST)
@@ -105,8 +105,8 @@ class Template:
         spoken = {text for text in control.special if text in self.source} - self.frame - {*self.ends}
         return {
             "": control.pattern,
-            "system": match_any({*control.all} - markers),
-            "assistant": match_any({*control.all} - markers - spoken),
+            "system": compile_any({*control.all} - markers),
+            "assistant": compile_any({*control.all} - markers - spoken),
         }
 
     @cached_property
@@ -138,18 +138,18 @@ class Template:
 
     @cached_property
     def closing(self) -> str:
-        """What it writes after the content of the last message, an assistant's: such as an end token and a newline."""
+        """What it writes after the content of an assistant's last message, such as an end token and a newline."""
         return self.text([user("a"), {"role": "assistant", "content": FIRST}]).rpartition(FIRST)[2]
 
     @cached_property
     def end_text(self) -> str:
-        """The end token of a turn as text; "" where the template writes none."""
+        """The end token of a turn as text; "" if the template writes none."""
         found = [text for text in self.control.pattern.findall(self.closing) if text not in THOUGHT_TAGS]
         return found[0] if found else ""
 
     @cached_property
     def call_end_text(self) -> str:
-        """What ends a turn that calls a tool; "" where nothing does, or the template has no calls."""
+        """What ends a turn that calls a tool; "" if nothing does, or the template has no calls."""
         try:
             written = self.text([user("a"), calling(self._arguments(FIRST))], [TOOL])
         except UserError:
@@ -160,7 +160,7 @@ class Template:
 
     @cached_property
     def openers(self) -> dict[str, str]:
-        """Where no token closes a turn, that which opens the next message does: by its role."""
+        """If no token closes a turn, the one that opens the next message does: role of that message -> token."""
         found: dict[str, str] = {}
         if self.end_text:
             return found
@@ -184,8 +184,8 @@ class Template:
         return {text: self.control.all[text] for text in texts if text in self.control.all}
 
     def find_end(self, following: str, *, call: bool = False) -> tuple[int, int] | None:
-        """Where the end token of a turn stands in what follows its reply. call: the rest of a call may come before it;
-        otherwise nothing does but spaces."""
+        """The span of a turn's end token in what follows its reply. call: the rest of a call may come before it;
+        otherwise only spaces may."""
         if self.end_text:
             found = self._known_ends.search(following)
             if found is None or (not call and following[: found.start()].strip()):
@@ -200,11 +200,11 @@ class Template:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        return match_any({*self.control.special, *self.openers.values()})
+        return compile_any({*self.control.special, *self.openers.values()})
 
     @cached_property
     def _known_ends(self) -> re.Pattern[str]:
-        return match_any({self.end_text, *self._strings("eos_token"), *OTHER_ENDS} - {""})
+        return compile_any({self.end_text, *self._strings("eos_token"), *OTHER_ENDS} - {""})
 
     def _arguments(self, text: str) -> Any:
         return text if self.wants_text_arguments else {"a": text}
@@ -220,6 +220,6 @@ def calling(arguments: Any, content: str = "", name: str = "f", ids: Sequence[st
     return {"role": "assistant", "content": content, "tool_calls": calls}
 
 
-def outline(messages: Sequence[Message]) -> str:
+def describe_roles(messages: Sequence[Message]) -> str:
     roles = ", ".join(str(message.get("role")) for message in messages)
     return f"a conversation of {len(messages)} messages ({roles})"

@@ -32,7 +32,7 @@ from aurify.rewards.trl import (
     list_rewards,
     name_function,
 )
-from aurify.signatures import call, takes_completions
+from aurify.signatures import call_with_options, takes_completions
 from aurify.threads import PerLoop, TimeLimit, Worker, in_thread, wait_for
 from aurify.types import Task, Trajectory
 
@@ -241,7 +241,7 @@ def build_reward(entry: Any) -> Reward:
         if options:
             raise UserError(f"reward {name!r} takes no options; {next(iter(options))!r} is given")
         return Reward(found, float(weight), name)
-    made = call(f"reward {name!r}", found, options)
+    made = call_with_options(f"reward {name!r}", found, options)
     if not callable(made):
         raise UserError(
             f"reward {name!r} takes no trajectory, so it was called with its options, and gave {made!r}; it must "

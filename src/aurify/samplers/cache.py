@@ -1,5 +1,4 @@
-"""The key-value cache of the in-process sampler: slots of one sequence each, the first ones in use, in a byte
-budget."""
+"""The key-value cache of the in-process sampler. Each slot holds one sequence, and the first slots are in use."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from aurify.hardware import usable_memory
 
 ROUND = 64  # capacities are multiples of it
 CACHE_SHARE = 1 / 2  # of the memory that is usable at first use
-KEPT_SHARE = 1 / 20  # of a card's memory: a cache up to that size stays between requests, with its graphs
+KEPT_SHARE = 1 / 20  # of a card's memory: a cache up to this size stays between requests, with its graphs
 
 Shape = tuple[int, int, int]  # of a layer: key-value heads, dimensions of a key, of a value
 
@@ -26,13 +25,12 @@ def round_up(number: int, multiple: int) -> int:
 
 
 def default_budget(device: torch.device) -> int:
-    """Bytes for keys and values. On a CPU they are a bound more than a plan: memory that no token has reached yet is
-    not taken from the system."""
+    """Bytes for keys and values. On a CPU this is a bound: memory that no token has reached yet is not taken."""
     return int(CACHE_SHARE * usable_memory(device))
 
 
 class SlotCache:
-    """Keys and values. `shapes`: one entry a layer that attends, by its index in the model."""
+    """Keys and values. shapes: one entry for each layer that attends, by its index in the model."""
 
     def __init__(self, shapes: dict[int, Shape], device: torch.device, dtype: torch.dtype) -> None:
         self.shapes, self.device, self.dtype = shapes, device, dtype
@@ -46,11 +44,11 @@ class SlotCache:
         return self.num_slots * self.capacity * self.token_bytes
 
     def resize(self, num_slots: int, capacity: int) -> bool:
-        """Makes another room, with what is in the cache. False where it has that shape already."""
+        """Gives the cache another shape and keeps its contents. False if it has that shape already."""
         if (num_slots, capacity) == (self.num_slots, self.capacity):
             return False
         kept, ready = min(num_slots, self.num_slots), min(self.ready, capacity)
-        for index, (heads, *dims) in self.shapes.items():  # a layer at a time: only one of them is there twice
+        for index, (heads, *dims) in self.shapes.items():  # one layer at a time: only one is held twice
             for layers, dim in zip((self.keys, self.values), dims, strict=True):
                 new = torch.empty(num_slots, heads, capacity, dim, device=self.device, dtype=self.dtype)
                 new[:, :, :ready].zero_()
@@ -61,7 +59,7 @@ class SlotCache:
         return True
 
     def extend(self, length: int) -> None:
-        """Gets the first `length` positions ready to be read: a hidden key must be a number, whatever it is."""
+        """Zeroes positions up to `length` before they are read: a masked key must still be a number."""
         length = min(round_up(length, ROUND), self.capacity)
         if length > self.ready:
             for layer in (*self.keys.values(), *self.values.values()):
@@ -69,7 +67,7 @@ class SlotCache:
             self.ready = length
 
     def move(self, sources: list[int], targets: list[int], length: int) -> None:
-        """Copies sequences into slots that became free, so that the slots in use stay the first ones."""
+        """Copies sequences into free slots, so that the slots in use stay the first ones."""
         source, target = (torch.tensor(slots, device=self.device) for slots in (sources, targets))
         for layer in (*self.keys.values(), *self.values.values()):
             layer[target, :, :length] = layer[source, :, :length]
@@ -80,8 +78,8 @@ class SlotCache:
 
 
 class Decoding:
-    """One decoding step, as a `Layout`: slot `first + k` appends a token at positions[k] and sees everything up to
-    it. Nothing here depends on values on the device, so a CUDA graph can hold the step.
+    """One decoding step, as a `Layout`: slot `first + k` appends a token at positions[k] and sees everything up to it.
+    Nothing here depends on values on the device, so a CUDA graph can hold the step.
 
     length: of the keys that are read; all positions are below it."""
 
@@ -111,12 +109,12 @@ class Decoding:
         keys[self.slots, :, self.positions] = key[:, :, 0]
         values[self.slots, :, self.positions] = value[:, :, 0]
         num, heads, _, dim = query.shape
-        # the heads that share a key head become the queries of one attention: keys are read once for all of them
+        # heads that share a key head become the queries of one attention, so keys are read once for all of them
         grouped = query.view(num, key.shape[1], heads // key.shape[1], dim)
         keys, values = keys[self.used, :, : self.length], values[self.used, :, : self.length]
         if self.on_cpu:
-            # For one query a sequence, two products beat the fused kernel. Like it, they keep scores in fp32: rounded
-            # to bf16 they would double the error.
+            # With one query for each sequence, two products beat the fused kernel. Like it, they keep scores in fp32:
+            # rounded to bf16 they would double the error.
             scores = torch.matmul(grouped.float() * scale, keys.float().transpose(2, 3)).add_(self.mask(window))
             output = torch.matmul(scores.softmax(-1).to(values.dtype), values)
         else:
@@ -125,7 +123,7 @@ class Decoding:
 
 
 class Prefill(Forest):
-    """A packed row of prompts whose keys and values also go into the cache; prompt k fills all slots in `slots[k]`."""
+    """A packed row of prompts that also fills the cache: the keys and values of prompt k go into all of `slots[k]`."""
 
     numbered = True
 
@@ -149,7 +147,7 @@ class Prefill(Forest):
 
 
 class Probe:
-    """A `Layout` for a single token, which finds out what a model's layers keep."""
+    """A `Layout` for a single token, which finds out the shapes of a model's keys and values."""
 
     numbered = True
 
@@ -158,4 +156,4 @@ class Probe:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         self.shapes[layer] = key.shape[1], key.shape[-1], value.shape[-1]
-        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)  # it sees itself alone
+        return value.repeat_interleave(query.shape[1] // value.shape[1], dim=1)  # it sees only itself

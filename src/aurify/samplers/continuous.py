@@ -1,6 +1,6 @@
-"""Continuous batching: the sequences in flight are in the first slots of a cache; each block of steps gives all of
-them their next tokens, finished ones leave and waiting ones take their place. Prompts that wait together are
-prefilled in one packed row, so a group's prompt, and even a common system prompt, is computed once."""
+"""Continuous batching: the sequences in flight are in the first slots of a cache. Each block of steps gives all of
+them their next tokens; finished ones leave and waiting ones follow. Prompts that wait together are prefilled in one
+packed row, so a group's prompt, and even a common system prompt, is computed once."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from aurify.engine.division import Division
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
 from aurify.samplers.cache import KEPT_SHARE, ROUND, Decoding, SlotCache, default_budget, round_up
-from aurify.samplers.executors import CoresExecutor, Executor, GraphExecutor, batch_bucket, capture_graph
+from aurify.samplers.executors import CoresExecutor, GraphExecutor, StepExecutor, batch_bucket, capture_graph
 from aurify.samplers.request import Sequence
-from aurify.samplers.slots import Options, Slots, pair_moves
+from aurify.samplers.slots import Slots, StepOptions, pair_moves
 from aurify.samplers.step import Step, prefill
 
 PREFILL_TOKENS = 4096  # of prompts computed at once: bounds their memory
-PREFILL_PART = 64  # tokens of prompts for which a core of its own pays
+PREFILL_PART = 64  # tokens of prompts that make another core worth it
 
 Drawn = list[tuple[Sequence, list[int], list[float]]]  # tokens and log-probs of a block
 
@@ -31,25 +31,25 @@ class Continuous:
 
     def __init__(
         self, engine: Engine, decoder: Any, cache: SlotCache, step: Step, max_batch: int, cache_bytes: int | None,
-        executor: Executor | None = None,
+        executor: StepExecutor | None = None,
     ) -> None:  # fmt: skip
         self.engine, self.decoder, self.cache, self.step = engine, decoder, cache, step
         self.max_batch, device = max_batch, cache.device
         self.budget = default_budget(device) if cache_bytes is None else cache_bytes
         self.kept_bytes = 0
         if device.type == "cuda":
-            # cuDNN's attention plans anew for each shape, and each step brings another one. The switch is one for the
-            # process: a context manager around the call would switch it for other threads too, and at random.
+            # cuDNN's attention plans anew for each shape, and each step brings another one. The switch belongs to the
+            # process: a context manager around the call would switch it for other threads too.
             torch.backends.cuda.enable_cudnn_sdp(False)
             self.kept_bytes = int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
             executor = executor or GraphExecutor(capture_graph)
-        self.executor: Executor = executor or CoresExecutor(max_batch)
+        self.executor: StepExecutor = executor or CoresExecutor(max_batch)
         self.slots = Slots(max_batch, self.executor.steps, device)
         self.active: list[Sequence] = []  # sequence k is in slot k
-        self.moving = False  # the cache is getting another size
+        self.moving = False  # while the cache gets another size
 
     def admit(self, waiting: deque[Sequence]) -> list[Sequence]:
-        """Takes those for whom there are slots, and room in the cache for all that they may still write."""
+        """Takes those that find a slot, and room in the cache for all that they may still write."""
         admitted: list[Sequence] = []
         prompts: set[tuple[int, ...]] = set()
         size, longest = 0, max((sequence.max_length for sequence in self.active), default=0)
@@ -82,7 +82,7 @@ class Continuous:
         return self.slots.fetch(first, admitted)
 
     def take_back(self, admitted: list[Sequence]) -> bool:
-        """Prompts touch no slot but their own, so the others go on. Not so where the cache itself was being moved."""
+        """Prompts touch only their own slots, so the others go on, unless the cache itself was being moved."""
         if self.moving:
             return False
         taken = set(map(id, admitted))
@@ -120,7 +120,7 @@ class Continuous:
         self.slots.clear(len(self.active))
 
     def release(self) -> None:
-        """Nothing is to do: memory goes back, for training say. On a card a small cache stays, with its graphs."""
+        """Gives memory back, for training say. On a card a small cache stays, with its graphs."""
         self.active, self.moving = [], False
         self.slots.clear(0)
         if self.cache.num_bytes > self.kept_bytes:
@@ -134,7 +134,7 @@ class Continuous:
         self.executor.forget()
         self.cache.free()
         if self.cache.device.type == "cuda":
-            torch.cuda.empty_cache()  # what graphs held is not for others before
+            torch.cuda.empty_cache()  # else the memory of the graphs would stay reserved
 
     def _bytes(self, num: int, length: int) -> int:
         return num * round_up(length, ROUND) * self.cache.token_bytes
@@ -186,7 +186,7 @@ class Continuous:
         index = torch.tensor([numbers[tuple(sequence.prompt)] for sequence in admitted], device=self.cache.device)
         return torch.cat(found).index_select(0, index)
 
-    def _decode(self, first: int, stop: int, length: int, options: Options) -> None:
+    def _decode(self, first: int, stop: int, length: int, options: StepOptions) -> None:
         """One step for some slots: nothing of it waits for the host."""
         state = self.slots.state.part(first, stop)
         hidden = self.step(state.tokens, Decoding(self.cache, state.positions, first, length))

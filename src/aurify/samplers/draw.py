@@ -1,8 +1,8 @@
-"""Draws tokens from logits: tensors in, tensors out, without a look from the host.
+"""Draws tokens from logits: tensors in, tensors out, without the host.
 
-`torch.multinomial` makes an exponential variate for every entry of the vocabulary: a quarter of the time of a
-sampling step on a CPU. Inverting the cumulative distribution needs one uniform number a row: the vocabulary is
-summed up in blocks, the number finds its block, then its token in the block."""
+`torch.multinomial` draws an exponential variate for every entry of the vocabulary, which takes a quarter of a sampling
+step on a CPU. Inverting the cumulative distribution needs one uniform number for each row: the vocabulary is summed up
+in blocks, the number finds its block, then its token in the block."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
     before = torch.where(block > 0, ends.gather(1, (block - 1).clamp(min=0)), 0.0)
     inside = blocks.gather(1, block[:, :, None].expand(rows, 1, BLOCK)).squeeze(1)  # [rows, BLOCK]
     within = torch.searchsorted(inside.double().cumsum(1), target - before, right=True)
-    # rounding may carry the target past the block's end: take its likeliest token, which is surely possible
+    # rounding may carry the target past the block's end: then take its likeliest token, which is possible
     likeliest = inside.argmax(1, keepdim=True)
     within = torch.where(within < BLOCK, within, likeliest)
     within = torch.where(inside.gather(1, within) > 0, within, likeliest)
@@ -60,9 +60,9 @@ def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
 
 
 def keep_likely(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
-    """Top-k (0 is off), then top-p, then min-p, each on what the one before left; the rest becomes -inf.
+    """Top-k (0 is off), then top-p, then min-p, each on what the one before left. The rest becomes -inf.
 
-    logits [rows, vocabulary]; the others [rows]. A row that none of them touches stays as it is, bit for bit."""
+    logits [rows, vocabulary]; the others [rows]. A row without filters keeps its bits."""
     size = logits.shape[1]
     top_k, top_p, min_p = top_k[:, None], top_p.float()[:, None], min_p.float()[:, None]
     touched = (top_k > 0) | (top_p < 1) | (min_p > 0)
@@ -70,7 +70,7 @@ def keep_likely(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> 
     rank = torch.arange(size, device=logits.device)[None]
     ordered = ordered.masked_fill((rank >= top_k) & (top_k > 0), float("-inf"))
     probabilities = ordered.softmax(1)
-    # a token stays while the mass before it is below p: the one that passes p is the last to stay
+    # a token stays if the mass before it is below p: the one that reaches p is the last to stay
     removed = (probabilities.cumsum(1) - probabilities >= top_p) | (probabilities < min_p * probabilities[:, :1])
     removed &= touched & (rank > 0)
     return torch.empty_like(logits).scatter_(1, indices, ordered.masked_fill(removed, float("-inf")))

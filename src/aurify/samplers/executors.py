@@ -1,7 +1,7 @@
 """How a block of decoding steps is run: shared out among a CPU's cores, or replayed as CUDA graphs.
 
-Both run the same step on the same state (`slots.py`, `cache.py`). A CPU looks at each token; a GPU would wait for the
-host each time, so it makes several steps before the host looks."""
+Both run the same step on the same state (`slots.py`, `cache.py`). On a CPU the host looks at each token. A GPU would
+wait for the host each time, so it makes several steps before the host looks."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ import torch
 
 from aurify.cores import Cores, Item, Result
 from aurify.samplers.cache import round_up
-from aurify.samplers.slots import Options, State
+from aurify.samplers.slots import State, StepOptions
 
 log = logging.getLogger("aurify")
 
 PART = 16  # sequences in a part when all slots are in use
-LEAST = 2  # sequences in a part for each part there is: every part reads all weights
+LEAST = 2  # sequences that a part needs for each part there is, since every part reads all weights
 
-Decode = Callable[[int, int, int, Options], None]  # first slot, stop, length of the keys, options: one step
+Decode = Callable[[int, int, int, StepOptions], None]  # first slot, stop, length of the keys, options: one step
 
 
 def batch_bucket(num: int) -> int:
-    """1, 2, 4, 8, 16, 32, 64, and from there on multiples of 32: few sizes, so few graphs."""
+    """1, 2, 4, 8, 16, 32, 64, then multiples of 32: few sizes, so few graphs."""
     return 1 << (num - 1).bit_length() if num <= 64 else round_up(num, 32)
 
 
 def length_bucket(length: int) -> int:
-    """Multiples of 256, and above 2,048 four lengths between a power of two and the next."""
+    """Multiples of 256; above 2,048, four lengths between a power of two and the next."""
     return round_up(length, max(256, (1 << length.bit_length()) // 8))
 
 
-class Executor(Protocol):
+class StepExecutor(Protocol):
     parts: int  # of a prefill
     steps: int  # in a block
 
@@ -45,12 +45,12 @@ class Executor(Protocol):
 
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]: ...
 
-    def run(self, decode: Decode, state: State, num: int, length: int, options: Options, steps: int) -> None:
+    def run(self, decode: Decode, state: State, num: int, length: int, options: StepOptions, steps: int) -> None:
         """`steps` steps for the sequences in the first `num` slots. state: of all slots that the cache has."""
         ...
 
     def forget(self) -> None:
-        """The cache has moved or is gone."""
+        """Called when the cache has moved or is gone."""
         ...
 
     def close(self) -> None: ...
@@ -67,14 +67,14 @@ class CoresExecutor:
         return round_up(length, 8)
 
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
-        """A core an item; a single one has all of them."""
+        """Each item on its own cores; a single item has all of them."""
         if len(items) == 1 or self.parts == 1:
             return [function(item) for item in items]
         if self.cores is None:
             self.cores = Cores(self.parts, "aurify-sample")
         return list(self.cores.map(torch.no_grad()(function), items))
 
-    def run(self, decode: Decode, state: State, num: int, length: int, options: Options, steps: int) -> None:
+    def run(self, decode: Decode, state: State, num: int, length: int, options: StepOptions, steps: int) -> None:
         parts = self.parts if num >= LEAST * self.parts**2 else 1
         bounds = list(pairwise(num * part // parts for part in range(parts + 1)))
         for _ in range(steps):
@@ -94,11 +94,11 @@ class Key:
 
     batch: int
     length: int
-    options: Options
+    options: StepOptions
 
 
 class GraphExecutor:
-    """capture: turns a step into something that repeats it; a parameter so that all else runs on a CPU in tests."""
+    """capture: turns a step into a function that repeats it. A parameter, so that tests can run the rest on a CPU."""
 
     parts = 1
 
@@ -113,7 +113,7 @@ class GraphExecutor:
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
         return [function(item) for item in items]
 
-    def run(self, decode: Decode, state: State, num: int, length: int, options: Options, steps: int) -> None:
+    def run(self, decode: Decode, state: State, num: int, length: int, options: StepOptions, steps: int) -> None:
         key = Key(min(batch_bucket(num), state.positions.shape[0]), length, options)
         if key not in self.graphs and self.capture is not None:
             self._capture(key, decode, state)
@@ -125,8 +125,8 @@ class GraphExecutor:
         return lambda: decode(0, key.batch, key.length, key.options)
 
     def _capture(self, key: Key, decode: Decode, state: State) -> None:
-        """Capturing, and the steps to warm up before, must leave the state as it was. What they put into the cache is
-        what the block puts there again."""
+        """Restores the state after capturing and the steps that warm up for it. What they put into the cache, the block
+        will put there again."""
         assert self.capture is not None
         integers, numbers = state.integers.clone(), state.numbers.clone()
         if self.pool is None and state.integers.is_cuda:
@@ -151,12 +151,12 @@ class GraphExecutor:
 def capture_graph(step: Callable[[], None], pool: Any) -> Callable[[], None]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # kernels are loaded, and workspaces made, before the capture
+    with torch.cuda.stream(stream):  # loads kernels and makes workspaces before the capture
         step()
         step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    # other threads may go on with CUDA meanwhile: one that trains, say
+    # other threads, such as one that trains, may use CUDA meanwhile
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         step()
     return graph.replay

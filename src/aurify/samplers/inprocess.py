@@ -1,16 +1,15 @@
 """The embedded sampler: generates with the engine's own weights, no copy and no sync, on a CPU or a GPU, while
 training goes on.
 
-This file is its asynchronous side: requests, the thread that works on them, and their results. How tokens come about
-is in `continuous.py`, and for models that cannot do that in `recurrent.py`.
+This file is its asynchronous side: requests, the thread that works on them, and their results. Tokens are drawn in
+`continuous.py`, and for models that cannot do that in `recurrent.py`.
 
 What is equal from run to run: the same request with the same seed draws with the same random numbers, whatever runs
-beside it. The last bits of log-probs depend on the batch. Requests that are made at the same moment begin in the same
-batch, in the order of `request_order`, so answers to plain questions (`SingleTurn`) are equal to the bit on the same
-machine with the same options. How long an environment takes, to start in a thread of its own or to answer, decides
-which step the request after it joins; there log-probs agree to rounding, and so do the tokens, unless a random number
-falls between two roundings of the same probability. With `rollouts.in_rounds` (environments/rounds.py) these are equal
-to the bit too, for up to 128 environments at a time.
+beside it. The last bits of log-probs depend on the batch. Requests made at the same moment begin in the same batch, in
+the order of `request_order`, so answers to plain questions (`SingleTurn`) are equal to the bit on the same machine with
+the same options. After an environment has answered, its time decides which step the next request joins. Then log-probs
+agree to rounding, and so do the tokens, unless a random number falls between two roundings of the same probability.
+With `rollouts.in_rounds` (environments/rounds.py) these are equal to the bit too, for up to 128 environments at once.
 
 Every request ends, with its completions or with the error: see `_recover`."""
 
@@ -40,6 +39,8 @@ from aurify.types import Completion, SamplingParams
 
 log = logging.getLogger("aurify")
 
+CLOSED = "this sampler is closed"
+
 
 class Decoder(Protocol):
     """What advances the sequences in flight."""
@@ -47,13 +48,13 @@ class Decoder(Protocol):
     active: list[Sequence]
 
     def admit(self, waiting: deque[Sequence]) -> list[Sequence]:
-        """Those of `waiting` that fit now. UserError: the first one never will."""
+        """Takes those of `waiting` that fit now. UserError: the first one never will."""
         ...
 
     def begin(self, admitted: list[Sequence]) -> Drawn: ...
 
     def take_back(self, admitted: list[Sequence]) -> bool:
-        """After a `begin` that failed: as if they had never been admitted. False: the others are lost too."""
+        """After a `begin` that failed: undoes the admission. False: the other sequences are lost too."""
         ...
 
     def advance(self) -> Drawn: ...
@@ -63,7 +64,7 @@ class Decoder(Protocol):
         ...
 
     def release(self) -> None:
-        """Nothing is in flight, or nothing is to be: gives memory back."""
+        """Lets go of everything in flight and gives memory back."""
         ...
 
     def close(self) -> None: ...
@@ -74,7 +75,7 @@ class InProcessSampler:
 
     max_context: prompt and completion together, at most the model's own limit. cache_bytes: for keys and values; by
     default half of the card's memory that is free at first use, on a CPU a quarter of the machine's. They are taken
-    while there is something to sample, and given back then."""
+    while there is something to sample."""
 
     def __init__(
         self,
@@ -93,12 +94,12 @@ class InProcessSampler:
         self.max_context = min(max_context or engine.max_context, engine.max_context)
         self.cache_bytes = cache_bytes
         self.decoder: Decoder | None = None  # see `prepare`
-        self.stop_tokens = end_tokens(engine)
+        self.stop_tokens = find_end_tokens(engine)
         self.seeds = np.random.default_rng(seed)  # for requests without a seed
         self.arriving: list[Sequence] = []  # of the callers of this moment; see `_hand_over`
         self.waiting: deque[Sequence] = deque()
         self.beginning: list[Sequence] = []  # admitted, and their prompts not computed yet
-        self.doubtful: set[Request] = set()  # a prefill with them failed: each is tried by itself
+        self.doubtful: set[Request] = set()  # a prefill of several failed: each is tried alone
         self.wakeup = threading.Condition()
         self.closed = False
         self.thread: threading.Thread | None = None
@@ -124,7 +125,7 @@ class InProcessSampler:
         request = Request(loop, loop.create_future(), n, on_token, order=request_order.get())
         with self.wakeup:
             if self.closed:
-                raise closed()
+                raise ValueError(CLOSED)
             seed = int(self.seeds.integers(2**63)) if params.seed is None else params.seed
             for index in range(n):
                 generator = np.random.Generator(np.random.Philox(key=[seed % 2**64, index]))
@@ -134,9 +135,9 @@ class InProcessSampler:
         return await request.future
 
     def _hand_over(self) -> None:
-        """Called when the event loop has let everybody ask who is ready to. All of them then start in the same
-        batch: a worker that began with the first would batch the others by chance, and the last bits of log-probs,
-        which depend on the batch, would differ from run to run."""
+        """Called once all tasks that are ready have asked. Then all requests start in the same batch. If the worker
+        began with the first, chance would batch the others, and the last bits of log-probs, which depend on the batch,
+        would differ from run to run."""
         with self.wakeup:
             if not self.arriving or self.closed:
                 return
@@ -148,13 +149,13 @@ class InProcessSampler:
             self.wakeup.notify()
 
     async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """The engine's own weights need no copying, only their new version; others are copied into the model."""
+        """Takes the new version of the engine's own weights; others are copied into the model."""
         with self.engine.lock, torch.no_grad():
             shared = isinstance(weights, Weights) and weights.module is self.engine.module
             if not shared and self.engine.adapter is not None:
                 raise UserError(
-                    f"the sampler's model {self.engine.name} has an adapter, which stays beside its weights; load "
-                    "other weights into a model without one"
+                    f"the sampler's model {self.engine.name} has an adapter, which would be added to them; load other "
+                    "weights into a model without one"
                 )
             own = {} if shared else dict(self.engine.weights())
             for name, tensor in () if shared else weights:
@@ -167,20 +168,20 @@ class InProcessSampler:
             self.version = version
 
     async def close(self) -> None:
-        """Whoever still waits for completions is told that the sampler is closed."""
+        """Requests that still wait get an error."""
         with self.wakeup:
             self.closed = True
             self.wakeup.notify()
         if self.thread is not None:
             await asyncio.to_thread(self.thread.join)
-        self._fail(self._unfinished(), closed())
+        self._fail(self._unfinished(), ValueError(CLOSED))
         if self.decoder is not None:
             self.decoder.close()
             self.decoder = None
 
     @torch.no_grad()
     def prepare(self) -> Decoder:
-        """Finds out, once, how the model is decoded; the first request would do it otherwise."""
+        """Finds out, once, how the model is decoded. Otherwise the first request does it."""
         with self.engine.lock:
             if self.decoder is None:
                 layouts = prepare_layouts(self.engine)
@@ -233,14 +234,14 @@ class InProcessSampler:
         with self.wakeup:
             while self.waiting:
                 first = self.waiting[0].request
-                alone = first in self.doubtful  # nobody is admitted beside one of these
+                alone = first in self.doubtful
                 chosen = deque(s for s in self.waiting if not alone or s.request is first)
                 others = [s for s in self.waiting if alone and s.request is not first]
                 try:
                     admitted = decoder.admit(chosen)
                     self.waiting = deque([*chosen, *others])
                     return admitted
-                except Exception as error:  # UserError: the first one never fits; of others it alone is known
+                except Exception as error:  # the first one never fits, or it is the only one that can be blamed
                     self.waiting = deque(s for s in self.waiting if s.request is not first)
                     self._fail([first], error)
         return []
@@ -249,13 +250,13 @@ class InProcessSampler:
         for sequence, tokens, logprobs in drawn:
             try:
                 sequence.extend(tokens, logprobs, self.version, self.engine.tokenizer)
-            except Exception as error:  # its stop strings cannot be looked for, say: a matter of its own
+            except Exception as error:  # its stop strings cannot be searched for, say: this concerns it alone
                 sequence.request.fail(error)
                 sequence.finish = "length"
         self._retire(decoder)
 
     def _retire(self, decoder: Decoder) -> None:
-        """Hands over finished sequences. Before the last of them, memory is given back: the caller may train next."""
+        """Hands over finished sequences. Memory is given back before the last of them: the caller may train next."""
         finished = [sequence for sequence in decoder.active if sequence.finish is not None]
         if not finished:
             return
@@ -265,17 +266,17 @@ class InProcessSampler:
                 idle = not (decoder.active or self.waiting)
             if idle:
                 decoder.release()
-        finally:  # they have all their tokens, whatever became of the others
+        finally:  # these have all their tokens, even if the others are lost
             for sequence in finished:
                 if sequence.hand_over() and not sequence.request.failed:
                     sequence.request.succeed()
 
     def _recover(self, error: BaseException) -> None:
-        """After an exception in a step: those whom it concerns get it, and the others go on.
+        """After an exception in a step: the requests that it concerns get it, and the others go on.
 
-        A prefill concerns the requests whose prompts were to be computed. If they were several, each is tried again by
-        itself. A decoding step, in the middle of a block or not, concerns all that are in flight, for nothing tells
-        them apart. Where a model cannot be decoded at all, it concerns everybody."""
+        A prefill concerns the requests whose prompts were computed. If they were several, each is tried again alone. A
+        decoding step concerns all that are in flight, since nothing tells them apart. If the model cannot be decoded
+        at all, it concerns every request."""
         decoder, beginning = self.decoder, self.beginning
         self.beginning = []
         if decoder is None:
@@ -300,7 +301,7 @@ class InProcessSampler:
             self.decoder = None
 
     def _undo(self, decoder: Decoder, beginning: list[Sequence]) -> bool:
-        """Takes sequences back whose prompts could not be computed. False: those in flight are lost as well."""
+        """Takes back sequences whose prompts could not be computed. False: those in flight are lost as well."""
         try:
             with self.engine.lock, torch.no_grad():
                 return decoder.take_back(beginning)
@@ -319,11 +320,7 @@ class InProcessSampler:
             request.fail(error)
 
 
-def closed() -> ValueError:
-    return ValueError("this sampler is closed")
-
-
-def end_tokens(engine: Engine) -> frozenset[int]:
+def find_end_tokens(engine: Engine) -> frozenset[int]:
     """Ids that end a completion: those of the generation config and of the tokenizer."""
     generation = getattr(engine.module, "generation_config", None)
     found = [

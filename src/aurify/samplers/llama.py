@@ -1,12 +1,12 @@
 """A decoding step in half the operations, for models that are built like Llama.
 
-One token a sequence is little work an operation: what a model's own code calls around its products (norms in six
-steps, rotations in seven for each of queries and keys, a module at every turn) takes a fifth of a step, and cores that
-decode side by side wait for each other in it, because only one of them runs Python at a time. So the step is written
-out here, with the weights of the model itself. It is checked against the model before its first use (`step.py`).
+With one token for each sequence an operation has little work. What a model's own code calls around its products (norms
+in six steps, rotations in seven each for queries and keys, modules everywhere) takes a fifth of a step, and cores that
+decode side by side wait for each other, because only one of them runs Python at a time. So the step is written out
+here, with the weights of the model itself. It is checked against the model before its first use (`step.py`).
 
-In fp32, operations are joined where that saves one. In other precisions each result is rounded where the model's own
-code rounds it: a step that rounded otherwise, were it better, would sample from another policy than the one trained."""
+In fp32, operations are joined if that saves one. In other precisions each result is rounded where the model's own code
+rounds it: a step that rounds elsewhere would sample from another policy than the one that is trained."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Product = Callable[[Tensor], Tensor]
 
 
 def own_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Weight and bias, which change in place only, where the layer is one product; None where it must be called."""
+    """Weight and bias of a layer that is one product; None if the layer must be called. They only change in place."""
     base = layer.base if isinstance(layer, LoraLinear) else layer
     if type(base) is not nn.Linear:
         raise TypeError(f"{type(base).__name__} is no plain linear layer")
@@ -67,7 +67,7 @@ class Layer:
     def __init__(self, layer: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.index, self.scale, self.head_dim = attention.layer_idx, attention.scaling, attention.head_dim
-        # Mistral's layers leave it in the config
+        # Mistral's layers have it in the config
         self.window = getattr(attention, "sliding_window", getattr(attention.config, "sliding_window", None))
         self.before, self.after = Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)
         self.query, self.key, self.value = map(multiply, (attention.q_proj, attention.k_proj, attention.v_proj))
@@ -91,7 +91,7 @@ class Layer:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (arXiv 2104.09864). The first half of `sin` has its sign turned."""
+    """Rotary positions (arXiv 2104.09864). The first half of `sin` is negated."""
     turned = x.roll(x.shape[-1] // 2, -1)
     return torch.addcmul(x * cos, turned, sin) if x.dtype == torch.float32 else (x * cos).add_(turned.mul_(sin))
 

@@ -1,6 +1,6 @@
-"""Sampling for models that cannot decode by layouts (recurrent layers, unusual attention): with the model's own cache.
-Prompts of one length make a batch, without padding, and each of its rows stops on its own. Right for every model that
-transformers can run."""
+"""Sampling for models that cannot decode by layouts (recurrent layers, unusual attention), with the model's own cache.
+Prompts of one length make a batch without padding, and each of its rows stops on its own. It works for every model
+that transformers can run."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class SameLength:
         self.engine, self.max_batch = engine, max_batch
         self.device = engine.module.get_input_embeddings().weight.device
         self.slots = Slots(max_batch, 1, self.device)
-        self.rows: list[Sequence] = []  # of the batch; row k is in slot k to its end
+        self.rows: list[Sequence] = []  # of the batch; row k stays in slot k
         self.cache: dict[str, Any] = {}  # under the name that the model gives it
         self.active: list[Sequence] = []
 
     def admit(self, waiting: deque[Sequence]) -> list[Sequence]:
-        """When a batch is through: the first that waits, and whoever has a prompt of that length."""
+        """When a batch is done: the first that waits, and all with a prompt of the same length."""
         if self.rows or not waiting:
             return []
         length = len(waiting[0].prompt)
@@ -49,7 +49,7 @@ class SameLength:
         return self._run(torch.tensor([sequence.prompt for sequence in admitted], device=self.device))
 
     def take_back(self, admitted: list[Sequence]) -> bool:
-        """They are all that is in flight."""
+        """They are all that is in flight: nothing else is lost."""
         self.release()
         for sequence in admitted:
             sequence.restart()

@@ -1,4 +1,4 @@
-"""What callers ask of the in-process sampler, and the sequences that it makes of it."""
+"""What callers ask of the in-process sampler, and the sequences that answer it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Request:
 
     @property
     def over(self) -> bool:
-        """Nobody waits for it any more: it failed, or its caller gave up."""
+        """It failed, or its caller gave up: nobody waits for it."""
         return self.failed or self.future.cancelled()
 
     def succeed(self) -> None:
@@ -42,7 +42,7 @@ class Request:
             self._call(lambda: on_token(token))
 
     def _call(self, function: Callable[[], None]) -> None:
-        """In the caller's event loop; a caller who gave up, or whose loop is closed, hears no more."""
+        """Calls in the caller's event loop, unless the caller gave up or the loop is closed."""
 
         def unless_done() -> None:
             if not self.future.done():
@@ -78,7 +78,7 @@ class Sequence:
 
     @property
     def max_length(self) -> int:
-        """Positions of the cache that it can come to need."""
+        """Positions of the cache that it may need."""
         return len(self.prompt) + self.max_tokens - 1
 
     def extend(self, tokens: list[int], logprobs: list[float], version: int, tokenizer: Any) -> None:
@@ -96,14 +96,14 @@ class Sequence:
                 return
 
     def ends_with_stop(self, tokenizer: Any) -> bool:
-        """Whether the text so far contains a stop string (one may begin in an earlier token than the last)."""
+        """Whether the text so far contains a stop string, which may begin before the last token."""
         if not self.params.stop:
             return False
         tail = tokenizer.decode(self.tokens[-max(map(len, self.params.stop)) - 8 :])
         return any(text in tail for text in self.params.stop)
 
     def restart(self) -> None:
-        """Nothing of it was drawn: the random numbers begin again."""
+        """Begins the random numbers again, after no token was drawn."""
         self.generator.bit_generator.state = self.start
 
     def hand_over(self) -> bool:

@@ -1,4 +1,4 @@
-"""A sampler that says what it is told to: for every test that needs no model."""
+"""A sampler with canned replies, for tests that need no model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Reply = str | list[int]  # text, or exact token ids
 
 
 class ScriptedSampler:
-    """replies: taken in turn, again from the start when used up; or a function of the prompt's token ids.
+    """replies: taken in turn, and from the start again when used up; or a function of the prompt's token ids.
 
     A text is encoded and closed with the end token, or cut after a stop string, as a model would; log-probs are
     -1."""

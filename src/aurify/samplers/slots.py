@@ -1,8 +1,8 @@
 """The state of the sequences in flight: all that a decoding step reads and writes besides the cache.
 
-A step stays on the device: it takes the last tokens, draws the next ones, notes them down and moves on, and a sequence
-that met a stop token or has all its tokens stands still. The host sends the state, with uniform numbers for a block
-of steps, and fetches it after the block; between blocks it alone changes it. On a CPU both are the same memory."""
+A step stays on the device: it takes the last tokens, draws the next ones, records them and moves on. A sequence that
+met a stop token or has all its tokens stands still. The host sends the state, with uniform numbers for a block of
+steps, fetches it after the block, and changes it only between blocks. On a CPU both are the same memory."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from aurify.samplers.draw import draw
 from aurify.samplers.request import Sequence
 
 TOKEN, POSITION, LEFT, COUNT, GREEDY, TOP_K, STOPS = range(7)  # rows of the integers
-NUM_STOPS = 8  # stop tokens of a sequence that the device knows; the host knows all of them
+NUM_STOPS = 8  # stop tokens of a sequence that the device checks; the host checks all of them
 DRAWN = STOPS + NUM_STOPS
 TEMPERATURE, TOP_P, MIN_P, UNIFORMS = range(4)  # rows of the numbers
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
-    """What at least one sequence in flight asks for; the rest is left out of a step."""
+class StepOptions:
+    """What at least one sequence in flight asks for. A step leaves out the rest."""
 
     temperature: bool
     greedy: bool
@@ -31,7 +31,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Of some neighbouring slots; a block has at most `steps` steps."""
+    """The state of neighbouring slots. A block has at most `steps` steps."""
 
     integers: Tensor  # [DRAWN + steps, slots] int64
     numbers: Tensor  # [UNIFORMS + 2 * steps, slots] float64
@@ -41,14 +41,14 @@ class State:
         return State(self.integers[:, first:stop], self.numbers[:, first:stop], self.steps)
 
     @property
-    def tokens(self) -> Tensor:  # the last of each sequence, not in the cache yet
+    def tokens(self) -> Tensor:  # the last of each sequence; not in the cache yet
         return self.integers[TOKEN]
 
     @property
-    def positions(self) -> Tensor:  # where it goes
+    def positions(self) -> Tensor:  # of that token
         return self.integers[POSITION]
 
-    def record(self, logits: Tensor, options: Options) -> None:
+    def record(self, logits: Tensor, options: StepOptions) -> None:
         """Draws a token a slot and moves on. logits [slots, vocabulary] fp32, overwritten"""
         integers, numbers = self.integers, self.numbers
         left, counts = integers[LEFT], integers[COUNT]
@@ -91,7 +91,7 @@ class Slots:
         self.integers[STOPS:DRAWN, slot] = stops + [-1] * (NUM_STOPS - len(stops))
         self.numbers[:UNIFORMS, slot] = params.temperature or 1.0, params.top_p, params.min_p
 
-    def send(self, first: int, sequences: list[Sequence], steps: int) -> Options:
+    def send(self, first: int, sequences: list[Sequence], steps: int) -> StepOptions:
         """Begins a block for the sequences in the slots from `first` on. Other slots stand still."""
         stop = first + len(sequences)
         self.integers[COUNT] = 0
@@ -102,7 +102,7 @@ class Slots:
             self.state.numbers.copy_(self.host.numbers, non_blocking=True)
         chosen, numbers = self.integers[:, first:stop], self.numbers[:, first:stop]
         filters = (chosen[TOP_K] > 0) | (numbers[TOP_P] < 1) | (numbers[MIN_P] > 0)
-        return Options(bool((numbers[TEMPERATURE] != 1).any()), bool(chosen[GREEDY].any()), bool(filters.any()))
+        return StepOptions(bool((numbers[TEMPERATURE] != 1).any()), bool(chosen[GREEDY].any()), bool(filters.any()))
 
     def fetch(self, first: int, sequences: list[Sequence]) -> list[tuple[Sequence, list[int], list[float]]]:
         """Ends a block: what each sequence has drawn in it."""
@@ -121,7 +121,7 @@ class Slots:
             array[:, targets] = array[:, sources]
 
     def clear(self, first: int) -> None:
-        """Slots from `first` on are free: harmless where a step takes them along."""
+        """Frees the slots from `first` on. A step that includes them does no harm."""
         self.integers[:, first:] = 0
 
 

@@ -1,7 +1,8 @@
-"""Which code makes a decoding step: a short one of our own, the model's, or (None) a batch with the model's own cache.
+"""Chooses the code of a decoding step: a short step of our own, the model's code, or a batch with the model's own
+cache.
 
-A choice is measured before it is used: the distributions of a few tokens, decoded one by one, against those of the
-trainer's forward pass."""
+A choice is measured before it is used: the distributions of a few tokens, decoded one by one, are compared with those
+of the trainer's forward pass."""
 
 from __future__ import annotations
 
@@ -24,12 +25,12 @@ log = logging.getLogger("aurify")
 
 Step = Callable[[Tensor, Decoding], Tensor]  # last tokens [n] -> hidden states [n, hidden]; fills the cache
 SEQUENCES, LENGTH = 2, 12  # that are computed to compare
-COMPARED = 4  # the last of their tokens
-SPREAD = 3.0  # the short step may be that much further from the trainer than the model's own code is
+COMPARED = 4  # last tokens of each that are compared
+SPREAD = 3.0  # the short step may be so many times as far from the trainer as the model's own code
 
 
 class PlainStep:
-    """By the model's own code."""
+    """The model's own code."""
 
     def __init__(self, decoder: Any) -> None:
         self.decoder = decoder
@@ -43,7 +44,7 @@ class PlainStep:
 
 
 def prefill(engine: Engine, decoder: Any, cache: SlotCache, prompts: list[list[int]], slots: list[list[int]]) -> Tensor:
-    """Computes prompts in one row, for all the slots of each. Hidden states at their ends, [prompts, hidden]"""
+    """Computes prompts in one row, and fills all slots of each. Hidden states at their ends, [prompts, hidden]"""
     row, body = build_row(prompts, range(len(prompts))), engine.body
     if body.packs:
         hidden = body.packed(row, Prefill(row, cache, slots, body.path))
@@ -56,9 +57,9 @@ def prefill(engine: Engine, decoder: Any, cache: SlotCache, prompts: list[list[i
 
 
 def prepare_layouts(engine: Engine) -> tuple[Any, SlotCache] | None:
-    """A decoder whose attention takes layouts, and an empty cache for it; None where the model does not decode by
-    them as the trainer computes. Without packed rows the engine's attention is another one, so the decoder is one of
-    our own on the same weights."""
+    """A decoder whose attention takes layouts, and an empty cache for it; None if decoding by layouts does not give
+    what the trainer computes. Without packed rows the engine's decoder has another attention, so a copy on the same
+    weights is used."""
     embedding = engine.module.get_input_embeddings().weight
     packs = engine.body.packs
     try:
@@ -68,9 +69,9 @@ def prepare_layouts(engine: Engine) -> tuple[Any, SlotCache] | None:
         cache = SlotCache(probe.shapes, embedding.device, embedding.dtype)
         if packs:
             return decoder, cache
-        expected = trained(engine)
-        gap = divergence(expected, decoded(engine, decoder, PlainStep(decoder), cache))
-        bound = max(rounding(expected, cache.dtype, units=8), 1e-9)
+        expected = trainer_logprobs(engine)
+        gap = mean_kl(expected, step_logprobs(engine, decoder, PlainStep(decoder), cache))
+        bound = max(rounding_kl(expected, cache.dtype, units=8), 1e-9)
         reason = f"decoded token by token its distributions differ (KL {gap:.2g}, rounding explains {bound:.2g})"
         if gap <= bound:
             return decoder, cache
@@ -92,17 +93,17 @@ def copy_for_layouts(module: Any) -> Any:
 
 
 def choose_step(engine: Engine, decoder: Any, cache: SlotCache) -> Step:
-    """The short step where there is one and it gives what the model's own code gives."""
+    """The short step, if there is one and it gives what the model's own code gives."""
     plain, config = PlainStep(decoder), engine.module.config.get_text_config()
     if config.model_type not in ALIKE or config.hidden_act != "silu":
         return plain
     try:
-        short, expected = LlamaStep(decoder), trained(engine)
-        usual, gap = (divergence(expected, decoded(engine, decoder, step, cache)) for step in (plain, short))
+        short, expected = LlamaStep(decoder), trainer_logprobs(engine)
+        usual, gap = (mean_kl(expected, step_logprobs(engine, decoder, step, cache)) for step in (plain, short))
     except (AttributeError, TypeError, RuntimeError) as reason:
         log.warning("sampling by the model's own code, which is slower: %s", reason)
         return plain
-    if not gap <= SPREAD * usual + rounding(expected, cache.dtype, units=1):
+    if not gap <= SPREAD * usual + rounding_kl(expected, cache.dtype, units=1):
         log.warning(
             "sampling by the model's own code, which is slower: the short step is %.2g from the trainer (KL), the "
             "model's own %.2g",
@@ -118,15 +119,15 @@ def sample_tokens(engine: Engine) -> np.ndarray:
     return np.random.default_rng(0).integers(0, engine.vocabulary, (SEQUENCES, length))
 
 
-def trained(engine: Engine) -> Tensor:
+def trainer_logprobs(engine: Engine) -> Tensor:
     """Log-probs [sequences, compared, vocabulary] as the trainer computes them."""
     tokens = sample_tokens(engine)
     row = build_row([list(map(int, sequence)) for sequence in tokens], range(len(tokens)), share=False)
     nodes = np.stack([path[-COMPARED:] for path in row.nodes])
-    return logprobs(engine, engine.body.hidden(row)[torch.from_numpy(nodes).to(engine.device)])
+    return head_logprobs(engine, engine.body.hidden(row)[torch.from_numpy(nodes).to(engine.device)])
 
 
-def decoded(engine: Engine, decoder: Any, step: Step, cache: SlotCache) -> Tensor:
+def step_logprobs(engine: Engine, decoder: Any, step: Step, cache: SlotCache) -> Tensor:
     """The same: the end of a prompt, and tokens one by one."""
     tokens = sample_tokens(engine)
     cache.resize(len(tokens), ROUND)
@@ -137,18 +138,18 @@ def decoded(engine: Engine, decoder: Any, step: Step, cache: SlotCache) -> Tenso
     for position, column in enumerate(torch.from_numpy(rest).to(cache.device).unbind(1), prompts.shape[1]):
         found.append(step(column, Decoding(cache, torch.full_like(column, position), 0, ROUND)))
     cache.free()
-    return logprobs(engine, torch.stack(found, dim=1))
+    return head_logprobs(engine, torch.stack(found, dim=1))
 
 
-def logprobs(engine: Engine, hidden: Tensor) -> Tensor:
+def head_logprobs(engine: Engine, hidden: Tensor) -> Tensor:
     return engine.head.logits(hidden).double().log_softmax(-1)  # type: ignore[union-attr]
 
 
-def divergence(expected: Tensor, found: Tensor) -> float:
+def mean_kl(expected: Tensor, found: Tensor) -> float:
     """Mean KL from log-probs to log-probs, in nats."""
     return float((expected.exp() * (expected - found)).sum(-1).mean())
 
 
-def rounding(expected: Tensor, dtype: torch.dtype, units: int) -> float:
-    """The KL that errors of so many units in the last place of a usual logit make."""
+def rounding_kl(expected: Tensor, dtype: torch.dtype, units: int) -> float:
+    """The KL that errors of so many units in the last digit of a usual logit make."""
     return float((units * torch.finfo(dtype).eps * expected.std(-1).mean()).square() / 2)

@@ -71,7 +71,7 @@ def replace_surrogates(value: Any) -> Any:
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
-class Question(BaseModel):
+class RetrieveRequest(BaseModel):
     """The body of a request."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -97,7 +97,7 @@ def build_application(
 
     async def retrieve(request: Request) -> Response:
         check_host(request, options)
-        question = read_question(await read_body(request, options), options)
+        question = parse_request(await receive_body(request, options), options)
         return Response(await line.answer(question), media_type="application/json")
 
     async def health(request: Request) -> Response:
@@ -117,7 +117,7 @@ def build_application(
     )
 
 
-Waiting = list[tuple[Question, "asyncio.Future[bytes]"]]
+Waiting = list[tuple[RetrieveRequest, "asyncio.Future[bytes]"]]
 
 
 class Line:
@@ -129,7 +129,7 @@ class Line:
         self.waiting: Waiting = []
         self.serving: asyncio.Task[None] | None = None
 
-    async def answer(self, question: Question) -> bytes:
+    async def answer(self, question: RetrieveRequest) -> bytes:
         if len(self.waiting) >= self.options.max_waiting:
             raise Refusal(503, f"{self.options.max_waiting} requests wait already; try again")
         answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
@@ -171,7 +171,7 @@ def check_host(request: Request, options: ServiceOptions) -> None:
         raise Refusal(421, f"host {asked!r} is not this machine; ask for http://{options.host}, or serve with --host")
 
 
-async def read_body(request: Request, options: ServiceOptions) -> bytes:
+async def receive_body(request: Request, options: ServiceOptions) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(options.seconds):
@@ -184,10 +184,10 @@ async def read_body(request: Request, options: ServiceOptions) -> bytes:
     return bytes(body)
 
 
-def read_question(body: bytes, options: ServiceOptions) -> Question:
+def parse_request(body: bytes, options: ServiceOptions) -> RetrieveRequest:
     """The question, with its topk."""
     try:
-        question = Question.model_validate(json.loads(body))
+        question = RetrieveRequest.model_validate(json.loads(body))
     except ValidationError as error:
         raise Refusal(400, describe_mistake(error, options)) from None
     except (ValueError, RecursionError):
@@ -216,7 +216,7 @@ def describe_mistake(error: ValidationError, options: ServiceOptions) -> str:
     return f"queries is no list of texts; {FORM}"
 
 
-def answer_together(search: Search, questions: Sequence[Question]) -> list[bytes | Exception]:
+def answer_together(search: Search, questions: Sequence[RetrieveRequest]) -> list[bytes | Exception]:
     """The body of each answer. When a search fails, each question is asked alone: only those that cannot be answered
     get the failure."""
     try:
@@ -229,7 +229,7 @@ def answer_together(search: Search, questions: Sequence[Question]) -> list[bytes
         return [body for question in questions for body in answer_together(search, [question])]
 
 
-def build_body(question: Question, found: Iterator[Sequence[Hit]]) -> bytes:
+def build_body(question: RetrieveRequest, found: Iterator[Sequence[Hit]]) -> bytes:
     """A blank query finds nothing."""
     result = [
         [build_entry(hit, question.return_scores) for hit in next(found)] if query.strip() else []
@@ -245,7 +245,9 @@ def build_entry(hit: Hit, with_score: bool) -> dict[str, Any]:
     return {"document": document, "score": hit.score} if with_score else document
 
 
-def serve(search: Search, options: ServiceOptions, facts: Mapping[str, Any], ready: Callable[[str], None]) -> None:
+def run_service(
+    search: Search, options: ServiceOptions, facts: Mapping[str, Any], ready: Callable[[str], None]
+) -> None:
     """Answers until it is interrupted. ready: called with the URL once it listens."""
     uvicorn = require("uvicorn", "serve", "to serve a knowledge base")
     app = build_application(search, options, facts)

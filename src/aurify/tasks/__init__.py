@@ -11,7 +11,7 @@ from aurify import registry
 from aurify.environments.env import build_environment
 from aurify.errors import UserError
 from aurify.rewards.rubric import build_rubric
-from aurify.signatures import call
+from aurify.signatures import call_with_options
 from aurify.tasks.taskset import TaskSet
 from aurify.tools.toolbox import build_tools
 
@@ -35,7 +35,7 @@ def make(name: str, **options: Any) -> TaskSet:
         function = registry.get("task", name)
         known = inspect.signature(function).parameters
         replaced = {key: options.pop(key) for key in REPLACED if key in options and key not in known}
-        taskset = call(f"task {name!r}", function, options)
+        taskset = call_with_options(f"task {name!r}", function, options)
     if not isinstance(taskset, TaskSet):
         raise UserError(f"task {name!r} gave a {type(taskset).__name__}; it must return a TaskSet")
     if "reward" in replaced:

@@ -44,21 +44,22 @@ def gsm8k(
 
 def jsonl(
     path: str,
-    prompt_column: str | None = None,
+    prompt_column: str = "prompt",
     answer_column: str | None = "answer",
     reward: Any = "exact_match",
     heldout_path: str | None = None,
     num_heldout: int | None = None,
     system: str | None = None,
 ) -> TaskSet:
-    """A file of people's own. The prompt is a text or a list of messages; without prompt_column, the first column with
-    a usual name, such as prompt or question, holds it. answer_column: null if no reward needs one; an answer may also
-    stand in a column with another usual name, or where verl keeps it (reward_model: {ground_truth: ...}). reward: a
-    name or a list, see `build_rubric`. Further columns reach reward functions by their names. Held out are the rows of
-    `heldout_path`, or num_heldout of `path` (a tenth, if not given)."""
+    """A file of people's own. The prompt is a text or a list of messages; in a file without a column prompt, the first
+    one with another usual name, such as question, holds it. answer_column: null if no reward needs one; an answer may
+    also stand in a column with another usual name, or where verl keeps it (reward_model: {ground_truth: ...}). reward:
+    a name or a list, see `build_rubric`. Further columns reach reward functions by their names. Held out are the rows
+    of `heldout_path`, or num_heldout of `path` (a tenth, if not given)."""
 
     rows = load_rows(path)
-    asked = prompt_column or find_column(rows[0], PROMPT, str, list) or "prompt"
+    usual = find_column(rows[0], PROMPT, str, list) if prompt_column == "prompt" and "prompt" not in rows[0] else None
+    asked = usual or prompt_column
     # rewards get prompt and answer under these names; columns that are called otherwise reach them as well
     known = {asked, answer_column} & {"prompt", "answer"}
 

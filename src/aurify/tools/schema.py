@@ -35,7 +35,8 @@ def read_schemas(tools: Any) -> dict[str, dict[str, Any]]:
     """The schema of each tool's arguments."""
     schemas = {}
     for function in list_functions(tools):
-        given = next((function[key] for key in ("parameters", "input_schema", "inputSchema") if function.get(key)), {})
+        keys = ("parameters", "input_schema", "inputSchema")
+        given: Any = next((function[key] for key in keys if function.get(key)), {})
         schemas[function["name"]] = read_parameters(given, function["name"])
     return schemas
 

@@ -1,1 +1,1 @@
-"""What makes a CPU fast: rows side by side on cores, attention over gathered keys. A reader may skip this room."""
+"""What makes a CPU fast: rows side by side on cores, attention over gathered keys. It changes no results."""

@@ -1,7 +1,7 @@
 """Attention over a packed row on a CPU, by blocks of gathered keys.
 
-No [tokens, tokens] mask is made: the row is cut into blocks of queries, and each block gathers just the keys that one
-of its queries sees. Rows of many short branches then cost little more than their branches alone."""
+There is no [tokens, tokens] mask: the row is cut into blocks of queries, and each block gathers just the keys that one
+of its queries sees. A row of many short branches then costs little more than its branches alone."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLOCK = 128  # queries in a block; a branch up to twice as long stays whole
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
+class QueryBlock:
     num_queries: int
     num_keys: int
     mask: Tensor  # [num_queries, num_keys] 0 or -inf
@@ -29,7 +29,7 @@ class Gathered:
     """What the layers of one kind (with the same window) need to know of a row."""
 
     keys: Tensor  # indices of the keys of all blocks, one block after the other
-    blocks: list[Block]
+    blocks: list[QueryBlock]
 
 
 def gather_blocks(row: Row, window: int | None, dtype: torch.dtype, device: torch.device) -> Gathered:
@@ -46,7 +46,7 @@ def gather_blocks(row: Row, window: int | None, dtype: torch.dtype, device: torc
         mask = torch.zeros(visible.shape, dtype=dtype)
         mask.masked_fill_(torch.from_numpy(~visible), float("-inf"))
         gathered.append(keys)
-        blocks.append(Block(size, len(keys), mask.to(device)))
+        blocks.append(QueryBlock(size, len(keys), mask.to(device)))
         start = stop
     return Gathered(torch.from_numpy(np.concatenate(gathered)).to(device), blocks)
 
@@ -54,7 +54,7 @@ def gather_blocks(row: Row, window: int | None, dtype: torch.dtype, device: torc
 def gathered_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, gathered: Gathered) -> Tensor:
     """query [1, heads, nodes, head_dim], key and value [1, kv_heads, nodes, head_dim] -> like query"""
     blocks = gathered.blocks
-    # tokens first: gathering rows, and adding their gradients back, then moves contiguous memory
+    # tokens come first, so that gathering rows, and adding their gradients back, moves contiguous memory
     keys = key[0].transpose(0, 1).index_select(0, gathered.keys).split([block.num_keys for block in blocks])
     values = value[0].transpose(0, 1).index_select(0, gathered.keys).split([block.num_keys for block in blocks])
     queries = query.split([block.num_queries for block in blocks], dim=2)
@@ -69,8 +69,8 @@ def gathered_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, 
 
 
 def block_sizes(row: Row) -> list[int]:
-    """Cuts a row into blocks of BLOCK to 2 x BLOCK queries, where a branch begins if one does: then few keys are
-    gathered."""
+    """Cuts a row into blocks of BLOCK to 2 x BLOCK queries, at the beginning of a branch if there is one, so that few
+    keys are gathered."""
     total = len(row.tokens)
     forks = np.flatnonzero(row.parent != np.arange(total) - 1)
     sizes, start = [], 0

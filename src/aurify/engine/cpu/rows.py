@@ -12,9 +12,12 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from aurify.cores import Cores, affordable
+from aurify.cores import Cores
 from aurify.engine.executor import Executor, Grads, Result
 from aurify.engine.packing import PART_TOKENS, Row
+from aurify.hardware import machine_memory
+
+MEMORY_SHARE = 1 / 8  # of the machine's, that further gradients may take
 
 
 def choose_executor(device: torch.device, parameters: Sequence[nn.Parameter], *, dropout: bool) -> Executor:
@@ -22,7 +25,7 @@ def choose_executor(device: torch.device, parameters: Sequence[nn.Parameter], *,
     those that are trained. Dropout draws from one generator, so its rows need a fixed order."""
     most = torch.get_num_threads()
     size = sum(4 * parameter.numel() for parameter in parameters)
-    if device.type != "cpu" or dropout or most < 2 or not affordable(size * (most + 1)):
+    if device.type != "cpu" or dropout or most < 2 or size * (most + 1) > MEMORY_SHARE * machine_memory():
         return Executor()
     return SideBySide(most)
 

@@ -13,7 +13,16 @@ from dataclasses import replace
 from itertools import accumulate
 
 from aurify.knowledge.chunking.outline import Definition, Outline
-from aurify.knowledge.chunking.pieces import ChunkOptions, Count, Kind, Piece, cut, merge_small, pack, split_lines
+from aurify.knowledge.chunking.pieces import (
+    ChunkOptions,
+    Count,
+    Kind,
+    Piece,
+    bundle,
+    cut,
+    merge_small,
+    split_lines,
+)
 
 MAX_LINE = 200  # characters of a line in an anchor
 
@@ -82,7 +91,7 @@ class CodeCutter:
         def fits(start: int, end: int, tokens: int) -> bool:
             return self.fits(Piece(start, end, tokens, breadcrumb), head_tokens)
 
-        parts = pack(cut(self.text, units, fits, self.count), fits, self.options.overlap)
+        parts = bundle(cut(self.text, units, fits, self.count), fits, self.options.overlap)
         for number, part in enumerate(parts):
             context = self.lines[head].strip() if number and head is not None else ""
             tokens = part.tokens + (head_tokens if context else 0)

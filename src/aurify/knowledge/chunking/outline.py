@@ -139,7 +139,7 @@ def read_outline(text: str, format: str) -> Outline:
         if node.type in imports:
             outline.imports.append(node.start_point.row)
             continue
-        if depth < MAX_DEPTH and (name := read_name(node, definitions, values)):
+        if depth < MAX_DEPTH and (name := find_defined_name(node, definitions, values)):
             row = node.start_point.row
             about = read_about(lines, first) or read_about(lines, row + 1)
             definition = Definition(name, first, last_row(node) + 1, row, about)
@@ -173,26 +173,26 @@ def last_row(node: Any) -> int:
     return max(node.start_point.row, end.row - (end.column == 0))
 
 
-def read_name(node: Any, definitions: set[str], values: set[str]) -> str | None:
+def find_defined_name(node: Any, definitions: set[str], values: set[str]) -> str | None:
     """The name that a node defines; None where it defines none."""
     if node.type in values:
         value = node.child_by_field_name("value") or node.child_by_field_name("right")
         if value is None or value.type not in FUNCTION_VALUES:
             return None
         found = next(filter(None, map(node.child_by_field_name, ("name", "property", "left"))), None)
-        return decode(found)
+        return read_node_text(found)
     if node.type not in definitions or (node.type in NEED_A_BODY and node.child_by_field_name("body") is None):
         return None
     if node.type == "impl_item":
-        trait, of = decode(node.child_by_field_name("trait")), decode(node.child_by_field_name("type"))
+        trait, of = read_node_text(node.child_by_field_name("trait")), read_node_text(node.child_by_field_name("type"))
         return f"{trait} for {of}" if trait else of
     named = node.child_by_field_name("name")
     declarator = node.child_by_field_name("declarator")
     while named is None and declarator is not None:  # C: the name is inside pointers and parameters
         inner = declarator.child_by_field_name("declarator")
         named, declarator = (declarator, None) if inner is None else (None, inner)
-    receiver = re.search(r"(\w+)(?:\[.*\])?\s*\)$", decode(node.child_by_field_name("receiver")) or "")
-    name = decode(named)
+    receiver = re.search(r"(\w+)(?:\[.*\])?\s*\)$", read_node_text(node.child_by_field_name("receiver")) or "")
+    name = read_node_text(named)
     return f"{receiver[1]}.{name}" if receiver and name else name
 
 
@@ -219,5 +219,5 @@ def read_about(lines: Sequence[str], row: int) -> str:
     return sentence[: end.start() + 1 if end else None][:MAX_ABOUT]
 
 
-def decode(node: Any) -> str | None:
+def read_node_text(node: Any) -> str | None:
     return " ".join(node.text.decode("utf-8", "replace").split())[:100] if node is not None else None

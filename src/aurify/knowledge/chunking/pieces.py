@@ -101,19 +101,19 @@ def cut_unfit(
     return result
 
 
-def pack(units: Sequence[Piece], fits: Fits, overlap: int = 0) -> Iterator[Piece]:
+def bundle(units: Sequence[Piece], fits: Fits, overlap: int = 0) -> Iterator[Piece]:
     """Joins neighbours from the front for as long as they fit. The next piece repeats up to `overlap` tokens."""
     run: list[Piece] = []
     tokens = 0
     for unit in units:
         if run and not fits(run[0].start, unit.end, tokens + unit.tokens):
-            yield join(run)
+            yield join_pieces(run)
             run = pick_overlap(run, unit, fits, overlap)
             tokens = sum(piece.tokens for piece in run)
         run.append(unit)
         tokens += unit.tokens
     if run:
-        yield join(run)
+        yield join_pieces(run)
 
 
 def pick_overlap(run: Sequence[Piece], unit: Piece, fits: Fits, overlap: int) -> list[Piece]:
@@ -127,7 +127,7 @@ def pick_overlap(run: Sequence[Piece], unit: Piece, fits: Fits, overlap: int) ->
     return kept
 
 
-def join(run: Sequence[Piece]) -> Piece:
+def join_pieces(run: Sequence[Piece]) -> Piece:
     return replace(run[0], end=run[-1].end, tokens=sum(piece.tokens for piece in run))
 
 
@@ -139,14 +139,14 @@ def merge_small(pieces: Sequence[Piece], min_tokens: int, fits: Callable[[Piece]
         last = result[-1] if result else None
         small = last is not None and min(last.tokens, piece.tokens) < min_tokens
         apart = last is not None and last.context and last.breadcrumb != piece.breadcrumb
-        if last is not None and small and not apart and fits(both := merge(last, piece)):
+        if last is not None and small and not apart and fits(both := merge_two(last, piece)):
             result[-1] = both
         else:
             result.append(piece)
     return result
 
 
-def merge(one: Piece, two: Piece) -> Piece:
+def merge_two(one: Piece, two: Piece) -> Piece:
     """Two neighbours as one, under the breadcrumb that holds for both. A heading, or a line between definitions, takes
     the breadcrumb of its neighbour."""
     short, long = sorted((one.breadcrumb, two.breadcrumb), key=len)

@@ -6,7 +6,15 @@ import re
 from collections.abc import Iterator
 from itertools import groupby
 
-from aurify.knowledge.chunking.pieces import ChunkOptions, Count, Piece, cut, merge_small, pack, split_lines
+from aurify.knowledge.chunking.pieces import (
+    ChunkOptions,
+    Count,
+    Piece,
+    bundle,
+    cut,
+    merge_small,
+    split_lines,
+)
 from aurify.knowledge.reading.refusals import FRONT_MATTER
 from aurify.knowledge.types import Document
 
@@ -44,7 +52,7 @@ def cut_prose(document: Document, options: ChunkOptions, count: Count) -> list[P
         def fits(start: int, end: int, tokens: int, room: int = room) -> bool:
             return tokens <= room
 
-        pieces += pack(cut(text, list(section), fits, count), fits, options.overlap)
+        pieces += bundle(cut(text, list(section), fits, count), fits, options.overlap)
     return merge_small(pieces, options.min_tokens, lambda piece: piece.tokens <= budget(piece.breadcrumb))
 
 

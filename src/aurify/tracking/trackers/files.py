@@ -47,12 +47,13 @@ def null_infinite(metrics: Metrics) -> dict[str, float | None]:
 
 
 def record_turn(turn: Turn) -> dict[str, Any]:
+    """As with metrics, what differs between two runs of one recipe is named `time/`."""
     return {
         "tokens": turn.num_tokens,
-        "seconds": round(turn.seconds, 3),
         "environment_tokens": turn.environment_tokens,
-        "environment_seconds": round(turn.environment_seconds, 3),
         "rewards": dict(turn.rewards),
+        "time/sample": round(turn.seconds, 3),
+        "time/environment": round(turn.environment_seconds, 3),
     }
 
 

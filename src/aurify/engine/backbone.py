@@ -16,7 +16,7 @@ from aurify.engine.packing import Row
 from aurify.engine.upload import upload
 
 
-class Decoder:
+class Backbone:
     def __init__(self, module: Any, head: Head | None) -> None:
         self.module, self._head = module, head
         self.decoder: Any = module.base_model
