@@ -200,8 +200,13 @@ def test_a_damaged_checkpoint_is_named(finished):
 
 
 def test_a_run_goes_on_with_the_options_it_began_with(finished):
-    said = complaint(run("train", "--resume", "last", "stages.sft.optim.lr=0.5"))
-    assert "belongs to other options or other data" in said
+    said = complaint(run("train", "--resume", "last", "stages.sft.batch_size=2"))
+    assert "stages.sft.batch_size: 1 -> 2 is another recipe than runs/" in said and "without --resume" in said
+
+
+def test_a_run_goes_on_with_the_rows_it_began_with(finished):
+    Path("rows.jsonl").write_text(CHAT.replace("2+2", "1+3"))
+    assert "belongs to other options or other data" in complaint(run("train", "--resume", "last"))
 
 
 def test_a_model_that_was_cut_off_is_named(finished):

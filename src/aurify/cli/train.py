@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aurify.cli.names import RUNS, RunsFolder, find_recipe, find_run
 from aurify.errors import UserError
+
+if TYPE_CHECKING:
+    from aurify.tracking.run_folder import RunFolder
 
 
 def train(
@@ -72,7 +75,7 @@ def run_recipe(
     from aurify.tracking.run_folder import RunFolder
 
     try:
-        folder = RunFolder.open(resume) if resume else RunFolder.create(runs, values)
+        folder = go_on(resume, values) if resume else RunFolder.create(runs, values)
     except OSError as error:
         raise UserError(f"no run can be kept in {runs}/ ({error}); give another folder with --runs") from error
     typer.echo(f"{'Going on with' if resume else 'Run'} {folder.path}")
@@ -86,6 +89,21 @@ def run_recipe(
     finally:
         if folder.path.exists() and not folder.is_locked():
             add_report(folder.path)
+
+
+def go_on(run: Path, values: dict[str, Any]) -> RunFolder:
+    """Opens a run to train on, and records with what other options it does."""
+    from aurify.pipeline.resume import check_changes, describe, record_leg
+    from aurify.tracking.run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+    with folder.lock():
+        changes = check_changes(folder, values)
+        for key, change in changes.items():
+            typer.echo(f"{key}: {describe(change)}")
+        if changes:
+            record_leg(folder, values, changes)
+    return folder
 
 
 def add_report(run: Path) -> None:

@@ -55,7 +55,7 @@ def train_offline(
     if "reference" in algorithm.needs:
         check_batch_size(stage, num_units)
         engine.keep_reference()
-    start = checkpoints.restore(engine)
+    start = checkpoints.restore(engine, total)
     tracker.start(total, start)
     with Interrupt() as interrupt:
         for step in range(start, total):

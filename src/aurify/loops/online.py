@@ -49,7 +49,7 @@ def train_online(
     controller = hook(algorithm, "make_controller")()
     memory = {"tasks": rollouts.tasks, "buffer": rollouts.buffer, "entropy": controller}
     checkpoints = replace(checkpoints, memory={name: part for name, part in memory.items() if part is not None})
-    start = checkpoints.restore(engine)
+    start = checkpoints.restore(engine, stage.steps)
     tracker.start(stage.steps, start)
     with Interrupt() as interrupt, asyncio.Runner() as runner:
         try:

@@ -70,8 +70,9 @@ class Checkpoints:
     identity: str
     memory: Mapping[str, Stateful] = field(default_factory=dict)  # saved beside the engine
 
-    def restore(self, engine: Engine) -> int:
-        """Loads the newest checkpoint and returns its number of finished steps; 0 where there is none."""
+    def restore(self, engine: Engine, total: int | None = None) -> int:
+        """Loads the newest checkpoint and returns its number of finished steps; 0 where there is none. total: the steps
+        of the stage; raises where more are done already."""
         path = checkpoint.latest(self.folder)
         if path is None:
             return 0
@@ -81,6 +82,8 @@ class Checkpoints:
                 f"{path}: this checkpoint belongs to other options or other data than the stage has now; going on "
                 f"would mix the two. Undo the change, or remove {self.folder} to train the stage from its start"
             )
+        if total is not None and found.step > total:
+            raise UserError(f"steps: {found.step} steps are done already, and the stage is to have {total}; give more")
         engine.load(path)
         if self.memory:
             if not (path / MEMORY_FILE).is_file():

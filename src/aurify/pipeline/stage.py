@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from aurify.engine.engine import Engine
+from aurify.engine.optim import OptimConfig
 from aurify.environments.player import RolloutOptions
 from aurify.errors import UserError
 from aurify.files import replace_folder
@@ -22,7 +23,7 @@ from aurify.loops.rollouts import Rollouts
 from aurify.pipeline.heldout import describe_split, without_heldout
 from aurify.pipeline.measure import choose_measure, measure_after, measure_before
 from aurify.pipeline.pairs import gather_pairs
-from aurify.pipeline.recipe import OnlineStage, make_renderer, reference
+from aurify.pipeline.recipe import OfflineStage, OnlineStage, make_renderer, reference
 from aurify.pipeline.start import (
     StageRun,
     announce_engine,
@@ -165,8 +166,9 @@ def make_checkpoints(run: StageRun, items: Iterable[object]) -> Checkpoints:
     """items: what a resumed run must have in common with the first one, beside the seed and the options."""
     stage = run.stage.options
     limits = RolloutOptions(in_rounds=stage.rollouts.in_rounds)
-    # how often to save, and how long to wait for others, may change between two runs
-    same = replace(stage, checkpoint_every=0, keep_checkpoints=1, rollouts=limits)
+    # what may change when a run goes on; see pipeline/resume.py
+    same = replace(stage, checkpoint_every=0, keep_checkpoints=1, rollouts=limits, optim=OptimConfig(), steps=1)
+    same = replace(same, epochs=None) if isinstance(same, OfflineStage) else replace(same, samples_every=0)
     identity = fingerprint([run.seed, same, *items])
     return Checkpoints(run.folder.checkpoints, stage.checkpoint_every, stage.keep_checkpoints, identity)
 

@@ -21,7 +21,7 @@ PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 def describe_run(seed: Any) -> dict[str, Any]:
     return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": show_time(),
         "command": sys.argv,
         "seed": seed,
         "python": platform.python_version(),
@@ -29,6 +29,10 @@ def describe_run(seed: Any) -> dict[str, Any]:
         "hardware": describe_hardware(),
         "git": describe_commit(),
     }
+
+
+def show_time() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def describe_hardware() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from aurify.errors import UserError, explain_refusal
 from aurify.files import replace_text
 from aurify.tracking import jsonl
 from aurify.tracking.lock import find_holder, lock_folder
-from aurify.tracking.machine import describe_run
+from aurify.tracking.machine import describe_run, show_time
 
 TRACEBACK_FRAMES = 4
 
@@ -101,6 +102,15 @@ class RunFolder:
         """On what a stage runs: device, dtype, attention, seed as they really were."""
         info = jsonl.read_object(self.info)
         info["stages"] = info.get("stages", {}) | {stage: dict(facts)}
+        jsonl.write_object(self.info, info)
+
+    def record_leg(self, recipe: Mapping[str, Any], changes: Mapping[str, str]) -> None:
+        """The run goes on with another recipe; the one it had is kept beside it."""
+        info = jsonl.read_object(self.info)
+        legs = info.setdefault("legs", {})
+        legs[str(len(legs) + 2)] = {"started": show_time(), "command": sys.argv, "changes": dict(changes)}
+        replace_text(self.path / f"recipe.{len(legs)}.yaml", self.recipe.read_text(encoding="utf-8"))
+        replace_text(self.recipe, dump_config(recipe))
         jsonl.write_object(self.info, info)
 
     def lock(self) -> AbstractContextManager[None]:
