@@ -111,9 +111,6 @@ def announce_engine(run: StageRun, engine: Engine) -> None:
     )
 
 
-# ---------------------------------------------------------------------- samplers and rewards
-
-
 def fit_tasks(run: StageRun, engine: Engine) -> StageRun:
     """The run with the tasks whose prompts leave room to answer: told before the first step, not in the middle."""
     options = run.stage.options
