@@ -51,6 +51,7 @@ FOREIGN = {
     "save_steps": "checkpoint_every",
     "save_total_limit": "keep_checkpoints",
     "num_generations": "completions_per_prompt",
+    "max_turns": "limits.turns",
     "max_completion_length": "sampling.max_tokens",
     "max_new_tokens": "sampling.max_tokens",
     "beta": "algorithm.beta for preferences, algorithm.kl_coef for grpo and its kind",
