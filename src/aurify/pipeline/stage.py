@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from aurify.engine.engine import Engine
 from aurify.engine.optim import OptimConfig
@@ -167,8 +168,9 @@ def make_checkpoints(run: StageRun, items: Iterable[object]) -> Checkpoints:
     stage = run.stage.options
     limits = RolloutOptions(in_rounds=stage.rollouts.in_rounds)
     # what may change when a run goes on; see pipeline/resume.py
-    same = replace(stage, checkpoint_every=0, keep_checkpoints=1, rollouts=limits, optim=OptimConfig(), steps=1)
-    same = replace(same, epochs=None) if isinstance(same, OfflineStage) else replace(same, samples_every=0)
+    free: dict[str, Any] = {"epochs": None} if isinstance(stage, OfflineStage) else {"samples_every": 0}
+    free |= {"checkpoint_every": 0, "keep_checkpoints": 1, "rollouts": limits, "optim": OptimConfig(), "steps": 1}
+    same = replace(stage, **free)
     identity = fingerprint([run.seed, same, *items])
     return Checkpoints(run.folder.checkpoints, stage.checkpoint_every, stage.keep_checkpoints, identity)
 
