@@ -225,7 +225,7 @@ def prefix_errors(file: str | Path) -> Iterator[None]:
 def build_at(cls: type[T], values: Any, key: str) -> T:
     hints = field_hints(cls)  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
-        raise UserError(f"{quoted(key)} is {values!r}; expected a mapping with {list_names(hints)}")
+        raise UserError(f"{quoted(key)} is {values!r}; expected a mapping with {join_names(hints)}")
     for name in values:
         if name not in hints:
             raise UserError(
@@ -325,10 +325,10 @@ def did_you_mean(name: str, known: Iterable[str], *, listing: bool = True) -> st
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"
-    return f"; known: {list_names(names)}" if names and listing else ""
+    return f"; known: {join_names(names)}" if names and listing else ""
 
 
-def list_names(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str]) -> str:
     ordered = sorted(names)
     return ", ".join(ordered[:30]) + (f" and {len(ordered) - 30} more" if len(ordered) > 30 else "")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from aurify.errors import UserError
-from aurify.knowledge.client import Passage, RetrieverClient, RetrieverError, RetrieverOptions, read_answer
+from aurify.knowledge.client import Passage, RetrieverClient, RetrieverError, RetrieverOptions, read_passages
 from aurify.knowledge.types import Chunk, Document, Hit
 from aurify.serving.knowledge import (
     LOOPBACK,
@@ -257,14 +257,14 @@ def test_the_client_asks_in_parts_and_keeps_the_order(url):
 def test_the_client_reads_what_other_retrievers_answer():
     plain = {"id": 7, "contents": '"Title"\nText\nmore'}
     scored = {"document": plain, "score": 2}
-    assert read_answer({"result": [[plain, scored], [{"text": "t", "title": "T"}], [{"contents": "bare"}]]}, 3) == [
+    assert read_passages({"result": [[plain, scored], [{"text": "t", "title": "T"}], [{"contents": "bare"}]]}, 3) == [
         [Passage("7", "Title", "Text\nmore"), Passage("7", "Title", "Text\nmore", 2.0)],
         [Passage("", "T", "t")],
         [Passage("", "", "bare")],
     ]
     for wrong in ({}, [], {"result": {}}, {"result": [[]]}, {"result": [["text"], []]}, {"result": [[{"id": 1}], []]}):
         with pytest.raises(ValueError, match=r"no list|lists for|no document"):
-            read_answer(wrong, 2)
+            read_passages(wrong, 2)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from aurify.algorithms.dpo import LOSSES, PER_TOKEN
-from aurify.algorithms.pairs import Smoothing, count_trained, reward_metrics, split_pairs, with_imitation
+from aurify.algorithms.pairs import Smoothing, count_trained_tokens, reward_metrics, split_pairs, with_imitation
 from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat
 from aurify.errors import UserError
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
@@ -39,7 +39,7 @@ class CPO(Checked):
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         sums = batch.sum_by_sequence(batch.weights * out.logprobs)  # [sequences]
-        measured = sums / count_trained(batch) if self.loss_type in PER_TOKEN else sums
+        measured = sums / count_trained_tokens(batch) if self.loss_type in PER_TOKEN else sums
         chosen, rejected = split_pairs(measured)  # [pairs]
         losses = LOSSES[self.loss_type](chosen, rejected, self.beta, self.label_smoothing)
         metrics = reward_metrics(self.beta * chosen, self.beta * rejected)

@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from aurify.algorithms.effects import Effect, Effects, check_effects
-from aurify.algorithms.pairs import Smoothing, count_trained, reward_metrics, split_pairs, with_imitation
+from aurify.algorithms.pairs import Smoothing, count_trained_tokens, reward_metrics, split_pairs, with_imitation
 from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat, Share
 from aurify.errors import UserError
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
@@ -178,7 +178,7 @@ class DPO(Checked):
         h = batch.sum_by_sequence(weights * (out.logprobs - batch.ref_logprobs))  # [sequences]
         measured = DIVERGENCES[self.divergence](h, self.divergence_alpha)
         if self.loss_type in PER_TOKEN:
-            measured = measured / count_trained(batch)
+            measured = measured / count_trained_tokens(batch)
         losses = LOSSES[self.loss_type](*split_pairs(measured), self.beta, self.smoothing)  # [pairs]
         return with_imitation(losses, reward_metrics(*split_pairs(self.beta * h)), self.sft_coef, out, batch)
 

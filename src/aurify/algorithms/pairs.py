@@ -20,14 +20,14 @@ def split_pairs(values: Tensor) -> tuple[Tensor, Tensor]:
     return chosen, rejected
 
 
-def count_trained(batch: Batch) -> Tensor:
+def count_trained_tokens(batch: Batch) -> Tensor:
     """[sequences] trained tokens by weight, to divide by: 1 where a completion has none."""
     return torch.where(batch.lengths > 0, batch.lengths, 1.0)
 
 
 def mean_by_sequence(values: Tensor, batch: Batch) -> Tensor:
     """[tokens] -> [sequences], each the mean over its trained tokens by weight."""
-    return batch.sum_by_sequence(batch.weights * values) / count_trained(batch)
+    return batch.sum_by_sequence(batch.weights * values) / count_trained_tokens(batch)
 
 
 def chosen_nll(logprobs: Tensor, batch: Batch) -> Tensor:

@@ -93,14 +93,14 @@ def run_recipe(
 
 def go_on(run: Path, values: dict[str, Any]) -> RunFolder:
     """Opens a run to train on, and records with what other options it does."""
-    from aurify.pipeline.resume import check_changes, describe, record_leg
+    from aurify.pipeline.resume import check_changes, describe_change, record_leg
     from aurify.tracking.run_folder import RunFolder
 
     folder = RunFolder.open(run)
     with folder.lock():
         changes = check_changes(folder, values)
         for key, change in changes.items():
-            typer.echo(f"{key}: {describe(change)}")
+            typer.echo(f"{key}: {describe_change(change)}")
         if changes:
             record_leg(folder, values, changes)
     return folder

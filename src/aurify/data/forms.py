@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aurify.config import did_you_mean, list_names
+from aurify.config import did_you_mean, join_names
 from aurify.data import reading
 from aurify.data.example import Chat, Example, Label, Pair, as_context
 from aurify.data.prompts import Columns
@@ -85,7 +85,7 @@ def find_forms(row: Mapping[str, Any]) -> Iterator[tuple[str, Columns]]:
     if prompt and isinstance(row[prompt], str) and are_rated(row.get("completions")):
         yield "rated completions", {"prompt": prompt}
     answer = find_column(row, (name for name in COMPLETION if name != prompt), str, list, dict, int, float)
-    if prompt and answer and is_said(row[prompt]) and is_said(row[answer]):
+    if prompt and answer and is_said_text(row[prompt]) and is_said_text(row[answer]):
         context = {"input": column} if (column := find_column(row, CONTEXT, str)) else {}
         both = {"prompt": prompt, "answer": answer, **context, **beside}
         if label:
@@ -139,7 +139,7 @@ def find_value(row: Mapping[str, Any], test: Callable[[Any], bool]) -> str | Non
     return next((str(name) for name, value in row.items() if test(value)), None)
 
 
-def is_said(value: Any) -> bool:
+def is_said_text(value: Any) -> bool:
     """Text, a message or messages, and no other list."""
     entry = value[0] if isinstance(value, list) else value
     return not isinstance(value, list | dict) or (isinstance(entry, Mapping) and ("role" in entry or "from" in entry))
@@ -257,7 +257,7 @@ def detect(rows: Sequence[Row], lesson: Lesson | None = None, name: str | None =
         mend = f". {DROP_LABEL}" if other[0].holds == "labels" else ""
         raise UserError(f"{where}: the rows are {held}; this method learns from {ONES[lesson]}{mend}")
     if lesson is None:
-        names = list_names(map(str, rows[0])) if rows else "none"
+        names = join_names(map(str, rows[0])) if rows else "none"
         raise UserError(f"{where}: no known form of data; columns: {names}. docs/data.md lists the forms")
     fallback, columns = FALLBACK[lesson]
     return Reader(FORMS[fallback], columns, 0, len(looked_at), lesson)

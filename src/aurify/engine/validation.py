@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from aurify.errors import UserError
-from aurify.models.embeddings import check_tokens
+from aurify.models.embeddings import check_token_ids
 from aurify.types import Algorithm, Datum
 
 
@@ -21,7 +21,7 @@ def select_trained(
             )
         if not datum.tokens:
             raise UserError(f"sequence {index} is empty")
-        check_tokens(datum.tokens, vocabulary, f"sequence {index}")
+        check_token_ids(datum.tokens, vocabulary, f"sequence {index}")
         for need in ("ref_logprobs", "advantages", "logprobs", "old_logprobs"):
             if need in algorithm.needs and getattr(datum, need) is None:
                 raise ValueError(f"{name} needs {need}; sequence {index} has none")

@@ -75,14 +75,14 @@ class RetrieverClient:
 
         def read(response: httpx.Response) -> list[list[Passage]]:
             try:
-                return read_answer(response.json(), len(queries))
+                return read_passages(response.json(), len(queries))
             except (ValueError, RecursionError) as error:
                 raise RetrieverError(f"{url} does not speak the retriever protocol: {error}") from error
 
         return await post(self._client, url, body, read, retries=retries, max_pause=10.0, error=RetrieverError)
 
 
-def read_answer(answer: Any, num_queries: int) -> list[list[Passage]]:
+def read_passages(answer: Any, num_queries: int) -> list[list[Passage]]:
     result = answer.get("result") if isinstance(answer, dict) else None
     if not isinstance(result, list) or not all(isinstance(entries, list) for entries in result):
         raise ValueError(f"no list 'result' of lists in {str(answer)[:200]}")

@@ -18,7 +18,7 @@ log = logging.getLogger("aurify")
 MEND = "if tokens were added to the tokenizer, set model.resize_embeddings: true; else it belongs to another model"
 
 
-def check_tokens(tokens: Sequence[int], num_rows: int, what: str) -> None:
+def check_token_ids(tokens: Sequence[int], num_rows: int, what: str) -> None:
     """Every token needs a row of the embedding. what: has these tokens, for the error."""
     if not 0 <= min(tokens) <= max(tokens) < num_rows:
         wrong = next(token for token in tokens if not 0 <= token < num_rows)

@@ -21,7 +21,7 @@ Change = tuple[Any, Any]  # old value, new value; None where there is none
 def check_changes(folder: RunFolder, values: Mapping[str, Any]) -> dict[str, Change]:
     """How the values of a recipe differ from those that the run has. Raises where a stage that has begun, or is
     finished, is to have been something else."""
-    before, now = (dict(flatten(one)) for one in (load_config(folder.recipe), values))
+    before, now = (dict(flatten_values(one)) for one in (load_config(folder.recipe), values))
     keys = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]
     changes = {key: (before.get(key), now.get(key)) for key in keys}
     begun = list(folder.results())
@@ -30,14 +30,14 @@ def check_changes(folder: RunFolder, values: Mapping[str, Any]) -> dict[str, Cha
         stage, _, option = rest.partition(".")
         if top != "stages":
             if begun and top not in FREE:
-                raise refuse(folder, key, change)
+                raise refuse_change(folder, key, change)
         elif stage in begun and is_finished(folder, stage):
             raise UserError(
-                f"{key}: {describe(change)} would change nothing, for stage {stage!r} of {folder.path} is finished. "
-                f"Train on from its model in a new run: model={folder.stage_folder(stage).final}"
+                f"{key}: {describe_change(change)} would change nothing, for stage {stage!r} of {folder.path} is "
+                f"finished. Train on from its model in a new run: model={folder.stage_folder(stage).final}"
             )
         elif stage in begun and option.partition(".")[0] not in FREE_IN_STAGE:
-            raise refuse(folder, key, change)
+            raise refuse_change(folder, key, change)
         elif option == "steps" and (done := count_steps(folder, stage)) > (change[1] or done):
             raise UserError(f"{key}: {done} steps are done already, and the stage is to have {change[1]}; give more")
     return changes
@@ -49,14 +49,14 @@ def count_steps(folder: RunFolder, stage: str) -> int:
     return 0 if newest is None else int(newest.name.removeprefix(checkpoint.PREFIX))
 
 
-def refuse(folder: RunFolder, key: str, change: Change) -> UserError:
+def refuse_change(folder: RunFolder, key: str, change: Change) -> UserError:
     return UserError(
-        f"{key}: {describe(change)} is another recipe than {folder.path} began with. A stage that has begun can go on "
-        "with other steps, epochs or optim, and nothing else; undo the change, or start a new run without --resume"
+        f"{key}: {describe_change(change)} is another recipe than {folder.path} began with. A stage that has begun can "
+        "go on with other steps, epochs or optim, and nothing else; undo the change, or start a new run without --resume"
     )
 
 
-def describe(change: Change) -> str:
+def describe_change(change: Change) -> str:
     """`4 -> 6`"""
     old, new = ("null" if value is None else str(value) for value in change)
     return f"{old} -> {new}"
@@ -64,7 +64,7 @@ def describe(change: Change) -> str:
 
 def record_leg(folder: RunFolder, values: Mapping[str, Any], changes: Mapping[str, Change]) -> None:
     """Writes down with what the run goes on: in recipe.yaml, run_info.json and the events of each stage."""
-    told = {key: describe(change) for key, change in changes.items()}
+    told = {key: describe_change(change) for key, change in changes.items()}
     folder.record_leg(values, told)
     for key, words in told.items():
         stage = key.split(".")[1] if key.startswith("stages.") else None
@@ -72,10 +72,10 @@ def record_leg(folder: RunFolder, values: Mapping[str, Any], changes: Mapping[st
             folder.stage_folder(stage).log(f"goes on with {key}: {words}")
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys with their values; lists stay whole."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
+            yield from flatten_values(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

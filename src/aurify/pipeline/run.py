@@ -36,7 +36,7 @@ def run_pipeline(
                 if is_finished(folder, stage.name):
                     console.print(f"[dim]{title}: finished already[/]")
                 else:
-                    console.header(title, summarise(stage))
+                    console.header(title, summarise_stage(stage))
                     with folder.attempt(stage.name):
                         run_stage(start_stage(plan, stage.name, folder, console, show_samples=show_samples))
                 stage.examples = None
@@ -51,7 +51,7 @@ def run_pipeline(
     return results
 
 
-def summarise(stage: PlannedStage) -> str:
+def summarise_stage(stage: PlannedStage) -> str:
     row = describe(stage)
     return f"{row['method']} of {row['model']} ({row['weights']}), {row['learns from']}, {row['length']}"
 

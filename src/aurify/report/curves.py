@@ -55,7 +55,7 @@ NAMED = {name for chart in (*LEARNING, *RUNNING) for name in chart.metrics} | {"
 
 
 def draw_learning(rows: Rows) -> list[str]:
-    return draw_charts((*list_heldout(rows), *LEARNING, *list_rewards(rows)), rows)
+    return draw_charts((*list_heldout(rows), *LEARNING, *list_reward_charts(rows)), rows)
 
 
 def draw_running(rows: Rows) -> list[str]:
@@ -80,7 +80,7 @@ def collect_series(chart: Chart, rows: Rows) -> list[Series]:
     return curves
 
 
-def list_rewards(rows: Rows) -> list[Chart]:
+def list_reward_charts(rows: Rows) -> list[Chart]:
     """The parts of the reward, where there is more than one."""
     parts = [name for name in list_metrics(rows) if name.startswith("reward/") and name not in NAMED]
     return [Chart("Rewards by name", {name: name.partition("/")[2] for name in parts})] if len(parts) > 1 else []

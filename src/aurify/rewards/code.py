@@ -119,7 +119,7 @@ def code_syntax(task: Task, trajectory: Trajectory) -> float:
     return float(bool(parse_program(trajectory).body))
 
 
-def definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+def find_definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
     """Functions, methods and classes without a leading underscore."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
@@ -128,14 +128,14 @@ def definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctio
 
 def code_docstrings(task: Task, trajectory: Trajectory) -> float:
     """The share of public functions and classes with a docstring; 0 where there are none."""
-    found = [bool(ast.get_docstring(node)) for node in definitions(parse_program(trajectory))]
+    found = [bool(ast.get_docstring(node)) for node in find_definitions(parse_program(trajectory))]
     return sum(found) / len(found) if found else 0.0
 
 
 def code_type_hints(task: Task, trajectory: Trajectory) -> float:
     """The share of parameters and results of public functions that are annotated; 0 where there are none."""
     found: list[bool] = []
-    for node in definitions(parse_program(trajectory)):
+    for node in find_definitions(parse_program(trajectory)):
         if isinstance(node, ast.ClassDef):
             continue
         given = node.args

@@ -103,7 +103,7 @@ def read_tests(task: Task) -> CodeTests | None:
 
 
 def read_columns(info: Mapping[str, Any], columns: list[str]) -> CodeTests:
-    values = [unpack(as_plain(info[name])) for name in columns]
+    values = [unpack_tests(as_plain(info[name])) for name in columns]
     named = first_name(info)
     if columns == list(PAIRS):
         return read_pairs(*as_pairs(*values), named)
@@ -126,22 +126,22 @@ def read_value(value: Any, named: str | None) -> CodeTests:
         own = first_name(value) or named
         given, expected = first_of(value, GIVEN), first_of(value, EXPECTED)
         if given is not None and expected is not None:
-            return replace(read_pairs(*as_pairs(unpack(given), unpack(expected)), own), entry_point=own)
+            return replace(read_pairs(*as_pairs(unpack_tests(given), unpack_tests(expected)), own), entry_point=own)
         inner = next(find_columns(value), None)
         if inner is None:
             raise ValueError(f"has the keys {', '.join(map(str, value))}; expected {GIVEN[0]!r} and {EXPECTED[0]!r}")
         return read_columns({**value, "entry_point": own}, inner)
     if not isinstance(value, list):
         raise ValueError(f"is {str(value)[:60]!r}; expected Python text, a list of texts, or inputs and outputs")
-    entries = [unpack(entry) for entry in value]
+    entries = [unpack_tests(entry) for entry in value]
     if all(isinstance(entry, str) for entry in entries):
         return CodeTests(texts=tuple(entries))
     if not all(isinstance(entry, Mapping) for entry in entries):
         raise ValueError("mixes kinds of tests; expected a list of texts, or of {input, output}")
-    return read_entries(entries, named)
+    return read_test_entries(entries, named)
 
 
-def read_entries(entries: Sequence[Mapping[str, Any]], named: str | None) -> CodeTests:
+def read_test_entries(entries: Sequence[Mapping[str, Any]], named: str | None) -> CodeTests:
     """A list of {input, output}, as in LiveCodeBench: `testtype` says whether the input is for a function."""
     inputs, outputs = [first_of(entry, GIVEN) for entry in entries], [first_of(entry, EXPECTED) for entry in entries]
     for entry, given, expected in zip(entries, inputs, outputs, strict=True):
@@ -172,7 +172,7 @@ def read_pairs(inputs: list[Any], outputs: list[Any], named: str | None, *, call
     if not inputs:
         raise ValueError("has no inputs")
     if named or calls or is_for_function(inputs, outputs):
-        return CodeTests(calls=tuple(read_calls(inputs, outputs)))
+        return CodeTests(calls=tuple(read_call_tests(inputs, outputs)))
     return CodeTests(
         scripts=tuple((as_input(given), as_input(out)) for given, out in zip(inputs, outputs, strict=True))
     )
@@ -195,7 +195,7 @@ def as_input(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def read_calls(inputs: list[Any], outputs: list[Any]) -> Iterator[Call]:
+def read_call_tests(inputs: list[Any], outputs: list[Any]) -> Iterator[Call]:
     """Arguments stand in a list, or as JSON on a line each (LiveCodeBench). APPS wraps each result in a list."""
     wrapped = all(isinstance(out, list) and len(out) == 1 for out in outputs)
     for given, out in zip(inputs, outputs, strict=True):
@@ -229,7 +229,7 @@ def as_plain(value: Any) -> Any:
     return value
 
 
-def unpack(value: Any) -> Any:
+def unpack_tests(value: Any) -> Any:
     """A list or an object out of the text that holds it; other values as they are."""
     if not isinstance(value, str):
         return value
@@ -239,9 +239,9 @@ def unpack(value: Any) -> Any:
         if isinstance(found, list | dict):
             return found
         if isinstance(found, str) and text[0] == '"' and not text.startswith('"""') and found != text:
-            return unpack(found)
+            return unpack_tests(found)
     if re.fullmatch(r"eJ[A-Za-z0-9+/=\s]{20,}", text):
-        return unpack(unzip(text))
+        return unpack_tests(unzip(text))
     return value
 
 
@@ -272,13 +272,13 @@ def first_name(info: Mapping[str, Any]) -> str | None:
     """The function that the tests are for, from the columns themselves or from `metadata`."""
     found = first_of(info, NAMES)
     if found is None and is_filled(info.get("metadata")):
-        metadata = unpack(info["metadata"])
+        metadata = unpack_tests(info["metadata"])
         found = first_of(metadata, NAMES) if isinstance(metadata, Mapping) else None
     return str(found) if found else None
 
 
 def as_lines(value: Any) -> list[str]:
-    value = unpack(as_plain(value))
+    value = unpack_tests(as_plain(value))
     return [str(line) for line in value] if isinstance(value, list) else [str(value)] if value else []
 
 

@@ -34,13 +34,13 @@ def last_number(text: str) -> Number | None:
         before = PART.search(text[max(0, found.start() - 8) : found.start()])
         if before is None:
             is_date = found["divisor"] and text[: found.start()].endswith("/")  # 1/2/2023
-            return to_decimal(found["divisor"]) if is_date else evaluate(found)
+            return to_decimal(found["divisor"]) if is_date else evaluate_expression(found)
         if "^" not in before[0]:
             return None  # a root, or a number in another base
     return None
 
 
-def evaluate(found: re.Match[str]) -> Number | None:
+def evaluate_expression(found: re.Match[str]) -> Number | None:
     base = to_decimal(found["base"])
     if found["divisor"] and (divisor := to_decimal(found["divisor"])):
         return None if max(map(len, found.groups(""))) > MAX_DIGITS else Fraction(base) / Fraction(divisor)

@@ -29,7 +29,7 @@ from torch import Tensor
 from aurify.engine.engine import Engine
 from aurify.engine.weights import Weights
 from aurify.errors import UserError
-from aurify.models.embeddings import check_tokens
+from aurify.models.embeddings import check_token_ids
 from aurify.samplers.continuous import Continuous, Drawn
 from aurify.samplers.recurrent import SameLength
 from aurify.samplers.request import Request, Sequence
@@ -120,7 +120,7 @@ class InProcessSampler:
                 f"the prompt has {len(prompt)} tokens; the context has room for 1 to {self.max_context - 1}: "
                 "shorten the prompt, or raise sampler.max_context if the model allows more"
             )
-        check_tokens(prompt, self.engine.vocabulary, f"{self.engine.name}: the prompt")
+        check_token_ids(prompt, self.engine.vocabulary, f"{self.engine.name}: the prompt")
         loop = asyncio.get_running_loop()
         request = Request(loop, loop.create_future(), n, on_token, order=request_order.get())
         with self.wakeup:

@@ -21,7 +21,7 @@ from aurify.sandbox.pytest_stand_in import Skipped, XFailed
 from aurify.sandbox.texts import ParsedText
 
 
-def is_skip(error: BaseException) -> bool:
+def skips(error: BaseException) -> bool:
     unittest = type(error).__module__ == "unittest.case" and type(error).__name__ == "SkipTest"
     return unittest or isinstance(error, Skipped | XFailed)
 
@@ -89,7 +89,7 @@ class Runner:
             run()
         except BaseException as error:
             self.refuse_broken(error)
-            if is_skip(error):
+            if skips(error):
                 return False
             problem = describe(error)
         self.judge(name, problem, can_check, self.num_checked > checked, self.peer.num_asked > asked)

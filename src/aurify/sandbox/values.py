@@ -96,11 +96,11 @@ def decode(peer: Any, value: Any) -> Any:
     if kind == "object":
         return peer.remotes.setdefault(content, Remote(peer, content))
     if kind == "coroutine":
-        return wait_for(Remote(peer, content))
+        return await_value(Remote(peer, content))
     raise ValueError(f"unknown kind of value {kind!r}")
 
 
-async def wait_for(remote: Remote) -> Any:
+async def await_value(remote: Remote) -> Any:
     """Stands for a coroutine of the other side, which runs there when it is awaited here."""
     return remote._ask("await")
 

@@ -37,7 +37,7 @@ def calculator(expression: str) -> str:
     if len(text) > MAX_CHARS:
         raise CallError(f"the expression has {len(text)} characters; at most {MAX_CHARS} are allowed")
     try:
-        value = evaluate(ast.parse(text.strip(), mode="eval").body)
+        value = evaluate_node(ast.parse(text.strip(), mode="eval").body)
     except SyntaxError:
         raise CallError(f"{expression!r} is no arithmetic expression; write one such as 12 * (3 + 4)") from None
     except (ArithmeticError, ValueError, TypeError) as error:
@@ -45,20 +45,20 @@ def calculator(expression: str) -> str:
     return write_number(value)
 
 
-def evaluate(node: ast.AST) -> Any:
+def evaluate_node(node: ast.AST) -> Any:
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return value
         case ast.BinOp(op=ast.Pow()):
-            return power(evaluate(node.left), evaluate(node.right))
+            return power(evaluate_node(node.left), evaluate_node(node.right))
         case ast.BinOp() if type(node.op) in OPERATORS:
-            return OPERATORS[type(node.op)](evaluate(node.left), evaluate(node.right))
+            return OPERATORS[type(node.op)](evaluate_node(node.left), evaluate_node(node.right))
         case ast.UnaryOp() if type(node.op) in OPERATORS:
-            return OPERATORS[type(node.op)](evaluate(node.operand))
+            return OPERATORS[type(node.op)](evaluate_node(node.operand))
         case ast.Name() if node.id in CONSTANTS:
             return CONSTANTS[node.id]
         case ast.Call(func=ast.Name(id=name)) if name in FUNCTIONS and not node.keywords:
-            return FUNCTIONS[name](*map(evaluate, node.args))
+            return FUNCTIONS[name](*map(evaluate_node, node.args))
     raise CallError(
         f"{ast.unparse(node)!r} is not allowed; use numbers, + - * / // % **, parentheses and {', '.join(FUNCTIONS)}"
     )
