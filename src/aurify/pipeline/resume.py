@@ -52,7 +52,8 @@ def count_steps(folder: RunFolder, stage: str) -> int:
 def refuse_change(folder: RunFolder, key: str, change: Change) -> UserError:
     return UserError(
         f"{key}: {describe_change(change)} is another recipe than {folder.path} began with. A stage that has begun can "
-        "go on with other steps, epochs or optim, and nothing else; undo the change, or start a new run without --resume"
+        "go on with other steps, epochs or optim, and nothing else; undo the change, or start a new run without "
+        "--resume"
     )
 
 
