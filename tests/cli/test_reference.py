@@ -67,7 +67,12 @@ def test_every_name_and_every_option_of_a_method_is_explained():
                 assert [option.key for option in options if not option.text] == [], name
 
 
-def test_the_page_is_the_one_that_the_code_gives():
+def test_the_page_is_the_one_that_the_code_gives(monkeypatch):
+    known = registry.REGISTERED_AT  # by plugins of other tests
+    ours = {
+        kind: {n: e for n, e in entries.items() if (kind, n) not in known} for kind, entries in registry.ENTRIES.items()
+    }
+    monkeypatch.setattr(registry, "ENTRIES", ours)
     spec = importlib.util.spec_from_file_location("reference_script", ROOT / "scripts" / "reference.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
