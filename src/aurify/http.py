@@ -1,4 +1,4 @@
-"""Requests to servers: httpx, which only extras bring, when to try again, and whether the hub answers."""
+"""Requests to servers: when to try again, and whether the hub answers."""
 
 from __future__ import annotations
 
@@ -9,29 +9,16 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from aurify.errors import UserError
-
 if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
 WORTH_ANOTHER_TRY = (408, 409, 425, 429, 500, 502, 503, 504, 529)
-
-
 HUB_TIMEOUT = 5.0  # seconds for the first answer of the hub
 
 
 class TryAgain(Exception):
     """The answer is of no use; the next one may be better."""
-
-
-def import_httpx(need: str, extra: str) -> Any:
-    """need: the beginning of the error that says how to install it."""
-    try:
-        import httpx
-    except ModuleNotFoundError:
-        raise UserError(f"{need}: pip install 'aurify[{extra}]'") from None
-    return httpx
 
 
 async def post(
