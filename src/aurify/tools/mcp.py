@@ -96,7 +96,6 @@ class Connection:
         self.ended: asyncio.Event | None = None
         self.lock: asyncio.Lock | None = None
         self.stderr: Any = None
-        atexit.register(self.close)
 
     def list_tools(self) -> list[Any]:
         async def listed() -> list[Any]:
@@ -141,6 +140,7 @@ class Connection:
         room, self.room = self.room, None
         if room is None:
             return
+        atexit.unregister(self.close)
         with contextlib.suppress(Exception):
             asyncio.run_coroutine_threadsafe(self._shut(), room.loop).result(5.0)
         room.leave()
@@ -154,6 +154,7 @@ class Connection:
     def _room(self) -> Room:
         if self.room is None:
             self.room, self.lock = Room("aurify-mcp"), None
+            atexit.register(self.close)
         return self.room
 
     # ------------------------------------------------------------------ in the room's event loop
