@@ -122,6 +122,14 @@ def takes_positional(signature: inspect.Signature, num: int) -> bool:
     return sum(kind in by_place for kind in kinds) >= num or inspect.Parameter.VAR_POSITIONAL in kinds
 
 
+def split_options(kind: str, entry: Any) -> tuple[str, dict[str, Any]]:
+    """Name and options of a recipe's entry for a registered part: a name, or {name: ..., options}."""
+    options = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
+    if not isinstance(options.get("name"), str):
+        raise UserError(f"{kind} {entry!r}: expected a name, or {{name: ..., options}}")
+    return options.pop("name"), options
+
+
 def options_for(
     what: str, function: Callable[..., Any], options: Mapping[str, Any], num_given: int = 0
 ) -> dict[str, Any]:

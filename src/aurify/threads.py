@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from queue import SimpleQueue
@@ -35,6 +36,12 @@ async def wait_for(work: Awaitable[T], seconds: float | None, what: str) -> T:
         future.cancel()
         raise TimeLimit(f"{what} took longer than {seconds:g} seconds")
     return future.result()
+
+
+async def settle(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a function, plain or async."""
+    result = function(*arguments)
+    return await result if inspect.isawaitable(result) else result
 
 
 class Room:

@@ -25,7 +25,7 @@ def calls(open_tools, *wanted, seconds=20.0):
     async def all_of():
         box = Toolbox(open_tools(), seconds)
         try:
-            return [(await box.call(name, arguments)).text for name, arguments in wanted]
+            return [await box.call(name, arguments) for name, arguments in wanted]
         finally:
             await box.close()
 
@@ -115,7 +115,7 @@ def test_no_server_outlives_a_killed_run():
         "import asyncio, sys, time\n"
         "from aurify.tools.toolbox import Toolbox, build_tools\n"
         f"box = Toolbox(build_tools([{STDIO!r}])())\n"
-        "print(asyncio.run(box.call('pid', {})).text, flush=True)\n"
+        "print(asyncio.run(box.call('pid', {})), flush=True)\n"
         "time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=os.environ) as run:

@@ -57,7 +57,7 @@ def answers(*calls, tools=(add, draw), seconds=5.0):
     box = Toolbox([make_tool(tool) for tool in tools], seconds)
 
     async def all_of() -> list[str]:
-        return [(await box.call(name, arguments)).text for name, arguments in calls]
+        return [await box.call(name, arguments) for name, arguments in calls]
 
     return asyncio.run(all_of()), box.counts
 
@@ -168,7 +168,7 @@ def test_tools_by_name_and_with_state():
         first, second = Toolbox(open_tools()), Toolbox(open_tools())
 
         async def count(box: Toolbox) -> str:
-            return (await box.call("counter", {"by": 2})).text
+            return await box.call("counter", {"by": 2})
 
         async def counted() -> list[str]:
             return [await count(first), await count(first), await count(second)]

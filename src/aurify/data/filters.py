@@ -18,23 +18,15 @@ from aurify.data.messages import SAME_ROLE, find_thought
 from aurify.errors import UserError
 from aurify.rows.columns import COMPLETION
 from aurify.rows.row import Row, Tally
-from aurify.signatures import options_for, report_crashes
+from aurify.signatures import options_for, report_crashes, split_options
 
 ANSWERS, TEXTS = (*COMPLETION, "chosen", "rejected"), ("content", "value")
 Entry = str | Mapping[str, Any]  # a registered function: its name, or {name: ..., options}
 
 
-def split_options(entry: Entry) -> tuple[str, dict[str, Any]]:
-    """Name and options."""
-    options = {"name": entry} if isinstance(entry, str) else dict(entry)
-    if not isinstance(options.get("name"), str):
-        raise UserError(f"dataset {entry!r}: expected a name, or {{name: ..., options}}")
-    return options.pop("name"), options
-
-
 def resolve_step(step: Literal["filter", "map"], entry: Entry) -> tuple[str, Callable[[Row], Any]]:
     """The name, and the function with its checked options."""
-    name, given = split_options(entry)
+    name, given = split_options("dataset", entry)
     function = registry.get("dataset", name)
     parameters = list(inspect.signature(function).parameters)
     if parameters[:1] != ["row"]:

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 from aurify import registry
 from aurify.bounds import Checked, Interval, PositiveInt
-from aurify.data.filters import apply_steps, resolve_step, split_options
+from aurify.data.filters import apply_steps, resolve_step
 from aurify.errors import UserError
 from aurify.rows.files import build_row
 from aurify.rows.row import BadRow, Row, Tally
 from aurify.rows.sources import NO_ROWS, open_source, raise_bad
-from aurify.signatures import call_with_options, options_for, report_crashes
+from aurify.signatures import call_with_options, options_for, report_crashes, split_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class Part(Checked):
 
     @property
     def name(self) -> str:
-        return self.path if self.path is not None else f"the data set {split_options(self.dataset or '')[0]}"
+        return self.path if self.path is not None else f"the data set {split_options('dataset', self.dataset)[0]}"
 
 
 def check_part(part: Part) -> None:
@@ -87,7 +87,7 @@ def good_rows(entries: Iterable[Row | BadRow], tally: Tally, skip_bad: bool) -> 
 
 def load_dataset(entry: str | Mapping[str, Any]) -> list[Row]:
     """What a function registered by `@aurify.dataset` gives. A row's location is its number."""
-    name, options = split_options(entry)
+    name, options = split_options("dataset", entry)
     function = registry.get("dataset", name)
     result = call_with_options(f"dataset {name!r}", function, options)
     with report_crashes(f"dataset {name!r}", function):  # a generator runs, and fails, only now
@@ -106,5 +106,5 @@ def load_dataset(entry: str | Mapping[str, Any]) -> list[Row]:
 
 def check_dataset(entry: str | Mapping[str, Any]) -> None:
     """What can be seen without calling the function: its name, and names and types of the options."""
-    name, options = split_options(entry)
+    name, options = split_options("dataset", entry)
     options_for(f"dataset {name!r}", registry.get("dataset", name), options)

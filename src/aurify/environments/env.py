@@ -13,8 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from aurify import registry
-from aurify.errors import UserError
-from aurify.signatures import options_for
+from aurify.signatures import options_for, split_options
 from aurify.types import Message, Metrics, Task
 
 
@@ -51,9 +50,6 @@ class Environment(Protocol):
 
 def build_environment(entry: Any) -> Callable[[Task], Environment]:
     """From a recipe: a registered name, or {name: ..., options of it}. The options are checked here, once."""
-    options = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
-    if not isinstance(options.get("name"), str):
-        raise UserError(f"environment {entry!r}: expected a name, or {{name: ..., options}}")
-    name = options.pop("name")
+    name, options = split_options("environment", entry)
     found = registry.get("environment", name)
     return partial(found, **options_for(f"environment {name!r}", found, options, num_given=1))

@@ -11,7 +11,7 @@ from typing import Any
 
 from aurify.environments.env import Environment, Observation, Step
 from aurify.signatures import report_crashes
-from aurify.threads import Room, wait_for
+from aurify.threads import Room, settle, wait_for
 from aurify.types import Message, Task
 
 CLOSING_SECONDS = 1.0  # for an environment to close after a call that was given up
@@ -43,12 +43,6 @@ class Hosted:
         if self.room is None:
             return await wait_for(method(*arguments), seconds, what)
         return await self.room.run(partial(method, *arguments), seconds, what)
-
-
-async def settle(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function, plain or async."""
-    result = function(*arguments)
-    return await result if inspect.isawaitable(result) else result
 
 
 def is_threaded(factory: Callable[..., Environment]) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aurify.environments.env import Observation
-from aurify.environments.hosting import settle
+from aurify.threads import settle
 from aurify.types import Message, Task
 
 

@@ -13,17 +13,15 @@ from typing import Any, cast
 from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.environments.answers import Answers, check_messages
 from aurify.environments.env import Environment, Observation, Step
-from aurify.environments.hosting import settle
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.sampler import Sampler, request_order
 from aurify.signatures import report_crashes
+from aurify.threads import settle
 from aurify.tools.calls import read_tool_calls
 from aurify.types import Datum, Message, Outcome, SamplingParams, Segment, Task, Trajectory, Turn
 
 TURN_STRIDE = 0x9E3779B97F4A7C15  # keeps the seeds of later turns away from those of neighbouring trajectories
-
-
 MAX_TURNS = 16  # so that a policy that never finishes ends
 
 
@@ -70,7 +68,7 @@ async def rollout(
             stop=tuple(dict.fromkeys((*params.stop, *first.stop))),
             stop_tokens=(*params.stop_tokens, *sorted(renderer.stop_tokens)),
         )
-        played = Play(task, first, renderer, params, limits, max_context)
+        played = Play(first, renderer, params, limits, max_context)
         check_room(task, played.tokens, max_context, renderer)
         while outcome is None:
             begun = guidance if not played.turns else ()
@@ -105,14 +103,13 @@ class Play:
 
     def __init__(
         self,
-        task: Task,
         first: Observation,
         renderer: Renderer,
         params: SamplingParams,
         limits: Limits,
         max_context: int | None,
     ) -> None:
-        self.task, self.tools, self.renderer = task, first.tools, renderer
+        self.tools, self.renderer = first.tools, renderer
         self.params, self.limits, self.max_context = params, limits, max_context
         self.messages = list(first.messages)
         self.history = list(first.messages)  # as the renderer sees them: a turn that went on is one message

@@ -8,6 +8,7 @@ the model to answer (the reference lets it write a search that nobody runs)."""
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from aurify.environments.env import Step
 from aurify.environments.multi_turn import MultiTurnEnvironment
@@ -74,11 +75,7 @@ class SearchR1(MultiTurnEnvironment):
         return Step(continue_turn=f"\n\n<information>{text}</information>\n\n", metrics={"searches": 1})
 
 
-OPENED: dict[tuple[str | None, str | None, int], Search] = {}  # trajectories share a knowledge base
-
-
+@cache
 def open_search(kb: str | None, url: str | None, topk: int) -> Search:
-    key = kb, url, topk
-    if key not in OPENED:
-        OPENED[key] = Search(kb, url, topk)
-    return OPENED[key]
+    """One for the process: trajectories share a knowledge base."""
+    return Search(kb, url, topk)

@@ -38,7 +38,7 @@ class ToolUse(MultiTurnEnvironment):
             result = self.toolbox.fail("unreadable", problem)
         else:
             result = await self.toolbox.call(name, function["arguments"])
-        return {"role": "tool", "content": result.text, "name": name, "tool_call_id": call["id"]}
+        return {"role": "tool", "content": result, "name": name, "tool_call_id": call["id"]}
 
     async def close(self) -> None:
         await self.toolbox.close()

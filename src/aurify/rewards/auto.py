@@ -12,6 +12,7 @@ from aurify.config import did_you_mean
 from aurify.rewards.answers import references
 from aurify.rewards.code_tests import has_tests
 from aurify.rewards.numbers import as_number
+from aurify.threads import settle
 from aurify.types import Task, Trajectory
 
 KINDS = {  # Task.info["kind"] -> reward
@@ -31,8 +32,8 @@ MAX_WORDS = 8  # a longer answer is hardly ever said in the same words
 async def auto(task: Task, trajectory: Trajectory) -> float | None:
     """Judges by the reward of the task's kind. See `kind_of` for the rule."""
     reward = load_reward(KINDS[kind_of(task)])
-    value = reward(task, trajectory)
-    return await value if inspect.isawaitable(value) else value
+    value: float | None = await settle(reward, task, trajectory)
+    return value
 
 
 def check_task(task: Task) -> None:

@@ -8,7 +8,7 @@ import string
 from collections import Counter
 from collections.abc import Callable
 
-from aurify.rewards.text import references
+from aurify.rewards.answers import references
 from aurify.types import Task, Trajectory
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)

@@ -141,8 +141,7 @@ def tidy_schema(schema: dict[str, Any]) -> dict[str, Any]:
             kept = {**{key: item for key, item in kept.items() if key not in ("anyOf", "default")}, **other}
         return kept
 
-    tidied = {"type": "object", "properties": {}, **tidy(schema)}
-    return tidied
+    return {"type": "object", "properties": {}, **tidy(schema)}
 
 
 def describe_signature(name: str, parameters: Mapping[str, Any]) -> str:

@@ -9,27 +9,17 @@ import asyncio
 import inspect
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from aurify import registry
-from aurify.config import did_you_mean
 from aurify.errors import UserError
-from aurify.signatures import options_for
-from aurify.threads import TimeLimit, in_thread, wait_for
+from aurify.signatures import options_for, split_options
+from aurify.threads import TimeLimit, in_thread, settle, wait_for
 from aurify.tools.tool import CallError, Tool, make_tool, write_result
 
 Open = Callable[[], Sequence[Tool]]  # makes the tools of a trajectory
 CALL_SECONDS = 30.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a call came to. error: "" where it went well."""
-
-    text: str
-    error: str = ""
 
 
 class Toolbox:
@@ -47,8 +37,8 @@ class Toolbox:
     def schemas(self) -> list[dict[str, Any]]:
         return [tool.schema for tool in self.tools.values()]
 
-    async def call(self, name: str, arguments: Mapping[str, Any]) -> Result:
-        """Never raises, whatever the tool does."""
+    async def call(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """The answer for the model. Never raises, whatever the tool does."""
         self.counts["calls"] += 1
         tool = self.tools.get(name)
         if tool is None:
@@ -58,7 +48,7 @@ class Toolbox:
                 result = await in_thread(partial(tool.function, arguments), self.seconds, f"{name}()")
             else:
                 result = await wait_for(tool.function(arguments), self.seconds, f"{name}()")
-            return Result(write_result(result))
+            return write_result(result)
         except CallError as error:
             return self.fail("arguments", f"{name}: {error}")
         except TimeLimit as error:
@@ -66,11 +56,11 @@ class Toolbox:
         except Exception as error:
             return self.fail("raised", f"{name}: {type(error).__name__}: {error}")
 
-    def fail(self, kind: str, text: str) -> Result:
+    def fail(self, kind: str, text: str) -> str:
         """An answer to a call that was not made, or failed."""
         self.counts[f"calls_{kind}"] += 1
         self.counts["calls_failed"] += 1
-        return Result(f"Error: {text}", kind)
+        return f"Error: {text}"
 
     async def close(self) -> None:
         """Closes all, also after one that failed to; the first failure is raised."""
@@ -78,9 +68,7 @@ class Toolbox:
         failures = []
         for close in dict.fromkeys(closing):  # several tools may share a connection
             try:
-                result = close()
-                if inspect.isawaitable(result):
-                    await result
+                await settle(close)
             except (Exception, asyncio.CancelledError) as error:
                 failures.append(error)
         if failures:
@@ -98,13 +86,7 @@ def build_tools(entries: Any) -> Open:
 
 
 def build_source(entry: Any) -> Open:
-    options = dict(entry) if isinstance(entry, Mapping) else {"name": entry}
-    name = options.pop("name", None)
-    if not isinstance(name, str):
-        raise UserError(f"tools: {entry!r}: expected a name, or {{name: ..., options}}")
-    known = registry.ENTRIES["tool"]
-    if name not in known:
-        raise UserError(f"tools: unknown tool {name!r}{did_you_mean(name, known)}")
+    name, options = split_options("tool", entry)
     found = registry.get("tool", name)
     if not inspect.isclass(found):
         if options:
