@@ -1,6 +1,6 @@
 """What the engine looks up for one row: which nodes to predict, and which data they belong to.
 
-This is the one place where predictions are shifted: a node's token is predicted by the hidden state of its parent."""
+Predictions are shifted here and nowhere else: a node's token is predicted by the hidden state of its parent."""
 
 from __future__ import annotations
 

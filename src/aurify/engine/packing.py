@@ -36,7 +36,7 @@ class Row:
         return sum(len(path) for path in self.nodes) - len(self.tokens)
 
 
-def build_row(sequences: Sequence[Sequence[int]], data: Sequence[int], share: bool = True) -> Row:
+def pack_row(sequences: Sequence[Sequence[int]], data: Sequence[int], share: bool = True) -> Row:
     """The forest of `sequences`; with share=False every sequence is a tree of its own."""
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     order = sorted(range(len(arrays)), key=lambda k: list(sequences[k])) if share else list(range(len(arrays)))
@@ -83,4 +83,4 @@ def pack_rows(
     sequences = [datum.tokens for datum in data]
     heads = [head_cost * np.count_nonzero(datum.weights) for datum in data]
     rows = Division(sequences, list(units.values()), share, heads).rows(max_tokens, parts, PART_TOKENS)
-    return [build_row([sequences[index] for index in row], row, share) for row in map(sorted, rows)]
+    return [pack_row([sequences[index] for index in row], row, share) for row in map(sorted, rows)]
