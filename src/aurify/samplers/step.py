@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from aurify.engine.attention import IMPLEMENTATION, Unsupported
-from aurify.engine.copies import share_weights
 from aurify.engine.engine import Engine
 from aurify.engine.packing import pack_row
+from aurify.engine.weights import share_weights
 from aurify.samplers.cache import ROUND, Decoding, Prefill, Probe, SlotCache
 from aurify.samplers.llama import ALIKE, LlamaStep
 
