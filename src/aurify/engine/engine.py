@@ -41,7 +41,7 @@ from aurify.engine.validation import check_teacher, select_trained
 from aurify.engine.weights import Weights
 from aurify.errors import UserError
 from aurify.models.export import save_model
-from aurify.models.model import LoadedModel
+from aurify.models.model import LoadedModel, read_max_context
 from aurify.types import Algorithm, Datum, Metrics, Outputs
 
 STATE_FILE = "engine.pt"
@@ -304,7 +304,7 @@ class Engine:
 
     @property
     def max_context(self) -> int:
-        return int(getattr(self.module.config.get_text_config(), "max_position_embeddings", 1 << 20))
+        return read_max_context(self.module)
 
     def close(self) -> None:
         """Lets go of the model's memory."""

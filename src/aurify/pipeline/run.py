@@ -39,7 +39,7 @@ def run_pipeline(
                     console.header(title, summarise_stage(stage))
                     with folder.attempt(stage.name):
                         run_stage(start_stage(plan, stage.name, folder, console, show_samples=show_samples))
-                stage.examples = None
+                stage.examples = stage.encoded = None
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"{str(error) or 'interrupted'}; go on with: {name_program()} train --resume {folder.path}"
