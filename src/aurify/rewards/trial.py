@@ -48,8 +48,9 @@ async def try_rewards(
                 raise UserError(f"{told} cannot judge it: {problem}")
             cautions.setdefault(reward.name, f"{told}, tried on an answer that is none: {problem}")
         if alone and not judged:
+            names = ", ".join(reward.name for reward in rubric.rewards)
             raise UserError(
-                f"task {task.id!r}: no reward judges it ({', '.join(reward.name for reward in rubric.rewards)}), and the "
+                f"task {task.id!r}: no reward judges it ({names}), and the "
                 f"task has {name_columns(columns)}. Add the column that holds the answer (answer_column), drop the "
                 "row, or take another reward"
             )
