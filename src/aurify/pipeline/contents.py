@@ -21,7 +21,7 @@ from aurify.loops.offline import check_batch_size
 from aurify.loops.progress import derive_seed
 from aurify.models.model import LoadedModel, ModelConfig, load_skeleton
 from aurify.pipeline.heldout import Guard, describe_split, without_heldout
-from aurify.pipeline.plan import Encoded, Plan, PlannedStage
+from aurify.pipeline.plan import KeptUnits, Plan, PlannedStage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, make_renderer, reference
 from aurify.pipeline.trial import MAX_TRIED, Trial, try_tasks
 from aurify.renderer import Renderer
@@ -95,7 +95,7 @@ class Contents:
         stage.example, stage.notes = units.train[0][0], renderer.notes(said)
         if self.keep and (not self.num_kept or self.num_kept + sum(lengths) <= MAX_KEPT):
             self.num_kept += sum(lengths)
-            stage.encoded = Encoded(units, *limits)
+            stage.kept = KeptUnits(units, *limits)
 
     def check_tasks(self, stage: PlannedStage, model: LoadedModel, renderer: Renderer) -> None:
         """Every prompt of a set that has an end, and one task played. Tasks that several stages share are played

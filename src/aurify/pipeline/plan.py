@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class KeptUnits:
     """The rows of a stage in tokens, as a model takes them with this context and this many rows of its embedding."""
 
     units: Units
@@ -35,7 +35,7 @@ class PlannedStage:
     holder: str = ""  # what the task set is called among those that hold questions out
     examples: Examples | None = None  # of a stage that reads files or functions, less what is held out
     num_rows: int = 0  # that it reads and can use, held-out ones included
-    encoded: Encoded | None = None  # the same in tokens, as far as they are kept
+    kept: KeptUnits | None = None  # the same in tokens, as far as they are kept
     lines: list[str] = field(default_factory=list)  # what became of its rows and prompts
     example: Datum | None = None  # the first, to be looked at
     notes: Sequence[str] = ()  # on it
@@ -68,7 +68,7 @@ class Plan:
     cautions: list[str] = field(default_factory=list)  # what may go wrong
 
 
-def describe(stage: PlannedStage) -> dict[str, str]:
+def describe_stage(stage: PlannedStage) -> dict[str, str]:
     """A row of a table: what a stage starts from, what it learns from, how long."""
     options = stage.options
     return {

@@ -99,7 +99,7 @@ def gather_examples(run: StageRun) -> Examples:
 def take_units(run: StageRun, engine: Engine, examples: Examples) -> Units:
     """The examples in tokens: what the check of the recipe has kept, if it was made for such a model."""
     stage, limits = run.stage, (engine.max_context, engine.vocabulary)
-    known, stage.encoded = stage.encoded, None
+    known, stage.kept = stage.kept, None
     if known is not None and (known.max_context, known.vocabulary) == limits:
         return known.units
     with run.show_waiting(f"{len(examples.train):,} rows are encoded"):
