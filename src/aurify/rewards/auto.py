@@ -38,7 +38,7 @@ async def auto(task: Task, trajectory: Trajectory) -> float | None:
 
 def check_task(task: Task) -> None:
     """Raises where the kind is not to be seen, or tests could not judge (see `Rubric.check_tasks`)."""
-    if kind_of(task) == "code":
+    if find_answer_kind(task) == "code":
         load_reward("code").check_task(task)
 
 
