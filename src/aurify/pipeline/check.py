@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("aurify")
 
-MAX_CHECKED = 100_000  # training tasks: a task set may make them without end
+MAX_CHECKED = 10_000  # training tasks, of a set without end
 
 
 def check_recipe(
@@ -77,7 +77,8 @@ def check_stage(
     choose_device(options.model.device)
     stage.taskset, stage.holder = resolve_taskset(stage, earlier)
     if stage.taskset is not None and not any(other.taskset is stage.taskset for other in earlier.values()):
-        stage.taskset.rubric.check_tasks(chain(stage.taskset.heldout, islice(stage.taskset.train(0), MAX_CHECKED)))
+        every = stage.taskset.tasks or islice(stage.taskset.train(0), MAX_CHECKED)
+        stage.taskset.rubric.check_tasks(chain(stage.taskset.heldout, every))
     if isinstance(options, OnlineStage):
         check_online(options, algorithm, stage.taskset)
         return stage
