@@ -6,7 +6,7 @@ in itself."""
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ class Encoded:
     tally: Tally = field(default_factory=Tally)
 
 
-def encode(examples: Sequence[Example], renderer: Renderer, options: Encoding) -> Encoded:
+def encode(examples: Iterable[Example], renderer: Renderer, options: Encoding) -> Encoded:
     """The units of all examples of one source."""
     result = Encoded()
     for given in examples:
