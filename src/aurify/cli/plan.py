@@ -60,14 +60,14 @@ def open_renderer(plan: Plan, stage: PlannedStage) -> Renderer:
     return make_renderer(stage.options, load_tokenizer(find_origin(plan, stage).name))
 
 
-def highlight(renderer: Renderer, example: Datum, colours: bool) -> Text:
+def highlight(renderer: Renderer, example: Datum, colours: bool, marks: tuple[str, str] = (OPEN, CLOSE)) -> Text:
     """The text with special tokens, trained parts in green, or between marks where there are no colours."""
     from rich.text import Text
 
     text = Text()
     for tokens, trained in join_runs(example):
         part = renderer.tokenizer.decode(tokens)
-        text.append(f"{OPEN}{part}{CLOSE}" if trained and not colours else part, style="green" if trained else "dim")
+        text.append(part.join(marks) if trained and not colours else part, style="green" if trained else "dim")
     return text
 
 

@@ -8,7 +8,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +42,12 @@ class StageFolder:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} " + "\n    ".join(text.splitlines()) + "\n")
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self.recipe = path / "recipe.yaml"
+        self.info = path / "run_info.json"
+        self.report = path / "report.html"
 
     @staticmethod
     def create(root: Path, recipe: Mapping[str, Any]) -> RunFolder:
@@ -62,22 +64,6 @@ class RunFolder:
         if not folder.recipe.is_file():
             raise UserError(f"{path}: this is no run folder (it has no {folder.recipe.name}); `aurify runs` lists them")
         return folder
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
-
-    @property
-    def info(self) -> Path:
-        return self.path / "run_info.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
 
     def stage_folder(self, name: str) -> StageFolder:
         """Where a stage's files are, if it has any."""
