@@ -10,8 +10,8 @@ import pytest
 
 from aurify.config import load_config
 from aurify.errors import UserError
-from aurify.models.tiny import byte_tokenizer
 from aurify.models.model import tiny_model
+from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline import check, contents
 from aurify.pipeline.check import check_recipe, find_references
 from aurify.pipeline.plan import describe_stage
