@@ -6,7 +6,7 @@ in itself."""
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ class Encoded:
     tally: Tally = field(default_factory=Tally)
 
 
-def encode(examples: Sequence[Example], renderer: Renderer, options: Encoding) -> Encoded:
+def encode(examples: Iterable[Example], renderer: Renderer, options: Encoding) -> Encoded:
     """The units of all examples of one source."""
     result = Encoded()
     for given in examples:
@@ -68,7 +68,8 @@ def encode(examples: Sequence[Example], renderer: Renderer, options: Encoding) -
             result.tally.reject(error.kind, str(error), error.option)
             continue
         if unit is not None:
-            result.units.append(number_unit(unit, len(result.units)))
+            number = len(result.units)
+            result.units.append(tuple(replace(datum, unit=number) for datum in unit) if len(unit) > 1 else unit)
             result.examples.append(example)
     return result
 
@@ -95,10 +96,6 @@ def strip_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
     if any(hidden.get(role, hidden[""]).search(text) for role, text in texts):
         tally.note(example.location, FOREIGN)
     return stripped
-
-
-def number_unit(unit: Unit, number: int) -> Unit:
-    return tuple(replace(datum, unit=number) for datum in unit) if len(unit) > 1 else unit
 
 
 def longest(unit: Unit) -> int:

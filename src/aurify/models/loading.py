@@ -67,6 +67,22 @@ def load_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: 
     return module
 
 
+def build_empty(files: ModelFiles, scalar_head: bool) -> Any:
+    """The module with its layers and no weights (PyTorch's device "meta")."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    with quiet_transformers(), explain_load_error(files.base):
+        if files.gguf is None:
+            config = AutoConfig.from_pretrained(files.source)
+        else:
+            config = AutoConfig.from_pretrained(str(files.gguf.parent), gguf_file=files.gguf.name)
+        with torch.device("meta"):
+            if not scalar_head:
+                return AutoModelForCausalLM.from_config(config)
+            config.num_labels = 1
+            return AutoModelForSequenceClassification.from_config(config)
+
+
 def load_gguf(path: Path, dtype: torch.dtype) -> Any:
     """Dequantises a GGUF file. transformers cannot save a model that it read from GGUF, so the weights move into a
     plain one."""
