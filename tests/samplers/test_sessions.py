@@ -15,13 +15,18 @@ from tolerances import mean_over_tokens, per_token
 
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
+from aurify.environments.multi_turn import MultiTurnEnvironment
+from aurify.environments.rollout import Limits, rollout
+from aurify.environments.single_turn import SingleTurn
+from aurify.models.model import tiny_model
+from aurify.renderer import Renderer
 from aurify.samplers import sessions
 from aurify.samplers.cache import Extension, Prefill
 from aurify.samplers.continuous import Continuous
 from aurify.samplers.executors import CoresExecutor, GraphExecutor
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.samplers.sampler import Session
-from aurify.types import Datum, SamplingParams
+from aurify.types import Datum, SamplingParams, Task
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 ARCHITECTURES = [
@@ -505,3 +510,71 @@ def test_parts_on_cores_of_their_own_compute_the_same():
 
     for (one, _), (other, _) in zip(played(1), played(2), strict=True):
         assert same_tokens(one, other)
+
+
+class Talk(MultiTurnEnvironment):
+    """Says something until the policy has had 12 turns. It hears a vowel as the end of a turn."""
+
+    stop = tuple("aeiouy")
+    hangs = False
+    heard = 0
+
+    async def step(self, message):
+        self.heard += 1
+        if self.hangs and self.heard == 3:
+            await asyncio.sleep(100)
+        return "and then? " * (3 + self.heard % 3)
+
+
+QUESTION = Task("talk", [{"role": "user", "content": "Tell me a story, please."}])
+
+
+def play(sampler, environment, number=0):
+    params = SamplingParams(max_tokens=2000, seed=number)
+    return rollout(QUESTION, environment, sampler, Renderer(sampler.engine.tokenizer), params, limits=Limits(turns=12))
+
+
+@DTYPES
+def test_twelve_turns_of_an_environment_compute_hardly_more_than_their_tokens(dtype):
+    model = tiny_model(max_position_embeddings=8192)
+    model.module.to(getattr(torch, dtype))
+    engine = Engine(model)
+    rows, sampler = count_prefilled(engine), InProcessSampler(engine, max_batch=4)
+
+    async def body():
+        played = await asyncio.gather(*(play(sampler, Talk(QUESTION), k) for k in range(6)))
+        assert not sampler.decoder.sessions.num_bytes, "each was closed at its end"
+        return played
+
+    played = run(sampler, body)
+    assert [len(trajectory.turns) for trajectory in played] == [12] * 6
+    total = sum(len(segment.tokens) for trajectory in played for segment in trajectory.segments)
+    assert total > 6 * 12 * 40 and sum(rows) <= 1.2 * total
+
+
+def test_an_environment_that_hangs_is_given_up_with_all_that_was_kept_of_it():
+    engine = Engine(tiny_model(max_position_embeddings=8192))
+    sampler = InProcessSampler(engine)
+
+    async def body():
+        stuck = Talk(QUESTION)
+        stuck.hangs = True
+        trajectory = asyncio.ensure_future(play(sampler, stuck))
+        while stuck.heard < 3:
+            await asyncio.sleep(0.01)
+        assert sampler.decoder.sessions.num_bytes > 0
+        trajectory.cancel()
+        await asyncio.gather(trajectory, return_exceptions=True)
+        return sampler.decoder.sessions.num_bytes
+
+    assert run(sampler, body) == 0
+
+
+def test_a_question_with_one_answer_keeps_nothing():
+    sampler = InProcessSampler(Engine(tiny_model()))
+
+    async def body():
+        await play(sampler, SingleTurn(QUESTION))
+        return sampler.decoder.session_bytes, sampler.decoder.sessions.waiting
+
+    assert run(sampler, body) == (0, {})
