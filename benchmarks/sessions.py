@@ -76,6 +76,7 @@ async def measure(model: str, turns: int, conversations: int, repeats: int) -> d
                 record["tokens"] = [len(tokens) for tokens in played]
                 result = {"sessions": sessions, "seconds": seconds, "prefilled": sum(prefilled), "tokens": played}
                 record["rounds"].append(result)
+                print(f"{'with' if sessions else 'without'} sessions: {seconds:.1f} s", flush=True)
     finally:
         await sampler.close()
     compare(record)

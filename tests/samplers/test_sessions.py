@@ -478,7 +478,7 @@ def test_models_with_a_cache_of_their_own_compute_each_prompt_anew(architecture)
     assert same_tokens(played(session)[0], played(None)[0]) and not session.kept
 
 
-def test_a_closed_session_keeps_nothing_more_and_other_requests_never_read_it():
+def test_a_closed_session_keeps_nothing_more_and_other_requests_never_read_it(monkeypatch):
     engine = make_engine()
     rows, sampler, session = count_prefilled(engine), make_sampler(engine), Session()
 
@@ -491,11 +491,41 @@ def test_a_closed_session_keeps_nothing_more_and_other_requests_never_read_it():
             await sampler.sample(list(range(20, 60)), PARAMS, 2)  # several completions are no turn
         computed = list(rows)
         session.close()
+        monkeypatch.setattr(sampler.decoder.cache, "copy_out", lambda *_: pytest.fail("copied for nobody"))
         with session:
             await sampler.sample([9, 9], PARAMS)
         return computed
 
     assert run(sampler, body) == [40, 40] and not session.kept
+
+
+def test_a_turn_that_was_given_up_is_known_to_the_next_one():
+    """As after Ctrl-C in a chat."""
+    engine = make_engine()
+    rows, sampler, session = count_prefilled(engine), make_sampler(engine), Session()
+
+    async def body():
+        heard = asyncio.Event()
+        with session:
+            params = replace(PARAMS, max_tokens=1900)
+            given_up = asyncio.ensure_future(
+                sampler.sample(list(range(20, 60)), params, on_token=lambda _: heard.set())
+            )
+        await heard.wait()
+        given_up.cancel()
+        while sampler.decoder.active:
+            await asyncio.sleep(0.001)
+        rows.clear()
+        prompt = [*range(20, 60), 9, 9]
+        with session:
+            [found] = await sampler.sample(prompt, PARAMS)
+        computed = list(rows)
+        session.close()
+        [expected] = await sampler.sample(prompt, PARAMS)
+        return computed, found.tokens, expected.tokens
+
+    computed, found, expected = run(sampler, body)
+    assert computed == [2] and found == expected
 
 
 def test_parts_on_cores_of_their_own_compute_the_same():

@@ -51,7 +51,7 @@ class Sessions:
         """After a turn. room: bytes for all sessions. If there is none left, those that wait already keep theirs: when
         conversations take turns, each would otherwise lose it to the one before it."""
         session, length = sequence.request.session, sequence.length
-        if session is None or session.closed or sequence.request.over:
+        if session is None or session.closed:
             return
         self.expire()
         self.give_up(session)
