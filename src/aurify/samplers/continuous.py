@@ -17,6 +17,7 @@ from torch import Tensor
 from aurify.engine.division import Division
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
+from aurify.hardware import return_freed_memory
 from aurify.samplers.cache import KEPT_SHARE, ROUND, Decoding, SlotCache, default_budget, round_up
 from aurify.samplers.executors import CoresExecutor, GraphExecutor, StepExecutor, batch_bucket, capture_graph
 from aurify.samplers.request import Sequence
@@ -159,6 +160,8 @@ class Continuous:
         self.cache.free()
         if self.cache.device.type == "cuda":
             torch.cuda.empty_cache()  # else the memory of the graphs would stay reserved
+        else:
+            return_freed_memory()
 
     def _bytes(self, num: int, length: int) -> int:
         return num * round_up(length, ROUND) * self.cache.token_bytes
@@ -180,6 +183,8 @@ class Continuous:
         length = round_up(max(sequence.max_length for sequence in self.active), ROUND)
         if num <= cache.num_slots and length <= cache.capacity:
             return
+        if not cache.num_slots and cache.device.type == "cpu":
+            return_freed_memory()  # of a training step, say
         room = self.budget - self.session_bytes
         choices = ((max(slots, cache.num_slots), max(length, cache.capacity)), (slots, length), (num, length))
         shape = next(shape for shape in choices if shape == choices[-1] or self._bytes(*shape) <= room)
