@@ -13,6 +13,7 @@ import asyncio
 import json
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -38,13 +39,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    record = asyncio.run(measure(args.model, args.turns, args.conversations, args.repeats))
-    print(describe(record))
-    if args.out is not None:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+    def keep(record: dict[str, Any]) -> None:
+        """After each round, since a run takes long."""
+        if args.out is not None:
+            args.out.write_text(json.dumps(record, indent=1) + "\n")
+
+    print(describe(asyncio.run(measure(args.model, args.turns, args.conversations, args.repeats, keep))))
 
 
-async def measure(model: str, turns: int, conversations: int, repeats: int) -> dict[str, Any]:
+async def measure(
+    model: str, turns: int, conversations: int, repeats: int, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
     engine = Engine(load_model(ModelConfig(model)), trainable=False)
     sampler = InProcessSampler(engine)
     sampler.stop_tokens = frozenset()
@@ -65,6 +71,7 @@ async def measure(model: str, turns: int, conversations: int, repeats: int) -> d
         "conversations": conversations,
         "rounds": [],
     }
+    first: list[list[int]] = []
     try:
         await play(sampler, said[:3], 1, True)  # warm
         for _ in range(repeats):
@@ -74,12 +81,19 @@ async def measure(model: str, turns: int, conversations: int, repeats: int) -> d
                 played = await play(sampler, said, conversations, sessions)
                 seconds = time.monotonic() - began
                 record["tokens"] = [len(tokens) for tokens in played]
-                result = {"sessions": sessions, "seconds": seconds, "prefilled": sum(prefilled), "tokens": played}
-                record["rounds"].append(result)
+                first = first or played
+                record["rounds"].append(
+                    {
+                        "sessions": sessions,
+                        "seconds": seconds,
+                        "prefilled": sum(prefilled),
+                        "same_as_first": share_same(first, played),
+                    }
+                )
+                keep(record)
                 print(f"{'with' if sessions else 'without'} sessions: {seconds:.1f} s", flush=True)
     finally:
         await sampler.close()
-    compare(record)
     return record
 
 
@@ -108,12 +122,10 @@ async def play(sampler: InProcessSampler, said: list[list[int]], conversations: 
     return await asyncio.gather(*map(converse, range(conversations)))
 
 
-def compare(record: dict[str, Any]) -> None:
-    """Replaces the tokens of the rounds by how many are the same."""
-    first = record["rounds"][0]["tokens"]
-    for result in record["rounds"]:
-        pairs = [pair for one in zip(first, result.pop("tokens"), strict=True) for pair in zip(*one, strict=True)]
-        result["same_as_first"] = sum(one == other for one, other in pairs) / len(pairs)
+def share_same(one: list[list[int]], other: list[list[int]]) -> float:
+    """Of all tokens, those that are the same in both."""
+    pairs = [pair for both in zip(one, other, strict=True) for pair in zip(*both, strict=True)]
+    return sum(a == b for a, b in pairs) / len(pairs)
 
 
 def describe(record: dict[str, Any]) -> str:

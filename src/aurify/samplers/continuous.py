@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from aurify.engine.division import Division
 from aurify.engine.engine import Engine
+from aurify.engine.packing import Division
 from aurify.errors import UserError
 from aurify.hardware import return_freed_memory
 from aurify.samplers.cache import KEPT_SHARE, ROUND, Decoding, SlotCache, default_budget, round_up

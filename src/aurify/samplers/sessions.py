@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from aurify.engine.division import Ints, common_prefix
+from aurify.engine.packing import Ints, common_prefix
 from aurify.samplers.cache import SlotCache
 from aurify.samplers.request import Sequence
 from aurify.samplers.sampler import Session
