@@ -112,10 +112,11 @@ def build_tiles(results: Mapping[str, Result], rows: Mapping[str, Rows]) -> str:
     for metric, label, together in (
         ("ledger/tokens_sampled", "tokens sampled", sum),
         ("ledger/tokens_trained", "tokens trained", sum),
-        ("memory/peak_gb", "GiB of memory, peak", max),
+        ("memory/peak_gb", "peak memory", max),
     ):
         if values := [row[metric] for row in every if row.get(metric) is not None]:
-            facts.append((format_short(together(values)), label))
+            unit = " GiB" if metric == "memory/peak_gb" else ""
+            facts.append((format_short(together(values)) + unit, label))
     plain = (tag("div", tag("b", text(value)), tag("span", label), class_="tile") for value, label in facts)
     return tag("div", build_headline(results), *plain, class_="tiles")
 
