@@ -13,6 +13,7 @@ from aurify.types import Task, Trajectory
 Extract = Literal["any", "boxed"]
 
 BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:(\{)|([^\s{}$]+))")  # \boxed{3}, or \boxed 3
+STYLED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 SPAN = re.compile(  # "$5 and $6" are no formula
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)"
@@ -89,11 +90,13 @@ def to_list(value: Any) -> Any:
 
 
 def unwrap_answer(text: str) -> str:
-    r"""Without the <answer> tags, or the \boxed{}, that the whole text stands in."""
+    r"""Without the <answer> tags, or the \boxed{} or \text{}, that the whole text stands in."""
     if found := WHOLE_TAG.fullmatch(text):
         text = next(part for part in found.groups() if part is not None)
     found = BOX.match(text.strip().strip("$"))
-    return read_boxes(text) or text if found and found[1] else text
+    text = read_boxes(text) or text if found and found[1] else text
+    styled = STYLED.fullmatch(text.strip().strip("$"))
+    return styled[1] if styled else text
 
 
 def extract_answer(text: str, extract: Extract = "any") -> str | None:
