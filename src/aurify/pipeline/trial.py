@@ -46,7 +46,7 @@ def try_tasks(
 async def play_and_judge(
     taskset: TaskSet, options: OfflineStage | OnlineStage, renderer: Renderer, max_context: int, seed: int
 ) -> Trial:
-    task = next(iter(taskset.train(seed)))
+    task = next(chain(taskset.train(seed), taskset.heldout))
     trajectory, trial = await play(taskset, task, options, renderer, max_context)
 
     def answer(task: Task) -> Trajectory:
