@@ -73,7 +73,7 @@ def inspect(
         renderer = Renderer(load_tokenizer(model), tools_as_text=tools_as_text)
         reader = detect(rows, cast("Lesson | None", learn), form)
         examples = reader.read_all(rows, tally, skip_bad=True)
-        encoded, renderer = encode(examples, renderer, options, console)
+        encoded, renderer = encode_shown(examples, renderer, options, console)
     tally.add(encoded.tally)
     tell_form(console, path, reader, tally, len(encoded.units))
     if unread := reader.unread(rows):
@@ -96,7 +96,7 @@ def default_model() -> str:
     return DEFAULT if known is not None and catalog.is_cached(known) else "random:tiny"
 
 
-def encode(
+def encode_shown(
     examples: Sequence[Example], renderer: Renderer, options: Encoding, console: Console
 ) -> tuple[Encoded, Renderer]:
     """Where the template leaves tools out, that is told, and tools are shown as text."""

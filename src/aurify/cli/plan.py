@@ -29,14 +29,14 @@ def show_plan(plan: Plan) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from aurify.pipeline.plan import describe
+    from aurify.pipeline.plan import describe_stage
 
     console = Console(highlight=False)
     colours = console.color_system is not None and not console.no_color
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("stage", "what is trained", "on what"):  # three, so that they fit a narrow terminal
         table.add_column(column, overflow="fold")
-    for row in map(describe, plan.stages.values()):
+    for row in map(describe_stage, plan.stages.values()):
         trained = f"{row['method']} of {row['model']} ({row['weights']})"
         table.add_row(row["stage"], trained, f"{row['learns from']}, {row['length']}")
     console.print(table)
@@ -49,7 +49,7 @@ def show_plan(plan: Plan) -> None:
             if example is None:
                 continue
             console.rule(f"the first example of {name} ({len(example.datum.tokens)} tokens)", align="left", style="dim")
-            console.print(shorten(highlight(renderer, example.datum, colours)))
+            console.print(cut_middle(highlight(renderer, example.datum, colours)))
             for note in example.notes:
                 console.print(f"[yellow]Note:[/] {escape(note)}")
     trained = "Green" if colours else f"What stands between {OPEN} and {CLOSE}"
@@ -159,7 +159,7 @@ def highlight(renderer: Renderer, example: Datum, colours: bool) -> Text:
     return text
 
 
-def shorten(text: Text) -> Text:
+def cut_middle(text: Text) -> Text:
     """Without the middle of a text that fills more than a screen."""
     from rich.text import Text
 

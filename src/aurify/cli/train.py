@@ -75,7 +75,7 @@ def run_recipe(
     from aurify.tracking.run_folder import RunFolder
 
     try:
-        folder = go_on(resume, values) if resume else RunFolder.create(runs, values)
+        folder = reopen_run(resume, values) if resume else RunFolder.create(runs, values)
     except OSError as error:
         raise UserError(f"no run can be kept in {runs}/ ({error}); give another folder with --runs") from error
     typer.echo(f"{'Going on with' if resume else 'Run'} {folder.path}")
@@ -91,7 +91,7 @@ def run_recipe(
             add_report(folder.path)
 
 
-def go_on(run: Path, values: dict[str, Any]) -> RunFolder:
+def reopen_run(run: Path, values: dict[str, Any]) -> RunFolder:
     """Opens a run to train on, and records with what other options it does."""
     from aurify.pipeline.resume import check_changes, describe_change, record_leg
     from aurify.tracking.run_folder import RunFolder

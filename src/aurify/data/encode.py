@@ -1,6 +1,7 @@
 """Examples into data to train on. An answer becomes one `Datum`; both sides of a preference pair are one unit, next to
-each other; an answer with a label carries it as +1 or -1. An example with too many tokens is an error, or is dropped or
-cut."""
+each other; an answer with a label carries it as +1 or -1. An example with too many tokens is an error, is dropped or
+cut where a message ends: from the left (the oldest turns) or from the right. System prompts stay, and no answer is cut
+in itself."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ from typing import Any, Literal
 
 from aurify.data.example import Chat, Example, Label, Pair, Text, as_context, map_messages, messages_in
 from aurify.data.forms import Reader, detect
-from aurify.data.overlong import Overlong, cut_text, shorten
 from aurify.data.prompts import comparable
 from aurify.data.reading import ALIKE
 from aurify.errors import UserError
@@ -29,6 +29,7 @@ SPLIT = (
     "filters: [{name: matches, column: ..., pattern: ..., without: true}] leaves such rows out"
 )
 OnBadRow = Literal["error", "skip"]
+Overlong = Literal["error", "drop", "cut_left", "cut_right"]
 # words of the renderer's error -> why a row is refused, and what a recipe can say to mend all such rows
 REFUSALS = (
     ("no assistant message", "no assistant message to train on", SKIP),
@@ -201,6 +202,35 @@ def cut_messages(example: Example, renderer: Renderer, options: Encoding) -> Uni
     assert limit is not None
     index = bisect_left(forms, True, key=lambda form: longest(build_unit(form, renderer, options)) <= limit)
     return build_unit(forms[index], renderer, options) if index < len(forms) else None
+
+
+def cut_text(datum: Datum, limit: int, how: Overlong) -> Datum:
+    """Plain text has no messages to cut at."""
+    part = slice(-limit, None) if how == "cut_left" else slice(limit)
+    return replace(datum, tokens=datum.tokens[part], weights=[0.0, *datum.weights[part][1:]])
+
+
+def shorten(example: Example, how: Overlong) -> list[Example]:
+    """The shorter forms of an example, the longest first. Pairs and labels can only lose the beginning of a prompt."""
+    if isinstance(example, Chat):
+        kinds = drop_oldest(example.messages) if how == "cut_left" else drop_newest(example.messages)
+        return [replace(example, messages=messages) for messages in kinds]
+    if isinstance(example, (Pair, Label)) and how == "cut_left":
+        return [replace(example, prompt=messages) for messages in drop_oldest(example.prompt)]
+    return []
+
+
+def drop_oldest(messages: Sequence[Message]) -> list[list[Message]]:
+    """What is left begins with a user's message, after the system prompt."""
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    starts = [k for k in range(len(system) + 1, len(messages)) if messages[k]["role"] == "user"]
+    return [[*system, *messages[start:]] for start in starts]
+
+
+def drop_newest(messages: Sequence[Message]) -> list[list[Message]]:
+    """What is left ends with an assistant's message that calls no tool: whoever calls one must see what it gave."""
+    ends = [k for k in range(len(messages) - 2, 0, -1) if messages[k]["role"] == "assistant"]
+    return [list(messages[: end + 1]) for end in ends if not messages[end].get("tool_calls")]
 
 
 # ---------------------------------------------------------------------- rows in memory

@@ -16,13 +16,14 @@ from aurify.data.forms import LOOKED_AT, detect
 from aurify.data.heldout import example_keys
 from aurify.data.mixing import Mixture
 from aurify.data.sources import Part, read_part
+from aurify.environments.traces import as_messages
 from aurify.errors import UserError
 from aurify.files import replace_text
 from aurify.loops.progress import derive_seed
 from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.rows.row import Row, Tally
 from aurify.rows.sources import open_file, raise_bad
-from aurify.types import Datum, Lesson, Message
+from aurify.types import Datum, Lesson
 
 if TYPE_CHECKING:
     from aurify.renderer import Renderer
@@ -102,17 +103,17 @@ def demonstrate(taskset: TaskSet, num: int, seed: int) -> Examples:
     """Training tasks with the answer that the task itself would give."""
     answered = ((task, taskset.demonstration(task)) for task in taskset.train(derive_seed(seed, "demonstrations")))
     examples = [
-        Chat([*task.prompt, *as_messages(answer)], tools=list(taskset.tools), location=f"task {task.id}")
+        Chat(
+            [*task.prompt, *as_messages(answer, taskset.environment)],
+            tools=list(taskset.tools),
+            location=f"task {task.id}",
+        )
         for task, answer in islice(answered, num)
         if answer is not None
     ]
     if not examples:
         raise UserError(f"task {taskset.name!r}: there is no training task with an answer to demonstrate")
     return Examples(examples)
-
-
-def as_messages(answer: str | list[Message]) -> list[Message]:
-    return [{"role": "assistant", "content": answer}] if isinstance(answer, str) else answer
 
 
 def load_pairs(folder: Path) -> Examples | None:

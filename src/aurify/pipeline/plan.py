@@ -52,7 +52,7 @@ class Plan:
     heldout: HeldOut  # what all stages together are measured on
 
 
-def describe(stage: PlannedStage) -> dict[str, str]:
+def describe_stage(stage: PlannedStage) -> dict[str, str]:
     """A row of a table: what a stage starts from, what it learns from, how long."""
     options = stage.options
     return {

@@ -10,7 +10,7 @@ from typing import Any
 
 from aurify.loops.interrupt import terminable
 from aurify.pipeline.check import check_recipe
-from aurify.pipeline.plan import Plan, PlannedStage, describe
+from aurify.pipeline.plan import Plan, PlannedStage, describe_stage
 from aurify.pipeline.recipe import Recipe
 from aurify.pipeline.stage import run_stage
 from aurify.pipeline.start import start_stage
@@ -52,7 +52,7 @@ def run_pipeline(
 
 
 def summarise_stage(stage: PlannedStage) -> str:
-    row = describe(stage)
+    row = describe_stage(stage)
     return f"{row['method']} of {row['model']} ({row['weights']}), {row['learns from']}, {row['length']}"
 
 

@@ -53,7 +53,7 @@ BATCH = 256  # rows of a parquet file that are in memory at a time
 
 
 def read_file(path: Path) -> Iterator[Row | BadRow]:
-    """Every row; in the place of one that cannot be read, the error that says why."""
+    """Every row; for one that cannot be read, the error that says why."""
     path = path.expanduser()
     if not path.is_file():
         raise UserError(missing_file(path))
@@ -85,7 +85,7 @@ def read_entries(path: Path) -> Entries:
         compressed = next((name for magic, name in COMPRESSED.items() if begin.startswith(magic)), "")
         try:
             head = open_plain(file, compressed).read(HEAD)
-            yield from read_content(path, open_plain(file, compressed), head)
+            yield from read_bytes(path, open_plain(file, compressed), head)
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if not compressed:
                 raise
@@ -105,7 +105,7 @@ def open_plain(file: IO[bytes], compressed: str) -> Any:
     return lzma.LZMAFile(file) if compressed else file
 
 
-def read_content(path: Path, content: IO[bytes], head: bytes) -> Entries:
+def read_bytes(path: Path, content: IO[bytes], head: bytes) -> Entries:
     if head.startswith(PARQUET):
         yield from read_parquet(path, content)
         return
@@ -120,10 +120,10 @@ def read_content(path: Path, content: IO[bytes], head: bytes) -> Entries:
         raise UserError(f"{path} is neither text nor parquet or arrow; write the rows as JSON lines (UTF-8) or parquet")
     encoding = "utf-16" if marked else "utf-8-sig"  # bytes that are not UTF-8 are told with their row
     with io.TextIOWrapper(content, encoding, "surrogateescape", newline="") as lines:
-        yield from read_text(path, lines, head.decode(encoding, "replace").lstrip("\ufeff \t\r\n"))
+        yield from read_decoded(path, lines, head.decode(encoding, "replace").lstrip("\ufeff \t\r\n"))
 
 
-def read_text(path: Path, lines: IO[str], head: str) -> Entries:
+def read_decoded(path: Path, lines: IO[str], head: str) -> Entries:
     suffixes = [suffix for suffix in path.suffixes if suffix.lower() not in ENDINGS]
     suffix = suffixes[-1].lower() if suffixes else ""
     if head.startswith("[") or any(line.lstrip().startswith("{") for line in head.split("\n")[:20]):

@@ -24,13 +24,17 @@ BEGUN = re.compile(r'\{\s*("[^"]*"\s*:\s*[\[{]?\s*)?')  # the first line of an o
 def read_json(path: Path, lines: IO[str], head: str) -> Entries:
     first, _, more = head.partition("\n")
     if first.startswith("["):
-        return read_json_list(path, lines) if not (more.strip() and is_whole(first)) else read_json_lines(path, lines)
+        return (
+            read_json_list(path, lines)
+            if not (more.strip() and is_complete_json(first))
+            else read_json_lines(path, lines)
+        )
     if not more.strip() or BEGUN.fullmatch(first.strip()):
         return read_json_object(path, lines.read())
     return read_json_lines(path, lines)
 
 
-def is_whole(text: str) -> bool:
+def is_complete_json(text: str) -> bool:
     try:
         json.loads(text)
     except (ValueError, RecursionError):
@@ -38,7 +42,7 @@ def is_whole(text: str) -> bool:
     return True
 
 
-def parse(text: str) -> Any:
+def parse_strictly(text: str) -> Any:
     """Raises ValueError, also for a key that stands twice: one of its values would be lost."""
     return json.loads(text, object_pairs_hook=unique)
 
@@ -52,7 +56,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def explain(error: Exception) -> str:
+def describe_json_error(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"not JSON: {error.msg} (column {error.colno})"
     return f"not JSON: {str(error).partition(';')[0]}"  # nesting, a number of thousands of digits, a key twice
@@ -63,19 +67,19 @@ def read_json_lines(path: Path, lines: Iterable[str]) -> Entries:
         if line.strip():
             location = f"{path}:{number}"
             try:
-                yield location, parse(line)
+                yield location, parse_strictly(line)
             except (ValueError, RecursionError) as error:
                 kind = "a key that stands twice in one object" if "stands twice" in str(error) else "not JSON"
-                yield location, BadRow(location, f"{explain(error)}: {line.rstrip()[:80]!r}", kind)
+                yield location, BadRow(location, f"{describe_json_error(error)}: {line.rstrip()[:80]!r}", kind)
 
 
 def read_json_list(path: Path, lines: IO[str]) -> Entries:
     try:
-        entries = parse(lines.read())
+        entries = parse_strictly(lines.read())
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except (RecursionError, ValueError) as error:
-        raise UserError(f"{path}: {explain(error)}") from None
+        raise UserError(f"{path}: {describe_json_error(error)}") from None
     return number_rows(path, entries)
 
 
@@ -87,11 +91,11 @@ def read_json_object(path: Path, text: str) -> Entries:
     """One object: the rows that it holds, or a row by itself; or several objects, each over several lines. Other text
     is read line by line, so that the error names the line."""
     try:
-        whole = parse(text)
+        whole = parse_strictly(text)
     except (ValueError, RecursionError):
         objects = read_objects(text)
         return number_rows(path, objects) if objects else read_json_lines(path, io.StringIO(text))
-    if rows := read_columns(whole):
+    if rows := transpose_columns(whole):
         return number_rows(path, rows)
     lists = {name: value for name, value in whole.items() if is_rows(value)}
     if lists and not any(name in whole for name in ROW_COLUMNS):
@@ -118,7 +122,7 @@ def read_objects(text: str) -> list[Any]:
     return found if len(found) > 1 else []
 
 
-def read_columns(whole: Mapping[str, Any]) -> list[dict[str, Any]]:
+def transpose_columns(whole: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of a table that was written by its columns, as pandas ({"0": ..., "1": ...}) and datasets do; none for
     other objects."""
     columns = list(whole.values())

@@ -17,7 +17,7 @@ from aurify.errors import UserError, explain_refusal
 from aurify.files import replace_text
 from aurify.tracking import jsonl
 from aurify.tracking.lock import find_holder, lock_folder
-from aurify.tracking.machine import describe_run, show_time
+from aurify.tracking.machine import describe_start, show_time
 
 TRACEBACK_FRAMES = 4
 
@@ -53,7 +53,7 @@ class RunFolder:
         folder = RunFolder(root / f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(2)}")
         folder.path.mkdir(parents=True)
         replace_text(folder.recipe, dump_config(recipe))
-        jsonl.write_object(folder.info, describe_run(recipe.get("seed", 0)))
+        jsonl.write_object(folder.info, describe_start(recipe.get("seed", 0)))
         return folder
 
     @staticmethod
