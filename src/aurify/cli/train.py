@@ -60,11 +60,14 @@ def run_recipe(
     from aurify import config
 
     values = config.load_config(path, overrides)
-    with Console(stderr=True).status("checking the recipe ..."), config.prefix_errors(path):
+    with Console(stderr=True).status("checking the recipe ...") as status, config.prefix_errors(path):
         from aurify.pipeline.check import check_recipe
         from aurify.pipeline.recipe import build_recipe
 
-        plan = check_recipe(build_recipe(values))
+        recipe, done = build_recipe(values), find_finished(resume, values) if resume else []
+        plan = check_recipe(
+            recipe, done=done, keep=not dry_run, tell=lambda line: status.update(f"checking the recipe: {line} ...")
+        )
     if dry_run:
         from aurify.cli.plan import show_plan
 
@@ -89,6 +92,17 @@ def run_recipe(
     finally:
         if folder.path.exists() and not folder.is_locked():
             add_report(folder.path)
+
+
+def find_finished(run: Path, values: dict[str, Any]) -> list[str]:
+    """The stages of a run that are done. Raises where the run cannot go on with these values."""
+    from aurify.pipeline.resume import check_changes
+    from aurify.pipeline.run import is_finished
+    from aurify.tracking.run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+    check_changes(folder, values)
+    return [stage for stage in values["stages"] if is_finished(folder, stage)]
 
 
 def reopen_run(run: Path, values: dict[str, Any]) -> RunFolder:

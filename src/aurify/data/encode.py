@@ -6,7 +6,7 @@ in itself."""
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -61,7 +61,7 @@ class Encoded:
     tally: Tally = field(default_factory=Tally)
 
 
-def encode(examples: Sequence[Example], renderer: Renderer, options: Encoding) -> Encoded:
+def encode(examples: Iterable[Example], renderer: Renderer, options: Encoding) -> Encoded:
     """The units of all examples of one source."""
     result = Encoded()
     for given in examples:
@@ -75,7 +75,8 @@ def encode(examples: Sequence[Example], renderer: Renderer, options: Encoding) -
             result.tally.reject(error.kind, str(error), error.option)
             continue
         if unit is not None:
-            result.units.append(number_unit(unit, len(result.units)))
+            number = len(result.units)
+            result.units.append(tuple(replace(datum, unit=number) for datum in unit) if len(unit) > 1 else unit)
             result.examples.append(example)
     return result
 
@@ -107,10 +108,6 @@ def strip_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
 def check_sides(example: Example) -> None:
     if isinstance(example, Pair) and list(map(comparable, example.chosen)) == list(map(comparable, example.rejected)):
         raise BadRow(example.location, ALIKE)
-
-
-def number_unit(unit: Unit, number: int) -> Unit:
-    return tuple(replace(datum, unit=number) for datum in unit) if len(unit) > 1 else unit
 
 
 def longest(unit: Unit) -> int:

@@ -39,7 +39,7 @@ from aurify.engine.restore import open_adapter
 from aurify.engine.weights import Weights, share_weights
 from aurify.errors import UserError
 from aurify.models.loading import save_model
-from aurify.models.model import LoadedModel
+from aurify.models.model import LoadedModel, read_max_context
 from aurify.types import Algorithm, Datum, Metrics, Outputs
 
 STATE_FILE = "engine.pt"
@@ -302,7 +302,7 @@ class Engine:
 
     @property
     def max_context(self) -> int:
-        return int(getattr(self.module.config.get_text_config(), "max_position_embeddings", 1 << 20))
+        return read_max_context(self.module)
 
     def close(self) -> None:
         """Lets go of the model's memory."""

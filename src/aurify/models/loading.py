@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from aurify.errors import UserError
@@ -65,6 +65,22 @@ def load_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: 
     if headless:
         init_score(module, seed)
     return module
+
+
+def build_empty(files: ModelFiles, scalar_head: bool) -> Any:
+    """The module with its layers and no weights (PyTorch's device "meta")."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    with quiet_transformers(), explain_load_error(files.base):
+        if files.gguf is None:
+            config = AutoConfig.from_pretrained(files.source)
+        else:
+            config = AutoConfig.from_pretrained(str(files.gguf.parent), gguf_file=files.gguf.name)
+        with torch.device("meta"):
+            if not scalar_head:
+                return AutoModelForCausalLM.from_config(config)
+            config.num_labels = 1
+            return AutoModelForSequenceClassification.from_config(config)
 
 
 def load_gguf(path: Path, dtype: torch.dtype) -> Any:
@@ -148,9 +164,12 @@ def read_adapter_header(folder: Path) -> tuple[dict[str, list[int]], dict[str, s
     file = folder / "adapter_model.safetensors"
     if not file.exists():
         return {}, {}
-    with safe_open(file, "pt") as opened:
-        names = list(opened.keys())
-        return {name: opened.get_slice(name).get_shape() for name in names}, opened.metadata() or {}
+    try:
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+            return {name: opened.get_slice(name).get_shape() for name in names}, opened.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged, or only a pointer of Git LFS ({error}); copy it again") from error
 
 
 def choose_other_padding(tokenizer: Any) -> Any:

@@ -36,10 +36,11 @@ def run_pipeline(
                 if is_finished(folder, stage.name):
                     console.print(f"[dim]{title}: finished already[/]")
                 else:
-                    console.header(title, summarise_stage(stage))
+                    legs = "".join(f"\n{line}" for line in folder.describe_legs(stage.name))
+                    console.header(title, summarise_stage(stage) + legs)
                     with folder.attempt(stage.name):
                         run_stage(start_stage(plan, stage.name, folder, console, show_samples=show_samples))
-                stage.examples = None
+                stage.examples = stage.kept = None
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"{str(error) or 'interrupted'}; go on with: {name_program()} train --resume {folder.path}"

@@ -37,8 +37,8 @@ async def auto(task: Task, trajectory: Trajectory) -> float | None:
 
 
 def check_task(task: Task) -> None:
-    """Code rewards can tell beforehand that they cannot judge a task (see `Rubric.check_tasks`)."""
-    if task.info.get("kind") == "code" or (task.info.get("kind") is None and has_tests(task.info)):
+    """Raises where the kind is not to be seen, or tests could not judge (see `Rubric.check_tasks`)."""
+    if find_answer_kind(task) == "code":
         load_reward("code").check_task(task)
 
 
