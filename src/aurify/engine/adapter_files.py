@@ -62,10 +62,6 @@ class SavedAdapter:
     def alpha(self) -> float:
         return float(self.description.get("lora_alpha") or DEFAULT)
 
-    @property
-    def dropout(self) -> float:
-        return float(self.description.get("lora_dropout") or 0.0)
-
     def layers(self) -> dict[str, dict[str, Tensor]]:
         """Name of an adapted layer -> its tensors, by PARTS."""
         found: dict[str, dict[str, Tensor]] = {}

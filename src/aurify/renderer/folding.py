@@ -109,7 +109,7 @@ def move_thoughts(messages: Sequence[Message], key: str) -> list[Message]:
     return moved
 
 
-def go_on(opened: str, text: str) -> str:
+def drop_opening(opened: str, text: str) -> str:
     """The rest of a reply after a prompt that may have opened its thought."""
     for tag in CLOSINGS:
         if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):
