@@ -122,6 +122,7 @@ declare(
         "rename": "aurify.data.filters:rename",
         "drop": "aurify.data.filters:drop",
         "empty_thoughts": "aurify.data.filters:empty_thoughts",
+        "rename_roles": "aurify.data.filters:rename_roles",
         "margin_from_scores": "aurify.data.filters:margin_from_scores",
     },
 )

@@ -75,6 +75,9 @@ class Survey:
             kind = "the text beside a tool call" if message.get("tool_calls") else f"the {message['role']} message"
             if kind not in lost:
                 lost.append(kind)
+        found = [text.find(f"{MARK}{k}z") for k in range(len(messages))]
+        if not lost and sorted(index for index in found if index >= 0) != [index for index in found if index >= 0]:
+            lost = ["the order"]
         return " and ".join(lost) or None
 
     def _tool_mend(self) -> str:
