@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
-from aurify.types import Datum, Metrics
+from aurify.types import Datum, Group, Metrics
 
 
 class Controller(Protocol):
@@ -43,6 +43,11 @@ class Hooks:
 
     def check_stage(self, stage: Any) -> None:
         """Raises where the options of the method do not go with those of the stage."""
+
+    def turn_advantages(self, groups: Sequence[Group]) -> Sequence[Sequence[Sequence[float]]] | None:
+        """[groups][trajectories][turns] advantages that are used instead of one for each trajectory; None: there are
+        none."""
+        return None
 
     def keeps_flat(self, advantages: Sequence[Sequence[float]]) -> bool:
         """Whether groups without spread are trained in a step with these advantages."""

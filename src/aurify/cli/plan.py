@@ -100,14 +100,15 @@ async def try_environment(stage: PlannedStage, renderer: Renderer, seed: int) ->
     """Starts the environment of the first task for real. One of several turns is played, with a text that is no answer
     instead of the model's: a template that cannot write what the environment says is refused here."""
     from aurify.environments.hosting import host_environment
-    from aurify.environments.rollout import build_datum, observe, rollout
+    from aurify.environments.rollout import build_data, observe, rollout
     from aurify.environments.single_turn import SingleTurn
+    from aurify.loops.units import join_rows
     from aurify.samplers.scripted import ScriptedSampler
     from aurify.types import Datum, SamplingParams
 
     assert stage.taskset is not None
     factory, seconds = stage.taskset.environment, stage.options.rollouts.step_seconds
-    limits = stage.options.limits
+    limits, history = stage.options.limits, stage.options.rollouts.history
     task = next(iter(stage.taskset.train(seed)))
     async with host_environment(factory, task, seconds=seconds) as environment:
         try:
@@ -131,10 +132,11 @@ async def try_environment(stage: PlannedStage, renderer: Renderer, seed: int) ->
             SamplingParams(max_tokens=10**6),
             max_context=stage.options.sampler.max_context,
             limits=replace(limits, turns=min(limits.turns, TRIED_TURNS)),
+            history=history,
         )
-    notes = renderer.notes(first.messages, first.tools, many_turns=limits.turns > 1)
+    notes = renderer.notes(first.messages, first.tools, history=history if limits.turns > 1 else None)
     tried = f"the environment was started and played, with {STAND_IN!r} for {len(sampler.prompts)} answers"
-    return Shown(build_datum(trajectory), [tried, *notes])
+    return Shown(join_rows(build_data(trajectory, unit=0)), [tried, *notes])
 
 
 def open_renderer(plan: Plan, stage: PlannedStage) -> Renderer:

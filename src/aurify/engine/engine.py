@@ -42,7 +42,7 @@ from aurify.engine.weights import Weights
 from aurify.errors import UserError
 from aurify.models.export import save_model
 from aurify.models.model import LoadedModel
-from aurify.types import Algorithm, Datum, Metrics, Outputs
+from aurify.types import Algorithm, Datum, Metrics, Outputs, count_units
 
 STATE_FILE = "engine.pt"
 OPTIMIZER_BYTES = 16  # a trained parameter: gradient, two moments, and the master of a weight that is not fp32
@@ -131,7 +131,7 @@ class Engine:
         counts = [
             sum(sum(datum.weights) for datum in data),
             len(data),
-            len({(d.unit, i if d.unit < 0 else -1) for i, d in enumerate(data)}),
+            count_units(data),
         ]
         totals = dict(zip(("token", "sequence", "unit"), parallel.sum_over_ranks(counts), strict=True))
         denominator = totals[algorithm.per]

@@ -15,6 +15,7 @@ from aurify.algorithms.estimators import spread
 from aurify.environments.player import Player
 from aurify.loops.guidance import Beginning
 from aurify.loops.progress import derive_seed
+from aurify.loops.selection import find_advantages
 from aurify.loops.task_stream import TaskStream
 from aurify.rewards.combine import combine_rewards, penalise
 from aurify.types import Group, Metrics, OnlineAlgorithm, Policy, Task, Trajectory
@@ -122,7 +123,7 @@ class Rollouts:
             name = self.rubric.rewards[0].name
             rewards = [[t.rewards.get(name) for t in group.trajectories] for group in groups]
             return [index for index, row in enumerate(rewards) if not spread(row)]
-        advantages = iter(algorithm.advantages([group for group in groups if group.trajectories]))
+        advantages = iter(find_advantages(algorithm, [group for group in groups if group.trajectories])[0])
         return [index for index, group in enumerate(groups) if not group.trajectories or not any(next(advantages))]
 
     async def play_groups(

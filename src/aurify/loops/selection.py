@@ -6,10 +6,23 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from aurify.types import Group, Trajectory
+from aurify.algorithms.hooks import hook
+from aurify.types import Group, OnlineAlgorithm, Trajectory
 
 if TYPE_CHECKING:
     from aurify.pipeline.recipe import OnlineStage
+
+
+def find_advantages(
+    algorithm: OnlineAlgorithm, groups: Sequence[Group]
+) -> tuple[Sequence[Sequence[float]], Sequence[Sequence[float | Sequence[float]]]]:
+    """For each trajectory one number that is 0 where nothing of it teaches, and what its tokens get: that number, or
+    one for each turn."""
+    turns = hook(algorithm, "turn_advantages")(groups)
+    if turns is None:
+        whole = algorithm.advantages(groups)
+        return whole, whole
+    return [[max(values, key=abs, default=0.0) for values in row] for row in turns], turns
 
 
 def choose_trained(

@@ -34,6 +34,7 @@ DEFAULT_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 TrainOn = Literal["assistant", "last", "marked"]
+History = Literal["template", "sampled"]  # what later turns of a rollout see of earlier ones
 
 
 class Renderer:
@@ -129,7 +130,8 @@ class Renderer:
         following = self.survey.following(form, before, hidden, tools, reply)
         span = self.template.find_end(following, call=form.calls)
         self.survey.check_contents(form, before, hidden, tools, following[span[1] if span else 0 :])
-        if self.template.drops_thoughts and "</think>" in self.tokenizer.decode(list(reply_tokens)):
+        said = self.parse(reply_tokens)
+        if self.template.drops_thoughts and not self.survey.extends(before, said, new_messages, tools):
             warn_once(THOUGHTS_DROPPED.format(name=self.template.name))
         last = reply_tokens[-1] if reply_tokens else None
         if last is not None and self._is_end(last):
@@ -180,17 +182,18 @@ class Renderer:
         return repr(text if len(text) < 200 else text[:120] + " ... " + text[-60:])
 
     def notes(
-        self, messages: Sequence[Message] = (), tools: Sequence[dict[str, Any]] = (), *, many_turns: bool = False
+        self, messages: Sequence[Message] = (), tools: Sequence[dict[str, Any]] = (), *, history: History | None = None
     ) -> list[str]:
-        """For the user: what is done to messages so that the template can write them, and what it does itself."""
+        """For the user: what is done to messages so that the template can write them, and what it does itself. history:
+        of rollouts of several turns."""
         said = []
         if self.tools_as_text:
             said.append("tools, calls and results are written into the text (tools_as_text)")
         systems = (tools and self.tools_as_text) or any(message["role"] == "system" for message in messages)
         if systems and not self.template.keeps_system:
             said.append(SYSTEM_MOVED.format(name=self.template.name))
-        if many_turns and self.template.drops_thoughts:
-            said.append(THOUGHTS_DROPPED.format(name=self.template.name))
+        if history and self.template.drops_thoughts:
+            said.append((ROWS if history == "template" else THOUGHTS_DROPPED).format(name=self.template.name))
         return said
 
     def check_turns(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
@@ -380,6 +383,10 @@ SYSTEM_MOVED = "{name} has no place of its own for a system prompt: it begins th
 THOUGHTS_DROPPED = (
     "{name} drops the thoughts of earlier turns; in a rollout of several turns they stay, because sampled tokens are "
     "never changed. Whoever serves the model should keep them too"
+)
+ROWS = (
+    "{name} drops the thoughts of earlier turns: where it does, a rollout goes on in a further row, as the template "
+    "writes it (rollouts.history: template)"
 )
 EARLIER_THOUGHTS = (
     "{name} drops the thoughts of earlier replies, so a conversation that is trained has those of its last reply alone"
