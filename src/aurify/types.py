@@ -46,6 +46,7 @@ class Task:
     prompt: list[Message]
     answer: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)  # further columns; reward functions receive them by name
+    part: str = ""  # where a stage mixes several tasks: which of them
     plain: bool = False  # the prompt was a text, not a list of messages; rewards in TRL's form then get texts
 
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from aurify.config import prefix_errors
@@ -15,8 +16,9 @@ if TYPE_CHECKING:
 
     from aurify.pipeline.plan import Plan, PlannedStage
     from aurify.renderer import Renderer
-    from aurify.types import Datum
+    from aurify.types import Datum, Task
 
+MAX_LOOKED_AT = 200  # tasks, until there is one of each that is mixed
 TRIED_TURNS = 3  # of an environment, in a dry run
 STAND_IN = "I do not know."
 MAX_SHOWN = 3000  # characters of an example
@@ -97,8 +99,22 @@ def first_example(plan: Plan, stage: PlannedStage, renderer: Renderer) -> Shown 
 
 
 async def try_environment(stage: PlannedStage, renderer: Renderer, seed: int) -> Shown:
-    """Starts the environment of the first task for real. One of several turns is played, with a text that is no answer
-    instead of the model's: a template that cannot write what the environment says is refused here."""
+    """Starts the environment of the first task for real, and where several are mixed, that of the first of each."""
+    assert stage.taskset is not None
+    missing, shown = {task.part for task in stage.taskset.heldout}, []
+    for task in islice(stage.taskset.train(seed), MAX_LOOKED_AT):
+        if task.part in missing or not shown:
+            missing.discard(task.part)
+            shown.append(await try_task(stage, renderer, task))
+        if not missing:
+            break
+    notes = dict.fromkeys(note for each in shown for note in each.notes)
+    return replace(shown[0], notes=list(notes))
+
+
+async def try_task(stage: PlannedStage, renderer: Renderer, task: Task) -> Shown:
+    """An environment of several turns is played, with a text that is no answer instead of the model's: a template that
+    cannot write what the environment says is refused here."""
     from aurify.environments.hosting import host_environment
     from aurify.environments.rollout import build_data, observe, rollout
     from aurify.environments.single_turn import SingleTurn
@@ -109,7 +125,6 @@ async def try_environment(stage: PlannedStage, renderer: Renderer, seed: int) ->
     assert stage.taskset is not None
     factory, seconds = stage.taskset.environment, stage.options.rollouts.step_seconds
     limits, history = stage.options.limits, stage.options.rollouts.history
-    task = next(iter(stage.taskset.train(seed)))
     async with host_environment(factory, task, seconds=seconds) as environment:
         try:
             first = await observe(environment)

@@ -299,4 +299,11 @@ def weighted_mean(values: Iterator[float], datum: Datum) -> float:
 
 
 def plain_task(task: Task) -> dict[str, Any]:
-    return {"id": task.id, "prompt": task.prompt, "answer": task.answer, "info": dict(task.info)}
+    return {
+        "id": task.id,
+        "prompt": task.prompt,
+        "answer": task.answer,
+        "info": dict(task.info),
+        "part": task.part,
+        "plain": task.plain,
+    }
