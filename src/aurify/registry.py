@@ -72,6 +72,7 @@ declare(
         "sorting": "aurify.tasks.procedural:sorting",
         "count_letters": "aurify.tasks.procedural:count_letters",
         "reverse_words": "aurify.tasks.procedural:reverse_words",
+        "search_facts": "aurify.tasks.search_facts:search_facts",
         "gsm8k": "aurify.tasks.rows:gsm8k",
         "jsonl": "aurify.tasks.rows:jsonl",
     },

@@ -36,6 +36,7 @@ class Message(TypedDict, total=False):
     tool_calls: list[dict[str, Any]]
     tool_call_id: str
     weight: float  # of an assistant message in training; 0 = context
+    goes_on: bool  # of an assistant message: it stands in the same turn as the one before
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,9 +75,8 @@ def test_each_task_has_its_own_environment_and_rewards(seeded):
     answers = iter([str(tasks_of[part].answer) for part in ("multiplication", "sorting", "addition")])
 
     async def play() -> list[Any]:
-        player = Player(
-            taskset.environment, ScriptedSampler(lambda prompt: next(answers), renderer.tokenizer), renderer
-        )
+        sampler = ScriptedSampler(lambda prompt: next(answers), renderer.tokenizer)
+        player = Player(taskset.environment, sampler, renderer)
         result = []
         for part in ("multiplication", "sorting", "addition"):
             trajectory = await player.play(tasks_of[part], SamplingParams(max_tokens=60, seed=1))

@@ -155,12 +155,9 @@ def read_traces(row: Row) -> list[str]:
     elif isinstance(row[column], str):
         texts = [join_thought(find_thought(row), row[column].strip()) if find_thought(row) else row[column]]
     else:
-        texts = [read_trace(row, column, entry) for entry in as_list(row[column])]
+        entries = row[column] if isinstance(row[column], list) else [row[column]]
+        texts = [read_trace(row, column, entry) for entry in entries]
     return [text for text in texts if text.strip()]
-
-
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def read_trace(row: Row, column: str, entry: Any) -> str:

@@ -86,15 +86,17 @@ def policy_metrics(own: Sequence[Trajectory]) -> Metrics:
         if values:
             metrics[f"reward/{name}"] = statistics.fmean(values)
     for name in sorted({name for trajectory in own for name in trajectory.metrics}):
-        metrics[f"rollout/{name}"] = statistics.fmean(t.metrics[name] for t in own if name in t.metrics)
+        metrics[f"rollout/{name}"] = statistics.fmean(t.metrics.get(name, 0.0) for t in own)  # sums: absent is none
     return metrics
 
 
 def conversation_metrics(own: Sequence[Trajectory]) -> Metrics:
     """Turns, what environments and tools said, and how trajectories ended."""
+    num_environment = sum(turn.environment_tokens for t in own for turn in t.turns)
     metrics = {
         "rollout/turns": statistics.fmean(len(trajectory.turns) for trajectory in own),
-        "ledger/tokens_environment": float(sum(turn.environment_tokens for t in own for turn in t.turns)),
+        "rollout/environment_share": num_environment / max(1, num_environment + count_tokens(own)),
+        "ledger/tokens_environment": float(num_environment),
         "time/environment": sum(turn.environment_seconds for t in own for turn in t.turns) / len(own),
     }
     for outcome, num in Counter(trajectory.outcome for trajectory in own).items():

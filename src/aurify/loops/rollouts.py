@@ -12,10 +12,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from aurify.algorithms.estimators import spread
+from aurify.algorithms.hooks import find_advantages
 from aurify.environments.player import Player
 from aurify.loops.guidance import Beginning
 from aurify.loops.progress import derive_seed
-from aurify.loops.selection import find_advantages
 from aurify.loops.task_stream import TaskStream
 from aurify.rewards.combine import combine_rewards, penalise
 from aurify.types import Group, Metrics, OnlineAlgorithm, Policy, Task, Trajectory

@@ -11,6 +11,22 @@ from aurify.types import Message
 TOOLS_TEXT = 'Tools, one a line, each called as <tool_call>{"name": ..., "arguments": ...}</tool_call>:'
 
 
+def join_turns(messages: Sequence[Message]) -> list[Message]:
+    """A turn that went on is one message for a template. Its `pieces` are the texts, each with its weight, which become
+    tokens one by one: as a rollout has them, in which one was sampled and the next one put after it."""
+    joined: list[Any] = []
+    for message in messages:
+        if not (message.get("goes_on") and joined and joined[-1]["role"] == "assistant"):
+            joined.append(message)
+            continue
+        before = joined[-1]
+        pieces = before.get("pieces") or [(before["content"].lstrip(), before.get("weight", 1.0))]
+        pieces = [*pieces, (message["content"], message.get("weight", 1.0))]
+        content, weight = "".join(text for text, _ in pieces), max(weight for _, weight in pieces)
+        joined[-1] = {**before, **message, "content": content, "weight": weight, "pieces": pieces}
+    return joined
+
+
 def write_tools_as_text(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
     """Puts tools into the system prompt, calls between <tool_call> tags, and results into user messages."""
     told: list[Message] = []

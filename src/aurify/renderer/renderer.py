@@ -58,6 +58,7 @@ class Renderer:
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """Everything before what the assistant writes next."""
+        messages = folding.join_turns(messages)
         self.survey.check_messages(messages, tools)
         shield = Shield(self.template.patterns, messages, tools)
         folded, offered = self._fold(shield.hide_messages(messages), shield.hide(list(tools)))
@@ -74,6 +75,7 @@ class Renderer:
 
         "last": everything before the last reply is its prompt. "marked": only messages that have a weight are trained.
         What follows the last trained reply is left out. A greeting at the very beginning is context."""
+        messages = folding.join_turns(messages)
         self.survey.check_messages(messages, tools)
         shield = Shield(self.template.patterns, messages, tools)
         folded, offered = self._fold(shield.hide_messages(messages), shield.hide(list(tools)))
@@ -94,9 +96,9 @@ class Renderer:
             if tokens:
                 following = self._without_end(following, tokens[-1])
             context = self._encode(following, shield, after=tokens[-1] if tokens else None)
-            reply = [*self._encode(said, shield, continued=True), self._end_id(bool(folded[i].get("tool_calls")))]
+            reply, weighed = self._reply(said, folded[i], shield)
             tokens += context + reply
-            weights += [0.0] * len(context) + [folded[i].get("weight", 1.0)] * len(reply)
+            weights += [0.0] * len(context) + weighed
             written = before[number] + said
         return tokens, weights
 
@@ -279,6 +281,26 @@ class Renderer:
             reason = " that has a weight above 0" if said_by_assistant else ""
             raise UserError(f"no assistant message to train on{reason} in {describe_roles(messages)}")
         return turns[-1:] if train == "last" else turns
+
+    def _reply(self, said: str, message: Message, shield: Shield) -> tuple[list[int], list[float]]:
+        """The tokens of a reply and their weights; `said` is what the template writes for it."""
+        end = self._end_id(bool(message.get("tool_calls")))
+        pieces: Sequence[tuple[str, float]] = message.get("pieces", ())  # type: ignore[assignment]
+        if not pieces:
+            tokens = [*self._encode(said, shield, continued=True), end]
+            return tokens, [message.get("weight", 1.0)] * len(tokens)
+        beginning, _, rest = said.partition(message["content"].rstrip())
+        if beginning.strip() or rest.strip():
+            raise UserError(
+                f"{self.template.name} changes a turn that went on after {pieces[0][0][-60:]!r}; a message with goes_on "
+                "needs a template that writes answers as they are, and no tool calls"
+            )
+        tokens, weights = [], []
+        for text, weight in pieces:
+            encoded = self._encode(shield.hide(text, "assistant" if weight else "tool"), shield, continued=True)
+            tokens += encoded
+            weights += [weight] * len(encoded)
+        return [*tokens, end], [*weights, pieces[-1][1]]
 
     def _said(self, before: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
         """What the template writes for the last message, an assistant's, between `before` and its end token."""
