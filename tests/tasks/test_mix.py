@@ -22,6 +22,7 @@ from aurify.evaluation.evaluate import evaluate
 from aurify.loops.ledger import rollout_metrics
 from aurify.loops.rollouts import Rollouts
 from aurify.models.model import ModelConfig
+from aurify.pipeline.plan import name_task
 from aurify.pipeline.recipe import OnlineStage, build_recipe
 from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
@@ -124,3 +125,28 @@ def test_two_settings_of_one_task_go_by_their_labels():
     entries = [{"name": "sorting", "label": "easy"}, {"name": "sorting", "label": "hard"}]
     taskset = tasks.make("mix", tasks=entries)
     assert len({task.id for task in islice(taskset.train(0), 20)}) == 20
+
+
+def test_the_plan_names_the_tasks():
+    assert name_task({"name": "mix", "tasks": TWO}) == "2 x sorting + 1 x multiplication"
+    assert name_task({"name": "sorting"}) == "sorting" and name_task({}) == ""
+
+
+def test_the_check_of_a_task_asks_the_reward_of_its_own_part(monkeypatch):
+    asked: list[str] = []
+
+    def strict(task: Any, trajectory: Any) -> float:
+        return 1.0
+
+    def check(task: Any) -> None:
+        asked.append(task.part)
+        raise ValueError("never")
+
+    strict.check_task = check  # type: ignore[attr-defined]
+    monkeypatch.setitem(registry.ENTRIES["reward"], "strict_for_mix", strict)
+    taskset = tasks.make("mix", tasks=[{"name": "sorting"}, {"name": "addition", "reward": "strict_for_mix"}])
+    known = {task.part: task for task in islice(taskset.train(0), 6)}
+    taskset.rubric.check_tasks([known["sorting"]])
+    with pytest.raises(UserError, match=r"task 'addition/.*reward 'answer': never"):
+        taskset.rubric.check_tasks(known.values())
+    assert asked == ["addition"]

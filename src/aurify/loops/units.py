@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby
+from typing import Any
 
 from aurify.types import Datum
 
@@ -21,7 +22,9 @@ def join_rows(rows: Sequence[Datum]) -> Datum:
     if len(rows) == 1:
         return rows[0]
     streams = {name: [getattr(row, name) for row in rows] for name in STREAMS}
-    known = {name: None if None in parts else [x for part in parts for x in part] for name, parts in streams.items()}
+    known: dict[str, Any] = {
+        name: None if None in parts else [x for part in parts for x in part] for name, parts in streams.items()
+    }
     return replace(rows[0], tokens=[token for row in rows for token in row.tokens], **known)
 
 

@@ -15,7 +15,7 @@ from aurify.environments.env import Environment
 from aurify.environments.hosting import is_threaded, takes_seed
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
-from aurify.rewards.rubric import SECONDS, Reward, Rubric
+from aurify.rewards.rubric import SECONDS, Reward, Rubric, find_check
 from aurify.rewards.trl import TrainerState
 from aurify.tasks import make
 from aurify.tasks.taskset import TaskSet
@@ -130,8 +130,11 @@ class Chosen:
     def __init__(self, parts: Mapping[str, Reward]) -> None:
         self.parts = parts
 
+    def __call__(self, task: Task, trajectory: Trajectory) -> Any:
+        return self.parts[task.part].function(task, trajectory)
+
     def check_task(self, task: Task) -> None:
-        check = getattr(self.parts[task.part].function, "check_task", None) if task.part in self.parts else None
+        check = find_check(self.parts[task.part]) if task.part in self.parts else None
         if check is not None:
             check(task)
 
