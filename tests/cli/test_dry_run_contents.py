@@ -13,8 +13,11 @@ from typer.testing import CliRunner
 
 from aurify import registry
 from aurify.cli.main import app
+from aurify.config import load_config
 from aurify.loops import examples
 from aurify.pipeline import contents
+from aurify.pipeline.check import check_recipe
+from aurify.pipeline.recipe import build_recipe
 
 SFT = {"method": "sft", "data": {"path": "rows.jsonl"}, "steps": 2, "batch_size": 2}
 RL = {"method": "grpo", "steps": 1, "prompts_per_step": 2, "completions_per_prompt": 2, "sampling": {"max_tokens": 4}}
@@ -276,3 +279,11 @@ def test_a_dry_run_loads_no_weights(tmp_path, monkeypatch):
     write_rows([{"prompt": f"{k}?", "completion": "so"} for k in range(20)])
     write_recipe({"one": SFT | {"lora": {"rank": 4}}}, model="model")
     assert "18 to train on; 2 held out" in dry_run()
+
+
+def test_how_far_it_is_is_told_while_rows_are_read():
+    write_rows([{"prompt": f"{k}?", "completion": "so"} for k in range(450)])
+    write_recipe({"one": SFT | {"data": {"path": "rows.jsonl", "heldout_share": 0}}})
+    told: list[str] = []
+    check_recipe(build_recipe(load_config("recipe.yaml")), tell=told.append)
+    assert [f"one: {k} of 450 rows in tokens" for k in (0, 200, 400)] == [line for line in told if " of " in line]

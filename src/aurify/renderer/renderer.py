@@ -155,7 +155,7 @@ class Renderer:
     def reply(self, prompt: Sequence[int], text: str) -> list[int]:
         """An answer that another model or a person wrote, as a policy would sample it after `prompt`: its own text,
         which no template rewrites, and the end token. A thought that the prompt has opened is not opened twice."""
-        text = go_on(self.tokenizer.decode(list(prompt)[-16:]), self.strip_end(text))
+        text = drop_opening(self.tokenizer.decode(list(prompt)[-16:]), self.strip_end(text))
         shield = Shield(self.template.patterns, text)
         said = self._encode(shield.hide(text, "assistant"), shield, continued=True)
         return [*said, self.end_token]
@@ -308,7 +308,7 @@ class Renderer:
         calls = bool(messages[-1].get("tool_calls"))
         if not after.startswith(before):  # a new reply is opened differently from an old one, such as with a thought
             if not calls:
-                return go_on(before, messages[-1]["content"])
+                return drop_opening(before, messages[-1]["content"])
             mark = unused_word("aurifyreply", messages)
             marked: Message = {"role": "assistant", "content": mark}
             before = self.template.text([*messages[:-1], marked], tools).rpartition(mark)[0]
@@ -326,7 +326,7 @@ class Renderer:
             raise UserError(
                 f"{self.template.name} leaves out thoughts beside a tool call in {describe_roles(messages)}"
             )
-        return go_on(before, content)  # it drops thoughts; the policy writes them all the same
+        return drop_opening(before, content)  # it drops thoughts; the policy writes them all the same
 
     def _check_thought(self, before: str, said: str) -> None:
         opened = next((tag for tag in CLOSINGS if before.rstrip().endswith(tag)), "")
@@ -392,7 +392,7 @@ class Renderer:
         return list(first) != list(later)[1:]
 
 
-def go_on(opened: str, text: str) -> str:
+def drop_opening(opened: str, text: str) -> str:
     """The rest of a reply after a prompt that may have opened its thought."""
     for tag in CLOSINGS:
         if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):
