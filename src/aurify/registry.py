@@ -64,6 +64,7 @@ declare(
 declare(
     "task",
     {
+        "mix": "aurify.tasks.mix:mix",
         "largest_number": "aurify.tasks.procedural:largest_number",
         "arithmetic": "aurify.tasks.procedural:arithmetic",
         "addition": "aurify.tasks.procedural:addition",

@@ -24,6 +24,7 @@ from aurify.renderer.template import (
     CALL_ID,
     DEFAULT_TEMPLATE,
     EARLIER_THOUGHTS,
+    ROWS,
     SYSTEM_MOVED,
     THOUGHTS_DROPPED,
     Template,
@@ -36,6 +37,7 @@ from aurify.types import Message
 log = logging.getLogger("aurify")
 
 TrainOn = Literal["assistant", "last", "marked"]
+History = Literal["template", "sampled"]  # what later turns of a rollout see of earlier ones
 
 
 class Renderer:
@@ -133,7 +135,8 @@ class Renderer:
         following = self.survey.following(form, before, hidden, tools, reply)
         span = self.template.find_end(following, call=form.calls)
         self.survey.check_contents(form, before, hidden, tools, following[span[1] if span else 0 :])
-        if self.template.drops_thoughts and "</think>" in self.tokenizer.decode(list(reply_tokens)):
+        said = self.parse(reply_tokens)
+        if self.template.drops_thoughts and not self.survey.extends(before, said, new_messages, tools):
             warn_once(THOUGHTS_DROPPED.format(name=self.template.name))
         last = reply_tokens[-1] if reply_tokens else None
         if last is not None and self._is_end(last):
@@ -184,17 +187,18 @@ class Renderer:
         return repr(text if len(text) < 200 else text[:120] + " ... " + text[-60:])
 
     def notes(
-        self, messages: Sequence[Message] = (), tools: Sequence[dict[str, Any]] = (), *, many_turns: bool = False
+        self, messages: Sequence[Message] = (), tools: Sequence[dict[str, Any]] = (), *, history: History | None = None
     ) -> list[str]:
-        """For the user: what is done to messages so that the template can write them, and what it does itself."""
+        """For the user: what is done to messages so that the template can write them, and what it does itself. history:
+        of rollouts of several turns."""
         said = []
         if self.tools_as_text:
             said.append("tools, calls and results are written into the text (tools_as_text)")
         systems = (tools and self.tools_as_text) or any(message["role"] == "system" for message in messages)
         if systems and not self.template.keeps_system:
             said.append(SYSTEM_MOVED.format(name=self.template.name))
-        if many_turns and self.template.drops_thoughts:
-            said.append(THOUGHTS_DROPPED.format(name=self.template.name))
+        if history and self.template.drops_thoughts:
+            said.append((ROWS if history == "template" else THOUGHTS_DROPPED).format(name=self.template.name))
         return said
 
     def check_turns(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:

@@ -27,6 +27,10 @@ THOUGHTS_DROPPED = (
     "{name} drops the thoughts of earlier turns; in a rollout of several turns they stay, because sampled tokens are "
     "never changed. Whoever serves the model should keep them too"
 )
+ROWS = (
+    "{name} drops the thoughts of earlier turns: where it does, a rollout goes on in a further row, as the template "
+    "writes it (rollouts.history: template)"
+)
 EARLIER_THOUGHTS = (
     "{name} drops the thoughts of earlier replies, so a conversation that is trained has those of its last reply alone"
 )
