@@ -236,9 +236,9 @@ def build_at(cls: type[T], values: Any, key: str) -> T:
         raise UserError(f"{quoted(key)} is {values!r}; expected a mapping with {join_names(hints)}")
     for name in values:
         if name not in hints:
-            raise UserError(
-                f"unknown key {quoted(join_keys(key, name))}{translate(str(name)) or did_you_mean(str(name), hints)}"
-            )
+            inside = next(find_keys(values, str(name)), None) if not key else None
+            near = f"; did you mean {inside!r}?" if inside else did_you_mean(str(name), hints)
+            raise UserError(f"unknown key {quoted(join_keys(key, name))}{translate(str(name)) or near}")
     specs = {spec.name: spec for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in hints:
         required = specs[name].default is dataclasses.MISSING and specs[name].default_factory is dataclasses.MISSING
@@ -251,6 +251,16 @@ def build_at(cls: type[T], values: Any, key: str) -> T:
         text = str(error)
         named = text.partition(":")[0] in hints
         raise UserError(join_keys(key, text) if named else f"{key}: {text}" if key else text) from error
+
+
+def find_keys(values: Mapping[Any, Any], name: str, above: str = "") -> Iterator[str]:
+    """The dotted keys in the mappings inside `values` that end in `name`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = join_keys(above, key)
+            if name in value:
+                yield join_keys(inner, name)
+            yield from find_keys(value, name, inner)
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:

@@ -117,7 +117,8 @@ class Contents:
             guarded = fit_stage(options, guarded, renderer, model.max_context)
             looked_at = list(islice(guarded.train(seed), MAX_TRIED if guarded.tasks is None else None))
             stage.lines += [*guarded.notes, describe_prompts(guarded, looked_at, renderer)]
-        key = (id(stage.taskset), id(model), options.tools_as_text, options.template_options, options.limits)
+        written = options.tools_as_text, options.template_options, options.rollouts.history
+        key = (id(stage.taskset), id(model), *written, options.limits)
         trial = next((trial for known, trial in self.trials if known == key), None)
         if trial is None:
             self.tell(f"{stage.name}: a task of {stage.taskset.name} is played and judged")
