@@ -319,3 +319,13 @@ def test_a_key_given_at_the_top_is_found_where_it_belongs():
 @dataclass(frozen=True)
 class Top:
     stages: dict[str, Any]
+
+
+def test_a_mapping_keeps_what_the_default_of_its_field_says():
+    """`evaluation: {sampling: {max_tokens: 6}}` is greedy, as docs/reference.md and `aurify eval` have it."""
+    from aurify.pipeline.recipe import EvaluationOptions
+
+    built = build(EvaluationOptions, {"sampling": {"max_tokens": 6}})
+    assert (built.sampling.max_tokens, built.sampling.temperature) == (6, 0.0)
+    assert build(EvaluationOptions, {"sampling": {"temperature": 0.7}}).sampling.temperature == 0.7
+    assert build(EvaluationOptions, {}).sampling == EvaluationOptions().sampling
