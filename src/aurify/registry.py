@@ -64,6 +64,7 @@ declare(
 declare(
     "task",
     {
+        "mix": "aurify.tasks.mix:mix",
         "largest_number": "aurify.tasks.procedural:largest_number",
         "arithmetic": "aurify.tasks.procedural:arithmetic",
         "addition": "aurify.tasks.procedural:addition",
@@ -71,6 +72,7 @@ declare(
         "sorting": "aurify.tasks.procedural:sorting",
         "count_letters": "aurify.tasks.procedural:count_letters",
         "reverse_words": "aurify.tasks.procedural:reverse_words",
+        "search_facts": "aurify.tasks.search_facts:search_facts",
         "gsm8k": "aurify.tasks.rows:gsm8k",
         "jsonl": "aurify.tasks.rows:jsonl",
     },
@@ -121,6 +123,7 @@ declare(
         "rename": "aurify.data.filters:rename",
         "drop": "aurify.data.filters:drop",
         "empty_thoughts": "aurify.data.filters:empty_thoughts",
+        "rename_roles": "aurify.data.filters:rename_roles",
         "margin_from_scores": "aurify.data.filters:margin_from_scores",
     },
 )

@@ -60,15 +60,14 @@ class Distillation(GRPO):
         "surrogate": Effect(lambda a: a.vocabulary == "sampled", "with vocabulary: sampled"),
         "max_ratio": Effect(lambda a: a.vocabulary == "sampled", "with vocabulary: sampled"),
         "beta": Effect(lambda a: a.divergence == "jsd", "with divergence: jsd"),
-        **dict.fromkeys(
-            ("scale", "flat_groups", "kl", "kl_clamp", "covariance", "covariance_share", "covariance_kl_coef"), NEVER
-        ),
+        **dict.fromkeys(("scale", "credit", "discount", "flat_groups", "kl", "kl_clamp"), NEVER),
+        **dict.fromkeys(("covariance", "covariance_share", "covariance_kl_coef"), NEVER),
     }
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kl_coef:
-            raise UserError("distillation.kl_coef: the teacher takes the place of the reference; leave it at 0")
+            raise UserError("distillation.kl_coef: the teacher replaces the reference; leave it at 0")
 
     @property
     def needs(self) -> frozenset[Need]:

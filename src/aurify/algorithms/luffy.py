@@ -28,12 +28,14 @@ from torch import Tensor
 from aurify.algorithms.effects import NEVER, Effect, Effects
 from aurify.algorithms.estimators import Scale
 from aurify.algorithms.grpo import GRPO
-from aurify.algorithms.shaping import BENT, Shape, shaped
 from aurify.bounds import NonNegativeFloat, PositiveFloat
 from aurify.errors import UserError
-from aurify.types import Batch, Datum, Group, Outputs, Policy, Sums
+from aurify.types import Batch, Datum, Group, Outputs, Policy, Sums, count_units
 
 SMALLEST_PROBABILITY = 1e-6  # beside a recorded one
+MAX_LOG = 20.0
+Shape = Literal["fraction", "none", "log", "linear_log", "power"]
+BENT: tuple[Shape, ...] = ("fraction", "linear_log", "power")  # by gamma
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,7 @@ class LUFFY(GRPO):
         },
         "surrogate": Effect(lambda a: False, "with other methods: here clip_on_policy says whether ratios are clipped"),
         "covariance_kl_coef": NEVER,
+        "credit": Effect(lambda a: not a.sft_coef, "without sft_coef"),
         "shape": Effect(lambda a: not a.sft_coef, "without sft_coef", "guidance"),
         "gamma": Effect(lambda a: not a.sft_coef and a.shape in BENT, "with a shape that has one", "guidance"),
         "behaviour": Effect(
@@ -89,7 +92,7 @@ class LUFFY(GRPO):
         if self.aggregator == "constant":  # which divides by a length: not a mean over the guide's tokens yet
             assert self.constant_length is not None
             num_tokens = sum(sum(datum.weights) for datum in guided)
-            scale[True] = len(data) * self.constant_length / max(1.0, num_tokens)
+            scale[True] = count_units(data) * self.constant_length / max(1.0, num_tokens)
         return [
             replace(datum, advantages=[scale[datum.source == "guidance"] * value for value in datum.advantages or ()])
             for datum in data
@@ -97,7 +100,7 @@ class LUFFY(GRPO):
 
     def share(self, data: Sequence[Datum]) -> float:
         """What these data have in the denominator."""
-        return sum(sum(datum.weights) for datum in data) if self.per == "token" else float(len(data))
+        return sum(sum(datum.weights) for datum in data) if self.per == "token" else float(count_units(data))
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         if out.entropy is None or self.entropy_on == "all":
@@ -130,3 +133,22 @@ class LUFFY(GRPO):
             "loss/guidance_probability": guided * now.exp(),
             "loss/guidance_nll": guided * -now,
         }
+
+
+def shaped(log_x: Tensor, shape: Shape, gamma: float) -> Tensor:
+    """fraction: x / (x + gamma). none: x. log: log x. linear_log: x + gamma log x. power: x ** gamma.
+
+    How much a token counts that the policy of now did not write, by f(x) of a probability or an importance ratio x. No
+    clipping: what the policy would hardly write is what such tokens are there for.
+
+    The gradient of -f(x) A is -A x f'(x) grad log pi. For x / (x + gamma), x f'(x) is 0.0098 at 0.001, 0.25 at
+    gamma = 0.1 and 0.0826 at 1: next to plain importance weighting (x f'(x) = x), rare tokens count about ten times as
+    much, and sure ones a twelfth."""
+    if shape == "log":
+        return log_x  # never clamped: it is there for the tokens of which the policy knows least
+    x = log_x.clamp(max=MAX_LOG).exp()  # from above alone: small ones have a gradient that vanishes by itself
+    if shape == "power":
+        return (gamma * log_x.clamp(max=MAX_LOG)).exp()
+    if shape == "none":
+        return x
+    return x / (x + gamma) if shape == "fraction" else x + gamma * log_x

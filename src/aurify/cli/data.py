@@ -9,7 +9,6 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
 
     from aurify.data.encode import Encoded, Encoding, Unit
     from aurify.data.example import Example
@@ -50,6 +49,7 @@ def inspect(
 ) -> None:
     """Say which form the rows are in, show what is trained, lengths, and what would be left out and why."""
     from rich.console import Console
+    from rich.markup import escape
 
     from aurify import config
     from aurify.data.encode import Encoding
@@ -72,9 +72,11 @@ def inspect(
         renderer = Renderer(load_tokenizer(model), tools_as_text=tools_as_text)
         reader = detect(rows, cast("Lesson | None", learn), form)
         examples = reader.read_all(rows, tally, skip_bad=True)
-        encoded, renderer = encode(examples, renderer, options, console)
+        encoded, renderer = encode_shown(examples, renderer, options, console)
     tally.add(encoded.tally)
     tell_form(console, path, reader, tally, len(encoded.units))
+    if unread := reader.unread(rows):
+        console.print(f"[bold]columns that are not read[/] {escape(', '.join(unread))}")
     console.print(f"[bold]tokens by[/] {model}", markup=True)
     for example, unit in list(zip(encoded.examples, encoded.units, strict=True))[:num]:
         show_unit(console, example.location, unit, renderer)
@@ -93,7 +95,7 @@ def default_model() -> str:
     return DEFAULT if known is not None and catalog.is_cached(known) else "random:tiny"
 
 
-def encode(
+def encode_shown(
     examples: Sequence[Example], renderer: Renderer, options: Encoding, console: Console
 ) -> tuple[Encoded, Renderer]:
     """Where the template leaves tools out, that is told, and tools are shown as text."""
@@ -120,31 +122,18 @@ def tell_form(console: Console, path: str, reader: Reader, tally: Tally, num_uni
     console.print(f"[bold]{escape(path)}[/]: {count_rows(tally.num_rows)}")
     share = f"by {reader.num} of the first {count_rows(reader.num_looked_at)}"
     console.print(f"[bold]recognised as[/] {escape(reader.line())}, {share}")
-    console.print(f"[bold]a method learns[/] {ONES[reader.lesson]} from it: {num_units:,} usable")
+    console.print(f"[bold]{num_units:,} usable[/] to train on {ONES[reader.lesson]}")
 
 
 def show_unit(console: Console, location: str, unit: Unit, renderer: Renderer) -> None:
+    from aurify.cli.plan import highlight
+
     console.print()
     console.print(f"--- {location}", markup=False, style="dim")
     names = ["chosen: ", "rejected: "] if len(unit) == 2 else ["undesirable: " if unit[0].label < 0 else ""]
     for name, datum in zip(names, unit, strict=True):
         console.print(f"[dim]{name}[/]", end="")
-        console.print(mark_trained(renderer, datum, colour=console.color_system is not None))
-
-
-def mark_trained(renderer: Renderer, datum: Datum, *, colour: bool) -> Text:
-    """The text with special tokens. What is trained is green, or in double brackets where there is no colour."""
-    from rich.text import Text
-
-    from aurify.cli.plan import join_runs
-
-    text = Text()
-    for tokens, trained in join_runs(datum):
-        written = renderer.tokenizer.decode(tokens)
-        if trained and not colour:
-            written = f"[[{written}]]"
-        text.append(written, style="green" if trained else "dim")
-    return text
+        console.print(highlight(renderer, datum, console.color_system is not None, ("[[", "]]")))
 
 
 def tell_lengths(console: Console, data: Sequence[Datum]) -> None:

@@ -49,6 +49,8 @@ def describe_run(run: Path) -> tuple[str, str, str]:
             error = results.get(stage, {}).get("error", {}).get("text", "")
             told = f"{status}: {stage}" + (f" ({textwrap.shorten(error, MAX_ERROR)})" if error else "")
             break
+    if legs := folder.describe_legs():
+        told += f"; went on with other options: {'; '.join(legs)}"
     numbers = ", ".join(describe_result(stage, results.get(stage, {})) for stage in stages)
     return str(recipe.get("name", "")), told, numbers
 
@@ -57,7 +59,7 @@ def describe_result(stage: str, result: dict[str, Any]) -> str:
     """`grpo 0.31 → 0.85 ±0.03 (64)`: the standard error of the last number, and of how many it is the mean."""
     before, after, details = result.get("before"), result.get("after"), result.get("details_after") or {}
     if after is None:
-        return stage
+        return f"{stage} -"
     change = f"{after:.2f}" if before is None else f"{before:.2f} → {after:.2f}"
     error = f" ±{details['error']:.2f}" if details.get("error") else ""
     return f"{stage} {change}{error}" + (f" ({details['num']})" if "num" in details else "")

@@ -28,14 +28,25 @@ CORRECTION = (
     "<answer> answer </answer>.\n"
 )
 LAST_TURN = "\nNo searches are left. Write <answer> answer </answer> now.\n"
+FOUND = re.compile(r"(\s*<information>.*?</information>\s*)", re.DOTALL)
 ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 
 
 class SearchR1(MultiTurnEnvironment):
-    """kb, url, topk: see the tool `search`; neither kb nor url: no search at all, a control. max_searches: of a
-    trajectory. max_chars: of what a search brings back. instructions: stand before the question."""
+    """The model searches within its turn, between `<search>` tags, as in Search-R1. kb, url, topk: see the tool
+    `search`; neither kb nor url: no search at all, a control. max_searches: of a trajectory. max_chars: of what a
+    search brings back. instructions: stand before the question."""
 
     stop = ("</search>", "</answer>")
+
+    @staticmethod
+    def split_trace(text: str) -> list[Message]:
+        """A written answer with searches inside: what stands between <information> tags is context, never a target."""
+        pieces = [piece for piece in FOUND.split(text) if piece]
+        return [
+            {"role": "assistant", "content": piece, "weight": 0.0 if FOUND.fullmatch(piece) else 1.0, "goes_on": k > 0}
+            for k, piece in enumerate(pieces)
+        ]
 
     def __init__(
         self,

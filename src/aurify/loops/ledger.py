@@ -39,11 +39,26 @@ def rollout_metrics(made: Round, advantages: Sequence[Sequence[float]], stage: O
         "ledger/groups_mixing_versions": float(sum(len(row) > 1 for row in versions)),
         **made.failures,
         **policy_metrics(own),
+        **part_metrics(groups),
     }
     if stage.dynamic_sampling or stage.guidance is not None:
         metrics |= {"ledger/groups_discarded": float(len(made.discarded)), "ledger/tokens_discarded": float(wasted)}
     if stage.guidance is not None:
         metrics |= guidance_metrics(groups)
+    return metrics
+
+
+def part_metrics(groups: Sequence[Group]) -> Metrics:
+    """What the policy earned in each of several mixed tasks, and how many prompts it had of them."""
+    metrics: Metrics = {}
+    for part in sorted({group.task.part for group in groups if group.task.part}):
+        chosen = [group for group in groups if group.task.part == part]
+        own = [t for group in chosen for t in group.trajectories if t.source == "policy"]
+        metrics[f"ledger/groups_{part}"] = float(len(chosen))
+        told = policy_metrics(own)
+        metrics |= {f"reward/{part}/mean": told["reward/mean"]} if "reward/mean" in told else {}
+        names = ("rollout/length", "rollout/truncated")
+        metrics |= {f"{name.replace('/', f'/{part}/')}": told[name] for name in names if name in told}
     return metrics
 
 
@@ -71,15 +86,17 @@ def policy_metrics(own: Sequence[Trajectory]) -> Metrics:
         if values:
             metrics[f"reward/{name}"] = statistics.fmean(values)
     for name in sorted({name for trajectory in own for name in trajectory.metrics}):
-        metrics[f"rollout/{name}"] = statistics.fmean(t.metrics[name] for t in own if name in t.metrics)
+        metrics[f"rollout/{name}"] = statistics.fmean(t.metrics.get(name, 0.0) for t in own)  # sums: absent is none
     return metrics
 
 
 def conversation_metrics(own: Sequence[Trajectory]) -> Metrics:
     """Turns, what environments and tools said, and how trajectories ended."""
+    num_environment = sum(turn.environment_tokens for t in own for turn in t.turns)
     metrics = {
         "rollout/turns": statistics.fmean(len(trajectory.turns) for trajectory in own),
-        "ledger/tokens_environment": float(sum(turn.environment_tokens for t in own for turn in t.turns)),
+        "rollout/environment_share": num_environment / max(1, num_environment + count_tokens(own)),
+        "ledger/tokens_environment": float(num_environment),
         "time/environment": sum(turn.environment_seconds for t in own for turn in t.turns) / len(own),
     }
     for outcome, num in Counter(trajectory.outcome for trajectory in own).items():

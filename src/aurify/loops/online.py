@@ -11,20 +11,22 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
+from statistics import fmean
 from typing import TYPE_CHECKING
 
-from aurify.algorithms.hooks import hook
+from aurify.algorithms.hooks import find_advantages, hook
 from aurify.engine.checkpoint import rng_state
 from aurify.engine.optim import lr_at
-from aurify.environments.rollout import build_datum
+from aurify.environments.rollout import build_data
 from aurify.errors import UserError
 from aurify.loops.interrupt import Interrupt, Interrupted
 from aurify.loops.ledger import means_by_source, rollout_metrics
 from aurify.loops.progress import Checkpoints, derive_seed
 from aurify.loops.rollouts import Rollouts, Round
-from aurify.loops.selection import agreeing, choose_trained
+from aurify.loops.units import join_units, split_advantages
 from aurify.rewards.trl import TrainerState
-from aurify.types import Datum, Group, Metrics, OnlineAlgorithm, prepared
+from aurify.types import Datum, Group, Metrics, OnlineAlgorithm, Trajectory, prepared
 
 if TYPE_CHECKING:
     from aurify.engine.engine import Engine
@@ -97,7 +99,7 @@ def learn(engine: Engine, algorithm: OnlineAlgorithm, made: Round, rollouts: Rol
     """From a round to new weights. Where nothing has a gradient (no spread in any group, nor KL or entropy in
     `flat_groups: keep`), there is nothing to learn: the step counts, the weights stay."""
     stage, groups = rollouts.stage, made.filled
-    advantages = algorithm.advantages(groups)
+    advantages, given = find_advantages(algorithm, groups)
     metrics = rollout_metrics(made, advantages, stage)
     keep_flat, needs_reward = hook(algorithm, "keeps_flat")(advantages), hook(algorithm, "needs_reward")
     chosen = [
@@ -108,18 +110,21 @@ def learn(engine: Engine, algorithm: OnlineAlgorithm, made: Round, rollouts: Rol
         num_before = sum(map(len, chosen))
         chosen = [agreeing(group, indices) for group, indices in zip(groups, chosen, strict=True)]
         metrics["ledger/trajectories_inconsistent"] = float(num_before - sum(map(len, chosen)))
+    units = count()
     data: Sequence[Sequence[Datum]] = [
-        [build_datum(group.trajectories[k], values[k]) for k in indices]
-        for group, values, indices in zip(groups, advantages, chosen, strict=True)
+        [datum for k in indices for datum in build_data(group.trajectories[k], values[k], next(units))]
+        for group, values, indices in zip(groups, given, chosen, strict=True)
     ]
+    joined: Sequence[Sequence[Datum]] = data
     if any(data):
         data = add_logprobs(engine, algorithm, data, stage)
         rewards = [[group.rewards[k] for k in indices] for group, indices in zip(groups, chosen, strict=True)]
-        data, told = hook(algorithm, "revise_advantages")(rewards, data)
+        joined, told = hook(algorithm, "revise_advantages")(rewards, [join_units(row) for row in data])
+        data = [split_advantages(*pair) for pair in zip(data, joined, strict=True)]
         lr, seed = lr_at(stage.optim, step, stage.steps), derive_seed(rollouts.seed, "minibatches", step)
         metrics |= told | means_by_source(update(engine, algorithm, data, stage, lr=lr, seed=seed))
     if rollouts.buffer is not None:
-        known = [old_logprobs(*entry) for entry in zip(groups, chosen, data, strict=True)]
+        known = [old_logprobs(*entry) for entry in zip(groups, chosen, joined, strict=True)]
         known += [[None] * len(group.trajectories) for group in made.discarded]
         metrics |= rollouts.buffer.learn([*groups, *made.discarded], known, rollouts.rubric, step)
     return metrics
@@ -127,9 +132,47 @@ def learn(engine: Engine, algorithm: OnlineAlgorithm, made: Round, rollouts: Rol
 
 def old_logprobs(group: Group, chosen: Sequence[int], data: Sequence[Datum]) -> list[list[float] | None]:
     """The trainer's log-probs before the update for each trajectory of a group; None for those that were not
-    trained."""
+    trained. data: one for each that was."""
     known = {index: datum.old_logprobs for index, datum in zip(chosen, data, strict=True)}
     return [known.get(index) for index in range(len(group.trajectories))]
+
+
+# ---------------------------------------------------------------------- which trajectories of a group are trained
+
+
+def choose_trained(
+    group: Group, advantages: Sequence[float], stage: OnlineStage, *, keep_flat: bool = False, needs_reward: bool = True
+) -> list[int]:
+    """The indices of the trajectories that are trained: not those without a reward, where the method needs one, nor the
+    truncated ones where they are masked, nor, unless `keep_flat`, the policy's answers, or a guide's, where all of them
+    have advantage 0."""
+    pairs = list(zip(group.trajectories, advantages, strict=True))
+    worth = {trajectory.source == "guidance" for trajectory, advantage in pairs if advantage}
+    return [
+        index
+        for index, trajectory in enumerate(group.trajectories)
+        if (keep_flat or (trajectory.source == "guidance") in worth)
+        and (trajectory.reward is not None or not needs_reward)
+        and not (trajectory.truncated and stage.truncated == "mask")
+    ]
+
+
+def agreeing(group: Group, indices: Sequence[int]) -> list[int]:
+    """Those of a group's answers all of whose rewards are at least the mean of their group, or all at most. Rewards of
+    weight 0 do not count. Advantages stay those of the whole group, so those of what is left need not have mean 0."""
+    return [index for index in indices if agrees(group.trajectories[index], group)]
+
+
+def agrees(trajectory: Trajectory, group: Group) -> bool:
+    signs = set()
+    for name, value in trajectory.rewards.items():
+        weight = group.reward_weights.get(name, 1.0)
+        if value is None:
+            continue
+        known = [other for t in group.trajectories if (other := t.rewards.get(name)) is not None]
+        distance = weight * (value - fmean(known)) if min(known) < max(known) else 0.0
+        signs |= {distance > 0} if distance else set()
+    return len(signs) < 2
 
 
 # ---------------------------------------------------------------------- the optimiser steps of a round

@@ -60,6 +60,16 @@ def is_cached(known: KnownModel) -> bool:
     return (cached_folder(known) / "config.json").exists()
 
 
+def list_hub_models() -> list[str]:
+    """Models that the hub's client has downloaded, as owner/name."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = sorted(Path(HF_HUB_CACHE).glob("models--*"))
+    return [
+        folder.name.removeprefix("models--").replace("--", "/") for folder in folders if any(folder.glob("snapshots/*"))
+    ]
+
+
 def fetch(known: KnownModel) -> Path:
     """The model's folder in the cache, made on first use."""
 
@@ -80,8 +90,7 @@ def convert_gguf(known: KnownModel, gguf: Path, folder: Path) -> None:
     """Makes a plain bf16 folder of a GGUF file, if the model answers its question rightly."""
     import torch
 
-    from aurify.models.export import save_model
-    from aurify.models.loading import ModelFiles, cast_weights, load_gguf, read_tokenizer
+    from aurify.models.loading import ModelFiles, cast_weights, load_gguf, read_tokenizer, save_model
 
     module, tokenizer = load_gguf(gguf, torch.float32), read_tokenizer(ModelFiles(str(gguf), gguf=gguf))
     ids = tokenizer(known.question, return_tensors="pt").input_ids

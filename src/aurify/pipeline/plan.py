@@ -3,7 +3,8 @@ dry run shows it and the run trains on it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aurify.pipeline.recipe import DataOptions, OfflineStage, OnlineStage, Recipe
@@ -11,8 +12,18 @@ from aurify.rows.sources import is_hub_id
 
 if TYPE_CHECKING:
     from aurify.data.heldout import HeldOut
-    from aurify.loops.examples import Examples
+    from aurify.loops.examples import Examples, Units
     from aurify.tasks.taskset import TaskSet
+    from aurify.types import Datum
+
+
+@dataclass(frozen=True)
+class KeptUnits:
+    """The rows of a stage in tokens, as a model takes them with this context and this many rows of its embedding."""
+
+    units: Units
+    max_context: int
+    vocabulary: int
 
 
 @dataclass
@@ -24,6 +35,10 @@ class PlannedStage:
     holder: str = ""  # what the task set is called among those that hold questions out
     examples: Examples | None = None  # of a stage that reads files or functions, less what is held out
     num_rows: int = 0  # that it reads and can use, held-out ones included
+    kept: KeptUnits | None = None  # the same in tokens, as far as they are kept
+    lines: list[str] = field(default_factory=list)  # what became of its rows and prompts
+    example: Datum | None = None  # the first, to be looked at
+    notes: Sequence[str] = ()  # on it
 
     @property
     def scores(self) -> bool:
@@ -50,9 +65,10 @@ class Plan:
     recipe: Recipe
     stages: dict[str, PlannedStage]
     heldout: HeldOut  # what all stages together are measured on
+    cautions: list[str] = field(default_factory=list)  # what may go wrong
 
 
-def describe(stage: PlannedStage) -> dict[str, str]:
+def describe_stage(stage: PlannedStage) -> dict[str, str]:
     """A row of a table: what a stage starts from, what it learns from, how long."""
     options = stage.options
     return {
@@ -65,8 +81,16 @@ def describe(stage: PlannedStage) -> dict[str, str]:
     }
 
 
+def name_task(task: Mapping[str, Any]) -> str:
+    """Its name, or those of several that are mixed, with their ratios."""
+    parts = [part if isinstance(part, Mapping) else {"name": part} for part in task.get("tasks", ())]
+    if task.get("name") != "mix" or not parts:
+        return str(task.get("name", ""))
+    return " + ".join(f"{part.get('ratio', 1)} x {part.get('label', part.get('name'))}" for part in parts)
+
+
 def describe_answers(stage: OnlineStage) -> str:
-    task = (stage.task or {}).get("name", "")
+    task = name_task(stage.task or {})
     parts = [f"its own answers to {task}: {stage.prompts_per_step} x {stage.completions_per_prompt} a step"]
     if stage.guidance:
         traces = stage.guidance.path or "the task's own demonstrations"
@@ -82,7 +106,7 @@ def describe_answers(stage: OnlineStage) -> str:
 
 def describe_data(stage: PlannedStage) -> str:
     data: DataOptions = stage.offline.data
-    task = (stage.options.task or {}).get("name", "")
+    task = name_task(stage.options.task or {})
     if data.mix:
         return ", ".join(f"{part.weight:g} x {part.name}" for part in data.parts)
     if data.path and not is_hub_id(data.path):

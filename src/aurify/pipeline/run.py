@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from aurify.environments.sharing import close_shared
 from aurify.loops.interrupt import terminable
 from aurify.pipeline.check import check_recipe
-from aurify.pipeline.plan import Plan, PlannedStage, describe
+from aurify.pipeline.plan import Plan, PlannedStage, describe_stage
 from aurify.pipeline.recipe import Recipe
 from aurify.pipeline.stage import run_stage
 from aurify.pipeline.start import start_stage
@@ -36,14 +37,17 @@ def run_pipeline(
                 if is_finished(folder, stage.name):
                     console.print(f"[dim]{title}: finished already[/]")
                 else:
-                    console.header(title, summarise_stage(stage))
+                    legs = "".join(f"\n{line}" for line in folder.describe_legs(stage.name))
+                    console.header(title, summarise_stage(stage) + legs)
                     with folder.attempt(stage.name):
                         run_stage(start_stage(plan, stage.name, folder, console, show_samples=show_samples))
-                stage.examples = None
+                stage.examples = stage.kept = None
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"{str(error) or 'interrupted'}; go on with: {name_program()} train --resume {folder.path}"
         ) from None
+    finally:
+        close_shared()
     results = folder.results()
     console.summary(results)
     if (hint := chat_hint(plan, folder)) is not None:
@@ -52,7 +56,7 @@ def run_pipeline(
 
 
 def summarise_stage(stage: PlannedStage) -> str:
-    row = describe(stage)
+    row = describe_stage(stage)
     return f"{row['method']} of {row['model']} ({row['weights']}), {row['learns from']}, {row['length']}"
 
 

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
+from aurify.thoughts import CLOSINGS
 from aurify.types import Message
 
 TOOLS_TEXT = 'Tools, one a line, each called as <tool_call>{"name": ..., "arguments": ...}</tool_call>:'
+
+
+def join_turns(messages: Sequence[Message]) -> list[Message]:
+    """A turn that went on is one message for a template. Its `pieces` are the texts, each with its weight, which become
+    tokens one by one: as a rollout has them, in which one was sampled and the next one put after it."""
+    joined: list[Any] = []
+    for message in messages:
+        if not (message.get("goes_on") and joined and joined[-1]["role"] == "assistant"):
+            joined.append(message)
+            continue
+        before = joined[-1]
+        pieces = before.get("pieces") or [(before["content"].lstrip(), before.get("weight", 1.0))]
+        pieces = [*pieces, (message["content"], message.get("weight", 1.0))]
+        content, weight = "".join(text for text, _ in pieces), max(weight for _, weight in pieces)
+        joined[-1] = {**before, **message, "content": content, "weight": weight, "pieces": pieces}
+    return joined
 
 
 def write_tools_as_text(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:
@@ -40,7 +57,7 @@ def move_system_to_user(messages: Sequence[Message]) -> list[Message]:
     waiting: list[str] = []
     for message in messages:
         if message["role"] == "system":
-            waiting.append(message["content"])
+            waiting += [message["content"]] if message["content"].strip() else []
             continue
         if waiting and message["role"] == "user":
             message = message.copy()
@@ -79,3 +96,23 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(arguments, str):
         return call
     return {**call, "function": {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}}
+
+
+def move_thoughts(messages: Sequence[Message], key: str) -> list[Message]:
+    """Moves the thought at the beginning of a reply to the key in which the template takes it."""
+    moved: list[Message] = []
+    for message in messages:
+        begun = message["role"] == "assistant" and message["content"].lstrip().startswith("<think>")
+        thought, closing, answer = message["content"].lstrip().removeprefix("<think>").partition("</think>")
+        parted = {**message, key: thought.strip(), "content": answer.lstrip()}
+        moved.append(cast(Message, parted) if begun and closing and thought.strip() else message)
+    return moved
+
+
+def drop_opening(opened: str, text: str) -> str:
+    """The rest of a reply after a prompt that may have opened its thought."""
+    for tag in CLOSINGS:
+        if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):
+            text = text.lstrip()[len(tag) :]
+            text = text if opened.endswith(tag) else text.lstrip("\n")
+    return text

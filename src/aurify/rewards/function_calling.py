@@ -43,7 +43,7 @@ def call_name(task: Task, trajectory: Trajectory) -> float | None:
 
 
 def call_arguments(task: Task, trajectory: Trajectory) -> float | None:
-    """The same of whole calls: the name and all arguments."""
+    """How well whole calls, names with all arguments, agree with those wanted, in any order: the F1 of both lists."""
     wanted = wanted_calls(task)
     return None if wanted is None else agreement(calls_in(task, trajectory), wanted, equal_calls)
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from aurify.engine.attention import IMPLEMENTATION, Unsupported
-from aurify.engine.copies import share_weights
 from aurify.engine.engine import Engine
-from aurify.engine.packing import build_row
-from aurify.samplers.cache import ROUND, Decoding, Prefill, Probe, SlotCache
+from aurify.engine.packing import pack_row
+from aurify.engine.weights import share_weights
+from aurify.samplers.cache import ROUND, Decoding, Extension, Prefill, Probe, SlotCache
 from aurify.samplers.llama import ALIKE, LlamaStep
 
 log = logging.getLogger("aurify")
@@ -45,7 +45,7 @@ class PlainStep:
 
 def prefill(engine: Engine, decoder: Any, cache: SlotCache, prompts: list[list[int]], slots: list[list[int]]) -> Tensor:
     """Computes prompts in one row, and fills all slots of each. Hidden states at their ends, [prompts, hidden]"""
-    row, body = build_row(prompts, range(len(prompts))), engine.body
+    row, body = pack_row(prompts, range(len(prompts))), engine.body
     if body.packs:
         hidden = body.packed(row, Prefill(row, cache, slots, body.path))
     else:  # one prompt a row, by a decoder of its own
@@ -54,6 +54,15 @@ def prefill(engine: Engine, decoder: Any, cache: SlotCache, prompts: list[list[i
         hidden = result.last_hidden_state[0]
     ends = torch.tensor([int(path[-1]) for path in row.nodes], device=cache.device)
     return hidden.index_select(0, ends)
+
+
+def prefill_new(decoder: Any, cache: SlotCache, new: list[list[int]], slots: list[int], starts: list[int]) -> Tensor:
+    """Computes what is new in sequences whose slots hold how they begin. Hidden states at their ends, [new, hidden]"""
+    layout = Extension(new, cache, slots, starts)
+    result = decoder(input_ids=layout.tokens, position_ids=layout.positions, use_cache=False, layout=layout)
+    ends = torch.tensor(layout.sizes, device=cache.device).cumsum(0) - 1
+    hidden: Tensor = result.last_hidden_state[0].index_select(0, ends)
+    return hidden
 
 
 def prepare_layouts(engine: Engine) -> tuple[Any, SlotCache] | None:
@@ -122,7 +131,7 @@ def sample_tokens(engine: Engine) -> np.ndarray:
 def trainer_logprobs(engine: Engine) -> Tensor:
     """Log-probs [sequences, compared, vocabulary] as the trainer computes them."""
     tokens = sample_tokens(engine)
-    row = build_row([list(map(int, sequence)) for sequence in tokens], range(len(tokens)), share=False)
+    row = pack_row([list(map(int, sequence)) for sequence in tokens], range(len(tokens)), share=False)
     nodes = np.stack([path[-COMPARED:] for path in row.nodes])
     return head_logprobs(engine, engine.body.hidden(row)[torch.from_numpy(nodes).to(engine.device)])
 

@@ -1,0 +1,18 @@
+"""Written answers, as the environment that they are for reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from aurify.environments.hosting import unwrap_partial
+from aurify.types import Message
+
+
+def as_messages(answer: str | list[Message], environment: Callable[..., Any]) -> list[Message]:
+    """The messages of an answer. An environment that puts its own words into the policy's turn has `split_trace(text)`,
+    which tells them apart: they are context."""
+    if not isinstance(answer, str):
+        return answer
+    split = getattr(unwrap_partial(environment), "split_trace", None)
+    return [{"role": "assistant", "content": answer}] if split is None else split(answer)
