@@ -10,8 +10,9 @@ import pytest
 
 from aurify.config import load_config
 from aurify.errors import UserError
+from aurify.models.model import tiny_model
 from aurify.models.tiny import byte_tokenizer
-from aurify.pipeline import check
+from aurify.pipeline import check, contents
 from aurify.pipeline.check import check_recipe, find_references
 from aurify.pipeline.plan import describe_stage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, make_renderer
@@ -131,6 +132,9 @@ def test_a_stage_name_is_a_folder_name():
 def test_recipes_that_come_along_are_fine(path, monkeypatch):
     """As far as that can be said without a model hub: models are not looked for, GSM8K is stood in for."""
     monkeypatch.setattr(check, "resolve_model", lambda name: None)
+    monkeypatch.setattr(
+        contents, "load_skeleton", lambda config, **head: tiny_model(max_position_embeddings=9999, **head)
+    )
     values = load_config(path)
     if values["task"]["name"] == "gsm8k":
         values["task"] = {"name": "arithmetic"}

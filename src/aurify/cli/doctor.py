@@ -15,6 +15,8 @@ from urllib.parse import urlparse
 
 import typer
 
+from aurify.cli.list import hang
+
 Verdict = Literal["ok", "note", "problem"]
 Finding = tuple[Verdict, str, str]  # with its subject and what there is to say
 MARKS = {
@@ -36,6 +38,8 @@ EXTRAS = {  # module -> (extra, what it gives)
     "httpx": ("judge", "a language model as a judge"),
     "lancedb": ("memory", "knowledge bases"),
     "sentence_transformers": ("memory", "dense search and rerankers"),
+    "jsonschema": ("tools", "the reward call_valid"),
+    "mcp": ("mcp", "tools of MCP servers"),
     "starlette": ("serve", "a knowledge base over HTTP"),
 }
 SUBJECT_WIDTH = max(map(len, EXTRAS))
@@ -50,7 +54,9 @@ def doctor() -> None:
     for check in CHECKS:
         for verdict, subject, text in check():
             label, colour = MARKS[verdict]
-            typer.echo(f"{typer.style(f'{label:8}', fg=colour)}{subject:{SUBJECT_WIDTH}}  {text}")
+            typer.echo(
+                f"{typer.style(f'{label:8}', fg=colour)}{subject:{SUBJECT_WIDTH}}  {hang(text, 10 + SUBJECT_WIDTH)}"
+            )
             worst = max(worst, verdict, key=list(MARKS).index)
     typer.echo(ENDINGS[worst])
     if worst == "problem":
@@ -133,12 +139,11 @@ def check_hub() -> Iterator[Finding]:
 
 
 def check_folders() -> Iterator[Finding]:
-    from aurify.cli.models import list_hub_models
     from aurify.files import cache_folder
     from aurify.models import catalog
 
     known = [model.name for model in catalog.KNOWN.values() if catalog.is_cached(model)]
-    names = ", ".join(known + list_hub_models()) or "empty"
+    names = ", ".join(known + catalog.list_hub_models()) or "empty"
     yield "ok", "model cache", f"{names} (in {cache_folder()} and the hub's cache)"
     cache = next(parent for parent in (cache_folder(), *cache_folder().parents) if parent.exists())
     for subject, folder in (("disk, cache", cache), ("disk, here", Path.cwd())):

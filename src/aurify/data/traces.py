@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aurify.data.heldout import HeldOut
-from aurify.data.messages import find_thought, join_thought, read_message, read_messages
+from aurify.data.messages import read_message, read_messages
 from aurify.data.prompts import build_task, last_question, read_gold, read_question
+from aurify.data.thoughts import find_thought, join_thought
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
@@ -69,7 +70,7 @@ async def load_traces(
     for held-out tasks, those above `max_tokens` or, with their prompt, `max_context`, copies, and traces without an
     answer to judge them by."""
     traces = Traces(path)
-    check = Check(renderer, rubric, heldout or HeldOut(), max_tokens, max_context, success)
+    check = TraceCheck(renderer, rubric, heldout or HeldOut(), max_tokens, max_context, success)
     for row in open_file(path):
         if isinstance(row, BadRow):
             traces.tally.reject("that cannot be read", str(row))
@@ -85,7 +86,7 @@ async def load_traces(
     return traces
 
 
-async def keep_traces(row: Row, traces: Traces, check: Check) -> None:
+async def keep_traces(row: Row, traces: Traces, check: TraceCheck) -> None:
     """Adds those of a row that pass."""
     task, texts = build_task(row, read_question(row), read_gold(row), but=["answer"]), read_traces(row)
     if reason := check.refuse_row(task, texts):
@@ -109,7 +110,7 @@ async def keep_traces(row: Row, traces: Traces, check: Check) -> None:
 
 
 @dataclass(frozen=True)
-class Check:
+class TraceCheck:
     """What a trace must pass. Both methods say why it does not."""
 
     renderer: Renderer

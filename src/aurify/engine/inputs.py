@@ -21,10 +21,9 @@ from aurify.types import SOURCES, Algorithm, Batch, Datum
 @dataclass(frozen=True, slots=True)
 class Inputs:
     batch: Batch
-    distinct: Tensor  # [distinct] nodes whose token is trained by at least one sequence
-    parents: Tensor  # [distinct] nodes whose hidden state predicts them
+    parents: Tensor  # [distinct] nodes whose hidden state predicts a token that at least one sequence trains
     targets: Tensor  # [distinct] their tokens
-    scatter: Tensor  # [tokens] into `distinct`
+    scatter: Tensor  # [tokens] into `targets`
     last: Tensor  # [sequences] the node that each sequence ends at
     indices: list[tuple[int, int]]  # [tokens] index of the datum, index of the token in it
 
@@ -49,7 +48,8 @@ def select_trained(
         raise UserError("a reward model needs a scalar head; load the model with scalar_head=True")
     if "scores" not in algorithm.needs and has_score:
         raise UserError(f"{name} trains a language model; this one has a scalar head (a reward model)")
-    if has_score or algorithm.per == "unit":  # scores are of whole sequences, and a pair stays whole
+    pairs = algorithm.per == "unit" and algorithm.learns_from != "rollouts"
+    if has_score or pairs:  # scores are of whole sequences, and a pair stays whole
         return list(data)
     return [datum for datum in data if any(datum.weights)]
 
@@ -65,7 +65,6 @@ def build_inputs(row: Row, data: Sequence[Datum], device: torch.device) -> Input
         "sequence": np.repeat(np.arange(len(chosen)), [len(t) for t in trained]),
         "unit": np.array(unit, dtype=np.int64),
         "source": np.concatenate([writers(datum)[t] for datum, t in zip(chosen, trained, strict=True)]),
-        "distinct": predicted,
         "parents": row.parent[predicted],
         "targets": row.tokens[predicted],
         "scatter": scatter.reshape(-1),
@@ -78,7 +77,7 @@ def build_inputs(row: Row, data: Sequence[Datum], device: torch.device) -> Input
         if values is not None:
             arrays[name] = values
     tensors = dict(zip(arrays, upload(list(arrays.values()), device), strict=True))
-    own = {name: tensors.pop(name) for name in ("distinct", "parents", "targets", "scatter", "last")}
+    own = {name: tensors.pop(name) for name in ("parents", "targets", "scatter", "last")}
     batch = Batch(num_sequences=len(chosen), num_units=len(units), **tensors)
     indices = [(k, int(t)) for k, ts in zip(row.data, trained, strict=True) for t in ts]
     return Inputs(batch, **own, indices=indices)

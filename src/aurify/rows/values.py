@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 MESSAGES = ({"role"}, {"from"})  # keys that make an object a message
 TURNS = (*MESSAGES, {"response"}, {"input", "output"})  # or an entry of a list of turns
-HALF = "half of a character (a lone surrogate)"
+SURROGATE = re.compile("[\ud800-\udfff]")
+HALF = "half of a character (a lone surrogate)", "write the whole character, or remove it"
+BROKEN = "bytes that are not UTF-8 text", "save the file as UTF-8, such as with: iconv -f CP1252 -t UTF-8"
 
 
 def parse_json(value: Any) -> Any:
@@ -52,13 +55,11 @@ def prune(value: Any) -> Any:
     return list(map(prune, value)) if isinstance(value, list) else value
 
 
-def has_half_character(value: Any) -> bool:
+def find_half(value: Any) -> tuple[str, str] | None:
+    """What a text holds that is no whole character, and the mend; None where there is nothing."""
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return True
-        return False
+        found = SURROGATE.search(value)
+        return None if found is None else BROKEN if "\udc80" <= found[0] <= "\udcff" else HALF
     if isinstance(value, Mapping):
-        return any(has_half_character(inner) for pair in value.items() for inner in pair)
-    return isinstance(value, list | tuple) and any(map(has_half_character, value))
+        value = [inner for pair in value.items() for inner in pair]
+    return next(filter(None, map(find_half, value)), None) if isinstance(value, list | tuple) else None

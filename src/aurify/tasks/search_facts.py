@@ -27,9 +27,30 @@ INSTRUCTIONS = (
     "Answer the question. To look something up, write <search> words </search>; what is found comes back between "
     "<information> and </information>. Then write <answer> answer </answer>. Question: "
 )
-STARTS = "bal cor dun fel gar hal jor kel lim mar nor pel ros sel tam ul ver wil yor zan".split()
-MIDDLES = "a e i o u an el ir om us".split()
-ENDS = "da gon lis mar nek pol rin sto tis vek".split()
+STARTS = [
+    "bal",
+    "cor",
+    "dun",
+    "fel",
+    "gar",
+    "hal",
+    "jor",
+    "kel",
+    "lim",
+    "mar",
+    "nor",
+    "pel",
+    "ros",
+    "sel",
+    "tam",
+    "ul",
+    "ver",
+    "wil",
+    "yor",
+    "zan",
+]
+MIDDLES = ["a", "e", "i", "o", "u", "an", "el", "ir", "om", "us"]
+ENDS = ["da", "gon", "lis", "mar", "nek", "pol", "rin", "sto", "tis", "vek"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +94,9 @@ def search_facts(
     max_searches: int = 2,
     facts_seed: int = 0,
 ) -> TaskSet:
-    """persons: three facts each. num_heldout: persons of whom one question each is held out. knowledge: of which the
-    knowledge base knows all; the controls are an empty one, and none at all. facts_seed: other facts."""
+    """Facts about invented persons, to be searched for. persons: three facts each. num_heldout: persons of whom one
+    question each is held out. knowledge: of which the knowledge base knows all; the controls are an empty one, and none
+    at all. facts_seed: other facts."""
     if knowledge not in ("full", "empty", "none"):
         raise UserError(f"task.knowledge: {knowledge!r} is none of full, empty and none")
     if not 0 < num_heldout < persons <= 100_000:
