@@ -96,10 +96,13 @@ def ask() -> str | None:
     if sys.stdin.isatty():
         import readline  # noqa: F401 (gives input() editing and history)
     try:
-        return input("you> ").strip()
+        said = input("you> ").strip()
     except (EOFError, KeyboardInterrupt):
         print()
         return None
+    if not sys.stdin.isatty():
+        print(said)  # a terminal shows what is typed; a pipe does not
+    return said
 
 
 def answer(writer: Writer, params: SamplingParams, messages: list[Message]) -> None:

@@ -122,7 +122,7 @@ def tell_form(console: Console, path: str, reader: Reader, tally: Tally, num_uni
     console.print(f"[bold]{escape(path)}[/]: {count_rows(tally.num_rows)}")
     share = f"by {reader.num} of the first {count_rows(reader.num_looked_at)}"
     console.print(f"[bold]recognised as[/] {escape(reader.line())}, {share}")
-    console.print(f"[bold]a method learns[/] {ONES[reader.lesson]} from it: {num_units:,} usable")
+    console.print(f"[bold]{num_units:,} usable[/] to train on {ONES[reader.lesson]}")
 
 
 def show_unit(console: Console, location: str, unit: Unit, renderer: Renderer) -> None:

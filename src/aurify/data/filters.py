@@ -66,22 +66,22 @@ def apply_steps(rows: Iterable[Row], maps: Sequence[Entry], filters: Sequence[En
 
 
 def at_least(row: Row, column: str, least: float) -> bool:
-    """The number in a column is not smaller."""
+    """Keeps rows whose number in a column is at least `least`."""
     return need_number(row, column) >= least
 
 
 def at_most(row: Row, column: str, most: float) -> bool:
-    """The number in a column is not larger."""
+    """Keeps rows whose number in a column is at most `most`."""
     return need_number(row, column) <= most
 
 
 def equals(row: Row, column: str, value: Any) -> bool:
-    """The value of a column is this one, or one of these."""
+    """Keeps rows whose column has this value, or one of these."""
     return row.get(column) in (value if isinstance(value, list) else [value])
 
 
 def matches(row: Row, column: str, pattern: str, without: bool = False) -> bool:
-    """A regular expression is found in the text of a column; without: it is not."""
+    """Keeps rows in whose column a regular expression is found; without: true keeps the others."""
     return bool(re.search(pattern, str(row.get(column, "")))) != without
 
 
@@ -89,13 +89,13 @@ def matches(row: Row, column: str, pattern: str, without: bool = False) -> bool:
 
 
 def rename(row: Row, columns: dict[str, str]) -> dict[str, Any]:
-    """Old name -> new name. A column that has the new name already gives way."""
+    """Renames columns: old name to new name. A column that has the new name already gives way."""
     kept = {name: value for name, value in row.items() if name not in columns and name not in columns.values()}
     return kept | {new: row[old] for old, new in columns.items() if old in row}
 
 
 def drop(row: Row, columns: list[str]) -> dict[str, Any]:
-    """Takes columns off."""
+    """Removes columns."""
     return {name: value for name, value in row.items() if name not in columns}
 
 

@@ -277,7 +277,8 @@ class Reader:
         return examples
 
     def line(self) -> str:
-        columns = ", ".join(dict.fromkeys(self.columns.values()))
+        both = ("chosen", "rejected") if self.form.read is reading.read_pair else ()
+        columns = ", ".join(dict.fromkeys([*self.columns.values(), *both]))
         read_as = "" if self.form.holds == self.lesson else f", taken as {ONES[self.lesson]}"
         return f"{self.form.name!r}{f' (columns {columns})' if columns else ''}{read_as}"
 

@@ -17,6 +17,7 @@ from aurify.types import Message, Task
 Columns = Mapping[str, str]  # part -> column of the file
 REPEATED = "the prompt stood at the beginning of both answers too, and was taken off"
 WRITTEN_OUT = "a conversation that was written out as one text became messages"
+HEADER_OFF = "what another chat template writes before an answer was taken off"
 THOUGHT_JOINED = "the thought in a column of its own was put before the answer"
 FEW_WORDS = 3  # a shorter prompt may begin an answer by chance
 
@@ -111,6 +112,7 @@ def read_completion(row: Row, column: str, prompt: Sequence[Message], *, strip: 
         turns = read_hh(text) or read_transcript(text) or []
         if not begins_with(turns, prompt) or len(turns) <= len(without_system(prompt)):
             said = strip_header(text)
+            row.changes += [HEADER_OFF] if said != text else []
             said = said.strip().removeprefix("Assistant:").strip() if strip else said
             return [{"role": "assistant", "content": said}]
         messages = turns

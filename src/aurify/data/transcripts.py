@@ -106,7 +106,8 @@ def read_transcript(text: Any, *, asked: bool = False, spoken: bool = False) -> 
 
 def strip_header(answer: str) -> str:
     """Without what another chat template writes before an answer."""
-    return HEADER.sub("", answer, count=1)
+    found = HEADER.match(answer)
+    return answer[found.end() :] if found else answer
 
 
 def is_transcript(text: Any) -> bool:

@@ -219,7 +219,8 @@ class OfflineStage(Stage):
         super().__post_init__()
         if self.steps is not None and self.epochs is not None:
             raise UserError(
-                f"steps ({self.steps}) and epochs ({self.epochs}) both say how long to train; give one of them"
+                f"steps ({self.steps}) and epochs ({self.epochs}) both say how long to train; "
+                "give one of them, and the other as null"
             )
 
 

@@ -88,5 +88,5 @@ async def play(
     if single:
         return trajectory, Trial(Datum(tokens, [0.0] * len(tokens)), renderer.notes(first.messages))
     notes = renderer.notes(first.messages, first.tools, many_turns=limits.turns > 1)
-    tried = f"the environment was started and played, with {STAND_IN!r} for {len(sampler.prompts)} answers"
+    tried = f"the environment was started and played; each answer was {STAND_IN!r} ({len(sampler.prompts)} in all)"
     return trajectory, Trial(build_datum(trajectory), [tried, *notes])
