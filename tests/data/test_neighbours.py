@@ -15,7 +15,8 @@ from aurify.data.filters import apply_steps
 from aurify.data.forms import detect
 from aurify.errors import UserError
 from aurify.renderer import Renderer
-from aurify.rows.row import Row, Tally
+from aurify.rows.files import build_row
+from aurify.rows.row import BadRow, Row, Tally
 from aurify.types import Lesson
 
 Q = "What is 2+2?"
@@ -130,6 +131,24 @@ READ: dict[str, tuple[dict[str, Any], Lesson | None, list[str]]] = {
         None,
         [HI + said(CALL, last=False) + turn("tool", "rain") + said("Rain.")],
     ),
+    "arguments as Python prints them": (called([{**ONE, "arguments": "{'city': 'Oslo'}"}]), None, ONE_CALL),
+    # conversations as text
+    "a list of messages as JSON": ({"messages": [json.dumps(USER), json.dumps(BOT)]}, None, [FOUR]),
+    "ShareGPT as Python prints it": (
+        {"conversations": str(share(("human", Q), ("gpt", "4"))["conversations"])},
+        None,
+        [FOUR],
+    ),
+    # what another template wrote
+    "sides of alignment-handbook": (
+        pair("<|assistant|>\n4</s>\n", "<|assistant|>\n5</s>\n", f"<|user|>\n{Q}</s>\n"),
+        None,
+        BOTH,
+    ),
+    "an answer with its header": ({"prompt": Q, "completion": "<|im_start|>assistant\n4<|im_end|>"}, None, [FOUR]),
+    "a question and answers with who speaks": (pair("Assistant: 4", "Assistant: 5", f"Human: {Q}"), None, BOTH),
+    "questions and answers": ({"text": f"### Question: {Q}\n### Answer: 4"}, None, [FOUR]),
+    "a text with the beginning of Llama": ({"text": "<|begin_of_text|>hi there"}, None, ["h[[i there<|im_end|>]]"]),
     # pairs
     "a pair that repeats the prompt without a space": (pair(f"{Q}4", f"{Q}5"), None, BOTH),
     "transcripts beside the prompt": (
@@ -277,6 +296,12 @@ REFUSED: dict[str, tuple[dict[str, Any], Lesson, str, str]] = {
         "begins with a message of role user; expected the assistant's",
         "skip",
     ),
+    "the prompt alone": (
+        pair(f"{Q} 4", Q),
+        "pairs",
+        "an answer that is the prompt alone, beside one that begins with it",
+        "skip",
+    ),
     "two chats, of which one is better": (
         {"conversation_a": [USER, BOT], "conversation_b": [USER, {**BOT, "content": "5"}], "winner": "model_b"},
         "answers",
@@ -298,7 +323,8 @@ def renderer():
 
 def render(renderer: Renderer, rows: list[dict[str, Any]], lesson: Lesson | None) -> list[str]:
     """What the model sees, trained parts in double brackets."""
-    located = [Row(row, f"rows.jsonl:{k}") for k, row in enumerate(json.loads(json.dumps(rows)), 1)]
+    located = [build_row(row, f"rows.jsonl:{k}") for k, row in enumerate(json.loads(json.dumps(rows)), 1)]
+    assert all(isinstance(row, Row) for row in located)
     reader = detect(located, lesson)
     texts = []
     for unit in encode_rows(located, renderer, Encoding(), reader.lesson, reader).units:
@@ -364,3 +390,9 @@ def test_roles_are_renamed(renderer):
     rows = [Row(share(("customer", Q), ("agent", "4")), "rows.jsonl:1")]
     step = {"name": "rename_roles", "roles": {"customer": "user", "agent": "assistant"}}
     assert render(renderer, list(apply_steps(rows, [step], [], Tally())), None) == [FOUR]
+
+
+def test_a_conversation_that_is_no_json_is_named():
+    half = json.dumps([USER, BOT])[:-1]
+    row = build_row({"messages": half}, "rows.jsonl:7")
+    assert isinstance(row, BadRow) and "rows.jsonl:7: column 'messages' begins like JSON and is none" in str(row)

@@ -7,7 +7,7 @@ from typing import Any
 
 from aurify.rows.columns import TOOLS
 from aurify.rows.row import NANS, Row
-from aurify.rows.values import parse_json, prune
+from aurify.rows.values import parse_json, parse_python, prune
 from aurify.tools.calls import Call, read_call, read_calls
 from aurify.tools.schema import list_functions
 
@@ -23,11 +23,18 @@ def read_declared(row: Row, where: str, values: Mapping[str, Any]) -> list[dict[
         raise row.bad(f"{where}: tool_calls is {str(found)[:60]}; expected a list", "tool_calls is no list")
     # an argument that is null: another call of the file has it, this one has not; and so for a whole call
     found = [call for call in (prune(parse_json(call)) for call in found) if call and call != {"function": {}}]
-    calls = [write_call(row, where, read_call(call)) for call in found]
+    calls = [write_call(row, where, read_printed(read_call(call))) for call in found]
     return [
         {"id": given["id"], **call} if isinstance(given, Mapping) and isinstance(given.get("id"), str) else call
         for given, call in zip(found, calls, strict=True)
     ]
+
+
+def read_printed(call: Call) -> Call:
+    """With arguments that Python has printed."""
+    printed = call.arguments if isinstance(call.arguments, str) else ""
+    arguments = parse_python(printed) if printed.lstrip().startswith("{") else None
+    return Call(call.name, dict(arguments)) if isinstance(arguments, Mapping) else call
 
 
 def read_written(row: Row, where: str, text: str) -> list[dict[str, Any]]:

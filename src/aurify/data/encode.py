@@ -16,6 +16,7 @@ from aurify.data.prompts import comparable
 from aurify.data.reading import ALIKE
 from aurify.errors import UserError
 from aurify.renderer import Renderer, TrainOn
+from aurify.renderer.foreign import BEGIN_TEXTS
 from aurify.rows.files import build_row
 from aurify.rows.row import SKIP, BadRow, Row, Tally
 from aurify.rows.sources import raise_bad
@@ -91,7 +92,8 @@ def strip_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
         return [{**message, "content": text} for message, text in zip(messages, said, strict=True)]
 
     if isinstance(example, Text):
-        text = renderer.strip_end(renderer.strip_beginning(example.text))
+        begun = next((begin for begin in BEGIN_TEXTS if example.text.startswith(begin)), "")
+        text = renderer.strip_end(renderer.strip_beginning(example.text.removeprefix(begun)))
         stripped: Example = replace(example, text=text)
         texts = [("", text)]
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 from aurify.data.messages import read_messages
 from aurify.data.thoughts import find_thought, settle_thought
-from aurify.data.transcripts import is_transcript, read_hh, read_transcript
+from aurify.data.transcripts import read_hh, read_transcript, strip_header
 from aurify.rows.columns import CHAT, GOLD, PROMPT, find_column
 from aurify.rows.row import Row, drop_invisible, is_missing
 from aurify.rows.values import parse_json
@@ -17,6 +17,7 @@ from aurify.types import Message, Task
 Columns = Mapping[str, str]  # part -> column of the file
 REPEATED = "the prompt stood at the beginning of both answers too, and was taken off"
 WRITTEN_OUT = "a conversation that was written out as one text became messages"
+HEADER_OFF = "what another chat template writes before an answer was taken off"
 THOUGHT_JOINED = "the thought in a column of its own was put before the answer"
 FEW_WORDS = 3  # a shorter prompt may begin an answer by chance
 
@@ -47,9 +48,13 @@ def read_open_transcript(row: Row, column: str) -> list[Message] | None:
     """The turns of a prompt that ends where the assistant is to speak. None: the prompt is no transcript."""
     given = row.get(column)
     hh = read_hh(given)
-    messages = hh or read_transcript(given)
-    if not messages or messages[-1]["role"] != "assistant":
-        return messages if hh else None
+    spoken = any(isinstance(value, str) and value.lstrip().startswith("Assistant:") for value in row.values())
+    messages = hh or read_transcript(given, asked=True, spoken=spoken)
+    if not messages:
+        return None
+    if messages[-1]["role"] != "assistant":
+        row.changes += [] if hh else [WRITTEN_OUT]
+        return messages
     begun = messages.pop()["content"]
     if begun and hh:
         problem = f"the transcript in {column!r} ends with an answer"
@@ -106,7 +111,9 @@ def read_completion(row: Row, column: str, prompt: Sequence[Message], *, strip: 
         text = row.text(column)
         turns = read_hh(text) or read_transcript(text) or []
         if not begins_with(turns, prompt) or len(turns) <= len(without_system(prompt)):
-            said = text.strip().removeprefix("Assistant:").strip() if strip else text
+            said = strip_header(text)
+            row.changes += [HEADER_OFF] if said != text else []
+            said = said.strip().removeprefix("Assistant:").strip() if strip else said
             return [{"role": "assistant", "content": said}]
         messages = turns
     if begins_with(messages, prompt):
@@ -129,7 +136,8 @@ def without_system(messages: Sequence[Message]) -> Sequence[Message]:
 
 def goes_on(row: Row, columns: Columns) -> bool:
     """Whether the answer goes on a transcript."""
-    return is_transcript(row.get(columns["prompt"]))
+    given = row.get(columns["prompt"])
+    return (read_hh(given) or read_transcript(given, asked=True, spoken=True)) is not None
 
 
 def is_objects(value: list[Any]) -> bool:
@@ -157,13 +165,16 @@ def take_off_prompt(row: Row, prompt: Sequence[Message], sides: list[list[Messag
     """The answers of a pair without the prompt, where both begin with it."""
     asked, texts = prompt[-1]["content"].strip(), [side[0]["content"].lstrip() for side in sides]
     rests = [text.removeprefix(asked) for text in texts]
-    repeated = all(rest.strip() and rest != text for rest, text in zip(rests, texts, strict=True))
+    repeated = all(rest != text for rest, text in zip(rests, texts, strict=True))
     if (
         len(asked.split()) < FEW_WORDS
         or not repeated
         or any(asked[-1].isalnum() and rest[0].isalnum() for rest in rests)
     ):
         return sides
+    if not all(rest.strip() for rest in rests):
+        problem = "an answer that is the prompt alone, beside one that begins with it"
+        raise row.bad(f"{problem}; fill it or remove the row", problem)
     row.changes.append(REPEATED)
     return [[{**side[0], "content": rest.strip()}, *side[1:]] for side, rest in zip(sides, rests, strict=True)]
 

@@ -14,11 +14,15 @@ from aurify.rows.row import Row
 from aurify.types import Message
 
 ROLES = {
-    **dict.fromkeys(("human", "user", "prompter", "instruction", "input", "inst"), "user"),
-    **dict.fromkeys(("assistant", "ai", "model", "response", "/inst"), "assistant"),
+    **dict.fromkeys(("human", "user", "prompter", "instruction", "input", "inst", "question"), "user"),
+    **dict.fromkeys(("assistant", "ai", "model", "response", "/inst", "answer"), "assistant"),
     "system": "system",
 }
 BEGINNINGS = re.compile(r"\s*(?:<s>|<bos>|<\|begin_of_text\|>|<\|endoftext\|>)")
+HEADER = re.compile(
+    r"\s*(?:<\|im_start\|>assistant\n|<\|assistant\|>\n?|<start_of_turn>model\n|"
+    r"<\|start_header_id\|>assistant<\|end_header_id\|>\s*)"
+)
 PREAMBLES = ("Below is an instruction", "A chat between a curious")  # of Alpaca and Vicuna: a system prompt
 LLAMA_SYSTEM = re.compile(r"<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
 
@@ -27,8 +31,14 @@ LLAMA_SYSTEM = re.compile(r"<<SYS>>\n?(.*?)\n?<</SYS>>\s*", re.DOTALL)
 class Notation:
     turn: re.Pattern[str]  # what begins a turn; its group is who speaks
 
-    def read(self, text: str) -> list[Message] | None:
-        """The turns: a person's and the assistant's in turn, after a system prompt. None: the text is not so."""
+    @property
+    def is_marked(self) -> bool:
+        """By tokens that no person writes."""
+        return self.turn.pattern.startswith(("<", "(?:<s>)"))
+
+    def read(self, text: str, least: int = 2) -> list[Message] | None:
+        """The turns, `least` of them: a person's and the assistant's in turn, after a system prompt. None: the text is
+        not so."""
         first = self.turn.search(text)
         before = text[: first.start()].strip() if first else text
         if before and not before.startswith(PREAMBLES):
@@ -46,7 +56,7 @@ class Notation:
         systems = len(messages) - len(spoken)
         in_turn = all(role == ("user", "assistant")[k % 2] for k, role in enumerate(spoken))
         one_system = systems == 0 or (systems == 1 and messages[0]["role"] == "system")
-        return messages if len(spoken) > 1 and in_turn and one_system else None
+        return messages if len(spoken) >= least and in_turn and one_system else None
 
 
 NOTATIONS = tuple(
@@ -56,7 +66,7 @@ NOTATIONS = tuple(
         r"(?:\A\s*|\r?\n)(Human|User|Assistant|AI|System):[ \t]*",
         r"(?:\A\s*|\r?\n)(USER|ASSISTANT|SYSTEM):[ \t]*",
         r"(?:\A|\s|</s>)(USER|ASSISTANT):(?=\s|\Z)",
-        r"###[ \t]*(Human|User|Assistant|System|Instruction|Input|Response):",
+        r"###[ \t]*(Human|User|Assistant|System|Instruction|Input|Response|Question|Answer):",
         r"<\|(user|assistant|system|prompter)\|>",
         r"<\|im_start\|>(user|assistant|system)\r?\n",
         r"<start_of_turn>(user|model)\r?\n",
@@ -83,13 +93,21 @@ def split_system(messages: list[Message]) -> list[Message]:
     return [{"role": "system", "content": found[1].strip()}, first, *messages[1:]]
 
 
-def read_transcript(text: Any) -> list[Message] | None:
+def read_transcript(text: Any, *, asked: bool = False, spoken: bool = False) -> list[Message] | None:
     """The turns of a conversation that was written out, the last of which may be empty: it is for the caller to judge.
-    None: the text is no such conversation from its beginning to its end."""
+    None: the text is no such conversation from its beginning to its end. asked: a question alone is one too, if tokens
+    mark it, or if its answer begins with who speaks (spoken)."""
     if not isinstance(text, str):
         return None
     text = BEGINNINGS.sub("", text, count=1) if BEGINNINGS.match(text) else text
-    return next((messages for one in NOTATIONS if (messages := one.read(text))), None)
+    found = (one.read(text, 1 if asked and (spoken or one.is_marked) else 2) for one in NOTATIONS)
+    return next((messages for messages in found if messages), None)
+
+
+def strip_header(answer: str) -> str:
+    """Without what another chat template writes before an answer."""
+    found = HEADER.match(answer)
+    return answer[found.end() :] if found else answer
 
 
 def is_transcript(text: Any) -> bool:

@@ -17,6 +17,7 @@ from typing import IO, Any
 from aurify.config import missing_file
 from aurify.errors import UserError
 from aurify.files import require
+from aurify.rows.columns import CHAT
 from aurify.rows.gsm8k import tidy
 from aurify.rows.json_text import Entries, read_json
 from aurify.rows.row import BadRow, Row
@@ -73,6 +74,9 @@ def build_row(entry: Any, location: str) -> Row | BadRow:
         )
     values, changes = tidy({name: unpack(value) for name, value in entry.items()})
     for name, value in values.items():
+        if name in CHAT and isinstance(value, str) and value.lstrip().startswith(("[{", '{"')):
+            problem = f"column {name!r} begins like JSON and is none"
+            return BadRow(location, f"{problem} ({value[-40:]!r} is its end); write the whole conversation", problem)
         if found := find_half(value) or find_half(name):
             problem, mend = found
             return BadRow(location, f"column {name!r} holds {problem}; {mend}", problem)

@@ -28,20 +28,31 @@ def parse_json(value: Any) -> Any:
     return value
 
 
+def parse_python(text: str) -> Any:
+    """What a text holds as Python prints it; other texts as they are."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+
+
 def unpack(value: Any) -> Any:
-    """The conversation, or the rated completions, that a text holds as JSON or as Python prints them. Other texts are
-    text, even if they are JSON: an answer may be."""
-    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{", '"[', '"{')):
+    """The conversation, or the rated completions, that a text holds as JSON or as Python prints them, or that a list
+    holds so, message by message. Other texts are text, even if they are JSON: an answer may be."""
+    if isinstance(value, list) and value and all(is_packed(entry) for entry in value):
+        found = list(map(parse_json, value))
+    elif is_packed(value):
+        found = parse_json(value)
+        found = parse_python(value) if found is value or isinstance(found, str) else found
+    else:
         return value
-    found = parse_json(value)
-    if found is value or isinstance(found, str):
-        try:
-            found = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return value
     if isinstance(found, list) and found and all(has_keys(entry, TURNS) for entry in found):
         return found
     return found if has_keys(found, MESSAGES) else value
+
+
+def is_packed(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith(("[", "{", '"[', '"{'))
 
 
 def has_keys(value: Any, choices: Sequence[set[str]]) -> bool:
