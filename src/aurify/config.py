@@ -236,14 +236,15 @@ def build_at(cls: type[T], values: Any, key: str) -> T:
         raise UserError(f"{quoted(key)} is {values!r}; expected a mapping with {join_names(hints)}")
     for name in values:
         if name not in hints:
-            raise UserError(
-                f"unknown key {quoted(join_keys(key, name))}{translate(str(name)) or did_you_mean(str(name), hints)}"
-            )
+            inside = next(find_keys(values, str(name)), None) if not key else None
+            near = f"; did you mean {inside!r}?" if inside else did_you_mean(str(name), hints)
+            raise UserError(f"unknown key {quoted(join_keys(key, name))}{translate(str(name)) or near}")
     specs = {spec.name: spec for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in hints:
         required = specs[name].default is dataclasses.MISSING and specs[name].default_factory is dataclasses.MISSING
         if required and name not in values:
             raise UserError(f"missing key {quoted(join_keys(key, name))}; expected {expected(hints[name])}")
+    values = {name: fill_in(value, specs[name]) for name, value in values.items()}
     arguments = {name: convert(hints[name], value, join_keys(key, name)) for name, value in values.items()}
     try:
         return cls(**arguments)
@@ -251,6 +252,27 @@ def build_at(cls: type[T], values: Any, key: str) -> T:
         text = str(error)
         named = text.partition(":")[0] in hints
         raise UserError(join_keys(key, text) if named else f"{key}: {text}" if key else text) from error
+
+
+def fill_in(value: Any, spec: dataclasses.Field[Any]) -> Any:
+    """A mapping, with what the field's own default says otherwise than its class does: evaluation is greedy also where
+    a recipe gives max_tokens of its sampling alone."""
+    default = spec.default
+    if not isinstance(value, Mapping) or not dataclasses.is_dataclass(default):
+        return value
+    own = {inner.name: getattr(default, inner.name) for inner in dataclasses.fields(default) if inner.init}
+    usual = {inner.name: inner.default for inner in dataclasses.fields(default)}
+    return {name: kept for name, kept in own.items() if usual[name] != kept and name not in value} | dict(value)
+
+
+def find_keys(values: Mapping[Any, Any], name: str, above: str = "") -> Iterator[str]:
+    """The dotted keys in the mappings inside `values` that end in `name`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = join_keys(above, key)
+            if name in value:
+                yield join_keys(inner, name)
+            yield from find_keys(value, name, inner)
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:

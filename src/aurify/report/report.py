@@ -215,6 +215,8 @@ def build_stage(
     line = text(" · ".join(fact for fact in facts if fact))
     if result["status"] != "finished":
         line += " " + build_badge(result)
+    if result["status"] in ("interrupted", "failed", "killed"):
+        line += " " + text(f"aurify train --resume {stage.path.parent.name} goes on with it")
     html = tag("h2", text(stage.name)) + tag("p", line, class_="dim")
     html += "".join(tag("p", text(leg), class_="dim") for leg in legs) + build_error(result) + build_grid(charts)
     if samples.rewards:
