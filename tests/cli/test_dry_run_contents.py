@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers_in_code as made
 from typer.testing import CliRunner
 
 from aurify import registry
 from aurify.cli.main import app
 from aurify.config import load_config
 from aurify.loops import examples
+from aurify.models.loading import save_model
+from aurify.models.model import tiny_model
 from aurify.pipeline import contents
 from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
@@ -166,6 +169,17 @@ def test_another_adapter_than_that_of_the_stage_before(lora, said):
     assert f"stages.rl: lora{'.targets' if 'targets' in lora else ''}" in (told := refusal()) and said in told
 
 
+def test_a_teacher_that_reads_other_tokens(tmp_path):
+    tokenizer = made.word_start()
+    save_model(tiny_model(vocab_size=len(tokenizer)).module, tokenizer, tmp_path / "other")
+    task = "largest_number"
+    write_recipe({"one": RL | {"method": "distillation", "teacher": "other"}}, task=task)
+    assert "stages.one: teacher: other reads other tokens than random:tiny" in refusal()
+    first = SFT | {"data": {"demonstrations": 4}}
+    write_recipe({"sft": first, "one": RL | {"method": "distillation", "teacher": "@sft"}}, task=task)
+    assert "The recipe is fine" in dry_run()
+
+
 # ---------------------------------------------------------------------- rewards
 
 REWARDS = """
@@ -270,9 +284,6 @@ def test_a_run_that_goes_on_does_not_encode_the_rows_of_finished_stages(encoded)
 
 
 def test_a_dry_run_loads_no_weights(tmp_path, monkeypatch):
-    from aurify.models.loading import save_model
-    from aurify.models.model import tiny_model
-
     model = tiny_model()
     save_model(model.module, model.tokenizer, tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()

@@ -25,7 +25,6 @@ from aurify.samplers.scripted import ScriptedSampler
 from aurify.tasks.taskset import TaskSet, question
 from aurify.types import Task
 
-
 TRIED = 2  # environments that are started before the first step
 
 

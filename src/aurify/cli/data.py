@@ -49,6 +49,7 @@ def inspect(
 ) -> None:
     """Say which form the rows are in, show what is trained, lengths, and what would be left out and why."""
     from rich.console import Console
+    from rich.markup import escape
 
     from aurify import config
     from aurify.data.encode import Encoding
@@ -74,6 +75,8 @@ def inspect(
         encoded, renderer = encode_shown(examples, renderer, options, console)
     tally.add(encoded.tally)
     tell_form(console, path, reader, tally, len(encoded.units))
+    if unread := reader.unread(rows):
+        console.print(f"[bold]columns that are not read[/] {escape(', '.join(unread))}")
     console.print(f"[bold]tokens by[/] {model}", markup=True)
     for example, unit in list(zip(encoded.examples, encoded.units, strict=True))[:num]:
         show_unit(console, example.location, unit, renderer)

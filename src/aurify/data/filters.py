@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from aurify import registry
-from aurify.data.messages import SAME_ROLE, find_thought
+from aurify.data.messages import SAID, SPEAKER, find_role
+from aurify.data.thoughts import find_thought
 from aurify.errors import UserError
 from aurify.rows.columns import COMPLETION
 from aurify.rows.row import Row, Tally
 from aurify.signatures import options_for, report_crashes, split_options
 
-ANSWERS, TEXTS = (*COMPLETION, "chosen", "rejected"), ("content", "value")
+ANSWERS = (*COMPLETION, "chosen", "rejected")
 Entry = str | Mapping[str, Any]  # a registered function: its name, or {name: ..., options}
 
 
@@ -98,6 +99,21 @@ def drop(row: Row, columns: list[str]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in columns}
 
 
+def rename_roles(row: Row, roles: dict[str, str]) -> dict[str, Any]:
+    """Old role of a message -> new one, in every list of messages."""
+
+    def change(value: Any) -> Any:
+        if isinstance(value, list):
+            return [change(entry) for entry in value]
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            key: roles.get(old, old) if key in SPEAKER and isinstance(old, str) else old for key, old in value.items()
+        }
+
+    return {name: change(value) for name, value in row.items()}
+
+
 def empty_thoughts(row: Row) -> dict[str, Any]:
     """Answers without a thought get an empty one, for chat templates that open a thought before each reply."""
 
@@ -105,8 +121,8 @@ def empty_thoughts(row: Row) -> dict[str, Any]:
         if isinstance(value, list):
             return [think(entry, name) for entry in value]
         if isinstance(value, Mapping) and not find_thought(value):
-            said = SAME_ROLE.get(role := value.get("role", value.get("from")), role) == "assistant"
-            return {key: think(text, "answer") if said and key in TEXTS else text for key, text in value.items()}
+            said = find_role(value) == "assistant"
+            return {key: think(text, "answer") if said and key in SAID else text for key, text in value.items()}
         is_answer = name in ANSWERS and isinstance(value, str) and value.strip() and "</think>" not in value
         return f"<think>\n\n</think>\n\n{value}" if is_answer else value
 

@@ -116,6 +116,9 @@ def summarise(groups: Sequence[Group], measure: str, samples_per_task: int) -> E
         metrics["failed"] = num_failed / (samples_per_task * len(groups))
     if rewards:
         metrics["reward"] = statistics.fmean(rewards)
+    for part in sorted({group.task.part for group in groups if group.task.part}):
+        pairs = zip(by_task, groups, strict=True)
+        metrics[f"{part}/value"] = statistics.fmean(value for value, group in pairs if group.task.part == part)
     mean = estimate_mean(by_task)
     return Evaluation(mean.value, mean.error, mean.num, measure, metrics, groups)
 

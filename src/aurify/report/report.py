@@ -270,20 +270,20 @@ def build_code(words: str) -> str:
 
 def build_origins(folder: RunFolder) -> str:
     """What is needed to run it again."""
-    facts = [[text(key), text(value)] for key, value in flatten_facts(jsonl.read_object(folder.info))]
+    facts = [[text(key), text(value)] for key, value in list_facts(jsonl.read_object(folder.info))]
     folds = fold("Recipe", build_code(folder.recipe.read_text(encoding="utf-8")))
     folds += fold("Versions and hardware", table([("", "dim"), ("", None)], facts) if facts else "")
     line = f"Made from the files of {folder.name}; aurify report {folder.name} makes it anew."
     return tag("footer", tag("div", folds, class_="folds"), tag("p", text(line), class_="dim"))
 
 
-def flatten_facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def list_facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         if key == "checks":  # of packed rows: dozens of numbers, which stand in run_info.json
             continue
         if isinstance(value, dict):
-            rows += flatten_facts(value, f"{prefix}{key} ")
+            rows += list_facts(value, f"{prefix}{key} ")
         else:
             rows.append((f"{prefix}{key}", " ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return rows

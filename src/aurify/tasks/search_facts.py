@@ -27,9 +27,30 @@ INSTRUCTIONS = (
     "Answer the question. To look something up, write <search> words </search>; what is found comes back between "
     "<information> and </information>. Then write <answer> answer </answer>. Question: "
 )
-STARTS = "bal cor dun fel gar hal jor kel lim mar nor pel ros sel tam ul ver wil yor zan".split()
-MIDDLES = "a e i o u an el ir om us".split()
-ENDS = "da gon lis mar nek pol rin sto tis vek".split()
+STARTS = [
+    "bal",
+    "cor",
+    "dun",
+    "fel",
+    "gar",
+    "hal",
+    "jor",
+    "kel",
+    "lim",
+    "mar",
+    "nor",
+    "pel",
+    "ros",
+    "sel",
+    "tam",
+    "ul",
+    "ver",
+    "wil",
+    "yor",
+    "zan",
+]
+MIDDLES = ["a", "e", "i", "o", "u", "an", "el", "ir", "om", "us"]
+ENDS = ["da", "gon", "lis", "mar", "nek", "pol", "rin", "sto", "tis", "vek"]
 
 
 @dataclass(frozen=True)
