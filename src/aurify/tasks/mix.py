@@ -1,7 +1,5 @@
-"""Several tasks in one stage, in fixed ratios, each with its own environment, tools and rewards.
-
-A recipe writes `task: [{name: sorting, ratio: 2}, {name: multiplication, tools: [calculator]}]`. In any stretch of the
-training tasks each has its share to within one, so a step of a few prompts keeps the ratios too."""
+"""Several tasks in one stage, in fixed ratios, each with its own environment, tools and rewards. A recipe
+    writes `task: [{name: sorting, ratio: 2}, {name: multiplication, tools: [calculator]}]`. In any stretch of the training tasks each has its share to within one, so a step of a few prompts keeps the ratios too."""
 
 from __future__ import annotations
 
