@@ -1,5 +1,7 @@
-"""Several tasks in one stage, in fixed ratios, each with its own environment, tools and rewards. A recipe
-    writes `task: [{name: sorting, ratio: 2}, {name: multiplication, tools: [calculator]}]`. In any stretch of the training tasks each has its share to within one, so a step of a few prompts keeps the ratios too."""
+"""Several tasks in one stage, in fixed ratios, each with its own environment, tools and rewards.
+
+A recipe writes `task: [{name: sorting, ratio: 2}, {name: multiplication, tools: [calculator]}]`. In any stretch of the
+training tasks each has its share to within one, so a step of a few prompts keeps the ratios too."""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ class Part:
 
 
 def mix(tasks: Sequence[Mapping[str, Any]]) -> TaskSet:
-    """Several tasks in one, drawn by their ratios. tasks: each {name: ..., ratio: 1, label: its name, and the options of that task}."""
+    """Draws from several tasks by their ratios. tasks: each {name: ..., ratio: 1, label: its name, and the options of
+    that task}."""
     parts = [build_part(entry, number) for number, entry in enumerate(tasks)]
     labels = [part.label for part in parts]
     if len(parts) < 2:
