@@ -32,7 +32,8 @@ class Part:
 
 
 def mix(tasks: Sequence[Mapping[str, Any]]) -> TaskSet:
-    """tasks: each {name: ..., ratio: 1, label: its name, and the options of that task}."""
+    """Draws from several tasks by their ratios. tasks: each {name: ..., ratio: 1, label: its name, and the options of
+    that task}."""
     parts = [build_part(entry, number) for number, entry in enumerate(tasks)]
     labels = [part.label for part in parts]
     if len(parts) < 2:
