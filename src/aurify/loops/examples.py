@@ -23,7 +23,7 @@ from aurify.loops.progress import derive_seed
 from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.rows.row import Row, Tally
 from aurify.rows.sources import open_file, raise_bad
-from aurify.types import Datum, Lesson, Message
+from aurify.types import Datum, Lesson
 
 if TYPE_CHECKING:
     from aurify.renderer import Renderer

@@ -108,7 +108,9 @@ class Shield:
 
     def _hide_message(self, message: Message) -> Message:
         hidden = {
-            key: value if key in ("role", "weight", "pieces") else self.hide(value, message["role"] if key == "content" else "")
+            key: value
+            if key in ("role", "weight", "pieces")
+            else self.hide(value, message["role"] if key == "content" else "")
             for key, value in message.items()
         }
         return cast(Message, hidden)

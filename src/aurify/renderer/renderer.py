@@ -289,8 +289,8 @@ class Renderer:
         beginning, _, rest = said.partition(message["content"].rstrip())
         if beginning.strip() or rest.strip():
             raise UserError(
-                f"{self.template.name} changes a turn that went on after {pieces[0][0][-60:]!r}; a message with goes_on "
-                "needs a template that writes answers as they are, and no tool calls"
+                f"{self.template.name} changes a turn that went on after {pieces[0][0][-60:]!r}; a message with "
+                "goes_on needs a template that writes answers as they are, and no tool calls"
             )
         tokens, weights = [], []
         for text, weight in pieces:
