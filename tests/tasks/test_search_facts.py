@@ -70,7 +70,7 @@ def test_without_knowledge_there_is_no_search_to_show(tmp_path):
 @pytest.mark.parametrize(
     ("options", "names"),
     [
-        ({"knowledge": "half"}, "'half' is none of"),
+        ({"knowledge": "half"}, "expected one of 'full', 'empty', 'none'"),
         ({"persons": 9, "num_heldout": 9}, "num_heldout is 9 and persons 9"),
     ],
 )

@@ -47,10 +47,12 @@ class SearchR1(MultiTurnEnvironment):
     def split_trace(text: str) -> list[Message]:
         """A written answer with searches inside: what stands between <information> tags is context, never a target."""
         pieces = [piece for piece in FOUND.split(text) if piece]
-        return [
-            {"role": "assistant", "content": piece, "weight": 0.0 if FOUND.fullmatch(piece) else 1.0, "goes_on": k > 0}
-            for k, piece in enumerate(pieces)
+        messages: list[Message] = [
+            {"role": "assistant", "content": piece, "weight": 0.0 if FOUND.fullmatch(piece) else 1.0, "goes_on": True}
+            for piece in pieces
         ]
+        messages[0].pop("goes_on")
+        return messages
 
     def __init__(
         self,

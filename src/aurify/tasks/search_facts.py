@@ -73,8 +73,6 @@ def search_facts(
 ) -> TaskSet:
     """persons: three facts each. num_heldout: persons of whom one question each is held out. knowledge: of which the
     knowledge base knows all; the controls are an empty one, and none at all. facts_seed: other facts."""
-    if knowledge not in ("full", "empty", "none"):
-        raise UserError(f"task.knowledge: {knowledge!r} is none of full, empty and none")
     if not 0 < num_heldout < persons <= 100_000:
         raise UserError(
             f"task: num_heldout is {num_heldout} and persons {persons}; expected 0 < num_heldout < persons <= 100,000"
