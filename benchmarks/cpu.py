@@ -33,8 +33,7 @@ def main() -> None:
     import torch
 
     from aurify.hardware import choose_dtype
-    from aurify.models.export import save_model
-    from aurify.models.loading import RANDOM_TINY
+    from aurify.models.loading import RANDOM_TINY, save_model
     from aurify.models.model import load_tokenizer, tiny_model
     from aurify.models.names import resolve_model
 

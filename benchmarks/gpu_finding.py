@@ -18,7 +18,7 @@ from torch import Tensor
 from aurify.engine import attention
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.packing import build_row
+from aurify.engine.packing import pack_row
 from aurify.models.model import LoadedModel
 
 FACTOR = 3.0  # of KL, which grows with the square: FACTOR**2
@@ -93,7 +93,7 @@ def expect_packed(finding: Finding, engine: Engine, card: Card, forced: str | No
 
 def distributions(engine: Engine, sequences: list[list[int]], *, share: bool) -> Tensor:
     """Log-probs [tokens, vocabulary] of all sequences, one after the other; by the kernels of training."""
-    row = build_row(sequences, range(len(sequences)), share=share)
+    row = pack_row(sequences, range(len(sequences)), share=share)
     hidden = engine.body.hidden(row).detach()
     assert engine.head is not None
     nodes = torch.from_numpy(np.concatenate(row.nodes)).to(hidden.device)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from aurify.sandbox.sandbox import Backend, Limits, finish, run_tests, start, works
+from aurify.sandbox.sandbox import Backend, Limits, read_outcome, run_tests, start, works
 
 PROGRAM = "def add(a, b):\n    return a + b\n"
 TESTS = ["assert add(1, 2) == 3", "assert add('a', 'b') == 'ab'", "assert add([], [1]) == [1]"]
@@ -27,7 +27,7 @@ def tests() -> None:
 def script_with(kind: Backend) -> Callable[[], None]:
     def run() -> None:
         process = start({"role": "script", "code": "print(1)"}, Limits(), using=kind)
-        assert finish(process, Limits()).stdout == "1\n"
+        assert read_outcome(process, Limits()).stdout == "1\n"
 
     return run
 

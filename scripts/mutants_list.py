@@ -120,7 +120,7 @@ ALGORITHMS = [
         ("replay without its past", "change = out.logprobs - batch.old_logprobs", "change = out.logprobs"),
     ),
     *faults(
-        "algorithms/shaping.py",
+        "algorithms/luffy.py",
         "algorithms/test_fixtures_signs.py algorithms/test_fixtures_luffy.py",
         ("log clamped", "return log_x  #", "return log_x.clamp(-20, 20)  #"),
         ("power clamped below", "(gamma * log_x.clamp(max=MAX_LOG))", "(gamma * log_x.clamp(-MAX_LOG, MAX_LOG))"),
@@ -308,7 +308,7 @@ LOOPS = [
         ("consistency filter off", "if stage.consistent_only:", "if False:"),
     ),
     *faults(
-        "loops/selection.py",
+        "loops/online.py",
         "loops/test_online_faults.py loops/test_online.py loops/test_sources.py",
         ("masked answers trained", 'and not (trajectory.truncated and stage.truncated == "mask")', ""),
         ("answers without reward trained", "and (trajectory.reward is not None or not needs_reward)", ""),

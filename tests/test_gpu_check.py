@@ -106,13 +106,13 @@ def swap(row):
 def plant_in_rows(monkeypatch, fault, module):
     """In packed rows, where sequences share: plain rows stay right, and the rows of the engine's own check."""
     module = importlib.import_module(module)
-    usual = module.build_row
+    usual = module.pack_row
 
     def faulty(sequences, data, share=True):
         row = usual(sequences, data, share)
         return fault(row) if share and len(row.tokens) == 127 else row
 
-    monkeypatch.setattr(module, "build_row", faulty)
+    monkeypatch.setattr(module, "pack_row", faulty)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,33 +7,40 @@ neither."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from aurify.errors import UserError
 
 
 @dataclass(frozen=True)
-class Ge:
-    ge: float
+class Bound:
+    """`words` say it alone, `bracket` as an end of an interval."""
+
+    limit: float
+    admits: ClassVar[Callable[[Any, Any], Any]]
+    words: ClassVar[str]
+    bracket: ClassVar[str]
 
 
-@dataclass(frozen=True)
-class Gt:
-    gt: float
+class Ge(Bound):
+    admits, words, bracket = operator.ge, "at least", "["
 
 
-@dataclass(frozen=True)
-class Le:
-    le: float
+class Gt(Bound):
+    admits, words, bracket = operator.gt, "above", "("
 
 
-@dataclass(frozen=True)
-class Lt:
-    lt: float
+class Le(Bound):
+    admits, words, bracket = operator.le, "at most", "]"
+
+
+class Lt(Bound):
+    admits, words, bracket = operator.lt, "below", ")"
 
 
 class Interval:
@@ -44,7 +51,7 @@ class Interval:
     ) -> None:
         lowest = [Ge(ge)] if ge is not None else [Gt(gt)] if gt is not None else []
         highest = [Le(le)] if le is not None else [Lt(lt)] if lt is not None else []
-        self.bounds: list[Ge | Gt | Le | Lt] = [*lowest, *highest]
+        self.bounds: list[Bound] = [*lowest, *highest]
 
 
 PositiveInt = Annotated[int, Ge(1)]
@@ -62,50 +69,38 @@ class Checked:
 
     def __post_init__(self) -> None:
         kind: type = type(self)
-        for name, low, high, words in ranges_in(kind):
+        for name, bounds, words in ranges_in(kind):
             value = getattr(self, name)
-            if value is not None and not (lies_above(low, value) and lies_below(high, value)):
+            if value is not None and not all(bound.admits(value, bound.limit) for bound in bounds):
                 raise UserError(f"{name}: {value!r} is out of range; it must be {words}")
 
 
-def lies_above(low: Ge | Gt | None, value: Any) -> bool:
-    return low is None or bool(value >= low.ge if isinstance(low, Ge) else value > low.gt)
-
-
-def lies_below(high: Le | Lt | None, value: Any) -> bool:
-    return high is None or bool(value <= high.le if isinstance(high, Le) else value < high.lt)
-
-
 @cache
-def ranges_in(cls: type) -> list[tuple[str, Ge | Gt | None, Le | Lt | None, str]]:
-    """(field, lower bound, upper bound, range in words) of each field with a range."""
+def ranges_in(cls: type) -> list[tuple[str, list[Bound], str]]:
+    """(field, its bounds, range in words) of each field with a range."""
     found = []
     for name, hint in get_type_hints(cls, include_extras=True).items():
-        bounds = list(bounds_in(hint))
-        low = next((bound for bound in bounds if isinstance(bound, (Ge, Gt))), None)
-        high = next((bound for bound in bounds if isinstance(bound, (Le, Lt))), None)
-        if low is not None or high is not None:
-            advice = [f"({bound})" for bound in bounds if isinstance(bound, str)]
+        notes = list(notes_in(hint))
+        bounds = [note for note in notes if isinstance(note, Bound)]
+        if bounds:
+            advice = [f"({note})" for note in notes if isinstance(note, str)]
             null = ["or null"] if type(None) in get_args(hint) else []
-            found.append((name, low, high, " ".join([describe_range(low, high), *advice, *null])))
+            found.append((name, bounds, " ".join([describe_range(bounds), *advice, *null])))
     return found
 
 
-def bounds_in(hint: Any) -> Iterator[Any]:
+def notes_in(hint: Any) -> Iterator[Any]:
     """Everything beside the type in `Annotated[...]`, also in `Annotated[...] | None`."""
     if get_origin(hint) in (Union, UnionType):
         for part in get_args(hint):
-            yield from bounds_in(part)
+            yield from notes_in(part)
     for item in getattr(hint, "__metadata__", ()):
         yield from item.bounds if isinstance(item, Interval) else (item,)
 
 
-def describe_range(low: Ge | Gt | None, high: Le | Lt | None) -> str:
+def describe_range(bounds: Sequence[Bound]) -> str:
     """`at least 1`, `above 0` or `in [0, 1)`."""
-    lowest = None if low is None else low.ge if isinstance(low, Ge) else low.gt
-    highest = None if high is None else high.le if isinstance(high, Le) else high.lt
-    if high is None:
-        return f"{'at least' if isinstance(low, Ge) else 'above'} {lowest}"
-    if low is None:
-        return f"{'at most' if isinstance(high, Le) else 'below'} {highest}"
-    return f"in {'[' if isinstance(low, Ge) else '('}{lowest}, {highest}{']' if isinstance(high, Le) else ')'}"
+    if len(bounds) == 1:
+        return f"{bounds[0].words} {bounds[0].limit}"
+    low, high = bounds
+    return f"in {low.bracket}{low.limit}, {high.limit}{high.bracket}"

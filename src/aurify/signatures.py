@@ -117,9 +117,9 @@ def takes_completions(signature: inspect.Signature) -> bool:
 
 def takes_positional(signature: inspect.Signature, num: int) -> bool:
     """Whether `num` arguments can be given by position."""
-    by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     kinds = [parameter.kind for parameter in signature.parameters.values()]
-    return sum(kind in by_place for kind in kinds) >= num or inspect.Parameter.VAR_POSITIONAL in kinds
+    return sum(kind in by_position for kind in kinds) >= num or inspect.Parameter.VAR_POSITIONAL in kinds
 
 
 def split_options(kind: str, entry: Any) -> tuple[str, dict[str, Any]]:

@@ -16,7 +16,7 @@ from aurify.algorithms.correction import Correction
 from aurify.algorithms.effects import NEVER, check_effects, collect_effects
 from aurify.algorithms.grpo import GRPO
 from aurify.errors import UserError
-from aurify.loops.selection import choose_trained
+from aurify.loops.online import choose_trained
 from aurify.pipeline.recipe import OnlineStage
 from aurify.types import Datum, Group, Outputs, Segment, Task, Trajectory, prepared
 

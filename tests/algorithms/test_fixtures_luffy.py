@@ -12,9 +12,8 @@ from models import random_model
 
 from aurify.algorithms.exgrpo import ExGRPO
 from aurify.algorithms.grpo import GRPO
-from aurify.algorithms.luffy import LUFFY
+from aurify.algorithms.luffy import LUFFY, shaped
 from aurify.algorithms.sft import SFT
-from aurify.algorithms.shaping import shaped
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
 from aurify.types import Datum, Group, Outputs, Segment, Task, Trajectory

@@ -19,10 +19,9 @@ from aurify.algorithms.gdpo import GDPO
 from aurify.algorithms.grpo import GRPO, kl_estimate
 from aurify.algorithms.gspo import GSPO
 from aurify.algorithms.kto import KTO
-from aurify.algorithms.luffy import LUFFY
+from aurify.algorithms.luffy import LUFFY, shaped
 from aurify.algorithms.reinforce_pp import ReinforcePP
 from aurify.algorithms.sapo import SAPO
-from aurify.algorithms.shaping import shaped
 from aurify.errors import UserError
 from aurify.types import Datum, Group, Outputs, Segment, Task, Trajectory
 

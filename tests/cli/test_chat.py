@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from typer.testing import CliRunner
 
-from aurify.cli.chat import Wrap, converse, drop_oldest
+from aurify.cli.chat import Wrap, converse, make_room
 from aurify.cli.main import app
 from aurify.cli.names import NamedModel
 from aurify.cli.writer import Writer, open_writer
@@ -134,7 +134,7 @@ def test_what_fits_is_kept(tokenizer):
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
-    assert drop_oldest(writer, SamplingParams(max_tokens=16), messages) == 0
+    assert make_room(writer, SamplingParams(max_tokens=16), messages) == 0
     assert len(messages) == 3
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from aurify import registry
 from aurify.cli.main import app
+from aurify.models.model import tiny_model
 
 RECIPE = """
 name: acting
@@ -55,7 +56,10 @@ def dry_run(tmp_path, monkeypatch):
         (tmp_path / "acting.yaml").write_text(RECIPE)
         (tmp_path / "acting.py").write_text(PLUGIN.replace("START", start).replace("STEP", step))
         if template:
-            monkeypatch.setattr("aurify.models.model.load_tokenizer", lambda name: made.family(template))
+            model = tiny_model(vocab_size=600)
+            model.tokenizer = made.family(template)
+            monkeypatch.setattr("aurify.pipeline.contents.load_skeleton", lambda config, **_: model)
+            monkeypatch.setattr("aurify.models.model.load_tokenizer", lambda name: model.tokenizer)
         result = CliRunner().invoke(app, ["train", "acting.yaml", "--dry-run", *overrides])
         assert not (tmp_path / "runs").exists()
         return result

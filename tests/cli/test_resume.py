@@ -100,7 +100,13 @@ def test_without_a_schedule_training_longer_is_a_longer_run_to_the_bit():
 
 def test_a_second_leg_is_recorded_and_shown():
     run = stop_before(3)
-    assert invoke("train", "--resume", "last", "stages.sft.optim.lr=0.5", "stages.sft.steps=6").exit_code == 0
+    result = invoke("train", "--resume", "last", "stages.sft.optim.lr=0.5", "stages.sft.steps=6")
+    assert result.exit_code == 0, result.output
+    leg = "leg 2 (after step 2): stages.sft.optim.lr: 0.01 -> 0.5, stages.sft.steps: 5 -> 6"
+    assert leg in result.stdout and leg in (run / "sft" / "console.log").read_text()
+    assert leg.replace(">", "&gt;") in (run / "report.html").read_text().partition("<h2>sft</h2>")[2][:600]
+    listed = " ".join(CliRunner().invoke(app, ["runs"], env={"COLUMNS": "200"}).stdout.split())
+    assert f"finished; went on with other options: {leg.replace(' (after step 2)', '')}" in listed
     assert load_config(run / "recipe.yaml")["stages"]["sft"]["optim"]["lr"] == 0.5
     assert load_config(run / "recipe.1.yaml")["stages"]["sft"]["optim"]["lr"] == 0.01
     leg = json.loads((run / "run_info.json").read_text())["legs"]["2"]

@@ -14,7 +14,7 @@ from aurify.engine import attention
 from aurify.engine.attention import FLEX_BLOCK, Forest, compile_flex, flex_mask, padded_length
 from aurify.engine.forward import Body
 from aurify.engine.logprobs import Head
-from aurify.engine.packing import Row, build_row
+from aurify.engine.packing import Row, pack_row
 from aurify.engine.upload import upload_together
 
 CPU = torch.device("cpu")
@@ -34,7 +34,7 @@ def random_forest(seed: int, nodes: int) -> Row:
         branch = generator.integers(3, 300, int(generator.integers(1, 200))).tolist()[: max(1, nodes - total)]
         sequences.append([*trunk, *branch])
         total += len(branch)
-    return build_row(sequences, range(len(sequences)))
+    return pack_row(sequences, range(len(sequences)))
 
 
 def expected_mask(forest: Forest, window: int | None) -> np.ndarray:

@@ -14,7 +14,7 @@ from aurify.engine import budget, recompute
 from aurify.engine.budget import LEAST_TOKENS, plan_memory
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.packing import build_row
+from aurify.engine.packing import pack_row
 from aurify.errors import UserError
 from aurify.types import Datum
 
@@ -67,7 +67,7 @@ def test_what_was_asked_for_is_kept(shape, monkeypatch):
 def test_saved_activations_are_what_the_plan_counts(architecture, dtype):
     """Counted by hooks on a wide model, in which small vectors do not matter."""
     sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "head_dim": 64}
-    row = build_row([sequences(1, 256)[0].tokens], [0])
+    row = pack_row([sequences(1, 256)[0].tokens], [0])
     saved = {}
     for checkpointing in (False, True):
         model = random_model(architecture, **sizes)

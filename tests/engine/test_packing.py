@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from aurify.engine.cpu.gathered import BLOCK, block_sizes
-from aurify.engine.packing import build_row, pack_rows
+from aurify.engine.packing import pack_row, pack_rows
 from aurify.types import Datum
 
 
@@ -19,7 +19,7 @@ def sequences_of(generator: np.random.Generator, num: int = 12) -> list[list[int
 @pytest.mark.parametrize("seed", range(10))
 def test_every_sequence_is_a_path_that_sees_just_itself(seed, share):
     sequences = sequences_of(np.random.default_rng(seed))
-    row = build_row(sequences, range(len(sequences)), share)
+    row = pack_row(sequences, range(len(sequences)), share)
     for sequence, path in zip(sequences, row.nodes, strict=True):
         assert row.tokens[path].tolist() == sequence
         assert row.positions[path].tolist() == list(range(len(sequence)))
@@ -33,7 +33,7 @@ def test_every_sequence_is_a_path_that_sees_just_itself(seed, share):
 def test_common_prefixes_are_stored_once(seed):
     sequences = sequences_of(np.random.default_rng(seed))
     distinct = {tuple(sequence[: k + 1]) for sequence in sequences for k in range(len(sequence))}
-    row = build_row(sequences, range(len(sequences)))
+    row = pack_row(sequences, range(len(sequences)))
     assert len(row.tokens) == len(distinct)
     assert row.num_shared == sum(map(len, sequences)) - len(distinct)
 
@@ -64,7 +64,7 @@ def test_rows_are_equal_rather_than_full_with_a_rest(generator):
 def test_blocks_cover_the_row_and_begin_where_branches_do(generator):
     prompt = generator.integers(0, 100, 60).tolist()
     sequences = [[*prompt, 100 + k, *generator.integers(0, 100, 140).tolist()] for k in range(4)]
-    row = build_row(sequences, range(4))
+    row = pack_row(sequences, range(4))
     sizes = block_sizes(row)
     assert sum(sizes) == len(row.tokens)
     assert all(size <= 2 * BLOCK for size in sizes)

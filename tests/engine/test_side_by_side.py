@@ -17,7 +17,7 @@ from aurify.algorithms.sft import SFT
 from aurify.engine.cpu.rows import SideBySide
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.engine.packing import PART_TOKENS, Row, build_row, pack_rows
+from aurify.engine.packing import PART_TOKENS, Row, pack_row, pack_rows
 from aurify.errors import UserError
 from aurify.types import Datum
 
@@ -144,7 +144,7 @@ def test_rows_have_one_budget_together(monkeypatch):
     engine = engine_of(3, monkeypatch)
     engine.micro_batch_tokens = 90
     lengths = (30, 30, 30, 20, 40, 45, 100, 30, 30, 30, 30)
-    rows = [build_row([[k] * length], [k]) for k, length in enumerate(lengths)]
+    rows = [pack_row([[k] * length], [k]) for k, length in enumerate(lengths)]
     lock, under_way, most = threading.Lock(), [], []
 
     def work(row: Row) -> int:

@@ -9,7 +9,7 @@ import tokenizers_in_code as made
 
 from aurify.environments.rollout import build_datum, rollout
 from aurify.environments.single_turn import SingleTurn
-from aurify.loops.selection import choose_trained
+from aurify.loops.online import choose_trained
 from aurify.pipeline.recipe import OnlineStage, build_recipe
 from aurify.renderer import Renderer
 from aurify.rewards.combine import penalise

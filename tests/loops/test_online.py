@@ -22,11 +22,10 @@ from aurify.environments.rollout import build_datum
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.loops.ledger import rollout_metrics
-from aurify.loops.online import learn, minibatches, train_online
+from aurify.loops.online import choose_trained, learn, minibatches, train_online
 from aurify.loops.progress import Checkpoints
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts, Round
-from aurify.loops.selection import choose_trained
 from aurify.loops.task_stream import tasks_from
 from aurify.models.model import ModelConfig, load_model
 from aurify.pipeline.recipe import OnlineStage, ReplayOptions, is_online

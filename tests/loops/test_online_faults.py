@@ -27,11 +27,10 @@ from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
 from aurify.loops.interrupt import Interrupted
 from aurify.loops.ledger import means_by_source
-from aurify.loops.online import add_logprobs, learn, train_online
+from aurify.loops.online import add_logprobs, agreeing, choose_trained, learn, train_online
 from aurify.loops.progress import MEMORY_FILE, Checkpoints
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts, Round
-from aurify.loops.selection import agreeing, choose_trained
 from aurify.models.model import ModelConfig, tiny_model
 from aurify.pipeline.recipe import OnlineStage, ReplayOptions
 from aurify.renderer import Renderer

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from aurify.errors import UserError
 from aurify.hardware import choose_device
 from aurify.models import catalog, names
-from aurify.models.export import save_model
+from aurify.models.loading import save_model
 from aurify.models.model import ModelConfig, load_model, load_tokenizer, tiny_model
 from aurify.models.names import resolve_model
 

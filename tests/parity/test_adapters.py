@@ -22,7 +22,7 @@ from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.merge import merge_adapter
 from aurify.errors import UserError
-from aurify.models.export import save_model
+from aurify.models.loading import save_model
 from aurify.models.model import load_model
 from aurify.types import Datum
 

@@ -12,8 +12,7 @@ from aurify.algorithms.reward_model import RewardModel
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
-from aurify.models.export import save_model
-from aurify.models.loading import cast_weights
+from aurify.models.loading import cast_weights, save_model
 from aurify.models.model import ModelConfig, load_model, tiny_model
 from aurify.types import Datum
 

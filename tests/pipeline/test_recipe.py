@@ -13,7 +13,7 @@ from aurify.errors import UserError
 from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline import check
 from aurify.pipeline.check import check_recipe, find_references
-from aurify.pipeline.plan import describe
+from aurify.pipeline.plan import describe_stage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, make_renderer
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
@@ -47,7 +47,7 @@ def test_the_chain_is_fine():
     plan = check_recipe(recipe)
     assert [type(stage) for stage in recipe.stages.values()] == [OfflineStage] * 3 + [OnlineStage]
     assert find_references(recipe.stages["grpo"]) == {"model": "dpo", "reward": "reward"}
-    assert [describe(stage)["model"] for stage in plan.stages.values()] == ["random:tiny", "@sft", "@sft", "@dpo"]
+    assert [describe_stage(stage)["model"] for stage in plan.stages.values()] == ["random:tiny", "@sft", "@sft", "@dpo"]
 
 
 def test_stages_inherit_what_they_do_not_say():
@@ -136,4 +136,4 @@ def test_recipes_that_come_along_are_fine(path, monkeypatch):
         values["task"] = {"name": "arithmetic"}
     recipe = build_recipe(values)
     plan = check_recipe(recipe)
-    assert recipe.name != "run" and all(map(describe, plan.stages.values()))
+    assert recipe.name != "run" and all(map(describe_stage, plan.stages.values()))

@@ -68,7 +68,7 @@ class Distillation(GRPO):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.kl_coef:
-            raise UserError("distillation.kl_coef: the teacher takes the place of the reference; leave it at 0")
+            raise UserError("distillation.kl_coef: the teacher replaces the reference; leave it at 0")
 
     @property
     def needs(self) -> frozenset[Need]:

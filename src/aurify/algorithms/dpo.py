@@ -20,8 +20,8 @@ sinks to a gap of about -0.12 / b, and only pairs with a lead of more than 0.07 
 `divergence` measures the policy's distance otherwise than by reverse KL (f-DPO, arXiv 2309.16240): the losses of a gap
 then see f'(pi / pi_ref) instead of h. `length_alpha` weights the tokens beyond the length that both completions
 have (LD-DPO, arXiv 2409.06411); `sft_coef` adds the mean negative log-likelihood of the chosen one (see
-`pairs.chosen_nll`). TRL's "sigmoid" ignores label smoothing; we honour it, and refuse it where a loss has no place for
-it."""
+`pairs.chosen_nll`). TRL's "sigmoid" ignores label smoothing; we honour it, and refuse it for losses that have
+none."""
 
 from __future__ import annotations
 

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from aurify.algorithms.effects import Effect, Effects
-from aurify.algorithms.luffy import LUFFY
-from aurify.algorithms.shaping import BENT, shaped
+from aurify.algorithms.luffy import BENT, LUFFY, shaped
 from aurify.bounds import PositiveFloat
 from aurify.types import Batch, Need, Outputs
 

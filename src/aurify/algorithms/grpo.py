@@ -92,9 +92,7 @@ class GRPO(Checked, Hooks):
                 "grpo.aggregator 'constant' divides by a length: set grpo.constant_length, usually sampling.max_tokens"
             )
         if self.covariance == "kl" and self.surrogate != "plain":
-            raise UserError(
-                "grpo.covariance: kl stands in the place of a clip; set surrogate: plain, or take covariance: clip"
-            )
+            raise UserError("grpo.covariance: kl replaces the clip; set surrogate: plain, or take covariance: clip")
         check_effects(self)
 
     @property

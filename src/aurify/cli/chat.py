@@ -106,7 +106,7 @@ def answer(writer: Writer, params: SamplingParams, messages: list[Message]) -> N
     """Appends the model's answer, which shows while it is written. Ctrl-C takes the question back and nothing else."""
     from rich.console import Console
 
-    num_forgotten = drop_oldest(writer, params, messages)
+    num_forgotten = make_room(writer, params, messages)
     if num_forgotten:
         typer.secho(f"(the context is full: the oldest {num_forgotten} messages were dropped)", dim=True)
     name = typer.style("model> ", fg=typer.colors.CYAN)
@@ -164,7 +164,7 @@ class Wrap:
         return "\n" + word if breaks else word
 
 
-def drop_oldest(writer: Writer, params: SamplingParams, messages: list[Message]) -> int:
+def make_room(writer: Writer, params: SamplingParams, messages: list[Message]) -> int:
     """Drops the oldest messages, never the system prompt or the question, until the answer has room."""
     first = 1 if messages[0]["role"] == "system" else 0
     dropped = 0

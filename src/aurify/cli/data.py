@@ -11,7 +11,6 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.text import Text
 
     from aurify.data.encode import Encoded, Encoding, Unit
     from aurify.data.example import Example
@@ -75,7 +74,7 @@ def inspect(
         renderer = Renderer(load_tokenizer(model), tools_as_text=tools_as_text)
         reader = detect(rows, cast("Lesson | None", learn), form)
         examples = reader.read_all(rows, tally, skip_bad=True)
-        encoded, renderer = encode(examples, renderer, options, console)
+        encoded, renderer = encode_shown(examples, renderer, options, console)
     tally.add(encoded.tally)
     tell_form(console, path, reader, tally, len(encoded.units))
     console.print(f"[bold]tokens by[/] {model}", markup=True)
@@ -135,7 +134,7 @@ def default_model() -> str:
     return DEFAULT if known is not None and catalog.is_cached(known) else "random:tiny"
 
 
-def encode(
+def encode_shown(
     examples: Sequence[Example], renderer: Renderer, options: Encoding, console: Console
 ) -> tuple[Encoded, Renderer]:
     """Where the template leaves tools out, that is told, and tools are shown as text."""
@@ -166,27 +165,14 @@ def tell_form(console: Console, path: str, reader: Reader, tally: Tally, num_uni
 
 
 def show_unit(console: Console, location: str, unit: Unit, renderer: Renderer) -> None:
+    from aurify.cli.plan import highlight
+
     console.print()
     console.print(f"--- {location}", markup=False, style="dim")
     names = ["chosen: ", "rejected: "] if len(unit) == 2 else ["undesirable: " if unit[0].label < 0 else ""]
     for name, datum in zip(names, unit, strict=True):
         console.print(f"[dim]{name}[/]", end="")
-        console.print(mark_trained(renderer, datum, colour=console.color_system is not None))
-
-
-def mark_trained(renderer: Renderer, datum: Datum, *, colour: bool) -> Text:
-    """The text with special tokens. What is trained is green, or in double brackets where there is no colour."""
-    from rich.text import Text
-
-    from aurify.cli.plan import join_runs
-
-    text = Text()
-    for tokens, trained in join_runs(datum):
-        written = renderer.tokenizer.decode(tokens)
-        if trained and not colour:
-            written = f"[[{written}]]"
-        text.append(written, style="green" if trained else "dim")
-    return text
+        console.print(highlight(renderer, datum, console.color_system is not None, ("[[", "]]")))
 
 
 def tell_lengths(console: Console, data: Sequence[Datum]) -> None:

@@ -23,7 +23,7 @@ MARKS = {
     "problem": ("PROBLEM", typer.colors.RED),
 }
 ENDINGS = {
-    "ok": "Everything is in place; `aurify demo` shows it at work.",
+    "ok": "Nothing is missing; `aurify demo` shows it at work.",
     "note": "Aurify can run; `aurify demo` shows it at work. The notes say what would make it more complete.",
     "problem": "Mend the problems above first.",
 }

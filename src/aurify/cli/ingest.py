@@ -27,7 +27,7 @@ MB = 1_000_000
 def ingest(
     location: Annotated[str, typer.Argument(metavar="PATH|URL", help="A folder, file, URL, list of URLs or sitemap.")],
     kb: Annotated[str, typer.Option(help="A name under kb/, or a folder with a slash; made if it is not there.")],
-    prune: Annotated[bool, typer.Option("--prune", help="Remove what came from this place and is gone.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what came from here and is gone.")] = False,
     include: Annotated[Patterns, typer.Option(help='Only these paths below the folder, such as "*.md".')] = [],  # noqa: B006
     exclude: Annotated[Patterns, typer.Option(help="Not these paths.")] = [],  # noqa: B006
     hidden: Annotated[bool, typer.Option("--hidden", help="Also what begins with a dot.")] = False,

@@ -33,11 +33,6 @@ AllPassages = Annotated[bool, typer.Option("--all-passages", help="Several passa
 LEAST_TO_TUNE = 20  # questions
 
 
-@kb.callback()
-def group() -> None:
-    """Knowledge bases: list, describe, measure, serve."""
-
-
 def open_base(name: str, bare: str) -> KnowledgeBase:
     from aurify.knowledge.knowledge_base import KnowledgeBase
 
@@ -47,7 +42,7 @@ def open_base(name: str, bare: str) -> KnowledgeBase:
 
 
 @kb.command(name="list")
-def list_all() -> None:
+def list_kbs() -> None:
     """List the knowledge bases under kb/."""
     from aurify.knowledge.knowledge_base import KnowledgeBase
 

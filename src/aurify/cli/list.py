@@ -7,19 +7,13 @@ from typing import Annotated
 
 import typer
 
+from aurify import registry
 from aurify.cli.models import models
 from aurify.cli.names import list_recipes
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 
-REGISTERED = {  # as people write it -> as the registry calls it
-    "tasks": "task",
-    "rewards": "reward",
-    "environments": "environment",
-    "tools": "tool",
-    "algorithms": "algorithm",
-    "datasets": "dataset",
-}
+REGISTERED = {f"{kind}s": kind for kind in registry.ENTRIES}  # as people write it -> as the registry calls it
 KINDS = ("recipes", "models", *REGISTERED)
 
 
@@ -46,7 +40,6 @@ def describe_recipes() -> Iterator[tuple[str, str]]:
 
 
 def describe_entries(kind: str, plugins: list[str]) -> Iterator[tuple[str, str]]:
-    from aurify import registry
     from aurify.cli.reference import summarise_entry
 
     registry.load_plugins(plugins)

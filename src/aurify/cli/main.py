@@ -38,7 +38,7 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 
 class Commands(TyperGroup):
-    """The group of all commands: the one place where errors become exit codes."""
+    """The group of all commands: errors become exit codes here alone."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """`--debug` may stand anywhere."""

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from aurify.config import prefix_errors
@@ -17,8 +13,6 @@ if TYPE_CHECKING:
     from aurify.renderer import Renderer
     from aurify.types import Datum
 
-TRIED_TURNS = 3  # of an environment, in a dry run
-STAND_IN = "I do not know."
 MAX_SHOWN = 3000  # characters of an example
 OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 
@@ -29,137 +23,55 @@ def show_plan(plan: Plan) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from aurify.pipeline.plan import describe
+    from aurify.pipeline.plan import describe_stage
 
     console = Console(highlight=False)
     colours = console.color_system is not None and not console.no_color
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("stage", "what is trained", "on what"):  # three, so that they fit a narrow terminal
         table.add_column(column, overflow="fold")
-    for row in map(describe, plan.stages.values()):
+    for row in map(describe_stage, plan.stages.values()):
         trained = f"{row['method']} of {row['model']} ({row['weights']})"
         table.add_row(row["stage"], trained, f"{row['learns from']}, {row['length']}")
     console.print(table)
     for name, stage in plan.stages.items():
         with prefix_errors(f"stages.{name}"):
-            renderer = open_renderer(plan, stage)
-            for line in describe_examples(stage):
+            for line in stage.lines:
                 console.print(f"{name}: {line}", markup=False)
-            example = first_example(plan, stage, renderer)
-            if example is None:
+            if stage.example is None:
                 continue
-            console.rule(f"the first example of {name} ({len(example.datum.tokens)} tokens)", align="left", style="dim")
-            console.print(shorten(highlight(renderer, example.datum, colours)))
-            for note in example.notes:
+            renderer = open_renderer(plan, stage)
+            num_tokens = len(stage.example.tokens)
+            console.rule(f"the first example of {name} ({num_tokens} tokens)", align="left", style="dim")
+            console.print(cut_middle(highlight(renderer, stage.example, colours)))
+            for note in stage.notes:
                 console.print(f"[yellow]Note:[/] {escape(note)}")
     trained = "Green" if colours else f"What stands between {OPEN} and {CLOSE}"
     console.print(f"[dim]{trained} is trained, the rest is context.[/]")
     console.print("The recipe is fine; leave out --dry-run to train.")
 
 
-def describe_examples(stage: PlannedStage) -> list[str]:
-    """What was changed or left out of the rows of a stage, and how many of them are held out."""
-    from aurify.pipeline.heldout import describe_split
-
-    if stage.examples is None:
-        return []
-    split = describe_split(stage, len(stage.examples.train), len(stage.examples.heldout))
-    return [*stage.examples.tally.lines(), *([split] if split else [])]
-
-
-@dataclass(frozen=True)
-class Shown:
-    datum: Datum
-    notes: Sequence[str] = ()
-
-
-def first_example(plan: Plan, stage: PlannedStage, renderer: Renderer) -> Shown | None:
-    """None where the example does not exist yet: pairs are sampled by the model of an earlier stage."""
-    from aurify.data.example import Chat
-    from aurify.loops.examples import demonstrate, first_datum
-    from aurify.pipeline.recipe import OnlineStage
-
-    options, taskset, seed = stage.options, stage.taskset, plan.recipe.seed
-    if isinstance(options, OnlineStage):
-        return asyncio.run(try_environment(stage, renderer, seed))
-    if stage.examples is not None:
-        datum = first_datum(stage.examples, options, renderer)
-        return Shown(datum, renderer.notes()) if datum else None
-    if options.data.demonstrations is not None:
-        assert taskset is not None
-        examples = demonstrate(taskset, 1, seed)
-        datum = first_datum(examples, options, renderer)
-        messages = [message for example in examples.train if isinstance(example, Chat) for message in example.messages]
-        return Shown(datum, renderer.notes(messages)) if datum else None
-    if options.data.sample is not None:
-        asyncio.run(try_environment(stage, renderer, seed))
-    return None
-
-
-async def try_environment(stage: PlannedStage, renderer: Renderer, seed: int) -> Shown:
-    """Starts the environment of the first task for real. One of several turns is played, with a text that is no answer
-    instead of the model's: a template that cannot write what the environment says is refused here."""
-    from aurify.environments.hosting import host_environment
-    from aurify.environments.rollout import build_datum, observe, rollout
-    from aurify.environments.single_turn import SingleTurn
-    from aurify.samplers.scripted import ScriptedSampler
-    from aurify.types import Datum, SamplingParams
-
-    assert stage.taskset is not None
-    factory, seconds = stage.taskset.environment, stage.options.rollouts.step_seconds
-    limits = stage.options.limits
-    task = next(iter(stage.taskset.train(seed)))
-    async with host_environment(factory, task, seconds=seconds) as environment:
-        try:
-            first = await observe(environment)
-        except Exception:
-            with suppress(Exception):
-                await environment.close()
-            raise
-        await environment.close()
-    tokens = renderer.prompt(first.messages, first.tools)
-    if type(environment.inner) is SingleTurn:
-        return Shown(Datum(tokens, [0.0] * len(tokens)), renderer.notes(first.messages))
-    renderer.check_turns(first.messages, first.tools)
-    sampler = ScriptedSampler(lambda prompt: renderer.reply(prompt, STAND_IN), renderer.tokenizer)
-    async with host_environment(factory, task, seconds=seconds) as environment:
-        trajectory = await rollout(
-            task,
-            environment,
-            sampler,
-            renderer,
-            SamplingParams(max_tokens=10**6),
-            max_context=stage.options.sampler.max_context,
-            limits=replace(limits, turns=min(limits.turns, TRIED_TURNS)),
-        )
-    notes = renderer.notes(first.messages, first.tools, many_turns=limits.turns > 1)
-    tried = f"the environment was started and played, with {STAND_IN!r} for {len(sampler.prompts)} answers"
-    return Shown(build_datum(trajectory), [tried, *notes])
-
-
 def open_renderer(plan: Plan, stage: PlannedStage) -> Renderer:
     """That of the model which the chain of stages begins with: training does not change the tokenizer."""
     from aurify.models.model import load_tokenizer
-    from aurify.pipeline.recipe import make_renderer, reference
+    from aurify.pipeline.contents import find_origin
+    from aurify.pipeline.recipe import make_renderer
 
-    name = stage.options.model.name
-    while (earlier := reference(name)) is not None:
-        name = plan.recipe.stages[earlier].model.name
-    return make_renderer(stage.options, load_tokenizer(name))
+    return make_renderer(stage.options, load_tokenizer(find_origin(plan, stage).name))
 
 
-def highlight(renderer: Renderer, example: Datum, colours: bool) -> Text:
+def highlight(renderer: Renderer, example: Datum, colours: bool, marks: tuple[str, str] = (OPEN, CLOSE)) -> Text:
     """The text with special tokens, trained parts in green, or between marks where there are no colours."""
     from rich.text import Text
 
     text = Text()
     for tokens, trained in join_runs(example):
         part = renderer.tokenizer.decode(tokens)
-        text.append(f"{OPEN}{part}{CLOSE}" if trained and not colours else part, style="green" if trained else "dim")
+        text.append(part.join(marks) if trained and not colours else part, style="green" if trained else "dim")
     return text
 
 
-def shorten(text: Text) -> Text:
+def cut_middle(text: Text) -> Text:
     """Without the middle of a text that fills more than a screen."""
     from rich.text import Text
 

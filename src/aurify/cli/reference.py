@@ -50,7 +50,7 @@ def list_fields(cls: type, prefix: str = "", default: Any = None) -> Iterator[Op
     from aurify.bounds import ranges_in
     from aurify.config import expected, field_hints
 
-    hints, ranges = field_hints(cls), {name: words for name, _, _, words in ranges_in(cls)}
+    hints, ranges = field_hints(cls), {name: words for name, _, words in ranges_in(cls)}
     for field in dataclasses.fields(cls):
         if field.name not in hints:
             continue

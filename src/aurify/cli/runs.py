@@ -49,6 +49,8 @@ def describe_run(run: Path) -> tuple[str, str, str]:
             error = results.get(stage, {}).get("error", {}).get("text", "")
             told = f"{status}: {stage}" + (f" ({textwrap.shorten(error, MAX_ERROR)})" if error else "")
             break
+    if legs := folder.describe_legs():
+        told += f"; went on with other options: {'; '.join(legs)}"
     numbers = ", ".join(describe_result(stage, results.get(stage, {})) for stage in stages)
     return str(recipe.get("name", "")), told, numbers
 

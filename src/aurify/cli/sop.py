@@ -11,13 +11,8 @@ sop = typer.Typer(no_args_is_help=True, help="Procedures for models to follow.")
 Folder = Annotated[Path, typer.Argument(help="A folder of procedures in Markdown or YAML.")]
 
 
-@sop.callback()
-def group() -> None:
-    """Procedures for models to follow."""
-
-
 @sop.command(name="list")
-def list_all(folder: Folder) -> None:
+def list_procedures(folder: Folder) -> None:
     """The procedures of a folder, and when to use them."""
     from rich.console import Console
     from rich.table import Table

@@ -60,11 +60,14 @@ def run_recipe(
     from aurify import config
 
     values = config.load_config(path, overrides)
-    with Console(stderr=True).status("checking the recipe ..."), config.prefix_errors(path):
+    with Console(stderr=True).status("checking the recipe ...") as status, config.prefix_errors(path):
         from aurify.pipeline.check import check_recipe
         from aurify.pipeline.recipe import build_recipe
 
-        plan = check_recipe(build_recipe(values))
+        recipe, done = build_recipe(values), find_finished(resume, values) if resume else []
+        plan = check_recipe(
+            recipe, done=done, keep=not dry_run, tell=lambda line: status.update(f"checking the recipe: {line} ...")
+        )
     if dry_run:
         from aurify.cli.plan import show_plan
 
@@ -75,7 +78,7 @@ def run_recipe(
     from aurify.tracking.run_folder import RunFolder
 
     try:
-        folder = go_on(resume, values) if resume else RunFolder.create(runs, values)
+        folder = reopen_run(resume, values) if resume else RunFolder.create(runs, values)
     except OSError as error:
         raise UserError(f"no run can be kept in {runs}/ ({error}); give another folder with --runs") from error
     typer.echo(f"{'Going on with' if resume else 'Run'} {folder.path}")
@@ -91,7 +94,18 @@ def run_recipe(
             add_report(folder.path)
 
 
-def go_on(run: Path, values: dict[str, Any]) -> RunFolder:
+def find_finished(run: Path, values: dict[str, Any]) -> list[str]:
+    """The stages of a run that are done. Raises where the run cannot go on with these values."""
+    from aurify.pipeline.resume import check_changes
+    from aurify.pipeline.run import is_finished
+    from aurify.tracking.run_folder import RunFolder
+
+    folder = RunFolder.open(run)
+    check_changes(folder, values)
+    return [stage for stage in values["stages"] if is_finished(folder, stage)]
+
+
+def reopen_run(run: Path, values: dict[str, Any]) -> RunFolder:
     """Opens a run to train on, and records with what other options it does."""
     from aurify.pipeline.resume import check_changes, describe_change, record_leg
     from aurify.tracking.run_folder import RunFolder

@@ -1,17 +1,17 @@
 """Examples into data to train on. An answer becomes one `Datum`; both sides of a preference pair are one unit, next to
-each other; an answer with a label carries it as +1 or -1. An example with too many tokens is an error, or is dropped or
-cut."""
+each other; an answer with a label carries it as +1 or -1. An example with too many tokens is an error, is dropped or
+cut where a message ends: from the left (the oldest turns) or from the right. System prompts stay, and no answer is cut
+in itself."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from aurify.data.example import Chat, Example, Label, Text, as_context, map_messages, messages_in
+from aurify.data.example import Chat, Example, Label, Pair, Text, as_context, map_messages, messages_in
 from aurify.data.forms import Reader, detect
-from aurify.data.overlong import Overlong, cut_text, shorten
 from aurify.errors import UserError
 from aurify.renderer import Renderer, TrainOn
 from aurify.rows.files import build_row
@@ -23,6 +23,7 @@ Unit = tuple[Datum, ...]
 STRIPPED = "an end token after an answer, or one that begins a text, was taken off: it is written anyway"
 FOREIGN = "control tokens of the model in a text are ordinary characters; a written-out conversation needs messages"
 OnBadRow = Literal["error", "skip"]
+Overlong = Literal["error", "drop", "cut_left", "cut_right"]
 # words of the renderer's error -> why a row is refused, and what a recipe can say to mend all such rows
 REFUSALS = (
     ("no assistant message", "no assistant message to train on", SKIP),
@@ -54,7 +55,7 @@ class Encoded:
     tally: Tally = field(default_factory=Tally)
 
 
-def encode(examples: Sequence[Example], renderer: Renderer, options: Encoding) -> Encoded:
+def encode(examples: Iterable[Example], renderer: Renderer, options: Encoding) -> Encoded:
     """The units of all examples of one source."""
     result = Encoded()
     for given in examples:
@@ -67,7 +68,8 @@ def encode(examples: Sequence[Example], renderer: Renderer, options: Encoding) -
             result.tally.reject(error.kind, str(error), error.option)
             continue
         if unit is not None:
-            result.units.append(number_unit(unit, len(result.units)))
+            number = len(result.units)
+            result.units.append(tuple(replace(datum, unit=number) for datum in unit) if len(unit) > 1 else unit)
             result.examples.append(example)
     return result
 
@@ -94,10 +96,6 @@ def strip_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
     if any(hidden.get(role, hidden[""]).search(text) for role, text in texts):
         tally.note(example.location, FOREIGN)
     return stripped
-
-
-def number_unit(unit: Unit, number: int) -> Unit:
-    return tuple(replace(datum, unit=number) for datum in unit) if len(unit) > 1 else unit
 
 
 def longest(unit: Unit) -> int:
@@ -189,6 +187,35 @@ def cut_messages(example: Example, renderer: Renderer, options: Encoding) -> Uni
     assert limit is not None
     index = bisect_left(forms, True, key=lambda form: longest(build_unit(form, renderer, options)) <= limit)
     return build_unit(forms[index], renderer, options) if index < len(forms) else None
+
+
+def cut_text(datum: Datum, limit: int, how: Overlong) -> Datum:
+    """Plain text has no messages to cut at."""
+    part = slice(-limit, None) if how == "cut_left" else slice(limit)
+    return replace(datum, tokens=datum.tokens[part], weights=[0.0, *datum.weights[part][1:]])
+
+
+def shorten(example: Example, how: Overlong) -> list[Example]:
+    """The shorter forms of an example, the longest first. Pairs and labels can only lose the beginning of a prompt."""
+    if isinstance(example, Chat):
+        kinds = drop_oldest(example.messages) if how == "cut_left" else drop_newest(example.messages)
+        return [replace(example, messages=messages) for messages in kinds]
+    if isinstance(example, (Pair, Label)) and how == "cut_left":
+        return [replace(example, prompt=messages) for messages in drop_oldest(example.prompt)]
+    return []
+
+
+def drop_oldest(messages: Sequence[Message]) -> list[list[Message]]:
+    """What is left begins with a user's message, after the system prompt."""
+    system = [message for message in messages[:1] if message["role"] == "system"]
+    starts = [k for k in range(len(system) + 1, len(messages)) if messages[k]["role"] == "user"]
+    return [[*system, *messages[start:]] for start in starts]
+
+
+def drop_newest(messages: Sequence[Message]) -> list[list[Message]]:
+    """What is left ends with an assistant's message that calls no tool: whoever calls one must see what it gave."""
+    ends = [k for k in range(len(messages) - 2, 0, -1) if messages[k]["role"] == "assistant"]
+    return [list(messages[: end + 1]) for end in ends if not messages[end].get("tool_calls")]
 
 
 # ---------------------------------------------------------------------- rows in memory

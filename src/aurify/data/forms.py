@@ -76,7 +76,8 @@ FORMS = {
 
 def find_forms(row: Mapping[str, Any]) -> Iterator[tuple[str, Columns]]:
     """All forms that a row fits, the most particular one first, each with the columns that it reads."""
-    prompt, label = find_column(row, PROMPT, str, list), find_label(row)
+    prompt = find_column(row, PROMPT, str, list)
+    label = next((name for name in LABEL if parse_label(row.get(name)) is not None), None)
     chats = {name: column for name, keys in OBJECTS.items() if (column := find_objects(row, keys))}
     system, history = find_column(row, SYSTEM, str), find_column(row, HISTORY, list, str)
     beside = {part: column for part, column in (("system", system), ("history", history)) if column}
@@ -119,10 +120,6 @@ def find_pairs(
         yield "pairs", {"prompt": asked, **beside}
     elif isinstance(chosen, str) and isinstance(rejected, str):
         yield "implicit pairs", {}
-
-
-def find_label(row: Mapping[str, Any]) -> str | None:
-    return next((name for name in LABEL if parse_label(row.get(name)) is not None), None)
 
 
 def find_objects(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""What is held out of training, in one place: the questions that a model is measured on.
+"""What is held out of training: the questions that a model is measured on.
 
 Two questions are the same if their normal forms are: Unicode NFC, no difference of case, white space or the shape of
 quotation marks. A question is what the user says; system prompts differ from file to file. Only where many prompts of

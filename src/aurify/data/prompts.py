@@ -73,8 +73,8 @@ def with_system(row: Row, columns: Columns, messages: list[Message]) -> list[Mes
 def read_completion(row: Row, column: str, prompt: Sequence[Message], *, strip: bool = False) -> list[Message]:
     """The answer in a column, a text or messages, without the prompt where it stands there again. strip: white space
     around a text belongs to the transcript that it goes on."""
-    value = row.get(column)
-    if not isinstance(value, Mapping) and not (isinstance(value, list) and is_objects(value)):
+    entries = [row[column]] if isinstance(row.get(column), Mapping) else row.get(column)
+    if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
         text = row.text(column)
         return [{"role": "assistant", "content": text.strip().removeprefix("Assistant:").strip() if strip else text}]
     messages = read_messages(row, column)
@@ -84,10 +84,6 @@ def read_completion(row: Row, column: str, prompt: Sequence[Message], *, strip: 
         begin = f"begins with a message of role {messages[0]['role']}" if messages else "holds the prompt alone"
         raise row.bad(f"{column!r} {begin}; expected the assistant's, or first the messages of the prompt")
     return messages
-
-
-def is_objects(value: list[Any]) -> bool:
-    return bool(value) and all(isinstance(message, Mapping) for message in value)
 
 
 def comparable(message: Message) -> tuple[Any, ...]:

@@ -113,10 +113,9 @@ def find_head(module: Any) -> nn.Module | None:
     return module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
 
 
-def attach_adapter(module: nn.Module, config: LoraConfig, score: nn.Linear | None, seed: int) -> Adapter:
-    """Freezes the model and puts fresh adapters (B = 0: nothing changes yet) on the layers that `config.targets`
-    names. A reward model's head is trained with them."""
-    generator, head = torch.Generator().manual_seed(seed), find_head(module)
+def choose_layers(module: nn.Module, config: LoraConfig) -> dict[str, Any]:
+    """The layers that `config.targets` names. A name that fits none is an error."""
+    head = find_head(module)
     linears = {
         name: layer
         for name, layer in module.named_modules()
@@ -124,14 +123,21 @@ def attach_adapter(module: nn.Module, config: LoraConfig, score: nn.Linear | Non
     }
     if isinstance(config.targets, str) and config.targets != "all-linear":
         raise UserError(f"lora.targets: {config.targets!r} is not known; write 'all-linear' or a list of layer names")
-    chosen = {
-        name: layer
-        for name, layer in linears.items()
-        if config.targets == "all-linear" or name.rpartition(".")[2] in config.targets
-    }
-    if not chosen:
-        available = sorted({name.rpartition(".")[2] for name in linears})
-        raise UserError(f"lora.targets: no layer is named {config.targets}; this model has {', '.join(available)}")
+    available = dict.fromkeys(name.rpartition(".")[2] for name in linears)
+    targets = available if config.targets == "all-linear" else config.targets
+    if unknown := [target for target in targets if target not in available]:
+        raise UserError(
+            f"lora.targets: no layer is named {unknown[0]!r}; this model has {', '.join(sorted(available))}"
+        )
+    if not targets:
+        raise UserError(f"lora.targets: it names no layer; this model has {', '.join(sorted(available)) or 'none'}")
+    return {name: layer for name, layer in linears.items() if name.rpartition(".")[2] in targets}
+
+
+def attach_adapter(module: nn.Module, config: LoraConfig, score: nn.Linear | None, seed: int) -> Adapter:
+    """Freezes the model and puts fresh adapters (B = 0: nothing changes yet) on the layers that `config.targets`
+    names. A reward model's head is trained with them."""
+    generator, chosen = torch.Generator().manual_seed(seed), choose_layers(module, config)
     module.requires_grad_(False)
     state, scale = AdapterState(), config.alpha / config.rank
     layers: dict[str, LoraLinear | LoraEmbedding] = {}

@@ -29,7 +29,7 @@ from torch import Tensor
 from aurify.engine.attention import IMPLEMENTATION, Forest, Path
 from aurify.engine.backbone import Backbone
 from aurify.engine.logprobs import Head, linear_logprobs
-from aurify.engine.packing import Row, build_row
+from aurify.engine.packing import Row, pack_row
 
 # Tokens of the tree: a prompt with two branches, one of which branches again, and a text of its own. The 308 nodes
 # reach over three blocks of 128, and one branch is longer than a block.
@@ -99,7 +99,7 @@ class Comparison:
         context = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
         sequences = build_sequences(self.embedding.weight.shape[0], context or 1 << 20, seed)
         data = range(len(sequences))
-        self.tree, rows = build_row(sequences, data), build_row(sequences, data, share=False)
+        self.tree, rows = pack_row(sequences, data), pack_row(sequences, data, share=False)
         self.nodes = torch.from_numpy(np.concatenate(self.tree.nodes)).to(self.device)
         starts = np.cumsum([0, *map(len, sequences[:-1])])
         after = np.setdiff1d(np.arange(len(self.nodes)), starts)

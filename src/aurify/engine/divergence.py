@@ -13,6 +13,7 @@ padded to different lengths; then only the rows that both have count."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from aurify.engine.logprobs import Head, HeadGradient, WithDerivative, chunk_rows, equal_slices
+from aurify.errors import UserError
 from aurify.types import Divergence
 
 
@@ -139,3 +141,15 @@ def first_rows(head: Head, size: int) -> Head:
     if len(head.weight) == size:
         return head
     return replace(head, weight=head.weight[:size], bias=None if head.bias is None else head.bias[:size])
+
+
+def check_teacher(name: str, tokens: Mapping[str, int], teacher: str, taught: Mapping[str, int], num_rows: int) -> None:
+    """A teacher may have any size. Its tokens must be the student's, except for some that only one of the two has."""
+    if not (tokens.items() <= taught.items() or taught.items() <= tokens.items()):
+        token = next(token for token, number in tokens.items() if taught.get(token) != number)
+        raise UserError(
+            f"teacher: {teacher} reads other tokens than {name} ({token!r} is {tokens[token]} here and "
+            f"{taught.get(token, 'nothing')} there); choose one with the same tokenizer"
+        )
+    if max(tokens.values()) >= num_rows:
+        raise UserError(f"teacher: {teacher} has {num_rows} rows for the tokens of {name}")

@@ -25,23 +25,21 @@ from torch import Tensor, nn
 from aurify.engine import parallel
 from aurify.engine.adapter import Adapter
 from aurify.engine.budget import Checkpointing, plan_memory, retreat
-from aurify.engine.copies import share_weights
 from aurify.engine.cpu.rows import choose_executor
-from aurify.engine.divergence import linear_divergence
+from aurify.engine.divergence import check_teacher, linear_divergence
 from aurify.engine.executor import Grads, Result, sum_terms
 from aurify.engine.forward import Body
-from aurify.engine.inputs import Inputs, build_inputs
+from aurify.engine.inputs import Inputs, build_inputs, select_trained
 from aurify.engine.logprobs import Head, linear_logprobs
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import MasterAdamW, OptimConfig
 from aurify.engine.packing import Row, pack_rows
 from aurify.engine.recompute import recompute_layers
 from aurify.engine.restore import open_adapter
-from aurify.engine.validation import check_teacher, select_trained
-from aurify.engine.weights import Weights
+from aurify.engine.weights import Weights, share_weights
 from aurify.errors import UserError
-from aurify.models.export import save_model
-from aurify.models.model import LoadedModel
+from aurify.models.loading import save_model
+from aurify.models.model import LoadedModel, read_max_context
 from aurify.types import Algorithm, Datum, Metrics, Outputs
 
 STATE_FILE = "engine.pt"
@@ -304,7 +302,7 @@ class Engine:
 
     @property
     def max_context(self) -> int:
-        return int(getattr(self.module.config.get_text_config(), "max_position_embeddings", 1 << 20))
+        return read_max_context(self.module)
 
     def close(self) -> None:
         """Lets go of the model's memory."""

@@ -15,7 +15,7 @@ from aurify.engine.attention import IMPLEMENTATION, LADDERS, Forest, Path, Unsup
 from aurify.engine.backbone import Backbone
 from aurify.engine.check import Check, Checker
 from aurify.engine.logprobs import Head
-from aurify.engine.packing import Row, build_row
+from aurify.engine.packing import Row, pack_row
 
 log = logging.getLogger("aurify")
 
@@ -108,7 +108,7 @@ class Body(Backbone):
                 self._choose(("dense", "plain"), "compiled layers need one mask a row")
         if not self.packs:
             raise ValueError(f"only layers of packed rows can be compiled, and they are off: {self.reason}")
-        layout = Forest(build_row([[0, 0]], [0]), self.device, self.dtype, self.path)
+        layout = Forest(pack_row([[0, 0]], [0]), self.device, self.dtype, self.path)
         with torch.no_grad():
             self.run(layout)  # the layers ask for a mask of each window that they have
         self.windows = set(layout.masks)

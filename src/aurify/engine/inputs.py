@@ -1,6 +1,6 @@
-"""What the engine looks up for one row: which nodes to predict, and which data they belong to.
+"""Which data the engine trains on, and what it looks up for one row: the nodes to predict, and the data they belong to.
 
-This is the one place where predictions are shifted: a node's token is predicted by the hidden state of its parent."""
+Predictions are shifted here and nowhere else: a node's token is predicted by the hidden state of its parent."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from aurify.engine.packing import Row
 from aurify.engine.upload import upload
-from aurify.types import SOURCES, Batch, Datum
+from aurify.errors import UserError
+from aurify.models.embeddings import check_token_ids
+from aurify.types import SOURCES, Algorithm, Batch, Datum
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,31 @@ class Inputs:
     scatter: Tensor  # [tokens] into `distinct`
     last: Tensor  # [sequences] the node that each sequence ends at
     indices: list[tuple[int, int]]  # [tokens] index of the datum, index of the token in it
+
+
+def select_trained(
+    data: Sequence[Datum], algorithm: Algorithm, *, max_context: int, vocabulary: int, has_score: bool
+) -> list[Datum]:
+    """Checks ids and lengths, and leaves out sequences that have nothing to train."""
+    name = type(algorithm).__name__
+    for index, datum in enumerate(data):
+        if len(datum.tokens) > max_context:
+            raise UserError(
+                f"sequence {index} has {len(datum.tokens)} tokens; the model's context is {max_context}: shorten it"
+            )
+        if not datum.tokens:
+            raise UserError(f"sequence {index} is empty")
+        check_token_ids(datum.tokens, vocabulary, f"sequence {index}")
+        for need in ("ref_logprobs", "advantages", "logprobs", "old_logprobs"):
+            if need in algorithm.needs and getattr(datum, need) is None:
+                raise ValueError(f"{name} needs {need}; sequence {index} has none")
+    if "scores" in algorithm.needs and not has_score:
+        raise UserError("a reward model needs a scalar head; load the model with scalar_head=True")
+    if "scores" not in algorithm.needs and has_score:
+        raise UserError(f"{name} trains a language model; this one has a scalar head (a reward model)")
+    if has_score or algorithm.per == "unit":  # scores are of whole sequences, and a pair stays whole
+        return list(data)
+    return [datum for datum in data if any(datum.weights)]
 
 
 def build_inputs(row: Row, data: Sequence[Datum], device: torch.device) -> Inputs:

@@ -87,7 +87,7 @@ class MergedWeight(torch.autograd.Function):
 
 
 class LoraLinear(nn.Module):
-    """Takes the place of a frozen nn.Linear, or of a Conv1D of transformers, whose weight is transposed."""
+    """Replaces a frozen nn.Linear, or a Conv1D of transformers, whose weight is transposed."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class LoraLinear(nn.Module):
 
 
 class LoraEmbedding(nn.Module):
-    """Takes the place of a frozen nn.Embedding."""
+    """Replaces a frozen nn.Embedding."""
 
     def __init__(self, base: nn.Embedding, state: AdapterState, *, rank: int, scale: float) -> None:
         super().__init__()

@@ -12,8 +12,7 @@ from aurify.engine.adapter_files import CONFIG_FILE, PREFIX
 from aurify.engine.restore import open_adapter, untie_for
 from aurify.errors import UserError
 from aurify.files import require
-from aurify.models.export import save_model
-from aurify.models.loading import cast_weights, read_adapter_header, read_stored_dtype
+from aurify.models.loading import cast_weights, read_adapter_header, read_stored_dtype, save_model
 from aurify.models.model import LoadedModel, load_model
 from aurify.models.names import resolve_model
 

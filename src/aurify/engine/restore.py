@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -158,16 +158,21 @@ def open_adapter(model: LoadedModel, lora: LoraConfig | None, seed: int) -> Adap
     if lora is None:
         restore_adapter(module, saved, 0.0, score).merge_for_good(module)
         return None
-    if (saved.rank, saved.alpha) != (lora.rank, lora.alpha):
+    check_same_adapter(lora, saved.rank, saved.alpha, saved.layers(), str(folder))
+    return restore_adapter(module, saved, lora.dropout, score)
+
+
+def check_same_adapter(lora: LoraConfig, rank: int, alpha: float, layers: Iterable[str], owner: str) -> None:
+    """A stage that goes on with an adapter cannot change its form. owner: the folder or the stage that it is from."""
+    if (rank, alpha) != (lora.rank, lora.alpha):
         raise UserError(
-            f"lora: rank {lora.rank} and alpha {lora.alpha} differ from the adapter in {folder} "
-            f"({saved.rank}, {saved.alpha}), which this stage goes on with; give the same, or lora: null"
+            f"lora: rank {lora.rank} and alpha {lora.alpha} differ from the adapter of {owner} ({rank}, {alpha}), "
+            "which this stage goes on with; give the same, or lora: null"
         )
     if lora.targets != "all-linear":
-        adapted = {name.rpartition(".")[2] for name in saved.layers()}
+        adapted = {name.rpartition(".")[2] for name in layers}
         if adapted != {target.rpartition(".")[2] for target in lora.targets}:
             raise UserError(
-                f"lora.targets: {lora.targets} differ from the layers of the adapter in {folder} "
+                f"lora.targets: {lora.targets} differ from the layers of the adapter of {owner} "
                 f"({', '.join(sorted(adapted))}), which this stage goes on with; leave targets out"
             )
-    return restore_adapter(module, saved, lora.dropout, score)

@@ -1,8 +1,10 @@
-"""The weights of an engine, for samplers and exports."""
+"""The weights of an engine, for samplers and exports, and copies of a model that hold the same ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+import threading
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -26,3 +28,16 @@ class Weights:
                 yield plain, layer.plain_weight()
             elif not name.rpartition(".")[2].startswith("lora_"):
                 yield name.replace(".base.bias", ".bias"), parameter.detach()
+
+
+def share_weights(module: Any, own: Collection[Tensor] = ()) -> Any:
+    """A copy of the modules that holds the same tensors, except for those in `own`, which it has copies of. Its
+    configuration is its own."""
+    apart = {id(tensor) for tensor in own}
+    memo: dict[int, Any] = {id(t): t for t in (*module.parameters(), *module.buffers()) if id(t) not in apart}
+    for part in module.modules():
+        for held in vars(part).values():  # of an adapter: what was made of its weights, and which one a thread uses
+            for value in held if isinstance(held, tuple) else (held,):
+                if isinstance(value, Tensor | threading.local):
+                    memo[id(value)] = value
+    return copy.deepcopy(module, memo)

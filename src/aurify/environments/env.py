@@ -2,7 +2,7 @@
 
 Its methods run in a thread with an event loop of its own, so they may block; each call has a time limit. An environment
 that never blocks, or shares what belongs to one event loop with others, says `threaded = False`, and runs beside them.
-If it takes an option `seed`, it gets one that depends on the run's seed, the step, the task and the place in the group:
+If it takes an option `seed`, it gets one that depends on the run's seed, the step, the task and the index in the group:
 the same in a resumed run."""
 
 from __future__ import annotations

@@ -141,8 +141,8 @@ class Player:
 
     def too_many(self) -> UserError:
         num = max(self.in_a_row, 1)
-        all_of = "the first trajectories" if not self.num_ended else f"the last {num} trajectories in a row"
-        return UserError(f"{all_of} failed, each of them twice; the last one: {self.last_reason}")
+        which = "the first trajectories" if not self.num_ended else f"the last {num} trajectories in a row"
+        return UserError(f"{which} failed, each of them twice; the last one: {self.last_reason}")
 
     def take_counts(self) -> Metrics:
         """What failed since the last call, for the ledger."""

@@ -87,7 +87,7 @@ async def rollout(
                 outcome = played.apply(step, time.monotonic() - began)
     finally:
         request_order.set(order)
-        await finish(environment, outcome, answers)
+        await end_environment(environment, outcome, answers)
     assert outcome is not None
     return Trajectory(
         played.segments,
@@ -232,7 +232,7 @@ class Play:
         return f"{kept} ... [{len(tokens) - limit:,} of {len(tokens):,} tokens are cut]"
 
 
-async def finish(environment: Environment, outcome: Outcome | None, answers: Answers) -> None:
+async def end_environment(environment: Environment, outcome: Outcome | None, answers: Answers) -> None:
     """The environment's last word, which may bring rewards, and its end. What was played stays what it is, whatever
     goes wrong here. outcome: None after an error."""
     last_word = getattr(environment, "finish", None)

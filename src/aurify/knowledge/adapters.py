@@ -61,7 +61,7 @@ def open_faiss(index: str | Path, passages: str | Path, embedder: Embedder) -> R
     for path in (index, passages):
         if not Path(path).is_file():
             raise UserError(f"there is no file {path}; a FAISS index comes with a JSONL file of its passages")
-    return search_faiss(faiss.read_index(str(index)), read_passages(Path(passages)), embedder)
+    return search_faiss(faiss.read_index(str(index)), load_passages(Path(passages)), embedder)
 
 
 def search_faiss(index: Any, passages: Sequence[Document], embedder: Embedder) -> Retriever:
@@ -109,7 +109,7 @@ def to_cosine(distance: float, space: str) -> float:
     return 1 - distance / 2 if space == "l2" else 1 - distance
 
 
-def read_passages(path: Path) -> list[Document]:
+def load_passages(path: Path) -> list[Document]:
     passages = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):

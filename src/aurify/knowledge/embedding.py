@@ -7,7 +7,6 @@ import importlib.util
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -129,8 +128,10 @@ def load_embedder(name: str = MINILM, *, device: str | None = None, batch_size: 
     """`name`: "all-minilm-l6-v2", a hub id, or a folder. device: where it computes; chosen by torch when None."""
     path = find_embedder(name)
     sentence_transformers = require("sentence_transformers", "memory", "to embed texts")
+    from aurify.models.loading import quiet_transformers
+
     try:
-        with hide_progress_bars():
+        with quiet_transformers():
             model = sentence_transformers.SentenceTransformer(path, device=device)
     except (OSError, ValueError) as error:
         raise UserError(
@@ -138,20 +139,6 @@ def load_embedder(name: str = MINILM, *, device: str | None = None, batch_size: 
             f"sentence-transformers model, a hub id that can be reached, or {MINILM!r}, which needs no model hub"
         ) from None
     return SentenceEmbedder(name, model.eval(), batch_size)
-
-
-@contextmanager
-def hide_progress_bars() -> Iterator[None]:
-    """Of transformers: the bar for the weights would run into ours."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def find_embedder(name: str) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aurify.errors import UserError
 from aurify.files import require
-from aurify.knowledge.embedding import MINILM, MOST_CHARS, find_minilm, hide_progress_bars, split_by_length
+from aurify.knowledge.embedding import MINILM, MOST_CHARS, find_minilm, split_by_length
 from aurify.knowledge.types import Reranker
 
 if TYPE_CHECKING:
@@ -113,8 +113,10 @@ def find_folder(model: str) -> str:
 
 def load_sentence_model(kind: str, name: str, folder: str, device: str) -> Any:
     library = require("sentence_transformers", "memory", f"to load reranker {name!r}")
+    from aurify.models.loading import quiet_transformers
+
     try:
-        with hide_progress_bars():
+        with quiet_transformers():
             return getattr(library, kind)(folder, device=device)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or ["?"])[0]

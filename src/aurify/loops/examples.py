@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from aurify.data.encode import Encoding, Unit, encode
 from aurify.data.example import Chat, Example
-from aurify.data.forms import LOOKED_AT, detect
+from aurify.data.forms import detect
 from aurify.data.heldout import example_keys
 from aurify.data.mixing import Mixture
 from aurify.data.sources import Part, read_part
@@ -23,7 +23,7 @@ from aurify.loops.progress import derive_seed
 from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.rows.row import Row, Tally
 from aurify.rows.sources import open_file, raise_bad
-from aurify.types import Datum, Lesson
+from aurify.types import Lesson
 
 if TYPE_CHECKING:
     from aurify.renderer import Renderer
@@ -142,16 +142,17 @@ def encode_examples(
     limit: int,
     vocabulary: int | None = None,
     seed: int = 0,
+    watch: Callable[[Sequence[Example]], Iterable[Example]] = iter,
 ) -> Units:
     """What is above `limit` (or the stage's own max_length) is an error that names the row, or is cut or dropped; what
-    becomes of every row is counted. vocabulary: rows of the model's embedding."""
+    becomes of every row is counted. vocabulary: rows of the model's embedding. watch: sees the examples pass."""
     options = replace(choose_encoding(stage, limit), vocabulary=vocabulary)
     parts, tally = stage.data.parts, Tally()
     tally.add(examples.tally)
     sources: list[list[Unit]] = []
     for number in sorted({example.part for example in examples.train}):
         inside = [example for example in examples.train if example.part == number]
-        encoded = encode(inside, renderer, options)
+        encoded = encode(watch(inside), renderer, options)
         tally.add(encoded.tally)
         if not encoded.units:
             name = f"{parts[number].name}: " if stage.data.mix else "data: "
@@ -163,7 +164,8 @@ def encode_examples(
             )
         sources.append(encoded.units)
     num_dropped = tally.dropped.total()
-    heldout = encode(examples.heldout, renderer, replace(options, overlong="drop"))  # a number is taken of whole rows
+    whole = replace(options, overlong="drop")  # a number is taken of whole rows
+    heldout = encode(watch(examples.heldout), renderer, whole)
     tally.add(heldout.tally, "held out: ")
     train = [unit for source in sources for unit in source]
     return Units(train, heldout.units, num_dropped, tally, mix(sources, stage.data, seed) if stage.data.mix else None)
@@ -177,10 +179,3 @@ def choose_encoding(stage: OfflineStage, limit: int) -> Encoding:
 def mix(sources: Sequence[Sequence[Unit]], data: DataOptions, seed: int) -> Mixture:
     sizes = [[sum(len(datum.tokens) for datum in unit) for unit in source] for source in sources]
     return Mixture(sizes, [part.weight for part in data.parts], data.mix_by, data.mix_stop, seed)
-
-
-def first_datum(examples: Examples, stage: OfflineStage, renderer: Renderer) -> Datum | None:
-    """The first example that can be used, for a look; what is wrong with others is told when the stage begins."""
-    options = replace(choose_encoding(stage, 0), limit=None)
-    units = (unit for example in examples.train[:LOOKED_AT] for unit in encode([example], renderer, options).units)
-    return next((unit[0] for unit in units), None)

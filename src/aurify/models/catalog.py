@@ -80,8 +80,7 @@ def convert_gguf(known: KnownModel, gguf: Path, folder: Path) -> None:
     """Makes a plain bf16 folder of a GGUF file, if the model answers its question rightly."""
     import torch
 
-    from aurify.models.export import save_model
-    from aurify.models.loading import ModelFiles, cast_weights, load_gguf, read_tokenizer
+    from aurify.models.loading import ModelFiles, cast_weights, load_gguf, read_tokenizer, save_model
 
     module, tokenizer = load_gguf(gguf, torch.float32), read_tokenizer(ModelFiles(str(gguf), gguf=gguf))
     ids = tokenizer(known.question, return_tensors="pt").input_ids

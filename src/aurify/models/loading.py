@@ -1,8 +1,10 @@
-"""Reads the files of a model with transformers. What it only warns of (weights that are missing or do not fit) is an
-error here, and its errors name the model."""
+"""Reads and writes the files of a model with transformers. What it only warns of (weights that are missing or do not
+fit) is an error here, and its errors name the model."""
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from safetensors import safe_open
 from torch import nn
 
 from aurify.errors import UserError
+from aurify.files import replace_folder
 from aurify.models.tiny import byte_tokenizer
 
 RANDOM_TINY = "random:tiny"
@@ -62,6 +65,22 @@ def load_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: 
     if headless:
         init_score(module, seed)
     return module
+
+
+def build_empty(files: ModelFiles, scalar_head: bool) -> Any:
+    """The module with its layers and no weights (PyTorch's device "meta")."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    with quiet_transformers(), explain_load_error(files.base):
+        if files.gguf is None:
+            config = AutoConfig.from_pretrained(files.source)
+        else:
+            config = AutoConfig.from_pretrained(str(files.gguf.parent), gguf_file=files.gguf.name)
+        with torch.device("meta"):
+            if not scalar_head:
+                return AutoModelForCausalLM.from_config(config)
+            config.num_labels = 1
+            return AutoModelForSequenceClassification.from_config(config)
 
 
 def load_gguf(path: Path, dtype: torch.dtype) -> Any:
@@ -158,6 +177,25 @@ def choose_other_padding(tokenizer: Any) -> Any:
     if tokenizer.pad_token_id == tokenizer.eos_token_id and others:
         tokenizer.pad_token = tokenizer.unk_token if tokenizer.unk_token in others else others[0]
     return tokenizer
+
+
+def save_model(module: Any, tokenizer: Any, folder: Path) -> None:
+    """Writes a plain folder that transformers loads, complete or not there at all."""
+    scratch = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(scratch, ignore_errors=True)
+    generation = getattr(module, "generation_config", None)
+    if generation is not None and generation.do_sample is not True:
+        try:
+            generation.validate(strict=True)
+        except ValueError:  # models on the hub name a temperature without do_sample; transformers will not save that
+            generation.do_sample = True
+    with quiet_transformers():
+        module.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+    config = json.loads((scratch / "config.json").read_text())
+    if config.pop("_attn_implementation", None) or config.pop("attn_implementation", None):
+        (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    replace_folder(scratch, folder)
 
 
 @contextmanager

@@ -14,7 +14,9 @@ from aurify.hardware import choose_device, choose_dtype
 from aurify.models.embeddings import add_rows, check_vocabulary, resize_for_adapter
 from aurify.models.loading import (
     RANDOM_TINY,
+    ModelFiles,
     add_scalar_head,
+    build_empty,
     cast_weights,
     choose_other_padding,
     load_folder,
@@ -46,6 +48,15 @@ class LoadedModel:
     origin: str = ""  # the catalogue's name of a model that it made; its weights are near those of the hub
     num_new_rows: int = 0  # of the embedding, for tokens that were added
 
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return int(self.module.get_input_embeddings().weight.shape[0])
+
+    @property
+    def max_context(self) -> int:
+        return read_max_context(self.module)
+
 
 def load_model(
     config: ModelConfig | str,
@@ -74,16 +85,39 @@ def load_model(
         else:
             module = load_gguf(files.gguf, choice.dtype)
             module = add_scalar_head(module, seed) if scalar_head else module
-    if files.adapter is not None:
-        resize_for_adapter(module, files.adapter)
-    num_new = add_rows(module, tokenizer) if config.resize_embeddings else 0
-    check_vocabulary(tokenizer, module.get_input_embeddings().weight.shape[0], config.name)
+    num_new = fit_embedding(module, tokenizer, files, config)
     if scalar_head:
         module.config.pad_token_id = choose_other_padding(tokenizer).pad_token_id
     # transformers gives the padding token's embedding no gradient; where that is the end token, it has to be trained.
     module.get_input_embeddings().padding_idx = None
     module = module.to(target).eval()
     return LoadedModel(module, tokenizer, files.base, files.adapter, choice.reason, files.origin, num_new)
+
+
+def load_skeleton(config: ModelConfig, *, scalar_head: bool = False) -> LoadedModel:
+    """The model without its weights, which takes no memory and a second: its layers, its configuration and its
+    tokenizer say what fits it."""
+    files = resolve_model(config.name)
+    tokenizer = read_tokenizer(files)
+    module = (
+        tiny_model(scalar_head=scalar_head).module if files.base == RANDOM_TINY else build_empty(files, scalar_head)
+    )
+    num_new = fit_embedding(module, tokenizer, files, config)
+    return LoadedModel(module, tokenizer, files.base, files.adapter, origin=files.origin, num_new_rows=num_new)
+
+
+def fit_embedding(module: Any, tokenizer: Any, files: ModelFiles, config: ModelConfig) -> int:
+    """Gives every token its row of the embedding, or raises. Returns how many rows are new."""
+    if files.adapter is not None:
+        resize_for_adapter(module, files.adapter)
+    num_new = add_rows(module, tokenizer) if config.resize_embeddings else 0
+    check_vocabulary(tokenizer, module.get_input_embeddings().weight.shape[0], config.name)
+    return num_new
+
+
+def read_max_context(module: Any) -> int:
+    """Tokens that a model can read at once."""
+    return int(getattr(module.config.get_text_config(), "max_position_embeddings", 1 << 20))
 
 
 def load_tokenizer(name: str) -> Any:

@@ -1,12 +1,13 @@
 """Checks a whole recipe before anything runs, and makes what its options name.
 
 A run of hours must not end in its third stage over a mistake that could be seen at the start: references to stages,
-files, methods, their options, tasks, models and rows are all looked at here. What needs the model's tokenizer (a row
-that is too long) is seen when a stage begins."""
+files, methods, their options, tasks, models and rows are all looked at here, and in `contents.py` what needs the
+model's tokenizer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from aurify.hardware import choose_device
 from aurify.loops.examples import Examples, read_examples
 from aurify.models.names import resolve_model
 from aurify.pipeline.check_online import check_online
+from aurify.pipeline.contents import Contents, Tell
 from aurify.pipeline.heldout import collect_heldout, holds_rows_out, without_heldout
 from aurify.pipeline.plan import Plan, PlannedStage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm, reference
@@ -27,14 +29,19 @@ from aurify.rows.sources import is_one_file
 if TYPE_CHECKING:
     from aurify.tasks.taskset import TaskSet
 
+log = logging.getLogger("aurify")
 
-MAX_CHECKED = 100_000  # training tasks: a task set may make them without end
+MAX_CHECKED = 10_000  # training tasks, of a set without end
 
 
-def check_recipe(recipe: Recipe) -> Plan:
-    """Raises a UserError for the first thing that cannot work."""
+def check_recipe(
+    recipe: Recipe, *, done: Collection[str] = (), keep: bool = True, tell: Tell = lambda line: None
+) -> Plan:
+    """Raises a UserError for the first thing that cannot work. done: stages that are finished, and are not run again.
+    keep: rows in tokens, to train on them. tell: is told how far it is."""
     stages: dict[str, PlannedStage] = {}
     for name, options in recipe.stages.items():
+        tell(f"{name}: its options and files")
         with prefix_errors(f"stages.{name}"):
             stages[name] = check_stage(recipe, name, options, stages)
     heldout = collect_heldout(stages)
@@ -42,7 +49,11 @@ def check_recipe(recipe: Recipe) -> Plan:
         if stage.examples is not None:
             with prefix_errors(f"stages.{name}"):
                 stage.examples = without_heldout(stage.examples, heldout, stage)
-    return Plan(recipe, stages, heldout)
+    plan = Plan(recipe, stages, heldout)
+    Contents(plan, tell, keep).check(done)
+    for caution in plan.cautions:
+        log.warning("%s", caution)
+    return plan
 
 
 def check_stage(
@@ -66,7 +77,8 @@ def check_stage(
     choose_device(options.model.device)
     stage.taskset, stage.holder = resolve_taskset(stage, earlier)
     if stage.taskset is not None and not any(other.taskset is stage.taskset for other in earlier.values()):
-        stage.taskset.rubric.check_tasks(chain(stage.taskset.heldout, islice(stage.taskset.train(0), MAX_CHECKED)))
+        every = stage.taskset.tasks or islice(stage.taskset.train(0), MAX_CHECKED)
+        stage.taskset.rubric.check_tasks(chain(stage.taskset.heldout, every))
     if isinstance(options, OnlineStage):
         check_online(options, algorithm, stage.taskset)
         return stage

@@ -3,7 +3,8 @@ dry run shows it and the run trains on it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aurify.pipeline.recipe import DataOptions, OfflineStage, OnlineStage, Recipe
@@ -11,8 +12,18 @@ from aurify.rows.sources import is_hub_id
 
 if TYPE_CHECKING:
     from aurify.data.heldout import HeldOut
-    from aurify.loops.examples import Examples
+    from aurify.loops.examples import Examples, Units
     from aurify.tasks.taskset import TaskSet
+    from aurify.types import Datum
+
+
+@dataclass(frozen=True)
+class KeptUnits:
+    """The rows of a stage in tokens, as a model takes them with this context and this many rows of its embedding."""
+
+    units: Units
+    max_context: int
+    vocabulary: int
 
 
 @dataclass
@@ -24,6 +35,10 @@ class PlannedStage:
     holder: str = ""  # what the task set is called among those that hold questions out
     examples: Examples | None = None  # of a stage that reads files or functions, less what is held out
     num_rows: int = 0  # that it reads and can use, held-out ones included
+    kept: KeptUnits | None = None  # the same in tokens, as far as they are kept
+    lines: list[str] = field(default_factory=list)  # what became of its rows and prompts
+    example: Datum | None = None  # the first, to be looked at
+    notes: Sequence[str] = ()  # on it
 
     @property
     def scores(self) -> bool:
@@ -50,9 +65,10 @@ class Plan:
     recipe: Recipe
     stages: dict[str, PlannedStage]
     heldout: HeldOut  # what all stages together are measured on
+    cautions: list[str] = field(default_factory=list)  # what may go wrong
 
 
-def describe(stage: PlannedStage) -> dict[str, str]:
+def describe_stage(stage: PlannedStage) -> dict[str, str]:
     """A row of a table: what a stage starts from, what it learns from, how long."""
     options = stage.options
     return {

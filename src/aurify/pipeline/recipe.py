@@ -16,9 +16,8 @@ from typing import Annotated, Any, Literal
 
 from aurify import config, registry
 from aurify.bounds import Checked, Ge, Interval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from aurify.data.encode import OnBadRow
+from aurify.data.encode import OnBadRow, Overlong
 from aurify.data.mixing import By, Stop
-from aurify.data.overlong import Overlong
 from aurify.data.sources import Part
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig

@@ -66,7 +66,8 @@ def describe_change(change: Change) -> str:
 def record_leg(folder: RunFolder, values: Mapping[str, Any], changes: Mapping[str, Change]) -> None:
     """Writes down with what the run goes on: in recipe.yaml, run_info.json and the events of each stage."""
     told = {key: describe_change(change) for key, change in changes.items()}
-    folder.record_leg(values, told)
+    steps = {stage: done for stage in folder.results() if (done := count_steps(folder, stage))}
+    folder.record_leg(values, told, steps)
     for key, words in told.items():
         stage = key.split(".")[1] if key.startswith("stages.") else None
         if stage is not None and folder.stage_folder(stage).path.is_dir():

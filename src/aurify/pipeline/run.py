@@ -10,7 +10,7 @@ from typing import Any
 
 from aurify.loops.interrupt import terminable
 from aurify.pipeline.check import check_recipe
-from aurify.pipeline.plan import Plan, PlannedStage, describe
+from aurify.pipeline.plan import Plan, PlannedStage, describe_stage
 from aurify.pipeline.recipe import Recipe
 from aurify.pipeline.stage import run_stage
 from aurify.pipeline.start import start_stage
@@ -36,10 +36,11 @@ def run_pipeline(
                 if is_finished(folder, stage.name):
                     console.print(f"[dim]{title}: finished already[/]")
                 else:
-                    console.header(title, summarise_stage(stage))
+                    legs = "".join(f"\n{line}" for line in folder.describe_legs(stage.name))
+                    console.header(title, summarise_stage(stage) + legs)
                     with folder.attempt(stage.name):
                         run_stage(start_stage(plan, stage.name, folder, console, show_samples=show_samples))
-                stage.examples = None
+                stage.examples = stage.kept = None
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"{str(error) or 'interrupted'}; go on with: {name_program()} train --resume {folder.path}"
@@ -52,7 +53,7 @@ def run_pipeline(
 
 
 def summarise_stage(stage: PlannedStage) -> str:
-    row = describe(stage)
+    row = describe_stage(stage)
     return f"{row['method']} of {row['model']} ({row['weights']}), {row['learns from']}, {row['length']}"
 
 

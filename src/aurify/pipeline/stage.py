@@ -64,10 +64,7 @@ def train_on_data(run: StageRun) -> Engine:
     examples = gather_examples(run)
     engine = open_engine(run)
     announce_engine(run, engine)
-    renderer = make_renderer(stage, engine.tokenizer)
-    units = encode_examples(
-        examples, stage, renderer, limit=engine.max_context, vocabulary=engine.vocabulary, seed=run.seed
-    )
+    units = take_units(run, engine, examples)
     report_units(run, units)
     measure = choose_measure(run, engine, [datum for unit in units.heldout for datum in unit])
     measure_before(run, measure)
@@ -97,6 +94,17 @@ def gather_examples(run: StageRun) -> Examples:
         owner = run.plan.stages[reference(source.stage) or run.name]
         examples = gather_pairs(run, owner.name)
     return without_heldout(examples, run.plan.heldout, run.stage, but=[owner.holder])
+
+
+def take_units(run: StageRun, engine: Engine, examples: Examples) -> Units:
+    """The examples in tokens: what the check of the recipe has kept, if it was made for such a model."""
+    stage, limits = run.stage, (engine.max_context, engine.vocabulary)
+    known, stage.kept = stage.kept, None
+    if known is not None and (known.max_context, known.vocabulary) == limits:
+        return known.units
+    with run.show_waiting(f"{len(examples.train):,} rows are encoded"):
+        renderer = make_renderer(stage.options, engine.tokenizer)
+        return encode_examples(examples, stage.offline, renderer, limit=limits[0], vocabulary=limits[1], seed=run.seed)
 
 
 def report_units(run: StageRun, units: Units) -> None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
 from aurify.loops.progress import derive_seed
 from aurify.models.model import ModelConfig, load_model
+from aurify.pipeline.contents import fit_stage
 from aurify.pipeline.heldout import Guard
 from aurify.pipeline.plan import Plan, PlannedStage
 from aurify.pipeline.recipe import make_renderer, reference
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
-from aurify.tasks.taskset import TaskSet, fit_prompts
+from aurify.tasks.taskset import TaskSet
 from aurify.tracking.run_folder import RunFolder, StageFolder
 from aurify.tracking.tracker import StageTracker
 from aurify.tracking.trackers.console import Console
@@ -115,9 +116,7 @@ def fit_tasks(run: StageRun, engine: Engine) -> StageRun:
     """The run with the tasks whose prompts leave room to answer: told before the first step, not in the middle."""
     options = run.stage.options
     assert run.taskset is not None
-    limit = min(options.sampler.max_context or engine.max_context, engine.max_context)
-    overlong: Literal["error", "drop"] = "error" if options.overlong == "error" else "drop"
-    taskset = fit_prompts(run.taskset, make_renderer(options, engine.tokenizer), limit, overlong)
+    taskset = fit_stage(options, run.taskset, make_renderer(options, engine.tokenizer), engine.max_context)
     for note in taskset.notes:
         run.tracker.event(note)
     return replace(run, taskset=taskset)

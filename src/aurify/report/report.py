@@ -61,7 +61,7 @@ def write_report(run: Path) -> Path:
     results: dict[str, Result] = {name: {**found.get(name, {}), "status": folder.status(name)} for name in names}
     rows = {name: read_steps(folder.stage_folder(name)) for name in results}
     sections = (
-        build_stage(folder.stage_folder(name), result, rows[name], planned.get(name) or {})
+        build_stage(folder.stage_folder(name), result, rows[name], planned.get(name) or {}, folder.describe_legs(name))
         for name, result in results.items()
         if name in found or rows[name]
     )
@@ -195,7 +195,10 @@ def build_error(result: Result) -> str:
 # ---------------------------------------------------------------------- a stage
 
 
-def build_stage(stage: StageFolder, result: Result, rows: Rows, options: Mapping[str, Any]) -> str:
+def build_stage(
+    stage: StageFolder, result: Result, rows: Rows, options: Mapping[str, Any], legs: Sequence[str] = ()
+) -> str:
+    """legs: with what other options it went on."""
     samples = gather_samples(jsonl.read(stage.samples))
     charts = draw_learning(rows)
     if samples.rewards:
@@ -206,7 +209,8 @@ def build_stage(stage: StageFolder, result: Result, rows: Rows, options: Mapping
     line = text(" · ".join(fact for fact in facts if fact))
     if result["status"] != "finished":
         line += " " + build_badge(result)
-    html = tag("h2", text(stage.name)) + tag("p", line, class_="dim") + build_error(result) + build_grid(charts)
+    html = tag("h2", text(stage.name)) + tag("p", line, class_="dim")
+    html += "".join(tag("p", text(leg), class_="dim") for leg in legs) + build_error(result) + build_grid(charts)
     if samples.rewards:
         html += tag("h3", "What it wrote") + build_transcripts(samples)
     elif examples := list(islice(jsonl.read(stage.path / "pairs.jsonl"), 3)):

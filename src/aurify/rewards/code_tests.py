@@ -124,7 +124,7 @@ def read_value(value: Any, named: str | None) -> CodeTests:
     """Tests as a list of texts, a list of {input, output}, or {input: [...], output: [...]}."""
     if isinstance(value, Mapping):
         own = first_name(value) or named
-        given, expected = first_of(value, GIVEN), first_of(value, EXPECTED)
+        given, expected = first_known(value, GIVEN), first_known(value, EXPECTED)
         if given is not None and expected is not None:
             return replace(read_pairs(*as_pairs(unpack_tests(given), unpack_tests(expected)), own), entry_point=own)
         inner = next(find_columns(value), None)
@@ -143,7 +143,10 @@ def read_value(value: Any, named: str | None) -> CodeTests:
 
 def read_test_entries(entries: Sequence[Mapping[str, Any]], named: str | None) -> CodeTests:
     """A list of {input, output}, as in LiveCodeBench: `testtype` says whether the input is for a function."""
-    inputs, outputs = [first_of(entry, GIVEN) for entry in entries], [first_of(entry, EXPECTED) for entry in entries]
+    inputs, outputs = (
+        [first_known(entry, GIVEN) for entry in entries],
+        [first_known(entry, EXPECTED) for entry in entries],
+    )
     for entry, given, expected in zip(entries, inputs, outputs, strict=True):
         if given is None or expected is None:
             raise ValueError(f"has an entry with the keys {', '.join(map(str, entry))}; expected 'input' and 'output'")
@@ -264,16 +267,16 @@ def unzip(text: str) -> str:
     return found
 
 
-def first_of(values: Mapping[str, Any], names: Sequence[str]) -> Any:
+def first_known(values: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((values[name] for name in names if values.get(name) is not None), None)
 
 
 def first_name(info: Mapping[str, Any]) -> str | None:
     """The function that the tests are for, from the columns themselves or from `metadata`."""
-    found = first_of(info, NAMES)
+    found = first_known(info, NAMES)
     if found is None and is_filled(info.get("metadata")):
         metadata = unpack_tests(info["metadata"])
-        found = first_of(metadata, NAMES) if isinstance(metadata, Mapping) else None
+        found = first_known(metadata, NAMES) if isinstance(metadata, Mapping) else None
     return str(found) if found else None
 
 

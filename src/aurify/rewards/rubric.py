@@ -165,8 +165,8 @@ class Rubric:
 
     def check_tasks(self, tasks: Iterable[Task]) -> None:
         """Refuses tasks that a reward could never judge. A reward that can tell has `check_task(task)`, which raises a
-        ValueError."""
-        checks = [(reward.name, getattr(reward.function, "check_task", None)) for reward in self.rewards]
+        ValueError; plain functions of Aurify raise one themselves."""
+        checks = [(reward.name, find_check(reward)) for reward in self.rewards]
         problems: list[str] = []
         if any(check for _, check in checks):
             for task in tasks:
@@ -199,6 +199,16 @@ class Rubric:
                 f"reward {name!r} failed for all of the last {self._failed_in_a_row[name]} completions; for task "
                 f"{task.id!r} {problems[0]}. Mend the reward, or let it return None where it does not apply"
             )
+
+
+def find_check(reward: Reward) -> Callable[[Task], Any] | None:
+    """What raises a ValueError for a task that a reward could never judge."""
+    function = reward.function
+    if hasattr(function, "check_task"):
+        check: Callable[[Task], Any] = function.check_task
+        return check
+    plain = inspect.isfunction(function) and not reward.caller.is_async and not is_trl(function)
+    return (lambda task: function(task, Trajectory([], [], 0))) if plain and reward.caller.is_ours else None
 
 
 def describe_failure(value: Any, task: Task) -> str | None:

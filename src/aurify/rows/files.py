@@ -30,7 +30,7 @@ ROW_COLUMNS = ("messages", "conversations", "conversation", "prompt", "chosen", 
 
 
 def read_file(path: Path) -> Iterator[Row | BadRow]:
-    """Every row; in the place of one that cannot be read, the error that says why."""
+    """Every row; for one that cannot be read, the error that says why."""
     path = path.expanduser()
     if not path.is_file():
         raise UserError(missing_file(path))
@@ -62,7 +62,7 @@ def read_entries(path: Path) -> Entries:
                 yield from read_parquet(path, content)
             else:
                 lines = io.TextIOWrapper(content, encoding="utf-8-sig", newline="")
-                yield from read_text(path, lines, head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n"))
+                yield from read_decoded(path, lines, head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n"))
         except UnicodeDecodeError as error:
             reason = f"{error.reason} at byte {error.start}"
             raise UserError(f"{path}: not UTF-8 text ({reason}); expected JSON lines") from None
@@ -70,7 +70,7 @@ def read_entries(path: Path) -> Entries:
             raise UserError(f"{path}: the gzip file is damaged ({error}); fetch it again") from None
 
 
-def read_text(path: Path, lines: IO[str], head: str) -> Entries:
+def read_decoded(path: Path, lines: IO[str], head: str) -> Entries:
     if head.startswith("["):
         return read_json_list(path, lines.read())
     if head.startswith("{") or any(line.lstrip().startswith("{") for line in head.split("\n")[:20]):

@@ -11,7 +11,6 @@ from typing import Any
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 
-NANS = ("nan", "NaN", "NAN")
 NANS = ("nan", "NaN", "NAN")  # what pandas writes as text for a missing value
 SKIP = "data.on_bad_row: skip leaves such rows out and counts them"
 

@@ -71,7 +71,7 @@ def forget_rows() -> None:
 
 
 def open_file(path: str | Path) -> Entries:
-    """The rows of a file; in the place of one that cannot be read, the error that says why."""
+    """The rows of a file; for one that cannot be read, the error that says why."""
     path = Path(path).expanduser()
     if not path.is_file():
         return read_file(path)  # says what is missing

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aurify.engine.division import Division
 from aurify.engine.engine import Engine
+from aurify.engine.packing import Division
 from aurify.errors import UserError
 from aurify.samplers.cache import KEPT_SHARE, ROUND, Decoding, SlotCache, default_budget, round_up
 from aurify.samplers.executors import CoresExecutor, GraphExecutor, StepExecutor, batch_bucket, capture_graph

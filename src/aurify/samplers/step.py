@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from aurify.engine.attention import IMPLEMENTATION, Unsupported
-from aurify.engine.copies import share_weights
 from aurify.engine.engine import Engine
-from aurify.engine.packing import build_row
+from aurify.engine.packing import pack_row
+from aurify.engine.weights import share_weights
 from aurify.samplers.cache import ROUND, Decoding, Prefill, Probe, SlotCache
 from aurify.samplers.llama import ALIKE, LlamaStep
 
@@ -45,7 +45,7 @@ class PlainStep:
 
 def prefill(engine: Engine, decoder: Any, cache: SlotCache, prompts: list[list[int]], slots: list[list[int]]) -> Tensor:
     """Computes prompts in one row, and fills all slots of each. Hidden states at their ends, [prompts, hidden]"""
-    row, body = build_row(prompts, range(len(prompts))), engine.body
+    row, body = pack_row(prompts, range(len(prompts))), engine.body
     if body.packs:
         hidden = body.packed(row, Prefill(row, cache, slots, body.path))
     else:  # one prompt a row, by a decoder of its own
@@ -122,7 +122,7 @@ def sample_tokens(engine: Engine) -> np.ndarray:
 def trainer_logprobs(engine: Engine) -> Tensor:
     """Log-probs [sequences, compared, vocabulary] as the trainer computes them."""
     tokens = sample_tokens(engine)
-    row = build_row([list(map(int, sequence)) for sequence in tokens], range(len(tokens)), share=False)
+    row = pack_row([list(map(int, sequence)) for sequence in tokens], range(len(tokens)), share=False)
     nodes = np.stack([path[-COMPARED:] for path in row.nodes])
     return head_logprobs(engine, engine.body.hidden(row)[torch.from_numpy(nodes).to(engine.device)])
 

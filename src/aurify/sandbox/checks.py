@@ -95,12 +95,12 @@ def mark(block: list[ast.stmt], *, fails: bool = False, swallowed: bool = False)
             inherits = swallowed and not isinstance(statement, SCOPES)
             mark(inner, fails=inner_fails, swallowed=inherits or swallows(statement, inner))
         if swallowed and isinstance(statement, ast.Assert | ast.Raise) and is_failed_assert(statement):
-            block[index : index + 1] = [call_of(OPEN, statement), statement, call_of(HELD, statement)]
+            block[index : index + 1] = [build_call(OPEN, statement), statement, build_call(HELD, statement)]
         if is_check(statement) or fails_inside(statement) or (fails and index == 0):
-            block.insert(index, call_of(MARK, statement))
+            block.insert(index, build_call(MARK, statement))
 
 
-def call_of(name: str, beside: ast.stmt) -> ast.stmt:
+def build_call(name: str, beside: ast.stmt) -> ast.stmt:
     call = ast.Expr(ast.Call(ast.Name(name, ast.Load()), [], []))
     return ast.fix_missing_locations(ast.copy_location(call, beside))
 

@@ -24,7 +24,7 @@ from aurify.sandbox.values import OPERATIONS, Remote
 MAX_PRINTED = 1 << 20
 
 
-def run_script(options: dict[str, Any]) -> None:
+def execute_script(options: dict[str, Any]) -> None:
     """A program that reads standard input and prints."""
     run_module(options["code"], "__main__")
 
@@ -67,7 +67,7 @@ class AskedInput(io.TextIOBase):
         return str(self.peer.ask("read"))
 
 
-def run_program(options: dict[str, Any]) -> None:
+def execute_program(options: dict[str, Any]) -> None:
     """Answers the tests until they hang up: first what the program defines, then calls."""
     printed = Printed()
     sys.stdout = io.TextIOWrapper(printed, "utf-8", errors="replace", write_through=True)
@@ -77,7 +77,7 @@ def run_program(options: dict[str, Any]) -> None:
 
     def load() -> list[list[Any]]:
         peer.errors = run_module(options["code"], "solution")
-        return list_names(peer.errors)
+        return list_definitions(peer.errors)
 
     peer.operations["load"] = load
     peer.operations["candidate"] = lambda name, required: find_candidate(peer.errors, name, required)
@@ -86,7 +86,7 @@ def run_program(options: dict[str, Any]) -> None:
             peer.serve(peer.receive())
 
 
-def list_names(names: dict[str, Any]) -> list[list[Any]]:
+def list_definitions(names: dict[str, Any]) -> list[list[Any]]:
     """[name, kind, content] of what a program defines. The content of a module is its name; that of an error class is
     the class and the names of its bases."""
     found: list[list[Any]] = []
@@ -128,7 +128,7 @@ def is_public_function(name: str, value: Any) -> bool:
 # the side of the tests
 
 
-def run_tests(options: dict[str, Any]) -> None:
+def execute_tests(options: dict[str, Any]) -> None:
     """Runs the tests and reports each of them on standard output, one JSON line each. Nothing else writes there."""
     from aurify.sandbox.items import Broken
     from aurify.sandbox.runner import Runner, describe
@@ -234,4 +234,4 @@ def main(options: dict[str, Any]) -> None:
         setattr(builtins, name, sys.exit)
     sys.set_int_max_str_digits(0)
     confine(options)
-    {"script": run_script, "program": run_program, "tests": run_tests}[options["role"]](options)
+    {"script": execute_script, "program": execute_program, "tests": execute_tests}[options["role"]](options)

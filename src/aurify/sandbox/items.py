@@ -191,7 +191,7 @@ class Session:
             arguments = {name: values.get(name) for name in values.lookup.direct_names(item)}
             names = argument_names(item.function, item.bound)
             function = item.function.__get__(item.instance) if item.bound else item.function
-            finish(function(**{name: arguments[name] for name in names}))
+            wait_for_result(function(**{name: arguments[name] for name in names}))
 
     def set_up(self, kind: str, find: Callable[[str], Any], owner: Any) -> None:
         if (kind, owner) not in self.kept:
@@ -214,7 +214,7 @@ def call_with(function: Any, argument: Any) -> Any:
     return function(*[argument][: len(argument_names(getattr(function, "__func__", function), bound))])
 
 
-def finish(result: Any) -> Any:
+def wait_for_result(result: Any) -> Any:
     """Waits for the result of an async function."""
     if isinstance(result, types.CoroutineType):
         return importlib.import_module("asyncio").run(result)
@@ -249,7 +249,7 @@ class Values:
         names = self.lookup.arguments(fixture)
         arguments = {name: request if name == "request" else self.get(name) for name in names}
         function = fixture.function.__get__(self.item.instance) if fixture.name in self.lookup.own else fixture.function
-        result = finish(function(**arguments))
+        result = wait_for_result(function(**arguments))
         if isinstance(result, types.GeneratorType):
             value = next(result)
             stack.callback(next, result, None)

@@ -74,7 +74,7 @@ class Outcome:
 def run_script(code: str, stdin: str = "", limits: Limits = Limits()) -> Outcome:
     """Runs a program as `python program.py < stdin` would."""
     process = start({"role": "script", "code": code}, limits, stdin=stdin.encode())
-    return finish(process, limits)
+    return read_outcome(process, limits)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def run_tests(
             options |= {"entry_point": entry_point, "hint": hint, "descriptor": ours.fileno()}
             judge = start(options, limits, inherited=[ours.fileno()])
             ours.close()
-            outcome = finish(judge, limits)
+            outcome = read_outcome(judge, limits)
         finally:
             program.kill()
             program.wait()
@@ -176,7 +176,7 @@ def start(
             os.close(descriptor)
 
 
-def finish(process: subprocess.Popen[bytes], limits: Limits) -> Outcome:
+def read_outcome(process: subprocess.Popen[bytes], limits: Limits) -> Outcome:
     """Reads what the process writes until it ends. Ends it when its time is up or it has written too much."""
     assert process.stdout is not None and process.stderr is not None
     read: dict[Any, bytearray] = {process.stdout: bytearray(), process.stderr: bytearray()}
@@ -252,7 +252,7 @@ def works(candidate: Backend) -> str:
     if candidate == "landlock" and ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint(1)) < 1:
         return "this kernel has none"
     limits = Limits(10.0)
-    outcome = finish(
+    outcome = read_outcome(
         start({"role": "script", "code": "import fractions; print('ok')"}, limits, using=candidate), limits
     )
     if outcome.stdout == "ok\n":

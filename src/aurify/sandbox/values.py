@@ -28,7 +28,7 @@ class CannotSend(TypeError):
     """The tests hand the program something that is neither plain data nor a function."""
 
 
-def encode(peer: Any, value: Any) -> Any:
+def pack_value(peer: Any, value: Any) -> Any:
     """The value as JSON. Values of subclasses of plain types become plain."""
     if value is None or isinstance(value, bool):
         return value
@@ -39,9 +39,9 @@ def encode(peer: Any, value: Any) -> Any:
         return {"yours": object.__getattribute__(value, "_number")}
     for kind in (list, tuple, set, frozenset):
         if isinstance(value, kind):
-            return {kind.__name__: [encode(peer, entry) for entry in value]}
+            return {kind.__name__: [pack_value(peer, entry) for entry in value]}
     if isinstance(value, dict):
-        return {"dict": [[encode(peer, key), encode(peer, entry)] for key, entry in dict.items(value)]}
+        return {"dict": [[pack_value(peer, key), pack_value(peer, entry)] for key, entry in dict.items(value)]}
     if isinstance(value, bytes | bytearray):
         return {type(value).__name__: value.hex()}
     if isinstance(value, complex):
@@ -50,20 +50,20 @@ def encode(peer: Any, value: Any) -> Any:
         return {"range": [value.start, value.stop, value.step]}
     if isinstance(value, type) and TYPES.get(value.__name__) is value:
         return {"type": value.__name__}
-    return encode_object(peer, value)
+    return pack_object(peer, value)
 
 
-def encode_object(peer: Any, value: Any) -> Any:
+def pack_object(peer: Any, value: Any) -> Any:
     module, name = type(value).__module__, type(value).__name__
     if WRITTEN.get(name, ("",))[0] == module:
         return {name: value.isoformat() if module == "datetime" else str(value)}
     if (module, name) == ("datetime", "timedelta"):
         return {name: [value.days, value.seconds, value.microseconds]}
     if module == "numpy" and hasattr(value, "tolist"):
-        return encode(peer, value.tolist())
+        return pack_value(peer, value.tolist())
     remote = vars(value).get("remote") if isinstance(value, type) else None  # a class of the program's own errors
     if isinstance(remote, Remote):
-        return encode(peer, remote)
+        return pack_value(peer, remote)
     if peer.deciding and not callable(value):
         peer.cannot_send = f"the tests hand a {name} to the program; only plain data and functions pass"
         raise CannotSend(peer.cannot_send)
@@ -71,14 +71,14 @@ def encode_object(peer: Any, value: Any) -> Any:
     return {"coroutine" if isinstance(value, types.CoroutineType) else "object": id(value)}
 
 
-def decode(peer: Any, value: Any) -> Any:
+def unpack_value(peer: Any, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     [(kind, content)] = value.items()
     if kind in CONTAINERS:
-        return getattr(builtins, kind)(decode(peer, entry) for entry in content)
+        return getattr(builtins, kind)(unpack_value(peer, entry) for entry in content)
     if kind == "dict":
-        return {decode(peer, key): decode(peer, entry) for key, entry in content}
+        return {unpack_value(peer, key): unpack_value(peer, entry) for key, entry in content}
     if kind in ("bytes", "bytearray"):
         return getattr(builtins, kind).fromhex(content)
     if kind in ("complex", "range"):

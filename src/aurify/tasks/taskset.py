@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from aurify.config import prefix_errors
 from aurify.data.heldout import question_keys
 from aurify.data.prompts import question
 from aurify.environments.env import Environment
@@ -142,11 +143,15 @@ def fit_prompts(
 ) -> TaskSet:
     """The same tasks, less those whose prompt leaves no room to answer; with "error" the first of them is an error.
     Tasks without end are looked at as they come."""
-    short = max_context - ROOM  # bytes: a token has at least one
+    first = next(iter(taskset.heldout), None)
+    tools = 0 if first is None or not taskset.tools else len(renderer.prompt(first.prompt, taskset.tools))
+    short = max_context - ROOM - tools  # bytes: a token has at least one
 
     def count(task: Task) -> int | None:
-        """Tokens of a prompt that is too long; None: it fits."""
-        if not taskset.tools and sum(len(message["content"].encode()) for message in task.prompt) < short:
+        """Tokens of a prompt that is too long; None: it fits. Raises where the template leaves a message out."""
+        with prefix_errors(f"task {task.id!r}"):
+            renderer.survey.check_messages(task.prompt, taskset.tools)
+        if sum(len(message["content"].encode()) for message in task.prompt) < short:
             return None
         num_tokens = len(renderer.prompt(task.prompt, taskset.tools))
         return num_tokens if num_tokens >= max_context else None

@@ -19,7 +19,7 @@ from aurify import __version__
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 
-def describe_run(seed: Any) -> dict[str, Any]:
+def describe_start(seed: Any) -> dict[str, Any]:
     return {
         "started": show_time(),
         "command": sys.argv,

@@ -8,7 +8,6 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from aurify.errors import UserError, explain_refusal
 from aurify.files import replace_text
 from aurify.tracking import jsonl
 from aurify.tracking.lock import find_holder, lock_folder
-from aurify.tracking.machine import describe_run, show_time
+from aurify.tracking.machine import describe_start, show_time
 
 TRACEBACK_FRAMES = 4
 
@@ -43,9 +42,12 @@ class StageFolder:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} " + "\n    ".join(text.splitlines()) + "\n")
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    path: Path
+    def __init__(self, path: Path) -> None:
+        self.path, self.name = path, path.name
+        self.recipe = path / "recipe.yaml"
+        self.info = path / "run_info.json"
+        self.report = path / "report.html"
 
     @staticmethod
     def create(root: Path, recipe: Mapping[str, Any]) -> RunFolder:
@@ -53,7 +55,7 @@ class RunFolder:
         folder = RunFolder(root / f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(2)}")
         folder.path.mkdir(parents=True)
         replace_text(folder.recipe, dump_config(recipe))
-        jsonl.write_object(folder.info, describe_run(recipe.get("seed", 0)))
+        jsonl.write_object(folder.info, describe_start(recipe.get("seed", 0)))
         return folder
 
     @staticmethod
@@ -62,22 +64,6 @@ class RunFolder:
         if not folder.recipe.is_file():
             raise UserError(f"{path}: this is no run folder (it has no {folder.recipe.name}); `aurify runs` lists them")
         return folder
-
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
-
-    @property
-    def info(self) -> Path:
-        return self.path / "run_info.json"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
 
     def stage_folder(self, name: str) -> StageFolder:
         """Where a stage's files are, if it has any."""
@@ -104,14 +90,29 @@ class RunFolder:
         info["stages"] = info.get("stages", {}) | {stage: dict(facts)}
         jsonl.write_object(self.info, info)
 
-    def record_leg(self, recipe: Mapping[str, Any], changes: Mapping[str, str]) -> None:
-        """The run goes on with another recipe; the one it had is kept beside it."""
+    def record_leg(self, recipe: Mapping[str, Any], changes: Mapping[str, str], steps: Mapping[str, int]) -> None:
+        """The run goes on with another recipe; the one it had is kept beside it. steps: how many each stage has done
+        that has begun."""
         info = jsonl.read_object(self.info)
         legs = info.setdefault("legs", {})
-        legs[str(len(legs) + 2)] = {"started": show_time(), "command": sys.argv, "changes": dict(changes)}
+        told = {"changes": dict(changes), "steps": dict(steps)}
+        legs[str(len(legs) + 2)] = {"started": show_time(), "command": sys.argv, **told}
         replace_text(self.path / f"recipe.{len(legs)}.yaml", self.recipe.read_text(encoding="utf-8"))
         replace_text(self.recipe, dump_config(recipe))
         jsonl.write_object(self.info, info)
+
+    def describe_legs(self, stage: str | None = None) -> list[str]:
+        """With what other options the run went on, and after which step; only those of a stage where one is named."""
+        lines = []
+        for number, leg in jsonl.read_object(self.info).get("legs", {}).items():
+            changes = leg["changes"].items()
+            told = [
+                f"{key}: {change}" for key, change in changes if stage is None or key.startswith(f"stages.{stage}.")
+            ]
+            done = leg.get("steps", {}).get(stage)
+            if told:
+                lines.append(f"leg {number}{f' (after step {done})' if done else ''}: {', '.join(told)}")
+        return lines
 
     def lock(self) -> AbstractContextManager[None]:
         """For as long as a process works in this folder. Raises where another one does."""

@@ -1,7 +1,7 @@
 """Rows side by side, each on cores of its own.
 
 Cores that share every product wait for each other after each. So a micro-batch is divided into as many rows as there
-are cores, of equal cost (`engine/division.py`), and each core computes one. Every row has gradients of its own until
+are cores, of equal cost (`engine/packing.py`), and each core computes one. Every row has gradients of its own until
 they are added up in the order of the rows: the sum does not depend on which core was first."""
 
 from __future__ import annotations

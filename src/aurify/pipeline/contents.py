@@ -1,0 +1,203 @@
+"""Checks what needs the model's tokenizer and layers: every row and every prompt in tokens, the layers that an adapter
+names, and one task played for real. The weights are not loaded. Rows are encoded once, for the check and for training.
+
+Tokens of the first stage with data are kept for it, and those of later stages as long as all together are at most
+MAX_KEPT; the rest is encoded again when its stage begins. A dry run keeps none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Literal
+
+from aurify.config import prefix_errors
+from aurify.data.example import Chat, Example
+from aurify.engine.adapter import choose_layers
+from aurify.engine.adapter_files import read_adapter
+from aurify.engine.restore import check_same_adapter
+from aurify.loops.examples import Examples, choose_encoding, demonstrate, encode_examples
+from aurify.loops.offline import check_batch_size
+from aurify.loops.progress import derive_seed
+from aurify.models.model import LoadedModel, ModelConfig, load_skeleton
+from aurify.pipeline.heldout import Guard, describe_split, without_heldout
+from aurify.pipeline.plan import KeptUnits, Plan, PlannedStage
+from aurify.pipeline.recipe import OfflineStage, OnlineStage, make_renderer, reference
+from aurify.pipeline.trial import MAX_TRIED, Trial, try_tasks
+from aurify.renderer import Renderer
+from aurify.tasks.taskset import TaskSet, fit_prompts
+from aurify.types import Task
+
+MAX_KEPT = 20_000_000  # tokens, of 45 bytes each
+TOLD_EVERY = 200  # rows
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Contents:
+    """Goes through the stages of a plan."""
+
+    plan: Plan
+    tell: Tell = lambda line: None  # how far it is, many times a second
+    keep: bool = True  # encoded rows, for training
+    skeletons: dict[tuple[ModelConfig, bool], LoadedModel] = field(default_factory=dict)
+    trials: list[tuple[tuple[Any, ...], Trial]] = field(default_factory=list)
+    num_kept: int = 0  # tokens
+
+    def check(self, done: Collection[str] = ()) -> None:
+        """done: stages that are finished, and are not run again."""
+        for name, stage in self.plan.stages.items():
+            if name not in done:
+                with prefix_errors(f"stages.{name}"):
+                    self.check_stage(stage)
+
+    def check_stage(self, stage: PlannedStage) -> None:
+        self.tell(f"{stage.name}: its tokenizer and layers")
+        model = self.open_skeleton(stage)
+        find_adapter(self.plan, stage, model)
+        renderer = make_renderer(stage.options, model.tokenizer)
+        if isinstance(stage.options, OfflineStage) and stage.offline.data.sample is None:
+            self.check_rows(stage, model, renderer)
+        if stage.taskset is not None and judges_answers(self.plan, stage):
+            self.check_tasks(stage, model, renderer)
+
+    def open_skeleton(self, stage: PlannedStage) -> LoadedModel:
+        """Of the model which the chain of stages begins with: training does not change its layers and its tokenizer."""
+        config = find_origin(self.plan, stage)
+        if (config, stage.scores) not in self.skeletons:
+            self.skeletons[config, stage.scores] = load_skeleton(config, scalar_head=stage.scores)
+        return self.skeletons[config, stage.scores]
+
+    def check_rows(self, stage: PlannedStage, model: LoadedModel, renderer: Renderer) -> None:
+        examples = find_examples(self.plan, stage)
+        if examples is None:
+            return
+        limits = model.max_context, model.vocabulary
+
+        def watch(given: Sequence[Example]) -> Iterator[Example]:
+            for number, example in enumerate(given):
+                if number % TOLD_EVERY == 0:
+                    self.tell(f"{stage.name}: {number:,} of {len(given):,} rows in tokens")
+                yield example
+
+        seed = derive_seed(self.plan.recipe.seed, stage.name)
+        units = encode_examples(
+            examples, stage.offline, renderer, limit=limits[0], vocabulary=limits[1], seed=seed, watch=watch
+        )
+        if "reference" in stage.algorithm.needs:
+            check_batch_size(stage.offline, len(units.train) if units.mixture is None else units.mixture.num_rows)
+        lengths = [len(datum.tokens) for part in (units.train, units.heldout) for unit in part for datum in unit]
+        limit = choose_encoding(stage.offline, limits[0]).limit
+        stage.lines += [*units.tally.lines(), describe_lengths(lengths, limit)]
+        if split := describe_split(stage, len(units.train), len(units.heldout)):
+            stage.lines.append(split)
+        said = [message for example in examples.train[:1] if isinstance(example, Chat) for message in example.messages]
+        stage.example, stage.notes = units.train[0][0], renderer.notes(said)
+        if self.keep and (not self.num_kept or self.num_kept + sum(lengths) <= MAX_KEPT):
+            self.num_kept += sum(lengths)
+            stage.kept = KeptUnits(units, *limits)
+
+    def check_tasks(self, stage: PlannedStage, model: LoadedModel, renderer: Renderer) -> None:
+        """Every prompt of a set that has an end, and one task played. Tasks that several stages share are played
+        once."""
+        assert stage.taskset is not None
+        options, seed = stage.options, derive_seed(self.plan.recipe.seed, stage.name)
+        self.tell(f"{stage.name}: the prompts of {stage.taskset.name}")
+        guarded = Guard(self.plan.heldout, [stage.holder]).guard(stage.taskset)
+        if samples_answers(stage):
+            guarded = fit_stage(options, guarded, renderer, model.max_context)
+            looked_at = list(islice(guarded.train(seed), MAX_TRIED if guarded.tasks is None else None))
+            stage.lines += [*guarded.notes, describe_prompts(guarded, looked_at, renderer)]
+        key = (id(stage.taskset), id(model), options.tools_as_text, options.template_options, options.limits)
+        trial = next((trial for known, trial in self.trials if known == key), None)
+        if trial is None:
+            self.tell(f"{stage.name}: a task of {stage.taskset.name} is played and judged")
+            trial = try_tasks(guarded, options, renderer, limit_context(options, model.max_context), seed)
+            self.trials.append((key, trial))
+            self.plan.cautions += trial.cautions
+        if samples_answers(stage):
+            stage.example, stage.notes = trial.datum, trial.notes
+
+
+# ---------------------------------------------------------------------- what a stage has
+
+
+def find_origin(plan: Plan, stage: PlannedStage) -> ModelConfig:
+    while (earlier := reference(stage.options.model.name)) is not None:
+        stage = plan.stages[earlier]
+    return stage.options.model
+
+
+def samples_answers(stage: PlannedStage) -> bool:
+    """Whether its model answers training tasks."""
+    return isinstance(stage.options, OnlineStage) or stage.offline.data.sample is not None
+
+
+def judges_answers(plan: Plan, stage: PlannedStage) -> bool:
+    """Whether answers to its tasks are sampled at all, in training or to evaluate."""
+    return samples_answers(stage) or (plan.recipe.evaluation.num_tasks > 0 and not stage.scores)
+
+
+def find_examples(plan: Plan, stage: PlannedStage) -> Examples | None:
+    """None where they do not exist yet: another stage's pairs."""
+    if stage.examples is not None or stage.offline.data.demonstrations is None:
+        return stage.examples
+    assert stage.taskset is not None
+    taskset = Guard(plan.heldout, [stage.holder]).guard(stage.taskset)
+    shown = demonstrate(taskset, stage.offline.data.demonstrations, derive_seed(plan.recipe.seed, stage.name))
+    return without_heldout(shown, plan.heldout, stage, but=[stage.holder])
+
+
+@dataclass(frozen=True)
+class AdapterForm:
+    rank: int
+    alpha: float
+    layers: Collection[str]
+    owner: str  # the folder or the stage that it is from
+
+
+def find_adapter(plan: Plan, stage: PlannedStage, model: LoadedModel) -> AdapterForm | None:
+    """The adapter that a stage trains. Raises where the model lacks a layer that it names, or where it is to be another
+    one than that of the model which it goes on with."""
+    lora, earlier = stage.options.lora, reference(stage.options.model.name)
+    if lora is None:
+        return None
+    if earlier is not None:
+        begun = find_adapter(plan, plan.stages[earlier], model)
+    elif model.adapter is not None:
+        saved = read_adapter(model.adapter)
+        begun = AdapterForm(saved.rank, saved.alpha, saved.layers(), str(model.adapter))
+    else:
+        begun = None
+    if begun is None:
+        return AdapterForm(lora.rank, lora.alpha, choose_layers(model.module, lora), f"stages.{stage.name}")
+    check_same_adapter(lora, begun.rank, begun.alpha, begun.layers, begun.owner)
+    return begun
+
+
+# ---------------------------------------------------------------------- prompts and lengths
+
+
+def limit_context(options: OfflineStage | OnlineStage, max_context: int) -> int:
+    """Tokens of prompt and answer. max_context: what the model can read."""
+    return min(options.sampler.max_context or max_context, max_context)
+
+
+def fit_stage(options: OfflineStage | OnlineStage, taskset: TaskSet, renderer: Renderer, max_context: int) -> TaskSet:
+    """The tasks whose prompts leave room to answer; one that leaves none is an error, or is left out."""
+    overlong: Literal["error", "drop"] = "error" if options.overlong == "error" else "drop"
+    return fit_prompts(taskset, renderer, limit_context(options, max_context), overlong)
+
+
+def describe_lengths(lengths: Sequence[int], limit: int | None) -> str:
+    total, longest = sum(lengths), max(lengths)
+    return f"{len(lengths):,} sequences of {total:,} tokens; the longest has {longest:,}, and {limit:,} would fit"
+
+
+def describe_prompts(taskset: TaskSet, tasks: Sequence[Task], renderer: Renderer) -> str:
+    every = [*taskset.heldout, *tasks]
+    long = max(every, key=lambda task: sum(len(message["content"]) for message in task.prompt))
+    endless = "" if taskset.tasks is not None else " of a set without end"
+    count = f"{len(tasks):,} tasks{endless} looked at"
+    longest = f"the longest prompt has {len(renderer.prompt(long.prompt, taskset.tools)):,} tokens"
+    return f"{count}; {len(taskset.heldout):,} held out; {longest}"
