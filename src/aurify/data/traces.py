@@ -189,9 +189,8 @@ def read_traces(row: Row) -> list[str | list[Message]]:
     elif isinstance(row[column], str):
         texts = [join_thought(find_thought(row), row[column].strip()) if find_thought(row) else row[column]]
     else:
-<<<<<<< HEAD
-        whole = is_said(row[column])  # one trace, that is a conversation
-        texts = [read_trace(row, column, entry) for entry in ([row[column]] if whole else as_list(row[column]))]
+        several = isinstance(row[column], list) and not is_said(row[column])
+        texts = [read_trace(row, column, entry) for entry in (row[column] if several else [row[column]])]
     return [trace for trace in texts if not isinstance(trace, str) or trace.strip()]
 
 
@@ -202,23 +201,10 @@ def is_said(value: Any) -> bool:
     return any(entry.get("goes_on") or entry.get("role") not in (None, "assistant") for entry in value)
 
 
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
 def read_trace(row: Row, column: str, entry: Any) -> str | list[Message]:
     """A text, a message, or a list of messages."""
     if is_said(entry):
         return [read_message(row, column, message) for message in entry]
-=======
-        entries = row[column] if isinstance(row[column], list) else [row[column]]
-        texts = [read_trace(row, column, entry) for entry in entries]
-    return [text for text in texts if text.strip()]
-
-
-def read_trace(row: Row, column: str, entry: Any) -> str:
-    """A text, a message, or a list with one message."""
->>>>>>> main
     if isinstance(entry, str) or entry is None:
         return entry or ""
     entry = entry[0] if isinstance(entry, list) and len(entry) == 1 else entry
