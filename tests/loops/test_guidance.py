@@ -213,3 +213,9 @@ def test_a_guide_stands_in_for_the_policys_own_where_some_of_them_failed() -> No
     group, replaced = asyncio.run(sampled.play_group(0, 0, TASKS[0]))
     assert sources(group) == {"policy": 2, "guidance": 1}, "there was room: nothing had to go"
     assert not replaced
+
+
+def test_an_answer_that_counted_nothing_counts_as_none():
+    """Searches of an answer, over all answers: one that never came to the environment has not searched."""
+    group = Group(TASKS[0], [Trajectory([], [], 0, metrics={"searches": 3.0}), Trajectory([], [], 0)])
+    assert rollout_metrics(Round([group]), [[0.0, 0.0]], rollouts(["no"]).stage)["rollout/searches"] == 1.5

@@ -117,7 +117,8 @@ def summarise(groups: Sequence[Group], measure: str, samples_per_task: int) -> E
     if rewards:
         metrics["reward"] = statistics.fmean(rewards)
     for name in sorted({name for t in trajectories for name in t.rewards} - {measure}):
-        metrics[f"reward_{name}"] = statistics.fmean(t.rewards.get(name) or 0.0 for t in trajectories)
+        values = [value for t in trajectories if (value := t.rewards.get(name)) is not None]
+        metrics |= {f"reward_{name}": statistics.fmean(values)} if values else {}
     mean = estimate_mean(by_task)
     return Evaluation(mean.value, mean.error, mean.num, measure, metrics, groups)
 
