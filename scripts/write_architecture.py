@@ -1,4 +1,5 @@
-"""Writes into docs/architecture.md what repeats the code: the layers, and the lines of every file and folder.
+"""Writes into docs/architecture.md what repeats the code: the layers, the lines of every file and folder, and those
+from `aurify train` to the GRPO loss.
 
 python scripts/write_architecture.py"""
 
@@ -11,12 +12,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "aurify"
 PAGE = ROOT / "docs" / "architecture.md"
+TO_THE_LOSS = (
+    *("cli/train.py", "pipeline/recipe.py", "pipeline/check.py", "pipeline/run.py", "pipeline/start.py"),
+    *("pipeline/stage.py", "loops/online.py", "engine/engine.py", "algorithms/grpo.py"),
+)
 
 
 def main() -> None:
     page = PAGE.read_text(encoding="utf-8")
     for name, table in (("layers", layers_table()), ("lines", lines_table())):
         page = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", rf"\1\n{table}\n\n\2", page, flags=re.DOTALL)
+    num_lines = sum(count_lines(SOURCE / file) for file in TO_THE_LOSS)
+    page = re.sub(r"\d+ files, \d+ lines:", f"{len(TO_THE_LOSS)} files, {num_lines} lines:", page)
     PAGE.write_text(page, encoding="utf-8")
 
 

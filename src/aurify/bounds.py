@@ -8,7 +8,7 @@ neither."""
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from types import UnionType
@@ -22,7 +22,7 @@ class Bound:
     """`words` say it alone, `bracket` as an end of an interval."""
 
     limit: float
-    admits: ClassVar[Callable[[Any, Any], Any]]
+    admits: ClassVar[Any]  # a function of operator: (value, limit) -> bool
     words: ClassVar[str]
     bracket: ClassVar[str]
 

@@ -147,7 +147,7 @@ def test_an_environment_that_cannot_start_is_named(dry_run):
     assert "stages.grpo: environment 'Acting' raised ZeroDivisionError" in message and "acting.py:" in message
 
 
-SLOW = "__import__('time').sleep(3)"
+SLOW = "__import__('time').sleep(8)"
 
 
 @pytest.mark.parametrize(
@@ -157,4 +157,4 @@ def test_an_environment_that_does_not_answer_is_given_up(dry_run, start, step, c
     began = time.monotonic()
     message = refusal(dry_run(start, step, "rollouts.step_seconds=0.2"))
     assert f"stages.grpo: environment 'Acting': {call} took longer than 0.2 seconds" in message
-    assert time.monotonic() - began < 3, "before it would have answered"
+    assert time.monotonic() - began < 8, "before it would have answered"

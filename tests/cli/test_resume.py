@@ -102,7 +102,7 @@ def test_a_second_leg_is_recorded_and_shown():
     run = stop_before(3)
     result = invoke("train", "--resume", "last", "stages.sft.optim.lr=0.5", "stages.sft.steps=6")
     assert result.exit_code == 0, result.output
-    leg = "leg 2 (after step 2): stages.sft.optim.lr: 0.01 -> 0.5, stages.sft.steps: 5 -> 6"
+    leg = "leg 2 (after step 2): stages.sft.steps: 5 -> 6, stages.sft.optim.lr: 0.01 -> 0.5"
     assert leg in result.stdout and leg in (run / "sft" / "console.log").read_text()
     assert leg.replace(">", "&gt;") in (run / "report.html").read_text().partition("<h2>sft</h2>")[2][:600]
     listed = " ".join(CliRunner().invoke(app, ["runs"], env={"COLUMNS": "200"}).stdout.split())

@@ -11,11 +11,13 @@ import torch
 from models import random_model
 from safetensors.torch import load_file, save_file
 
+from aurify.engine.engine import Engine
+from aurify.engine.lora import LoraConfig
 from aurify.errors import UserError
 from aurify.hardware import choose_device
 from aurify.models import catalog, names
 from aurify.models.loading import save_model
-from aurify.models.model import ModelConfig, load_model, load_tokenizer, tiny_model
+from aurify.models.model import ModelConfig, load_model, load_skeleton, load_tokenizer, tiny_model
 from aurify.models.names import resolve_model
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -482,3 +484,31 @@ def test_a_hub_that_answers_is_asked_for_ids_without_owner(monkeypatch):
     monkeypatch.setattr(names, "hub_answers", lambda: True)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda name, *rest, **options: asked.append(name))
     assert resolve_model("gpt2").source == "gpt2" and asked == ["gpt2"]
+
+
+# ------------------------------------------------------------------ without the weights
+
+
+@pytest.mark.parametrize("kind", ["folder", "gguf", "adapter", "added token", "reward model", "random:tiny"])
+def test_a_skeleton_is_the_model_without_its_weights(kind, folder, tmp_path):
+    name, options, scalar_head = str(folder), {}, kind == "reward model"
+    if kind == "gguf":
+        made = tiny_model(vocab_size=260)
+        write_gguf(made.module, made.tokenizer, tmp_path / "tiny.gguf")
+        name = str(tmp_path / "tiny.gguf")
+    elif kind == "adapter":
+        engine = Engine(load_model(name, dtype="float32"), lora=LoraConfig(4))
+        engine.export(tmp_path / "adapter")
+        name = str(tmp_path / "adapter")
+    elif kind == "added token":
+        name, options = with_added_token(folder), {"resize_embeddings": True}
+    elif kind == "random:tiny":
+        name = kind
+    config = ModelConfig(name, "float32", **options)
+    real, empty = load_model(config, scalar_head=scalar_head), load_skeleton(config, scalar_head=scalar_head)
+    shapes = [{name: tuple(p.shape) for name, p in each.module.named_parameters()} for each in (real, empty)]
+    assert shapes[0] == shapes[1] and type(real.module) is type(empty.module)
+    assert (real.max_context, real.vocabulary) == (empty.max_context, empty.vocabulary)
+    assert (real.name, real.adapter, real.num_new_rows) == (empty.name, empty.adapter, empty.num_new_rows)
+    assert real.tokenizer.get_vocab() == empty.tokenizer.get_vocab()
+    assert kind == "random:tiny" or all(parameter.is_meta for parameter in empty.module.parameters())

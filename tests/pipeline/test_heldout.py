@@ -41,7 +41,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> str:
 
 
 def recipe(path: str, data: dict[str, Any], method: str = "sft", **more: Any) -> Recipe:
-    stages = {"first": {"method": method, "data": data}, **more}
+    stages = {"first": {"method": method, "data": data, "overlong": "drop"}, **more}
     return build_recipe({"model": "random:tiny", "task": {"name": "gsm8k", "path": path}, "stages": stages})
 
 
@@ -233,7 +233,11 @@ def test_tasks_of_an_environment_that_share_a_prompt_hold_nothing_out(tmp_path):
     plugin = tmp_path / "game.py"
     plugin.write_text(
         "import aurify\nfrom aurify.tasks.taskset import question\nfrom aurify.types import Task\n"
-        "class Game(aurify.Environment):\n    pass\n"
+        "class Game:\n"
+        "    def __init__(self, task):\n        self.prompt = task.prompt\n"
+        "    async def start(self):\n        return aurify.Observation(self.prompt)\n"
+        "    async def step(self, message):\n        return aurify.Step(done=True)\n"
+        "    async def close(self):\n        pass\n"
         "@aurify.task('hidden_game')\ndef game(level: int = 1):\n"
         "    tasks = [Task(f'{k}', question('Guess my number.'), str(k)) for k in range(6)]\n"
         "    rubric = aurify.Rubric([])\n"

@@ -12,8 +12,9 @@ from aurify.config import load_config
 from aurify.data.medquad import write_rows
 from aurify.errors import UserError
 from aurify.knowledge.knowledge_base import KnowledgeBase
+from aurify.models.model import tiny_model
 from aurify.models.tiny import byte_tokenizer
-from aurify.pipeline import check
+from aurify.pipeline import check, contents
 from aurify.pipeline.check import check_recipe, find_references
 from aurify.pipeline.plan import describe_stage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, make_renderer
@@ -142,6 +143,9 @@ def test_recipes_that_come_along_are_fine(path, monkeypatch, tmp_path):
     """As far as that can be said without a model hub: models are not looked for, GSM8K and MedQuAD are stood in
     for, and no knowledge is put into the knowledge base of search_facts."""
     monkeypatch.setattr(check, "resolve_model", lambda name: None)
+    monkeypatch.setattr(
+        contents, "load_skeleton", lambda config, **head: tiny_model(max_position_embeddings=9999, **head)
+    )
     values = load_config(path)
     if values["task"]["name"] == "gsm8k":
         values["task"] = {"name": "arithmetic"}

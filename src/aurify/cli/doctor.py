@@ -133,12 +133,11 @@ def check_hub() -> Iterator[Finding]:
 
 
 def check_folders() -> Iterator[Finding]:
-    from aurify.cli.models import list_hub_models
     from aurify.files import cache_folder
     from aurify.models import catalog
 
     known = [model.name for model in catalog.KNOWN.values() if catalog.is_cached(model)]
-    names = ", ".join(known + list_hub_models()) or "empty"
+    names = ", ".join(known + catalog.list_hub_models()) or "empty"
     yield "ok", "model cache", f"{names} (in {cache_folder()} and the hub's cache)"
     cache = next(parent for parent in (cache_folder(), *cache_folder().parents) if parent.exists())
     for subject, folder in (("disk, cache", cache), ("disk, here", Path.cwd())):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 
@@ -18,15 +16,5 @@ def models() -> None:
         typer.secho(f"{'':24}{known.hub_id}, {known.parameters} parameters, {known.licence}", dim=True)
     typer.echo(f"{'random:tiny':24}made in memory: two random layers, for tests")
     typer.echo(f"\nAurify's cache: {cache_folder()}")
-    typer.echo(f"Hub cache: {', '.join(list_hub_models()) or 'empty'}")
+    typer.echo(f"Hub cache: {', '.join(catalog.list_hub_models()) or 'empty'}")
     typer.echo("Any hub id (owner/name), folder of a saved model, adapter folder or .gguf file can be used as well.")
-
-
-def list_hub_models() -> list[str]:
-    """Models that the hub's client has downloaded, as owner/name."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    folders = sorted(Path(HF_HUB_CACHE).glob("models--*"))
-    return [
-        folder.name.removeprefix("models--").replace("--", "/") for folder in folders if any(folder.glob("snapshots/*"))
-    ]

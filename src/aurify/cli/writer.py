@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from aurify.samplers.sampler import Session
 
 if TYPE_CHECKING:
     from aurify.cli.names import NamedModel
     from aurify.renderer import Renderer
     from aurify.samplers.sampler import StreamingSampler
-    from aurify.types import Message, SamplingParams
+    from aurify.types import Completion, Message, SamplingParams
 
 T = TypeVar("T")
 UNFINISHED = "\ufffd"  # stands for bytes that are not a whole character yet
@@ -23,6 +25,7 @@ class Writer:
     sampler: StreamingSampler
     renderer: Renderer
     runner: asyncio.Runner  # one event loop for the sampler's whole life
+    session: Session = field(default_factory=Session)  # of what is streamed: a chat that goes on
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(work)
@@ -45,8 +48,12 @@ class Writer:
                 show(text[len(shown) :])
                 shown = text
 
-        prompt = self.renderer.prompt(messages)
-        [completion] = self.run(self.sampler.sample(prompt, params, on_token=hear))
+        async def ask() -> Completion:
+            with self.session:
+                [completion] = await self.sampler.sample(self.renderer.prompt(messages), params, on_token=hear)
+            return completion
+
+        completion = self.run(ask())
         text = self.renderer.parse(completion.tokens)["content"]
         if len(text) > len(shown) and text.startswith(shown):
             show(text[len(shown) :])

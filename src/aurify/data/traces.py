@@ -90,7 +90,7 @@ async def load_traces(
     for held-out tasks, those above `max_tokens` (of the guide) or, with all the rest, `max_context`, copies, and traces
     without an answer to judge them by. split: the messages of a trace that is a text. tools: that the task offers."""
     traces = Traces(path)
-    check = Check(renderer, rubric, heldout or HeldOut(), max_tokens, max_context, success, split, tools)
+    check = TraceCheck(renderer, rubric, heldout or HeldOut(), max_tokens, max_context, success, split, tools)
     for row in open_file(path):
         if isinstance(row, BadRow):
             traces.tally.reject("that cannot be read", str(row))
@@ -106,7 +106,7 @@ async def load_traces(
     return traces
 
 
-async def keep_traces(row: Row, traces: Traces, check: Check) -> None:
+async def keep_traces(row: Row, traces: Traces, check: TraceCheck) -> None:
     """Adds those of a row that pass."""
     task, texts = build_task(row, read_question(row), read_gold(row), but=["answer"]), read_traces(row)
     if reason := check.refuse_row(task, texts):
@@ -132,7 +132,7 @@ async def keep_traces(row: Row, traces: Traces, check: Check) -> None:
 
 
 @dataclass(frozen=True)
-class Check:
+class TraceCheck:
     """What a trace must pass. Both methods say why it does not."""
 
     renderer: Renderer

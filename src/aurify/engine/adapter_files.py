@@ -49,10 +49,6 @@ class SavedAdapter:
     def alpha(self) -> float:
         return float(self.description["lora_alpha"])
 
-    @property
-    def dropout(self) -> float:
-        return float(self.description.get("lora_dropout") or 0.0)
-
     def layers(self) -> dict[str, dict[str, Tensor]]:
         """Name of an adapted layer -> its tensors, by PARTS."""
         found: dict[str, dict[str, Tensor]] = {}

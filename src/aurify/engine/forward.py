@@ -96,9 +96,9 @@ class Body(Backbone):
                 with self.checking:
                     if self._path == layout.path:  # no other thread was first
                         ladder = LADDERS[self.device.type]
-                        self._choose(ladder[ladder.index(layout.path) + 1 :], first_line(error))
+                        self._choose(ladder[ladder.index(layout.path) + 1 :], describe_path_failure(error))
                 if self._path == "plain":
-                    raise CompilerFailed(first_line(error)) from error
+                    raise CompilerFailed(describe_path_failure(error)) from error
                 layout.lay_out(self.path)
 
     def compile_layers(self, backend: Any = "inductor") -> None:
@@ -133,7 +133,7 @@ class Body(Backbone):
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # no kernel, no compiler, not enough shared memory, ...
-                check = Check(path, False, first_line(error))
+                check = Check(path, False, describe_path_failure(error))
             self.checks.append(check)
             if check.accepted:
                 accepted[structure, path] = check
@@ -155,6 +155,6 @@ def is_from_compiler(error: Exception) -> bool:
     return any(name.startswith(("torch._dynamo", "torch._inductor", "triton")) for name in names)
 
 
-def first_line(error: Exception) -> str:
+def describe_path_failure(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

@@ -21,10 +21,9 @@ from aurify.types import SOURCES, Algorithm, Batch, Datum
 @dataclass(frozen=True, slots=True)
 class Inputs:
     batch: Batch
-    distinct: Tensor  # [distinct] nodes whose token is trained by at least one sequence
-    parents: Tensor  # [distinct] nodes whose hidden state predicts them
+    parents: Tensor  # [distinct] nodes whose hidden state predicts a token that at least one sequence trains
     targets: Tensor  # [distinct] their tokens
-    scatter: Tensor  # [tokens] into `distinct`
+    scatter: Tensor  # [tokens] into `targets`
     last: Tensor  # [sequences] the node that each sequence ends at
     indices: list[tuple[int, int]]  # [tokens] index of the datum, index of the token in it
 
@@ -65,7 +64,6 @@ def build_inputs(row: Row, data: Sequence[Datum], device: torch.device) -> Input
         "sequence": np.repeat(np.arange(len(chosen)), [len(t) for t in trained]),
         "unit": np.array(unit, dtype=np.int64),
         "source": np.concatenate([writers(datum)[t] for datum, t in zip(chosen, trained, strict=True)]),
-        "distinct": predicted,
         "parents": row.parent[predicted],
         "targets": row.tokens[predicted],
         "scatter": scatter.reshape(-1),
@@ -78,7 +76,7 @@ def build_inputs(row: Row, data: Sequence[Datum], device: torch.device) -> Input
         if values is not None:
             arrays[name] = values
     tensors = dict(zip(arrays, upload(list(arrays.values()), device), strict=True))
-    own = {name: tensors.pop(name) for name in ("distinct", "parents", "targets", "scatter", "last")}
+    own = {name: tensors.pop(name) for name in ("parents", "targets", "scatter", "last")}
     batch = Batch(num_sequences=len(chosen), num_units=len(units), **tensors)
     indices = [(k, int(t)) for k, ts in zip(row.data, trained, strict=True) for t in ts]
     return Inputs(batch, **own, indices=indices)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -13,10 +14,11 @@ from typing import Any, cast
 from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.environments.answers import Answers, check_messages
 from aurify.environments.env import Environment, Observation, Step
+from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.renderer.traces import render_trace
-from aurify.samplers.sampler import Sampler, request_order
+from aurify.samplers.sampler import Sampler, Session, request_order
 from aurify.signatures import report_crashes
 from aurify.threads import settle
 from aurify.tools.calls import read_tool_calls
@@ -64,6 +66,8 @@ async def rollout(
     if max_context is None:
         max_context = getattr(sampler, "max_context", None)
     order, answers, outcome = request_order.get(), Answers(), None
+    session = Session()
+    turn = nullcontext() if isinstance(unwrap(environment), SingleTurn) else session  # nothing to keep
     try:
         first = await observe(environment)
         params = replace(
@@ -79,7 +83,8 @@ async def rollout(
         while outcome is None:
             begun = guidance if not played.turns else ()
             request_order.set((*order, len(played.turns)))
-            outcome = await played.sample_turn(sampler, begun)
+            with turn:
+                outcome = await played.sample_turn(sampler, begun)
             if outcome is None:
                 began = time.monotonic()
                 step = await take_step(environment, played.last_message())
@@ -87,6 +92,7 @@ async def rollout(
                 outcome = played.apply(step, time.monotonic() - began)
     finally:
         request_order.set(order)
+        session.close()
         await end_environment(environment, outcome, answers)
     assert outcome is not None
     return Trajectory(

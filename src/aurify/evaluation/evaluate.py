@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aurify.samplers.sampler import Sampler
     from aurify.tasks.taskset import TaskSet
 
-CHUNK = 64  # data in one call of the engine
+CALL_SIZE = 64  # data in one call of the engine
 
 
 class Judge(Protocol):
@@ -128,7 +128,7 @@ def summarise(groups: Sequence[Group], measure: str, samples_per_task: int) -> E
 
 def compute_scores(judge: Judge, data: Sequence[Datum]) -> list[float]:
     """What a reward model gives each completion."""
-    return [score for part in cut_chunks(data) for score in judge.scores(part)]
+    return [score for part in split_into_calls(data) for score in judge.scores(part)]
 
 
 def compute_likelihoods(judge: Judge, data: Sequence[Datum]) -> list[float]:
@@ -185,11 +185,11 @@ def length_correlation(scores: Sequence[float], data: Sequence[Datum]) -> float:
 
 
 def compute_logprobs(judge: Judge, data: Sequence[Datum]) -> list[list[float]]:
-    return [row for part in cut_chunks(data) for row in judge.logprobs(part)]
+    return [row for part in split_into_calls(data) for row in judge.logprobs(part)]
 
 
-def cut_chunks(data: Sequence[Datum]) -> list[Sequence[Datum]]:
-    return [data[begin : begin + CHUNK] for begin in range(0, len(data), CHUNK)]
+def split_into_calls(data: Sequence[Datum]) -> list[Sequence[Datum]]:
+    return [data[begin : begin + CALL_SIZE] for begin in range(0, len(data), CALL_SIZE)]
 
 
 def count_trained(datum: Datum) -> int:

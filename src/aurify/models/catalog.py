@@ -60,6 +60,16 @@ def is_cached(known: KnownModel) -> bool:
     return (cached_folder(known) / "config.json").exists()
 
 
+def list_hub_models() -> list[str]:
+    """Models that the hub's client has downloaded, as owner/name."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    folders = sorted(Path(HF_HUB_CACHE).glob("models--*"))
+    return [
+        folder.name.removeprefix("models--").replace("--", "/") for folder in folders if any(folder.glob("snapshots/*"))
+    ]
+
+
 def fetch(known: KnownModel) -> Path:
     """The model's folder in the cache, made on first use."""
 

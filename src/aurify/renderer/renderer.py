@@ -95,9 +95,14 @@ class Renderer:
             if tokens:
                 following = self._without_end(following, tokens[-1])
             context = self._encode(following, shield, after=tokens[-1] if tokens else None)
-            reply, weighed = self._reply(said, folded[i], shield)
-            tokens += context + reply
-            weights += [0.0] * len(context) + weighed
+            tokens += context
+            weights += [0.0] * len(context)
+            for text, weight in folding.split_reply(said, folded[i]):
+                piece = self._encode(text, shield, continued=True)
+                tokens += piece
+                weights += [weight] * len(piece)
+            tokens.append(self._end_id(bool(folded[i].get("tool_calls"))))
+            weights.append(weight)
             written = before[number] + said
         return tokens, weights
 
@@ -153,7 +158,7 @@ class Renderer:
     def reply(self, prompt: Sequence[int], text: str) -> list[int]:
         """An answer that another model or a person wrote, as a policy would sample it after `prompt`: its own text,
         which no template rewrites, and the end token. A thought that the prompt has opened is not opened twice."""
-        text = go_on(self.tokenizer.decode(list(prompt)[-16:]), self.strip_end(text))
+        text = drop_opening(self.tokenizer.decode(list(prompt)[-16:]), self.strip_end(text))
         shield = Shield(self.template.patterns, text)
         said = self._encode(shield.hide(text, "assistant"), shield, continued=True)
         return [*said, self.end_token]
@@ -279,33 +284,13 @@ class Renderer:
             raise UserError(f"no assistant message to train on{reason} in {describe_roles(messages)}")
         return turns[-1:] if train == "last" else turns
 
-    def _reply(self, said: str, message: Message, shield: Shield) -> tuple[list[int], list[float]]:
-        """The tokens of a reply and their weights; `said` is what the template writes for it."""
-        end = self._end_id(bool(message.get("tool_calls")))
-        pieces: Sequence[tuple[str, float]] = message.get("pieces", ())  # type: ignore[assignment]
-        if not pieces:
-            tokens = [*self._encode(said, shield, continued=True), end]
-            return tokens, [message.get("weight", 1.0)] * len(tokens)
-        beginning, _, rest = said.partition(message["content"].rstrip())
-        if beginning.strip() or rest.strip():
-            raise UserError(
-                f"{self.template.name} changes a turn that went on after {pieces[0][0][-60:]!r}; a message with "
-                "goes_on needs a template that writes answers as they are, and no tool calls"
-            )
-        tokens, weights = [], []
-        for text, weight in pieces:
-            encoded = self._encode(shield.hide(text, "assistant" if weight else "tool"), shield, continued=True)
-            tokens += encoded
-            weights += [weight] * len(encoded)
-        return [*tokens, end], [*weights, pieces[-1][1]]
-
     def _said(self, before: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
         """What the template writes for the last message, an assistant's, between `before` and its end token."""
         after = self.template.text(messages, tools)
         calls = bool(messages[-1].get("tool_calls"))
         if not after.startswith(before):  # a new reply is opened differently from an old one, such as with a thought
             if not calls:
-                return go_on(before, messages[-1]["content"])
+                return drop_opening(before, messages[-1]["content"])
             mark = unused_word("aurifyreply", messages)
             marked: Message = {"role": "assistant", "content": mark}
             before = self.template.text([*messages[:-1], marked], tools).rpartition(mark)[0]
@@ -323,7 +308,7 @@ class Renderer:
             raise UserError(
                 f"{self.template.name} leaves out thoughts beside a tool call in {describe_roles(messages)}"
             )
-        return go_on(before, content)  # it drops thoughts; the policy writes them all the same
+        return drop_opening(before, content)  # it drops thoughts; the policy writes them all the same
 
     def _check_thought(self, before: str, said: str) -> None:
         opened = next((tag for tag in CLOSINGS if before.rstrip().endswith(tag)), "")
@@ -389,7 +374,7 @@ class Renderer:
         return list(first) != list(later)[1:]
 
 
-def go_on(opened: str, text: str) -> str:
+def drop_opening(opened: str, text: str) -> str:
     """The rest of a reply after a prompt that may have opened its thought."""
     for tag in CLOSINGS:
         if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):

@@ -108,11 +108,11 @@ def build_tiles(results: Mapping[str, Result], rows: Mapping[str, Rows]) -> str:
     finished = sum(result["status"] == "finished" for result in results.values())
     facts = [(f"{finished} of {len(results)}", "stages finished")]
     if seconds := sum(result.get("seconds", 0) for result in results.values()):
-        facts.append((format_duration(seconds), "in all stages"))
+        facts.append((format_duration(seconds), "for all stages"))
     for metric, label, together in (
         ("ledger/tokens_sampled", "tokens sampled", sum),
         ("ledger/tokens_trained", "tokens trained", sum),
-        ("memory/peak_gb", "GiB of memory at most", max),
+        ("memory/peak_gb", "GiB of memory, peak", max),
     ):
         if values := [row[metric] for row in every if row.get(metric) is not None]:
             facts.append((format_short(together(values)), label))
@@ -148,14 +148,19 @@ def build_results(results: Mapping[str, Result]) -> str:
     rows = []
     for stage, result in results.items():
         change, verdict = judge_change(result)
-        num = (result.get("details_after") or result.get("details_before") or {}).get("num")
+        details = result.get("details_after") or result.get("details_before") or {}
+        measure = text(result.get("measure", ""))
+        if "num" in details:
+            measure += " " + tag("small", f"n = {details['num']:,}")
+        if "margin" in details:
+            measure += "<br>" + tag("small", "margin")
         shown = change is not None and is_share(result)
         rows.append(
             [
                 tag("a", text(stage), href=f"#{stage}"),
                 text(result.get("method", "")),
                 text(result.get("model", "")),
-                text(result.get("measure", "")) + (" " + tag("small", f"n = {num:,}") if num else ""),
+                measure,
                 format_measured(result, "before"),
                 format_measured(result, "after"),
                 "" if change is None else tag("span", f"{change:+.3f}", class_=verdict),
@@ -169,18 +174,18 @@ def build_results(results: Mapping[str, Result]) -> str:
 
 
 def format_measured(result: Result, when: str) -> str:
-    """The number with its standard error, and the margin of pairs below."""
+    """The number with its standard error; below it the margin of pairs, which the column before names."""
     value, details = result.get(when), result.get(f"details_{when}") or {}
     if value is None:
         return ""
     html = format_number(value) + (" " + tag("small", error) if (error := format_error(details)) else "")
     if "margin" in details:
-        html += "<br>" + tag("small", f"margin {details['margin']:+.3f} ±{details['margin_error']:.3f}")
+        html += "<br>" + tag("small", f"{details['margin']:+.3f} ±{details['margin_error']:.3f}")
     return html
 
 
 def build_badge(result: Result) -> str:
-    return tag("span", text(result["status"]), class_="badge")
+    return tag("span", text(result["status"]), class_=f"badge {result['status']}")
 
 
 def build_error(result: Result) -> str:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aurify.engine.attention import Forest, Path
+from aurify.engine.attention import Forest, Path, dense_attention
 from aurify.engine.packing import Row
+from aurify.engine.upload import upload
 from aurify.hardware import usable_memory
 
 ROUND = 64  # capacities are multiples of it
@@ -71,6 +72,19 @@ class SlotCache:
         source, target = (torch.tensor(slots, device=self.device) for slots in (sources, targets))
         for layer in (*self.keys.values(), *self.values.values()):
             layer[target, :, :length] = layer[source, :, :length]
+
+    def copy_out(self, slot: int, length: int) -> Tensor:
+        """The first keys and values of a sequence, of all layers, in one piece of memory."""
+        layers = (*self.keys.values(), *self.values.values())
+        return torch.cat([layer[slot, :, :length].flatten() for layer in layers])
+
+    def copy_in(self, slot: int, length: int, copied: Tensor) -> None:
+        """Puts the first `length` of what `copy_out` gave into a slot."""
+        layers = (*self.keys.values(), *self.values.values())
+        held = copied.numel() * self.dtype.itemsize // self.token_bytes
+        sizes = [layer.shape[1] * held * layer.shape[3] for layer in layers]
+        for layer, part in zip(layers, copied.split(sizes), strict=True):
+            layer[slot, :, :length] = part.view(layer.shape[1], held, -1)[:, :length]
 
     def free(self) -> None:
         self.keys, self.values = {}, {}
@@ -144,6 +158,50 @@ class Prefill(Forest):
         for cached, new in ((self.cache.keys[layer], key), (self.cache.values[layer], value)):
             cached[self.into_slots, :, self.at_positions] = new[0].transpose(0, 1)[self.copied]
         return super().attend(layer, query, key, value, scale, window)
+
+
+class Extension:
+    """A row of what is new in sequences whose slots hold how they begin, as a `Layout`: new[k] goes on in slots[k] at
+    position starts[k], and sees everything up to itself."""
+
+    numbered = True
+
+    def __init__(
+        self, new: Sequence[Sequence[int]], cache: SlotCache, slots: Sequence[int], starts: Sequence[int]
+    ) -> None:
+        self.cache, self.sizes = cache, [len(tokens) for tokens in new]
+        self.ranges = [(slot, start, start + size) for slot, start, size in zip(slots, starts, self.sizes, strict=True)]
+        positions = [np.arange(start, stop) for _, start, stop in self.ranges]
+        self.tokens, self.positions, self.into_slots = upload(
+            [np.concatenate([*new])[None], np.concatenate(positions)[None], np.repeat(slots, self.sizes)], cache.device
+        )
+        self.masks: dict[int | None, list[Tensor]] = {}
+
+    def mask(self, window: int | None) -> list[Tensor]:
+        """For each sequence [1, 1, new tokens, tokens] 0 or -inf"""
+        if window not in self.masks:
+            self.masks[window] = []
+            for _, start, stop in self.ranges:
+                queries = torch.arange(start, stop, device=self.cache.device)[:, None]
+                keys = torch.arange(stop, device=self.cache.device)
+                hidden = keys > queries
+                if window is not None:
+                    hidden |= keys <= queries - window
+                mask = torch.zeros(hidden.shape, device=self.cache.device, dtype=self.cache.dtype)
+                self.masks[window].append(mask.masked_fill_(hidden, float("-inf"))[None, None])
+        return self.masks[window]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        keys[self.into_slots, :, self.positions[0]] = key[0].transpose(0, 1)
+        values[self.into_slots, :, self.positions[0]] = value[0].transpose(0, 1)
+        outputs = [
+            dense_attention(each, keys[slot, None, :, :stop], values[slot, None, :, :stop], scale, mask)
+            for each, mask, (slot, _, stop) in zip(
+                query.split(self.sizes, dim=2), self.mask(window), self.ranges, strict=True
+            )
+        ]
+        return torch.cat(outputs, dim=2)
 
 
 class Probe:

@@ -1,27 +1,33 @@
 """Continuous batching: the sequences in flight are in the first slots of a cache. Each block of steps gives all of
 them their next tokens; finished ones leave and waiting ones follow. Prompts that wait together are prefilled in one
-packed row, so a group's prompt, and even a common system prompt, is computed once."""
+packed row, so a group's prompt, and even a common system prompt, is computed once. Of a conversation that goes on, only
+what is new is computed (`sessions.py`)."""
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from aurify.engine.engine import Engine
 from aurify.engine.packing import Division
 from aurify.errors import UserError
+from aurify.hardware import return_freed_memory
 from aurify.samplers.cache import KEPT_SHARE, ROUND, Decoding, SlotCache, default_budget, round_up
 from aurify.samplers.executors import CoresExecutor, GraphExecutor, StepExecutor, batch_bucket, capture_graph
 from aurify.samplers.request import Sequence
+from aurify.samplers.sessions import Sessions
 from aurify.samplers.slots import Slots, StepOptions, pair_moves
-from aurify.samplers.step import Step, prefill
+from aurify.samplers.step import Step, prefill, prefill_new
 
 PREFILL_TOKENS = 4096  # of prompts computed at once: bounds their memory
 PREFILL_PART = 64  # tokens of prompts that make another core worth it
+SESSION_SHARE = 1 / 4  # of the cache's bytes, for conversations between their turns, once there is one
 
 Drawn = list[tuple[Sequence, list[int], list[float]]]  # tokens and log-probs of a block
 
@@ -36,6 +42,7 @@ class Continuous:
         self.engine, self.decoder, self.cache, self.step = engine, decoder, cache, step
         self.max_batch, device = max_batch, cache.device
         self.budget = default_budget(device) if cache_bytes is None else cache_bytes
+        self.sessions, self.session_bytes = Sessions(cache), 0  # of the budget
         self.kept_bytes = 0
         if device.type == "cuda":
             # cuDNN's attention plans anew for each shape, and each step brings another one. The switch belongs to the
@@ -55,13 +62,18 @@ class Continuous:
         size, longest = 0, max((sequence.max_length for sequence in self.active), default=0)
         while waiting and len(self.active) + len(admitted) < self.max_batch:
             sequence = waiting[0]
+            if sequence.request.session is not None:
+                self.session_bytes = int(SESSION_SHARE * self.budget)
             prompt = tuple(sequence.prompt)
-            size += 0 if prompt in prompts else len(prompt)
+            size += 0 if prompt in prompts else len(prompt) - self.sessions.count_known(sequence)
             longest = max(longest, sequence.max_length)
             num = len(self.active) + len(admitted) + 1
+            fits = self._bytes(num, longest) <= self.budget - self.session_bytes
             if num == 1:
                 self._check(sequence)
-            elif self._bytes(num, longest) > self.budget or (admitted and size > PREFILL_TOKENS):
+                if not fits:
+                    self.sessions.clear()
+            elif not fits or (admitted and size > PREFILL_TOKENS):
                 break
             prompts.add(prompt)
             admitted.append(waiting.popleft())
@@ -109,6 +121,10 @@ class Continuous:
     def remove(self) -> None:
         """Lets finished sequences go, and closes the gaps with the last ones in flight."""
         finished = [sequence.finish is not None for sequence in self.active]
+        room = min(self.session_bytes, self.budget - self.cache.num_bytes)
+        for slot, sequence in enumerate(self.active):
+            if finished[slot]:
+                self.sessions.keep(sequence, slot, room)
         sources, targets = pair_moves(finished)
         moved = [self.active[source] for source in sources]
         if moved:
@@ -119,6 +135,14 @@ class Continuous:
         del self.active[finished.count(False) :]
         self.slots.clear(len(self.active))
 
+    def expire(self) -> float | None:
+        return self.sessions.expire()
+
+    def forget(self) -> None:
+        self.sessions.clear()
+        for sequence in self.active:  # their turns go on, as they did without sessions
+            sequence.request.session = None
+
     def release(self) -> None:
         """Gives memory back, for training say. On a card a small cache stays, with its graphs."""
         self.active, self.moving = [], False
@@ -127,6 +151,7 @@ class Continuous:
             self._drop()
 
     def close(self) -> None:
+        self.sessions.clear()
         self._drop()
         self.executor.close()
 
@@ -135,6 +160,8 @@ class Continuous:
         self.cache.free()
         if self.cache.device.type == "cuda":
             torch.cuda.empty_cache()  # else the memory of the graphs would stay reserved
+        else:
+            return_freed_memory()
 
     def _bytes(self, num: int, length: int) -> int:
         return num * round_up(length, ROUND) * self.cache.token_bytes
@@ -156,35 +183,54 @@ class Continuous:
         length = round_up(max(sequence.max_length for sequence in self.active), ROUND)
         if num <= cache.num_slots and length <= cache.capacity:
             return
+        if not cache.num_slots and cache.device.type == "cpu":
+            return_freed_memory()  # of a training step, say
+        room = self.budget - self.session_bytes
         choices = ((max(slots, cache.num_slots), max(length, cache.capacity)), (slots, length), (num, length))
-        shape = next(shape for shape in choices if shape == choices[-1] or self._bytes(*shape) <= self.budget)
+        shape = next(shape for shape in choices if shape == choices[-1] or self._bytes(*shape) <= room)
         if cache.resize(*shape):
             self.executor.forget()
 
     def _prefill(self, admitted: list[Sequence], first: int) -> Tensor:
         """Hidden state at the end of each admitted prompt, [admitted, hidden]; their keys and values go into the slots
         from `first` on."""
-        prompts: dict[tuple[int, ...], list[int]] = {}
+        self.cache.extend(max(len(sequence.prompt) for sequence in admitted))
+        whole: dict[tuple[int, ...], list[int]] = {}  # prompts of which nothing is known, and their slots
+        known: dict[int, int] = {}  # how many tokens a slot holds already
         for slot, sequence in enumerate(admitted, first):
-            prompts.setdefault(tuple(sequence.prompt), []).append(slot)
-        self.cache.extend(max(map(len, prompts)))
-        sequences, slots = [list(prompt) for prompt in prompts], list(prompts.values())
-        alone = [[k] for k in range(len(prompts))]
-        rows = alone
-        if self.engine.body.packs:
-            division = Division(sequences, alone, True, [0.0] * len(alone))
-            rows = division.rows(PREFILL_TOKENS, self.executor.parts, PREFILL_PART)
+            if start := self.sessions.take_back(sequence, slot):
+                known[slot] = start
+            else:
+                whole.setdefault(tuple(sequence.prompt), []).append(slot)
+        prompts, slots = [list(prompt) for prompt in whole], list(whole.values())
+        going, starts = list(known), list(known.values())
+        new = [admitted[slot - first].prompt[start:] for slot, start in known.items()]
 
-        found = self.executor.map(
-            lambda row: prefill(
-                self.engine, self.decoder, self.cache, [sequences[k] for k in row], [slots[k] for k in row]
-            ),
-            rows,
-        )
-        order = {k: number for number, k in enumerate(chain.from_iterable(rows))}
-        numbers = {prompt: order[k] for k, prompt in enumerate(prompts)}
-        index = torch.tensor([numbers[tuple(sequence.prompt)] for sequence in admitted], device=self.cache.device)
-        return torch.cat(found).index_select(0, index)
+        def begin(row: list[int]) -> Tensor:
+            return prefill(self.engine, self.decoder, self.cache, [prompts[k] for k in row], [slots[k] for k in row])
+
+        def go_on(row: list[int]) -> Tensor:
+            chosen = [[each[k] for k in row] for each in (new, going, starts)]
+            return prefill_new(self.decoder, self.cache, *chosen)
+
+        found: dict[int, Tensor] = {}
+        for group, hidden in zip(slots, self._in_rows(prompts, begin, share=True), strict=True):
+            found |= dict.fromkeys(group, hidden)
+        found |= zip(going, self._in_rows(new, go_on, share=False), strict=True)
+        return torch.stack([found[slot] for slot in sorted(found)])
+
+    def _in_rows(self, sequences: list[list[int]], compute: Callable[[list[int]], Tensor], share: bool) -> list[Tensor]:
+        """Computes sequences in rows, side by side on cores: one result each, in their order. share: what they have in
+        common is computed once."""
+        if not sequences:
+            return []
+        rows = alone = [[k] for k in range(len(sequences))]
+        if self.engine.body.packs or not share:
+            division = Division(sequences, alone, share, [0.0] * len(alone))
+            rows = division.rows(PREFILL_TOKENS, self.executor.parts, PREFILL_PART)
+        order = np.argsort(list(chain.from_iterable(rows)))
+        found = torch.cat(self.executor.map(compute, rows))
+        return list(found[torch.from_numpy(order).to(found.device)])
 
     def _decode(self, first: int, stop: int, length: int, options: StepOptions) -> None:
         """One step for some slots: nothing of it waits for the host."""

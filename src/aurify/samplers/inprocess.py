@@ -9,7 +9,8 @@ beside it. The last bits of log-probs depend on the batch. Requests made at the 
 the order of `request_order`, so answers to plain questions (`SingleTurn`) are equal to the bit on the same machine with
 the same options. After an environment has answered, its time decides which step the next request joins. Then log-probs
 agree to rounding, and so do the tokens, unless a random number falls between two roundings of the same probability.
-With `rollouts.in_rounds` (environments/rounds.py) these are equal to the bit too, for up to 128 environments at once.
+With `rollouts.in_rounds` (environments/rounds.py) these are equal to the bit too, for up to 128 environments at once
+that answer within the patience of `sessions.py`.
 
 Every request ends, with its completions or with the error: see `_recover`."""
 
@@ -33,7 +34,7 @@ from aurify.models.embeddings import check_token_ids
 from aurify.samplers.continuous import Continuous, Drawn
 from aurify.samplers.recurrent import SameLength
 from aurify.samplers.request import Request, Sequence
-from aurify.samplers.sampler import request_order
+from aurify.samplers.sampler import current_session, request_order
 from aurify.samplers.step import choose_step, prepare_layouts
 from aurify.types import Completion, SamplingParams
 
@@ -62,6 +63,14 @@ class Decoder(Protocol):
     def remove(self) -> None:
         """Lets go of sequences that have a `finish`."""
         ...
+
+    def expire(self) -> float | None:
+        """Gives up what it keeps of conversations that have waited long. Seconds until there is something to give up
+        again; None: it keeps nothing."""
+        ...
+
+    def forget(self) -> None:
+        """The weights have changed: what is kept of conversations holds no more."""
 
     def release(self) -> None:
         """Lets go of everything in flight and gives memory back."""
@@ -94,6 +103,7 @@ class InProcessSampler:
         self.max_context = min(max_context or engine.max_context, engine.max_context)
         self.cache_bytes = cache_bytes
         self.decoder: Decoder | None = None  # see `prepare`
+        self.weights = (self.version, engine.version)  # with which the last step was made
         self.stop_tokens = find_end_tokens(engine)
         self.seeds = np.random.default_rng(seed)  # for requests without a seed
         self.arriving: list[Sequence] = []  # of the callers of this moment; see `_hand_over`
@@ -122,7 +132,8 @@ class InProcessSampler:
             )
         check_token_ids(prompt, self.engine.vocabulary, f"{self.engine.name}: the prompt")
         loop = asyncio.get_running_loop()
-        request = Request(loop, loop.create_future(), n, on_token, order=request_order.get())
+        session = current_session.get() if n == 1 else None
+        request = Request(loop, loop.create_future(), n, on_token, request_order.get(), session)
         with self.wakeup:
             if self.closed:
                 raise ValueError(CLOSED)
@@ -200,7 +211,7 @@ class InProcessSampler:
         while True:
             with self.wakeup:
                 while not (self.waiting or self.closed or (self.decoder is not None and self.decoder.active)):
-                    self.wakeup.wait()
+                    self.wakeup.wait(self.decoder.expire() if self.decoder is not None else None)
                 if self.closed:
                     return
             try:
@@ -211,6 +222,9 @@ class InProcessSampler:
 
     def _step(self, decoder: Decoder) -> None:
         """Admits what fits and gives every sequence in flight its next tokens."""
+        if self.weights != (self.version, self.engine.version):
+            self.weights = (self.version, self.engine.version)
+            decoder.forget()
         self._drop_ended(decoder)
         self.beginning = self._admit(decoder)
         if self.beginning:
@@ -220,6 +234,10 @@ class InProcessSampler:
             self._extend(decoder, drawn)
         if decoder.active:
             self._extend(decoder, decoder.advance())
+        with self.wakeup:
+            idle = not (decoder.active or self.waiting)
+        if idle:  # those who waited gave up
+            decoder.release()
 
     def _drop_ended(self, decoder: Decoder) -> None:
         """Sequences of requests that failed, or whose caller gave up."""

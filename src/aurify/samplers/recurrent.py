@@ -66,6 +66,12 @@ class SameLength:
         if not self.active:
             self.release()
 
+    def expire(self) -> None:
+        """It keeps nothing between turns: the state of a recurrent layer cannot go back to a common prefix."""
+
+    def forget(self) -> None:
+        pass
+
     def release(self) -> None:
         self.rows, self.active, self.cache = [], [], {}
 

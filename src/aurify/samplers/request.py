@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from aurify.samplers.sampler import Session
 from aurify.types import Completion, SamplingParams
 
 
@@ -19,8 +20,9 @@ class Request:
     future: asyncio.Future[list[Completion]]
     left: int  # completions still to come
     on_token: Callable[[int], None] | None = None
-    results: dict[int, Completion] = field(default_factory=dict)
     order: tuple[int, ...] = ()
+    session: Session | None = None  # of which it is a turn
+    results: dict[int, Completion] = field(default_factory=dict)
     failed: bool = False
 
     @property

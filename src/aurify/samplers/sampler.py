@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aurify.types import Completion, SamplingParams
 
@@ -15,6 +15,30 @@ if TYPE_CHECKING:
 # Requests that wait are admitted in this order, not in that of their arrival. The order belongs to the asyncio task
 # that asks, so a sampler that batches nothing need not know of it.
 request_order: ContextVar[tuple[int, ...]] = ContextVar("request_order", default=())
+
+
+class Session:
+    """A conversation. Requests made inside `with session:` are its turns, one after the other. A sampler may keep here
+    what it has computed, so that a turn costs only what is new in it; it may as well not know of sessions."""
+
+    def __init__(self) -> None:
+        self.kept: dict[object, Any] = {}  # by who keeps it
+        self.closed = False
+
+    def __enter__(self) -> None:
+        current_session.set(self)
+
+    def __exit__(self, *error: object) -> None:
+        current_session.set(None)
+
+    def close(self) -> None:
+        """No turn follows: gives memory back at once."""
+        self.closed = True
+        self.kept.clear()
+
+
+# Belongs to the asyncio task that asks, as the order does.
+current_session: ContextVar[Session | None] = ContextVar("current_session", default=None)
 
 
 class Sampler(Protocol):

@@ -18,7 +18,7 @@ from aurify.engine.attention import IMPLEMENTATION, Unsupported
 from aurify.engine.engine import Engine
 from aurify.engine.packing import pack_row
 from aurify.engine.weights import share_weights
-from aurify.samplers.cache import ROUND, Decoding, Prefill, Probe, SlotCache
+from aurify.samplers.cache import ROUND, Decoding, Extension, Prefill, Probe, SlotCache
 from aurify.samplers.llama import ALIKE, LlamaStep
 
 log = logging.getLogger("aurify")
@@ -54,6 +54,15 @@ def prefill(engine: Engine, decoder: Any, cache: SlotCache, prompts: list[list[i
         hidden = result.last_hidden_state[0]
     ends = torch.tensor([int(path[-1]) for path in row.nodes], device=cache.device)
     return hidden.index_select(0, ends)
+
+
+def prefill_new(decoder: Any, cache: SlotCache, new: list[list[int]], slots: list[int], starts: list[int]) -> Tensor:
+    """Computes what is new in sequences whose slots hold how they begin. Hidden states at their ends, [new, hidden]"""
+    layout = Extension(new, cache, slots, starts)
+    result = decoder(input_ids=layout.tokens, position_ids=layout.positions, use_cache=False, layout=layout)
+    ends = torch.tensor(layout.sizes, device=cache.device).cumsum(0) - 1
+    hidden: Tensor = result.last_hidden_state[0].index_select(0, ends)
+    return hidden
 
 
 def prepare_layouts(engine: Engine) -> tuple[Any, SlotCache] | None:

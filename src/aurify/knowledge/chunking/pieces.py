@@ -139,14 +139,14 @@ def merge_small(pieces: Sequence[Piece], min_tokens: int, fits: Callable[[Piece]
         last = result[-1] if result else None
         small = last is not None and min(last.tokens, piece.tokens) < min_tokens
         apart = last is not None and last.context and last.breadcrumb != piece.breadcrumb
-        if last is not None and small and not apart and fits(both := merge_two(last, piece)):
+        if last is not None and small and not apart and fits(both := merge_neighbours(last, piece)):
             result[-1] = both
         else:
             result.append(piece)
     return result
 
 
-def merge_two(one: Piece, two: Piece) -> Piece:
+def merge_neighbours(one: Piece, two: Piece) -> Piece:
     """Two neighbours as one, under the breadcrumb that holds for both. A heading, or a line between definitions, takes
     the breadcrumb of its neighbour."""
     short, long = sorted((one.breadcrumb, two.breadcrumb), key=len)

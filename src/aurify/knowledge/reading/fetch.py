@@ -63,7 +63,7 @@ class WebOptions(Checked):
 
 
 @dataclass(frozen=True)
-class Answer:
+class WebAnswer:
     url: str
     status: int
     headers: dict[str, str] = field(default_factory=dict)
@@ -103,14 +103,14 @@ class Fetcher:
     def __exit__(self, *_: object) -> None:
         self.client.close()
 
-    def get(self, url: str) -> Answer:
+    def get(self, url: str) -> WebAnswer:
         """The page that a URL leads to. Raises `Refused`."""
         answer = self.follow(url, self.options.robots)
         if answer.status != 200:
             raise Refused(f"HTTP {answer.status}", transient=answer.status not in GONE)
         return answer
 
-    def follow(self, url: str, keep_to_robots: bool) -> Answer:
+    def follow(self, url: str, keep_to_robots: bool) -> WebAnswer:
         for _ in range(MAX_REDIRECTS + 1):
             url = normalize_url(url)
             if keep_to_robots and not self.read_robots(url).can_fetch(url, AGENT):
@@ -136,7 +136,7 @@ class Fetcher:
             self.robots[parts[:2]] = self.protego.Protego.parse(text)
         return self.robots[parts[:2]]
 
-    def exchange(self, url: str) -> Answer:
+    def exchange(self, url: str) -> WebAnswer:
         """Asks once, or takes a fresh answer from the cache."""
         address = self.resolve_address(url)
         held = self.read_cache(url)
@@ -144,7 +144,7 @@ class Fetcher:
             return held
         answer = self.request(url, address, held)
         if answer.status == 304 and held is not None:
-            answer = Answer(url, held.status, held.headers, held.body, time.time())
+            answer = WebAnswer(url, held.status, held.headers, held.body, time.time())
         if answer.status == 200 or answer.status in REDIRECTS:
             self.write_cache(answer)
         return answer
@@ -161,7 +161,7 @@ class Fetcher:
             raise Refused(PRIVATE)
         return addresses[0]
 
-    def request(self, url: str, address: str, held: Answer | None) -> Answer:
+    def request(self, url: str, address: str, held: WebAnswer | None) -> WebAnswer:
         for attempt in range(RETRIES + 1):
             retry_after = ""
             try:
@@ -177,7 +177,7 @@ class Fetcher:
                 time.sleep(min(float(retry_after), MAX_DELAY) if retry_after.isdigit() else 2.0**attempt)
         raise Refused(failure, transient=True)
 
-    def request_once(self, url: str, address: str, held: Answer | None) -> Answer:
+    def request_once(self, url: str, address: str, held: WebAnswer | None) -> WebAnswer:
         parts = urlsplit(url)
         self.wait_for_turn(parts.netloc)
         headers = {"Host": parts.netloc}
@@ -188,7 +188,7 @@ class Fetcher:
         extensions = {"sni_hostname": parts.hostname}  # the certificate is that of the name
         with self.client.stream("GET", target, headers=headers, extensions=extensions) as response:
             kept = {name: response.headers[name] for name in KEPT_HEADERS if name in response.headers}
-            answer = Answer(url, response.status_code, kept, fetched=time.time())
+            answer = WebAnswer(url, response.status_code, kept, fetched=time.time())
             if answer.status != 200:
                 return answer
             if answer.type.startswith(MEDIA):
@@ -209,15 +209,15 @@ class Fetcher:
     def cache_file(self, url: str) -> Path:
         return self.folder / hashlib.sha256(url.encode()).hexdigest()
 
-    def read_cache(self, url: str) -> Answer | None:
+    def read_cache(self, url: str) -> WebAnswer | None:
         try:
             head, _, body = self.cache_file(url).read_bytes().partition(b"\n")
-            held = Answer(**json.loads(head), body=body)
+            held = WebAnswer(**json.loads(head), body=body)
         except (OSError, ValueError, TypeError):
             return None
         return held if held.url == url and len(body) <= MAX_BYTES else None
 
-    def write_cache(self, answer: Answer) -> None:
+    def write_cache(self, answer: WebAnswer) -> None:
         facts = {"url": answer.url, "status": answer.status, "headers": answer.headers, "fetched": answer.fetched}
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with replaced_file(self.cache_file(answer.url)) as scratch:

@@ -16,7 +16,7 @@ from pathlib import PurePosixPath
 from urllib.parse import unquote, urljoin, urlsplit
 
 from aurify.knowledge.reading.encoding import decode_html
-from aurify.knowledge.reading.fetch import Answer, Fetcher, WebOptions, normalize_url
+from aurify.knowledge.reading.fetch import Fetcher, WebAnswer, WebOptions, normalize_url
 from aurify.knowledge.reading.files import find_kind, parse_documents
 from aurify.knowledge.reading.refusals import Refusals, Refused, clean
 from aurify.knowledge.reading.rows import ReadOptions
@@ -76,7 +76,7 @@ def read_urls(
 
 
 def read_web_page(
-    answer: Answer, link: Link, max_depth: int, options: ReadOptions, refusals: Refusals
+    answer: WebAnswer, link: Link, max_depth: int, options: ReadOptions, refusals: Refusals
 ) -> Generator[Document, None, list[Link]]:
     """The documents of a page, and the links to follow."""
     if (listed := parse_sitemap(answer.body)) is not None:
