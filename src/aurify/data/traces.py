@@ -16,7 +16,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from aurify.data.heldout import HeldOut
 from aurify.data.messages import find_thought, join_thought, read_message, read_messages
@@ -128,7 +128,7 @@ async def keep_traces(row: Row, traces: Traces, check: TraceCheck) -> None:
             continue
         known.append(trace)
         if recorded is not None:
-            traces.recorded[tuple(trace)] = array("f", recorded)
+            traces.recorded[tuple(cast("Sequence[int]", trace))] = array("f", recorded)
 
 
 @dataclass(frozen=True)
@@ -155,10 +155,10 @@ class TraceCheck:
         """The trace as it is kept, and as rewards see it."""
         prompt, num = self.renderer.prompt(task.prompt, self.tools), len(task.prompt)
         if not is_conversation(messages):
-            trace: Trace = array("i", self.renderer.reply(prompt, messages[0]["content"]))
-            segments = [Segment(prompt, "prompt"), Segment(list(trace), "guidance")]
-            said = [*task.prompt, self.renderer.parse(trace)]
-            return trace, Trajectory(segments, said, num, source="guidance")
+            tokens = array("i", self.renderer.reply(prompt, messages[0]["content"]))
+            segments = [Segment(prompt, "prompt"), Segment(list(tokens), "guidance")]
+            said = [*task.prompt, self.renderer.parse(tokens)]
+            return tokens, Trajectory(segments, said, num, source="guidance")
         segments = render_trace(task.prompt, messages, self.tools, self.renderer)
         return messages, Trajectory(segments, [*task.prompt, *messages], num, source="guidance", tools=self.tools)
 

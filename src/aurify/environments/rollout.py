@@ -65,7 +65,8 @@ async def rollout(
     trace: instead, all that a guide and an environment said; then nothing is sampled, and no step is made."""
     if max_context is None:
         max_context = getattr(sampler, "max_context", None)
-    order, answers, outcome = request_order.get(), Answers(), None
+    order, answers = request_order.get(), Answers()
+    outcome: Outcome | None = None
     session = Session()
     turn = nullcontext() if isinstance(unwrap(environment), SingleTurn) else session  # nothing to keep
     try:

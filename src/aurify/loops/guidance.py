@@ -67,8 +67,9 @@ class Guide:
     def cut_trace(self, trace: Trace, length: int) -> Beginning:
         if is_messages(trace):
             return Beginning(trace=cast("Sequence[Message]", trace))
-        recorded = None if self.traces is None else self.traces.recorded.get(tuple(trace))
-        return Beginning(list(trace[:length]), None if recorded is None else list(recorded[:length]))
+        tokens = cast("Sequence[int]", trace)
+        recorded = None if self.traces is None else self.traces.recorded.get(tuple(tokens))
+        return Beginning(list(tokens[:length]), None if recorded is None else list(recorded[:length]))
 
     def known_traces(self, task: Task) -> Sequence[Trace]:
         if self.traces is not None:
