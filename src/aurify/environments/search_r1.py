@@ -8,6 +8,7 @@ the model to answer (the reference lets it write a search that nobody runs)."""
 from __future__ import annotations
 
 import re
+import threading
 from functools import cache
 
 from aurify.environments.env import Step
@@ -32,6 +33,7 @@ CORRECTION = (
     "<answer> answer </answer>.\n"
 )
 LAST_TURN = "\nNo searches are left. Write <answer> answer </answer> now.\n"
+OPENING = threading.Lock()
 MAX_CHARS = 2000  # of what a search brings back
 FOUND = re.compile(r"(\s*<information>.*?</information>\s*)", re.DOTALL)
 ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
@@ -97,7 +99,12 @@ def inform(passages: list[Passage], max_chars: int) -> str:
     return f"\n\n<information>{write_passages(passages)[:max_chars]}</information>\n\n"
 
 
-@cache
 def open_search(kb: str | None, url: str | None, topk: int) -> Search:
-    """One for the process: trajectories share a knowledge base."""
+    """One for the process: trajectories share a knowledge base, and its embedder, also those that begin together."""
+    with OPENING:
+        return open_once(kb, url, topk)
+
+
+@cache
+def open_once(kb: str | None, url: str | None, topk: int) -> Search:
     return Search(kb, url, topk)
