@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import pytest
 
-from aurify.config import build, dump_config, load_config
+from aurify.config import build, dump_config, find_keys, load_config, suggest_neighbour
 from aurify.errors import UserError
 from aurify.types import SamplingParams
 
@@ -290,3 +290,42 @@ def test_what_other_words_are_translated_to_is_there():
 def test_an_override_reaches_into_a_short_form(tmp_path, text, override, expected):
     (tmp_path / "r.yaml").write_text(text)
     assert load_config(tmp_path / "r.yaml", [override]) == expected
+
+
+def test_a_missing_file_suggests_no_hidden_one(tmp_path):
+    (tmp_path / ".recipe.yaml").write_text("name: x")
+    with pytest.raises(UserError) as caught:
+        load_config(tmp_path / "recipe.yaml")
+    assert "no such file (`aurify list recipes`" in str(caught.value) and ".recipe" not in str(caught.value)
+    assert suggest_neighbour(tmp_path / "recipe.yaml") == ""
+
+
+def test_an_empty_file_is_called_empty_and_an_override_cut_by_the_shell_is_explained(tmp_path):
+    (tmp_path / "empty.yaml").write_text("\n")
+    with pytest.raises(UserError, match="the file is empty"):
+        load_config(tmp_path / "empty.yaml")
+    (tmp_path / "full.yaml").write_text("name: x\n")
+    with pytest.raises(UserError, match="put the whole override between quotes"):
+        load_config(tmp_path / "full.yaml", ["data={path:"])
+
+
+def test_a_key_given_at_the_top_is_found_where_it_belongs():
+    values = {"stages": {"sft": {"optim": {"decay": 1}, "steps": 3}}, "steps": 4}
+    with pytest.raises(UserError, match=r"did you mean 'stages\.sft\.steps'"):
+        build(Top, values)
+    assert list(find_keys(values, "decay")) == ["stages.sft.optim.decay"]
+
+
+@dataclass(frozen=True)
+class Top:
+    stages: dict[str, Any]
+
+
+def test_a_mapping_keeps_what_the_default_of_its_field_says():
+    """`evaluation: {sampling: {max_tokens: 6}}` is greedy, as docs/reference.md and `aurify eval` have it."""
+    from aurify.pipeline.recipe import EvaluationOptions
+
+    built = build(EvaluationOptions, {"sampling": {"max_tokens": 6}})
+    assert (built.sampling.max_tokens, built.sampling.temperature) == (6, 0.0)
+    assert build(EvaluationOptions, {"sampling": {"temperature": 0.7}}).sampling.temperature == 0.7
+    assert build(EvaluationOptions, {}).sampling == EvaluationOptions().sampling

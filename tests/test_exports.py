@@ -39,6 +39,7 @@ PUBLIC = [
     "__version__",
     "algorithm",
     "dataset",
+    "build_data",
     "build_datum",
     "environment",
     "evaluate",

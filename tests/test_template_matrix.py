@@ -12,7 +12,7 @@ import pytest
 import tokenizers_in_code as made
 
 from aurify.environments.env import Observation, Step
-from aurify.environments.rollout import build_datum, rollout
+from aurify.environments.rollout import build_data, build_datum, rollout
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
@@ -133,6 +133,52 @@ def test_a_two_turn_tool_conversation_trains_the_sampled_tokens_with_every_messa
     harmless, _ = play(renderer, ["it rains"], asks=asks)
     for one, other in zip(trajectory.segments, harmless.segments, strict=True):
         assert control_tokens(renderer, one.tokens) == control_tokens(renderer, other.tokens)
+
+
+class Long(Searching):
+    """Gives results until the last of its turns."""
+
+    def __init__(self, num_turns):
+        super().__init__(["it rains"])
+        self.num_turns = num_turns
+
+    async def step(self, message):
+        self.heard.append(message["content"])
+        results = [result(f"it rains {len(self.heard)}")]
+        return Step([] if len(self.heard) == self.num_turns else results, done=len(self.heard) == self.num_turns)
+
+
+@pytest.mark.parametrize("thought", ["", "<think>\nhe\n</think>\n\n"], ids=["plain", "thinking"])
+@pytest.mark.parametrize("num_turns", [1, 2, 5])
+@pytest.mark.parametrize("as_text", [False, True], ids=["native", "as_text"])
+@pytest.mark.parametrize("family", made.FAMILIES)
+def test_tool_conversations_of_any_length_train_the_sampled_tokens_or_the_dry_run_refuses(
+    family, as_text, num_turns, thought, renderers
+):
+    """Issue 16, Shows 5. The policy spells "he" out in two tokens, which a tokenizer would never give back: encode
+    (decode(x)) is not x, and nothing changes."""
+    renderer = renderers[family, as_text]
+    if (family, as_text) in REFUSED:  # as `aurify train --dry-run` finds out
+        with pytest.raises(UserError, match=REFUSED[family, as_text]):
+            renderer.prompt([SYSTEM, QUESTION], [TOOL])
+        return
+    encode = lambda text: renderer.tokenizer(text, add_special_tokens=False).input_ids  # noqa: E731
+    call = [*encode(thought), *encode("h"), *encode("e"), *encode('{"name": "search"}')]
+    assert encode(renderer.tokenizer.decode(call)) != call
+    said = [[*call, call_end(renderer)]] * (num_turns - 1) + [[*call, renderer.end_token]]
+    sampler = ScriptedSampler(said, renderer.tokenizer)
+    params = SamplingParams(max_tokens=100)
+    trajectory = asyncio.run(rollout(TASK, Long(num_turns), sampler, renderer, params))
+    assert trajectory.outcome == "done" and len(trajectory.turns) == num_turns
+    data = build_data(trajectory, unit=0)
+    trained = [[t for t, w in zip(d.tokens, d.weights, strict=True) if w] for d in data]
+    assert [token for row in trained for token in row] == [token for reply in said for token in reply]
+    drops = family == "deepseek" and thought  # with results too; Qwen3 drops thoughts when a question follows
+    assert len(data) == (num_turns if drops else 1)
+    text = renderer.tokenizer.decode(data[-1].tokens)
+    assert [f"it rains {k + 1}" in text for k in range(num_turns - 1)] == [True] * (num_turns - 1)
+    for prompt, row in zip(sampler.prompts, data if drops else data * num_turns, strict=True):
+        assert row.tokens[: len(prompt)] == prompt, "trained after what the policy saw"
 
 
 def test_mistral_cannot_ask_again_with_tools_because_its_template_moves_them(renderers):

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from aurify.engine.lora import LoraConfig
     from aurify.engine.optim import OptimConfig, lr_at
     from aurify.environments.env import Environment, Observation, Step
-    from aurify.environments.rollout import build_datum, rollout
+    from aurify.environments.rollout import build_data, build_datum, rollout
     from aurify.evaluation.evaluate import evaluate
     from aurify.models.model import LoadedModel, ModelConfig, load_model, load_tokenizer, tiny_model
     from aurify.pipeline.run import run_pipeline
@@ -78,6 +78,7 @@ __all__ = [
     "UserError",
     "__version__",
     "algorithm",
+    "build_data",
     "build_datum",
     "dataset",
     "environment",
@@ -115,7 +116,7 @@ HOMES = {
     "aurify.models.model": ("LoadedModel", "ModelConfig", "load_model", "load_tokenizer", "tiny_model"),
     "aurify.engine.optim": ("OptimConfig", "lr_at"),
     "aurify.environments.env": ("Environment", "Observation", "Step"),
-    "aurify.environments.rollout": ("build_datum", "rollout"),
+    "aurify.environments.rollout": ("build_data", "build_datum", "rollout"),
     "aurify.evaluation.evaluate": ("evaluate",),
     "aurify.pipeline.run": ("run_pipeline",),
     "aurify.renderer": ("Renderer",),

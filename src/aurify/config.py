@@ -60,6 +60,7 @@ FOREIGN = {
     "base_model": "model",
     "torch_dtype": "model.dtype",
     "bf16": "model.dtype: bfloat16",
+    "dataset_name": "data: {path: ...} of a stage",
     "report_to": "in every run: metrics.jsonl, TensorBoard files and report.html",
     "output_dir": "the option --runs of `aurify train`",
     "ppo": "grpo or rloo, which need no critic",
@@ -135,7 +136,7 @@ def read_yaml(path: Path) -> DictConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise UserError(missing_file(path)) from None
+        raise UserError(f"{missing_file(path)} (`aurify list recipes`: those that come along)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as text ({error}); give a YAML file") from error
     try:
@@ -143,8 +144,8 @@ def read_yaml(path: Path) -> DictConfig:
     except (YAMLError, ValueError) as error:
         raise UserError(f"{path}{yaml_problem(error)}") from error
     if values is None:
-        found = repr(text.strip()[:40])
-        raise UserError(f"{path}: expected a mapping of keys to values, such as `name: my-run`; found {found}")
+        found = f"found {text.strip()[:40]!r}" if text.strip() else "the file is empty"
+        raise UserError(f"{path}: expected a mapping of keys to values, such as `name: my-run`; {found}")
     assert isinstance(values, DictConfig)
     return values
 
@@ -161,14 +162,19 @@ def missing_file(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f"{path}: no such file, and no folder {folder} either"
-    names = [entry.name for entry in folder.iterdir() if entry.suffix == path.suffix or not path.suffix]
+    names = [name for name in list_neighbours(path) if not path.suffix or name.endswith(path.suffix)]
     return f"{path}: no such file{did_you_mean(path.name, names)}"
+
+
+def list_neighbours(path: Path) -> list[str]:
+    """What lies beside a path, hidden files left out: nobody means them."""
+    folder = path.parent
+    return [entry.name for entry in folder.iterdir() if entry.name[0] != "."] if folder.is_dir() else []
 
 
 def suggest_neighbour(path: Path) -> str:
     """`; did you mean ...?` with what lies beside a path that does not exist."""
-    neighbours = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, neighbours, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(path.name, list_neighbours(path), n=1, cutoff=0.5)
     return f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
 
 
@@ -198,7 +204,9 @@ def apply_override(values: DictConfig, override: str) -> None:
         typed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]), resolve=False)
         OmegaConf.update(values, key, typed["value"], merge=False, force_add=True)  # type: ignore[call-overload, index]
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
-        raise UserError(f"override {override!r}: the value is {yaml_problem(error).split(': ', 1)[1]}") from error
+        problem = yaml_problem(error).split(": ", 1)[1]
+        shell = "; the shell splits at spaces: put the whole override between quotes" if text[:1] in "{[" else ""
+        raise UserError(f"override {override!r}: the value is {problem}{shell}") from error
 
 
 def build(cls: type[T], values: Any, where: str = "") -> T:
@@ -228,14 +236,15 @@ def build_at(cls: type[T], values: Any, key: str) -> T:
         raise UserError(f"{quoted(key)} is {values!r}; expected a mapping with {join_names(hints)}")
     for name in values:
         if name not in hints:
-            raise UserError(
-                f"unknown key {quoted(join_keys(key, name))}{translate(str(name)) or did_you_mean(str(name), hints)}"
-            )
+            inside = next(find_keys(values, str(name)), None) if not key else None
+            near = f"; did you mean {inside!r}?" if inside else did_you_mean(str(name), hints)
+            raise UserError(f"unknown key {quoted(join_keys(key, name))}{translate(str(name)) or near}")
     specs = {spec.name: spec for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in hints:
         required = specs[name].default is dataclasses.MISSING and specs[name].default_factory is dataclasses.MISSING
         if required and name not in values:
             raise UserError(f"missing key {quoted(join_keys(key, name))}; expected {expected(hints[name])}")
+    values = {name: fill_in(value, specs[name]) for name, value in values.items()}
     arguments = {name: convert(hints[name], value, join_keys(key, name)) for name, value in values.items()}
     try:
         return cls(**arguments)
@@ -243,6 +252,27 @@ def build_at(cls: type[T], values: Any, key: str) -> T:
         text = str(error)
         named = text.partition(":")[0] in hints
         raise UserError(join_keys(key, text) if named else f"{key}: {text}" if key else text) from error
+
+
+def fill_in(value: Any, spec: dataclasses.Field[Any]) -> Any:
+    """A mapping, with what the field's own default says otherwise than its class does: evaluation is greedy also where
+    a recipe gives max_tokens of its sampling alone."""
+    default = spec.default
+    if not isinstance(value, Mapping) or not dataclasses.is_dataclass(default):
+        return value
+    own = {inner.name: getattr(default, inner.name) for inner in dataclasses.fields(default) if inner.init}
+    usual = {inner.name: inner.default for inner in dataclasses.fields(default)}
+    return {name: kept for name, kept in own.items() if usual[name] != kept and name not in value} | dict(value)
+
+
+def find_keys(values: Mapping[Any, Any], name: str, above: str = "") -> Iterator[str]:
+    """The dotted keys in the mappings inside `values` that end in `name`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            inner = join_keys(above, key)
+            if name in value:
+                yield join_keys(inner, name)
+            yield from find_keys(value, name, inner)
 
 
 def convert(hint: Any, value: Any, key: str) -> Any:

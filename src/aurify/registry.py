@@ -64,6 +64,7 @@ declare(
 declare(
     "task",
     {
+        "mix": "aurify.tasks.mix:mix",
         "largest_number": "aurify.tasks.procedural:largest_number",
         "arithmetic": "aurify.tasks.procedural:arithmetic",
         "addition": "aurify.tasks.procedural:addition",
@@ -124,6 +125,7 @@ declare(
         "rename": "aurify.data.filters:rename",
         "drop": "aurify.data.filters:drop",
         "empty_thoughts": "aurify.data.filters:empty_thoughts",
+        "rename_roles": "aurify.data.filters:rename_roles",
         "margin_from_scores": "aurify.data.filters:margin_from_scores",
     },
 )

@@ -25,11 +25,15 @@ CLOSINGS = {  # the tag that opens a thought -> the one that closes it
 ANALYSIS, END, FINAL = "<|channel|>analysis<|message|>", "<|end|>", "<|channel|>final<|message|>"
 PAIRS = {opening.lower(): closing.lower() for opening, closing in CLOSINGS.items()} | {ANALYSIS: END}
 ALONE = {*PAIRS.values(), FINAL} - {END}  # where the prompt has opened a thought, its closing tag stands alone
+END_OF_TURN = re.compile(
+    r"(?:\s*(?:<\|(?:im_end|eot_id|eom_id|endoftext|end_of_text)\|>|</s>|<eos>|<end_of_turn>|<turn\|>))+\s*\Z"
+)
 TAGS = re.compile("|".join(map(re.escape, (*PAIRS, *PAIRS.values(), FINAL))), re.IGNORECASE)
 
 
 def final_answer(text: str, opened: bool = False) -> str | None:
-    """What stands after the last thought; the whole text where there is none. None where a thought never ends.
+    """What stands after the last thought, without tokens that end a turn; the whole text where there is none.
+    None where a thought never ends.
 
     opened: the prompt has opened a thought, so the text begins inside one."""
     begin, awaited = 0, ALONE if opened else set()
@@ -39,4 +43,4 @@ def final_answer(text: str, opened: bool = False) -> str | None:
             awaited = awaited or {PAIRS[name], FINAL}
         elif name in (awaited or ALONE):
             begin, awaited = tag.end(), set()
-    return None if awaited else text[begin:]
+    return None if awaited else END_OF_TURN.sub("", text[begin:])

@@ -47,6 +47,7 @@ class Task:
     prompt: list[Message]
     answer: str | None = None
     info: Mapping[str, Any] = field(default_factory=dict)  # further columns; reward functions receive them by name
+    part: str = ""  # where a stage mixes several tasks: which of them
     plain: bool = False  # the prompt was a text, not a list of messages; rewards in TRL's form then get texts
 
 
@@ -118,7 +119,20 @@ class Trajectory:
 
     @property
     def tokens(self) -> list[int]:
+        """Of all rows, one after the other."""
         return [token for segment in self.segments for token in segment.tokens]
+
+    @property
+    def rows(self) -> list[list[Segment]]:
+        """The sequences of tokens that the policy saw, each begun by a prompt. There are several where the chat
+        template writes earlier turns anew, without their thoughts, say. What the policy wrote stands as its own in one
+        of them, and is part of a prompt in others."""
+        rows: list[list[Segment]] = []
+        for segment in self.segments:
+            if segment.origin == "prompt" or not rows:
+                rows.append([])
+            rows[-1].append(segment)
+        return rows
 
     @property
     def completion(self) -> list[Message]:
@@ -164,7 +178,9 @@ class Datum:
     logprobs: list[float] | None = None  # of the sampler
     old_logprobs: list[float] | None = None  # of the trainer before the first update on it; None: the ratio is 1
     ref_logprobs: list[float] | None = None
-    unit: int = -1  # data of one unit (a preference pair: chosen first, then rejected) share a micro-batch; -1 = alone
+    # data of one unit (a preference pair: chosen first, then rejected; the rows of a rollout) share a micro-batch;
+    # -1 = alone
+    unit: int = -1
     source: Source = "data"
     margin: float = 0.0  # preference pairs: how much better the chosen one should score
     label: float = 1.0  # unpaired preferences: 1 desirable, -1 undesirable
@@ -224,6 +240,19 @@ class Batch:
     def lengths(self) -> Tensor:
         """[sequences] number of trained tokens of each sequence, counted with their weights."""
         return self.sum_by_sequence(self.weights)
+
+    @property
+    def token_unit(self) -> Tensor:
+        """[tokens] int64, the unit each token belongs to"""
+        return self.unit[self.sequence]
+
+    def sum_by_unit(self, values: Tensor) -> Tensor:
+        """[tokens] -> [units]"""
+        return values.new_zeros(self.num_units).index_add(0, self.token_unit, values)
+
+    def mean_by_unit(self, values: Tensor) -> Tensor:
+        """[tokens] -> [units], by weights. The rows of a rollout count together, as if they were one sequence."""
+        return self.sum_by_unit(self.weights * values) / self.sum_by_unit(self.weights)
 
 
 Need = Literal[
@@ -285,6 +314,11 @@ class OnlineAlgorithm(Algorithm, Protocol):
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         """One advantage for each trajectory of each group; 0 where the reward is None."""
         ...
+
+
+def count_units(data: Sequence[Datum]) -> int:
+    """Preference pairs, or rollouts."""
+    return len({(datum.unit, index if datum.unit < 0 else -1) for index, datum in enumerate(data)})
 
 
 def prepared(algorithm: Algorithm, data: Sequence[Datum], policy: Policy, temperature: float = 1.0) -> list[Datum]:

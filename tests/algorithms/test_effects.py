@@ -39,6 +39,8 @@ CONTEXTS: list[dict[str, Any]] = [
     {"clip_on_policy": True},
     {"sft_coef": 0.5},
     *({"shape": name} for name in ("log", "none", "power", "linear_log")),
+    {"credit": "turn"},
+    {"form": "token", "credit": "turn"},
     {"baseline": True},
     {"reward_kl_coef": 0.1},
     {"baseline": True, "reward_kl_coef": 0.1},
@@ -48,6 +50,8 @@ CONTEXTS: list[dict[str, Any]] = [
 ]
 OTHER: dict[str, Any] = {  # than the default; two in a dict where they only go together
     "scale": ["none", "group"],
+    "credit": ["turn"],
+    "discount": [0.5],
     "surrogate": ["plain", "clip"],
     "clip_low": [0.05],
     "clip_high": [0.06],
@@ -126,11 +130,12 @@ class Stub:
 
 def groups() -> list[Group]:
     rows = [[(1.0, 0.5), (0.0, 3.0), (1.0, 1.0), (0.0, 0.0)], [(1.0, 1.0)] * 4, [(0.0, 2.0), (0.5, 0.0)] * 2]
+    between, last = [Segment([3], "environment")], Segment([2], "policy")
     result = []
     for place, row in enumerate([*rows, rows[1]]):
         trajectories = [
             Trajectory(
-                [Segment([1], "prompt"), Segment([2] * (k + 2 if place < 3 else 1), "policy")],
+                [Segment([1], "prompt"), *([Segment([2] * (k + 1), "policy"), *between] if place < 3 else []), last],
                 [],
                 0,
                 {"a": a, "b": b},
@@ -175,6 +180,8 @@ def fingerprint(algorithm: Any) -> list[float]:
         every = algorithm.advantages(groups())
         keep = algorithm.keeps_flat(every)
         found += [value for row in every for value in row]
+        turns = algorithm.turn_advantages(groups()) or []
+        found += [value for rows in turns for row in rows for value in row]
         pairs, told = algorithm.revise_advantages([[1.0, 0.0], [1.0, 1.0]], [data[:2], data[2:4]])
         if told:
             found += [value for row in pairs for datum in row for value in datum.advantages or ()]

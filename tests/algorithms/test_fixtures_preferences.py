@@ -29,7 +29,7 @@ def spread(sums: list[float], lengths: list[int]) -> Outputs:
 
 
 def value(algorithm: Any, sums: list[float], lengths: list[int], **streams: Any) -> float:
-    return float(algorithm.loss(spread(sums, lengths), make_batch(lengths, **streams))[0])
+    return float(algorithm.loss(spread(sums, lengths), make_batch(lengths, pairs=True, **streams))[0])
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_discopop_sinks_before_it_climbs():
     """At a gap of 0 the slope by beta h_c is -.25 - .5 + .25 / .05 (1 - log 2) = .784264; with a lead below 0."""
     for lead, rising in ((0.0, True), (2.0, False)):
         out = Outputs(torch.tensor([lead, 0.0], requires_grad=True))
-        DPO(loss_type="discopop").loss(out, make_batch([1, 1]))[0].backward()
+        DPO(loss_type="discopop").loss(out, make_batch([1, 1], pairs=True))[0].backward()
         assert out.logprobs.grad is not None and (out.logprobs.grad[0] > 0) == rising
         assert not rising or float(out.logprobs.grad[0]) == pytest.approx(0.0784264, abs=1e-6)
 
@@ -80,7 +80,7 @@ def test_every_loss_prefers_the_chosen_one(name):
     """Where the model equals its reference, the gradient lifts h_c - h_r, and a large lead costs less than none."""
     algorithm, lengths = DPO(loss_type=name), [4, 2]
     out = Outputs(torch.zeros(6, requires_grad=True))
-    algorithm.loss(out, make_batch(lengths))[0].backward()
+    algorithm.loss(out, make_batch(lengths, pairs=True))[0].backward()
     assert out.logprobs.grad is not None
     by_sequence = [float(part.sum()) for part in out.logprobs.grad.split(lengths)]
     assert by_sequence[0] < by_sequence[1]
@@ -144,7 +144,7 @@ def test_orpo_stays_finite(mean):
     """T15: a mean log-prob of -1e-9, and of exactly 0, on either side, in value and gradient."""
     for means in ((mean, -1.0), (-1.0, mean)):
         logprobs = torch.tensor(means, requires_grad=True)
-        loss, _ = ORPO().loss(Outputs(logprobs), make_batch([1, 1]))
+        loss, _ = ORPO().loss(Outputs(logprobs), make_batch([1, 1], pairs=True))
         loss.backward()
         assert logprobs.grad is not None
         assert bool(torch.isfinite(loss)) and bool(torch.isfinite(logprobs.grad).all()), means

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 
 import pytest
 from typer.testing import CliRunner
 
-from aurify.cli.chat import Wrap, converse, make_room
+from aurify.cli.chat import Wrap, ask, converse, make_room
 from aurify.cli.main import app
 from aurify.cli.names import NamedModel
 from aurify.cli.writer import Writer, open_writer
@@ -178,3 +179,8 @@ def test_text_without_spaces_is_shown_as_it_comes_and_breaks_anywhere():
 def test_what_is_no_terminal_gets_the_pieces_as_they_are():
     wrap = Wrap(None, 7)
     assert [wrap.add("a wo"), wrap.add("rd"), wrap.end()] == ["a wo", "rd", ""]
+
+
+def test_questions_from_a_pipe_are_shown_before_their_answers(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("What is 2+2?\n"))
+    assert ask() == "What is 2+2?" and capsys.readouterr().out == "you> What is 2+2?\n"

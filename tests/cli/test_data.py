@@ -81,7 +81,7 @@ def test_each_finding_names_the_first_row_and_what_mends_all_of_them(tmp_path):
     result = inspect(str(path))
     assert result.exit_code == 0, result.output
     for part in (
-        "7 rows", "4 usable", "changed: 2", "noted: 1", "rejected: 3",
+        "7 rows", "4 usable", "(columns prompt, chosen, rejected)", "changed: 2", "noted: 1", "rejected: 3",
         "the prompt stood at the beginning of both answers too", f"the first: {path}:2",
         "an end token after an answer", f"the first: {path}:3",
         "control tokens of the model in a text", f"the first: {path}:4",

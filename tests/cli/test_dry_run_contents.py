@@ -9,12 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers_in_code as made
 from typer.testing import CliRunner
 
 from aurify import registry
 from aurify.cli.main import app
+from aurify.config import load_config
 from aurify.loops import examples
+from aurify.models.loading import save_model
+from aurify.models.model import tiny_model
 from aurify.pipeline import contents
+from aurify.pipeline.check import check_recipe
+from aurify.pipeline.recipe import build_recipe
 
 SFT = {"method": "sft", "data": {"path": "rows.jsonl"}, "steps": 2, "batch_size": 2}
 RL = {"method": "grpo", "steps": 1, "prompts_per_step": 2, "completions_per_prompt": 2, "sampling": {"max_tokens": 4}}
@@ -163,6 +169,17 @@ def test_another_adapter_than_that_of_the_stage_before(lora, said):
     assert f"stages.rl: lora{'.targets' if 'targets' in lora else ''}" in (told := refusal()) and said in told
 
 
+def test_a_teacher_that_reads_other_tokens(tmp_path):
+    tokenizer = made.word_start()
+    save_model(tiny_model(vocab_size=len(tokenizer)).module, tokenizer, tmp_path / "other")
+    task = "largest_number"
+    write_recipe({"one": RL | {"method": "distillation", "teacher": "other"}}, task=task)
+    assert "stages.one: teacher: other reads other tokens than random:tiny" in refusal()
+    first = SFT | {"data": {"demonstrations": 4}}
+    write_recipe({"sft": first, "one": RL | {"method": "distillation", "teacher": "@sft"}}, task=task)
+    assert "The recipe is fine" in dry_run()
+
+
 # ---------------------------------------------------------------------- rewards
 
 REWARDS = """
@@ -267,12 +284,17 @@ def test_a_run_that_goes_on_does_not_encode_the_rows_of_finished_stages(encoded)
 
 
 def test_a_dry_run_loads_no_weights(tmp_path, monkeypatch):
-    from aurify.models.loading import save_model
-    from aurify.models.model import tiny_model
-
     model = tiny_model()
     save_model(model.module, model.tokenizer, tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
     write_rows([{"prompt": f"{k}?", "completion": "so"} for k in range(20)])
     write_recipe({"one": SFT | {"lora": {"rank": 4}}}, model="model")
     assert "18 to train on; 2 held out" in dry_run()
+
+
+def test_how_far_it_is_is_told_while_rows_are_read():
+    write_rows([{"prompt": f"{k}?", "completion": "so"} for k in range(450)])
+    write_recipe({"one": SFT | {"data": {"path": "rows.jsonl", "heldout_share": 0}}})
+    told: list[str] = []
+    check_recipe(build_recipe(load_config("recipe.yaml")), tell=told.append)
+    assert [f"one: {k} of 450 rows in tokens" for k in (0, 200, 400)] == [line for line in told if " of " in line]

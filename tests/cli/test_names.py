@@ -8,6 +8,7 @@ import pytest
 from aurify.cli import names
 from aurify.cli.names import NamedModel, find_kb, find_model, find_recipe, find_run
 from aurify.errors import UserError
+from aurify.tracking.run_folder import RunFolder
 
 TEXT = {"architectures": ["LlamaForCausalLM"]}
 SCORES = {"architectures": ["LlamaForSequenceClassification"]}
@@ -115,3 +116,13 @@ def test_a_knowledge_base_is_a_name_under_kb_or_a_folder_with_a_slash(tmp_path, 
         find_kb("note")
     with pytest.raises(UserError, match="--kb is empty"):
         find_kb("")
+
+
+def test_a_run_that_is_running_is_waited_for_and_not_resumed(runs, monkeypatch):
+    monkeypatch.setattr(RunFolder, "status", lambda self, stage: "running")
+    (runs / "20260101_120000_aaaa" / "recipe.yaml").write_text("stages: {sft: {method: sft}}\n")
+    with pytest.raises(UserError, match="it is running: wait"):
+        find_model("20260101_120000_aaaa", runs)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="train --resume"):
+        find_model(str(runs / "20260101_120000_aaaa"), runs)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+from click import unstyle
 from typer.testing import CliRunner
 
 from aurify import registry
-from aurify.cli.list import REGISTERED
+from aurify.cli.list import REGISTERED, show_columns
 from aurify.cli.main import app
-from aurify.cli.reference import describe_entry, list_keys, read_comments
+from aurify.cli.reference import describe_entry, list_keys, read_comments, summarise_entry
 from aurify.config import field_hints, load_config
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe
 
@@ -158,3 +160,43 @@ def test_a_misspelt_recipe_has_a_suggestion():
     result = invoke("train", "quikstart")
     assert result.exit_code == 2 and "no recipe 'quikstart'" in result.stderr
     assert "did you mean 'quickstart'?" in result.stderr
+
+
+def test_list_and_help_without_a_word_say_what_can_be_asked():
+    result = invoke("list")
+    assert result.exit_code == 2 and "recipes, models, tasks" in result.stderr
+    result = invoke("help")
+    assert result.exit_code == 2 and "stages.sft.optim.lr" in result.stderr and "aurify --help" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [("learning_rate", "here that is optim.lr"), ("stages.sft.learning_rate", "optim.lr"), ("train", "is a command")],
+)
+def test_help_knows_words_of_other_libraries_and_commands(key, told):
+    result = invoke("help", key)
+    assert result.exit_code == 2 and told in result.stderr
+
+
+def test_help_of_a_stage_shows_the_keys_of_stages_alone():
+    shown = invoke("help", "stages.mine").stdout
+    assert "stages.NAME.optim.lr" in shown and "evaluation.num_tasks" not in shown
+
+
+def test_what_is_listed_is_whole_sentences():
+    """A description is cut where a sentence ends, and begins with words, not with the name of an option."""
+    for registered in REGISTERED.values():
+        for name in registry.names(registered):
+            if (registered, name) not in registry.REGISTERED_AT:
+                text = summarise_entry(registered, name)
+                assert not re.match(r"\w+: |[\w, ]+: see ", text) and not text.endswith((",", " of", ":")), (name, text)
+    for line in invoke("list", "recipes").stdout.splitlines():
+        assert line.endswith((".", ")")), line
+
+
+def test_on_a_terminal_long_descriptions_go_on_below_themselves(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    show_columns([("short", "word " * 30), ("a-longer-name", "text")])
+    lines = unstyle(capsys.readouterr().out).splitlines()
+    assert max(map(len, lines)) <= 60 and lines[1].startswith(" " * 15 + "word") and lines[-1] == "a-longer-name  text"

@@ -78,7 +78,8 @@ def test_a_run_that_ends_badly_says_how_and_why(error, code, state, told):
     if isinstance(error, RuntimeError):
         assert told in listed
     page = (only_run() / "report.html").read_text()
-    assert f'<span class="badge">{state.partition(":")[0]}</span>' in page
+    status = state.partition(":")[0]
+    assert f'<span class="badge {status}">{status}</span>' in page
     assert told.replace("<", "&lt;").replace(">", "&gt;") in page
     assert invoke("train", "--resume", "last").exit_code == 0
     assert "finished" in invoke("runs").stdout and "error" not in (only_run() / "results.json").read_text()

@@ -74,3 +74,8 @@ def test_every_command_that_writes_takes_them(run, monkeypatch, arguments):
     result = CliRunner().invoke(app, command, input="hi\n/quit\n")
     assert result.exit_code == 0, result.output
     assert seen and set(map(str, seen)) == {str((True, {"enable_thinking": False}))}
+
+
+def test_a_model_is_not_loaded_in_silence():
+    result = CliRunner().invoke(app, ["sample", "random:tiny", "hi", "--max-tokens", "2"])
+    assert result.exit_code == 0 and "loading random:tiny ..." in result.stderr

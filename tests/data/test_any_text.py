@@ -15,6 +15,7 @@ from aurify.data.forms import detect
 from aurify.data.sources import Part, read_part
 from aurify.errors import UserError
 from aurify.renderer import Renderer
+from aurify.rows.files import build_row
 from aurify.rows.row import Row, Tally
 from aurify.thoughts import TAGS
 from aurify.types import Datum, Lesson
@@ -28,6 +29,11 @@ PIECES = [
     "aurifymark0z", "aurifyhidden0q", "aurifyreply", "Human:", "Assistant:", "[INST]", "####", "<<1+1=2>>",
 ]  # fmt: skip
 HARMLESS = "harmless"
+# ways of writing forms that have other names
+RECOGNISED = (
+    "parts", "messages as JSON", "messages as Python prints them", "an open chat with its answer", "history",
+    "a transcript as prompt", "a whole transcript", "transcripts", "a system prompt", "labelled chats", "a ranking",
+)  # fmt: skip
 
 
 def chats(asked: str, said: str) -> list[dict[str, Any]]:
@@ -49,6 +55,34 @@ FORMS: dict[str, tuple[Lesson, Any]] = {
     "rated completions": (
         "pairs",
         lambda q, a: {"prompt": q, "completions": [{"response": a, "score": 2}, {"response": HARMLESS, "score": 1}]},
+    ),
+    "parts": (
+        "answers",
+        lambda q, a: {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": q}]},
+                {"role": "assistant", "content": [{"type": "output_text", "text": a}]},
+            ]
+        },
+    ),
+    "messages as JSON": ("answers", lambda q, a: {"messages": json.dumps(chats(q, a))}),
+    "messages as Python prints them": ("answers", lambda q, a: {"messages": str(chats(q, a))}),
+    "an open chat with its answer": ("answers", lambda q, a: {"messages": chats(q, a)[:1], "answer": a}),
+    "a transcript as prompt": (
+        "pairs",
+        lambda q, a: {"prompt": f"\n\nHuman: {q}\n\nAssistant:", "chosen": a, "rejected": HARMLESS},
+    ),
+    "a whole transcript": ("answers", lambda q, a: {"text": f"Human: {q}\n\nAssistant: {a}"}),
+    "transcripts": (
+        "pairs",
+        lambda q, a: {side: f"\n\nHuman: {q}\n\nAssistant: {t}" for side, t in (("chosen", a), ("rejected", HARMLESS))},
+    ),
+    "history": ("answers", lambda q, a: {"instruction": q, "output": a, "history": [[q, a]]}),
+    "a system prompt": ("answers", lambda q, a: {"system": q, "prompt": q, "completion": a}),
+    "labelled chats": ("labels", lambda q, a: {"messages": chats(q, a), "kto_tag": "good"}),
+    "a ranking": (
+        "pairs",
+        lambda q, a: {"messages": chats(q, a)[:1], "chosen": chats(q, a)[1], "rejected": chats(q, HARMLESS)[1]},
     ),
     "text": ("answers", lambda q, a: {"text": a}),
 }  # fmt: skip
@@ -79,9 +113,10 @@ def test_any_text(family, form, renderers):
     [plain, *_] = encode_rows([build("question", "answer")], renderer, Encoding(), lesson).units[0]
     for _ in range(NUM):
         asked, answer = random_text(generator), random_text(generator)
-        row = Row(json.loads(json.dumps(build(asked, answer))), "here:1")
+        row = build_row(json.loads(json.dumps(build(asked, answer))), "here:1")
+        assert isinstance(row, Row)
         reader = detect([row], lesson)
-        assert reader.form.name == form
+        assert reader.form.name == form or form in RECOGNISED
         [datum, *_] = encode_rows([row], renderer, Encoding(), lesson, reader).units[0]
         trained = [token for token, weight in zip(datum.tokens, datum.weights, strict=True) if weight]
         text = renderer.tokenizer.decode(trained, clean_up_tokenization_spaces=False)

@@ -505,3 +505,43 @@ def test_two_templates_of_which_the_one_without_tools_forgets_calls():
     assert encode_rows([{"messages": messages, "tools": tools}], renderer, Encoding()).units
     with pytest.raises(UserError, match=r"row 1: .*leaves out tool calls.*tools_as_text"):
         encode_rows([{"messages": messages}], renderer, Encoding())
+
+
+def test_a_template_that_takes_thoughts_in_a_channel_of_their_own():
+    """gpt-oss: between its marks, and not as tags in the answer; earlier thoughts are left out, so that is refused."""
+    renderer = Renderer(made.family("gpt-oss"))
+    assert renderer.template.thought_key == "thinking"
+    thinking = {**BOT, "reasoning_content": "easy"}
+    expected = "<|channel|>analysis<|message|>easy<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>"
+    for said_so in (thinking, {**BOT, "content": "<think>\neasy\n</think>\n\n4"}):
+        [[datum]] = encode_rows([{"messages": [USER, said_so]}], renderer, Encoding()).units
+        trained = [token for token, weight in zip(datum.tokens, datum.weights, strict=True) if weight]
+        assert renderer.tokenizer.decode(trained) == expected
+    rows = [{"messages": [USER, thinking, USER, thinking]}]
+    with pytest.raises(UserError, match=r"rewrites earlier turns.*train_on: last"):
+        encode_rows(rows, renderer, Encoding())
+    [[datum]] = encode_rows(rows, renderer, Encoding(train_on="last")).units
+    assert renderer.tokenizer.decode(datum.tokens).endswith(expected)
+    assert not any(Renderer(made.family(name)).template.thought_key for name in made.FAMILIES if name != "gpt-oss")
+
+
+def test_a_template_that_leaves_out_a_thought_beside_a_call_is_refused():
+    silent = made.family("gpt-oss")
+    silent.chat_template = silent.chat_template.replace("elif message.thinking", "elif false")
+    row = {"messages": [*call({"city": "Oslo"}, reasoning_content="hm"), {"role": "tool", "content": "rain"}, BOT]}
+    with pytest.raises(UserError, match="leaves out the thought"):
+        encode_rows([row], Renderer(silent), Encoding())
+
+
+def test_a_template_that_writes_messages_in_another_order_is_refused():
+    """DeepSeek writes every system prompt first, also one that stands after the question."""
+    renderer = Renderer(made.family("deepseek"))
+    with pytest.raises(UserError, match=r"row 1: .*leaves out the order of .*\(user, system, assistant\)"):
+        encode_rows([{"messages": [USER, TELL, BOT]}], renderer, Encoding())
+
+
+def test_an_empty_system_prompt_leaves_nothing_behind():
+    renderer = Renderer(made.family("mistral"))
+    rows = [{"messages": [{"role": "system", "content": ""}, USER, BOT]}, {"messages": CHATS}]
+    [[first], [second]] = encode_rows(rows, renderer, Encoding()).units
+    assert first.tokens == second.tokens

@@ -49,7 +49,7 @@ def test_preferences(renderer):
     [
         ("answers", {"message": []}, "row 2: no column 'messages'; did you mean 'message'"),
         ("answers", {"messages": "hi"}, "row 2: 'messages' holds str; expected a list of messages"),
-        ("answers", {"messages": [{"role": "user"}]}, r"row 2: messages\[0\] is .*; expected an object with a role"),
+        ("answers", {"messages": [{"role": "user"}]}, r"row 2: messages\[0\] \(user\) has no content"),
         ("answers", {"messages": CHAT["messages"][:1]}, "row 2: no assistant message to train on"),
         ("pairs", {"prompt": "a", "chosen": "b"}, "row 2: no column 'rejected'"),
         ("pairs", {"prompt": "a", "chosen": "b", "rejected": "b"}, "row 2: chosen and rejected are the same"),

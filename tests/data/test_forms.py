@@ -101,6 +101,15 @@ EXPECTED: dict[str, tuple[str, list[str]]] = {
         ],
     ),
     "hh_transcript.jsonl": ("hh transcript", [HI + said("hello")]),
+    "transcript.jsonl": (
+        "transcript",
+        [
+            HI + said("hello"),
+            turn("system", "Be brief.") + HI + said("hello", last=False) + turn("user", "more?") + said("no"),
+            HI + said("hello"),
+        ],
+    ),
+    "xlam.jsonl": ("calls", [turn("system", "Tools: weather") + turn("user", "Rain in Oslo?") + said(CALL)]),
     "trl_kto.jsonl": ("labels", [SUM + said("4"), SUM + said("5")]),
     "trl_kto_chat.jsonl": ("labels", [SUM + said("5")]),
     "table.csv": (

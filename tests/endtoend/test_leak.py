@@ -73,7 +73,7 @@ def test_the_dry_run_tells_of_the_747_questions_of_gsm8k(tmp_path, capsys, monke
     from aurify.pipeline.check import check_recipe
 
     monkeypatch.setenv("COLUMNS", "200")
-    values = build_recipe(recipe(str(GSM8K)))
+    values = build_recipe(recipe(str(GSM8K), overlong="drop"))
     show_plan(check_recipe(values))
     shown = " ".join(capsys.readouterr().out.split())
     assert "sft: 747 rows left out of training, their questions are held out: task 'gsm8k' of stages.sft" in shown

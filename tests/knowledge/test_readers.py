@@ -108,6 +108,9 @@ def test_kinds_of_text(tmp_path, name, content, format, title):
         "Größe → 5 µm".encode(),
         "\ufeffGröße → 5 µm".encode(),
         "Größe → 5 µm".encode("utf-16"),
+        "Größe → 5 µm".encode("utf-16-le"),
+        "Größe → 5 µm".encode("utf-16-be"),
+        "Größe → 5 µm".encode("utf-32"),
         gzip.compress("Größe → 5 µm".encode()),
     ],
 )
@@ -144,6 +147,18 @@ FOREIGN = [
 ]
 
 
+@pytest.mark.parametrize("codec", ["mac_roman", "cp850"])
+def test_what_mac_and_dos_wrote(tmp_path, codec):
+    for text in ("Die Größe der Straße überraschte: schöne Bäume.", "L’été dernier, près de la forêt, à la crème."):
+        said = text.replace("’", "'")
+        assert read_one(tmp_path, "a.txt", said.encode(codec)).text == said
+
+
+def test_short_japanese_is_no_korean(tmp_path):
+    text = "今日は天気がとても良いので、一緒に公園へ"
+    assert read_one(tmp_path, "a.txt", text.encode("euc_jp")).text == text
+
+
 def damage(data):
     """Without one of the bytes that are not ASCII."""
     index = next(index for index in range(len(data) // 2, len(data)) if data[index] > 127)
@@ -164,7 +179,12 @@ def test_the_encoding_is_detected(tmp_path, codec, text):
 
 @pytest.mark.parametrize(
     "content",
-    ["Сердце".encode("cp1251"), "心脏".encode("gbk"), os.urandom(5_000).translate(bytes([65, *range(1, 256)]))],
+    [
+        "Příliš žluťoučký kůň".encode("iso8859_2"),
+        "Сердце".encode("cp1251"),
+        "心脏".encode("gbk"),
+        os.urandom(5_000).translate(bytes([65, *range(1, 256)])),
+    ],
 )
 def test_too_little_text_or_noise_is_refused_instead_of_wrong(tmp_path, content):
     assert refused(tmp_path, "a.txt", content) in (UNKNOWN, "binary file")

@@ -25,10 +25,19 @@ from aurify.samplers.scripted import ScriptedSampler
 from aurify.tasks.taskset import TaskSet, question
 from aurify.types import Task
 
+TRIED = 2  # environments that are started before the first step
+
 
 class Gone(SingleTurn):
+    """Goes away when the recipe is checked."""
+
+    num = 0
+
     async def start(self) -> Any:
-        raise ConnectionError("the service is gone")
+        type(self).num += 1
+        if self.num > TRIED:
+            raise ConnectionError("the service is gone")
+        return await super().start()
 
 
 @pytest.mark.parametrize(
@@ -39,6 +48,7 @@ def test_a_run_that_stops_for_its_failures_says_why_in_events_log_and_console_lo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], count: str
 ) -> None:
     monkeypatch.setitem(registry.ENTRIES["environment"], "gone", Gone)
+    monkeypatch.setattr(Gone, "num", 0)
     recipe = {
         "model": "random:tiny",
         "task": {"name": "sorting", "num_heldout": 4, "environment": "gone"},
@@ -60,7 +70,7 @@ class Later(SingleTurn):
 
     async def start(self) -> Any:
         type(self).num += 1
-        if self.num > 16:
+        if self.num > TRIED + 16:
             raise ConnectionError("the service is gone")
         return await super().start()
 
@@ -81,7 +91,7 @@ def test_a_run_that_stops_for_its_failures_leaves_a_checkpoint_and_goes_on_with_
     assert [path.name for path in (tmp_path / "rl" / "checkpoints").iterdir()] != []
     Later.num = -100
     results = run({**recipe, "rollouts": {"step_seconds": 60.0}}, tmp_path)
-    assert results["rl"]["status"] == "finished" and Later.num == -100 + 8, "one step of three was left"
+    assert results["rl"]["status"] == "finished" and Later.num == -100 + TRIED + 8, "one step of three was left"
 
 
 class TwoTurns(SingleTurn):

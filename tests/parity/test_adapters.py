@@ -14,7 +14,7 @@ import pytest
 import torch
 import transformers
 from models import ATTENTIVE, random_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from aurify.algorithms.dpo import DPO
 from aurify.algorithms.sft import SFT
@@ -84,6 +84,25 @@ KINDS = {
     "Conv1D": Kind({"target_modules": "all-linear"}, architecture="GPT2"),
     "gaussian start": Kind({"target_modules": Q, "init_lora_weights": "gaussian"}),
     "old .bin file": Kind({"target_modules": Q}),
+    "layers_pattern": Kind({"target_modules": Q, "layers_to_transform": [0], "layers_pattern": "layers"}),
+    "patterns with anchors": Kind(
+        {
+            "target_modules": "all-linear",
+            "rank_pattern": {r".*layers\.0\..*": 3, "^model.layers.1.self_attn.q_proj": 5},
+            "alpha_pattern": {r".*layers\.0\..*": 7, "^model.layers.1.self_attn.q_proj": 9},
+        }
+    ),
+    "DoRA on Conv1D": Kind(
+        {"target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True}, architecture="GPT2"
+    ),
+    "DoRA, rsLoRA and bias": Kind({"target_modules": Q, "use_dora": True, "use_rslora": True, "bias": "all"}),
+    "modules_to_save: a whole block": Kind({"target_modules": Q, "modules_to_save": ["mlp"]}, seen={"up_proj.weight"}),
+    "positions of GPT-2": Kind({"target_modules": ["wpe", "c_attn"]}, architecture="GPT2"),
+    "trainable tokens, tied by peft": Kind(
+        {"target_modules": Q, "trainable_token_indices": {"embed_tokens": [57, 74]}, "ensure_weight_tying": True}
+    ),
+    "orthogonal start": Kind({"target_modules": Q, "init_lora_weights": "orthogonal"}),
+    "experts": Kind({"target_modules": "all-linear"}, architecture="Qwen2Moe"),
 }
 REFUSED = {
     "IA3": (peft.IA3Config(target_modules=["q_proj", "down_proj"], feedforward_modules=["down_proj"]), "peft_type IA3"),
@@ -92,6 +111,23 @@ REFUSED = {
     "DoRA on the embedding": (
         peft.LoraConfig(r=RANK, target_modules=["embed_tokens"], use_dora=True),
         "'use_dora' on model.embed_tokens",
+    ),
+    **{
+        name: (config(target_modules=Q, r=RANK), f"peft_type {name.upper()}")
+        for name, config in {"VeRA": peft.VeraConfig, "LoHa": peft.LoHaConfig, "LoKr": peft.LoKrConfig}.items()
+    },
+    "OLoRA": (peft.LoraConfig(r=RANK, target_modules=Q, init_lora_weights="olora"), "'olora', which changes the base"),
+    "target_parameters": (
+        peft.LoraConfig(r=RANK, target_modules=[], target_parameters=["mlp.up_proj.weight"], init_lora_weights=False),
+        "'target_parameters' is not supported",
+    ),
+    "trainable tokens alone": (
+        peft.TrainableTokensConfig(token_indices=[57, 74], target_modules=["embed_tokens"]),
+        "peft_type TRAINABLE_TOKENS",
+    ),
+    "weights tied by peft": (
+        peft.LoraConfig(r=RANK, target_modules=Q, modules_to_save=["embed_tokens"], ensure_weight_tying=True),
+        "'ensure_weight_tying' with lm_head",
     ),
     "AdaLoRA": (
         peft.AdaLoraConfig(init_r=RANK, target_modules=Q, total_step=10, tinit=1, tfinal=1),
@@ -253,6 +289,79 @@ def test_other_kinds_are_refused_with_the_command_that_merges_them(name, tmp_pat
     result = CliRunner().invoke(app, [*command[:2], str(tmp_path / "merged")])
     assert result.exit_code == 0, result.output
     assert find_gap(load(tmp_path / "merged", trainable=False), theirs.eval()) < PARITY
+
+
+UNMERGED = {
+    "prompt tuning": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    "prefix tuning": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+    "PiSSA at random": peft.LoraConfig(r=RANK, target_modules=Q, init_lora_weights="pissa_niter_4"),
+    "replicated layers": peft.LoraConfig(r=RANK, target_modules=Q, layer_replication=[[0, 2], [1, 2]]),
+}
+
+
+@pytest.mark.parametrize("name", UNMERGED)
+def test_what_nobody_can_merge_is_refused_without_a_command(name, tmp_path):
+    save_adapter(save_base(tmp_path / "base"), tmp_path / "adapter", UNMERGED[name])
+    for refuse in (
+        lambda: load(tmp_path / "adapter", trainable=False),
+        lambda: merge_adapter(tmp_path / "adapter", tmp_path / "merged"),
+    ):
+        with pytest.raises(UserError, match=r"is not supported; it cannot be merged either, for it .*: (train|save)"):
+            refuse()
+    assert not (tmp_path / "merged").exists()
+
+
+def test_what_peft_merges_wrongly_is_refused(tmp_path):
+    """It adds the changes of the embedding and of the head to the one weight that both share."""
+    config = peft.LoraConfig(r=RANK, target_modules=["embed_tokens"], ensure_weight_tying=True, init_lora_weights=False)
+    save_adapter(save_base(tmp_path / "base"), tmp_path / "adapter", config)
+    with pytest.raises(UserError, match="peft cannot merge this adapter either: it adds the change of a shared weight"):
+        merge_adapter(tmp_path / "adapter", tmp_path / "merged")
+
+
+def edit_keys(adapter: Path, old: str, new: str) -> None:
+    file = adapter / "adapter_model.safetensors"
+    save_file({key.replace(old, new): tensor for key, tensor in load_file(file).items()}, file)
+
+
+def edit_config(adapter: Path, drop: tuple[str, ...] = (), **values: Any) -> None:
+    file = adapter / "adapter_config.json"
+    description = {key: value for key, value in json.loads(file.read_text()).items() if key not in drop}
+    file.write_text(json.dumps(description | values))
+
+
+def test_folders_that_other_programs_wrote(tmp_path):
+    """Keys with the adapter's name or without peft's prefix, and the few options that peft knew at first."""
+    adapter, theirs = make_kind(KINDS["last parts of names"], tmp_path)
+    few = ("base_model_name_or_path", "bias", "lora_alpha", "peft_type", "r", "target_modules")
+    known = json.loads((adapter / "adapter_config.json").read_text())
+    edit_keys(adapter, "lora_A.weight", "lora_A.default.weight")
+    edit_keys(adapter, "base_model.model.", "")
+    edit_config(adapter, tuple(name for name in known if name not in few), merge_weights=True, newer=None)
+    engine = load(adapter, lora=LoraConfig(RANK, ALPHA))
+    assert find_gap(engine, theirs) < PARITY
+    train(engine)
+    (tmp_path / "saved").mkdir()
+    engine.export(tmp_path / "saved")
+    assert find_gap(engine, reload_with_peft(tmp_path / "saved")) < PARITY
+    edit_config(adapter, ("lora_alpha", "r"))
+    load(adapter, lora=LoraConfig(8, 8.0))
+
+
+def test_damaged_folders_are_named(tmp_path):
+    adapter, _ = make_kind(KINDS["last parts of names"], tmp_path)
+    whole = (adapter / "adapter_model.safetensors").read_bytes()
+    for content in (whole[:200], b"version https://git-lfs.github.com/spec/v1\n"):
+        (adapter / "adapter_model.safetensors").write_bytes(content)
+        with pytest.raises(UserError, match=r"adapter_model\.safetensors is damaged, or only a pointer of Git LFS"):
+            load(adapter, trainable=False)
+    (adapter / "adapter_model.safetensors").write_bytes(whole)
+    edit_keys(adapter, "q_proj", "wq")
+    with pytest.raises(UserError, match="belongs to another base model"):
+        merge_adapter(adapter, tmp_path / "merged")  # peft would only warn, and save the base
+    edit_config(adapter, base_model_name_or_path=None)
+    with pytest.raises(UserError, match="write its base_model_name_or_path"):
+        load(adapter, trainable=False)
 
 
 def test_rank_alpha_and_targets_of_the_recipe_are_those_of_the_adapter(tmp_path):

@@ -99,3 +99,8 @@ def test_an_estimate_is_told_with_its_error_and_how_many():
     assert format_estimate(0.3125, {"error": 0.0406, "num": 1064}) == "0.312 ±0.041 (1,064)"
     details = {"error": 0.1, "num": 3, "margin": 0.5, "margin_error": 0.25}
     assert format_estimate(-19.0, details) == "-19.000 ±0.100 (3), margin +0.500 ±0.250"
+
+
+def test_the_axis_of_zeros_does_not_go_below_zero():
+    assert choose_ticks(0.0, 0.0) == [0, 0.25, 0.5, 0.75, 1]
+    assert min(choose_ticks(0.4, 0.4)) >= 0 and min(choose_ticks(-2.0, -2.0)) < -2 < max(choose_ticks(-2.0, -2.0))

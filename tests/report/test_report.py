@@ -255,12 +255,8 @@ def record_stage(run: RunFolder, stage: str, before: float, after: float, **deta
 def test_held_out_numbers_say_of_how_many_how_sure_and_by_what_margin(run):
     record_stage(run, "pairs", 0.9, 0.95, error=0.0312, num=1234, margin=0.21, margin_error=0.013)
     text = page_of(run).text
-    assert (
-        "n = 1,234" in text
-        and text.count("±0.031") >= 2
-        and text.count("+0.210 ±0.013") == 2
-        and text.count("margin") == 1
-    )
+    assert "n = 1,234" in text and text.count("±0.031") >= 2
+    assert text.count("+0.210 ±0.013") == 2 and text.count("margin") == 1
 
 
 @pytest.mark.parametrize(
@@ -303,3 +299,27 @@ def test_a_narrow_screen_shows_the_table_as_cards_with_headings(run):
     assert re.search(r"max-width: 960px\).*\.results td::before \{ content: attr\(data-title\)", html, re.DOTALL)
     widths = {re.search(r'viewBox="0 0 (\d+)', svg)[1] for svg in re.findall(r"<figure.*?</figure>", html, re.DOTALL)}
     assert widths == {"340"}, "a wider chart has letters too small for a phone"
+
+
+def test_an_unfinished_run_says_how_it_goes_on_and_its_state_is_seen(run):
+    run.record("grpo", status="failed", error={"text": "no memory"})
+    html = write_report(run.path).read_text()
+    assert f"aurify train --resume {run.path.name} goes on with it" in html and 'class="badge failed"' in html
+    assert re.search(r"\.badge\.failed[^}]*var\(--bad\)", html)
+    run.record("grpo", status="finished")
+    assert "goes on with it" not in write_report(run.path).read_text()
+
+
+def test_tool_calls_are_charted_where_people_look_first(run):
+    jsonl.append(run.stage("grpo").metrics, {"step": 31, "rollout/tool_calls": 0.8, "rollout/calls_failed": 0.2})
+    page = page_of(run)
+    assert "Tool calls an answer" in page.titles() and "rollout/tool_calls" not in page.titles()
+
+
+def test_the_page_fits_at_every_width(run):
+    """Seen in a browser: the demo's column of times was out of sight at 1280 pixels, and the heading under the bar on a
+    phone. The rules that mended it stand in the style sheet."""
+    html = write_report(run.path).read_text()
+    phone = html[html.index("(max-width: 640px)") :]
+    assert "main { padding-left: 14px; padding-right: 14px }" in phone
+    assert ".results small { margin-left: 2px; white-space: nowrap }" in html and ".dumbbell { width: 96px" in html

@@ -212,3 +212,16 @@ def test_a_recipe_with_such_a_task_is_refused_before_the_first_step(tmp_path, re
     rows[13]["tests"] = "assert add(1, 2) == 3"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     check_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    "tests",
+    [
+        {"test_a": "assert add(1, 2) == 3", "test_b": "assert add(1, 1) == 2"},
+        [{"code": "assert add(1, 2) == 3"}, {"code": "assert add(1, 1) == 2"}],
+        ["```python\nassert add(1, 2) == 3\n```", "  assert add(1, 1) == 2"],
+    ],
+)
+def test_texts_of_tests_in_objects_and_fences(tests):
+    found = read_tests(task_of(tests=tests))
+    assert found.texts == ("assert add(1, 2) == 3", "assert add(1, 1) == 2")

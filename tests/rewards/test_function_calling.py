@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -133,3 +134,19 @@ def test_a_task_whose_calls_cannot_be_read_is_masked():
     for calls in ([{"city": "Rome"}], "weather(Rome)"):
         with pytest.raises(ValueError, match="task 't/1'"):
             rewarded(function_call, TEXT, calls=calls)
+
+
+BROUGHT = [json.loads(line) for line in (Path(__file__).parent / "calls_and_tools.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("row", [row for row in BROUGHT if "tools" in row], ids=str)
+def test_tools_as_people_bring_them(row):
+    """Types of other dialects, references, choices, limits as text, wrappers of every vendor."""
+    call = json.dumps({"name": "f", "arguments": row["arguments"]})
+    assert rewarded(call_valid, f"<tool_call>{call}</tool_call>", tools=row["tools"]) == row["reward"]
+
+
+@pytest.mark.parametrize("row", [row for row in BROUGHT if "calls" in row], ids=str)
+def test_wanted_calls_as_people_bring_them(row):
+    """Text, JSON in a text, what Python prints, nulls of parquet, and BFCL's lists of values that are accepted."""
+    assert rewarded(function_call, row["reply"], calls=row["calls"]) == row["reward"]

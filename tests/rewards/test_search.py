@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from said import rewarded
 
 from aurify.rewards.search import answer_em, answer_f1, answer_sub_em, is_well_formed, retrieval_hit, search_format
+from aurify.rewards.text import exact_match
 from aurify.types import Task, Trajectory
 
 
@@ -83,3 +85,18 @@ def test_the_format_aware_reward(parts, value):
 )
 def test_the_automaton(text, valid):
     assert is_well_formed(text) is valid
+
+
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("<think>It is <answer>Paris</answer>", 0.0),
+        ("<think><answer>Paris</answer></think>", 0.0),
+        ("<think><answer>Rome</answer></think><answer>Paris</answer>", 1.0),
+        ("[THINK]<answer>Paris</answer>", 0.0),
+        ("<think>a</think><answer>Paris</answer><|im_end|>", 1.0),
+    ],
+)
+def test_an_answer_in_a_thought_is_none_for_all_rewards(reply, expected):
+    for reward in (answer_em, answer_sub_em, answer_f1, exact_match):
+        assert rewarded(reward, reply, "Paris") == expected

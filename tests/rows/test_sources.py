@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,14 @@ def test_no_reader_changes_what_another_reads(tmp_path):
 
 
 def test_what_cannot_be_read_is_told_to_every_reader(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_bytes(b'{"a": 1}\n{"b"\n' + b" " * 9000 + b'{"a": "\xff"}\n')
+    path = tmp_path / "rows.jsonl.gz"
+    noise = random.Random(0).randbytes(200_000).hex()
+    path.write_bytes(gzip.compress(b'{"a": 1}\n{"b"\n{"a": "\xff"}\n' + f'{{"a": "{noise}"}}'.encode())[:-100_000])
     for _ in range(2):
         entries = iter(open_file(path))
         assert next(entries) == {"a": 1} and isinstance(next(entries), BadRow)
-        with pytest.raises(UserError, match="not UTF-8 text"):
+        assert isinstance(error := next(entries), BadRow) and ":3: column 'a' holds bytes that are not" in str(error)
+        with pytest.raises(UserError, match="the gzip file is damaged"):
             next(entries)
 
 

@@ -155,7 +155,11 @@ def test_columns_with_usual_names(tmp_path, row):
         ({"prompt": "a", "answr": "b"}, {}, "no column 'answer'; did you mean 'answr'"),
         ({"prompt": "", "answer": "b"}, {}, "bad.jsonl:3: column 'prompt' is empty"),
         ({"prompt": {"a": 1}, "answer": "b"}, {}, "column 'prompt' holds dict; expected text"),
-        ({"prompt": [{"role": "usr", "content": "x"}], "answer": "b"}, {}, r"prompt\[0\] is .* expected an object"),
+        (
+            {"prompt": [{"role": "usr", "content": "x"}], "answer": "b"},
+            {},
+            "a message of the role 'usr'",
+        ),
         ({"prompt": "a", "answer": "b"}, {"reward": "nope"}, "unknown reward 'nope'"),
         ({"prompt": "a", "answer": "b"}, {"num_heldout": 3}, "3 of 3 different prompts are to be held out"),
         ({"prompt": "a", "answer": "b"}, {"prompt": "q"}, "no option 'prompt'; did you mean 'prompt_column'"),

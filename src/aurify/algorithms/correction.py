@@ -59,22 +59,22 @@ class Correction(Checked):
         assert batch.logprobs is not None
         sampled = ~(batch.written_by("guidance") | batch.written_by("replay"))  # [tokens]
         counted = batch.weights * sampled
-        num = batch.sum_by_sequence(counted).clamp(min=1e-9)  # [sequences]
+        num = batch.sum_by_unit(counted).clamp(min=1e-9)  # [units]
         gap = torch.where(sampled, old - batch.logprobs, 0.0).detach()
-        total = batch.sum_by_sequence(counted * gap)
+        total = batch.sum_by_unit(counted * gap)
         mean = total / num
         weight = torch.ones_like(gap)
         if self.kind.startswith("token"):
             weight = self.bounded(gap)
         elif self.kind.startswith("sequence"):
-            weight = self.bounded(total)[batch.sequence]
+            weight = self.bounded(total)[batch.token_unit]
         elif self.kind == "geometric_mask":
-            weight = ((mean.exp() >= self.low) & (mean.exp() <= self.high)).float()[batch.sequence]
+            weight = ((mean.exp() >= self.low) & (mean.exp() <= self.high)).float()[batch.token_unit]
         if self.negative_drift is not None:
             assert batch.advantages is not None
             moved = batch.logprobs - (old if now is None else now)
-            drift = batch.sum_by_sequence(counted * moved.detach()) / num  # [sequences]
-            drifted = (drift > self.negative_drift)[batch.sequence] & (batch.advantages < 0)
+            drift = batch.sum_by_unit(counted * moved.detach()) / num  # [units]
+            drifted = (drift > self.negative_drift)[batch.token_unit] & (batch.advantages < 0)
             weight = torch.where(drifted, 0.0, weight)
         ratio = gap.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
         return weight, {

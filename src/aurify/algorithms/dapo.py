@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
+from aurify.algorithms.effects import Effect, Effects
 from aurify.algorithms.estimators import group_advantages
 from aurify.algorithms.grpo import GRPO
 from aurify.bounds import NonNegativeFloat, NonNegativeInt
@@ -23,6 +25,10 @@ class DAPO(GRPO):
     clip_high: NonNegativeFloat = 0.28
     max_length: int | None = None  # sampled tokens, usually sampling.max_tokens; null: no penalty
     buffer: NonNegativeInt = 0  # tokens before max_length in which the penalty grows
+
+    effects: ClassVar[Effects] = {
+        "credit": Effect(lambda a: a.max_length is None, "without max_length, whose penalty is for the whole")
+    }
 
     def __post_init__(self) -> None:
         super().__post_init__()

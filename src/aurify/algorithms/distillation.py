@@ -60,9 +60,8 @@ class Distillation(GRPO):
         "surrogate": Effect(lambda a: a.vocabulary == "sampled", "with vocabulary: sampled"),
         "max_ratio": Effect(lambda a: a.vocabulary == "sampled", "with vocabulary: sampled"),
         "beta": Effect(lambda a: a.divergence == "jsd", "with divergence: jsd"),
-        **dict.fromkeys(
-            ("scale", "flat_groups", "kl", "kl_clamp", "covariance", "covariance_share", "covariance_kl_coef"), NEVER
-        ),
+        **dict.fromkeys(("scale", "credit", "discount", "flat_groups", "kl", "kl_clamp"), NEVER),
+        **dict.fromkeys(("covariance", "covariance_share", "covariance_kl_coef"), NEVER),
     }
 
     def __post_init__(self) -> None:

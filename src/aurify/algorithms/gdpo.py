@@ -28,7 +28,7 @@ class GDPO(GRPO):
     weights: dict[str, float] = field(default_factory=dict)
 
     sums_rewards: ClassVar[bool] = False
-    effects: ClassVar[Effects] = {"scale": NEVER}
+    effects: ClassVar[Effects] = dict.fromkeys(("scale", "credit", "discount"), NEVER)
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         names = sorted({name for group in groups for t in group.trajectories for name in t.rewards})

@@ -27,9 +27,10 @@ class GMPO(GRPO):
     aggregator: Literal["token", "sequence", "constant"] = "sequence"
 
     # an advantage of a token weighs the gradient of its whole sequence: single tokens cannot be chosen
-    effects: ClassVar[Effects] = dict.fromkeys(
-        ("dual_clip", "top_entropy", "covariance", "covariance_share", "covariance_kl_coef"), NEVER
-    )
+    effects: ClassVar[Effects] = {
+        **dict.fromkeys(("dual_clip", "top_entropy", "credit", "discount"), NEVER),
+        **dict.fromkeys(("covariance", "covariance_share", "covariance_kl_coef"), NEVER),
+    }
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.advantages is not None
@@ -40,5 +41,5 @@ class GMPO(GRPO):
             metrics["loss/clip_low"] = ((clipped != change) & (batch.advantages < 0)).float()
             metrics["loss/clip_high"] = ((clipped != change) & up).float()
             change = clipped
-        mean = (batch.sum_by_sequence(batch.weights * change) / batch.lengths)[batch.sequence]
+        mean = batch.mean_by_unit(change)[batch.token_unit]
         return -mean.exp() * batch.advantages, metrics

@@ -7,6 +7,9 @@ surrogate, and how token losses are summed up.
     aggregator  token: mean over all tokens of the step (DAPO); sequence: mean of the sequences' means (the paper);
                 constant: sum over tokens / (sequences * constant_length) (Dr. GRPO)
 
+A sequence is a rollout, whatever number of rows it has (see `Trajectory.rows`): one that is split has the gradient of
+one that is not.
+
 rho = pi / pi_old. With one update a rollout pi_old is the policy itself and rho = 1: only its gradient matters. KL
 (k1, k2 or k3 of http://joschu.net/blog/kl-approx.html) and the entropy bonus are added per token. We default to the
 token mean without KL, and add no dual clip unless asked (verl always clips dually, at 3;
@@ -43,6 +46,7 @@ from aurify.algorithms.effects import Effect, Effects, check_effects, stage_has
 from aurify.algorithms.entropy import EntropyController, keep_uncertain
 from aurify.algorithms.estimators import Scale, group_advantages
 from aurify.algorithms.hooks import Hooks
+from aurify.algorithms.turns import turn_advantages
 from aurify.bounds import Checked, Gt, Interval, NonNegativeFloat, PositiveFloat
 from aurify.errors import UserError
 from aurify.types import Batch, Datum, Group, Lesson, Need, Outputs, Per, Policy, Sums
@@ -53,6 +57,8 @@ MAX_LOG_RATIO = 20.0
 @dataclass(frozen=True)
 class GRPO(Checked, Hooks):
     scale: Scale = "group"  # what advantages are divided by: deviation of the group, of the batch, or nothing
+    credit: Literal["rollout", "turn"] = "rollout"  # one advantage a rollout, or one a turn; see algorithms/turns.py
+    discount: Annotated[float, Interval(gt=0, le=1)] = 1.0  # of what later turns earn
     surrogate: Literal["clip", "plain"] = "clip"  # plain: no clipping of the ratio
     clip_low: NonNegativeFloat = 0.2  # the ratio is clipped below 1 - clip_low
     clip_high: NonNegativeFloat = 0.2  # the ratio is clipped above 1 + clip_high
@@ -78,6 +84,7 @@ class GRPO(Checked, Hooks):
         "clip_low": Effect(lambda a: a.surrogate == "clip", "with surrogate: clip"),
         "clip_high": Effect(lambda a: a.surrogate == "clip", "with surrogate: clip"),
         "dual_clip": Effect(lambda a: a.surrogate == "clip", "with surrogate: clip"),
+        "discount": Effect(lambda a: a.credit == "turn", "with credit: turn"),
         "constant_length": Effect(lambda a: a.aggregator == "constant", "with aggregator: constant"),
         "kl": Effect(lambda a: a.kl_coef > 0, "with kl_coef above 0"),
         "kl_clamp": Effect(lambda a: a.kl_coef > 0 and a.kl == "k3", "with kl: k3 and kl_coef above 0"),
@@ -117,12 +124,20 @@ class GRPO(Checked, Hooks):
 
     @property
     def per(self) -> Per:
-        return "token" if self.aggregator == "token" else "sequence"
+        return "token" if self.aggregator == "token" else "unit"
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         return group_advantages([group.rewards for group in groups], self.scale)
 
+    def turn_advantages(self, groups: Sequence[Group]) -> list[list[list[float]]] | None:
+        return turn_advantages(groups, self.scale, self.discount) if self.credit == "turn" else None
+
     def check_stage(self, stage: Any) -> None:
+        if self.credit == "turn" and stage.combine_rewards != "sum":
+            raise UserError(
+                f"combine_rewards: {stage.combine_rewards} makes one reward of a whole rollout, and credit: turn "
+                "shares rewards out among its turns; leave one of them out"
+            )
         if self.covariance == "kl" and not stage_has(stage, "updates"):
             raise UserError(
                 "covariance: kl holds on to the policy before the update, which with one update a rollout is that of "
@@ -193,14 +208,13 @@ class GRPO(Checked, Hooks):
         return losses, metrics
 
     def total(self, values: Tensor, batch: Batch, constant_length: int | None = None) -> Tensor:
-        """[tokens] -> the sum that belongs to `per`. Metrics give no length: they are means over the sequence,
-        always."""
+        """[tokens] -> the sum that belongs to `per`. Metrics give no length: they are means over rollouts."""
         weighted = batch.weights * values
         if self.aggregator == "token":
             return weighted.sum()
         if self.aggregator == "constant" and constant_length is not None:
             return weighted.sum() / constant_length
-        return (batch.sum_by_sequence(weighted) / batch.lengths).sum()
+        return batch.mean_by_unit(values).sum()
 
 
 def kl_estimate(

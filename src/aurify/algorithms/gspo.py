@@ -32,6 +32,7 @@ class GSPO(GRPO):
 
     effects: ClassVar[Effects] = {
         "top_entropy": Effect(lambda a: a.form == "token", "with form: token; a sequence is kept or left out as one"),
+        "credit": Effect(lambda a: a.form == "token", "with form: token; a sequence is kept or left out as one"),
         "covariance_kl_coef": NEVER,
         "covariance": Effect(
             lambda a: a.form == "token" and a.covariance == "clip",
@@ -41,7 +42,7 @@ class GSPO(GRPO):
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         change = ratio.log()  # [tokens]
-        mean = (batch.sum_by_sequence(batch.weights * change) / batch.lengths)[batch.sequence]
+        mean = batch.mean_by_unit(change)[batch.token_unit]
         if self.form == "token":
             mean = mean.detach() + out.logprobs - out.logprobs.detach()
         return super().surrogate_losses(out, batch, mean.exp())

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
-from aurify.types import Datum, Metrics
+from aurify.types import Datum, Group, Metrics, OnlineAlgorithm
 
 
 class Controller(Protocol):
@@ -44,6 +44,11 @@ class Hooks:
     def check_stage(self, stage: Any) -> None:
         """Raises where the options of the method do not go with those of the stage."""
 
+    def turn_advantages(self, groups: Sequence[Group]) -> Sequence[Sequence[Sequence[float]]] | None:
+        """[groups][trajectories][turns] advantages that are used instead of one for each trajectory; None: there are
+        none."""
+        return None
+
     def keeps_flat(self, advantages: Sequence[Sequence[float]]) -> bool:
         """Whether groups without spread are trained in a step with these advantages."""
         return False
@@ -65,3 +70,15 @@ DEFAULTS = Hooks()
 def hook(algorithm: Any, name: str) -> Any:
     """The algorithm's own, or the default."""
     return getattr(algorithm, name) if hasattr(algorithm, name) else getattr(DEFAULTS, name)
+
+
+def find_advantages(
+    algorithm: OnlineAlgorithm, groups: Sequence[Group]
+) -> tuple[Sequence[Sequence[float]], Sequence[Sequence[float | Sequence[float]]]]:
+    """For each trajectory one number that is 0 where nothing of it teaches, and what its tokens get: that number, or
+    one for each turn."""
+    turns = hook(algorithm, "turn_advantages")(groups)
+    if turns is None:
+        whole = algorithm.advantages(groups)
+        return whole, whole
+    return [[max(values, key=abs, default=0.0) for values in row] for row in turns], turns

@@ -30,7 +30,7 @@ from aurify.algorithms.estimators import Scale
 from aurify.algorithms.grpo import GRPO
 from aurify.bounds import NonNegativeFloat, PositiveFloat
 from aurify.errors import UserError
-from aurify.types import Batch, Datum, Group, Outputs, Policy, Sums
+from aurify.types import Batch, Datum, Group, Outputs, Policy, Sums, count_units
 
 SMALLEST_PROBABILITY = 1e-6  # beside a recorded one
 MAX_LOG = 20.0
@@ -57,6 +57,7 @@ class LUFFY(GRPO):
         },
         "surrogate": Effect(lambda a: False, "with other methods: here clip_on_policy says whether ratios are clipped"),
         "covariance_kl_coef": NEVER,
+        "credit": Effect(lambda a: not a.sft_coef, "without sft_coef"),
         "shape": Effect(lambda a: not a.sft_coef, "without sft_coef", "guidance"),
         "gamma": Effect(lambda a: not a.sft_coef and a.shape in BENT, "with a shape that has one", "guidance"),
         "behaviour": Effect(
@@ -91,7 +92,7 @@ class LUFFY(GRPO):
         if self.aggregator == "constant":  # which divides by a length: not a mean over the guide's tokens yet
             assert self.constant_length is not None
             num_tokens = sum(sum(datum.weights) for datum in guided)
-            scale[True] = len(data) * self.constant_length / max(1.0, num_tokens)
+            scale[True] = count_units(data) * self.constant_length / max(1.0, num_tokens)
         return [
             replace(datum, advantages=[scale[datum.source == "guidance"] * value for value in datum.advantages or ()])
             for datum in data
@@ -99,7 +100,7 @@ class LUFFY(GRPO):
 
     def share(self, data: Sequence[Datum]) -> float:
         """What these data have in the denominator."""
-        return sum(sum(datum.weights) for datum in data) if self.per == "token" else float(len(data))
+        return sum(sum(datum.weights) for datum in data) if self.per == "token" else float(count_units(data))
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         if out.entropy is None or self.entropy_on == "all":

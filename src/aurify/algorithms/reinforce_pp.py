@@ -24,7 +24,7 @@ class ReinforcePP(RewardKL):
     baseline: bool = False  # subtract the mean of the group first
 
     effects: ClassVar[Effects] = {
-        "scale": NEVER,
+        **dict.fromkeys(("scale", "credit", "discount"), NEVER),
         "flat_groups": Effect(
             lambda a: a.baseline and not a.reward_kl_coef,
             "with baseline: true and without reward_kl_coef; otherwise no group counts as one without spread",

@@ -26,7 +26,7 @@ class RLOO(RewardKL):
     aggregator: Literal["token", "sequence", "constant"] = "constant"
     constant_length: int | None = 1  # sums over tokens
 
-    effects: ClassVar[Effects] = {"scale": NEVER}
+    effects: ClassVar[Effects] = dict.fromkeys(("scale", "credit", "discount"), NEVER)
 
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         return [leave_one_out(group.rewards) for group in groups]

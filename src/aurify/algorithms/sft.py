@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the mean over the trained tokens, by their weights, of
+"""Supervised fine-tuning: imitate the answers of the data. The loss is the weighted mean over the trained tokens of
 
     nll   -log pi
     dft   -sg(pi) log pi: dynamic fine-tuning (arXiv 2508.05629). Likelihood alone is a policy gradient whose reward is

@@ -30,12 +30,12 @@ class VESPO(GRPO):
     lambda_negative: PositiveFloat = 2.0  # the same where A < 0
 
     effects: ClassVar[Effects] = dict.fromkeys(
-        ("surrogate", "clip_low", "clip_high", "dual_clip", "covariance_kl_coef"), NEVER
+        ("credit", "discount", "surrogate", "clip_low", "clip_high", "dual_clip", "covariance_kl_coef"), NEVER
     )
 
     def surrogate_losses(self, out: Outputs, batch: Batch, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         assert batch.advantages is not None
-        log_w = batch.sum_by_sequence(batch.weights * ratio.detach().log())[batch.sequence]  # [tokens]
+        log_w = batch.sum_by_unit(batch.weights * ratio.detach().log())[batch.token_unit]  # [tokens]
         up = batch.advantages > 0
         k = torch.where(up, self.k_positive, self.k_negative)
         decay = torch.where(up, self.lambda_positive, self.lambda_negative)

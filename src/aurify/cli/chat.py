@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.cells import cell_len
 
+from aurify.cli.acting import act_on_question, find_environment
 from aurify.cli.names import RUNS, Device, ModelName, RunsFolder, find_model
 
 if TYPE_CHECKING:
+    from aurify.cli.acting import Factory
     from aurify.cli.writer import Writer
     from aurify.procedures.library import SOPLibrary
     from aurify.types import Message, SamplingParams
@@ -31,6 +33,12 @@ def chat(
     sop: Annotated[
         str | None, typer.Option(help="A folder of procedures; each question gets those that it asks for.")
     ] = None,
+    tools: Annotated[
+        list[str] | None, typer.Option(help="A tool that the model may call; give the option again for more.")
+    ] = None,
+    act: Annotated[
+        bool, typer.Option("--act", help="Let the environment that the stage was trained in answer, with its tools.")
+    ] = False,
     device: Device = "auto",
     runs: RunsFolder = RUNS,
 ) -> None:
@@ -47,12 +55,20 @@ def chat(
         from aurify.procedures.library import open_library
 
         library = open_library(sop)
+    factory = find_environment(found, tools or (), act=act)
     with open_writer(found, device=device) as writer:
         typer.secho(f"{found.name}. {COMMANDS}.", dim=True)
-        converse(writer, params, system, library)
+        converse(writer, params, system, library, factory)
 
 
-def converse(writer: Writer, params: SamplingParams, system: str, library: SOPLibrary | None = None) -> None:
+def converse(
+    writer: Writer,
+    params: SamplingParams,
+    system: str,
+    library: SOPLibrary | None = None,
+    factory: Factory | None = None,
+) -> None:
+    """factory: of environments that answer the model; each question has one of its own."""
     messages = begin_conversation(system)
     while True:
         text = ask()
@@ -71,7 +87,10 @@ def converse(writer: Writer, params: SamplingParams, system: str, library: SOPLi
             if library is not None:
                 add_procedures(library, writer, system, messages, text)
             messages.append({"role": "user", "content": text})
-            answer(writer, params, messages)
+            if factory is None:
+                answer(writer, params, messages)
+            else:
+                act_on_question(writer, params, messages, factory)
 
 
 def begin_conversation(system: str) -> list[Message]:
@@ -96,10 +115,13 @@ def ask() -> str | None:
     if sys.stdin.isatty():
         import readline  # noqa: F401 (gives input() editing and history)
     try:
-        return input("you> ").strip()
+        said = input("you> ").strip()
     except (EOFError, KeyboardInterrupt):
         print()
         return None
+    if not sys.stdin.isatty():
+        print(said)  # a terminal shows what is typed; a pipe does not
+    return said
 
 
 def answer(writer: Writer, params: SamplingParams, messages: list[Message]) -> None:

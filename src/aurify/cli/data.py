@@ -52,6 +52,7 @@ def inspect(
 ) -> None:
     """Say which form the rows are in, show what is trained, lengths, and what would be left out and why."""
     from rich.console import Console
+    from rich.markup import escape
 
     from aurify import config
     from aurify.data.encode import Encoding
@@ -77,6 +78,8 @@ def inspect(
         encoded, renderer = encode_shown(examples, renderer, options, console)
     tally.add(encoded.tally)
     tell_form(console, path, reader, tally, len(encoded.units))
+    if unread := reader.unread(rows):
+        console.print(f"[bold]columns that are not read[/] {escape(', '.join(unread))}")
     console.print(f"[bold]tokens by[/] {model}", markup=True)
     for example, unit in list(zip(encoded.examples, encoded.units, strict=True))[:num]:
         show_unit(console, example.location, unit, renderer)
@@ -161,7 +164,7 @@ def tell_form(console: Console, path: str, reader: Reader, tally: Tally, num_uni
     console.print(f"[bold]{escape(path)}[/]: {count_rows(tally.num_rows)}")
     share = f"by {reader.num} of the first {count_rows(reader.num_looked_at)}"
     console.print(f"[bold]recognised as[/] {escape(reader.line())}, {share}")
-    console.print(f"[bold]a method learns[/] {ONES[reader.lesson]} from it: {num_units:,} usable")
+    console.print(f"[bold]{num_units:,} usable[/] to train on {ONES[reader.lesson]}")
 
 
 def show_unit(console: Console, location: str, unit: Unit, renderer: Renderer) -> None:

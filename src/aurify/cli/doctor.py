@@ -15,6 +15,8 @@ from urllib.parse import urlparse
 
 import typer
 
+from aurify.cli.list import hang
+
 Verdict = Literal["ok", "note", "problem"]
 Finding = tuple[Verdict, str, str]  # with its subject and what there is to say
 MARKS = {
@@ -36,6 +38,8 @@ EXTRAS = {  # module -> (extra, what it gives)
     "httpx": ("judge", "a language model as a judge"),
     "lancedb": ("memory", "knowledge bases"),
     "sentence_transformers": ("memory", "dense search and rerankers"),
+    "jsonschema": ("tools", "the reward call_valid"),
+    "mcp": ("mcp", "tools of MCP servers"),
     "starlette": ("serve", "a knowledge base over HTTP"),
 }
 SUBJECT_WIDTH = max(map(len, EXTRAS))
@@ -50,7 +54,9 @@ def doctor() -> None:
     for check in CHECKS:
         for verdict, subject, text in check():
             label, colour = MARKS[verdict]
-            typer.echo(f"{typer.style(f'{label:8}', fg=colour)}{subject:{SUBJECT_WIDTH}}  {text}")
+            typer.echo(
+                f"{typer.style(f'{label:8}', fg=colour)}{subject:{SUBJECT_WIDTH}}  {hang(text, 10 + SUBJECT_WIDTH)}"
+            )
             worst = max(worst, verdict, key=list(MARKS).index)
     typer.echo(ENDINGS[worst])
     if worst == "problem":

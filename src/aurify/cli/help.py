@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aurify.config import did_you_mean
+from aurify.cli.list import hang
+from aurify.config import did_you_mean, translate
 from aurify.errors import UserError
 
 if TYPE_CHECKING:
@@ -18,8 +19,13 @@ if TYPE_CHECKING:
 EXAMPLES = "such as stages.sft.optim.lr, optim or lr; or the name of a method, task, reward, environment or tool"
 
 
-def explain(key: Annotated[str, typer.Argument(metavar="KEY", help=f"A key, {EXAMPLES}.")]) -> None:
+def explain(
+    context: typer.Context,
+    key: Annotated[str | None, typer.Argument(metavar="KEY", help=f"A key, {EXAMPLES}.")] = None,
+) -> None:
     """Explain a key of a recipe (type, default, meaning), or a name that a recipe can use."""
+    if key is None:
+        raise UserError(f"say what to explain: `aurify help KEY`, {EXAMPLES}. Commands: `aurify --help`")
     from aurify import registry
     from aurify.cli.reference import describe_entry, list_keys
 
@@ -29,13 +35,14 @@ def explain(key: Annotated[str, typer.Argument(metavar="KEY", help=f"A key, {EXA
     if not found and not kinds:
         names = {name for entries in registry.ENTRIES.values() for name in entries}
         known = names | {option.key.rpartition(".")[2] for option in options}
-        more = (
-            did_you_mean(key, known, listing=False) or "; docs/reference.md has all keys, `aurify list KIND` all names"
-        )
+        if context.parent and key in context.parent.command.list_commands(context):  # type: ignore[attr-defined]
+            raise UserError(f"{key!r} is a command: `aurify {key} --help` explains it")
+        more = translate(key.rpartition(".")[2]) or did_you_mean(key, known, listing=False)
+        more = more or "; docs/reference.md has all keys, `aurify list KIND` all names"
         raise UserError(f"no key and no name is called {key!r}{more}")
     for kind in kinds:
         text, own = describe_entry(kind, key)  # type: ignore[arg-type]
-        typer.echo(typer.style(f"{kind} {key}", bold=True) + f"\n    {text}")
+        typer.echo(typer.style(f"{kind} {key}", bold=True) + f"\n    {hang(text, 4)}")
         show_options(own)
     show_options(found)
 
@@ -44,7 +51,7 @@ def find_options(key: str, options: Sequence[Option]) -> list[Option]:
     """The key itself with those below it; else all keys that end in it."""
     from aurify.cli.reference import ANY_STAGE
 
-    wanted = re.sub(r"^stages\.[^.]+\.", ANY_STAGE, key)
+    wanted = re.sub(r"^stages\.[^.]+(\.|$)", ANY_STAGE, key).removesuffix(".")
     short = wanted.removeprefix(ANY_STAGE)
     for exact in (wanted, short):
         if found := [option for option in options if f"{option.key}.".startswith(f"{exact}.")]:
@@ -76,4 +83,4 @@ def show_options(options: Iterable[Option]) -> None:
             f"{typer.style(option.key, fg=typer.colors.CYAN)}  {'; '.join(filter(None, (option.type, default)))}"
         )
         if option.text:
-            typer.echo(f"    {option.text}")
+            typer.echo(f"    {hang(option.text, 4)}")

@@ -81,6 +81,13 @@ def find_run(name: str, runs: Path = RUNS) -> Path:
     raise UserError(f"there is no run {name!r} in {runs}/{did_you_mean(name, [run.name for run in known])}")
 
 
+def is_running(run: Path) -> bool:
+    from aurify.tracking.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    return any(folder.status(stage) == "running" for stage in read_values(run / "recipe.yaml").get("stages") or {})
+
+
 def list_finished_stages(run: Path) -> list[str]:
     """Stages with a model, in the order of the recipe."""
     order = list(read_values(run / "results.json"))
@@ -99,9 +106,9 @@ def find_model(name: str, runs: Path = RUNS) -> NamedModel:
         run = find_run(name, runs)
         writers = [stage for stage in list_finished_stages(run) if not is_reward_model(run / stage / FINAL)]
         if not writers:
-            raise UserError(
-                f"run {run.name} has no finished stage with a model yet; `aurify train --resume {run}` goes on with it"
-            )
+            running = "it is running: wait for its first stage"
+            mend = running if is_running(run) else f"`aurify train --resume {run}` goes on with it"
+            raise UserError(f"run {run.name} has no finished stage with a model yet; {mend}")
         return find_stage_model(run, writers[-1])
     if folder.is_dir() and is_reward_model(folder):
         raise UserError(f"{folder} is a reward model: it scores answers and cannot write any")

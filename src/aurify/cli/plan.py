@@ -57,7 +57,7 @@ def open_renderer(plan: Plan, stage: PlannedStage) -> Renderer:
     from aurify.pipeline.contents import find_origin
     from aurify.pipeline.recipe import make_renderer
 
-    return make_renderer(stage.options, load_tokenizer(find_origin(plan, stage).name))
+    return make_renderer(stage.options, load_tokenizer(find_origin(plan, stage.options.model).name))
 
 
 def highlight(renderer: Renderer, example: Datum, colours: bool, marks: tuple[str, str] = (OPEN, CLOSE)) -> Text:

@@ -59,7 +59,7 @@ def describe_result(stage: str, result: dict[str, Any]) -> str:
     """`grpo 0.31 → 0.85 ±0.03 (64)`: the standard error of the last number, and of how many it is the mean."""
     before, after, details = result.get("before"), result.get("after"), result.get("details_after") or {}
     if after is None:
-        return stage
+        return f"{stage} -"
     change = f"{after:.2f}" if before is None else f"{before:.2f} → {after:.2f}"
     error = f" ±{details['error']:.2f}" if details.get("error") else ""
     return f"{stage} {change}{error}" + (f" ({details['num']})" if "num" in details else "")

@@ -54,15 +54,16 @@ def search(
     base = KnowledgeBase.open(find_kb(kb))
     wanted = parse_conditions(where or [])
     times: dict[str, float] = {}
-    hits = base.search(
-        query,
-        num,
-        mode,  # type: ignore[arg-type]  # checked there
-        where=wanted,
-        rerank=load_reranker(rerank),
-        per_document=not all_passages,
-        times=times,
-    )
+    with Console(stderr=True).status("searching ..."):  # most of it loads the embedder
+        hits = base.search(
+            query,
+            num,
+            mode,  # type: ignore[arg-type]  # checked there
+            where=wanted,
+            rerank=load_reranker(rerank),
+            per_document=not all_passages,
+            times=times,
+        )
     if not hits:
         typer.echo(explain_nothing(base, wanted), err=as_json)
     if as_json:

@@ -12,8 +12,11 @@ from typing import Any, Literal
 
 from aurify.data.example import Chat, Example, Label, Pair, Text, as_context, map_messages, messages_in
 from aurify.data.forms import Reader, detect
+from aurify.data.prompts import comparable
+from aurify.data.reading import ALIKE
 from aurify.errors import UserError
 from aurify.renderer import Renderer, TrainOn
+from aurify.renderer.foreign import BEGIN_TEXTS
 from aurify.rows.files import build_row
 from aurify.rows.row import SKIP, BadRow, Row, Tally
 from aurify.rows.sources import raise_bad
@@ -22,6 +25,10 @@ from aurify.types import Datum, Lesson, Message
 Unit = tuple[Datum, ...]
 STRIPPED = "an end token after an answer, or one that begins a text, was taken off: it is written anyway"
 FOREIGN = "control tokens of the model in a text are ordinary characters; a written-out conversation needs messages"
+SPLIT = (
+    "a map of yours that splits the text into messages, or "
+    "filters: [{name: matches, column: ..., pattern: ..., without: true}] leaves such rows out"
+)
 OnBadRow = Literal["error", "skip"]
 Overlong = Literal["error", "drop", "cut_left", "cut_right"]
 # words of the renderer's error -> why a row is refused, and what a recipe can say to mend all such rows
@@ -61,6 +68,7 @@ def encode(examples: Iterable[Example], renderer: Renderer, options: Encoding) -
     for given in examples:
         example = strip_frame(given, renderer, result.tally)
         try:
+            check_sides(example)
             unit = fit(example, renderer, options, result.tally)
         except BadRow as error:
             if options.on_bad_row == "error":
@@ -84,7 +92,8 @@ def strip_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
         return [{**message, "content": text} for message, text in zip(messages, said, strict=True)]
 
     if isinstance(example, Text):
-        text = renderer.strip_end(renderer.strip_beginning(example.text))
+        begun = next((begin for begin in BEGIN_TEXTS if example.text.startswith(begin)), "")
+        text = renderer.strip_end(renderer.strip_beginning(example.text.removeprefix(begun)))
         stripped: Example = replace(example, text=text)
         texts = [("", text)]
     else:
@@ -94,8 +103,13 @@ def strip_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
         tally.change(example.location, [STRIPPED])
     hidden = renderer.template.patterns
     if any(hidden.get(role, hidden[""]).search(text) for role, text in texts):
-        tally.note(example.location, FOREIGN)
+        tally.note(example.location, FOREIGN, SPLIT)
     return stripped
+
+
+def check_sides(example: Example) -> None:
+    if isinstance(example, Pair) and list(map(comparable, example.chosen)) == list(map(comparable, example.rejected)):
+        raise BadRow(example.location, ALIKE)
 
 
 def longest(unit: Unit) -> int:

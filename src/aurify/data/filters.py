@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from aurify import registry
-from aurify.data.messages import SAME_ROLE, find_thought
+from aurify.data.messages import SAID, SPEAKER, find_role
+from aurify.data.thoughts import find_thought
 from aurify.errors import UserError
 from aurify.rows.columns import COMPLETION
 from aurify.rows.row import Row, Tally
 from aurify.signatures import options_for, report_crashes, split_options
 
-ANSWERS, TEXTS = (*COMPLETION, "chosen", "rejected"), ("content", "value")
+ANSWERS = (*COMPLETION, "chosen", "rejected")
 Entry = str | Mapping[str, Any]  # a registered function: its name, or {name: ..., options}
 
 
@@ -65,22 +66,22 @@ def apply_steps(rows: Iterable[Row], maps: Sequence[Entry], filters: Sequence[En
 
 
 def at_least(row: Row, column: str, least: float) -> bool:
-    """The number in a column is not smaller."""
+    """Keeps rows whose number in a column is at least `least`."""
     return need_number(row, column) >= least
 
 
 def at_most(row: Row, column: str, most: float) -> bool:
-    """The number in a column is not larger."""
+    """Keeps rows whose number in a column is at most `most`."""
     return need_number(row, column) <= most
 
 
 def equals(row: Row, column: str, value: Any) -> bool:
-    """The value of a column is this one, or one of these."""
+    """Keeps rows whose column has this value, or one of these."""
     return row.get(column) in (value if isinstance(value, list) else [value])
 
 
 def matches(row: Row, column: str, pattern: str, without: bool = False) -> bool:
-    """A regular expression is found in the text of a column; without: it is not."""
+    """Keeps rows in whose column a regular expression is found; without: true keeps the others."""
     return bool(re.search(pattern, str(row.get(column, "")))) != without
 
 
@@ -88,14 +89,29 @@ def matches(row: Row, column: str, pattern: str, without: bool = False) -> bool:
 
 
 def rename(row: Row, columns: dict[str, str]) -> dict[str, Any]:
-    """Old name -> new name. A column that has the new name already gives way."""
+    """Renames columns: old name to new name. A column that has the new name already gives way."""
     kept = {name: value for name, value in row.items() if name not in columns and name not in columns.values()}
     return kept | {new: row[old] for old, new in columns.items() if old in row}
 
 
 def drop(row: Row, columns: list[str]) -> dict[str, Any]:
-    """Takes columns off."""
+    """Removes columns."""
     return {name: value for name, value in row.items() if name not in columns}
+
+
+def rename_roles(row: Row, roles: dict[str, str]) -> dict[str, Any]:
+    """Old role of a message -> new one, in every list of messages."""
+
+    def change(value: Any) -> Any:
+        if isinstance(value, list):
+            return [change(entry) for entry in value]
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            key: roles.get(old, old) if key in SPEAKER and isinstance(old, str) else old for key, old in value.items()
+        }
+
+    return {name: change(value) for name, value in row.items()}
 
 
 def empty_thoughts(row: Row) -> dict[str, Any]:
@@ -105,8 +121,8 @@ def empty_thoughts(row: Row) -> dict[str, Any]:
         if isinstance(value, list):
             return [think(entry, name) for entry in value]
         if isinstance(value, Mapping) and not find_thought(value):
-            said = SAME_ROLE.get(role := value.get("role", value.get("from")), role) == "assistant"
-            return {key: think(text, "answer") if said and key in TEXTS else text for key, text in value.items()}
+            said = find_role(value) == "assistant"
+            return {key: think(text, "answer") if said and key in SAID else text for key, text in value.items()}
         is_answer = name in ANSWERS and isinstance(value, str) and value.strip() and "</think>" not in value
         return f"<think>\n\n</think>\n\n{value}" if is_answer else value
 

@@ -11,12 +11,25 @@ from typing import Any
 from aurify.config import did_you_mean, join_names
 from aurify.data import reading
 from aurify.data.example import Chat, Example, Label, Pair, as_context
+from aurify.data.messages import SAID, SPEAKER, find_role
 from aurify.data.prompts import Columns
-from aurify.data.reading import check_read, parse_label, read_rating
-from aurify.data.transcripts import is_glaive, is_hh
+from aurify.data.reading import DROP_LABEL, check_read, parse_label, read_rating
+from aurify.data.transcripts import is_glaive, is_transcript, read_hh
 from aurify.errors import UserError
-from aurify.rows.columns import CHAT, COMPLETION, CONTEXT, HISTORY, LABEL, PROMPT, SYSTEM, TEXT, find_column
-from aurify.rows.row import SKIP, BadRow, Row, Tally
+from aurify.rows.columns import (
+    CHAT,
+    COMPLETION,
+    CONTEXT,
+    HISTORY,
+    LABEL,
+    PROMPT,
+    SYSTEM,
+    TEXT,
+    THOUGHT,
+    TOOLS,
+    find_column,
+)
+from aurify.rows.row import SKIP, BadRow, Row, Tally, is_missing
 from aurify.types import Lesson
 
 LOOKED_AT = 200
@@ -33,14 +46,10 @@ FALLBACK: dict[Lesson, tuple[str, Columns]] = {
     "labels": ("labels", {"prompt": "prompt", "answer": "completion", "label": "label"}),
 }
 ONES = {"answers": "answers", "pairs": "preference pairs", "labels": "answers with labels"}
-OBJECTS = {"messages": ("role",), "sharegpt": ("from", "value"), "capybara": ("input", "output")}  # keys of a turn
 BESIDE = ("input", "system", "history")  # parts that a row may lack
 WRONG_LESSON = "what the row holds is nothing that this method learns from"
-DROP_LABEL = (
-    "maps: [{name: rename, columns: {label: good}}] with filters: [{name: equals, column: good, value: true}] learns "
-    "from the good ones, maps: [{name: drop, columns: [label]}] from all"
-)
-WHOLE = ("hh", "dialogue pairs", "messages", "sharegpt", "capybara", "glaive", "hh transcript")  # one look tells them
+# one look tells them
+WHOLE = ("hh", "dialogue pairs", "messages", "sharegpt", "capybara", "glaive", "hh transcript", "transcript", "calls")
 SIDES = ("prompt", "completion", "chosen", "rejected")  # columns that are no whole chat
 
 
@@ -66,7 +75,9 @@ FORMS = {
         Form("glaive", "answers", reading.read_glaive_chat),
         Form("alpaca", "answers", reading.read_answer),
         Form("prompt and answer", "answers", reading.read_answer),
+        Form("calls", "answers", reading.read_call_answer),
         Form("hh transcript", "answers", reading.read_chat),
+        Form("transcript", "answers", reading.read_chat),
         Form("text", "answers", reading.read_text),
     )
 }
@@ -76,15 +87,17 @@ FORMS = {
 
 def find_forms(row: Mapping[str, Any]) -> Iterator[tuple[str, Columns]]:
     """All forms that a row fits, the most particular one first, each with the columns that it reads."""
-    prompt = find_column(row, PROMPT, str, list)
-    label = next((name for name in LABEL if parse_label(row.get(name)) is not None), None)
-    chats = {name: column for name, keys in OBJECTS.items() if (column := find_objects(row, keys))}
+    label, chats = find_label(row), find_chats(row)
+    open_chat = next((column for column in chats.values() if is_open(row[column])), None)
+    prompt = find_column(row, PROMPT, str, list) or open_chat
     system, history = find_column(row, SYSTEM, str), find_column(row, HISTORY, list, str)
     beside = {part: column for part, column in (("system", system), ("history", history)) if column}
     if "chosen" in row and "rejected" in row:
         yield from find_pairs(row, prompt, next(iter(chats.values()), None), beside)
     if prompt and isinstance(row[prompt], str) and are_rated(row.get("completions")):
         yield "rated completions", {"prompt": prompt}
+    if not label:  # a whole chat tells more than its first question and answer beside it
+        yield from ((n, {"messages": c, **beside}) for n, c in chats.items() if c in CHAT and is_answered(row[c]))
     answer = find_column(row, (name for name in COMPLETION if name != prompt), str, list, dict, int, float)
     if prompt and answer and is_said_text(row[prompt]) and is_said_text(row[answer]):
         context = {"input": column} if (column := find_column(row, CONTEXT, str)) else {}
@@ -95,6 +108,8 @@ def find_forms(row: Mapping[str, Any]) -> Iterator[tuple[str, Columns]]:
             yield "alpaca", {**beside, "prompt": "instruction", "answer": "output", "input": "input"}
         else:  # with labels they are no answers to imitate: half of them are bad
             yield "prompt and answer", both
+    elif prompt and reading.read_calls_column(row.get("answers")):
+        yield "calls", {"prompt": prompt, "calls": "answers", **beside}
     for name, column in chats.items():
         if label:
             yield "labels", {"messages": column, "label": label, **beside}
@@ -102,9 +117,11 @@ def find_forms(row: Mapping[str, Any]) -> Iterator[tuple[str, Columns]]:
             yield name, {"messages": column, **beside}
     if column := find_value(row, is_glaive):
         yield "glaive", {"messages": column, **beside}
-    if "chosen" not in row and (column := find_value(row, is_hh)) and column != prompt:
+    if "chosen" not in row and (column := find_value(row, read_hh)) and column != prompt:
         yield "hh transcript", {"messages": column}
     if column := find_column(row, TEXT, str):
+        if is_transcript(row[column]):
+            yield "transcript", {"messages": column}
         yield "text", {"text": column}
 
 
@@ -112,24 +129,42 @@ def find_pairs(
     row: Mapping[str, Any], prompt: str | None, chat: str | None, beside: Columns
 ) -> Iterator[tuple[str, Columns]]:
     chosen, rejected = row["chosen"], row["rejected"]
-    if is_hh(chosen) and is_hh(rejected):
+    if is_transcript(chosen) and is_transcript(rejected):
         yield "hh", {}
     if is_whole(chosen) and is_whole(rejected):
-        yield "dialogue pairs", {"prompt": prompt} if prompt else {}
+        yield "dialogue pairs", {**({"prompt": prompt} if prompt else {}), **beside}
     if asked := "prompt" if "prompt" in row else prompt or chat:
         yield "pairs", {"prompt": asked, **beside}
     elif isinstance(chosen, str) and isinstance(rejected, str):
         yield "implicit pairs", {}
 
 
-def find_objects(row: Mapping[str, Any], keys: Sequence[str]) -> str | None:
-    """A column with a list of objects that have these keys, whatever it is called."""
-    for name in (*CHAT, *row):
-        value = row.get(name)
-        entry = value[0] if isinstance(value, list) and value and name not in SIDES else None
-        if isinstance(entry, Mapping) and all(entry.get(key) is not None for key in keys):
-            return str(name)
-    return None
+def find_label(row: Mapping[str, Any]) -> str | None:
+    column = find_column(row, LABEL, bool, int, float, str)
+    return column if column and parse_label(row[column]) is not None else None
+
+
+def find_chats(row: Mapping[str, Any]) -> dict[str, str]:
+    """Form -> column with a list of turns: a usual one, or the only one there is. Of two, such as conversation_a and
+    conversation_b, nobody knows which one is good."""
+    forms = {str(name): form for name, value in row.items() if name not in SIDES and (form := find_turn(value))}
+    usual = [name for name in CHAT if name in forms]
+    others = [name for name in forms if forms[name] != "capybara"]
+    names = usual or (others if len(others) == 1 else [])
+    return {forms[name]: name for name in reversed(names)}
+
+
+def find_turn(value: Any) -> str:
+    """In which form the first entry of a list is a turn of a conversation."""
+    entry = value[0] if isinstance(value, list) and value else None
+    if not isinstance(entry, Mapping):
+        return ""
+    if all(entry.get(key) is not None for key in ("input", "output")):
+        return "capybara"
+    speaker = next((key for key in SPEAKER if entry.get(key) is not None), "")
+    if speaker == "from":
+        return "sharegpt" if any(entry.get(key) is not None for key in SAID) else ""
+    return "messages" if speaker else ""
 
 
 def find_value(row: Mapping[str, Any], test: Callable[[Any], bool]) -> str | None:
@@ -145,13 +180,19 @@ def is_said_text(value: Any) -> bool:
 def is_open(chat: Sequence[Any]) -> bool:
     """It ends with a question."""
     last = chat[-1] if isinstance(chat[-1], Mapping) else {}
-    return last.get("role", last.get("from")) in ("user", "human")
+    return find_role(last) == "user"
+
+
+def is_answered(chat: Sequence[Any]) -> bool:
+    """An answer stands in it, and it does not end with a question."""
+    said = any(isinstance(turn, Mapping) and (find_role(turn) == "assistant" or "output" in turn) for turn in chat)
+    return said and not is_open(chat)
 
 
 def is_whole(side: Any) -> bool:
     """A whole conversation: a list that does not begin with the assistant."""
     opened = isinstance(side, list) and side and isinstance(side[0], Mapping)
-    return bool(opened) and side[0].get("role") != "assistant"
+    return bool(opened) and find_role(side[0]) != "assistant"
 
 
 def are_rated(entries: Any) -> bool:
@@ -193,12 +234,15 @@ class Reader:
         for name, columns in find_forms(row):
             fitting.setdefault(name, columns)
         useful = [name for name in fitting if FORMS[name].holds in ALSO[self.lesson]]
+        if not useful and self.columns.get("label") in row:
+            return self.form, self.columns  # a label that is none is named
         if not self.given and fitting and (not useful or ("labels" in fitting and self.lesson == "answers")):
             name = "labels" if "labels" in fitting else next(iter(fitting))
             problem = (
                 f"the row is one of {ONES[FORMS[name].holds]} ({name!r}); this method learns from {ONES[self.lesson]}"
             )
-            raise row.bad(problem, WRONG_LESSON, DROP_LABEL if name == "labels" else SKIP)
+            drop = DROP_LABEL.format(label=fitting[name].get("label"))
+            raise row.bad(problem, WRONG_LESSON, drop if name == "labels" else SKIP)
         if self.given or not useful or not any(row.get(column) is None for column in self.needed()):
             return self.form, self.columns
         name, columns = useful[0], fitting[useful[0]]
@@ -210,6 +254,12 @@ class Reader:
     def needed(self) -> list[str]:
         sides = ["chosen", "rejected"] if self.form.holds == "pairs" and self.form.name != "rated completions" else []
         return [column for part, column in self.columns.items() if part not in BESIDE] + sides
+
+    def unread(self, rows: Iterable[Row]) -> list[str]:
+        """Columns that hold something and that nobody reads."""
+        read = {*self.columns.values(), *self.needed(), *TOOLS, "completions", "margin"}
+        read |= {*THOUGHT} if "answer" in self.columns else set()
+        return sorted({str(name) for row in rows for name, value in row.items() if not is_missing(value)} - read)
 
     def read_all(self, rows: Iterable[Row], tally: Tally, *, skip_bad: bool = False) -> list[Example]:
         """skip_bad: rows that cannot be used are counted; otherwise the first is an error."""
@@ -227,7 +277,8 @@ class Reader:
         return examples
 
     def line(self) -> str:
-        columns = ", ".join(dict.fromkeys(self.columns.values()))
+        both = ("chosen", "rejected") if self.form.read is reading.read_pair else ()
+        columns = ", ".join(dict.fromkeys([*self.columns.values(), *both]))
         read_as = "" if self.form.holds == self.lesson else f", taken as {ONES[self.lesson]}"
         return f"{self.form.name!r}{f' (columns {columns})' if columns else ''}{read_as}"
 
@@ -251,13 +302,25 @@ def detect(rows: Sequence[Row], lesson: Lesson | None = None, name: str | None =
     where = rows[0].location if rows else "the data"
     if other is not None and lesson and 2 * other[2] >= len(looked_at):
         held = f"{ONES[other[0].holds]} ({other[0].name!r})"
-        mend = f". {DROP_LABEL}" if other[0].holds == "labels" else ""
+        mend = f". {DROP_LABEL.format(label=other[1].get('label'))}" if other[0].holds == "labels" else ""
         raise UserError(f"{where}: the rows are {held}; this method learns from {ONES[lesson]}{mend}")
     if lesson is None:
-        names = join_names(map(str, rows[0])) if rows else "none"
-        raise UserError(f"{where}: no known form of data; columns: {names}. docs/data.md lists the forms")
+        raise UserError(f"{where}: {explain_unknown(rows[0] if rows else {})}")
     fallback, columns = FALLBACK[lesson]
     return Reader(FORMS[fallback], columns, 0, len(looked_at), lesson)
+
+
+def explain_unknown(row: Mapping[str, Any]) -> str:
+    if find_column(row, PROMPT, str, list):
+        return (
+            "prompts without answers, from which nothing can be imitated; they are tasks of a method that samples its "
+            "own answers, such as grpo (task: {name: jsonl, path: ...})"
+        )
+    names = join_names(f"{name} ({type(value).__name__})" for name, value in row.items())
+    return (
+        f"no known form of data; columns: {names or 'none'}. docs/data.md lists the forms; give a column the name that "
+        "it has there, with maps: [{name: rename, columns: {OLD: NEW}}]"
+    )
 
 
 def vote(forms: Sequence[Form], rows: Sequence[Row]) -> tuple[Form, Columns, int] | None:

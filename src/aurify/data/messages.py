@@ -1,5 +1,5 @@
-"""Messages of several dialects into the one that chat templates know: OpenAI's, ShareGPT's `from` and `value`, turns of
-`input` and `output`, and calls and tools as they are found in files."""
+"""Messages of several dialects into the one that chat templates know: OpenAI's, ShareGPT's `from` and `value`, and
+turns of `input` and `output`."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from aurify.rows.columns import THOUGHT, TOOLS
-from aurify.rows.row import NANS, Row
-from aurify.rows.values import parse_json, prune
-from aurify.tools.calls import Call, read_call, read_calls
-from aurify.tools.schema import list_functions
+from aurify.data.calls import read_declared, read_written
+from aurify.data.thoughts import find_thought, settle_thought, strip_tags
+from aurify.rows.row import NANS, Row, is_missing
 from aurify.types import Message
 
 ROLES = ("system", "user", "assistant", "tool")
 SAME_ROLE = {
     "human": "user", "prompter": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant",
-    "model": "assistant", "ai": "assistant", "developer": "system", "function": "tool", "observation": "tool",
-    "function_response": "tool", "tool_response": "tool", "ipython": "tool",
+    "bing": "assistant", "bard": "assistant", "claude": "assistant", "model": "assistant", "ai": "assistant",
+    "developer": "system", "function": "tool", "observation": "tool", "function_response": "tool",
+    "tool_response": "tool", "ipython": "tool",
 }  # fmt: skip
-CALL_ROLES = ("function_call", "tool_call")  # ShareGPT writes a call as a turn of its own
+CALL_ROLES = ("function_call", "tool_call", "tool_calls")  # ShareGPT writes a call as a turn of its own
+SPEAKER, SAID = ("role", "from", "speaker"), ("content", "value", "text", "message")  # keys of a message
+RENAME_ROLES = "maps: [{{name: rename_roles, roles: {{{role}: user}}}}] (or assistant, system, tool)"
+CALL_JOINED = "a call in a turn of its own was joined to the assistant's text before it"
+RESULT_TAGS = "<tool_response>", "</tool_response>"
+UNWRAPPED = "tags around a tool's result were taken off: the chat template writes them"
 
 
 def read_messages(row: Row, column: str) -> list[Message]:
@@ -32,9 +36,24 @@ def read_messages(row: Row, column: str) -> list[Message]:
     messages: list[Message] = []
     for index, entry in enumerate(given):
         where = f"{column}[{index}]"
-        is_turn = isinstance(entry, Mapping) and "input" in entry and "output" in entry
-        messages += read_turn(row, where, entry) if is_turn else [read_message(row, where, entry)]
+        if isinstance(entry, Mapping) and "input" in entry and "output" in entry:
+            messages += read_turn(row, where, entry)
+            continue
+        message = read_message(row, where, entry)
+        if messages and is_call_turn(entry) and is_plain_answer(messages[-1]):
+            row.changes.append(CALL_JOINED)
+            messages[-1]["tool_calls"] = message["tool_calls"]
+        else:
+            messages.append(message)
     return messages
+
+
+def is_call_turn(entry: Mapping[str, Any]) -> bool:
+    return find_role(entry) in CALL_ROLES
+
+
+def is_plain_answer(message: Message) -> bool:
+    return message["role"] == "assistant" and "tool_calls" not in message and "weight" not in message
 
 
 def read_turn(row: Row, where: str, turn: Mapping[str, Any]) -> list[Message]:
@@ -50,26 +69,27 @@ def read_turn(row: Row, where: str, turn: Mapping[str, Any]) -> list[Message]:
 
 def read_message(row: Row, where: str, given: Any) -> Message:
     values = {key: value for key, value in given.items() if value is not None} if isinstance(given, Mapping) else {}
-    role = values.get("role", values.get("from"))
-    role = SAME_ROLE.get(role, role) if isinstance(role, str) else None
+    role = find_role(values)
     calls = read_declared(row, where, values)
-    content = read_content(values.get("content", values.get("value", "" if calls else None)), role)
+    said = next((values[key] for key in SAID if key in values), "" if calls else None)
+    thought, content = read_content(said, role)
     if role in CALL_ROLES:
         role, calls, content = "assistant", read_written(row, where, content or ""), ""
     if role not in ROLES or content is None:
-        raise row.bad(
-            f"{where} is {str(given)[:80]}; expected an object with a role (or from: {', '.join(ROLES)}) and a content "
-            "(or value) that is text",
-            f"{column_name(where)!r} holds something that is no message with a role and text",
-        )
+        raise refuse_message(row, where, given, role, said)
     if content in NANS:
         problem = f"{where} is {content!r}, which stands for a missing value; fill it or remove the row"
         raise row.bad(problem, f"{column_name(where)!r}: a message that is 'nan'")
     weight = read_weight(row, where, values, role)
-    if role == "assistant" and not content.strip() and not calls and weight != 0:
-        problem = "an assistant message without text"
-        raise row.bad(f"{where} is {problem}", f"{column_name(where)!r}: {problem}")
-    message: Message = {"role": role, "content": join_thought(find_thought(values), content)}
+    if role in ("user", "assistant") and is_missing(content) and not calls and weight != 0:
+        problem = f"{'an' if role == 'assistant' else 'a'} {role} message without text"
+        raise row.bad(f"{where} is {problem}; fill it or remove the row", f"{column_name(where)!r}: {problem}")
+    if role == "assistant":
+        content = settle_thought(row, where, thought or find_thought(values), content)
+    if role == "tool" and content.strip().startswith(RESULT_TAGS[0]) and content.strip().endswith(RESULT_TAGS[1]):
+        row.changes.append(UNWRAPPED)
+        content = content.strip()[len(RESULT_TAGS[0]) : -len(RESULT_TAGS[1])].strip()
+    message: Message = {"role": role, "content": content}
     if calls:
         message["tool_calls"] = calls
     if isinstance(values.get("tool_call_id"), str):
@@ -83,20 +103,53 @@ def read_message(row: Row, where: str, given: Any) -> Message:
     return message
 
 
+def find_role(values: Mapping[str, Any]) -> str | None:
+    """Who speaks, in the usual word; any other word as it is."""
+    role = next((values[key] for key in SPEAKER if isinstance(values.get(key), str)), None)
+    plain = role.strip().lower() if role is not None else ""
+    return SAME_ROLE.get(plain, plain if plain in (*ROLES, *CALL_ROLES) else role)
+
+
+def refuse_message(row: Row, where: str, given: Any, role: str | None, said: Any) -> Exception:
+    """Says what is wrong with it."""
+    column = column_name(where)
+    if not isinstance(given, Mapping) or role is None:
+        return row.bad(
+            f"{where} is {str(given)[:80]}; expected an object with a role (or from: {', '.join(ROLES)}) and a content "
+            "(or value) that is text",
+            f"{column!r} holds something that is no message with a role and text",
+        )
+    if role not in (*ROLES, *CALL_ROLES):
+        mend = RENAME_ROLES.format(role=role)
+        problem = f"a message of the role {role!r}"
+        return row.bad(f"{where} is {problem}; expected one of {', '.join(ROLES)}", f"{column!r}: {problem}", mend)
+    parts = [str(part.get("type")) for part in said if isinstance(part, Mapping)] if isinstance(said, list) else []
+    if other := next((kind for kind in parts if kind != "text"), ""):
+        problem = f"a part of type {other!r}"
+        return row.bad(f"{where} has {problem}; only text is trained, so take it out", f"{column!r}: {problem}")
+    found = "no content" if said is None else f"a content that is {type(said).__name__}"
+    return row.bad(f"{where} ({role}) has {found}; expected text, or a list of text parts", f"{column!r}: {found}")
+
+
 def column_name(where: str) -> str:
     return where.partition("[")[0]
 
 
-def read_content(content: Any, role: str | None) -> str | None:
-    """Text, or the text parts of a list; what a tool gives may be any value, and is written as JSON. None: neither,
-    such as an image."""
+def read_content(content: Any, role: str | None) -> tuple[str, str | None]:
+    """The thought, and the text: of the parts of a list too; what a tool gives may be any value, and is written as
+    JSON. None: neither, such as an image."""
+    if isinstance(content, Mapping) and content.get("type") == "text":
+        content = [content]
+    if isinstance(content, int | float) and not isinstance(content, bool) and abs(content) != float("inf"):
+        content = str(content)
     if role == "tool" and content is not None and not isinstance(content, str) and not is_parts(content):
-        return json.dumps(content, ensure_ascii=False, default=str)
+        return "", json.dumps(content, ensure_ascii=False, default=str)
     if is_parts(content):
-        texts = [part.get("text") for part in content if part.get("type", "text") == "text"]
-        whole = len(texts) == len(content) and all(isinstance(text, str) for text in texts)
-        return "".join(text for text in texts if text) if whole else None
-    return content if isinstance(content, str) else None
+        thoughts = [find_thought(part) or part.get("text") for part in content if is_thought(part)]
+        texts = [part.get("text") for part in content if is_text(part)]
+        known = len(texts) + len(thoughts) == len(content) and all(isinstance(t, str) for t in (*texts, *thoughts))
+        return ("".join(map(strip_tags, thoughts)), "".join(texts)) if known else ("", None)
+    return "", content if isinstance(content, str) else None
 
 
 def is_parts(content: Any) -> bool:
@@ -104,13 +157,12 @@ def is_parts(content: Any) -> bool:
     return several and all(isinstance(part, Mapping) and ("type" in part or "text" in part) for part in content)
 
 
-def find_thought(values: Mapping[str, Any]) -> str:
-    """The thought that stands beside a text, in a column of its own."""
-    return next((values[key] for key in THOUGHT if isinstance(values.get(key), str) and values[key].strip()), "")
+def is_text(part: Mapping[str, Any]) -> bool:
+    return part.get("type", "text") in ("text", "input_text", "output_text")
 
 
-def join_thought(thought: str, content: str) -> str:
-    return f"<think>\n{thought.strip()}\n</think>\n\n{content}" if thought else content
+def is_thought(part: Mapping[str, Any]) -> bool:
+    return part.get("type") in ("thinking", "reasoning")
 
 
 def read_weight(row: Row, where: str, values: Mapping[str, Any], role: str) -> float | None:
@@ -131,47 +183,3 @@ def read_weight(row: Row, where: str, values: Mapping[str, Any], role: str) -> f
             f"a message of role {role} is to be trained",
         )
     return None
-
-
-# ---------------------------------------------------------------------- calls and tools
-
-
-def read_declared(row: Row, where: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The tool calls of a message, their arguments as objects: templates write JSON themselves."""
-    found = [values["function_call"]] if values.get("function_call") else values.get("tool_calls") or []
-    found = parse_json(found)
-    if not isinstance(found, list):
-        raise row.bad(f"{where}: tool_calls is {str(found)[:60]}; expected a list", "tool_calls is no list")
-    # an argument that is null: another call of the file has it, this one has not
-    calls = [write_call(row, where, read_call(prune(call))) for call in found]
-    return [
-        {"id": given["id"], **call} if isinstance(given, Mapping) and isinstance(given.get("id"), str) else call
-        for given, call in zip(found, calls, strict=True)
-    ]
-
-
-def read_written(row: Row, where: str, text: str) -> list[dict[str, Any]]:
-    """Calls that a file writes as text, in any form that `read_calls` knows."""
-    calls = read_calls(text)
-    if not calls:
-        raise row.bad(f"{where}: the call {text[:80]!r} cannot be read", "a tool call that cannot be read")
-    return [write_call(row, where, call) for call in calls]
-
-
-def write_call(row: Row, where: str, call: Call) -> dict[str, Any]:
-    if call.problem:
-        short = "the arguments of a tool call are no JSON object" if call.name else "a tool call without a name"
-        raise row.bad(f"{where}: {call.problem}", short)
-    return {"type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-
-
-def read_tools(row: Row) -> list[dict[str, Any]]:
-    """The tools that a row offers, each as {"type": "function", "function": {...}}."""
-    column = next((name for name in TOOLS if row.get(name)), None)
-    if column is None:
-        return []
-    try:
-        functions = list_functions(row[column])
-    except ValueError as error:
-        raise row.bad(f"column {column!r}: {error}", f"{column!r} is no list of tools with names") from None
-    return [{"type": "function", "function": {k: v for k, v in prune(f).items() if k != "type"}} for f in functions]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from aurify.data.messages import find_thought, join_thought, read_messages
-from aurify.data.transcripts import is_hh, read_hh
+from aurify.data.messages import read_messages
+from aurify.data.thoughts import find_thought, settle_thought
+from aurify.data.transcripts import read_hh, read_transcript, strip_header
 from aurify.rows.columns import CHAT, GOLD, PROMPT, find_column
-from aurify.rows.row import Row, is_missing
+from aurify.rows.row import Row, drop_invisible, is_missing
 from aurify.rows.values import parse_json
 from aurify.types import Message, Task
 
 Columns = Mapping[str, str]  # part -> column of the file
 REPEATED = "the prompt stood at the beginning of both answers too, and was taken off"
+WRITTEN_OUT = "a conversation that was written out as one text became messages"
+HEADER_OFF = "what another chat template writes before an answer was taken off"
 THOUGHT_JOINED = "the thought in a column of its own was put before the answer"
 FEW_WORDS = 3  # a shorter prompt may begin an answer by chance
 
@@ -28,19 +32,46 @@ def question(text: str, system: str | None = None) -> list[Message]:
 
 def read_conversation(row: Row, column: str) -> list[Message]:
     """A list of messages, or a transcript."""
-    return read_hh(row, column) if is_hh(row.get(column)) else read_messages(row, column)
+    given = row.get(column)
+    if not isinstance(given, str) or is_missing(given):
+        return read_messages(row, column)
+    if messages := read_hh(given):
+        return messages
+    messages = read_transcript(given)
+    if messages is None:
+        return read_messages(row, column)  # says what is expected
+    row.changes.append(WRITTEN_OUT)
+    return messages
+
+
+def read_open_transcript(row: Row, column: str) -> list[Message] | None:
+    """The turns of a prompt that ends where the assistant is to speak. None: the prompt is no transcript."""
+    given = row.get(column)
+    hh = read_hh(given)
+    spoken = any(isinstance(value, str) and value.lstrip().startswith("Assistant:") for value in row.values())
+    messages = hh or read_transcript(given, asked=True, spoken=spoken)
+    if not messages:
+        return None
+    if messages[-1]["role"] != "assistant":
+        row.changes += [] if hh else [WRITTEN_OUT]
+        return messages
+    begun = messages.pop()["content"]
+    if begun and hh:
+        problem = f"the transcript in {column!r} ends with an answer"
+        raise row.bad(f"{problem} that has begun; end it with 'Assistant:'", problem)
+    if hh is None and not begun:
+        row.changes.append(WRITTEN_OUT)
+    return None if begun else messages
 
 
 def read_prompt(row: Row, columns: Columns) -> list[Message]:
     """Messages, a transcript, or a text, which becomes a user's message with what belongs below it. Earlier turns and
     a system prompt may stand in columns of their own."""
     column = columns["prompt"]
-    if isinstance(row.get(column), list) or is_hh(row.get(column)):
-        messages = read_conversation(row, column)
-        begun = messages.pop()["content"] if is_hh(row[column]) and messages[-1]["role"] == "assistant" else ""
-        if begun:
-            problem = f"the transcript in {column!r} ends with an answer"
-            raise row.bad(f"{problem} that has begun; end it with 'Assistant:'", problem)
+    if isinstance(row.get(column), list):
+        messages = read_messages(row, column)
+    elif (turns := read_open_transcript(row, column)) is not None:
+        messages = turns
     else:
         text, below = row.text(column), row.get(columns.get("input", ""))
         messages = question(f"{text}\n\n{below}" if isinstance(below, str) and below.strip() else text)
@@ -71,41 +102,79 @@ def with_system(row: Row, columns: Columns, messages: list[Message]) -> list[Mes
 
 
 def read_completion(row: Row, column: str, prompt: Sequence[Message], *, strip: bool = False) -> list[Message]:
-    """The answer in a column, a text or messages, without the prompt where it stands there again. strip: white space
-    around a text belongs to the transcript that it goes on."""
-    entries = [row[column]] if isinstance(row.get(column), Mapping) else row.get(column)
-    if not isinstance(entries, list) or not entries or not all(isinstance(entry, Mapping) for entry in entries):
+    """The answer in a column, a text, messages or a transcript, without the prompt where it stands there again. strip:
+    white space around a text belongs to the transcript that it goes on."""
+    value = row.get(column)
+    if isinstance(value, Mapping) or (isinstance(value, list) and is_objects(value)):
+        messages = read_messages(row, column)
+    else:
         text = row.text(column)
-        return [{"role": "assistant", "content": text.strip().removeprefix("Assistant:").strip() if strip else text}]
-    messages = read_messages(row, column)
-    if [comparable(message) for message in messages[: len(prompt)]] == list(map(comparable, prompt)):
-        messages = messages[len(prompt) :]
+        turns = read_hh(text) or read_transcript(text) or []
+        if not begins_with(turns, prompt) or len(turns) <= len(without_system(prompt)):
+            said = strip_header(text)
+            row.changes += [HEADER_OFF] if said != text else []
+            said = said.strip().removeprefix("Assistant:").strip() if strip else said
+            return [{"role": "assistant", "content": said}]
+        messages = turns
+    if begins_with(messages, prompt):
+        messages = messages[len(prompt) - (messages[0]["role"] != "system") * (prompt[0]["role"] == "system") :]
     if not messages or messages[0]["role"] != "assistant":
         begin = f"begins with a message of role {messages[0]['role']}" if messages else "holds the prompt alone"
         raise row.bad(f"{column!r} {begin}; expected the assistant's, or first the messages of the prompt")
     return messages
 
 
+def begins_with(messages: Sequence[Message], prompt: Sequence[Message]) -> bool:
+    """Whether the prompt stands there again, with its system prompt or without it."""
+    shown = prompt if messages and messages[0]["role"] == "system" else without_system(prompt)
+    return bool(messages) and list(map(comparable, messages[: len(shown)])) == list(map(comparable, shown))
+
+
+def without_system(messages: Sequence[Message]) -> Sequence[Message]:
+    return messages[1:] if messages and messages[0]["role"] == "system" else messages
+
+
+def goes_on(row: Row, columns: Columns) -> bool:
+    """Whether the answer goes on a transcript."""
+    given = row.get(columns["prompt"])
+    return (read_hh(given) or read_transcript(given, asked=True, spoken=True)) is not None
+
+
+def is_objects(value: list[Any]) -> bool:
+    return bool(value) and all(isinstance(message, Mapping) for message in value)
+
+
 def comparable(message: Message) -> tuple[Any, ...]:
-    """A message less white space."""
-    return message["role"], " ".join(message["content"].split()), message.get("tool_calls")
+    """A message less what nobody sees: white space, characters of no width, forms of one letter."""
+    seen = drop_invisible(unicodedata.normalize("NFC", message["content"]))
+    return message["role"], " ".join(seen.split()), message.get("tool_calls")
 
 
 def with_thought(row: Row, completion: list[Message]) -> list[Message]:
     """With the thought that stands in a column of its own."""
     thought, first = find_thought(row), completion[0]
-    if not thought or "<think>" in first["content"]:
+    settled = settle_thought(row, "the answer", thought, first["content"])
+    if settled == first["content"]:
         return completion
-    row.changes.append(THOUGHT_JOINED)
-    return [{**first, "content": join_thought(thought, first["content"])}, *completion[1:]]
+    if thought:
+        row.changes.append(THOUGHT_JOINED)
+    return [{**first, "content": settled}, *completion[1:]]
 
 
 def take_off_prompt(row: Row, prompt: Sequence[Message], sides: list[list[Message]]) -> list[list[Message]]:
     """The answers of a pair without the prompt, where both begin with it."""
-    asked = prompt[-1]["content"].strip()
-    rests = [side[0]["content"].lstrip().removeprefix(asked) for side in sides]
-    if len(asked.split()) < FEW_WORDS or not all(rest[:1].isspace() and rest.strip() for rest in rests):
+    asked, texts = prompt[-1]["content"].strip(), [side[0]["content"].lstrip() for side in sides]
+    rests = [text.removeprefix(asked) for text in texts]
+    repeated = all(rest != text for rest, text in zip(rests, texts, strict=True))
+    if (
+        len(asked.split()) < FEW_WORDS
+        or not repeated
+        or any(asked[-1].isalnum() and rest[0].isalnum() for rest in rests)
+    ):
         return sides
+    if not all(rest.strip() for rest in rests):
+        problem = "an answer that is the prompt alone, beside one that begins with it"
+        raise row.bad(f"{problem}; fill it or remove the row", problem)
     row.changes.append(REPEATED)
     return [[{**side[0], "content": rest.strip()}, *side[1:]] for side, rest in zip(sides, rests, strict=True)]
 

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from itertools import takewhile
 from typing import Any
 
+from aurify.data.calls import read_declared, read_tools
 from aurify.data.example import Chat, Label, Pair, Text
-from aurify.data.messages import read_tools
+from aurify.data.messages import read_messages
 from aurify.data.prompts import (
     Columns,
+    begins_with,
     comparable,
+    goes_on,
     read_completion,
     read_conversation,
     read_prompt,
@@ -18,16 +21,29 @@ from aurify.data.prompts import (
     with_system,
     with_thought,
 )
-from aurify.data.transcripts import is_hh, read_glaive, read_glaive_system
+from aurify.data.transcripts import read_glaive, read_glaive_system
 from aurify.renderer.foreign import strings_in
-from aurify.rows.columns import CHOICES, MEDIA, RATING, find_column
+from aurify.rows.columns import CHOICES, LABEL, MEDIA, RATING, find_column
 from aurify.rows.row import SKIP, Row, is_missing
+from aurify.rows.values import parse_json
+from aurify.tools.calls import looks_like_call
 from aurify.types import Message
 
-TRUE, FALSE = ("true", "1", "1.0", "+1", "desirable", "yes"), ("false", "0", "0.0", "-1", "undesirable", "no")
+TRUE = (
+    *("true", "t", "yes", "y", "1", "1.0", "+1", "desirable", "good", "chosen", "positive", "correct", "pass", "liked"),
+    *("up", "thumbs_up", "\N{THUMBS UP SIGN}"),
+)
+FALSE = (
+    *("false", "f", "no", "n", "0", "0.0", "-1", "-1.0", "undesirable", "bad", "rejected", "negative", "incorrect"),
+    *("wrong", "fail", "disliked", "down", "thumbs_down", "\N{THUMBS DOWN SIGN}"),
+)
 EQUAL = "chosen and rejected are the same text; nothing can be learned from it"
-ALIKE = "chosen and rejected differ by white space alone; nothing can be learned from it"
-NO_PROMPT = "chosen and rejected share no prompt"
+ALIKE = "chosen and rejected differ by white space alone, or by what nobody sees; nothing can be learned from it"
+DROP_LABEL = (
+    "maps: [{{name: rename, columns: {{{label}: good}}}}] with filters: [{{name: equals, column: good, value: true}}] "
+    "learns from the good ones, maps: [{{name: drop, columns: [{label}]}}] from all"
+)
+NO_PROMPT = "chosen and rejected share no prompt; begin both with it, or give it a column 'prompt'"
 
 
 def check_read(row: Row, columns: Columns) -> None:
@@ -39,6 +55,23 @@ def check_read(row: Row, columns: Columns) -> None:
                 f"column {column!r}: pictures, sound and film are not trained",
                 f"maps: [{{name: drop, columns: [{column}]}}] trains the text alone, or {SKIP}",
             )
+    if "parent_id" in row and "text" in columns:
+        problem = "column 'parent_id' says that the row is one message of a conversation"
+        raise row.bad(f"{problem}; join the messages of each conversation to a list 'messages'", problem)
+    settings = row.get("chat_template_kwargs")
+    if isinstance(settings, Mapping) and (given := {k: v for k, v in settings.items() if not is_missing(v)}):
+        raise row.bad(
+            f"column 'chat_template_kwargs' is {str(given)[:60]}, which nobody reads; write it into the messages",
+            "column 'chat_template_kwargs' has variables of the chat template for single rows",
+            f"maps: [{{name: drop, columns: [chat_template_kwargs]}}], template_options for all rows alike, or {SKIP}",
+        )
+    label = find_column(row, LABEL, str, bool, int, float)
+    if label and not {"label", "text"} & {*columns} and not is_pair(row):
+        raise row.bad(
+            f"column {label!r} is {str(row[label])[:40]!r}, which may say that the answer is a bad one",
+            f"column {label!r} may say that answers are bad ones",
+            DROP_LABEL.format(label=label),
+        )
     choices = find_column(row, CHOICES, list, dict) if "answer" in columns else None
     if choices and not names_all(str(row.get(columns["prompt"])), row[choices]):
         raise row.bad(
@@ -47,6 +80,10 @@ def check_read(row: Row, columns: Columns) -> None:
             f"a map of your own that writes them into the prompt, maps: [{{name: drop, columns: [{choices}]}}] to go "
             f"without them, or {SKIP}",
         )
+
+
+def is_pair(row: Row) -> bool:
+    return "chosen" in row or "completions" in row
 
 
 def names_all(prompt: str, choices: list[Any] | dict[str, Any]) -> bool:
@@ -60,12 +97,12 @@ def names_all(prompt: str, choices: list[Any] | dict[str, Any]) -> bool:
 def read_chat(row: Row, columns: Columns) -> Chat:
     messages = read_conversation(row, columns["messages"])
     if any(message["role"] == "assistant" and not is_said(message) for message in messages):
-        raise row.bad("an assistant turn without text")
+        raise row.bad("an assistant turn without text; fill it or remove the row", "an assistant turn without text")
     return Chat(with_system(row, columns, messages), tools=read_tools(row))
 
 
 def is_said(message: Message) -> bool:
-    return bool(message["content"].strip() or message.get("tool_calls") or message.get("weight") == 0)
+    return bool(not is_missing(message["content"]) or message.get("tool_calls") or message.get("weight") == 0)
 
 
 def read_glaive_chat(row: Row, columns: Columns) -> Chat:
@@ -81,11 +118,26 @@ def read_answer(row: Row, columns: Columns) -> Chat:
     return Chat([*prompt, *answer], tools=read_tools(row))
 
 
+def read_calls_column(value: Any) -> list[dict[str, Any]]:
+    """xLAM's `answers`: the calls that answer a question, as JSON text."""
+    calls = parse_json(value)
+    return calls if isinstance(calls, list) and calls and all(map(looks_like_call, calls)) else []
+
+
+def read_call_answer(row: Row, columns: Columns) -> Chat:
+    column = columns["calls"]
+    calls = read_declared(row, column, {"tool_calls": row.need(column)})
+    if not calls:
+        raise row.bad(f"column {column!r} holds no call of a tool", f"column {column!r} holds no call of a tool")
+    return Chat(
+        [*read_prompt(row, columns), {"role": "assistant", "content": "", "tool_calls": calls}], tools=read_tools(row)
+    )
+
+
 def read_both(row: Row, columns: Columns) -> tuple[list[Message], list[Message]]:
     """Prompt and answer."""
     prompt = read_prompt(row, columns)
-    answer = read_completion(row, columns["answer"], prompt, strip=is_hh(row.get(columns["prompt"])))
-    return prompt, with_thought(row, answer)
+    return prompt, with_thought(row, read_completion(row, columns["answer"], prompt, strip=goes_on(row, columns)))
 
 
 def read_label(row: Row, columns: Columns) -> Label:
@@ -116,8 +168,8 @@ def read_text(row: Row, columns: Columns) -> Text:
 
 
 def read_pair(row: Row, columns: Columns) -> Pair:
-    prompt, strip = read_prompt(row, columns), is_hh(row.get(columns["prompt"]))
-    sides = [read_completion(row, side, prompt, strip=strip) for side in ("chosen", "rejected")]
+    prompt = read_prompt(row, columns)
+    sides = [read_completion(row, side, prompt, strip=goes_on(row, columns)) for side in ("chosen", "rejected")]
     return build_pair(row, prompt, *take_off_prompt(row, prompt, sides))
 
 
@@ -128,7 +180,8 @@ def build_pair(row: Row, prompt: list[Message], chosen: list[Message], rejected:
         raise row.bad(ALIKE)
     for name, messages in (("chosen", chosen), ("rejected", rejected)):
         if any(message["role"] == "assistant" and not is_said(message) for message in messages):
-            raise row.bad(f"{name!r} holds an empty answer")
+            problem = f"{name!r} holds an empty answer"
+            raise row.bad(f"{problem}; fill it or remove the row", problem)
     return Pair(prompt, chosen, rejected, row.number("margin") or 0.0, tools=read_tools(row))
 
 
@@ -138,18 +191,25 @@ def read_dialogues(row: Row, columns: Columns) -> Pair:
     chosen, rejected = (read_conversation(row, side) for side in ("chosen", "rejected"))
     if chosen == rejected:
         raise row.bad(EQUAL)
-    end = count_shared(chosen, rejected)
+    end = count_shared(list(map(comparable, chosen)), list(map(comparable, rejected)))
     while end > 0 and not all(end < len(side) and side[end]["role"] == "assistant" for side in (chosen, rejected)):
         end -= 1
     if end == 0:
         raise row.bad(NO_PROMPT)
-    column = columns.get("prompt", "")
-    if isinstance(row.get(column), str):
-        asked = row[column].strip()
-        if not any(asked == message["content"].strip() for message in chosen[:end]):
+    prompt, column = with_system(row, columns, chosen[:end]), columns.get("prompt", "")
+    if isinstance(row.get(column), list):
+        asked = read_messages(row, column)
+        if not begins_with(chosen[:end], asked):
+            problem = f"{column!r} holds messages with which chosen and rejected do not both begin"
+            raise row.bad(f"{problem}; mend them", problem)
+        if asked[0]["role"] == "system" != prompt[0]["role"]:
+            prompt = [asked[0], *prompt]
+    elif isinstance(row.get(column), str):
+        text = row[column].strip()
+        if not any(text == message["content"].strip() for message in chosen[:end]):
             problem = "which is not in what chosen and rejected share"
-            raise row.bad(f"{column!r} is {asked[:40]!r}, {problem}", f"{column!r} holds a text {problem}")
-    return build_pair(row, chosen[:end], chosen[end:], rejected[end:])
+            raise row.bad(f"{column!r} is {text[:40]!r}, {problem}", f"{column!r} holds a text {problem}")
+    return build_pair(row, prompt, chosen[end:], rejected[end:])
 
 
 def count_shared(one: Any, other: Any) -> int:

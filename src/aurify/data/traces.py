@@ -19,8 +19,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from aurify.data.heldout import HeldOut
-from aurify.data.messages import find_thought, join_thought, read_message, read_messages
+from aurify.data.messages import read_message, read_messages
 from aurify.data.prompts import build_task, last_question, read_gold, read_question
+from aurify.data.thoughts import find_thought, join_thought
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.renderer.traces import render_trace

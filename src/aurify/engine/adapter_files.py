@@ -11,9 +11,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -21,6 +23,7 @@ from aurify.errors import UserError
 
 CONFIG_FILE, WEIGHTS_FILE, OLD_WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
+DEFAULT = 8  # rank and alpha, where an old adapter does not name them
 TOKENS = "token_adapter.trainable_tokens_delta"
 # suffix of a name -> the part of an adapted layer
 PARTS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector")
@@ -28,10 +31,20 @@ PARTS = ("lora_A.weight", "lora_B.weight", "lora_embedding_A", "lora_embedding_B
 KNOWN = {
     *("alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config"),
     *("exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern"),
-    *("layers_to_transform", "lora_alpha", "lora_dropout", "megatron_core", "modules_to_save", "peft_type"),
+    *(
+        "layers_to_transform",
+        "lora_alpha",
+        "merge_weights",
+        "lora_dropout",
+        "megatron_core",
+        "modules_to_save",
+        "peft_type",
+    ),
     *("peft_version", "qalora_group_size", "r", "rank_pattern", "revision", "runtime_config", "target_modules"),
     *("task_type", "trainable_token_indices", "use_dora", "use_rslora"),
 }
+PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT")
+EMBEDDINGS = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "word_embeddings")
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these ways to begin take the adapter off the base
 
 
@@ -43,11 +56,11 @@ class SavedAdapter:
 
     @property
     def rank(self) -> int:
-        return int(self.description["r"])
+        return int(self.description.get("r") or DEFAULT)
 
     @property
     def alpha(self) -> float:
-        return float(self.description["lora_alpha"])
+        return float(self.description.get("lora_alpha") or DEFAULT)
 
     def layers(self) -> dict[str, dict[str, Tensor]]:
         """Name of an adapted layer -> its tensors, by PARTS."""
@@ -72,11 +85,12 @@ class SavedAdapter:
         return list(rows)
 
     def trains_module(self, parameter: str) -> bool:
-        """Whether a parameter that is saved as a whole was trained, and not only saved because it was resized."""
+        """Whether a parameter that is saved as a whole was trained, itself or with the module that it is part of, and
+        not only saved because it was resized."""
         if parameter.endswith(".bias"):
             return True
         module = parameter.rpartition(".")[0]
-        return any(module.endswith(name) for name in self.description.get("modules_to_save") or ())
+        return any(f"{name}." in f"{module}." for name in self.description.get("modules_to_save") or ())
 
 
 def read_adapter(folder: Path) -> SavedAdapter:
@@ -87,11 +101,17 @@ def read_adapter(folder: Path) -> SavedAdapter:
             tensors = load_file(folder / WEIGHTS_FILE)
         else:
             tensors = torch.load(folder / OLD_WEIGHTS_FILE, map_location="cpu", weights_only=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError, RuntimeError, UnpicklingError) as error:
         raise UserError(f"adapter {str(folder)!r} cannot be read: {error}; copy the whole folder again") from error
     if reason := find_unsupported(description, tensors):
-        raise UserError(f"{folder / CONFIG_FILE}: {reason} is not supported; {merge_hint(folder)}")
-    return SavedAdapter(folder, description, {key.removeprefix(PREFIX): tensor for key, tensor in tensors.items()})
+        raise UserError(f"{folder / CONFIG_FILE}: {reason} is not supported; {find_way_out(description, folder)}")
+    return SavedAdapter(folder, description, {plain_key(key): tensor for key, tensor in tensors.items()})
+
+
+def plain_key(key: str) -> str:
+    """Without what peft puts before the names of layers, and without the adapter's name, which a plain state_dict
+    has."""
+    return re.sub(r"\.default(?=\.weight$|$)", "", key.removeprefix(PREFIX))
 
 
 def find_unsupported(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -104,9 +124,26 @@ def find_unsupported(description: Mapping[str, Any], tensors: Mapping[str, Tenso
     others = sorted(name for name, value in description.items() if value and name not in KNOWN)
     if others:
         return f"{others[0]!r}"
-    stretched = (key.removesuffix(".lora_magnitude_vector") for key in tensors if key.endswith("magnitude_vector"))
-    head = next((layer for layer in stretched if layer.endswith(("lm_head", "embed_tokens", "wte"))), None)
-    return f"'use_dora' on {head.removeprefix(PREFIX)}" if head else ""
+    layers = {plain_key(key).rpartition(".lora_")[0] or plain_key(key).rpartition(".")[0]: key for key in tensors}
+    tied = {layer: key for layer, key in layers.items() if layer.endswith(EMBEDDINGS) and not key.endswith(TOKENS)}
+    if tied and description.get("ensure_weight_tying"):
+        return f"'ensure_weight_tying' with {min(tied)}"
+    head = next((layer for layer in tied if any(plain_key(k) == f"{layer}.lora_magnitude_vector" for k in tensors)), "")
+    return f"'use_dora' on {head}" if head else ""
+
+
+def find_way_out(description: Mapping[str, Any], folder: Path) -> str:
+    """The command that merges the adapter, or why none can."""
+    if description.get("peft_type") in PROMPTS:
+        return "it cannot be merged either, for it adds to the prompt and not to the weights: train a LoRA on its base"
+    if str(description.get("init_lora_weights")).startswith("pissa_niter"):
+        return (
+            "it cannot be merged either, for it changed its base at random: save it anew with peft's "
+            "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+        )
+    if description.get("layer_replication"):
+        return "it cannot be merged either, for it adds layers to its base: train a LoRA on its base"
+    return merge_hint(folder)
 
 
 def merge_hint(folder: Path) -> str:
@@ -117,4 +154,6 @@ def write_adapter(folder: Path, description: Mapping[str, Any], tensors: Mapping
     """origin: the name under which Aurify finds the base, if that is not what `base_model_name_or_path` says."""
     named = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(named, folder / WEIGHTS_FILE, metadata={"format": "pt", **({"origin": origin} if origin else {})})
+    if not description.get("task_type") and not description.get("auto_mapping"):  # peft asks for one of them
+        description = {**description, "task_type": "CAUSAL_LM"}
     (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")

@@ -146,7 +146,7 @@ def first_rows(head: Head, size: int) -> Head:
 def check_teacher(name: str, tokens: Mapping[str, int], teacher: str, taught: Mapping[str, int], num_rows: int) -> None:
     """A teacher may have any size. Its tokens must be the student's, except for some that only one of the two has."""
     if not (tokens.items() <= taught.items() or taught.items() <= tokens.items()):
-        token = next(token for token, number in tokens.items() if taught.get(token) != number)
+        token = min((token for token, number in tokens.items() if taught.get(token) != number), key=tokens.__getitem__)
         raise UserError(
             f"teacher: {teacher} reads other tokens than {name} ({token!r} is {tokens[token]} here and "
             f"{taught.get(token, 'nothing')} there); choose one with the same tokenizer"

@@ -40,7 +40,7 @@ from aurify.engine.weights import Weights, share_weights
 from aurify.errors import UserError
 from aurify.models.loading import save_model
 from aurify.models.model import LoadedModel, read_max_context
-from aurify.types import Algorithm, Datum, Metrics, Outputs
+from aurify.types import Algorithm, Datum, Metrics, Outputs, count_units
 
 STATE_FILE = "engine.pt"
 OPTIMIZER_BYTES = 16  # a trained parameter: gradient, two moments, and the master of a weight that is not fp32
@@ -129,7 +129,7 @@ class Engine:
         counts = [
             sum(sum(datum.weights) for datum in data),
             len(data),
-            len({(d.unit, i if d.unit < 0 else -1) for i, d in enumerate(data)}),
+            count_units(data),
         ]
         totals = dict(zip(("token", "sequence", "unit"), parallel.sum_over_ranks(counts), strict=True))
         denominator = totals[algorithm.per]

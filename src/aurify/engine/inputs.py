@@ -48,7 +48,8 @@ def select_trained(
         raise UserError("a reward model needs a scalar head; load the model with scalar_head=True")
     if "scores" not in algorithm.needs and has_score:
         raise UserError(f"{name} trains a language model; this one has a scalar head (a reward model)")
-    if has_score or algorithm.per == "unit":  # scores are of whole sequences, and a pair stays whole
+    pairs = algorithm.per == "unit" and algorithm.learns_from != "rollouts"
+    if has_score or pairs:  # scores are of whole sequences, and a pair stays whole
         return list(data)
     return [datum for datum in data if any(datum.weights)]
 

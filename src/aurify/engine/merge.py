@@ -8,7 +8,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from aurify.engine.adapter_files import CONFIG_FILE, PREFIX
+import torch
+
+from aurify.engine.adapter_files import CONFIG_FILE, EMBEDDINGS, PREFIX
 from aurify.engine.restore import open_adapter, untie_for
 from aurify.errors import UserError
 from aurify.files import require
@@ -16,6 +18,9 @@ from aurify.models.loading import cast_weights, read_adapter_header, read_stored
 from aurify.models.model import LoadedModel, load_model
 from aurify.models.names import resolve_model
 
+# whole weights that peft may save beside an adapter of any kind
+WHOLE_EMBEDDINGS = tuple(f"{name}{base}.weight" for name in EMBEDDINGS for base in ("", ".base_layer"))
+RTOL, ATOL = 1e-2, 1e-2  # of a logit in fp32, before and after merging
 log = logging.getLogger("aurify")
 
 
@@ -35,16 +40,30 @@ def merge_adapter(adapter: Path, folder: Path) -> None:
         open_adapter(loaded, None, seed=0)
         module = loaded.module
     except UserError as reason:
+        if "; merge it" not in str(reason):
+            raise
         log.info("%s", str(reason).partition("; merge it")[0])
         module = merge_with_peft(load().module, adapter)
     save_model(cast_weights(module, read_stored_dtype(resolve_model(str(adapter)))), loaded.tokenizer, folder)
 
 
+@torch.no_grad()
 def merge_with_peft(module: Any, adapter: Path) -> Any:
     peft = require("peft", "bench", f"to merge {adapter}")
-    names = [name.removeprefix(PREFIX) for name in read_adapter_header(adapter)[0]]
-    untie_for(module, {name.rpartition(".")[0] for name in names})
+    names, description = read_adapter_header(adapter)[0], json.loads((adapter / CONFIG_FILE).read_text())
+    if description["peft_type"] == "LORA" and not description.get("ensure_weight_tying"):
+        # the other kinds change both of two tied layers
+        untie_for(module, {name.removeprefix(PREFIX).rpartition(".")[0] for name in names})
     try:
-        return peft.PeftModel.from_pretrained(module, str(adapter)).merge_and_unload()
+        adapted = peft.PeftModel.from_pretrained(module, str(adapter))
+        unread = sorted({*names} - {*peft.get_peft_model_state_dict(adapted)})
+        if strange := [name for name in unread if not name.endswith(WHOLE_EMBEDDINGS)]:  # peft only warns of them
+            raise UserError(f"it does not know the weight {strange[0]!r}, which belongs to another base model")
+        probe = torch.arange(1, 9)[None]  # any tokens
+        expected = adapted(probe).logits
+        merged = adapted.merge_and_unload()
+        if not torch.allclose(merged(probe).logits, expected, rtol=RTOL, atol=ATOL):
+            raise UserError("it adds the change of a shared weight twice; train a LoRA without ensure_weight_tying")
+        return merged
     except Exception as error:
         raise UserError(f"{adapter}: peft cannot merge this adapter either: {error}") from error

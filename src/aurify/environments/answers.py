@@ -63,6 +63,11 @@ def finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def read_numbers(values: Any) -> dict[str, float | None]:
+    """Those of a turn; None for what cannot be used, which `Answers` tells."""
+    return {str(name): finite(value) for name, value in values.items()} if isinstance(values, Mapping) else {}
+
+
 def shown(value: Any) -> str:
     return repr(value)[:60]
 

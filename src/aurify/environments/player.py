@@ -15,7 +15,7 @@ from aurify.environments.hosting import host_environment, is_threaded
 from aurify.environments.rollout import NO_LIMITS, Limits, NoRoom, rollout
 from aurify.environments.rounds import CountingSampler, InRounds
 from aurify.errors import UserError
-from aurify.renderer import Renderer
+from aurify.renderer import History, Renderer
 from aurify.samplers.sampler import Sampler, request_order
 from aurify.threads import PerLoop, Room, TimeLimit
 from aurify.types import Message, Metrics, SamplingParams, Task, Trajectory
@@ -37,6 +37,9 @@ class RolloutOptions(Checked):
     # a turn begins when all trajectories have come to it: the slowest environment holds up the others, and runs of
     # several turns are equal to the bit
     in_rounds: bool = False
+    # what a later turn sees of earlier ones: what the chat template writes of them, in a further row where that is not
+    # what was sampled (thoughts are dropped, say); or always the very tokens that were sampled
+    history: History = "template"
 
 
 class Player:
@@ -137,6 +140,7 @@ class Player:
                 limits=self.limits,
                 guidance=guidance,
                 trace=trace,
+                history=self.options.history,
             )
 
     def too_many(self) -> UserError:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
-from aurify.environments.answers import Answers, check_messages
+from aurify.environments.answers import Answers, check_messages, read_numbers
 from aurify.environments.env import Environment, Observation, Step
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
-from aurify.renderer import Renderer
+from aurify.renderer import History, Renderer
 from aurify.renderer.traces import render_trace
 from aurify.samplers.sampler import Sampler, Session, request_order
 from aurify.signatures import report_crashes
@@ -59,10 +59,12 @@ async def rollout(
     limits: Limits = NO_LIMITS,
     guidance: Sequence[int] = (),
     trace: Sequence[Message] = (),
+    history: History = "template",
 ) -> Trajectory:
     """One trajectory. params.max_tokens counts for each turn. max_context: None takes the sampler's, if it has one.
     guidance: how a guide begins the first answer. The policy goes on from there, unless it ends with an end token.
-    trace: instead, all that a guide and an environment said; then nothing is sampled, and no step is made."""
+    trace: instead, all that a guide and an environment said; then nothing is sampled, and no step is made. history: see
+    `RolloutOptions`."""
     if max_context is None:
         max_context = getattr(sampler, "max_context", None)
     order, answers = request_order.get(), Answers()
@@ -76,7 +78,7 @@ async def rollout(
             stop=tuple(dict.fromkeys((*params.stop, *first.stop))),
             stop_tokens=(*params.stop_tokens, *sorted(renderer.stop_tokens)),
         )
-        played = Play(first, renderer, params, limits, max_context)
+        played = Play(first, renderer, params, limits, max_context, history)
         check_room(task, played.tokens, max_context, renderer)
         if trace:
             played.follow(render_trace(first.messages, trace, first.tools, renderer), trace)
@@ -121,8 +123,10 @@ class Play:
         params: SamplingParams,
         limits: Limits,
         max_context: int | None,
+        history: History,
     ) -> None:
         self.tools, self.renderer = first.tools, renderer
+        self.rewrites = history == "template"
         self.params, self.limits, self.max_context = params, limits, max_context
         self.messages = list(first.messages)
         self.history = list(first.messages)  # as the renderer sees them: a turn that went on is one message
@@ -151,7 +155,7 @@ class Play:
         if not (guidance and guidance[-1] in self.renderer.stop_tokens):
             room, limit = self._room(len(guidance))
             if room < 1:
-                if self.segments[-1].origin == "environment":  # nobody read it, and it may be longer than the context
+                if self.turns:  # nobody read the last segment, and it may be longer than the context
                     self.segments.pop()
                 return limit
             params = replace(self.params, max_tokens=room, seed=self._seed())
@@ -192,15 +196,13 @@ class Play:
     def apply(self, step: Step, seconds: float) -> Outcome | None:
         """Takes the environment's answer in. None: the policy goes on."""
         self.num_errors += int(step.metrics.get("calls_failed", 0))
-        delta = [] if step.done else self._going_on(step) if step.continue_turn else self._next_turn(step)
+        num_tokens = 0 if step.done else self._going_on(step) if step.continue_turn else self._next_turn(step)
         turn = self.turns[-1]
         self.turns[-1] = replace(
-            turn, environment_seconds=seconds, environment_tokens=len(delta), rewards=dict(step.rewards or {})
+            turn, environment_seconds=seconds, environment_tokens=num_tokens, rewards=read_numbers(step.rewards)
         )
         if step.done:
             return "done"
-        self.segments.append(Segment(delta, "environment"))
-        self.tokens = [*self.tokens, *delta]
         if self.limits.tool_errors is not None and self.num_errors > self.limits.tool_errors:
             return "tool_errors"
         if len(self.turns) >= self.limits.turns:
@@ -209,23 +211,37 @@ class Play:
             return "time_limit"
         return None
 
-    def _going_on(self, step: Step) -> list[int]:
-        """Text that is put into the turn. After an end token no turn can go on: then the user says it."""
+    def _going_on(self, step: Step) -> int:
+        """Puts text into the turn, and returns how many tokens. After an end token no turn can go on: then the user
+        says it."""
         if self.said[-1:] and self.said[-1] in self.renderer.stop_tokens:
             return self._next_turn(Step([{"role": "user", "content": step.continue_turn.strip()}]))
         text = self._cut(step.continue_turn)
         self.messages.append(cast(Message, {"role": "assistant", "content": text, "weight": 0.0, "goes_on": True}))
         delta = self.renderer.continuation(text)
         self.turn += delta
-        return delta
+        return self._extend(delta)
 
-    def _next_turn(self, step: Step) -> list[int]:
+    def _next_turn(self, step: Step) -> int:
+        """Puts messages after the turn, and returns how many tokens: in the row, or, where the template writes what
+        came before in another way, in a further one."""
         messages = [cast(Message, {**message, "content": self._cut(message["content"])}) for message in step.messages]
-        delta = self.renderer.delta(self.history, self.turn, messages, self.tools)
-        self.history += [self.renderer.parse(self.turn), *messages]
+        before, reply = self.history, self.renderer.parse(self.turn)
+        self.history = [*before, reply, *messages]
         self.messages += messages
+        if self.rewrites and not self.renderer.survey.extends(before, reply, messages, self.tools):
+            self.tokens = self.renderer.prompt(self.history, self.tools)
+            self.segments.append(Segment(self.tokens, "prompt"))
+            num_tokens = sum(len(self.renderer.continuation(message["content"])) for message in messages)
+        else:
+            num_tokens = self._extend(self.renderer.delta(before, self.turn, messages, self.tools))
         self.turn = []
-        return delta
+        return num_tokens
+
+    def _extend(self, tokens: list[int]) -> int:
+        self.segments.append(Segment(tokens, "environment"))
+        self.tokens = [*self.tokens, *tokens]
+        return len(tokens)
 
     def _cut(self, text: str) -> str:
         """At most limits.tool_tokens of a message, and a mark that says how much is missing."""
@@ -304,25 +320,46 @@ def describe_environment(environment: Environment) -> str:
     return f"environment {type(unwrap(environment)).__name__!r}"
 
 
-def build_datum(trajectory: Trajectory, advantage: float = 0.0) -> Datum:
-    """What the engine trains on: tokens of the policy weigh 1 (those of a guide too, for algorithms that imitate), all
-    others 0. A guide's tokens count as certain (log-prob 0): nobody knows how likely they were to it."""
-    tokens: list[int] = []
-    weights: list[float] = []
-    logprobs: list[float] = []
-    for segment in trajectory.segments:
-        trained = segment.origin in ("policy", "guidance")
-        tokens += segment.tokens
-        weights += [float(trained)] * len(segment.tokens)
-        logprobs += segment.logprobs if trained and segment.logprobs else [0.0] * len(segment.tokens)
+def build_data(trajectory: Trajectory, advantage: float | Sequence[float] = 0.0, unit: int = -1) -> list[Datum]:
+    """What the engine trains on, a datum for each row: tokens of the policy weigh 1 (those of a guide too, for
+    algorithms that imitate), all others 0. What the policy wrote weighs 1 in the row where it was sampled, so it is
+    trained once. A guide's tokens count as certain (log-prob 0): nobody knows how likely they were to it.
+
+    advantage: one for all, or one for each turn. unit: of the rows, where there are several; another one for each
+    trajectory of a step."""
+    rows, turn = trajectory.rows, -1
     sampled = all(segment.logprobs is not None for segment in trajectory.segments if segment.origin == "policy")
-    origins = {segment.origin for segment in trajectory.segments}
-    partly = origins >= {"policy", "guidance"}
-    return Datum(
-        tokens,
-        weights,
-        advantages=[advantage] * len(tokens),
-        logprobs=logprobs if sampled else None,
-        source="policy" if partly else trajectory.source,
-        guided=[s.origin == "guidance" for s in trajectory.segments for _ in s.tokens] if partly else None,
-    )
+    partly = {segment.origin for segment in trajectory.segments} >= {"policy", "guidance"}
+    if len(rows) > 1 and unit < 0:
+        raise ValueError(f"the trajectory has {len(rows)} rows: give a unit, which keeps them together in training")
+    data = []
+    for row in rows:
+        tokens: list[int] = []
+        weights: list[float] = []
+        logprobs: list[float] = []
+        advantages: list[float] = []
+        for segment in row:
+            num, trained = len(segment.tokens), segment.origin in ("policy", "guidance")
+            turn += not trained  # a prompt, or the environment, comes before each turn
+            tokens += segment.tokens
+            weights += [float(trained)] * num
+            logprobs += segment.logprobs if trained and segment.logprobs else [0.0] * num
+            here = advantage if isinstance(advantage, int | float) else advantage[turn] if trained else 0.0
+            advantages += [here] * num
+        datum = Datum(
+            tokens,
+            weights,
+            advantages=advantages,
+            logprobs=logprobs if sampled else None,
+            unit=unit if len(rows) > 1 else -1,
+            source="policy" if partly else trajectory.source,
+            guided=[segment.origin == "guidance" for segment in row for _ in segment.tokens] if partly else None,
+        )
+        data.append(datum)
+    return data
+
+
+def build_datum(trajectory: Trajectory, advantage: float = 0.0) -> Datum:
+    """That of a trajectory of one row."""
+    [datum] = build_data(trajectory, advantage, unit=0)
+    return datum

@@ -40,8 +40,9 @@ ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 
 
 class SearchR1(MultiTurnEnvironment):
-    """kb, url, topk: see the tool `search`; neither kb nor url: no search at all, a control. max_searches: of a
-    trajectory. max_chars: of what a search brings back. instructions: stand before the question."""
+    """The model searches within its turn, between `<search>` tags, as in Search-R1. kb, url, topk: see the tool
+    `search`; neither kb nor url: no search at all, a control. max_searches: of a trajectory. max_chars: of what a
+    search brings back. instructions: stand before the question."""
 
     stop = ("</search>", "</answer>")
 

@@ -11,8 +11,8 @@ from aurify.types import Message, Task
 
 
 class ToolUse(MultiTurnEnvironment):
-    """tools: names, or {name: ..., options}; or what `build_tools` made of them. seconds: for each call. max_calls: of
-    one turn; further ones are answered with an error."""
+    """A conversation in which the model may call tools. tools: names, or {name: ..., options}; or what `build_tools`
+    made of them. seconds: for each call. max_calls: of one turn; further ones are answered with an error."""
 
     def __init__(self, task: Task, tools: Any, seconds: float = CALL_SECONDS, max_calls: int = 8) -> None:
         super().__init__(task)

@@ -119,6 +119,9 @@ def summarise(groups: Sequence[Group], measure: str, samples_per_task: int) -> E
     for name in sorted({name for t in trajectories for name in t.rewards} - {measure}):
         values = [value for t in trajectories if (value := t.rewards.get(name)) is not None]
         metrics |= {f"reward_{name}": statistics.fmean(values)} if values else {}
+    for part in sorted({group.task.part for group in groups if group.task.part}):
+        pairs = zip(by_task, groups, strict=True)
+        metrics[f"{part}/value"] = statistics.fmean(value for value, group in pairs if group.task.part == part)
     mean = estimate_mean(by_task)
     return Evaluation(mean.value, mean.error, mean.num, measure, metrics, groups)
 

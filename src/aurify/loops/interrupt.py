@@ -59,7 +59,10 @@ class Interrupt:
         if self.cancel is not None:
             self.cancel()
         else:
-            print("\nStopping after this step. Once more: stop now, and go back to the last checkpoint.", flush=True)
+            print(
+                "\nStopping after this step. Ctrl-C again stops at once and loses the steps since the last checkpoint.",
+                flush=True,
+            )
 
     async def until_stopped(self, work: Coroutine[Any, Any, T]) -> T | None:
         """Does the work, which a signal cancels at once: for work that changes nothing. None if it was cancelled."""

@@ -39,11 +39,26 @@ def rollout_metrics(made: Round, advantages: Sequence[Sequence[float]], stage: O
         "ledger/groups_mixing_versions": float(sum(len(row) > 1 for row in versions)),
         **made.failures,
         **policy_metrics(own),
+        **part_metrics(groups),
     }
     if stage.dynamic_sampling or stage.guidance is not None:
         metrics |= {"ledger/groups_discarded": float(len(made.discarded)), "ledger/tokens_discarded": float(wasted)}
     if stage.guidance is not None:
         metrics |= guidance_metrics(groups)
+    return metrics
+
+
+def part_metrics(groups: Sequence[Group]) -> Metrics:
+    """What the policy earned in each of several mixed tasks, and how many prompts it had of them."""
+    metrics: Metrics = {}
+    for part in sorted({group.task.part for group in groups if group.task.part}):
+        chosen = [group for group in groups if group.task.part == part]
+        own = [t for group in chosen for t in group.trajectories if t.source == "policy"]
+        metrics[f"ledger/groups_{part}"] = float(len(chosen))
+        told = policy_metrics(own)
+        metrics |= {f"reward/{part}/mean": told["reward/mean"]} if "reward/mean" in told else {}
+        names = ("rollout/length", "rollout/truncated")
+        metrics |= {f"{name.replace('/', f'/{part}/')}": told[name] for name in names if name in told}
     return metrics
 
 

@@ -11,18 +11,20 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from aurify.algorithms.hooks import hook
+from aurify.algorithms.hooks import find_advantages, hook
 from aurify.engine.checkpoint import rng_state
 from aurify.engine.optim import lr_at
-from aurify.environments.rollout import build_datum
+from aurify.environments.rollout import build_data
 from aurify.errors import UserError
 from aurify.loops.interrupt import Interrupt, Interrupted
 from aurify.loops.ledger import means_by_source, rollout_metrics
 from aurify.loops.progress import Checkpoints, derive_seed
 from aurify.loops.rollouts import Rollouts, Round
+from aurify.loops.units import join_units, split_advantages
 from aurify.rewards.trl import TrainerState
 from aurify.types import Datum, Group, Metrics, OnlineAlgorithm, Trajectory, prepared
 
@@ -97,7 +99,7 @@ def learn(engine: Engine, algorithm: OnlineAlgorithm, made: Round, rollouts: Rol
     """From a round to new weights. Where nothing has a gradient (no spread in any group, nor KL or entropy in
     `flat_groups: keep`), there is nothing to learn: the step counts, the weights stay."""
     stage, groups = rollouts.stage, made.filled
-    advantages = algorithm.advantages(groups)
+    advantages, given = find_advantages(algorithm, groups)
     metrics = rollout_metrics(made, advantages, stage)
     keep_flat, needs_reward = hook(algorithm, "keeps_flat")(advantages), hook(algorithm, "needs_reward")
     chosen = [
@@ -108,18 +110,21 @@ def learn(engine: Engine, algorithm: OnlineAlgorithm, made: Round, rollouts: Rol
         num_before = sum(map(len, chosen))
         chosen = [agreeing(group, indices) for group, indices in zip(groups, chosen, strict=True)]
         metrics["ledger/trajectories_inconsistent"] = float(num_before - sum(map(len, chosen)))
+    units = count()
     data: Sequence[Sequence[Datum]] = [
-        [build_datum(group.trajectories[k], values[k]) for k in indices]
-        for group, values, indices in zip(groups, advantages, chosen, strict=True)
+        [datum for k in indices for datum in build_data(group.trajectories[k], values[k], next(units))]
+        for group, values, indices in zip(groups, given, chosen, strict=True)
     ]
+    joined: Sequence[Sequence[Datum]] = data
     if any(data):
         data = add_logprobs(engine, algorithm, data, stage)
         rewards = [[group.rewards[k] for k in indices] for group, indices in zip(groups, chosen, strict=True)]
-        data, told = hook(algorithm, "revise_advantages")(rewards, data)
+        joined, told = hook(algorithm, "revise_advantages")(rewards, [join_units(row) for row in data])
+        data = [split_advantages(*pair) for pair in zip(data, joined, strict=True)]
         lr, seed = lr_at(stage.optim, step, stage.steps), derive_seed(rollouts.seed, "minibatches", step)
         metrics |= told | means_by_source(update(engine, algorithm, data, stage, lr=lr, seed=seed))
     if rollouts.buffer is not None:
-        known = [old_logprobs(*entry) for entry in zip(groups, chosen, data, strict=True)]
+        known = [old_logprobs(*entry) for entry in zip(groups, chosen, joined, strict=True)]
         known += [[None] * len(group.trajectories) for group in made.discarded]
         metrics |= rollouts.buffer.learn([*groups, *made.discarded], known, rollouts.rubric, step)
     return metrics
@@ -127,7 +132,7 @@ def learn(engine: Engine, algorithm: OnlineAlgorithm, made: Round, rollouts: Rol
 
 def old_logprobs(group: Group, chosen: Sequence[int], data: Sequence[Datum]) -> list[list[float] | None]:
     """The trainer's log-probs before the update for each trajectory of a group; None for those that were not
-    trained."""
+    trained. data: one for each that was."""
     known = {index: datum.old_logprobs for index, datum in zip(chosen, data, strict=True)}
     return [known.get(index) for index in range(len(group.trajectories))]
 

@@ -23,15 +23,17 @@ import math
 import random
 from array import array
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from aurify.environments.rollout import build_datum
+from aurify.environments.rollout import build_data
 from aurify.errors import UserError
+from aurify.loops.units import join_units
 from aurify.pipeline.recipe import ReplayOptions
 from aurify.rewards.combine import TRUNCATED
 from aurify.types import Datum, Group, Message, Metrics, Origin, Policy, Segment, Task, Trajectory
@@ -137,13 +139,13 @@ class Buffer:
         if self.options.select == "random":
             return {name: generator.choice(keys) for name, keys in known.items()}
         keys = [key for entries in known.values() if len(entries) > 1 for key in entries]
-        data = [build_datum(self.entries[key].trajectory()) for key in keys]
+        data = [datum for k, key in enumerate(keys) for datum in build_data(self.entries[key].trajectory(), unit=k)]
         if self.options.select == "entropy":
             values = policy.entropies(data, temperature=temperature)
         else:
             values = [[-value for value in row] for row in policy.logprobs(data, temperature=temperature)]
-        rows = zip(keys, values, data, strict=True)
-        means = {key: weighted_mean(row, datum) for key, row, datum in rows}
+        joined, rest = join_units(data), iter([value for row in values for value in row])
+        means = {key: weighted_mean(rest, datum) for key, datum in zip(keys, joined, strict=True)}
         return {name: min(entries, key=lambda key: (means.get(key, 0.0), key)) for name, entries in known.items()}
 
     # ------------------------------------------------------------------ putting in
@@ -290,10 +292,18 @@ def num_replayed(share: float, num_prompts: int) -> int:
     return int(share * num_prompts + 1e-9)
 
 
-def weighted_mean(values: Sequence[float], datum: Datum) -> float:
-    """Over the trained tokens of a sequence."""
-    return fmean(value for value, weight in zip(values, datum.weights, strict=True) if weight)
+def weighted_mean(values: Iterator[float], datum: Datum) -> float:
+    """Over the trained tokens of a sequence, whose values come next."""
+    rows = zip(islice(values, len(datum.tokens)), datum.weights, strict=True)
+    return fmean([value for value, weight in rows if weight])
 
 
 def plain_task(task: Task) -> dict[str, Any]:
-    return {"id": task.id, "prompt": task.prompt, "answer": task.answer, "info": dict(task.info)}
+    return {
+        "id": task.id,
+        "prompt": task.prompt,
+        "answer": task.answer,
+        "info": dict(task.info),
+        "part": task.part,
+        "plain": task.plain,
+    }

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from aurify.algorithms.estimators import spread
+from aurify.algorithms.hooks import find_advantages
 from aurify.environments.player import Player
 from aurify.loops.guidance import Beginning
 from aurify.loops.progress import derive_seed
@@ -122,7 +123,7 @@ class Rollouts:
             name = self.rubric.rewards[0].name
             rewards = [[t.rewards.get(name) for t in group.trajectories] for group in groups]
             return [index for index, row in enumerate(rewards) if not spread(row)]
-        advantages = iter(algorithm.advantages([group for group in groups if group.trajectories]))
+        advantages = iter(find_advantages(algorithm, [group for group in groups if group.trajectories])[0])
         return [index for index, group in enumerate(groups) if not group.trajectories or not any(next(advantages))]
 
     async def play_groups(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from aurify.errors import UserError
@@ -164,9 +164,12 @@ def read_adapter_header(folder: Path) -> tuple[dict[str, list[int]], dict[str, s
     file = folder / "adapter_model.safetensors"
     if not file.exists():
         return {}, {}
-    with safe_open(file, "pt") as opened:
-        names = list(opened.keys())
-        return {name: opened.get_slice(name).get_shape() for name in names}, opened.metadata() or {}
+    try:
+        with safe_open(file, "pt") as opened:
+            names = list(opened.keys())
+            return {name: opened.get_slice(name).get_shape() for name in names}, opened.metadata() or {}
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged, or only a pointer of Git LFS ({error}); copy it again") from error
 
 
 def choose_other_padding(tokenizer: Any) -> Any:

@@ -63,10 +63,12 @@ def resolve_adapter(folder: Path) -> ModelFiles:
     """An adapter that was trained on a model of the catalogue says so, for the hub's weights differ a little. The base
     may also be a folder of the catalogue on another machine: it is found again by its name."""
     try:
-        name = json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        name = json.loads((folder / "adapter_config.json").read_text()).get("base_model_name_or_path")
+        if not isinstance(name, str):
+            raise UserError("adapter_config.json names none; write its base_model_name_or_path there")
         name = read_adapter_header(folder)[1].get("origin", name)
         base = resolve_model(Path(name).name if not Path(name).exists() and Path(name).name in catalog.KNOWN else name)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         reason = error if isinstance(error, UserError) else f"adapter_config.json cannot be read ({error!r})"
         raise UserError(f"adapter {str(folder)!r}: its base model cannot be found: {reason}") from error
     if base.adapter is not None:

@@ -7,7 +7,7 @@ MAX_KEPT; the rest is encoded again when its stage begins. A dry run keeps none.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from aurify.config import prefix_errors
 from aurify.data.example import Chat, Example
 from aurify.engine.adapter import choose_layers
 from aurify.engine.adapter_files import read_adapter
+from aurify.engine.divergence import check_teacher
 from aurify.engine.restore import check_same_adapter
 from aurify.loops.examples import Examples, choose_encoding, demonstrate, encode_examples
 from aurify.loops.offline import check_batch_size
@@ -53,7 +54,8 @@ class Contents:
 
     def check_stage(self, stage: PlannedStage) -> None:
         self.tell(f"{stage.name}: its tokenizer and layers")
-        model = self.open_skeleton(stage)
+        model = self.open_skeleton(stage.options.model, scalar_head=stage.scores)
+        self.check_teacher_tokens(stage, model)
         find_adapter(self.plan, stage, model)
         renderer = make_renderer(stage.options, model.tokenizer)
         if isinstance(stage.options, OfflineStage) and stage.offline.data.sample is None:
@@ -61,12 +63,19 @@ class Contents:
         if stage.taskset is not None and judges_answers(self.plan, stage):
             self.check_tasks(stage, model, renderer)
 
-    def open_skeleton(self, stage: PlannedStage) -> LoadedModel:
+    def open_skeleton(self, model: ModelConfig, *, scalar_head: bool = False) -> LoadedModel:
         """Of the model which the chain of stages begins with: training does not change its layers and its tokenizer."""
-        config = find_origin(self.plan, stage)
-        if (config, stage.scores) not in self.skeletons:
-            self.skeletons[config, stage.scores] = load_skeleton(config, scalar_head=stage.scores)
-        return self.skeletons[config, stage.scores]
+        key = find_origin(self.plan, model), scalar_head
+        if key not in self.skeletons:
+            self.skeletons[key] = load_skeleton(key[0], scalar_head=scalar_head)
+        return self.skeletons[key]
+
+    def check_teacher_tokens(self, stage: PlannedStage, model: LoadedModel) -> None:
+        name = stage.options.teacher if isinstance(stage.options, OnlineStage) else None
+        if name is not None:
+            teacher = self.open_skeleton(replace(stage.options.model, name=name))
+            tokens, taught = model.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+            check_teacher(stage.options.model.name, tokens, name, taught, teacher.vocabulary)
 
     def check_rows(self, stage: PlannedStage, model: LoadedModel, renderer: Renderer) -> None:
         examples = find_examples(self.plan, stage)
@@ -108,7 +117,8 @@ class Contents:
             guarded = fit_stage(options, guarded, renderer, model.max_context)
             looked_at = list(islice(guarded.train(seed), MAX_TRIED if guarded.tasks is None else None))
             stage.lines += [*guarded.notes, describe_prompts(guarded, looked_at, renderer)]
-        key = (id(stage.taskset), id(model), options.tools_as_text, options.template_options, options.limits)
+        written = options.tools_as_text, options.template_options, options.rollouts.history
+        key = (id(stage.taskset), id(model), *written, options.limits)
         trial = next((trial for known, trial in self.trials if known == key), None)
         if trial is None:
             self.tell(f"{stage.name}: a task of {stage.taskset.name} is played and judged")
@@ -122,10 +132,11 @@ class Contents:
 # ---------------------------------------------------------------------- what a stage has
 
 
-def find_origin(plan: Plan, stage: PlannedStage) -> ModelConfig:
-    while (earlier := reference(stage.options.model.name)) is not None:
-        stage = plan.stages[earlier]
-    return stage.options.model
+def find_origin(plan: Plan, model: ModelConfig) -> ModelConfig:
+    """The model which the chain of stages begins with that leads to this one."""
+    while (earlier := reference(model.name)) is not None:
+        model = plan.stages[earlier].options.model
+    return model
 
 
 def samples_answers(stage: PlannedStage) -> bool:

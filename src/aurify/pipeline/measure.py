@@ -118,7 +118,9 @@ def measure_before(run: StageRun, measure: Measure | None) -> None:
     value, details = known or measure.take()
     run.record(measure=measure.name, before=value, details_before=details)
     run.tracker.heldout(measure.name, value, details)
-    run.tracker.event(f"{measure.name} before: {format_estimate(value, details)}" + (" (known)" if known else ""))
+    run.tracker.event(
+        f"{measure.name} before: {format_estimate(value, details)}" + (" (measured before)" if known else "")
+    )
 
 
 def measure_after(run: StageRun, measure: Measure | None) -> None:

@@ -59,12 +59,13 @@ def sample_pairs(run: StageRun) -> tuple[list[Row], list[Row]]:
             await sampler.close()
 
     with run.show_waiting(f"sampling {sample.group_size} answers to each of {sum(map(len, parts))} tasks"):
-        (train, num_flat), (heldout, _) = run_async(sample_all())
+        (train, num_flat), (heldout, num_flat_heldout) = run_async(sample_all())
     for other in (engine, judge):
         if other is not None:
             other.close()
     run.tracker.event(
-        f"{len(train)} preference pairs, {len(heldout)} held out; {num_flat} tasks had no better and worse answer"
+        f"{len(train)} preference pairs, {len(heldout)} held out; {num_flat + num_flat_heldout} tasks had no better "
+        "and worse answer"
     )
     if not train:
         raise UserError(

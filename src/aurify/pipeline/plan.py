@@ -3,7 +3,7 @@ dry run shows it and the run trains on it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -81,8 +81,16 @@ def describe_stage(stage: PlannedStage) -> dict[str, str]:
     }
 
 
+def name_task(task: Mapping[str, Any]) -> str:
+    """Its name, or those of several that are mixed, with their ratios."""
+    parts = [part if isinstance(part, Mapping) else {"name": part} for part in task.get("tasks", ())]
+    if task.get("name") != "mix" or not parts:
+        return str(task.get("name", ""))
+    return " + ".join(f"{part.get('ratio', 1)} x {part.get('label', part.get('name'))}" for part in parts)
+
+
 def describe_answers(stage: OnlineStage) -> str:
-    task = (stage.task or {}).get("name", "")
+    task = name_task(stage.task or {})
     parts = [f"its own answers to {task}: {stage.prompts_per_step} x {stage.completions_per_prompt} a step"]
     if stage.guidance:
         traces = stage.guidance.path or "the task's own demonstrations"
@@ -98,7 +106,7 @@ def describe_answers(stage: OnlineStage) -> str:
 
 def describe_data(stage: PlannedStage) -> str:
     data: DataOptions = stage.offline.data
-    task = (stage.options.task or {}).get("name", "")
+    task = name_task(stage.options.task or {})
     if data.mix:
         return ", ".join(f"{part.weight:g} x {part.name}" for part in data.parts)
     if data.path and not is_hub_id(data.path):

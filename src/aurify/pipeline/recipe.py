@@ -189,7 +189,7 @@ class Stage(Checked):
 
     method: str  # a name of `aurify list algorithms`
     model: ModelConfig  # a name, a folder, a GGUF file, a hub id or "@stage": the model of an earlier stage
-    task: dict[str, Any] | None = None  # name, and the options of that task
+    task: dict[str, Any] | None = None  # name, and the options of that task; a list of such, with ratios, mixes them
     lora: LoraConfig | None = None  # None: all weights are trained
     optim: OptimConfig = OptimConfig()  # learning rate and optimiser
     algorithm: dict[str, Any] = field(default_factory=dict)  # options of the method: `aurify help grpo`
@@ -219,7 +219,8 @@ class OfflineStage(Stage):
         super().__post_init__()
         if self.steps is not None and self.epochs is not None:
             raise UserError(
-                f"steps ({self.steps}) and epochs ({self.epochs}) both say how long to train; give one of them"
+                f"steps ({self.steps}) and epochs ({self.epochs}) both say how long to train; "
+                "give one of them, and the other as null"
             )
 
 
@@ -256,7 +257,7 @@ class Recipe:
     plugins: list[str] = field(default_factory=list)  # Python files that register tasks, rewards, algorithms
     evaluation: EvaluationOptions = EvaluationOptions()  # held-out numbers before and after each stage
     model: ModelConfig | None = None  # that stages start from; this and all below hold for stages that say nothing else
-    task: dict[str, Any] | None = None  # name, and the options of that task
+    task: dict[str, Any] | None = None  # name, and the options of that task; a list of such, with ratios, mixes them
     lora: LoraConfig | None = None  # None: all weights are trained
     engine: EngineOptions = EngineOptions()  # memory and speed of training
     sampler: SamplerOptions = SamplerOptions()  # memory and speed of sampling
@@ -301,7 +302,9 @@ def build_stage_options(
 
 
 def expand_shorthands(values: Mapping[str, Any]) -> dict[str, Any]:
-    """`model: x` becomes `model: {name: x}`, and so on."""
+    """`model: x` becomes `model: {name: x}`, and so on; a list of tasks becomes the task `mix`."""
+    if isinstance(values.get("task"), list):
+        values = {**values, "task": {"name": "mix", "tasks": values["task"]}}
     return {
         key: {SHORT[key]: value} if key in SHORT and not isinstance(value, Mapping | None) else value
         for key, value in values.items()

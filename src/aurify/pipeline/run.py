@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from aurify.environments.sharing import close_shared
 from aurify.loops.interrupt import terminable
 from aurify.pipeline.check import check_recipe
 from aurify.pipeline.plan import Plan, PlannedStage, describe_stage
@@ -45,6 +46,8 @@ def run_pipeline(
         raise KeyboardInterrupt(
             f"{str(error) or 'interrupted'}; go on with: {name_program()} train --resume {folder.path}"
         ) from None
+    finally:
+        close_shared()
     results = folder.results()
     console.summary(results)
     if (hint := chat_hint(plan, folder)) is not None:

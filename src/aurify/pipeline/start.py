@@ -129,6 +129,6 @@ def build_stage_rubric(run: StageRun, judge: Engine | None) -> Rubric:
     stage, rewards = run.stage.online, list(run.taskset.rubric.rewards)
     if judge is not None:
         assert stage.reward is not None
-        rewards = [Reward(r.function, 0.0 if stage.reward.alone else r.weight, r.name) for r in rewards]
+        rewards = [replace(r, weight=0.0 if stage.reward.alone else r.weight) for r in rewards]
         rewards.append(Reward(ModelReward(judge), stage.reward.weight, "reward_model"))
     return Rubric(rewards, stage.rollouts.reward_seconds)

@@ -1,5 +1,6 @@
-"""Plays the first task of a stage for real, with a text that is no answer instead of the model's, and has the rewards
-judge it. What an environment, a template or a reward cannot do is seen here, and not after hours."""
+"""Plays the first task of a stage for real (of each of several that are mixed), with a text that is no answer instead
+of the model's, and has the rewards judge it. What an environment, a template or a reward cannot do is seen here, and
+not after hours."""
 
 from __future__ import annotations
 
@@ -10,9 +11,10 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from aurify.environments.hosting import host_environment
-from aurify.environments.rollout import build_datum, observe, rollout
+from aurify.environments.rollout import build_data, observe, rollout
 from aurify.environments.single_turn import SingleTurn
 from aurify.loops.interrupt import run_async
+from aurify.loops.units import join_rows
 from aurify.rewards.trial import try_rewards
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import Datum, SamplingParams, Task, Trajectory
@@ -46,13 +48,21 @@ def try_tasks(
 async def play_and_judge(
     taskset: TaskSet, options: OfflineStage | OnlineStage, renderer: Renderer, max_context: int, seed: int
 ) -> Trial:
-    task = next(iter(taskset.train(seed)))
-    trajectory, trial = await play(taskset, task, options, renderer, max_context)
+    tasks: dict[str, Task] = {}  # the first of each part
+    parts = {task.part for task in taskset.heldout}
+    for task in chain(islice(taskset.train(seed), MAX_TRIED), taskset.heldout):
+        tasks.setdefault(task.part, task)
+        if len(tasks) >= len(parts):
+            break
+    played = {part: await play(taskset, task, options, renderer, max_context) for part, task in tasks.items()}
+    trial = next(iter(played.values()))[1]
+    notes = dict.fromkeys(note for _, each in played.values() for note in each.notes)
+    trial = replace(trial, notes=list(notes))
 
     def answer(task: Task) -> Trajectory:
-        return replace(trajectory, rewards={}, metrics={}, extra={})
+        return replace(played[task.part][0], rewards={}, metrics={}, extra={})
 
-    every = chain([task], taskset.heldout, taskset.tasks or islice(taskset.train(seed), MAX_TRIED))
+    every = chain(tasks.values(), taskset.heldout, taskset.tasks or islice(taskset.train(seed), MAX_TRIED))
     alone = taskset.environment is SingleTurn
     return replace(trial, cautions=await try_rewards(taskset.rubric, every, answer, alone=alone))
 
@@ -61,7 +71,7 @@ async def play(
     taskset: TaskSet, task: Task, options: OfflineStage | OnlineStage, renderer: Renderer, max_context: int
 ) -> tuple[Trajectory, Trial]:
     """Starts the environment of a task, once to look and once to play some turns."""
-    seconds, limits = options.rollouts.step_seconds, options.limits
+    seconds, history, limits = options.rollouts.step_seconds, options.rollouts.history, options.limits
     async with host_environment(taskset.environment, task, seconds=seconds) as environment:
         try:
             first = await observe(environment)
@@ -84,9 +94,10 @@ async def play(
             SamplingParams(max_tokens=10**6),
             max_context=max_context,
             limits=replace(limits, turns=min(limits.turns, TRIED_TURNS)),
+            history=history,
         )
     if single:
         return trajectory, Trial(Datum(tokens, [0.0] * len(tokens)), renderer.notes(first.messages))
-    notes = renderer.notes(first.messages, first.tools, many_turns=limits.turns > 1)
-    tried = f"the environment was started and played, with {STAND_IN!r} for {len(sampler.prompts)} answers"
-    return trajectory, Trial(build_datum(trajectory), [tried, *notes])
+    notes = renderer.notes(first.messages, first.tools, history=history if limits.turns > 1 else None)
+    tried = f"the environment was started and played; each answer was {STAND_IN!r} ({len(sampler.prompts)} in all)"
+    return trajectory, Trial(join_rows(build_data(trajectory, unit=0)), [tried, *notes])

@@ -19,8 +19,9 @@ MAX_MATCHES = 100  # of one pattern in one message
 
 
 def procedure(partial: bool = True) -> Callable[[Task, Trajectory], float | None]:
-    """The share of the signs that came in their order: the longest chain of them. partial: false gives 1 if all of them
-    came and else 0. None for tasks without a procedure, or with a procedure that has no signs."""
+    """The share of the steps of the task's procedure whose signs show in their order: the longest chain of them.
+    partial: false gives 1 if all of them came and else 0. None for tasks without a procedure, or with a procedure that
+    has no signs."""
 
     def score(task: Task, trajectory: Trajectory) -> float | None:
         wanted = task.info.get("procedure")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from aurify.errors import UserError
+from aurify.thoughts import CLOSINGS
 from aurify.types import Message
 
 TOOLS_TEXT = 'Tools, one a line, each called as <tool_call>{"name": ..., "arguments": ...}</tool_call>:'
@@ -71,7 +72,7 @@ def move_system_to_user(messages: Sequence[Message]) -> list[Message]:
     waiting: list[str] = []
     for message in messages:
         if message["role"] == "system":
-            waiting.append(message["content"])
+            waiting += [message["content"]] if message["content"].strip() else []
             continue
         if waiting and message["role"] == "user":
             message = message.copy()
@@ -110,3 +111,23 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(arguments, str):
         return call
     return {**call, "function": {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}}
+
+
+def move_thoughts(messages: Sequence[Message], key: str) -> list[Message]:
+    """Moves the thought at the beginning of a reply to the key in which the template takes it."""
+    moved: list[Message] = []
+    for message in messages:
+        begun = message["role"] == "assistant" and message["content"].lstrip().startswith("<think>")
+        thought, closing, answer = message["content"].lstrip().removeprefix("<think>").partition("</think>")
+        parted = {**message, key: thought.strip(), "content": answer.lstrip()}
+        moved.append(cast(Message, parted) if begun and closing and thought.strip() else message)
+    return moved
+
+
+def drop_opening(opened: str, text: str) -> str:
+    """The rest of a reply after a prompt that may have opened its thought."""
+    for tag in CLOSINGS:
+        if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):
+            text = text.lstrip()[len(tag) :]
+            text = text if opened.endswith(tag) else text.lstrip("\n")
+    return text

@@ -22,6 +22,14 @@ END_TEXTS = (
     "<|im_end|>", "<|endoftext|>", "</s>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<eos>", "<|end|>",
     "<|eom_id|>", "<|return|>", "<\uff5cend\u2581of\u2581sentence\uff5c>",
 )  # fmt: skip
+# tokens of families of models that begin a text
+BEGIN_TEXTS = (
+    "<|begin_of_text|>",
+    "<bos>",
+    "<|endoftext|>",
+    "<|startoftext|>",
+    "<\uff5cbegin\u2581of\u2581sentence\uff5c>",
+)
 
 
 @dataclass(frozen=True)

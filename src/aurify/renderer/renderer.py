@@ -13,27 +13,31 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, Literal
 
 from aurify.errors import UserError
 from aurify.renderer import folding
 from aurify.renderer.foreign import END_TEXTS, Shield, unused_word
 from aurify.renderer.survey import Survey
-from aurify.renderer.template import CALL_ID, Template, describe_roles
+from aurify.renderer.template import (
+    CALL_ID,
+    DEFAULT_TEMPLATE,
+    EARLIER_THOUGHTS,
+    ROWS,
+    SYSTEM_MOVED,
+    THOUGHTS_DROPPED,
+    Template,
+    describe_roles,
+    warn_once,
+)
 from aurify.thoughts import CLOSINGS, TAGS
 from aurify.types import Message
 
 log = logging.getLogger("aurify")
 
-# for tokenizers without a template: plain text, which a base model has seen
-DEFAULT_TEMPLATE = (
-    "{{ bos_token if bos_token else '' }}{% for message in messages %}"
-    "{% if message['role'] == 'assistant' %}Assistant: {{ message['content'] }}{{ eos_token }}\n"
-    "{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
-)
 TrainOn = Literal["assistant", "last", "marked"]
+History = Literal["template", "sampled"]  # what later turns of a rollout see of earlier ones
 
 
 class Renderer:
@@ -136,7 +140,8 @@ class Renderer:
         following = self.survey.following(form, before, hidden, tools, reply)
         span = self.template.find_end(following, call=form.calls)
         self.survey.check_contents(form, before, hidden, tools, following[span[1] if span else 0 :])
-        if self.template.drops_thoughts and "</think>" in self.tokenizer.decode(list(reply_tokens)):
+        said = self.parse(reply_tokens)
+        if self.template.drops_thoughts and not self.survey.extends(before, said, new_messages, tools):
             warn_once(THOUGHTS_DROPPED.format(name=self.template.name))
         last = reply_tokens[-1] if reply_tokens else None
         if last is not None and self._is_end(last):
@@ -158,7 +163,7 @@ class Renderer:
     def reply(self, prompt: Sequence[int], text: str) -> list[int]:
         """An answer that another model or a person wrote, as a policy would sample it after `prompt`: its own text,
         which no template rewrites, and the end token. A thought that the prompt has opened is not opened twice."""
-        text = drop_opening(self.tokenizer.decode(list(prompt)[-16:]), self.strip_end(text))
+        text = folding.drop_opening(self.tokenizer.decode(list(prompt)[-16:]), self.strip_end(text))
         shield = Shield(self.template.patterns, text)
         said = self._encode(shield.hide(text, "assistant"), shield, continued=True)
         return [*said, self.end_token]
@@ -187,17 +192,18 @@ class Renderer:
         return repr(text if len(text) < 200 else text[:120] + " ... " + text[-60:])
 
     def notes(
-        self, messages: Sequence[Message] = (), tools: Sequence[dict[str, Any]] = (), *, many_turns: bool = False
+        self, messages: Sequence[Message] = (), tools: Sequence[dict[str, Any]] = (), *, history: History | None = None
     ) -> list[str]:
-        """For the user: what is done to messages so that the template can write them, and what it does itself."""
+        """For the user: what is done to messages so that the template can write them, and what it does itself. history:
+        of rollouts of several turns."""
         said = []
         if self.tools_as_text:
             said.append("tools, calls and results are written into the text (tools_as_text)")
         systems = (tools and self.tools_as_text) or any(message["role"] == "system" for message in messages)
         if systems and not self.template.keeps_system:
             said.append(SYSTEM_MOVED.format(name=self.template.name))
-        if many_turns and self.template.drops_thoughts:
-            said.append(THOUGHTS_DROPPED.format(name=self.template.name))
+        if history and self.template.drops_thoughts:
+            said.append((ROWS if history == "template" else THOUGHTS_DROPPED).format(name=self.template.name))
         return said
 
     def check_turns(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> None:
@@ -270,6 +276,8 @@ class Renderer:
             warn_once(SYSTEM_MOVED.format(name=self.template.name))
         if changed and not self.template.takes_neighbours:
             folded = folding.join_user_messages(folded)
+        if self.template.thought_key:
+            folded = folding.move_thoughts(folded, self.template.thought_key)
         if any(message.get("tool_calls") for message in folded) and self.template.wants_text_arguments:
             folded = folding.write_arguments_as_text(folded)
         return folded, offered
@@ -290,7 +298,7 @@ class Renderer:
         calls = bool(messages[-1].get("tool_calls"))
         if not after.startswith(before):  # a new reply is opened differently from an old one, such as with a thought
             if not calls:
-                return drop_opening(before, messages[-1]["content"])
+                return folding.drop_opening(before, messages[-1]["content"])
             mark = unused_word("aurifyreply", messages)
             marked: Message = {"role": "assistant", "content": mark}
             before = self.template.text([*messages[:-1], marked], tools).rpartition(mark)[0]
@@ -302,13 +310,15 @@ class Renderer:
         end = self.template.call_end_text if calls else self.template.end_text
         said = said.rpartition(end)[0] if end else said.removesuffix(self.template.closing)
         content = messages[-1]["content"]
+        if str(messages[-1].get(self.template.thought_key) or "") not in said:
+            raise UserError(f"{self.template.name} leaves out the thought of {describe_roles(messages)}")
         if all(part.strip() in said for part in TAGS.split(content)):
             return said
         if calls:
             raise UserError(
                 f"{self.template.name} leaves out thoughts beside a tool call in {describe_roles(messages)}"
             )
-        return drop_opening(before, content)  # it drops thoughts; the policy writes them all the same
+        return folding.drop_opening(before, content)  # it drops thoughts; the policy writes them all the same
 
     def _check_thought(self, before: str, said: str) -> None:
         opened = next((tag for tag in CLOSINGS if before.rstrip().endswith(tag)), "")
@@ -326,6 +336,7 @@ class Renderer:
         span = self.template.find_end(following, call=True)
         said = following[: span[0]] if span else ""
         parts = [message["content"].strip(), *(call["function"]["name"] for call in message.get("tool_calls") or ())]
+        parts.append(str(message.get(self.template.thought_key) or ""))
         if not said or not all(part in said for part in parts):
             raise UserError(
                 f"{self.template.name} rewrites earlier turns, such as {message['content'][:60]!r}, so that they "
@@ -372,28 +383,3 @@ class Renderer:
         first = self.tokenizer("a", add_special_tokens=False).input_ids
         later = self.tokenizer(self.tokenizer.eos_token + "a", add_special_tokens=False).input_ids
         return list(first) != list(later)[1:]
-
-
-def drop_opening(opened: str, text: str) -> str:
-    """The rest of a reply after a prompt that may have opened its thought."""
-    for tag in CLOSINGS:
-        if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):
-            text = text.lstrip()[len(tag) :]
-            text = text if opened.endswith(tag) else text.lstrip("\n")
-    return text
-
-
-SYSTEM_MOVED = "{name} has no place of its own for a system prompt: it begins the next user message"
-THOUGHTS_DROPPED = (
-    "{name} drops the thoughts of earlier turns; in a rollout of several turns they stay, because sampled tokens are "
-    "never changed. Whoever serves the model should keep them too"
-)
-EARLIER_THOUGHTS = (
-    "{name} drops the thoughts of earlier replies, so a conversation that is trained has those of its last reply alone"
-)
-
-
-@cache
-def warn_once(text: str) -> None:
-    """Warns once in a process."""
-    log.warning(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 from aurify.errors import UserError
 from aurify.renderer.template import CALL_ID, MARK, TOOL, Template, calling, describe_roles
@@ -23,6 +23,8 @@ MEND = (
 )
 REPLY = "aurifyreply"
 NAME = "aurifyname"
+THOUGHT = "aurifythought"
+REWRITES = "writes earlier turns in another way"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,13 @@ class Survey:
                 mend = MEND
             raise UserError(f"{self._whose()} leaves out {lost} of {describe_roles(messages)}; {mend}")
 
+    def _writes(self, messages: Sequence[Message], tools: Tools) -> bool:
+        try:
+            self.check_messages(messages, tools)
+        except UserError:
+            return False
+        return True
+
     def _whose(self) -> str:
         return self.template.name.replace("the chat template", "the model's chat template", 1)
 
@@ -75,6 +84,9 @@ class Survey:
             kind = "the text beside a tool call" if message.get("tool_calls") else f"the {message['role']} message"
             if kind not in lost:
                 lost.append(kind)
+        found = [text.find(f"{MARK}{k}z") for k in range(len(messages))]
+        if not lost and sorted(index for index in found if index >= 0) != [index for index in found if index >= 0]:
+            lost = ["the order"]
         return " and ".join(lost) or None
 
     def _tool_mend(self) -> str:
@@ -93,6 +105,20 @@ class Survey:
         if isinstance(form, str):
             raise UserError(f"{form} ({describe_roles([*before, {'role': 'assistant'}, *new])})")
         return form
+
+    def extends(self, before: Sequence[Message], reply: Message, new: Sequence[Message], tools: Tools) -> bool:
+        """Whether what the template wrote before a reply, and a thought in it, is still there when `new` follows.
+        Raises where the template loses one of `new`."""
+        try:
+            form = self.check_delta(before, new, tools)
+        except UserError as error:
+            if REWRITES in str(error) and self._writes([*before, reply, *new], tools):
+                return False
+            raise
+        said = mark_thought(reply, REPLY)
+        prompt = self._text(form, before, None, tools, REPLY, thoughts=True)
+        text = self._text(form, before, new, tools, said, thoughts=True)
+        return text.startswith(prompt) and (said == REPLY or THOUGHT in text[len(prompt) :])
 
     def _form(self, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> ReplyForm | str:
         answers = any(message["role"] == "tool" for message in (*before, *new)) and not self.tools_as_text
@@ -128,7 +154,7 @@ class Survey:
         marks = [mark for k in range(len(before)) if (mark := f"{MARK}{k}z") in prompt]
         if marks and text.partition(marks[-1])[:2] != prompt.partition(marks[-1])[:2]:
             return (
-                f"{self._whose()} writes earlier turns in another way when {roles} messages follow, and tokens that "
+                f"{self._whose()} {REWRITES} when {roles} messages follow, and tokens that "
                 f"were sampled after them cannot change; {mend}"
             )
         names = {name_of_call(message, tools) for message in new if message["role"] == "tool"}
@@ -152,10 +178,20 @@ class Survey:
         return text.rpartition(reply)[2]
 
     def _text(
-        self, form: ReplyForm, before: Sequence[Message], new: Sequence[Message] | None, tools: Tools, reply: str
+        self,
+        form: ReplyForm,
+        before: Sequence[Message],
+        new: Sequence[Message] | None,
+        tools: Tools,
+        reply: str,
+        *,
+        thoughts: bool = False,
     ) -> str:
-        """new: None for the prompt of the reply."""
+        """new: None for the prompt of the reply. thoughts: with those of earlier replies, marked as well."""
         history = [with_marks(message, k) for k, message in enumerate(before)]
+        if thoughts:
+            pairs = zip(before, history, strict=True)
+            history = [cast(Message, {**m, "content": mark_thought(b, m["content"])}) for b, m in pairs]
         if form.calls:
             history = [
                 self._as_call(f"{MARK}{k}z", followers(before, k), tools) or message
@@ -235,6 +271,14 @@ def with_marks(message: Message, number: int) -> Message:
             for n, call in enumerate(message["tool_calls"])
         ]
     return marked
+
+
+def mark_thought(message: Message, mark: str) -> str:
+    """A content, with a mark for its thoughts and one for what follows them. Where the prompt has opened a thought, its
+    closing tag stands alone."""
+    thought = message["content"].rpartition("</think>")[0] if message["role"] == "assistant" else ""
+    opening = "<think>\n" if "<think>" in thought else ""
+    return f"{opening}{THOUGHT}\n</think>\n\n{mark}" if thought else mark
 
 
 def uses_tools(messages: Sequence[Message], tools: Tools) -> bool:

@@ -3,15 +3,37 @@ family of models is known by name here."""
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
-from typing import Any
+from functools import cache, cached_property
+from typing import Any, cast
 
 from aurify.errors import UserError
 from aurify.renderer.foreign import THOUGHT_TAGS, ControlTokens, compile_any
 from aurify.types import Message
 
+log = logging.getLogger("aurify")
+# for tokenizers without a template: plain text, which a base model has seen
+DEFAULT_TEMPLATE = (
+    "{{ bos_token if bos_token else '' }}{% for message in messages %}"
+    "{% if message['role'] == 'assistant' %}Assistant: {{ message['content'] }}{{ eos_token }}\n"
+    "{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+# what users are told of templates
+SYSTEM_MOVED = "{name} has no place of its own for a system prompt: it begins the next user message"
+THOUGHTS_DROPPED = (
+    "{name} drops the thoughts of earlier turns; in a rollout of several turns they stay, because sampled tokens are "
+    "never changed. Whoever serves the model should keep them too"
+)
+ROWS = (
+    "{name} drops the thoughts of earlier turns: where it does, a rollout goes on in a further row, as the template "
+    "writes it (rollouts.history: template)"
+)
+EARLIER_THOUGHTS = (
+    "{name} drops the thoughts of earlier replies, so a conversation that is trained has those of its last reply alone"
+)
 MARK = "aurifymark"  # stands for a content if only the text around it is wanted
 FIRST, SECOND = MARK + "0z", MARK + "1z"
 CALL_ID = "a12345678"  # some templates accept nine letters and digits only
@@ -88,6 +110,16 @@ class Template:
         thought: Message = {"role": "assistant", "content": f"<think>\n{FIRST}\n</think>\n\n{SECOND}"}
         messages = [user("a"), thought, user("b")]
         return self.writes(messages, SECOND) and not self.writes(messages, FIRST)
+
+    @cached_property
+    def thought_key(self) -> str:
+        """The key of a message in which it takes thoughts, if it writes them between marks of its own; "" where
+        <think> in the content is as good."""
+        for key in ("thinking", "reasoning_content"):
+            message = cast(Message, {"role": "assistant", "content": SECOND, key: FIRST})
+            if self.writes([user("a"), message], FIRST, SECOND) and "<think>" not in self.text([user("a"), message]):
+                return key
+        return ""
 
     # ------------------------------------------------------------------ control tokens
 
@@ -223,3 +255,9 @@ def calling(arguments: Any, content: str = "", name: str = "f", ids: Sequence[st
 def describe_roles(messages: Sequence[Message]) -> str:
     roles = ", ".join(str(message.get("role")) for message in messages)
     return f"a conversation of {len(messages)} messages ({roles})"
+
+
+@cache
+def warn_once(text: str) -> None:
+    """Warns once in a process."""
+    log.warning(text)

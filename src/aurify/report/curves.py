@@ -30,6 +30,8 @@ LEARNING = (
     Chart("Implicit rewards", {"reward/chosen": "chosen", "reward/rejected": "rejected"}),
     Chart("Completion length", {"rollout/length": "mean", "rollout/length_max": "longest"}),
     Chart("Completions cut off", {"rollout/truncated": "share"}, bounds=(0, 1)),
+    Chart("Tool calls an answer", {"rollout/tool_calls": "made", "rollout/calls_failed": "failed"}),
+    Chart("Searches an answer", {"rollout/searches": "made", "rollout/searches_refused": "refused"}),
     Chart("Loss", {"loss": "training", "eval/loss": "held out"}),
     Chart("KL to the reference", {"loss/kl": "kl"}),
     Chart("Entropy", {"loss/entropy": "entropy"}),

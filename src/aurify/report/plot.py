@@ -60,9 +60,9 @@ class Frame:
 
 def choose_ticks(low: float, high: float, num: int = 4) -> list[float]:
     """Round numbers around a range: about `num`, and no two the same."""
-    if high - low <= 1e-9 * max(abs(low), abs(high)):  # a flat line stands in the middle
-        pad = abs(high) / 2 or 0.5
-        low, high = low - pad, high + pad
+    if high - low <= 1e-9 * max(abs(low), abs(high)):  # a flat line stands in the middle, zeros at the bottom
+        pad = abs(high) / 2
+        low, high = (low - pad, high + pad) if pad else (0.0, 1.0)  # nothing below zero where all is zero
     span = high - low
     unit = 10.0 ** math.floor(math.log10(span / num))
     step = next(unit * factor for factor in (1, 2, 2.5, 5, 10) if span / (unit * factor) <= num + 1e-9)

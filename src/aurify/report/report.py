@@ -112,10 +112,11 @@ def build_tiles(results: Mapping[str, Result], rows: Mapping[str, Rows]) -> str:
     for metric, label, together in (
         ("ledger/tokens_sampled", "tokens sampled", sum),
         ("ledger/tokens_trained", "tokens trained", sum),
-        ("memory/peak_gb", "GiB of memory, peak", max),
+        ("memory/peak_gb", "peak memory", max),
     ):
         if values := [row[metric] for row in every if row.get(metric) is not None]:
-            facts.append((format_short(together(values)), label))
+            unit = " GiB" if metric == "memory/peak_gb" else ""
+            facts.append((format_short(together(values)) + unit, label))
     plain = (tag("div", tag("b", text(value)), tag("span", label), class_="tile") for value, label in facts)
     return tag("div", build_headline(results), *plain, class_="tiles")
 
@@ -214,6 +215,8 @@ def build_stage(
     line = text(" · ".join(fact for fact in facts if fact))
     if result["status"] != "finished":
         line += " " + build_badge(result)
+    if result["status"] in ("interrupted", "failed", "killed"):
+        line += " " + text(f"aurify train --resume {stage.path.parent.name} goes on with it")
     html = tag("h2", text(stage.name)) + tag("p", line, class_="dim")
     html += "".join(tag("p", text(leg), class_="dim") for leg in legs) + build_error(result) + build_grid(charts)
     if samples.rewards:
@@ -267,20 +270,20 @@ def build_code(words: str) -> str:
 
 def build_origins(folder: RunFolder) -> str:
     """What is needed to run it again."""
-    facts = [[text(key), text(value)] for key, value in flatten(jsonl.read_object(folder.info))]
+    facts = [[text(key), text(value)] for key, value in list_facts(jsonl.read_object(folder.info))]
     folds = fold("Recipe", build_code(folder.recipe.read_text(encoding="utf-8")))
     folds += fold("Versions and hardware", table([("", "dim"), ("", None)], facts) if facts else "")
     line = f"Made from the files of {folder.name}; aurify report {folder.name} makes it anew."
     return tag("footer", tag("div", folds, class_="folds"), tag("p", text(line), class_="dim"))
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def list_facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         if key == "checks":  # of packed rows: dozens of numbers, which stand in run_info.json
             continue
         if isinstance(value, dict):
-            rows += flatten(value, f"{prefix}{key} ")
+            rows += list_facts(value, f"{prefix}{key} ")
         else:
             rows.append((f"{prefix}{key}", " ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return rows

@@ -12,7 +12,8 @@ from aurify.types import Task, Trajectory
 
 Extract = Literal["any", "boxed"]
 
-BOX = re.compile(r"\\(?:boxed|fbox)\s*(?:(\{)|([^\s{}$]+))")  # \boxed{3}, or \boxed 3
+BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(?:(\{)|([^\s{}$]+))")  # \boxed{3}, or \boxed 3
+STYLED = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 SPAN = re.compile(  # "$5 and $6" are no formula
     r"\$\$(.+?)\$\$|\\\[(.+?)\\\]|\\\((.+?)\\\)"
@@ -39,7 +40,24 @@ SENTENCE = re.compile(  # where what is said of the answer ends
     re.DOTALL | re.IGNORECASE,
 )
 VERB = re.compile(r"\s(?:is|are|was|were|equals|equal to)\s+(?!not\b)")
-PLAIN = re.compile(r"(?<![A-Za-z])[-\u2212]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*(?:/|\^)\s*\{?-?\d+\}?(?![\d/]))?%?")
+SMALL = "\u00b2\u00b3\u00b9\u2070-\u208e\u00bc-\u00be\u2150-\u215e"  # raised and lowered digits, fractions
+ATOM = (  # of mathematics without a mark: 1,200, \u221a3, sqrt(3), \u03c0, a letter alone, (x+1)
+    r"(?:\d+[ \t]+\d+/\d+(?!\d)|(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:\s*(?:hundred|thousand|million|billion|trillion)\b)?"
+    r"|[\u221a\u221b]\s*(?:\d+(?:\.\d+)?|[a-zA-Z]|\([^()\n]*\))|\bsqrt\s*\([^()\n]*\)|(?<![A-Za-z])pi\b|[\u03c0\u221e]"
+    rf"|[\u00bc-\u00be\u2150-\u215e]|(?<![A-Za-z'\u2019])[a-zA-Z](?![A-Za-z'\u2019])"
+    rf"|\((?=[^()\n]*\d)[\w+*/^ .{SMALL}-]*\))"
+    rf"(?:\s?\^\s?\{{?-?\w+\}}?|[{SMALL}])*"
+)
+NUMERAL = re.compile(rf"[\d\\\u221a\u221b\u03c0\u221e{SMALL}]")
+SIGN = r"(?<![\w)])[-\u2212]\s?(?:\\?[$\u20ac\u00a3\u00a5\u20b9]\s?)?"
+RUN = (
+    rf"(?:{SIGN})?{ATOM}(?:{ATOM}|[*/\u00d7\u00b7\u00f7+\u2212-](?=[^\s]){ATOM}"
+    rf"|[ \t]+(?:[*/\u00d7\u00b7\u00f7+\u2212<>\u2264\u2265-]|[<>]=)[ \t]+(?:{SIGN})?{ATOM}"
+    rf"|\s?[<>\u2264\u2265]=?\s?{ATOM})*%?"
+)
+PLAIN = re.compile(
+    rf"[(\[][ \t]*{RUN}(?:[ \t]*,[ \t]*{RUN})+[ \t]*[)\]]|{RUN}(?:[ \t]+(?:and|or)[ \t]+{RUN})*", re.IGNORECASE
+)
 
 
 def take_answer(trajectory: Trajectory) -> str | None:
@@ -72,11 +90,13 @@ def to_list(value: Any) -> Any:
 
 
 def unwrap_answer(text: str) -> str:
-    r"""Without the <answer> tags, or the \boxed{}, that the whole text stands in."""
+    r"""Without the <answer> tags, or the \boxed{} or \text{}, that the whole text stands in."""
     if found := WHOLE_TAG.fullmatch(text):
         text = next(part for part in found.groups() if part is not None)
     found = BOX.match(text.strip().strip("$"))
-    return read_boxes(text) or text if found and found[1] else text
+    text = read_boxes(text) or text if found and found[1] else text
+    styled = STYLED.fullmatch(text.strip().strip("$"))
+    return styled[1] if styled else text
 
 
 def extract_answer(text: str, extract: Extract = "any") -> str | None:
@@ -93,18 +113,25 @@ def extract_answer(text: str, extract: Extract = "any") -> str | None:
     return strip_marks(text) if is_formula(text) else find_last_formula(text)
 
 
+def read_short_reply(text: str) -> str | None:
+    """A whole reply of one line without a box or tag: "June 20", "1.2 million", "36\u03c0 cm\u00b2"."""
+    text = text.strip()
+    return None if "\n" in text or len(text) > 100 or BOX.search(text) or TAG.search(text) else strip_marks(text)
+
+
 def is_formula(text: str) -> bool:
     """Whether a text is one line without words."""
-    plain = re.sub(r"\\[a-zA-Z]+", " ", text.strip().strip("$"))
-    return 0 < len(plain) < 200 and not re.search(r"[^\W\d_]{2}|[\n$]", plain)
+    plain = re.sub(r"\\[a-zA-Z]+|\b(?:and|or|pi|sqrt)\b|\$", " ", text.strip())
+    return 0 < len(plain) < 200 and not re.search(rf"(?:(?![{SMALL}])[^\W\d_]){{2}}|\n", plain)
 
 
 def find_last_formula(text: str) -> str | None:
     """The last formula or number; one that holds a number, or a command of LaTeX, before a lone letter."""
     items = [(span.start(), join_spans(text, span)[0]) for span in SPAN.finditer(text)]
-    items += [(number.start(), number[0]) for number in PLAIN.finditer(SPAN.sub(lambda m: " " * len(m[0]), text))]
+    plain = [(run.start(), run[0]) for run in PLAIN.finditer(SPAN.sub(lambda m: " " * len(m[0]), text))]
+    items += [(start, run) for start, run in plain if NUMERAL.search(run)]
     found = [item for _, item in sorted(items)]
-    return next((item for item in reversed(found) if re.search(r"\d|\\", item)), found[-1] if found else None)
+    return next((item for item in reversed(found) if NUMERAL.search(item)), found[-1] if found else None)
 
 
 def read_boxes(text: str) -> str | None:

@@ -30,7 +30,7 @@ MAX_WORDS = 8  # a longer answer is hardly ever said in the same words
 
 
 async def auto(task: Task, trajectory: Trajectory) -> float | None:
-    """Judges by the reward of the task's kind. See `find_answer_kind` for the rule."""
+    """Chooses the reward by the task: number, math, code, choice and so on. See `find_answer_kind` for the rule."""
     reward = load_reward(KINDS[find_answer_kind(task)])
     value: float | None = await settle(reward, task, trajectory)
     return value

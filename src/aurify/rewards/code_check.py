@@ -16,7 +16,7 @@ from aurify.sandbox.texts import PROGRAM_MODULES, ParsedText, imported_from_prog
 from aurify.sandbox.view import has_module, interpreter
 from aurify.types import Task
 
-BUILTIN_FIXTURES = {"request", "monkeypatch", "capsys", "capfd", "candidate"}
+BUILTIN_FIXTURES = {"request", "monkeypatch", "capsys", "capfd", "candidate", "subtests"}
 
 
 def check_tests(task: Task, limits: Limits) -> None:
@@ -56,7 +56,7 @@ def find_text_problems(tests: CodeTests) -> Iterator[str]:
         yield f"does not parse: {error}"
         return
     all_text = "\n".join([tests.setup, *tests.texts])
-    own = {*PROGRAM_MODULES, "pytest", tests.entry_point}
+    own = {*PROGRAM_MODULES, "pytest", "pytest_asyncio", tests.entry_point, tests.hint}
     trees = [setup, *(text.tree for text in texts)]
     imported = set().union(*map(imported_modules, trees))
     for module in sorted(imported):

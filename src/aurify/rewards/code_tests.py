@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from aurify.sandbox.texts import strip_fence
 from aurify.types import Task
 
 PAIRS = ("inputs", "outputs")
@@ -33,6 +34,7 @@ SETUP = ("setup", "test_setup_code", "test_imports")
 NAMES = ("entry_point", "fn_name", "func_name", "function_name")
 GIVEN = ("input", "inputs", "stdin")
 EXPECTED = ("output", "outputs", "expected_output", "expected", "stdout")
+CHECKS = re.compile(r"\bassert|\bdef test|>>>")
 MAX_UNPACKED = 256 << 20  # bytes of LiveCodeBench's packed tests
 
 
@@ -96,6 +98,7 @@ def read_tests(task: Task) -> CodeTests | None:
     named = first_name(task.info)
     return replace(
         found,
+        texts=tuple(map(strip_fence, found.texts)),
         setup="\n".join(line for name in SETUP for line in as_lines(task.info.get(name))),
         entry_point=found.entry_point or named,
         hint=find_function_name(task),
@@ -128,17 +131,27 @@ def read_value(value: Any, named: str | None) -> CodeTests:
         if given is not None and expected is not None:
             return replace(read_pairs(*as_pairs(unpack_tests(given), unpack_tests(expected)), own), entry_point=own)
         inner = next(find_columns(value), None)
+        if inner is None and all(isinstance(text, str) and CHECKS.search(text) for text in value.values()):
+            return CodeTests(texts=tuple(value.values()))  # {"test_a": "assert ..."}
         if inner is None:
             raise ValueError(f"has the keys {', '.join(map(str, value))}; expected {GIVEN[0]!r} and {EXPECTED[0]!r}")
         return read_columns({**value, "entry_point": own}, inner)
     if not isinstance(value, list):
         raise ValueError(f"is {str(value)[:60]!r}; expected Python text, a list of texts, or inputs and outputs")
-    entries = [unpack_tests(entry) for entry in value]
+    entries = [read_code(unpack_tests(entry)) for entry in value]
     if all(isinstance(entry, str) for entry in entries):
         return CodeTests(texts=tuple(entries))
     if not all(isinstance(entry, Mapping) for entry in entries):
         raise ValueError("mixes kinds of tests; expected a list of texts, or of {input, output}")
     return read_test_entries(entries, named)
+
+
+def read_code(entry: Any) -> Any:
+    """The text of {"code": "assert ..."}; other entries as they are."""
+    found = (
+        first_of(entry, ("code", "test", "test_code", "assertion", "assert")) if isinstance(entry, Mapping) else None
+    )
+    return found if isinstance(found, str) and CHECKS.search(found) else entry
 
 
 def read_test_entries(entries: Sequence[Mapping[str, Any]], named: str | None) -> CodeTests:

@@ -5,6 +5,7 @@ which only a main thread gets; so each question goes to a worker process that is
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import threading
 import weakref
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +112,10 @@ def open_comparers() -> Comparers:
 
 def serve_comparisons() -> None:
     """The worker: one JSON line in, [golds, answer]; one out."""
-    from math_verify import parse
+    from math_verify import LatexExtractionConfig, parse
+
+    # LaTeX alone: where it cannot be read, math-verify would take any number out of it
+    read_latex = partial(parse, extraction_config=[LatexExtractionConfig()], fallback_mode="no_fallback")
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns of missing time limits; ours are outside
     report = os.fdopen(os.dup(1), "w")
@@ -123,12 +128,12 @@ def serve_comparisons() -> None:
         golds, answer = json.loads(line)
         for gold in golds:
             if gold not in known:
-                known[gold] = parse(f"${gold}$", parsing_timeout=None)
+                known[gold] = read_latex(f"${gold}$", parsing_timeout=None)
         unreadable = [gold for gold in golds if not known[gold]]
         if unreadable:
             reply: dict[str, object] = {"problem": f"the expected answer {unreadable[0]!r} is no expression"}
         else:
-            read = parse(f"${answer}$", parsing_timeout=None)
+            read = read_latex(f"${answer}$", parsing_timeout=None)
             reply = {"equal": any(equal_expressions(known[gold], read) for gold in golds)}
         report.write(json.dumps(reply) + "\n")
         report.flush()
@@ -138,12 +143,27 @@ def equal_expressions(gold: list[Any], answer: list[Any]) -> bool:
     """By math-verify; beyond it, inequalities equal the sets that they describe, and "4 = 3" equals nothing."""
     from math_verify import verify
 
-    if not answer or is_false(answer[0]):
+    if not answer or is_false(answer[0]) or far_apart(gold[0], answer[0]):
         return False
     if verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True):
         return True
     regions = read_region(gold[0]), read_region(answer[0])
     return None not in regions and regions[0] == regions[1]
+
+
+def far_apart(gold: Any, answer: Any) -> bool:
+    """Numbers, or lists of them, that differ by more than a hundred-thousandth. math-verify rounds to six decimals, so
+    10^{-8} and 10^{-9} are the same to it."""
+    from sympy import N, Tuple
+
+    if isinstance(gold, Tuple) and isinstance(answer, Tuple) and len(gold) == len(answer):
+        return any(map(far_apart, gold, answer))
+    if not (getattr(gold, "is_number", False) and getattr(answer, "is_number", False)):
+        return False
+    one, other = N(gold, 30), N(answer, 30)
+    if not (one.is_finite and other.is_finite):
+        return False
+    return bool(abs(one - other) > 1e-5 * max(abs(one), abs(other)))
 
 
 def is_false(expression: Any) -> bool:
@@ -159,5 +179,7 @@ def read_region(expression: Any) -> Any:
 
     parts = list(expression.args) if type(expression).__name__ == "FiniteSet" else [expression]
     if parts and all(isinstance(part, (Rel, And, Or)) and len(part.free_symbols) == 1 for part in parts):
-        return Or(*parts).as_set() if len(expression.free_symbols) == 1 else None
+        with contextlib.suppress(TypeError, NotImplementedError):
+            return Or(*parts).as_set() if len(expression.free_symbols) == 1 else None
+        return None
     return expression if isinstance(expression, Set) else None

@@ -6,12 +6,14 @@ What was wanted stands in the task's column `calls`, or in its answer, and the t
 
 from __future__ import annotations
 
+import ast
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aurify.rewards.answers import take_answer, to_list
 from aurify.rows.values import parse_json
-from aurify.tools.calls import Call, read_call, read_calls, read_message_calls
+from aurify.tools.calls import Call, read_call, read_calls, read_message_calls, unpack_calls
 from aurify.tools.schema import find_violation, read_schemas
 from aurify.types import Task, Trajectory
 
@@ -41,7 +43,7 @@ def call_name(task: Task, trajectory: Trajectory) -> float | None:
 
 
 def call_arguments(task: Task, trajectory: Trajectory) -> float | None:
-    """The same of whole calls: the name and all arguments."""
+    """How well whole calls, names with all arguments, agree with those wanted, in any order: the F1 of both lists."""
     wanted = wanted_calls(task)
     return None if wanted is None else agreement(calls_in(task, trajectory), wanted, equal_calls)
 
@@ -70,15 +72,35 @@ def wanted_calls(task: Task) -> list[Call] | None:
             return None
     else:
         found = parse_json(given)
+        if isinstance(found, str) and found.lstrip()[:1] in ("[", "{"):
+            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                found = ast.literal_eval(found.strip())
         found = [found] if isinstance(found, Mapping) else found
         if isinstance(found, list):
-            calls = [read_call(parse_json(entry)) for entry in found]
+            calls = [call for entry in unpack_calls(list(map(parse_json, found))) for call in read_wanted(entry)]
         elif not isinstance(given, str) or not (calls := read_calls(given)):
             raise ValueError(f"task {task.id!r}: its calls are {given!r}; expected a list of calls")
     problems = [call.problem for call in calls if call.problem]
     if problems:
         raise ValueError(f"task {task.id!r}: {problems[0]}")
     return calls
+
+
+class Accepted(dict[str, list[Any]]):
+    """The values that each argument may have. "" among them: it may be left out."""
+
+
+def read_wanted(entry: Any) -> list[Call]:
+    """The call in an entry; those that a text of Python makes. {"f": {"a": [1, 2]}} is one of BFCL, which lists the
+    values that an argument may have."""
+    if isinstance(entry, str) and (calls := read_calls(entry)):
+        return calls
+    if isinstance(entry, Mapping) and len(entry) == 1 and not {"function", "function_call"} & entry.keys():
+        [(name, arguments)] = entry.items()
+        if isinstance(arguments, Mapping):
+            listed = arguments and all(isinstance(value, list) for value in arguments.values())
+            return [Call(name, Accepted(arguments) if listed else dict(arguments))]
+    return [read_call(entry)]
 
 
 def offered_tools(task: Task, trajectory: Trajectory) -> Any:
@@ -102,7 +124,17 @@ def agreement(made: Sequence[T], wanted: Sequence[T], equal: Callable[[T, T], bo
 def equal_calls(made: Call, wanted: Call) -> bool:
     """An argument that is null counts as left out: parquet fills with nulls what a call does not have."""
     same_name = not made.problem and made.name == wanted.name
+    if isinstance(wanted.arguments, Accepted):
+        given = drop_nulls(made.arguments)
+        known = given.keys() <= wanted.arguments.keys()
+        return same_name and known and all(accepts(name, given, each) for name, each in wanted.arguments.items())
     return same_name and equal_values(drop_nulls(made.arguments), drop_nulls(wanted.arguments))
+
+
+def accepts(name: str, given: Mapping[str, Any], accepted: Sequence[Any]) -> bool:
+    if name not in given:
+        return "" in accepted
+    return any(equal_values(given[name], value) for value in accepted)
 
 
 def drop_nulls(value: Any) -> Any:

@@ -13,6 +13,7 @@ from aurify.rewards.answers import (
     extract_answer,
     final_answer,
     read_boxes,
+    read_short_reply,
     references,
     strip_marks,
     take_answer,
@@ -58,7 +59,11 @@ def math(extract: Extract = "any", seconds: float = 5.0) -> Callable[[Task, Traj
         golds = [extract_gold(gold) for gold in references(task)]
         if not golds:
             return None
-        answer = extract_answer(take_answer(trajectory) or "", extract)
+        reply = take_answer(trajectory) or ""
+        whole = read_short_reply(reply) if extract == "any" else None
+        if whole and any(compare_answers(whole, gold) is True for gold in golds):
+            return 1.0
+        answer = extract_answer(reply, extract)
         if not answer:
             return 0.0
         unsettled: dict[str, list[str]] = defaultdict(list)

@@ -27,5 +27,7 @@ class ModelReward:
         return self.batch(task, [trajectory])[0]
 
     def batch(self, task: Task, trajectories: Sequence[Trajectory]) -> list[float]:
-        """One call for a whole group: its prompt is computed once."""
-        return self.scorer.scores([Datum(t.tokens, [0.0] * len(t.tokens)) for t in trajectories])
+        """One call for a whole group: its prompt is computed once. Of several rows, the last holds the whole
+        conversation, as the chat template writes it."""
+        rows = [[token for segment in t.rows[-1] for token in segment.tokens] for t in trajectories]
+        return self.scorer.scores([Datum(tokens, [0.0] * len(tokens)) for tokens in rows])

@@ -6,21 +6,39 @@ from __future__ import annotations
 import re
 import unicodedata
 
-from aurify.rewards.numbers import SEPARATORS, as_number
+from aurify.rewards.numbers import LOWERED, PLAIN_DIGITS, RAISED, SCALES, SEPARATORS, read_exact, read_words
 
 SYMBOLS = {
     "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": "/",
     "\u2264": r"\le ", "\u2265": r"\ge ", "\u2260": r"\ne ", "\u221e": r"\infty ", "\u00b1": r"\pm ",
     "\u00b0": r"^\circ ", "\u222a": r"\cup ", "\u2229": r"\cap ", "\u2208": r"\in ", "\u2205": r"\emptyset ",
-    "\u211d": r"\mathbb{R}", "\u2124": r"\mathbb{Z}", "\u2061": "", "\u200b": "",
+    "\u211d": r"\mathbb{R}", "\u2124": r"\mathbb{Z}", "\u2061": "", "\u200b": "", "\u2044": "/", "\u2236": ":",
+    "\u00ba": r"^\circ ", "\u2219": r"\cdot ", "\u2a7d": r"\le ", "\u2a7e": r"\ge ", "\u3001": ", ", "~": " ",
 }  # fmt: skip
-RAISED, LOWERED = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ", "₀₁₂₃₄₅₆₇₈₉₊₋ₙ"
-PLAIN_DIGITS = str.maketrans(RAISED + LOWERED, "0123456789+-n" * 2)
-ROOT = r"\u221a\s*(\d+(?:\.\d+)?|[a-zA-Z]|\([^()]*\)|\{[^{}]*\})|(?<![\\a-zA-Z])sqrt\s*(\([^()]*\))"
+OPERAND = r"\s*(\d+(?:\.\d+)?|[a-zA-Z]|\([^()]*\)|\{[^{}]*\})"
+ROOT = rf"\u221a{OPERAND}|(?<![\\a-zA-Z])sqrt\s*(\([^()]*\))"
 REWRITES = tuple(
     (re.compile(pattern), by)
     for pattern, by in (
         (r"\\[dtc]frac", r"\\frac"),
+        (r"\\(?:thinspace|enspace|hspace\*?\s*\{[^{}]*\})(?![a-zA-Z])", " "),
+        (r"\\\\\s*\[[^\[\]]*\]", r"\\\\"),  # the space below a row of a matrix
+        (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
+        (r"\\(?:mathrm|text|operatorname)\s*\{\s*([ei])\s*\}", r"\1"),
+        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (rf"\u221b{OPERAND}", r"\\sqrt[3]{\1}"),
+        (rf"(?<![\w)}}])\^\{{(\d)\}}\u221a{OPERAND}", r"\\sqrt[\1]{\2}"),
+        (r"^\s*\\(?:text|mathrm|textbf)\s*\{[^{}]*(?:[:=]|\bis)\s*\}\s*", ""),  # \text{Answer: }3
+        (r"^\s*(?i:(?:the )?(?:final )?(?:answer|solution|result)\s*(?:is\b|:))\s*", ""),
+        (r"^\s*(?:[=\u2248+]|\\(?:approx|simeq)(?![a-z]))\s*|(?<=\d)\.$", ""),
+        (r"\\frac\s*\{\\(?:text|mathrm)\{(\w+)\}\}\{\\(?:text|mathrm)\{(\w+)\}\}", r"\\text{ \1/\2}"),
+        (r"(?<=\d)\s*[x*]\s*10\s*\^", r" \\times 10^"),
+        (r"\s*(?:\\text\s*\{)?\s*\(?(?:in )?base[ -](\w+)\)?\s*\}?\s*$", r"_{\1}"),
+        (r"\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{)?\s*C\s*\}?$", r"\\text{ celsius}"),
+        (r"\^\s*\{?\s*\\circ\s*\}?\s*(?:\\(?:text|mathrm)\s*\{)?\s*F\s*\}?$", r"\\text{ fahrenheit}"),
+        (r"^\s*\](?=[^\[\]]*[,;][^\[\]]*[\[\]]\s*$)", "("),  # ]1, 2[ of the French
+        (r"(?<=[,;\d])([^\[\](),;]*)\[\s*$", r"\1)"),
+        (r"^\\\{\s*[a-z]\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?::|\||\\mid|\\vert|\\colon)(.+)\\\}$", r"\1"),
         (r"^(-?\d{1,3}) (\d{3})(?: (\d{3}))?(?=\.\d+$|$)", r"\1\2\3"),
         (r"\\(?:left|right|displaystyle)(?![a-zA-Z])|\\[,;!]", ""),
         (ROOT, r"\\sqrt{\1\2}"),
@@ -41,16 +59,19 @@ REWRITES = tuple(
         (r"^(?=\s*(?:[<>]|\\[gl](?:eq?|t)\b))", "x"),  # "> 3" says something of a variable
     )
 )
-SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 SCALE = re.compile(rf"(?<=\d)\s*(?:\\[, ])?\s*(?:\\text\s*\{{\s*)?({'|'.join(SCALES)})s?\b\s*\}}?", re.IGNORECASE)
 
-STYLE = r"\\(?:text|textbf|textit|mathrm|mathbf)\s*\{"
+STYLE = r"\\(?:text|textbf|textit|textrm|textsf|mathrm|mathbf|mathsf|mbox|emph)\s*\{"
 TEXT = re.compile(rf"{STYLE}([^{{}}]*)\}}")
 LETTER = re.compile(rf"{STYLE}\s*([A-Z])\s*\}}|([A-Z])")
-CHOICE = re.compile(rf"(?:{STYLE}\s*)?\(\s*([A-Z])\s*\)\s*\}}?(?:\\ |[\s:.,~])*(.*)", re.DOTALL)
+CHOICE = re.compile(  # \\textbf{(C)}\\ 12, C) 12, C. 12, Option C
+    rf"(?:{STYLE}\s*)?(?:(?:[Oo]ption|[Cc]hoice)\s+)?(?:\(\s*([A-Z])\s*\)|([A-Z])(?:\)|[.:](?=\s|\}})|(?<=[a-z] .)))"
+    rf"\s*\}}?(?:\\ |[\s:.,}}])*(.*)",
+    re.DOTALL,
+)
 WORDS = re.compile(r"[a-z][a-z' -]{3,}|yes|no|odd|all", re.IGNORECASE)  # "abc" may be a product
 
-BASED = re.compile(r"(-?[0-9A-F]+)_\s*(?:\{\s*(?:\\text\s*\{)?\s*(\w+)\s*\}*|(\d))")
+BASED = re.compile(r"\(?(-?[0-9A-Fa-f]+)\)?_\s*(?:\{?\s*(?:\\(?:text|mathrm)\s*\{)?\s*(\w{2,}|\d)\s*\}*)")
 BASE_WORDS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 BASES = {word: base for base, word in enumerate(BASE_WORDS, 2)} | {"sixteen": 16}
 
@@ -61,24 +82,48 @@ UNIT_NAMES = {
     "s": "s sec second", "ms": "ms millisecond", "min": "min minute", "h": "h hr hour", "day": "day", "week": "week",
     "month": "month", "year": "year yr", "l": "l liter litre", "ml": "ml milliliter millilitre", "cent": "cent",
     "dollar": "dollar", "euro": "euro", "degree": "degree", "n": "N newton", "j": "J joule", "w": "W watt",
-    "v": "V volt", "2": "sq square", "3": "cu cubic",
+    "v": "V volt", "2": "sq square", "3": "cu cubic", "yen": "yen", "rupee": "rupee", "sterling": "sterling",
+    "yuan": "yuan", "won": "won", "celsius": "celsius", "fahrenheit": "fahrenheit",
 }  # fmt: skip
+CURRENCIES = {"\u20ac": "euro", "EUR": "euro", "\u00a3": "sterling", "\u00a5": "yen", "\u20b9": "rupee", "Rs": "rupee"}
+CURRENCIES |= {"\u5143": "yuan", "\u5186": "yen", "\uc6d0": "won"}
+CURRENCY = re.compile(
+    r"([-+\u2212]?)\s*(?:\\text\s*\{\s*)?((?:US)?\\?\$|[\u20ac\u00a3\u00a5\u20b9]|USD|EUR|Rs\.?)\s*\}?\s*"
+    r"([-+\u2212]?)((?:\d[\d,]*)?\.?\d+)"
+)
+CURRENCY_BEHIND = re.compile(
+    rf"([-+]?[\d.,]*\d)\s*(?:\\text\s*\{{\s*)?([{''.join(c for c in CURRENCIES if len(c) == 1)}])\s*\}}?"
+)
+PERCENT = re.compile(r"\s*\\%\s*$|\s*\\%(?=\S*$)")
+DOTS = re.compile(r"\\[lcd]?dots|\u2026|\.\.\.")
 UNITS = {name: unit for unit, names in UNIT_NAMES.items() for name in names.split()}
 NO_UNITS = {"or", "and", "plus", "minus", "times", "over", "squared", "cubed", "half", "dozen", "million", "pi", "to"}
 UNIT = re.compile(
-    r"([-+]?[\d.,]*\d(?:/\d+)?)((?:\\ |~|\s|\\(?:text|mathrm|textrm)\s*\{)*)"
+    r"([-+]?[\d.,]*\d(?:/\d+)?(?:\\pi\s|\\sqrt\{[^{}]*\})?)((?:\\ |~|\s|\\(?:text|mathrm|textrm)\s*\{)*)"
     r"((?:[A-Za-z\u00b5]+\}?(?:\^\{?\d\}?)?[\s./*\u00b7-]*)+)"
 )
 
 
 def rewrite(text: str) -> str:
     """Unicode, plain-text mathematics and thousands as LaTeX."""
+    text = move_currency(text.strip())
     text = re.sub(f"[{RAISED}]+", lambda m: "^{" + m[0].translate(PLAIN_DIGITS) + "}", text)
     text = re.sub(f"[{LOWERED}]+", lambda m: "_{" + m[0].translate(PLAIN_DIGITS) + "}", text)
     text = "".join(SYMBOLS.get(c) or rewrite_character(c) for c in SEPARATORS.sub("", text))
     for pattern, by in REWRITES:
         text = pattern.sub(by, text)
     return SCALE.sub(lambda m: f" \\times 10^{{{SCALES[m[1].lower()]}}}", text).strip()
+
+
+def move_currency(text: str) -> str:
+    r"""\$18 as 18 dollar, so that its unit is known."""
+    if found := CURRENCY_BEHIND.fullmatch(text):
+        return f"{found[1]} {CURRENCIES[found[2]]}"
+    found = CURRENCY.fullmatch(text)
+    if not found or (found[2] == "$" and text.count("$") != 1):
+        return text
+    unit = CURRENCIES.get(found[2].strip("US\\").removesuffix(".") or found[2], "dollar")
+    return f"{found[1] or found[3]}{found[4]} {unit}"
 
 
 def rewrite_character(character: str) -> str:
@@ -96,22 +141,66 @@ def rewrite_character(character: str) -> str:
 def compare_answers(answer: str, gold: str) -> bool | tuple[str, str]:
     """Whether they are equal; or both as LaTeX, where only mathematics can tell."""
     answer, gold = rewrite(answer), rewrite(gold)
-    if answer == gold:
+    if squeeze(answer) == squeeze(gold):
         return True
+    if DOTS.search(answer + gold) or {find_brackets(answer), find_brackets(gold)} == {"set", "pair"}:
+        return False
     letters = compare_choices(answer, gold)
     if letters is not None:
         return letters
     if (based := read_base(gold)) or read_base(answer):
         return based is not None and based == read_base(answer)
-    said, wanted = (TEXT.sub(r"\1", text).strip() for text in (answer, gold))
+    said, wanted = flatten(answer), flatten(gold)
+    if re.search(r"(?<![\\a-z])[a-z]{3}", wanted) and said == wanted:
+        return True
+    if (number := read_words(wanted)) is not None:
+        gold = wanted = str(number)
+    if (number := read_words(said)) is not None:
+        answer = said = str(number)
     if WORDS.fullmatch(wanted) or (TEXT.fullmatch(gold) and wanted.isalpha()):
-        return said.casefold() == wanted.casefold()
+        return said == wanted
+    if TEXT.fullmatch(answer):
+        answer = TEXT.sub(r"\1", answer).strip()
     gold, unit = split_unit(gold)
-    answer, other = split_unit(answer, loose=as_number(gold) is not None)
+    answer, other = split_unit(answer, loose=read_exact(gold) is not None)
     if unit and other and unit != other:
         return False
-    numbers = as_number(answer), as_number(gold)
+    if PERCENT.search(answer + gold) and (shares := compare_shares(answer, gold)) is not None:
+        return shares
+    numbers = read_exact(answer), read_exact(gold)
     return answer == gold or (numbers[0] == numbers[1] if None not in numbers else (answer, gold))
+
+
+def compare_shares(answer: str, gold: str) -> bool | None:
+    """Where one has a percent sign: 25% is 0.25, and 25 where that is what was asked for. None where they are no
+    numbers."""
+    said, wanted = (read_exact(PERCENT.sub("", text)) for text in (answer, gold))
+    if said is None or wanted is None:
+        return None
+    if PERCENT.search(answer) and PERCENT.search(gold):
+        return said == wanted
+    if PERCENT.search(gold):
+        return said in (wanted, wanted / 100)
+    return said == wanted * 100 or (said == wanted and abs(wanted) >= 1)
+
+
+def flatten(text: str) -> str:
+    """Words without styles, spaces of LaTeX, capitals, articles and a full stop."""
+    plain = re.sub(r"\\[ ,;!]", " ", TEXT.sub(r" \1 ", text)).casefold()
+    return re.sub(r"^(?:the|an?) (?=[a-z]{2})", "", " ".join(plain.split()).rstrip(" ."))
+
+
+def squeeze(text: str) -> str:
+    """Without white space that separates nothing."""
+    return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text)
+
+
+def find_brackets(text: str) -> str:
+    """Whether braces or brackets stand around a list: a set is no pair and no interval."""
+    text = text.strip()
+    if text.startswith("\\{"):
+        return "set"
+    return "pair" if re.fullmatch(r"[(\[][^()\[\]]*[,;][^()\[\]]*[)\]]", text) else ""
 
 
 def compare_choices(answer: str, gold: str) -> bool | tuple[str, str] | None:
@@ -119,29 +208,33 @@ def compare_choices(answer: str, gold: str) -> bool | tuple[str, str] | None:
     neither is one."""
     said, wanted = CHOICE.fullmatch(answer), CHOICE.fullmatch(gold)
     if said and wanted:
-        if said[1] != wanted[1]:
+        if letter_in(said) != letter_in(wanted):
             return False
-        return compare_answers(said[2], wanted[2]) if said[2] and wanted[2] else True
+        return compare_answers(said[3], wanted[3]) if said[3] and wanted[3] else True
     if not said and not wanted:
         return None
     choice, other = (said, gold) if said else (wanted, answer)
     assert choice is not None
     if letter := LETTER.fullmatch(other):
-        return (letter[1] or letter[2]) == choice[1]
-    if not choice[2]:
+        return (letter[1] or letter[2]) == letter_in(choice)
+    if not choice[3]:
         return False
-    return compare_answers(choice[2], gold) if said else compare_answers(answer, choice[2])
+    return compare_answers(choice[3], gold) if said else compare_answers(answer, choice[3])
+
+
+def letter_in(choice: re.Match[str]) -> str:
+    return choice[1] or choice[2]
 
 
 def read_base(text: str) -> int | None:
     """The value of a number with a base, such as 1011_2; None for all others."""
     found = BASED.fullmatch(text)
-    base = found and (found[2] or found[3])
+    base = found and found[2]
     if not found or not base:
         return None
     number = BASES.get(base.lower()) or (int(base) if base.isdecimal() else 0)
     try:
-        return int(found[1], number) if 2 <= number <= 36 else None
+        return int(found[1].lower(), number) if 2 <= number <= 36 else None
     except ValueError:
         return None
 

@@ -195,9 +195,11 @@ class Rubric:
             return
         self._failed_in_a_row[name] += num_values
         if name not in self._worked or self._failed_in_a_row[name] >= MAX_FAILURES_IN_A_ROW:
+            num = self._failed_in_a_row[name]
+            told = "its first completion" if num == 1 else f"all of the last {num} completions"
             raise UserError(
-                f"reward {name!r} failed for all of the last {self._failed_in_a_row[name]} completions; for task "
-                f"{task.id!r} {problems[0]}. Mend the reward, or let it return None where it does not apply"
+                f"reward {name!r} failed for {told}; for task {task.id!r} {problems[0]}. "
+                "Mend the reward, or let it return None where it does not apply"
             )
 
 

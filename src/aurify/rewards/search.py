@@ -1,5 +1,6 @@
 """Rewards for answers between <answer> tags, and for the searches before them (Search-R1, arXiv 2503.09516 and
-2505.15117). They read what the policy wrote, never the prompt or what was retrieved."""
+2505.15117). They read what the policy wrote, never the prompt or what was retrieved; an answer in a
+thought is none."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import string
 from collections import Counter
 from collections.abc import Callable
 
-from aurify.rewards.answers import references
+from aurify.rewards.answers import references, take_answer
 from aurify.types import Task, Trajectory
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -17,8 +18,8 @@ PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def last_answer(trajectory: Trajectory) -> str | None:
-    """Of the last complete answer element; None where there is none."""
-    found = ANSWER.findall(trajectory.text)
+    """Of the last complete answer element behind the thoughts; None where there is none."""
+    found = ANSWER.findall(take_answer(trajectory) or "")
     return found[-1].strip() if found else None
 
 

@@ -23,13 +23,13 @@ async def try_rewards(
     """Raises a UserError for a task that a reward cannot judge. Returns what else went wrong, which may be the fault of
     the answer. alone: no environment gives rewards, so a task that none of Aurify's own judges teaches nothing."""
     alone = alone and all(reward.caller.is_ours for reward in rubric.rewards)
-    kinds: dict[frozenset[str], Task] = {}
+    kinds: dict[tuple[str, frozenset[str]], Task] = {}  # mixed tasks have rewards of their own
     for task in tasks:
-        kinds.setdefault(list_columns(task), task)
-    rich_first = sorted(kinds.items(), key=lambda kind: -len(kind[0]))[:MAX_KINDS]
+        kinds.setdefault((task.part, list_columns(task)), task)
+    rich_first = sorted(kinds.items(), key=lambda kind: -len(kind[0][1]))[:MAX_KINDS]
     worked: dict[str, set[str]] = {}  # reward -> columns of tasks that it has judged
     cautions: dict[str, str] = {}
-    for columns, task in rich_first:
+    for (_, columns), task in rich_first:
         judged = False
         for reward in rubric.rewards:
             [value] = await reward(task, [answer(task)], rubric.seconds, rubric.state)

@@ -6,14 +6,18 @@ import re
 import unicodedata
 
 ALIKE = str.maketrans(
-    dict.fromkeys("\u2018\u2019\u201a\u201b\u2032", "'")
-    | dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\u300c\u300d", '"')
+    dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u02bc\u00b4`", "'")
+    | dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\u300c\u300d\u300e\u300f", '"')
     | dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212", "-")
 )
+POINTS = re.compile(
+    "[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\u0640\u064b-\u0652\u0670]"
+)  # vowels that Hebrew and Arabic may leave out
 KEPT = ("<super>", "<sub>", "<fraction>")  # characters that mean something else in their plain form
-END = re.compile(r"(?:[.\u3002\u2026,;:\u3001]|(?<!\d)[!?])+$")  # "5!" is no five
+END = re.compile(r"(?:[.\u3002\u2026,;:\u3001\u060c\u061b\u061f\u06d4\u0964\u0965]|(?<!\d)[!?])+$")  # "5!" is no five
 EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|_{1,3}|~~|`+)(?=\S)(.+?)(?<=\S)\1(?![\w*])", re.DOTALL)
-HEADING = re.compile(r"^\s{0,3}#{1,6}\s+", re.MULTILINE)
+HEADING = re.compile(r"^\s{0,3}(?:#{1,6}|>|[-*+](?=\s+[^\W\d]))\s+", re.MULTILINE)  # and list items, quotations
+FENCED = re.compile(r"\s*```\w*\n(.*?)\n?```\s*", re.DOTALL)
 
 # scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese
 UNSPACED = (
@@ -26,10 +30,11 @@ WORD = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[{LETTER}])+")
 
 def fold_text(text: str) -> str:
     """One form for all that looks the same: Unicode's compositions and widths, quotes and dashes, invisible characters,
-    case and white space."""
+    vowel points, case and white space."""
+    text = text.translate(ALIKE)  # before NFKC, which takes some of them apart
     parts = (c if unicodedata.decomposition(c).startswith(KEPT) else unicodedata.normalize("NFKC", c) for c in text)
     plain = unicodedata.normalize("NFC", "".join(parts)).translate(ALIKE).casefold()
-    return " ".join("".join(c for c in plain if unicodedata.category(c) != "Cf").split())
+    return " ".join("".join(c for c in POINTS.sub("", plain) if unicodedata.category(c) != "Cf").split())
 
 
 def normalise(text: str) -> str:
@@ -43,8 +48,9 @@ def normalise(text: str) -> str:
 
 
 def strip_markdown(text: str) -> str:
-    """Without emphasis, code marks and headings: "**Paris**" -> "Paris"; "2*3*4" stays."""
-    text, num = HEADING.sub("", text), 1
+    """Without emphasis, code marks, headings and a fence around it: "**Paris**" -> "Paris"; "2*3*4" stays."""
+    fenced = FENCED.fullmatch(text)
+    text, num = HEADING.sub("", fenced[1] if fenced else text), 1
     while num:
         text, num = EMPHASIS.subn(r"\2", text)
     return text

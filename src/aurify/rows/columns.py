@@ -14,13 +14,15 @@ COMPLETION = ("completion", "response", "answer", "output", "solution", "target"
 SYSTEM = ("system", "system_prompt")
 HISTORY = ("history",)  # earlier questions and answers
 CONTEXT = ("context",)  # goes below the prompt
-LABEL = ("label", "kto_tag")  # whether an answer is desirable
-THOUGHT = ("reasoning_content", "reasoning", "thinking")
+LABEL = ("label", "kto_tag", "desirable", "is_desirable", "is_correct")  # whether an answer is desirable
+THOUGHT = ("reasoning_content", "reasoning", "thinking", "thought", "complex_cot", "cot")
 TOOLS = ("tools", "functions")
 RATING = ("overall_score", "score", "rating")  # of one of several completions
 TRACE = ("traces", "trace", "generations", "target_lst", "target", "response", "completion", "output")
 GOLD = ("answer", "ground_truth", "final_answer", "expected_answer", "gold")  # what an answer is compared with
-MEDIA = ("images", "image", "videos", "video", "audios", "audio")  # nothing here looks or listens
+MEDIA = (  # nothing here looks or listens
+    *("images", "image", "image_path", "image_url", "videos", "video", "video_path", "audios", "audio", "audio_path"),
+)
 CHOICES = ("choices", "options")  # of a question, where its text may not name them
 TEXT = ("text", "content", "contents", "body", "passage")
 TITLE = ("title", "name", "heading", "focus")
@@ -28,5 +30,7 @@ ID = ("id", "_id", "doc_id", "docid", "uid")
 
 
 def find_column(row: Mapping[str, Any], names: Iterable[str], *kinds: type) -> str | None:
-    """The first of the names whose column holds something of these kinds."""
-    return next((name for name in names if isinstance(row.get(name), kinds) and not is_missing(row[name])), None)
+    """The first of the names whose column holds something of these kinds. A column may be written with capitals."""
+    columns = {str(name).lower(): str(name) for name in row} | {str(name): str(name) for name in row}
+    found = (columns[name] for name in names if name in columns)
+    return next((name for name in found if isinstance(row[name], kinds) and not is_missing(row[name])), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -50,7 +51,7 @@ class Row(dict[str, Any]):
 
     def text(self, column: str) -> str:
         value = self.need(column)
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) != float("inf"):
             return str(value)
         if not isinstance(value, str):
             raise self.bad(f"column {column!r} holds {type(value).__name__}; expected text")
@@ -72,10 +73,17 @@ class Row(dict[str, Any]):
 
 
 def is_missing(value: Any) -> bool:
-    """Nothing, or what pandas writes for it."""
+    """Nothing, nothing that anybody can see, or what pandas writes for it."""
     if isinstance(value, float):
         return math.isnan(value)
-    return value is None or value == "" or value == [] or (isinstance(value, str) and value in NANS)
+    if isinstance(value, str):
+        return value in NANS or not drop_invisible(value).strip()
+    return value is None or value == []
+
+
+def drop_invisible(text: str) -> str:
+    """Without characters of no width."""
+    return text if text.isascii() else "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
 
 
 @dataclass
@@ -103,9 +111,10 @@ class Tally:
             self.changed[change] += 1
             self.first.setdefault(change, location)
 
-    def note(self, location: str, reason: str) -> None:
+    def note(self, location: str, reason: str, option: str) -> None:
         self.noted[reason] += 1
         self.first.setdefault(reason, location)
+        self.options.setdefault(reason, option)
 
     def add(self, other: Tally, prefix: str = "") -> None:
         self.num_rows += other.num_rows

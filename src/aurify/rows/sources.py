@@ -15,12 +15,13 @@ from pathlib import Path
 from aurify.errors import UserError
 from aurify.files import require
 from aurify.http import hub_answers, offline_hub
-from aurify.rows.files import build_row, read_file
+from aurify.rows.files import ENDINGS, build_row, read_file
 from aurify.rows.row import BadRow, Row
 from aurify.rows.values import prune
 
 Entries = Iterable[Row | BadRow]
-SUFFIXES = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".txt", ".gz")  # files of a folder; for no format
+KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")  # files of a folder
+SUFFIXES = (*KINDS, *(f"{kind}{ending}" for kind in KINDS for ending in ENDINGS))
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 NO_ROWS = "the file has no rows; expected one JSON object a line"
 
@@ -148,7 +149,7 @@ def find_files(path: str, split: str) -> list[Path]:
         inside = [file for file in sorted(whole.rglob("*")) if file.name.lower().endswith(SUFFIXES)]
         files = [file for file in inside if split in str(file.relative_to(whole))] or inside
         if not files:
-            raise UserError(f"{path}: the folder holds no data; expected files that end in {', '.join(SUFFIXES)}")
+            raise UserError(f"{path}: the folder holds no data; expected files that end in {', '.join(KINDS)}")
         return files
     if not whole.exists() and glob.has_magic(path):
         files = [Path(name) for name in sorted(glob.glob(str(whole), recursive=True)) if Path(name).is_file()]

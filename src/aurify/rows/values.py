@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 MESSAGES = ({"role"}, {"from"})  # keys that make an object a message
 TURNS = (*MESSAGES, {"response"}, {"input", "output"})  # or an entry of a list of turns
-HALF = "half of a character (a lone surrogate)"
+SURROGATE = re.compile("[\ud800-\udfff]")
+HALF = "half of a character (a lone surrogate)", "write the whole character, or remove it"
+BROKEN = "bytes that are not UTF-8 text", "save the file as UTF-8, such as with: iconv -f CP1252 -t UTF-8"
 
 
 def parse_json(value: Any) -> Any:
@@ -25,20 +28,31 @@ def parse_json(value: Any) -> Any:
     return value
 
 
+def parse_python(text: str) -> Any:
+    """What a text holds as Python prints it; other texts as they are."""
+    try:
+        return ast.literal_eval(text.strip())
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return text
+
+
 def unpack(value: Any) -> Any:
-    """The conversation, or the rated completions, that a text holds as JSON or as Python prints them. Other texts are
-    text, even if they are JSON: an answer may be."""
-    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{", '"[', '"{')):
+    """The conversation, or the rated completions, that a text holds as JSON or as Python prints them, or that a list
+    holds so, message by message. Other texts are text, even if they are JSON: an answer may be."""
+    if isinstance(value, list) and value and all(is_packed(entry) for entry in value):
+        found = list(map(parse_json, value))
+    elif is_packed(value):
+        found = parse_json(value)
+        found = parse_python(value) if found is value or isinstance(found, str) else found
+    else:
         return value
-    found = parse_json(value)
-    if found is value or isinstance(found, str):
-        try:
-            found = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return value
     if isinstance(found, list) and found and all(has_keys(entry, TURNS) for entry in found):
         return found
     return found if has_keys(found, MESSAGES) else value
+
+
+def is_packed(value: Any) -> bool:
+    return isinstance(value, str) and value.lstrip().startswith(("[", "{", '"[', '"{'))
 
 
 def has_keys(value: Any, choices: Sequence[set[str]]) -> bool:
@@ -52,13 +66,11 @@ def prune(value: Any) -> Any:
     return list(map(prune, value)) if isinstance(value, list) else value
 
 
-def has_half_character(value: Any) -> bool:
+def find_half(value: Any) -> tuple[str, str] | None:
+    """What a text holds that is no whole character, and the mend; None where there is nothing."""
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            return True
-        return False
+        found = SURROGATE.search(value)
+        return None if found is None else BROKEN if "\udc80" <= found[0] <= "\udcff" else HALF
     if isinstance(value, Mapping):
-        return any(has_half_character(inner) for pair in value.items() for inner in pair)
-    return isinstance(value, list | tuple) and any(map(has_half_character, value))
+        value = [inner for pair in value.items() for inner in pair]
+    return next(filter(None, map(find_half, value)), None) if isinstance(value, list | tuple) else None

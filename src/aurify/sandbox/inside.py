@@ -164,7 +164,7 @@ def execute_tests(options: dict[str, Any]) -> None:
     except BaseException as error:
         say(refused=describe(error))
         return
-    namespace = make_module(solution, entry_point, all_text)
+    namespace = make_module(solution, {entry_point, hint} - {None}, all_text)
 
     def make_candidate() -> Any:
         if entry_point and not entry_point.isidentifier():
@@ -205,18 +205,19 @@ def load_solution(peer: Peer, named: set[str]) -> types.ModuleType:
     return module
 
 
-def make_module(solution: types.ModuleType, entry_point: str | None, all_text: str) -> dict[str, Any]:
-    """The namespace of the tests. It starts with what the program defines."""
+def make_module(solution: types.ModuleType, named: set[str], all_text: str) -> dict[str, Any]:
+    """The namespace of the tests. It starts with what the program defines. named: its function, after which people call
+    the module as well."""
     from aurify.sandbox.texts import PROGRAM_MODULES
 
     module = types.ModuleType("__main__")
     module.__dict__.update({name: value for name, value in vars(solution).items() if not name.startswith("__")})
     module.__file__ = "tests.py"
     sys.modules["__main__"] = module
-    for name in (*PROGRAM_MODULES, entry_point or "solution"):
+    for name in (*PROGRAM_MODULES, *named):
         if name not in sys.stdlib_module_names:
             sys.modules[name] = solution
-    sys.modules["pytest"] = sys.modules["aurify.sandbox.pytest_stand_in"]
+    sys.modules["pytest"] = sys.modules["pytest_asyncio"] = sys.modules["aurify.sandbox.pytest_stand_in"]
     if "unittest" in all_text:
         vars(importlib.import_module("unittest"))["main"] = do_nothing  # the runner runs all cases anyway
     if "doctest" in all_text:

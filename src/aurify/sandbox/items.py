@@ -9,7 +9,15 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from aurify.sandbox.pytest_stand_in import CaptureFixture, Fixture, FixtureRequest, Mark, MonkeyPatch, Parameters
+from aurify.sandbox.pytest_stand_in import (
+    CaptureFixture,
+    Fixture,
+    FixtureRequest,
+    Mark,
+    MonkeyPatch,
+    Parameters,
+    SubTests,
+)
 
 
 class Broken(Exception):
@@ -184,7 +192,7 @@ class Session:
             if item.owner:
                 self.set_up("class", lambda name: getattr(item.owner, name, None), item.owner)
                 item.instance = item.owner()
-                prepare("method", lambda name: getattr(item.instance, name, None), item.function, stack)
+                prepare("method", lambda name: find_method(item.instance, name), item.function, stack)
             else:
                 prepare("function", self.namespace.get, item.function, stack)
             values = Values(self, item, stack)
@@ -206,6 +214,11 @@ def prepare(kind: str, find: Callable[[str], Any], argument: Any, stack: context
         call_with(before, argument)
     if isinstance(after, types.FunctionType | types.MethodType):
         stack.callback(call_with, after, argument)
+
+
+def find_method(instance: Any, name: str) -> Any:
+    """`setup_method`; also `setup`, as nose and older versions of pytest call it."""
+    return getattr(instance, name, None) or getattr(instance, name.removesuffix("_method"), None)
 
 
 def call_with(function: Any, argument: Any) -> Any:
@@ -270,6 +283,8 @@ class Values:
             patch = MonkeyPatch()
             self.stack.callback(patch.undo)
             return patch
+        if name == "subtests":
+            return SubTests()
         if name in ("capsys", "capfd"):
             captured = CaptureFixture()
             self.stack.callback(captured.close)

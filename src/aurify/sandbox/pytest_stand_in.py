@@ -175,6 +175,14 @@ def mock() -> Any:
     return importlib.import_module("unittest.mock")
 
 
+class SubTests:
+    """`with subtests.test(i=i):`, of which the first that fails ends the test here."""
+
+    @contextlib.contextmanager
+    def test(self, msg: str = "", **options: Any) -> Iterator[None]:
+        yield
+
+
 class Captured:
     def __init__(self, out: str, err: str) -> None:
         self.out, self.err = out, err

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from aurify.sandbox.checks import (
     write_out_empty_lists,
 )
 
+FENCED = re.compile(r"\s*```[ \t]*\w*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 PROGRAM_MODULES = (  # names under which tests import the program
     *("solution", "main", "module", "my_module", "my_solution", "program", "script", "submission", "your_code"),
@@ -42,11 +45,13 @@ def definitions(block: Sequence[ast.stmt], kinds: tuple[type[ast.stmt], ...]) ->
 
 
 def collected_functions(
-    block: Sequence[ast.stmt], prefix: str = ""
+    block: Sequence[ast.stmt], prefix: str = "", alone: str = ""
 ) -> dict[str, ast.FunctionDef | ast.AsyncFunctionDef]:
     """What pytest and unittest would collect, by name: functions `test*`, and such methods of classes that are called
-    `Test*` or derive from a TestCase."""
-    found = {prefix + node.name: node for node in definitions(block, FUNCTIONS) if node.name.startswith("test")}
+    `Test*` or derive from a TestCase. alone: the name of a function that is a test where there is no other."""
+    functions = {node.name: node for node in definitions(block, FUNCTIONS)}
+    tests = [name for name in functions if name.startswith("test")] or [name for name in functions if name == alone]
+    found = {prefix + name: functions[name] for name in tests}
     classes = {node.name: node for node in definitions(block, (ast.ClassDef,)) if not never_runs(node)}
     for name, node in classes.items():
         lineage, is_case = [node], False
@@ -59,7 +64,7 @@ def collected_functions(
         members = [member for parent in reversed(lineage) for member in parent.body]
         has_init = any(method.name == "__init__" for method in definitions(members, FUNCTIONS))
         if is_case or (name.startswith("Test") and not has_init):
-            found |= collected_functions(members, f"{prefix}{name}.")
+            found |= collected_functions(members, f"{prefix}{name}.", "runTest" if is_case else "")
     return {name: node for name, node in found.items() if not never_runs(node)}
 
 
@@ -68,14 +73,33 @@ def is_doctest(text: str) -> bool:
     return re.search(r"^[ \t]*>>> .*\n(?:[ \t]*\.\.\..*\n)*[ \t]*(?!>>>|\.\.\.)\S", text, re.MULTILINE) is not None
 
 
+def strip_fence(text: str) -> str:
+    """Without a fence around all of it, and without the indentation that all lines have."""
+    fenced = FENCED.fullmatch(text)
+    return textwrap.dedent(fenced[1] if fenced else text)
+
+
 def parse_tests(text: str) -> ast.Module:
-    """The tree of a text of tests. A text of doctest examples alone becomes a docstring. SyntaxError: it is neither."""
+    """The tree of a text of tests, without a fence around it and indentation. A text of doctest examples alone becomes
+    a docstring. SyntaxError: it is neither."""
+    text = strip_fence(text)
     try:
-        return ast.parse(text)
+        tree: ast.Module = ImportsOfProgram().visit(ast.parse(text))
+        return tree
     except SyntaxError:
         if not is_doctest(text):
             raise
         return ast.parse(repr(text))
+
+
+class ImportsOfProgram(ast.NodeTransformer):
+    """`from .solution import f` and `from src.solution import f`: from the program, wherever the tests think it is."""
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom:
+        folder, _, last = (node.module or "").rpartition(".")
+        if node.level or (folder and last in PROGRAM_MODULES and folder.split(".")[0] not in sys.stdlib_module_names):
+            node.level, node.module = 0, "solution"
+        return node
 
 
 class ParsedText:
@@ -125,8 +149,8 @@ def imported_from_program(text: str) -> set[str]:
     """The names that tests import from the program's module, or look up in it."""
     found: set[str] = set()
     try:
-        tree = ast.parse(text)
-    except SyntaxError:  # doctests
+        tree = parse_tests(text)
+    except SyntaxError:
         return found
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module in PROGRAM_MODULES:

@@ -51,11 +51,11 @@ def jsonl(
     num_heldout: int | None = None,
     system: str | None = None,
 ) -> TaskSet:
-    """A file of people's own. The prompt is a text or a list of messages; in a file without a column prompt, the first
-    one with another usual name, such as question, holds it. answer_column: null if no reward needs one; an answer may
-    also stand in a column with another usual name, or where verl keeps it (reward_model: {ground_truth: ...}). reward:
-    a name or a list, see `build_rubric`. Further columns reach reward functions by their names. Held out are the rows
-    of `heldout_path`, or num_heldout of `path` (a tenth, if not given)."""
+    """Questions from a file of your own. The prompt is a text or a list of messages; in a file without a column prompt,
+    the first one with another usual name, such as question, holds it. answer_column: null if no reward needs one; an
+    answer may also stand in a column with another usual name, or where verl keeps it (reward_model: {ground_truth:
+    ...}). reward: a name or a list, see `build_rubric`. Further columns reach reward functions by their names. Held out
+    are the rows of `heldout_path`, or num_heldout of `path` (a tenth, if not given)."""
 
     rows = load_rows(path)
     usual = find_column(rows[0], PROMPT, str, list) if prompt_column == "prompt" and "prompt" not in rows[0] else None

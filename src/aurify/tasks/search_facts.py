@@ -71,8 +71,9 @@ def search_facts(
     max_searches: int = 2,
     facts_seed: int = 0,
 ) -> TaskSet:
-    """persons: three facts each. num_heldout: persons of whom one question each is held out. knowledge: of which the
-    knowledge base knows all; the controls are an empty one, and none at all. facts_seed: other facts."""
+    """Facts about invented persons, to be searched for. persons: three facts each. num_heldout: persons of whom one
+    question each is held out. knowledge: of which the knowledge base knows all; the controls are an empty one, and none
+    at all. facts_seed: other facts."""
     if not 0 < num_heldout < persons <= 100_000:
         raise UserError(
             f"task: num_heldout is {num_heldout} and persons {persons}; expected 0 < num_heldout < persons <= 100,000"

@@ -12,19 +12,27 @@ from typing import Any
 
 from aurify.rows.values import parse_json
 from aurify.thoughts import final_answer
-from aurify.tools.forms import DECODER, Properties, read_form, read_json_calls, read_python_calls
+from aurify.tools.forms import DECODER, Properties, read_form, read_json_calls, read_named_calls, read_python_calls
 from aurify.tools.schema import read_schemas
 
 OPENING = re.compile(
-    r"<(?:\w+:)?tool_calls?>|<function_?calls?>|<TOOLCALL>|<atem:function_calls>|\[TOOL_CALLS\]|<\|python_tag\|>"
-    r"|<\|tool_call(?:\||_start\||_begin\|)?>|<\|START_ACTION\|>|<\uff5ctool▁call▁begin\uff5c>|to=(?=functions\.)"
-    r"|(?=<function=)|(?=<invoke name=)"
+    r"(?<!`)(?:<(?:\w+:)?tool_calls?>|<function_?calls?>|<TOOLCALL>|<atem:function_calls>|\[TOOL_CALLS\]|<\|python_tag\|>"
+    r"|<\|tool_call(?:\||_start\||_begin\|)?>|<\|START_ACTION\|>|<\uff5ctool[▁_]call[▁_]begin\uff5c>|to=(?=functions\.)"
+    r"|<\|python_start\|>|<\|tools_prefix\|>|<start_function_call>|<\uff5cDSML\uff5c(?:function|tool)_calls>"
+    r"|>>>(?=[\w.]+\n\s*\{)|(?=<function=)|(?=<invoke name=))"
 )
 CLOSING = re.compile(
     r"</(?:\w+:)?tool_calls?>|</function_?calls?>|</TOOLCALL>|</atem:function_calls>|<tool_call\|>|<\|/tool_call\|>"
-    r"|<\|tool_call_end\|>|<\|END_ACTION\|>|<\uff5ctool▁call▁end\uff5c>|<\|call\|>|<\|e(?:o[mt]_id|ndoftext)\|>"
+    r"|<\|tool_call_end\|>|<\|END_ACTION\|>|<\uff5ctool[▁_]call[▁_]end\uff5c>|<\|call\|>"
+    r"|<\|python_end\|>|<\|tools_suffix\|>|<end_function_call>|</\uff5cDSML\uff5c(?:function|tool)_calls>|<\|e(?:o[mt]_id|ndoftext)\|>"
 )
 FORM = '{"name": ..., "arguments": {...}}'
+REACT = re.compile(  # of agents that write "Action:" (ReAct), and of Qwen2
+    r"(?:^Action|\u273fFUNCTION\u273f):\s*([\w.\-]+)\s*\n\s*(?:Action Input|\u273fARGS\u273f):\s*(?=\{)", re.MULTILINE
+)
+PYTHON_LINE = re.compile(r"^\s*\[\s*[A-Za-z_][\w.]*\(.*\)\s*\]\s*$", re.MULTILINE)
+NAMES = ("name", "tool_name", "function_name", "tool", "action")
+ARGUMENTS = ("arguments", "parameters", "args", "input", "action_input")
 FENCE = re.compile(r"```[ \t]*(?:json|tool_calls?|tool_code|python)?[ \t]*\r?\n(.*?)```", re.DOTALL)
 
 
@@ -37,15 +45,14 @@ class Call:
 
 def read_call(value: Any) -> Call:
     """From {name, arguments}, also below `function`. Arguments may be JSON text, even twice, and called parameters."""
-    entry = value.get("function", value) if isinstance(value, Mapping) else value
+    entry = value.get("function", value.get("function_call", value)) if isinstance(value, Mapping) else value
     if isinstance(entry, str) and isinstance(value, Mapping):  # {"function": "f", "arguments": ...}
         entry = {**value, "name": entry}
     entry = entry if isinstance(entry, Mapping) else {}
-    name = entry.get("name") or entry.get("tool_name")
+    name = next((entry[key] for key in NAMES if entry.get(key)), None)
     if not isinstance(name, str):
         return Call("", {}, f"the call {shorten_repr(value)} has no name; expected {FORM}")
-    keys = ("arguments", "parameters", "args", "input")
-    given: Any = next((entry[key] for key in keys if entry.get(key) is not None), {})
+    given: Any = next((entry[key] for key in ARGUMENTS if entry.get(key) is not None), {})
     arguments = {} if isinstance(given, str) and not given.strip() else parse_json(given)
     if not isinstance(arguments, Mapping):
         return Call(name, arguments, f"the arguments of {name!r} are {shorten_repr(given)}; expected a JSON object")
@@ -68,7 +75,7 @@ def read_calls(text: str, tools: Any = (), opened: bool = False) -> list[Call]:
         if entries is None:
             calls.append(Call("", {}, f"the call {shorten_repr(body.strip())} cannot be read; expected {FORM}"))
         else:
-            calls += [read_call(entry) for entry in unpack_calls(entries)]
+            calls += [read_call(name_by_key(entry, properties)) for entry in unpack_calls(entries)]
     return calls
 
 
@@ -103,14 +110,40 @@ def find_marked(text: str) -> list[str]:
 
 
 def read_unmarked(text: str, properties: Properties) -> list[Call]:
-    """JSON or Python that is the whole text or a whole fence; else every JSON value with name and arguments."""
-    pieces = [piece for piece in (*FENCE.findall(text), text) if piece.strip()]
-    for piece in pieces:
-        entries = read_json_calls(piece, properties) or read_python_calls(piece, properties) or []
-        calls = [read_call(entry) for entry in unpack_calls(entries)]
-        if any(call.name for call in calls):
+    """JSON or Python that is the whole text, or whole fences; else lines of Python that call a known tool, or every
+    JSON value with name and arguments."""
+    for pieces in (FENCE.findall(text), [text], PYTHON_LINE.findall(text) if properties else []):
+        calls = [call for piece in pieces for call in read_piece(piece, properties)]
+        if calls:
             return calls
+    if found := REACT.search(text):
+        entries = read_json_calls(text[found.end() :].partition("\nObservation")[0], properties)
+        return [read_call({"name": found[1], "arguments": arguments}) for arguments in entries or []]
     return [read_call(entry) for entry in find_values(text)]
+
+
+def read_piece(piece: str, properties: Properties) -> list[Call]:
+    entries = read_json_calls(piece, properties)
+    if entries:
+        entries = [name_by_key(entry, properties) for entry in unpack_calls(entries)]
+        calls = [read_call(entry) for entry in entries if looks_like_call(entry) or is_bare_name(entry, properties)]
+        return calls if len(calls) == len(entries) else []
+    entries = read_python_calls(piece, properties) or []
+    named = read_named_calls(piece, properties) or []  # a name before JSON (GLM-4)
+    entries += [entry for entry in named if entry["name"] in properties]
+    return [read_call(entry) for entry in entries]
+
+
+def name_by_key(entry: Any, properties: Properties) -> Any:
+    """{"f": {...}} as a call of the tool f."""
+    if isinstance(entry, Mapping) and len(entry) == 1 and (name := next(iter(entry))) in properties:
+        return {"name": name, "arguments": entry[name]}
+    return entry
+
+
+def is_bare_name(entry: Any, properties: Properties) -> bool:
+    """A call of a known tool without arguments."""
+    return isinstance(entry, Mapping) and entry.get("name") in properties and entry.keys() <= {"name", "type", "id"}
 
 
 def find_values(text: str) -> list[Any]:
@@ -141,10 +174,12 @@ def unpack_calls(entries: Sequence[Any]) -> list[Any]:
 def looks_like_call(entry: Any) -> bool:
     if not isinstance(entry, Mapping):
         return False
-    function = entry.get("function")
+    function = entry.get("function", entry.get("function_call"))
     inner = function if isinstance(function, Mapping) else entry
-    named = any(isinstance(inner.get(key), str) for key in ("name", "tool_name")) or isinstance(function, str)
-    return named and any(key in inner for key in ("arguments", "parameters"))
+    named = any(isinstance(inner.get(key), str) for key in NAMES) or isinstance(function, str)
+    given = next((inner[key] for key in ARGUMENTS if key in inner), None)
+    is_schema = isinstance(given, Mapping) and given.get("type") == "object" and "properties" in given
+    return named and any(key in inner for key in ARGUMENTS) and not is_schema
 
 
 def shorten_repr(value: Any) -> str:

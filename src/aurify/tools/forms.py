@@ -17,12 +17,14 @@ Properties = Mapping[str, Mapping[str, Any]]  # tool -> its parameters, each wit
 # <function=f><parameter=a>1</parameter></function> (Qwen3-Coder, Nemotron), <function=f>{"a": 1}</function> (Llama),
 # <invoke name="f"><parameter name="a">1</parameter></invoke> (MiniMax, Muse)
 FUNCTION = re.compile(
-    r"""<(?:function=|(?:\w+:)?(?:function|invoke)\s+name=)["']?([^"'>\s]+)["']?\s*>(.*?)"""
-    r"(?:</function>|</(?:\w+:)?invoke>|\Z)",
+    r"""<(?:function=|(?:\w+:|\uff5cDSML\uff5c)?(?:function|invoke)\s+name=)["']?([^"'>\s]+)["']?\s*>(.*?)"""
+    r"(?:</function>|</(?:\w+:|\uff5cDSML\uff5c)?invoke>|\Z)",
     re.DOTALL,
 )
 PARAMETER = re.compile(
-    r"""<(?:parameter=|(?:\w+:)?parameter\s+name=)["']?([^"'>\s]+)["']?[^>]*>(.*?)</(?:\w+:)?parameter>""", re.DOTALL
+    r"""<(?:parameter=|(?:\w+:|\uff5cDSML\uff5c)?parameter\s+name=)["']?([^"'>\s]+)["']?([^>]*)>(.*?)"""
+    r"""(?:</(?:\w+:|\uff5cDSML\uff5c)?parameter>|(?=<parameter=)|\Z)""",
+    re.DOTALL,
 )
 # f<arg_key>a</arg_key><arg_value>1</arg_value> (GLM)
 NAME_ALONE = re.compile(r"\s*([\w.\-]+)\s*(?=<arg_key>|\Z)")
@@ -38,13 +40,16 @@ BARE_KEY = re.compile(r"([{,]\s*)([A-Za-z_][\w\-]*)(?=\s*:)")
 QUOTED_ARGUMENTS = re.compile(  # {"name": "f", "arguments": '{"a": 1}'} (Glaive)
     r"""\s*\{\s*["']name["']\s*:\s*["']([^"']+)["']\s*,\s*["']arguments["']\s*:\s*'(.*)'\s*\}\s*\Z""", re.DOTALL
 )
-PYTHON = re.compile(r"\s*\[?\s*[A-Za-z_][\w.]*\(")
+PYTHON = re.compile(r"\s*\[?\s*[A-Za-z_][\w.]*\s?\(")
+FENCED = re.compile(r"\s*```\w*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 DECODER = json.JSONDecoder()
 
 
 def read_form(text: str, properties: Properties) -> Entries | None:
     """Entries in the first form that fits; None where none does."""
+    fenced = FENCED.fullmatch(text)
+    text = fenced[1] if fenced else text
     for reader in READERS:
         if entries := reader(text, properties):
             return entries
@@ -73,11 +78,13 @@ def read_quoted_arguments(text: str, properties: Properties) -> Entries | None:
 def read_xml_calls(text: str, properties: Properties) -> Entries | None:
     entries: Entries = []
     for name, body in FUNCTION.findall(text):
-        pairs = PARAMETER.findall(body)
-        if not pairs and body.strip():
+        given = PARAMETER.findall(body)
+        if not given and body.strip():
             entries.append({"name": name, "arguments": body.strip()})
-        else:
-            entries.append({"name": name, "arguments": type_values(pairs, properties.get(name, {}))})
+            continue
+        arguments = type_values([(key, value) for key, _, value in given], properties.get(name, {}))
+        arguments |= {key: value for key, attributes, value in given if 'string="true"' in attributes}  # DeepSeek V3.2
+        entries.append({"name": name, "arguments": arguments})
     return entries
 
 
@@ -91,7 +98,7 @@ def read_key_calls(text: str, properties: Properties) -> Entries | None:
 
 def read_named_calls(text: str, properties: Properties) -> Entries | None:
     if found := CALL_COLON.match(text):
-        parts = text[found.end() :].split('<|"|>')
+        parts = re.split(r'<\|"\|>|<escape>', text[found.end() :])
         parts = [json.dumps(part) if k % 2 else BARE_KEY.sub(r'\1"\2"', part) for k, part in enumerate(parts)]
         rest = "".join(parts)
     elif found := NAME_BEFORE.match(text):
@@ -110,9 +117,10 @@ def read_python_calls(text: str, properties: Properties) -> Entries | None:
     if not PYTHON.match(text):
         return None
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-        calls = tree.elts if isinstance(tree, ast.List | ast.Tuple) else [tree]
-        return [read_python_call(call, properties) for call in calls]
+        lines = ast.parse(text.strip()).body
+        values = [line.value if isinstance(line, ast.Expr) else ast.Constant(None) for line in lines]
+        lists = [value.elts if isinstance(value, ast.List | ast.Tuple) else [value] for value in values]
+        return [read_python_call(call, properties) for calls in lists for call in calls]
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 
@@ -120,6 +128,8 @@ def read_python_calls(text: str, properties: Properties) -> Entries | None:
 def read_python_call(call: ast.expr, properties: Properties) -> dict[str, Any]:
     if not isinstance(call, ast.Call):
         raise ValueError("no call")
+    if ast.unparse(call.func) == "print" and len(call.args) == 1 and isinstance(call.args[0], ast.Call):
+        call = call.args[0]  # Gemma prints what a tool returns
     name = ast.unparse(call.func).removesuffix(".call")
     if not re.fullmatch(r"[\w.]+", name):
         raise ValueError("no name")

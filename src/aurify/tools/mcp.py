@@ -34,9 +34,9 @@ START_SECONDS = 60.0
 
 
 class MCP:
-    """command: of a server that speaks over stdio. url: of one that speaks HTTP. allow: names of the tools to offer;
-    None: all. one_session: all trajectories share a session; False: each has its own, for servers that keep state.
-    env: variables for the server beside a few harmless ones. seconds: for each call."""
+    """All tools of an MCP server. command: of a server that speaks over stdio. url: of one that speaks HTTP. allow:
+    names of the tools to offer; None: all. one_session: all trajectories share a session; False: each has its own, for
+    servers that keep state. env: variables for the server beside a few harmless ones. seconds: for each call."""
 
     def __init__(
         self,

@@ -6,6 +6,7 @@ that nobody knows is named, since every call would break it."""
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Mapping
@@ -19,6 +20,10 @@ TYPES = {  # of other dialects -> of JSON Schema; "" = any
     **dict.fromkeys(("dict", "map", "mapping", "hashmap", "struct", "record"), "object"),
     **dict.fromkeys(("list", "tuple", "set", "sequence", "arraylist", "iterable", "frozenset"), "array"),
     **dict.fromkeys(("str", "text", "char", "date", "time", "datetime", "url", "uri", "uuid", "email"), "string"),
+    **dict.fromkeys(("path", "file", "bytes", "varchar", "strings"), "string"),
+    **dict.fromkeys(("integers", "ints", "unsigned int", "positive integer"), "integer"),
+    **dict.fromkeys(("numeric", "numbers", "floats"), "number"),
+    **{"objects": "object", "dicts": "object", "booleans": "boolean", "lists": "array", "": ""},
     **dict.fromkeys(("int", "int32", "int64", "long", "short", "byte", "bigint"), "integer"),
     **dict.fromkeys(("float", "float32", "float64", "double", "decimal"), "number"),
     **dict.fromkeys(("none", "nonetype", "nil", "undefined"), "null"),
@@ -26,8 +31,11 @@ TYPES = {  # of other dialects -> of JSON Schema; "" = any
     **{name: name for name in ("object", "array", "string", "integer", "number", "boolean", "null")},
 }
 NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # name -> schema
+NUMERIC = {name for name, kind in TYPES.items() if kind in ("integer", "number")}
 LISTED = ("anyOf", "oneOf", "allOf", "prefixItems")
 SINGLE = ("items", "additionalProperties", "contains", "not", "if", "then", "else", "propertyNames")
+WRAPPERS = ("tools", "functions", "functionDeclarations", "function_declarations")  # an object around a list of tools
+LIMITS = ("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "multipleOf")
 KEYWORDS = {*NAMED, *LISTED, "type", "$ref", "required", "additionalProperties", "items", "enum"}
 
 
@@ -35,8 +43,10 @@ def read_schemas(tools: Any) -> dict[str, dict[str, Any]]:
     """The schema of each tool's arguments."""
     schemas = {}
     for function in list_functions(tools):
-        keys = ("parameters", "input_schema", "inputSchema")
+        keys = ("parameters", "input_schema", "inputSchema", "arguments")
         given: Any = next((function[key] for key in keys if function.get(key)), {})
+        if isinstance(given, Mapping) and list(given) == ["json"]:  # Bedrock
+            given = given["json"]
         schemas[function["name"]] = read_parameters(given, function["name"])
     return schemas
 
@@ -44,13 +54,17 @@ def read_schemas(tools: Any) -> dict[str, dict[str, Any]]:
 def list_functions(tools: Any) -> list[Mapping[str, Any]]:
     """What tools say of their functions, without what wraps them. tools: a list, or one tool, or JSON text of either,
     or of each."""
-    given = parse_json(tools) or []
-    given = [given] if isinstance(given, Mapping) else given
+    given = unpack_tools(tools)
     if not isinstance(given, list | tuple):
         raise ValueError(f"the tools {str(tools)[:60]!r} are no list; expected a list of tools")
     functions = []
-    for tool in map(parse_json, given):
-        function = tool.get("function") or tool if isinstance(tool, Mapping) else None
+    unpacked = [(entry, unpack_tools(entry)) for entry in given]
+    for tool in [
+        part for entry, parts in unpacked for part in (parts if isinstance(parts, list) and parts else [entry])
+    ]:
+        function = (
+            parse_json(tool.get("function") or tool.get("toolSpec") or tool) if isinstance(tool, Mapping) else None
+        )
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             form = '{"name": ..., "parameters": {...}}'
             raise ValueError(f"the tool {str(tool)[:60]!r} has no name; expected {form}")
@@ -58,8 +72,29 @@ def list_functions(tools: Any) -> list[Mapping[str, Any]]:
     return functions
 
 
+def unpack_tools(given: Any) -> Any:
+    """A list of tools out of what holds them: text, one a line too, one tool alone, and objects around them."""
+    found = parse_json(given)
+    if isinstance(found, str) and found.strip():
+        try:
+            found = ast.literal_eval(found.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            found = [parse_json(line) for line in found.splitlines() if line.strip()]
+            found = found if all(isinstance(line, Mapping) for line in found) else given
+    if not isinstance(found, Mapping):
+        return found or []
+    if inner := next((found[key] for key in WRAPPERS if found.get(key)), None):
+        return parse_json(inner)
+    if "name" not in found and len(found) == 1 and isinstance(tool := next(iter(found.values())), Mapping):
+        name = next(iter(found))
+        return [found if name in ("function", "toolSpec") else {"name": name, **tool}]
+    return [found]
+
+
 def read_parameters(given: Any, tool: str) -> dict[str, Any]:
-    schema = parse_json(given)
+    schema = parse_json(given) or {}
+    if is_named_list(schema):
+        schema = {"properties": schema}
     if not isinstance(schema, Mapping):
         raise ValueError(f"tool {tool!r}: its parameters are {str(given)[:60]!r}; expected a JSON schema")
     if is_property_list(schema):
@@ -68,6 +103,11 @@ def read_parameters(given: Any, tool: str) -> dict[str, Any]:
         return {"type": "object", **standardise(schema)}
     except ValueError as error:
         raise ValueError(f"tool {tool!r}: {error}") from None
+
+
+def is_named_list(given: Any) -> bool:
+    """[{"name": "a", "type": ...}]"""
+    return isinstance(given, list) and all(isinstance(part, Mapping) and "name" in part for part in given)
 
 
 def is_property_list(given: Mapping[str, Any]) -> bool:
@@ -88,8 +128,12 @@ def is_needed(parameter: Any) -> bool:
 
 def standardise(schema: Any) -> Any:
     """The same schema in plain JSON Schema."""
+    schema = parse_json(schema)
+    if isinstance(schema, str):
+        return read_type(schema)
     if not isinstance(schema, Mapping):
         return schema  # true and false are schemas, too
+    schema = read_keywords(schema)
     plain = {key: value for key, value in schema.items() if value is not None}
     for key in NAMED:
         if isinstance(plain.get(key), Mapping):
@@ -110,12 +154,40 @@ def standardise(schema: Any) -> Any:
     return plain
 
 
+def read_keywords(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A schema whose keywords have the form that they should: no JSON text, no empty choice, no limit as text."""
+    plain = dict(schema)
+    for key in ("properties", "required", "enum"):
+        if isinstance(plain.get(key), str):
+            found = parse_json(plain[key])
+            plain[key] = [found] if isinstance(found, str) else found
+    if is_named_list(plain.get("properties")):
+        plain["properties"] = {part["name"]: {**part, "name": None} for part in plain["properties"]}
+    for key in ("enum", "items", *LISTED):
+        if plain.get(key) == []:
+            del plain[key]
+    if isinstance(plain.get("enum"), list) and str(plain.get("type")).lower() in NUMERIC:
+        plain["enum"] = [parse_json(value) for value in plain["enum"]]
+    for key in LIMITS:
+        if isinstance(plain.get(key), str):
+            plain[key] = parse_json(plain[key])
+    if re.search("draft-0[34]", str(plain.get("$schema"))):
+        del plain["$schema"]
+    for key, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if isinstance(exclusive := plain.get(key), bool):  # of draft 4
+            del plain[key]
+            if exclusive and limit in plain:
+                plain[key] = plain.pop(limit)
+    return plain
+
+
 def read_type(kind: Any) -> dict[str, Any]:
     """A type of any dialect as a schema: "OBJECT", "int, optional", "List[str]", "Union[int, str]", "str | None"."""
     if isinstance(kind, list | tuple):
         return join_types([read_type(one) for one in kind])
     text = re.sub(r",?\s*(?:optional|required)\s*$", "", str(kind).strip(), flags=re.IGNORECASE)
-    text = text.removeprefix("typing.")
+    text = re.sub(r"\s*\([^()]*\)$", "", text.removeprefix("typing.")).replace("<", "[").replace(">", "]")
+    text = re.sub(r"^(list|array)s? of (.+)$", r"\1[\2]", re.sub(r"\s+or\s+", "|", text), flags=re.IGNORECASE)
     if len(parts := split_type(text, "|")) > 1:
         return join_types([read_type(part) for part in parts])
     if text.endswith("[]"):

@@ -23,7 +23,8 @@ NOTHING = "Nothing was found."
 
 
 class Search:
-    """kb: folder of a knowledge base. url: of a retriever, instead. topk: passages of a result."""
+    """Search a knowledge base, or ask a retriever over HTTP. kb: folder of a knowledge base. url: of a retriever,
+    instead. topk: passages of a result."""
 
     shared = True  # one for the run: a knowledge base loads an embedder
 

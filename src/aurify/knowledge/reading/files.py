@@ -17,10 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from aurify.knowledge.reading.encoding import HEAD, decode_html, decode_text
+from aurify.knowledge.reading.encoding import HEAD, decode_html, decode_text, find_mark
 from aurify.knowledge.reading.pdf import read_pdf
 from aurify.knowledge.reading.refusals import FRONT_MATTER, Refusals, Refused, clean
-from aurify.knowledge.reading.rows import UTF16, ReadOptions, parse_rows
+from aurify.knowledge.reading.rows import ReadOptions, parse_rows
 from aurify.knowledge.reading.webpage import NO_TEXT, read_page
 from aurify.knowledge.types import Document
 
@@ -115,7 +115,7 @@ def find_kind(data: bytes, name: PurePosixPath) -> str:
         raise Refused("ZIP archive or office document: unpack it, or save it as PDF or text")
     if head.startswith(ARCHIVES):
         raise Refused("archive: unpack it")
-    if b"\0" in head and not head.startswith(UTF16):
+    if b"\0" in head and find_mark(head) is None:
         raise Refused("binary file")
     if suffix in TABLES:
         return "table"
