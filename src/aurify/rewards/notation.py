@@ -168,7 +168,11 @@ def compare_answers(answer: str, gold: str) -> bool | tuple[str, str]:
     if PERCENT.search(answer + gold) and (shares := compare_shares(answer, gold)) is not None:
         return shares
     numbers = read_exact(answer), read_exact(gold)
-    return answer == gold or (numbers[0] == numbers[1] if None not in numbers else (answer, gold))
+    if numbers[0] is None or numbers[1] is None:
+        return answer == gold or (answer, gold)
+    one, other = numbers  # 0.0833333333333333 is 1/12; whole numbers are compared to the last digit
+    near = 0 if one.denominator == other.denominator == 1 else max(abs(one), abs(other)) / 10**12
+    return abs(one - other) <= near
 
 
 def compare_shares(answer: str, gold: str) -> bool | None:
@@ -251,7 +255,7 @@ def split_unit(text: str, loose: bool = False) -> tuple[str, str]:
     if "{" not in found[2]:
         if any(word.lower() in NO_UNITS for word in words):
             return text, ""
-        if len(words[0]) == 1 and not (loose and found[2] and known[0]):
+        if len(words[0]) == 1 and not (loose and (found[2] or "^" in found[3]) and known[0]):
             return text, ""
         if not known[0] and (len(words[0]) < 4 or not found[2]):
             return text, ""
