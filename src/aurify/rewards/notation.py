@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from fractions import Fraction
 
 from aurify.rewards.numbers import LOWERED, PLAIN_DIGITS, RAISED, SCALES, SEPARATORS, read_exact, read_words
 
@@ -167,12 +168,12 @@ def compare_answers(answer: str, gold: str) -> bool | tuple[str, str]:
         return False
     if PERCENT.search(answer + gold) and (shares := compare_shares(answer, gold)) is not None:
         return shares
-    numbers = read_exact(answer), read_exact(gold)
-    if numbers[0] is None or numbers[1] is None:
+    one, two = read_exact(answer), read_exact(gold)
+    if one is None or two is None:
         return answer == gold or (answer, gold)
-    one, other = numbers  # 0.0833333333333333 is 1/12; whole numbers are compared to the last digit
-    near = 0 if one.denominator == other.denominator == 1 else max(abs(one), abs(other)) / 10**12
-    return abs(one - other) <= near
+    # 0.0833333333333333 is 1/12; whole numbers are compared to the last digit
+    near = Fraction(0) if one.denominator == two.denominator == 1 else max(abs(one), abs(two)) / 10**12
+    return abs(one - two) <= near
 
 
 def compare_shares(answer: str, gold: str) -> bool | None:
