@@ -57,7 +57,7 @@ def read_medquad(path: str, max_documents: int | None, seed: int) -> Medquad:
     for row in open_source(path):
         if isinstance(row, BadRow):
             made.left_out["cannot be read"] += 1
-        elif (values := read_columns(row)) is None:
+        elif (values := find_medquad(row)) is None:
             made.left_out["without a question or an answer"] += 1
         else:
             rows.append(values)
@@ -83,7 +83,7 @@ def read_medquad(path: str, max_documents: int | None, seed: int) -> Medquad:
     return made
 
 
-def read_columns(row: Row) -> dict[str, str] | None:
+def find_medquad(row: Row) -> dict[str, str] | None:
     found = {
         name: next((" ".join(row[c].split()) for c in columns if isinstance(row.get(c), str)), "")
         for name, columns in COLUMNS.items()
@@ -151,7 +151,7 @@ def make_medquad(
     shown = random.Random(f"medquad/demonstrations/{seed}").sample(train, min(num_demonstrations, len(train)))
     write_rows(
         folder / DEMONSTRATIONS,
-        (demonstrate(question, instructions, show(write_query(question), topk, max_chars)) for question in shown),
+        (show_search(question, instructions, show(write_query(question), topk, max_chars)) for question in shown),
     )
     return {
         "documents": len(made.documents),
@@ -177,7 +177,7 @@ def write_query(question: Question) -> str:
     return " ".join(filter(None, (question.focus, question.type))) or question.text
 
 
-def demonstrate(question: Question, instructions: str, found: str) -> dict[str, Any]:
+def show_search(question: Question, instructions: str, found: str) -> dict[str, Any]:
     """A search, what the environment answered, and the beginning of the right answer: its first sentences."""
     answer = ""
     for sentence in SENTENCE.split(question.answer):

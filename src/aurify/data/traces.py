@@ -190,12 +190,12 @@ def read_traces(row: Row) -> list[str | list[Message]]:
     elif isinstance(row[column], str):
         texts = [join_thought(find_thought(row), row[column].strip()) if find_thought(row) else row[column]]
     else:
-        several = isinstance(row[column], list) and not is_said(row[column])
+        several = isinstance(row[column], list) and not has_other_voices(row[column])
         texts = [read_trace(row, column, entry) for entry in (row[column] if several else [row[column]])]
     return [trace for trace in texts if not isinstance(trace, str) or trace.strip()]
 
 
-def is_said(value: Any) -> bool:
+def has_other_voices(value: Any) -> bool:
     """Messages of which not all are answers of their own."""
     if not isinstance(value, list) or len(value) < 2 or not all(isinstance(entry, Mapping) for entry in value):
         return False
@@ -204,7 +204,7 @@ def is_said(value: Any) -> bool:
 
 def read_trace(row: Row, column: str, entry: Any) -> str | list[Message]:
     """A text, a message, or a list of messages."""
-    if is_said(entry):
+    if has_other_voices(entry):
         return [read_message(row, column, message) for message in entry]
     if isinstance(entry, str) or entry is None:
         return entry or ""

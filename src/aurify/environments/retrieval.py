@@ -51,7 +51,7 @@ def retrieval_mrr(
         except CallError:
             return 0.0
         found = list(dict.fromkeys(passage.document for passage in passages))
-        return next((1 / place for place, document in enumerate(found, 1) if document in right), 0.0)
+        return next((1 / rank for rank, document in enumerate(found, 1) if document in right), 0.0)
 
     async def reward(task: Task, trajectory: Trajectory) -> float | None:
         if not (right := set(task.info.get("documents") or ())):

@@ -72,7 +72,7 @@ def draw_over_time(stage: StageFolder, rewards: Rewards) -> Path:
         panel.fill_between(steps, below, above, alpha=0.2, linewidth=0)
         panel.plot(steps, means, marker="." if len(steps) < 40 else "")
         panel.set(title=name, xlabel="step")
-    return save(figure, stage.path / OVER_TIME)
+    return save_picture(figure, stage.path / OVER_TIME)
 
 
 def draw_distribution(stage: StageFolder, rewards: Rewards) -> Path:
@@ -91,7 +91,7 @@ def draw_distribution(stage: StageFolder, rewards: Rewards) -> Path:
             panel.hist(part_values, bins=NUM_BINS, range=edges, weights=share, alpha=0.5, label=label)
         panel.set(title=name, xlabel="value", ylabel="share of answers")
         panel.legend()
-    return save(figure, stage.path / DISTRIBUTION)
+    return save_picture(figure, stage.path / DISTRIBUTION)
 
 
 def open_figure(num: int) -> tuple[Any, list[Any]]:
@@ -104,7 +104,7 @@ def open_figure(num: int) -> tuple[Any, list[Any]]:
     return figure, [figure.add_subplot(rows, columns, k + 1) for k in range(num)]
 
 
-def save(figure: Any, path: Path) -> Path:
+def save_picture(figure: Any, path: Path) -> Path:
     with replaced_file(path) as scratch:
         figure.savefig(scratch, format="png", dpi=120)
     return path
