@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from medquad import stand_in_for_medquad
 
 from aurify.config import load_config
-from aurify.data.medquad import write_rows
 from aurify.errors import UserError
-from aurify.knowledge.knowledge_base import KnowledgeBase
 from aurify.models.model import tiny_model
 from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline import check, contents
@@ -132,14 +131,6 @@ def test_a_stage_name_is_a_folder_name():
     values["stages"]["../sft"] = CHAIN["stages"]["sft"]
     with pytest.raises(UserError, match=r"stages\.\.\./sft: .* folder"):
         build_recipe(values)
-
-
-def stand_in_for_medquad(folder):
-    KnowledgeBase.create(folder / "kb")
-    for name, texts in (("train", ("a", "b")), ("heldout", ("c",))):
-        write_rows(folder / f"{name}.jsonl", ({"prompt": t, "answer": t, "documents": [t]} for t in texts))
-    said = {"role": "assistant", "content": "<answer> d </answer>"}
-    write_rows(folder / "demonstrations.jsonl", [{"messages": [{"role": "user", "content": "d"}, said]}])
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "base"], ids=lambda path: path.stem)
