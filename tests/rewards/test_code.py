@@ -159,7 +159,7 @@ def test_files_can_be_written_under_tmp_where_there_is_a_view_of_its_own():
         pytest.skip("bubblewrap does not work here")
     process = sandbox.start({"role": "script", "code": "open('x', 'w').write('1')\nprint(open('/tmp/x').read())"},
                             sandbox.Limits(), using="bubblewrap")  # fmt: skip
-    assert sandbox.finish(process, sandbox.Limits()).stdout == "1\n"
+    assert sandbox.read_outcome(process, sandbox.Limits()).stdout == "1\n"
 
 
 def test_without_any_sandbox_nothing_runs(monkeypatch):
