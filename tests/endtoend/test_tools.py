@@ -15,6 +15,7 @@ from aurify.pipeline.run import run_pipeline
 from aurify.tracking.run_folder import RunFolder
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs" / "tools.md").read_text()
 PYTHON, RECIPE = re.search(r"twelve lines.*?```python\n(.*?)```.*?```yaml\n(.*?)```", README, re.DOTALL).groups()  # type: ignore[union-attr]
 TINY = {
     "model": "random:tiny",
@@ -60,3 +61,13 @@ def test_search_r1_trains_with_a_retriever_and_without(tmp_path, monkeypatch):
     values = TINY | {"task": task, "stages": {"rl": stage | {"sampling": {"max_tokens": 8}}}}
     results, _ = train(values, tmp_path)
     assert results["rl"]["status"] == "finished"
+
+
+def test_the_recipe_with_python_in_the_docs_trains(tmp_path):
+    values = yaml.safe_load(re.search(r"### Python\n\n```yaml\n(.*?)```", DOCS, re.DOTALL)[1])  # type: ignore[index]
+    values |= TINY | {"tools_as_text": True}
+    values["stages"]["rl"] |= {"steps": 1, "prompts_per_step": 2, "completions_per_prompt": 2, "samples_every": 1}
+    values["stages"]["rl"]["sampling"] = {"max_tokens": 8}
+    results, folder = train(values, tmp_path)
+    assert results["rl"]["status"] == "finished"
+    assert "Run Python code" in folder.stage("rl").samples.read_text()

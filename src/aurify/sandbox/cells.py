@@ -1,5 +1,5 @@
-"""Runs inside the sandbox: an interpreter that runs one piece of code after the other, and keeps its state between them.
-Standard library alone.
+"""Runs inside the sandbox: an interpreter that runs one piece of code after the other, and keeps its state. Standard
+library alone.
 
 What the code prints goes to the pipe, together with errors and the value of the last expression. The socket carries
 nothing but code one way and, the other way, the token that came with it, once the code has run."""

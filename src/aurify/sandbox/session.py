@@ -1,7 +1,8 @@
-"""An interpreter in the sandbox that lives from call to call, for one trajectory: variables, imports and functions stay.
+"""An interpreter in the sandbox that lives from call to call, for one trajectory: variables, imports, functions stay.
 
-The code can do to its interpreter whatever it likes. If that ends, the next call starts another, and an answer says that
-state is lost. The code can also forge the end of a call, which gains it nothing: it may print what it wants anyway."""
+The code can do to its interpreter whatever it likes. If that ends, the next call starts another, and an answer says
+that state is lost. The code can also forge the end of a call, which gains it nothing: it may print what it wants
+anyway."""
 
 from __future__ import annotations
 
