@@ -1,4 +1,4 @@
-"""Who gives what reward for 695 answers to mathematical questions: ours, math-verify, and the rules that lm-eval and
+"""Who gives what reward for 697 answers to mathematical questions: ours, math-verify, and the rules that lm-eval and
 verl publish, written here as small functions.
 
     python benchmarks/answers.py --out docs/data/answers.json

@@ -38,7 +38,11 @@ ALGORITHMS = [
         ("upper clip uses clip_low", "1 + self.clip_high) * advantages", "1 + self.clip_low) * advantages"),
         ("the better of clipped and unclipped", "torch.maximum(losses, clipped)", "torch.minimum(losses, clipped)"),
         ("ratio upside down", "(out.logprobs - old).clamp", "(old - out.logprobs).clamp"),
-        ("sequence mean without lengths", "(batch.sum_by_sequence(weighted) / batch.lengths).sum()", "weighted.sum()"),
+        (
+            "sequence mean without lengths",
+            "return batch.mean_by_unit(values).sum()",
+            "return batch.sum_by_unit(batch.weights * values).sum()",
+        ),
         ("constant length ignored", "return weighted.sum() / constant_length", "return weighted.sum()"),
         (
             "clip shares of the wrong sign",
@@ -83,9 +87,13 @@ ALGORITHMS = [
         ("MIS without upper bound", "(ratio >= self.low) & (ratio <= self.high)", "ratio >= self.low"),
         ("TIS without cap", "return ratio.clamp(max=self.high)", "return ratio"),
         ("drift of the policy before the update", "(old if now is None else now)", "old"),
-        ("drift also for A > 0", "[batch.sequence] & (batch.advantages < 0)", "[batch.sequence]"),
+        ("drift also for A > 0", "[batch.token_unit] & (batch.advantages < 0)", "[batch.token_unit]"),
         ("a guide's tokens corrected", "torch.where(sampled, old - batch.logprobs, 0.0)", "(old - batch.logprobs)"),
-        ("means over a guide's tokens too", "batch.sum_by_sequence(counted).clamp", "batch.lengths.clamp"),
+        (
+            "means over a guide's tokens too",
+            "batch.sum_by_unit(counted).clamp",
+            "batch.sum_by_unit(batch.weights).clamp",
+        ),
         ("geometric mask on the sum", "((mean.exp() >= self.low)", "((total.exp() >= self.low)"),
     ),
     *faults(
@@ -111,7 +119,11 @@ ALGORITHMS = [
         ("clips whatever is asked", "if not self.clip_on_policy:", "if False:"),
         ("entropy of the guide too", 'own = batch.written_by("policy")', 'own = ~batch.written_by("replay")'),
         ("guide in the baseline of RL and SFT", 'if t.source != "guidance"]) for g in groups]', "]) for g in groups]"),
-        ("guide's denominator", "scale[True] = len(data) * self.constant_length", "scale[True] = self.constant_length"),
+        (
+            "guide's denominator",
+            "scale[True] = count_units(data) * self.constant_length",
+            "scale[True] = self.constant_length",
+        ),
     ),
     *faults(
         "algorithms/exgrpo.py",
@@ -144,8 +156,8 @@ ALGORITHMS = [
         ("token form without detach", "mean = mean.detach() + out", "mean = mean + out"),
         (
             "sum instead of mean",
-            "(batch.sum_by_sequence(batch.weights * change) / batch.lengths)",
-            "batch.sum_by_sequence(batch.weights * change)",
+            "batch.mean_by_unit(change)[batch.token_unit]",
+            "batch.sum_by_unit(batch.weights * change)[batch.token_unit]",
         ),
     ),
     *faults(
@@ -379,7 +391,7 @@ LOOPS = [
         ("the least sure trajectory", "min(entries, key=lambda key", "max(entries, key=lambda key"),
         ("the newest goes first", "self.remove(question.entries[0])", "self.remove(question.entries[-1])"),
         ("buckets all alike", "[max(weights[k], 1e-300) for k in buckets]", "[1.0 for k in buckets]"),
-        ("sums instead of means", "return fmean(value for value", "return sum(value for value"),
+        ("sums instead of means", "return fmean([value for value", "return sum([value for value"),
         ("starts at once", "self.started = self.started or rate > self.options.start", "self.started = True"),
         ("keeps truncated ones", ' == "policy" and not trajectory.truncated:', ' == "policy":'),
         ("spread ignored", 'if self.options.buckets == "successes":', "if True:"),
@@ -520,7 +532,7 @@ REWARDS = [
     *faults(
         "thoughts.py",
         "test_thoughts.py",
-        ("unfinished thoughts are answers", "return None if awaited else text[begin:]", "return text[begin:]"),
+        ("unfinished thoughts are answers", "return None if awaited else END_OF_TURN", "return END_OF_TURN"),
         ("opened thoughts forgotten", "ALONE if opened else set()", "set()"),
         ("any closing tag will do", "elif name in (awaited or ALONE):", "elif True:"),
     ),
@@ -546,7 +558,7 @@ REWARDS = [
     *faults(
         "rewards/equality.py",
         "rewards/test_math_answers.py",
-        ("false equations hold", "if not answer or is_false(answer[0]):", "if not answer:"),
+        ("false equations hold", "if not answer or is_false(answer[0]) or", "if not answer or"),
         ("sets are not inequalities", "return None not in regions and regions[0] == regions[1]", "return False"),
     ),
     *faults(

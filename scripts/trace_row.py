@@ -68,6 +68,8 @@ def find_form(value: Any, depth: int = DEPTH) -> str:
     if not inside or isinstance(value, list | tuple):
         return inside
     kind = type(value)
+    if kind.__module__.startswith("aurify.pipeline."):
+        return ""  # a plan or a run
     if kind.__module__.startswith("aurify."):
         return f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}"
     return "messages" if "role" in value else "columns"

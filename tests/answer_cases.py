@@ -669,6 +669,8 @@ ANSWERS = {
         ("5.", "5", 1),
     ],
     "plain text": [
+        ("1000.99", "so the number is 10 which is 1,000.99m\u00b2", 1),
+        (r"\frac{1}{12}", "$0.0833333333333333$", 1),
         ("3", "So x = 2\u221a3.", 0),
         (r"2\sqrt{3}", "So x = 2\u221a3.", 1),
         ("1", "The result is x\xb2+1.", 0),

@@ -22,7 +22,7 @@ def load_script(name: str) -> ModuleType:
     return script
 
 
-@pytest.mark.parametrize(("method", "types", "most_files"), [("sft", SFT, 33), ("grpo", GRPO, 47)])
+@pytest.mark.parametrize(("method", "types", "most_files"), [("sft", SFT, 40), ("grpo", GRPO, 56)])
 def test_a_row_becomes_few_things_on_its_way_to_the_gradient(method, types, most_files):
     trace = load_script("trace_row").trace_row(method)
     assert trace.ended, "no loss was computed"
@@ -31,7 +31,7 @@ def test_a_row_becomes_few_things_on_its_way_to_the_gradient(method, types, most
     assert {"rows/files.py", "renderer/renderer.py", "engine/packing.py"} <= converters and len(converters) <= 10
     assert converters < set(trace.files) and len(trace.files) <= most_files
     section = (ROOT / "docs" / "architecture.md").read_text().partition("## One row of GSM8K")[2].partition("\n## ")[0]
-    told = set(re.findall(r"`([a-z_]+/[a-z0-9_]+\.py)`", section))
+    told = set(re.findall(r"`([a-z0-9_/]+\.py)`", section))
     assert converters <= told, "docs/architecture.md names every file that converts the row"
 
 

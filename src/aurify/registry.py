@@ -105,6 +105,8 @@ declare(
         "answer_f1": "aurify.rewards.search:answer_f1",
         "search_format": "aurify.rewards.search:search_format",
         "retrieval_hit": "aurify.rewards.search:retrieval_hit",
+        "retrieval_mrr": "aurify.environments.retrieval:retrieval_mrr",
+        "answer_similarity": "aurify.environments.retrieval:answer_similarity",
         "procedure": "aurify.procedures.reward:procedure",
         "code": "aurify.rewards.code:code",
         "code_syntax": "aurify.rewards.code:code_syntax",

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from aurify import registry
+from aurify.config import load_config
 from aurify.pipeline.recipe import build_recipe
 from aurify.pipeline.run import run_pipeline
 from aurify.tracking.run_folder import RunFolder
@@ -71,3 +72,25 @@ def test_the_recipe_with_python_in_the_docs_trains(tmp_path):
     results, folder = train(values, tmp_path)
     assert results["rl"]["status"] == "finished"
     assert "Run Python code" in folder.stage("rl").samples.read_text()
+
+
+@pytest.mark.parametrize("method", ["grpo", "luffy"])
+def test_the_recipe_of_facts_trains_by_search_and_by_traces_with_searches(tmp_path, monkeypatch, method):
+    """With nothing to be found, which needs no embedder. Seven in ten tokens of a step are what was put into a turn."""
+    monkeypatch.setenv("AURIFY_CACHE", str(tmp_path / "cache"))
+    values = load_config(Path(__file__).parents[2] / "recipes" / "search-facts.yaml") | TINY
+    values["task"] |= {"knowledge": "empty", "persons": 20, "num_heldout": 5}
+    values["stages"]["sft"] |= {"data": {"demonstrations": 8}, "batch_size": 4}
+    values["stages"]["rl"] |= {"method": method, "steps": 1, "prompts_per_step": 2, "completions_per_prompt": 3}
+    values["stages"]["rl"]["sampling"] = {"max_tokens": 80}
+    if method == "luffy":
+        values["stages"]["rl"]["guidance"] = {"demonstrations": True}
+    results, folder = train(values, tmp_path)
+    assert {stage: result["status"] for stage, result in results.items()} == {"sft": "finished", "rl": "finished"}
+    [step] = [json.loads(line) for line in folder.stage("rl").metrics.read_text().splitlines()]
+    [ledger] = [json.loads(line) for line in folder.stage("rl").ledger.read_text().splitlines()]
+    assert 0 < step["rollout/environment_share"] < 1 and 0 < step["rollout/truncated"] <= 1
+    assert step["rollout/invalid_actions"] > 0, "a random model knows no tags"
+    if method == "luffy":
+        assert step["guidance/trajectories"] == 2 and step["guidance/reward"] == 1.0
+        assert 0 < ledger["ledger/tokens_guided"] < 2 * 80, "the guide's own tokens, not what was found"

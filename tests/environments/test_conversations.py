@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tokenizers_in_code as made
 
+from aurify.environments import search_r1
 from aurify.environments.env import Step
 from aurify.environments.multi_turn import MultiTurnEnvironment
 from aurify.environments.rollout import Limits, build_datum, rollout
@@ -198,3 +201,18 @@ def test_search_r1_goes_on_after_an_end_token_with_a_user_message(renderer):
     trajectory, _ = play(renderer, ["no tags at all", "<answer>Lima</answer>"], Library(CAPITAL))
     assert [m["role"] for m in trajectory.completion] == ["assistant", "user", "assistant"]
     assert "neither a search nor an answer" in trajectory.completion[1]["content"]
+
+
+def test_trajectories_that_begin_together_share_one_knowledge_base(monkeypatch):
+    """Each would load an embedder of its own."""
+    made = []
+
+    class Slow:
+        def __init__(self, *options):
+            time.sleep(0.05)
+            made.append(options)
+
+    monkeypatch.setattr(search_r1, "Search", Slow)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: search_r1.open_search("kb/together", None, 3), range(8)))
+    assert made == [("kb/together", None, 3)] and len(set(map(id, found))) == 1

@@ -67,7 +67,8 @@ def test_further_rewards_do_not_touch_accuracy_and_missing_ones_count_as_wrong()
 
     result, _ = scored(["0", "1"], rubric=Rubric([answer, (bonus, 2.0)]), num_tasks=4)
     assert result.value == 0.5 and result.num == 4
-    assert result.metrics["reward"] == 10.5
+    assert result.metrics["reward"] == 10.5 and result.metrics["reward_bonus"] == 5.0
+    assert "reward_answer" not in result.metrics, "that is the value"
 
 
 def test_several_answers_a_task_are_averaged_first():

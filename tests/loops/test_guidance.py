@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from aurify import tasks
 from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
 from aurify.loops.guidance import open_guide, prefix_share
@@ -213,3 +214,30 @@ def test_a_guide_stands_in_for_the_policys_own_where_some_of_them_failed() -> No
     group, replaced = asyncio.run(sampled.play_group(0, 0, TASKS[0]))
     assert sources(group) == {"policy": 2, "guidance": 1}, "there was room: nothing had to go"
     assert not replaced
+
+
+def test_an_answer_that_counted_nothing_counts_as_none():
+    """Searches of an answer, over all answers: one that never came to the environment has not searched."""
+    group = Group(TASKS[0], [Trajectory([], [], 0, metrics={"searches": 3.0}), Trajectory([], [], 0)])
+    assert rollout_metrics(Round([group]), [[0.0, 0.0]], rollouts(["no"]).stage)["rollout/searches"] == 1.5
+
+
+def test_a_trace_with_calls_of_a_tool_trains_the_calls_and_not_their_results():
+    taskset = tasks.make("multiplication", digits=2, tools=["calculator"])
+    task, renderer = taskset.heldout[0], Renderer(TOKENIZER, tools_as_text=True)
+    stage = OnlineStage(
+        method="luffy",
+        model=ModelConfig("random:tiny"),
+        completions_per_prompt=2,
+        guidance=GuidanceOptions(demonstrations=True),
+    )
+    guide = asyncio.run(open_guide(stage, taskset, renderer, 4000))
+    sampled = Rollouts(ScriptedSampler(["no"], TOKENIZER), renderer, taskset, taskset.rubric, stage, 1, guide=guide)
+    group = asyncio.run(sampled.play_group(0, 0, task))[0]
+    assert sources(group) == {"policy": 1, "guidance": 1} and group.rewards == [0, 1]
+    trajectory = group.trajectories[-1]
+    assert [s.origin for s in trajectory.segments] == ["prompt", "guidance", "environment", "guidance"]
+    assert trajectory.segments[0].tokens == sampled.sampler.prompts[0]  # type: ignore[attr-defined]
+    call, result, answer = (TOKENIZER.decode(segment.tokens) for segment in trajectory.segments[1:])
+    assert "<tool_call>" in call and "tool_response" in result and answer.startswith(task.prompt[-1]["content"][8:10])
+    assert [message["role"] for message in trajectory.completion] == ["assistant", "tool", "assistant"]

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from aurify.config import load_config
+from aurify.data.medquad import write_rows
 from aurify.errors import UserError
+from aurify.knowledge.knowledge_base import KnowledgeBase
 from aurify.models.model import tiny_model
 from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline import check, contents
@@ -128,9 +130,18 @@ def test_a_stage_name_is_a_folder_name():
         build_recipe(values)
 
 
+def stand_in_for_medquad(folder):
+    KnowledgeBase.create(folder / "kb")
+    for name, texts in (("train", ("a", "b")), ("heldout", ("c",))):
+        write_rows(folder / f"{name}.jsonl", ({"prompt": t, "answer": t, "documents": [t]} for t in texts))
+    said = {"role": "assistant", "content": "<answer> d </answer>"}
+    write_rows(folder / "demonstrations.jsonl", [{"messages": [{"role": "user", "content": "d"}, said]}])
+
+
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "base"], ids=lambda path: path.stem)
-def test_recipes_that_come_along_are_fine(path, monkeypatch):
-    """As far as that can be said without a model hub: models are not looked for, GSM8K is stood in for."""
+def test_recipes_that_come_along_are_fine(path, monkeypatch, tmp_path):
+    """As far as that can be said without a model hub: models are not looked for, GSM8K and MedQuAD are stood in
+    for, and no knowledge is put into the knowledge base of search_facts."""
     monkeypatch.setattr(check, "resolve_model", lambda name: None)
     monkeypatch.setattr(
         contents, "load_skeleton", lambda config, **head: tiny_model(max_position_embeddings=9999, **head)
@@ -138,6 +149,12 @@ def test_recipes_that_come_along_are_fine(path, monkeypatch):
     values = load_config(path)
     if values["task"]["name"] == "gsm8k":
         values["task"] = {"name": "arithmetic"}
+    if values["task"]["name"] == "search_facts":
+        monkeypatch.setenv("AURIFY_CACHE", str(tmp_path))
+        values["task"]["knowledge"] = "empty"
+    if values["task"].get("path", "").startswith("medquad/"):
+        stand_in_for_medquad(tmp_path / "medquad")
+        monkeypatch.chdir(tmp_path)
     recipe = build_recipe(values)
     plan = check_recipe(recipe)
     assert recipe.name != "run" and all(map(describe_stage, plan.stages.values()))

@@ -1,8 +1,10 @@
-"""`aurify data inspect`: what a file or data set holds, before anything is trained on it."""
+"""`aurify data inspect`: what a file or data set holds, before anything is trained on it. `aurify data medquad`: a
+knowledge base and questions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     from aurify.types import Datum, Lesson
 
 QUANTILES = {"shortest": 0.0, "10%": 0.1, "median": 0.5, "90%": 0.9, "99%": 0.99, "longest": 1.0}
+HUB = "lavita/MedQuAD"
 DEFAULT = "smollm2-135m-instruct"
 data = typer.Typer(no_args_is_help=True, help="Look at data before training on it.")
 
@@ -85,6 +88,45 @@ def inspect(
     if max_length is not None:
         tell_cuts(console, encoded, renderer, options, max_length)
     tell_findings(console, tally)
+
+
+@data.command()
+def medquad(
+    path: Annotated[str, typer.Argument(help="A file or folder with MedQuAD's rows, or owner/name of the hub.")] = HUB,
+    out: Annotated[Path, typer.Option(help="The folder that is written.")] = Path("medquad"),
+    documents: Annotated[int | None, typer.Option(min=2, help="At most so many, chosen by the seed; else all.")] = None,
+    heldout: Annotated[float, typer.Option(help="The share of topics whose questions are held out.")] = 0.1,
+    demonstrations: Annotated[int, typer.Option(min=1, help="Questions that come with a search to imitate.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of everything that is chosen.")] = 0,
+) -> None:
+    """Make a knowledge base of MedQuAD's answers, and questions to train on and held out, for rag-medquad."""
+    import asyncio
+
+    from rich.console import Console
+
+    from aurify.data.medquad import make_medquad
+    from aurify.environments.search_r1 import SHORT_INSTRUCTIONS, inform, open_search
+
+    def show(query: str, topk: int, max_chars: int) -> str:
+        return inform(asyncio.run(open_search(str(out / "kb"), None, topk).find(query)), max_chars)
+
+    console = Console(soft_wrap=True, highlight=False)
+    with Console(stderr=True).status("reading") as status:
+        counts = make_medquad(
+            path,
+            out,
+            max_documents=documents,
+            heldout_share=heldout,
+            num_demonstrations=demonstrations,
+            instructions=SHORT_INSTRUCTIONS,
+            show=show,
+            seed=seed,
+            progress=lambda summary: status.update(f"{summary.documents:,} documents, {summary.chunks:,} passages"),
+        )
+    left_out = counts.pop("left_out")
+    console.print(f"{out}: " + ", ".join(f"{num:,} {name}" for name, num in counts.items()), markup=False)
+    for reason, num in left_out.items():
+        console.print(f"left out: {num:,} rows {reason}", markup=False)
 
 
 def default_model() -> str:

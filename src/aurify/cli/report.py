@@ -1,14 +1,28 @@
-"""`aurify report`: builds a run's report.html anew."""
+"""`aurify report`: builds a run's report.html anew, and pictures of its rewards."""
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import typer
 
 from aurify.cli.names import RUNS, RunName, RunsFolder, find_run
 
 
-def report(run: RunName = "last", runs: RunsFolder = RUNS) -> None:
+def report(
+    run: RunName = "last",
+    runs: RunsFolder = RUNS,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Also rewards as PNG, and training_stats.json (extra plots).")
+    ] = False,
+) -> None:
     """Rebuild report.html from a run's files: curves, rewards and transcripts in one page that needs no network."""
     from aurify.report.report import write_report
 
-    typer.echo(write_report(find_run(run, runs)))
+    folder = find_run(run, runs)
+    typer.echo(write_report(folder))
+    if pictures:
+        from aurify.report.pictures import draw_pictures
+
+        for path in draw_pictures(folder):
+            typer.echo(path)

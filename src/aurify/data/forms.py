@@ -167,7 +167,7 @@ def find_turn(value: Any) -> str:
     return "messages" if speaker else ""
 
 
-def find_value(row: Mapping[str, Any], test: Callable[[Any], bool]) -> str | None:
+def find_value(row: Mapping[str, Any], test: Callable[[Any], object]) -> str | None:
     return next((str(name) for name, value in row.items() if test(value)), None)
 
 

@@ -98,6 +98,8 @@ def read_message(row: Row, where: str, given: Any) -> Message:
         message["name"] = values["name"]
     if weight is not None:
         message["weight"] = weight
+    if role == "assistant" and values.get("goes_on") is True:
+        message["goes_on"] = True
     return message
 
 

@@ -5,15 +5,18 @@ Files of several kinds are read, row by row: OpenR1's (`problem`, `generations`,
 answer, with or without `reasoning_content`, LUFFY's own (`prompt`, `target`, `reward_model`), plain `prompt`, `trace`
 or `traces`, `answer`, and GSM8K's. A column `logprobs` records how likely the guide's tokens were to it: for each trace
 a list with a number for each token, as this model's tokenizer cuts it; the end token may be missing. Every trace is
-judged by the task's own reward before it is used, and what is refused is counted by its reason. Only token ids and
-such log-probs are kept."""
+judged by the task's own reward before it is used, and what is refused is counted by its reason.
+
+A trace may hold what an environment or a tool said: a list of messages (with `goes_on` and `weight: 0` for words that
+an environment puts into the guide's turn), or, for an environment that tells them apart, a text. Of other traces only
+token ids and log-probs are kept."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from aurify.data.heldout import HeldOut
 from aurify.data.messages import read_message, read_messages
@@ -21,6 +24,7 @@ from aurify.data.prompts import build_task, last_question, read_gold, read_quest
 from aurify.data.thoughts import find_thought, join_thought
 from aurify.errors import UserError
 from aurify.renderer import Renderer
+from aurify.renderer.traces import render_trace
 from aurify.rewards.rubric import Rubric
 from aurify.rows.columns import CHAT, TRACE, find_column
 from aurify.rows.gsm8k import is_gsm8k, split_answer
@@ -28,17 +32,32 @@ from aurify.rows.row import BadRow, Row, Tally
 from aurify.rows.sources import open_file
 from aurify.types import Message, Segment, Task, Trajectory
 
+Trace = Sequence[int] | list[Message]  # token ids, end token included; or all that a guide and an environment said
+
+
+def is_messages(trace: Trace) -> bool:
+    return isinstance(trace[0], dict)
+
+
+def is_conversation(messages: Sequence[Message]) -> bool:
+    """Whether anybody but the guide speaks, or it calls a tool: more than an answer."""
+    return len(messages) > 1 or bool(messages[0].get("tool_calls"))
+
+
+def one_message(text: str) -> list[Message]:
+    return [{"role": "assistant", "content": text}]
+
 
 @dataclass
 class Traces:
-    """Token ids, end token included, by the question they answer."""
+    """By the question they answer."""
 
     path: str
-    by_question: dict[str, list[array[int]]] = field(default_factory=dict)
+    by_question: dict[str, list[Trace]] = field(default_factory=dict)
     recorded: dict[tuple[int, ...], array[float]] = field(default_factory=dict)  # log-probs, by the tokens of a trace
     tally: Tally = field(default_factory=Tally)
 
-    def of(self, messages: Sequence[Message]) -> list[array[int]]:
+    def of(self, messages: Sequence[Message]) -> list[Trace]:
         """The traces for a prompt, whatever its system prompt says."""
         return self.by_question.get(last_question(messages), [])
 
@@ -65,12 +84,14 @@ async def load_traces(
     max_tokens: int | None = None,
     max_context: int | None = None,
     success: float = 1.0,
+    split: Callable[[str], list[Message]] = one_message,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> Traces:
     """Reads a file and keeps the traces that the first reward of `rubric` gives at least `success`. Refused are those
-    for held-out tasks, those above `max_tokens` or, with their prompt, `max_context`, copies, and traces without an
-    answer to judge them by."""
+    for held-out tasks, those above `max_tokens` (of the guide) or, with all the rest, `max_context`, copies, and traces
+    without an answer to judge them by. split: the messages of a trace that is a text. tools: that the task offers."""
     traces = Traces(path)
-    check = TraceCheck(renderer, rubric, heldout or HeldOut(), max_tokens, max_context, success)
+    check = TraceCheck(renderer, rubric, heldout or HeldOut(), max_tokens, max_context, success, split, tools)
     for row in open_file(path):
         if isinstance(row, BadRow):
             traces.tally.reject("that cannot be read", str(row))
@@ -93,20 +114,22 @@ async def keep_traces(row: Row, traces: Traces, check: TraceCheck) -> None:
         traces.tally.reject(reason, row.location)
         return
     known = traces.by_question.setdefault(last_question(task.prompt), [])
-    for text, recorded in zip(texts, read_logprobs(row, len(texts)), strict=True):
-        tokens = array("i", check.renderer.reply(check.renderer.prompt(task.prompt), text))
-        if recorded is not None and len(recorded) == len(tokens) - 1:
+    for given, recorded in zip(texts, read_logprobs(row, len(texts)), strict=True):
+        messages = check.split(given) if isinstance(given, str) else given
+        trace, trajectory = check.encode(task, messages)
+        num_tokens = sum(len(segment.tokens) for segment in trajectory.segments if segment.origin == "guidance")
+        if recorded is not None and len(recorded) == num_tokens - 1:
             recorded = [*recorded, 0.0]  # the end token, which a guide's text does not show
-        if recorded is not None and len(recorded) != len(tokens):
+        if recorded is not None and (len(recorded) != num_tokens or is_messages(trace)):
             reason = "with log-probs of other tokens"
         else:
-            reason = "a copy" if tokens in known else await check.refuse_trace(task, tokens)
+            reason = "a copy" if trace in known else await check.refuse_trace(task, trajectory, num_tokens)
         if reason:
             traces.tally.reject(reason, row.location)
             continue
-        known.append(tokens)
+        known.append(trace)
         if recorded is not None:
-            traces.recorded[tuple(tokens)] = array("f", recorded)
+            traces.recorded[tuple(cast("Sequence[int]", trace))] = array("f", recorded)
 
 
 @dataclass(frozen=True)
@@ -119,19 +142,29 @@ class TraceCheck:
     max_tokens: int | None
     max_context: int | None
     success: float
+    split: Callable[[str], list[Message]]
+    tools: Sequence[dict[str, Any]]
 
-    def refuse_row(self, task: Task, texts: Sequence[str]) -> str | None:
+    def refuse_row(self, task: Task, texts: Sequence[str | list[Message]]) -> str | None:
         if not texts:
             return "without a trace"
         if self.heldout.holder(task.prompt) is not None:
             return "for a held-out task"
         return None if task.answer is not None else "without an answer to judge it by"
 
-    async def refuse_trace(self, task: Task, tokens: Sequence[int]) -> str | None:
-        segments = [Segment(self.renderer.prompt(task.prompt), "prompt"), Segment(list(tokens), "guidance")]
-        messages = [*task.prompt, self.renderer.parse(tokens)]
-        trajectory = Trajectory(segments, messages, len(task.prompt), source="guidance")
-        for limit, length in ((self.max_tokens, len(tokens)), (self.max_context, len(trajectory.tokens))):
+    def encode(self, task: Task, messages: list[Message]) -> tuple[Trace, Trajectory]:
+        """The trace as it is kept, and as rewards see it."""
+        prompt, num = self.renderer.prompt(task.prompt, self.tools), len(task.prompt)
+        if not is_conversation(messages):
+            tokens = array("i", self.renderer.reply(prompt, messages[0]["content"]))
+            segments = [Segment(prompt, "prompt"), Segment(list(tokens), "guidance")]
+            said = [*task.prompt, self.renderer.parse(tokens)]
+            return tokens, Trajectory(segments, said, num, source="guidance")
+        segments = render_trace(task.prompt, messages, self.tools, self.renderer)
+        return messages, Trajectory(segments, [*task.prompt, *messages], num, source="guidance", tools=self.tools)
+
+    async def refuse_trace(self, task: Task, trajectory: Trajectory, num_tokens: int) -> str | None:
+        for limit, length in ((self.max_tokens, num_tokens), (self.max_context, len(trajectory.tokens))):
             if limit is not None and length > limit:
                 return "too long"
         await self.rubric.score(task, [trajectory])
@@ -147,22 +180,32 @@ def with_trace(row: Row) -> Row:
     return row if parts is None else Row({**row, "trace": row["answer"], "answer": parts[1]}, row.location)
 
 
-def read_traces(row: Row) -> list[str]:
+def read_traces(row: Row) -> list[str | list[Message]]:
     """The traces of a row; empty ones, which data sets use for "none", are left out."""
     column = find_column(row, TRACE, str, list, dict)
+    texts: list[str | list[Message]]
     if column is None:
         chat = find_column(row, CHAT, list)
         texts = [read_messages(row, chat)[-1]["content"]] if chat and len(row[chat]) > 1 else []
     elif isinstance(row[column], str):
         texts = [join_thought(find_thought(row), row[column].strip()) if find_thought(row) else row[column]]
     else:
-        entries = row[column] if isinstance(row[column], list) else [row[column]]
-        texts = [read_trace(row, column, entry) for entry in entries]
-    return [text for text in texts if text.strip()]
+        several = isinstance(row[column], list) and not has_other_voices(row[column])
+        texts = [read_trace(row, column, entry) for entry in (row[column] if several else [row[column]])]
+    return [trace for trace in texts if not isinstance(trace, str) or trace.strip()]
 
 
-def read_trace(row: Row, column: str, entry: Any) -> str:
-    """A text, a message, or a list with one message."""
+def has_other_voices(value: Any) -> bool:
+    """Messages of which not all are answers of their own."""
+    if not isinstance(value, list) or len(value) < 2 or not all(isinstance(entry, Mapping) for entry in value):
+        return False
+    return any(entry.get("goes_on") or entry.get("role") not in (None, "assistant") for entry in value)
+
+
+def read_trace(row: Row, column: str, entry: Any) -> str | list[Message]:
+    """A text, a message, or a list of messages."""
+    if has_other_voices(entry):
+        return [read_message(row, column, message) for message in entry]
     if isinstance(entry, str) or entry is None:
         return entry or ""
     entry = entry[0] if isinstance(entry, list) and len(entry) == 1 else entry

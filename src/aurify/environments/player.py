@@ -18,13 +18,14 @@ from aurify.errors import UserError
 from aurify.renderer import History, Renderer
 from aurify.samplers.sampler import Sampler, request_order
 from aurify.threads import PerLoop, Room, TimeLimit
-from aurify.types import Metrics, SamplingParams, Task, Trajectory
+from aurify.types import Message, Metrics, SamplingParams, Task, Trajectory
 
 log = logging.getLogger("aurify")
 
 ATTEMPTS = 2
 MAX_ROOMS = 128  # environments with a thread at the same time; further trajectories wait
 MAX_STUCK = 128  # threads that calls over their time limit still hold
+Given = tuple[Sequence[int], Sequence[Message]]  # guidance and trace of a rollout
 MAX_TOLD = 5  # reasons of failures that are told in a step
 
 
@@ -68,21 +69,27 @@ class Player:
         self.untold: list[str] = []
 
     async def play(
-        self, task: Task, params: SamplingParams, *, guidance: Sequence[int] = (), order: tuple[int, ...] = ()
+        self,
+        task: Task,
+        params: SamplingParams,
+        *,
+        guidance: Sequence[int] = (),
+        trace: Sequence[Message] = (),
+        order: tuple[int, ...] = (),
     ) -> Trajectory | None:
         """None: it failed twice. Both attempts have the same seed, so what failed by chance leaves no trace. order:
-        see `request_order`."""
+        see `request_order`; guidance, trace: see `rollout`."""
         async with self.rooms.get() if self.threaded else nullcontext():
             if self.rounds is not None:
                 self.rounds.enter()
             try:
-                return await self._attempts(task, params, guidance, order)
+                return await self._attempts(task, params, (guidance, trace), order)
             finally:
                 if self.rounds is not None:
                     self.rounds.leave()
 
     async def _attempts(
-        self, task: Task, params: SamplingParams, guidance: Sequence[int], order: tuple[int, ...]
+        self, task: Task, params: SamplingParams, given: Given, order: tuple[int, ...]
     ) -> Trajectory | None:
         for attempt in range(ATTEMPTS):
             if self.in_a_row >= self.options.max_failures:
@@ -96,7 +103,7 @@ class Player:
                 )
             token, sampler = request_order.set(order), CountingSampler(self.rounds or self.sampler)
             try:
-                trajectory = await self._try(task, params, guidance, sampler)
+                trajectory = await self._try(task, params, given, sampler)
             except Exception as error:
                 log.debug("task %r failed", task.id, exc_info=True)
                 self.counts["retried" if attempt + 1 < ATTEMPTS else "failed"] += 1
@@ -117,9 +124,8 @@ class Player:
             raise self.too_many()
         return None
 
-    async def _try(
-        self, task: Task, params: SamplingParams, guidance: Sequence[int], sampler: CountingSampler
-    ) -> Trajectory:
+    async def _try(self, task: Task, params: SamplingParams, given: Given, sampler: CountingSampler) -> Trajectory:
+        guidance, trace = given
         seconds = self.options.step_seconds
         async with host_environment(
             self.environment, task, seed=params.seed, seconds=seconds, stuck=self.stuck
@@ -133,6 +139,7 @@ class Player:
                 max_context=self.max_context,
                 limits=self.limits,
                 guidance=guidance,
+                trace=trace,
                 history=self.options.history,
             )
 

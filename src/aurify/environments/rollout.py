@@ -17,6 +17,7 @@ from aurify.environments.env import Environment, Observation, Step
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.renderer import History, Renderer
+from aurify.renderer.traces import render_trace
 from aurify.samplers.sampler import Sampler, Session, request_order
 from aurify.signatures import report_crashes
 from aurify.threads import settle
@@ -57,14 +58,17 @@ async def rollout(
     max_context: int | None = None,
     limits: Limits = NO_LIMITS,
     guidance: Sequence[int] = (),
+    trace: Sequence[Message] = (),
     history: History = "template",
 ) -> Trajectory:
     """One trajectory. params.max_tokens counts for each turn. max_context: None takes the sampler's, if it has one.
     guidance: how a guide begins the first answer. The policy goes on from there, unless it ends with an end token.
-    history: see `RolloutOptions`."""
+    trace: instead, all that a guide and an environment said; then nothing is sampled, and no step is made. history: see
+    `RolloutOptions`."""
     if max_context is None:
         max_context = getattr(sampler, "max_context", None)
-    order, answers, outcome = request_order.get(), Answers(), None
+    order, answers = request_order.get(), Answers()
+    outcome: Outcome | None = None
     session = Session()
     turn = nullcontext() if isinstance(unwrap(environment), SingleTurn) else session  # nothing to keep
     try:
@@ -76,6 +80,9 @@ async def rollout(
         )
         played = Play(first, renderer, params, limits, max_context, history)
         check_room(task, played.tokens, max_context, renderer)
+        if trace:
+            played.follow(render_trace(first.messages, trace, first.tools, renderer), trace)
+            outcome = "done"
         while outcome is None:
             begun = guidance if not played.turns else ()
             request_order.set((*order, len(played.turns)))
@@ -100,7 +107,7 @@ async def rollout(
         opened_thought=played.opened_thought,
         turns=played.turns,
         metrics=answers.metrics,
-        source="guidance" if guidance else "policy",
+        source="guidance" if guidance or trace else "policy",
         tools=first.tools,
         problems=answers.problems,
     )
@@ -132,6 +139,11 @@ class Play:
         self.num_sampled = self.num_errors = 0
         self.began = time.monotonic()
 
+    def follow(self, segments: list[Segment], trace: Sequence[Message]) -> None:
+        self.segments, self.messages = segments, [*self.messages, *trace]
+        self.opened_thought = self.renderer.opens_thought(self.tokens)
+        self.turns = [Turn(0, 0.0) for segment in segments if segment.origin == "guidance"]
+
     async def sample_turn(self, sampler: Sampler, guidance: Sequence[int]) -> Outcome | None:
         """Samples until the policy stops. None: it is the environment's turn."""
         if not self.turn:
@@ -154,9 +166,10 @@ class Play:
             outcome = None if completion.finish == "stop" else limit
         self.num_sampled += num_sampled
         self.turns.append(Turn(num_sampled, time.monotonic() - began))
+        message = self.renderer.parse(self.said)
+        self.messages.append({**message, "goes_on": True} if self.turn else message)
         self.turn += self.said
         self.tokens = [*self.tokens, *self.said]
-        self.messages.append(self.renderer.parse(self.said))
         return outcome
 
     def _room(self, num_guided: int) -> tuple[int, Outcome]:
@@ -204,7 +217,7 @@ class Play:
         if self.said[-1:] and self.said[-1] in self.renderer.stop_tokens:
             return self._next_turn(Step([{"role": "user", "content": step.continue_turn.strip()}]))
         text = self._cut(step.continue_turn)
-        self.messages.append(cast(Message, {"role": "assistant", "content": text, "weight": 0.0}))
+        self.messages.append(cast(Message, {"role": "assistant", "content": text, "weight": 0.0, "goes_on": True}))
         delta = self.renderer.continuation(text)
         self.turn += delta
         return self._extend(delta)

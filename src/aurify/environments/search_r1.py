@@ -8,12 +8,13 @@ the model to answer (the reference lets it write a search that nobody runs)."""
 from __future__ import annotations
 
 import re
+import threading
 from functools import cache
 
 from aurify.environments.env import Step
 from aurify.environments.multi_turn import MultiTurnEnvironment
 from aurify.errors import UserError
-from aurify.tools.search import Search, write_passages
+from aurify.tools.search import Passage, Search, write_passages
 from aurify.tools.tool import CallError
 from aurify.types import Message, Task
 
@@ -23,11 +24,17 @@ INSTRUCTIONS = (
     "</information>, and you may search again. Then give a short answer between <answer> and </answer>, without an "
     "explanation, such as <answer> Lima </answer>. Question: "
 )
+SHORT_INSTRUCTIONS = (
+    "Answer the question. To look something up, write <search> words </search>; what is found comes back between "
+    "<information> and </information>. Then write <answer> answer </answer>. Question: "
+)  # for small models: no thoughts
 CORRECTION = (
     "\nThat was neither a search nor an answer. To search, write <search> query </search>. To answer, write "
     "<answer> answer </answer>.\n"
 )
 LAST_TURN = "\nNo searches are left. Write <answer> answer </answer> now.\n"
+OPENING = threading.Lock()
+MAX_CHARS = 2000  # of what a search brings back
 FOUND = re.compile(r"(\s*<information>.*?</information>\s*)", re.DOTALL)
 ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 
@@ -43,10 +50,12 @@ class SearchR1(MultiTurnEnvironment):
     def split_trace(text: str) -> list[Message]:
         """A written answer with searches inside: what stands between <information> tags is context, never a target."""
         pieces = [piece for piece in FOUND.split(text) if piece]
-        return [
-            {"role": "assistant", "content": piece, "weight": 0.0 if FOUND.fullmatch(piece) else 1.0, "goes_on": k > 0}
-            for k, piece in enumerate(pieces)
+        messages: list[Message] = [
+            {"role": "assistant", "content": piece, "weight": 0.0 if FOUND.fullmatch(piece) else 1.0, "goes_on": True}
+            for piece in pieces
         ]
+        messages[0].pop("goes_on")
+        return messages
 
     def __init__(
         self,
@@ -55,7 +64,7 @@ class SearchR1(MultiTurnEnvironment):
         url: str | None = None,
         topk: int = 3,
         max_searches: int = 4,
-        max_chars: int = 2000,
+        max_chars: int = MAX_CHARS,
         instructions: str = INSTRUCTIONS,
     ) -> None:
         super().__init__(task)
@@ -80,13 +89,23 @@ class SearchR1(MultiTurnEnvironment):
             return Step(continue_turn=LAST_TURN, metrics={"searches_refused": 1})
         self.left -= 1
         try:
-            text = write_passages(await self.search.find(content))[: self.max_chars]
+            passages = await self.search.find(content)
         except CallError as error:
             return Step(continue_turn=f"\n{error}\n", metrics={"invalid_actions": 1})
-        return Step(continue_turn=f"\n\n<information>{text}</information>\n\n", metrics={"searches": 1})
+        return Step(continue_turn=inform(passages, self.max_chars), metrics={"searches": 1})
+
+
+def inform(passages: list[Passage], max_chars: int) -> str:
+    """What is put into the turn."""
+    return f"\n\n<information>{write_passages(passages)[:max_chars]}</information>\n\n"
+
+
+def open_search(kb: str | None, url: str | None, topk: int) -> Search:
+    """One for the process: trajectories share a knowledge base, and its embedder, also those that begin together."""
+    with OPENING:
+        return open_once(kb, url, topk)
 
 
 @cache
-def open_search(kb: str | None, url: str | None, topk: int) -> Search:
-    """One for the process: trajectories share a knowledge base."""
+def open_once(kb: str | None, url: str | None, topk: int) -> Search:
     return Search(kb, url, topk)

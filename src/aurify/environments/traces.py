@@ -1,4 +1,4 @@
-"""Written answers, as the environment that they are for reads them."""
+"""Answers that were written for an environment, before anybody acted in it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from aurify.types import Message
 
 def as_messages(answer: str | list[Message], environment: Callable[..., Any]) -> list[Message]:
     """The messages of an answer. An environment that puts its own words into the policy's turn has `split_trace(text)`,
-    which tells them apart: they are context."""
+    which tells them apart."""
     if not isinstance(answer, str):
         return answer
     split = getattr(unwrap_partial(environment), "split_trace", None)

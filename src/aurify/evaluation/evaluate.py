@@ -116,6 +116,9 @@ def summarise(groups: Sequence[Group], measure: str, samples_per_task: int) -> E
         metrics["failed"] = num_failed / (samples_per_task * len(groups))
     if rewards:
         metrics["reward"] = statistics.fmean(rewards)
+    for name in sorted({name for t in trajectories for name in t.rewards} - {measure}):
+        values = [value for t in trajectories if (value := t.rewards.get(name)) is not None]
+        metrics |= {f"reward_{name}": statistics.fmean(values)} if values else {}
     for part in sorted({group.task.part for group in groups if group.task.part}):
         pairs = zip(by_task, groups, strict=True)
         metrics[f"{part}/value"] = statistics.fmean(value for value, group in pairs if group.task.part == part)

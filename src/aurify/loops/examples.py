@@ -168,7 +168,9 @@ def encode_examples(
     heldout = encode(watch(examples.heldout), renderer, whole)
     tally.add(heldout.tally, "held out: ")
     train = [unit for source in sources for unit in source]
-    return Units(train, heldout.units, num_dropped, tally, mix(sources, stage.data, seed) if stage.data.mix else None)
+    return Units(
+        train, heldout.units, num_dropped, tally, build_mixture(sources, stage.data, seed) if stage.data.mix else None
+    )
 
 
 def choose_encoding(stage: OfflineStage, limit: int) -> Encoding:
@@ -176,6 +178,6 @@ def choose_encoding(stage: OfflineStage, limit: int) -> Encoding:
     return Encoding(train_on=stage.train_on, limit=limit, overlong=stage.overlong, on_bad_row=stage.data.on_bad_row)
 
 
-def mix(sources: Sequence[Sequence[Unit]], data: DataOptions, seed: int) -> Mixture:
+def build_mixture(sources: Sequence[Sequence[Unit]], data: DataOptions, seed: int) -> Mixture:
     sizes = [[sum(len(datum.tokens) for datum in unit) for unit in source] for source in sources]
     return Mixture(sizes, [part.weight for part in data.parts], data.mix_by, data.mix_stop, seed)

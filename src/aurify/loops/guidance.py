@@ -10,13 +10,17 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, cast
 
 from aurify.data.heldout import HeldOut, heldout_tasks
-from aurify.data.traces import Traces, load_traces
+from aurify.data.traces import Trace, Traces, is_conversation, is_messages, load_traces
+from aurify.environments.traces import as_messages
+from aurify.errors import UserError
 from aurify.pipeline.recipe import OnlineStage, PrefixOptions
+from aurify.renderer.traces import render_trace
 from aurify.rewards.rubric import Rubric
-from aurify.types import Task
+from aurify.types import Message, Task
 
 if TYPE_CHECKING:
     from aurify.renderer import Renderer
@@ -29,6 +33,7 @@ class Beginning:
 
     tokens: Sequence[int] = ()
     logprobs: list[float] | None = None  # recorded, of these tokens
+    trace: Sequence[Message] = ()  # instead: all that a guide and an environment said
 
 
 @dataclass(frozen=True)
@@ -51,20 +56,33 @@ class Guide:
         chosen += [generator.choice(known) for _ in range(num - len(chosen))]  # prefixes of one trace may differ
         if options.prefix is None:
             return [self.cut_trace(trace, len(trace)) for trace in chosen]
+        if any(map(is_messages, chosen)):
+            raise UserError(
+                f"guidance.prefix: the traces for task {task.id!r} hold what an environment said, and are given whole; "
+                "leave prefix out"
+            )
         shares = [prefix_share(options.prefix, index, num, step, self.stage.steps) for index in range(num)]
         return [self.cut_trace(t, int(share * len(t))) for t, share in zip(chosen, shares, strict=True)]
 
-    def cut_trace(self, trace: Sequence[int], length: int) -> Beginning:
-        recorded = None if self.traces is None else self.traces.recorded.get(tuple(trace))
-        return Beginning(list(trace[:length]), None if recorded is None else list(recorded[:length]))
+    def cut_trace(self, trace: Trace, length: int) -> Beginning:
+        if is_messages(trace):
+            return Beginning(trace=cast("Sequence[Message]", trace))
+        tokens = cast("Sequence[int]", trace)
+        recorded = None if self.traces is None else self.traces.recorded.get(tuple(tokens))
+        return Beginning(list(tokens[:length]), None if recorded is None else list(recorded[:length]))
 
-    def known_traces(self, task: Task) -> Sequence[Sequence[int]]:
+    def known_traces(self, task: Task) -> Sequence[Trace]:
         if self.traces is not None:
             return self.traces.of(task.prompt)
         answer = self.taskset.demonstration(task)
-        if not isinstance(answer, str):  # a conversation is no single answer
+        if answer is None:
             return []
-        tokens = self.renderer.reply(self.renderer.prompt(task.prompt), answer)
+        messages = as_messages(answer, self.taskset.environment)
+        if is_conversation(messages):
+            segments = render_trace(task.prompt, messages, self.taskset.tools, self.renderer)
+            num = sum(len(segment.tokens) for segment in segments if segment.origin == "guidance")
+            return [messages] if num <= max_trace_tokens(self.stage) else []
+        tokens = self.renderer.reply(self.renderer.prompt(task.prompt), messages[0]["content"])
         return [tokens] if len(tokens) <= max_trace_tokens(self.stage) else []
 
 
@@ -98,5 +116,7 @@ async def open_guide(
         max_tokens=max_trace_tokens(stage),
         max_context=max_context,
         success=options.success,
+        split=partial(as_messages, environment=taskset.environment),
+        tools=taskset.tools,
     )
     return Guide(stage, renderer, taskset, traces)

@@ -173,7 +173,7 @@ class Rollouts:
 
     async def play(self, task: Task, seed: int, given: Beginning, order: tuple[int, ...]) -> Trajectory | None:
         params = replace(self.stage.sampling, seed=seed)
-        trajectory = await self.player.play(task, params, guidance=given.tokens, order=order)
+        trajectory = await self.player.play(task, params, guidance=given.tokens, trace=given.trace, order=order)
         if trajectory is not None and given.logprobs is not None:
             trajectory.segments = [
                 replace(s, logprobs=given.logprobs) if s.origin == "guidance" else s for s in trajectory.segments

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, cast
 
+from aurify.errors import UserError
 from aurify.thoughts import CLOSINGS
 from aurify.types import Message
 
@@ -26,6 +27,20 @@ def join_turns(messages: Sequence[Message]) -> list[Message]:
         content, weight = "".join(text for text, _ in pieces), max(weight for _, weight in pieces)
         joined[-1] = {**before, **message, "content": content, "weight": weight, "pieces": pieces}
     return joined
+
+
+def split_reply(said: str, message: Message) -> list[tuple[str, float]]:
+    """What the template writes for a message, as texts with weights: one, or the pieces of a turn that went on."""
+    pieces: list[tuple[str, float]] = message.get("pieces", [])  # type: ignore[assignment]
+    if not pieces:
+        return [(said, message.get("weight", 1.0))]
+    beginning, _, rest = said.partition(message["content"].rstrip())
+    if beginning.strip() or rest.strip():
+        raise UserError(
+            f"the chat template changes a turn that went on after {pieces[0][0][-60:]!r}; a message with goes_on needs "
+            "a template that writes answers as they are, and no tool calls"
+        )
+    return pieces
 
 
 def write_tools_as_text(messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> list[Message]:

@@ -115,13 +115,14 @@ class Shield:
         return [self._hide_message(message) for message in messages]
 
     def _hide_message(self, message: Message) -> Message:
-        hidden = {
-            key: value
-            if key in ("role", "weight", "pieces")
-            else self.hide(value, message["role"] if key == "content" else "")
-            for key, value in message.items()
-        }
-        return cast(Message, hidden)
+        return cast(Message, {key: self._hide_value(key, value, message["role"]) for key, value in message.items()})
+
+    def _hide_value(self, key: str, value: Any, role: str) -> Any:
+        if key in ("role", "weight", "goes_on"):
+            return value
+        if key == "pieces":  # of a turn that went on: what was put into it is foreign
+            return [(self.hide(text, role if weight else "tool"), weight) for text, weight in value]
+        return self.hide(value, role if key == "content" else "")
 
     def pieces(self, text: str) -> list[str]:
         """Restores the text, cut so that no piece contains a hidden control token."""

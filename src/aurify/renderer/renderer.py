@@ -99,9 +99,14 @@ class Renderer:
             if tokens:
                 following = self._without_end(following, tokens[-1])
             context = self._encode(following, shield, after=tokens[-1] if tokens else None)
-            reply, weighed = self._reply(said, folded[i], shield)
-            tokens += context + reply
-            weights += [0.0] * len(context) + weighed
+            tokens += context
+            weights += [0.0] * len(context)
+            for text, weight in folding.split_reply(said, folded[i]):
+                piece = self._encode(text, shield, continued=True)
+                tokens += piece
+                weights += [weight] * len(piece)
+            tokens.append(self._end_id(bool(folded[i].get("tool_calls"))))
+            weights.append(weight)
             written = before[number] + said
         return tokens, weights
 
@@ -286,26 +291,6 @@ class Renderer:
             reason = " that has a weight above 0" if said_by_assistant else ""
             raise UserError(f"no assistant message to train on{reason} in {describe_roles(messages)}")
         return turns[-1:] if train == "last" else turns
-
-    def _reply(self, said: str, message: Message, shield: Shield) -> tuple[list[int], list[float]]:
-        """The tokens of a reply and their weights; `said` is what the template writes for it."""
-        end = self._end_id(bool(message.get("tool_calls")))
-        pieces: Sequence[tuple[str, float]] = message.get("pieces", ())  # type: ignore[assignment]
-        if not pieces:
-            tokens = [*self._encode(said, shield, continued=True), end]
-            return tokens, [message.get("weight", 1.0)] * len(tokens)
-        beginning, _, rest = said.partition(message["content"].rstrip())
-        if beginning.strip() or rest.strip():
-            raise UserError(
-                f"{self.template.name} changes a turn that went on after {pieces[0][0][-60:]!r}; a message with "
-                "goes_on needs a template that writes answers as they are, and no tool calls"
-            )
-        tokens, weights = [], []
-        for text, weight in pieces:
-            encoded = self._encode(shield.hide(text, "assistant" if weight else "tool"), shield, continued=True)
-            tokens += encoded
-            weights += [weight] * len(encoded)
-        return [*tokens, end], [*weights, pieces[-1][1]]
 
     def _said(self, before: str, messages: Sequence[Message], tools: Sequence[dict[str, Any]]) -> str:
         """What the template writes for the last message, an assistant's, between `before` and its end token."""

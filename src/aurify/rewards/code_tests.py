@@ -149,7 +149,7 @@ def read_value(value: Any, named: str | None) -> CodeTests:
 def read_code(entry: Any) -> Any:
     """The text of {"code": "assert ..."}; other entries as they are."""
     found = (
-        first_of(entry, ("code", "test", "test_code", "assertion", "assert")) if isinstance(entry, Mapping) else None
+        first_known(entry, ("code", "test", "test_code", "assertion", "assert")) if isinstance(entry, Mapping) else None
     )
     return found if isinstance(found, str) and CHECKS.search(found) else entry
 

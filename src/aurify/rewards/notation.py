@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from fractions import Fraction
 
 from aurify.rewards.numbers import LOWERED, PLAIN_DIGITS, RAISED, SCALES, SEPARATORS, read_exact, read_words
 
@@ -167,8 +168,12 @@ def compare_answers(answer: str, gold: str) -> bool | tuple[str, str]:
         return False
     if PERCENT.search(answer + gold) and (shares := compare_shares(answer, gold)) is not None:
         return shares
-    numbers = read_exact(answer), read_exact(gold)
-    return answer == gold or (numbers[0] == numbers[1] if None not in numbers else (answer, gold))
+    one, two = read_exact(answer), read_exact(gold)
+    if one is None or two is None:
+        return answer == gold or (answer, gold)
+    # 0.0833333333333333 is 1/12; whole numbers are compared to the last digit
+    near = Fraction(0) if one.denominator == two.denominator == 1 else max(abs(one), abs(two)) / 10**12
+    return abs(one - two) <= near
 
 
 def compare_shares(answer: str, gold: str) -> bool | None:
@@ -251,7 +256,7 @@ def split_unit(text: str, loose: bool = False) -> tuple[str, str]:
     if "{" not in found[2]:
         if any(word.lower() in NO_UNITS for word in words):
             return text, ""
-        if len(words[0]) == 1 and not (loose and found[2] and known[0]):
+        if len(words[0]) == 1 and not (loose and (found[2] or "^" in found[3]) and known[0]):
             return text, ""
         if not known[0] and (len(words[0]) < 4 or not found[2]):
             return text, ""

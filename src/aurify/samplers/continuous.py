@@ -210,8 +210,8 @@ class Continuous:
             return prefill(self.engine, self.decoder, self.cache, [prompts[k] for k in row], [slots[k] for k in row])
 
         def go_on(row: list[int]) -> Tensor:
-            chosen = [[each[k] for k in row] for each in (new, going, starts)]
-            return prefill_new(self.decoder, self.cache, *chosen)
+            chosen = [new[k] for k in row]
+            return prefill_new(self.decoder, self.cache, chosen, [going[k] for k in row], [starts[k] for k in row])
 
         found: dict[int, Tensor] = {}
         for group, hidden in zip(slots, self._in_rows(prompts, begin, share=True), strict=True):

@@ -31,6 +31,11 @@ class Session:
     def __exit__(self, *error: object) -> None:
         current_session.set(None)
 
+    def keep(self, owner: object, kept: Any) -> None:
+        self.kept[owner] = kept
+        if self.closed:  # meanwhile, by another thread
+            self.kept.clear()
+
     def close(self) -> None:
         """No turn follows: gives memory back at once."""
         self.closed = True

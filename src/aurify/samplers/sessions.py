@@ -59,9 +59,7 @@ class Sessions:
             return
         tokens = np.asarray([*sequence.prompt, *sequence.tokens][:length])
         self.waiting[session] = None
-        session.kept[self] = Kept(tokens, self.cache.copy_out(slot, length), time.monotonic() + PATIENCE)
-        if session.closed:  # meanwhile
-            session.kept.clear()
+        session.keep(self, Kept(tokens, self.cache.copy_out(slot, length), time.monotonic() + PATIENCE))
 
     def take_back(self, sequence: Sequence, slot: int) -> int:
         """Before a turn: puts what is known of its prompt into its slot, and gives up the copy. How many tokens."""

@@ -66,7 +66,7 @@ def seccomp_filter(*, namespaces: bool) -> bytes:
     program.append((LOAD, 0, 0, NUMBER))
     if column == 0:
         program += [(AT_LEAST, 0, 1, 0x40000000), refuse(errno.EPERM)]  # x32 has other numbers for the same calls
-    for number in read_numbers(EVEN_WITH_NAMESPACES + ("" if namespaces else WITHOUT_NAMESPACES), column):
+    for number in read_call_numbers(EVEN_WITH_NAMESPACES + ("" if namespaces else WITHOUT_NAMESPACES), column):
         program += [(EQUAL, 0, 1, number), refuse(errno.EPERM)]
     program += [(EQUAL, 0, 1, CLONE3[column]), refuse(errno.ENOSYS)]  # its flags cannot be read; libc then uses clone
     program += on_argument(CLONE[column], 0, [(HAS_BIT, 1, 0, CLONE_THREAD), refuse(errno.EPERM)])
@@ -80,7 +80,7 @@ def seccomp_filter(*, namespaces: bool) -> bytes:
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
 
 
-def read_numbers(table: str, column: int) -> list[int]:
+def read_call_numbers(table: str, column: int) -> list[int]:
     """The numbers of the system calls in a table, for one architecture."""
     entries = [entry.partition("=")[2].split(",")[column] for entry in table.split()]
     return [int(entry) for entry in entries if entry != "-"]

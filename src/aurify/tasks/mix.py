@@ -32,7 +32,8 @@ class Part:
 
 
 def mix(tasks: Sequence[Mapping[str, Any]]) -> TaskSet:
-    """tasks: each {name: ..., ratio: 1, label: its name, and the options of that task}."""
+    """Draws from several tasks by their ratios. tasks: each {name: ..., ratio: 1, label: its name, and the options of
+    that task}."""
     parts = [build_part(entry, number) for number, entry in enumerate(tasks)]
     labels = [part.label for part in parts]
     if len(parts) < 2:
@@ -53,7 +54,7 @@ def mix(tasks: Sequence[Mapping[str, Any]]) -> TaskSet:
     return TaskSet(
         " + ".join(labels),
         lambda seed: interleave(parts, [endless(part, seed) for part in parts]),
-        list(interleave(parts, [map(mark(part), part.taskset.heldout) for part in parts])),
+        list(interleave(parts, [map(mark_source(part), part.taskset.heldout) for part in parts])),
         Rubric(mix_rewards(parts)),
         mix_environments(known),
         demonstrate,
@@ -78,7 +79,7 @@ def build_part(entry: Any, number: int) -> Part:
 # ---------------------------------------------------------------------- tasks
 
 
-def mark(part: Part) -> Callable[[Task], Task]:
+def mark_source(part: Part) -> Callable[[Task], Task]:
     """Ids stay unique, whatever sets are mixed: they are the keys of groups."""
     return lambda task: replace(task, id=f"{part.label}/{task.id}", part=part.label)
 
@@ -89,7 +90,7 @@ def endless(part: Part, seed: int) -> Iterator[Task]:
         empty = True
         for task in part.taskset.train(number if epoch else seed):
             empty = False
-            yield mark(part)(task)
+            yield mark_source(part)(task)
         if empty:
             raise UserError(f"task {part.label!r}: there is no training task; look at its options")
 

@@ -1,10 +1,12 @@
-"""Facts that no model can know: invented persons, where they live, the code of their locker and what their dog is called.
-They stand in a knowledge base, which is made on first use and needs no network but for the embedder. Questions that are
-trained and questions that are held out are about different persons."""
+"""Facts that no model can know: invented persons, where they live, the code of their locker and what their dog is
+called. They stand in a knowledge base, which is made on first use and needs no network but for the embedder. Questions
+that are trained and questions that are held out are about different persons."""
 
 from __future__ import annotations
 
+import hashlib
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from aurify.data.prompts import question
-from aurify.environments.search_r1 import SearchR1
+from aurify.environments.search_r1 import MAX_CHARS, SHORT_INSTRUCTIONS, SearchR1, inform
 from aurify.errors import UserError
 from aurify.files import cache_folder, replace_folder
 from aurify.knowledge.knowledge_base import KnowledgeBase
@@ -20,37 +22,12 @@ from aurify.knowledge.types import Document
 from aurify.rewards.rubric import Rubric
 from aurify.rewards.search import answer_em
 from aurify.tasks.taskset import TaskSet, digest
-from aurify.tools.search import NOTHING, Passage, write_passages
+from aurify.tools.search import Passage
 from aurify.types import Task
 
-INSTRUCTIONS = (
-    "Answer the question. To look something up, write <search> words </search>; what is found comes back between "
-    "<information> and </information>. Then write <answer> answer </answer>. Question: "
-)
-STARTS = [
-    "bal",
-    "cor",
-    "dun",
-    "fel",
-    "gar",
-    "hal",
-    "jor",
-    "kel",
-    "lim",
-    "mar",
-    "nor",
-    "pel",
-    "ros",
-    "sel",
-    "tam",
-    "ul",
-    "ver",
-    "wil",
-    "yor",
-    "zan",
-]
-MIDDLES = ["a", "e", "i", "o", "u", "an", "el", "ir", "om", "us"]
-ENDS = ["da", "gon", "lis", "mar", "nek", "pol", "rin", "sto", "tis", "vek"]
+STARTS = "bal cor dun fel gar hal jor kel lim mar nor pel ros sel tam ul ver wil yor zan"
+MIDDLES = "a e i o u an el ir om us"
+ENDS = "da gon lis mar nek pol rin sto tis vek"
 
 
 @dataclass(frozen=True)
@@ -74,7 +51,7 @@ class Person:
 
 
 def invent_word(generator: random.Random) -> str:
-    return (generator.choice(STARTS) + generator.choice(MIDDLES) + generator.choice(ENDS)).capitalize()
+    return "".join(generator.choice(parts.split()) for parts in (STARTS, MIDDLES, ENDS)).capitalize()
 
 
 def invent_persons(num: int, seed: int) -> list[Person]:
@@ -97,8 +74,6 @@ def search_facts(
     """Facts about invented persons, to be searched for. persons: three facts each. num_heldout: persons of whom one
     question each is held out. knowledge: of which the knowledge base knows all; the controls are an empty one, and none
     at all. facts_seed: other facts."""
-    if knowledge not in ("full", "empty", "none"):
-        raise UserError(f"task.knowledge: {knowledge!r} is none of full, empty and none")
     if not 0 < num_heldout < persons <= 100_000:
         raise UserError(
             f"task: num_heldout is {num_heldout} and persons {persons}; expected 0 < num_heldout < persons <= 100,000"
@@ -110,7 +85,7 @@ def search_facts(
 
     def ask(person: Person, generator: random.Random) -> Task:
         asked, query, answer = generator.choice(person.questions())
-        prompt = question(INSTRUCTIONS + asked)
+        prompt = question(SHORT_INSTRUCTIONS + asked)
         return Task(f"search_facts/{digest(prompt)}", prompt, answer, {"query": query, "person": person.name})
 
     def train(seed: int) -> Iterator[Task]:
@@ -126,8 +101,8 @@ def search_facts(
         generator = random.Random(task.id)
         person = by_name[task.info["person"]]
         others = [person, *generator.sample([other for other in known if other != person], topk - 1)]
-        found = write_passages([Passage(p.name, p.text) for p in others]) if knowledge == "full" else NOTHING
-        return f"<search> {task.info['query']} </search>\n\n<information>{found}</information>\n\n{final}"
+        found = inform([Passage(p.name, p.text) for p in others] if knowledge == "full" else [], MAX_CHARS)
+        return f"<search> {task.info['query']} </search>{found}{final}"
 
     kb = None if knowledge == "none" else str(make_knowledge_base(everybody if knowledge == "full" else [], facts_seed))
     environment = partial(SearchR1, kb=kb, topk=topk, max_searches=max_searches, instructions="")
@@ -145,11 +120,13 @@ def make_knowledge_base(persons: list[Person], seed: int) -> Path:
     """A folder of the cache, made once: a document a person."""
     from filelock import FileLock
 
-    folder = cache_folder() / "knowledge" / f"search_facts-{seed}-{len(persons)}"
+    known = hashlib.sha256("".join(person.name + person.text for person in persons).encode()).hexdigest()[:8]
+    folder = cache_folder() / "knowledge" / f"search_facts-{seed}-{len(persons)}-{known}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():
             scratch = folder.with_name(f".{folder.name}.tmp")
+            shutil.rmtree(scratch, ignore_errors=True)  # of a process that was killed
             base = KnowledgeBase.create(scratch)
             base.add(Document(person.name, person.text, person.name) for person in persons)
             replace_folder(scratch, folder)

@@ -142,8 +142,10 @@ def name_by_key(entry: Any, properties: Properties) -> Any:
 
 
 def is_bare_name(entry: Any, properties: Properties) -> bool:
-    """A call of a known tool without arguments."""
-    return isinstance(entry, Mapping) and entry.get("name") in properties and entry.keys() <= {"name", "type", "id"}
+    """A call without arguments, of a known tool if any are known."""
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
+        return False
+    return entry.keys() <= {"name", "type", "id"} and (entry["name"] in properties or not properties)
 
 
 def find_values(text: str) -> list[Any]:

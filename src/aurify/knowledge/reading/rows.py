@@ -17,7 +17,7 @@ from aurify.bounds import Checked, PositiveInt
 from aurify.knowledge.reading.encoding import detect_codec
 from aurify.knowledge.reading.refusals import Refusals, Refused, clean
 from aurify.knowledge.types import Document, Value
-from aurify.rows.columns import ID, TEXT, TITLE, find_column
+from aurify.rows.columns import ID, TEXT, TITLE
 
 TEXTS = (*TEXT, "answer")
 STEP = 1 << 20
@@ -38,9 +38,9 @@ class Columns:
     metadata: tuple[str, ...] | None = None  # None: all other columns
 
     def choose(self, row: Mapping[str, Any]) -> tuple[str | None, str | None, str | None]:
-        text = self.text or find_column(row, TEXTS, str)
-        title = self.title or find_column(row, (name for name in TITLE if name != text), str)
-        return text, title, self.id or find_column(row, ID, str, int)
+        text = self.text or next((name for name in TEXTS if isinstance(row.get(name), str)), None)
+        title = self.title or next((name for name in TITLE if isinstance(row.get(name), str) and name != text), None)
+        return text, title, self.id or next((name for name in ID if isinstance(row.get(name), str | int)), None)
 
 
 @dataclass(frozen=True)
