@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -61,9 +62,8 @@ def test_state_is_kept(kind):
 
 def test_classes_closures_and_the_last_value_stay(kind):
     define = "class P:\n    n = 3\n[P() for _ in range(2)][0].n"
-    assert run_all(define, "_ + P.n", "f = lambda: P.n\nf()", "'a'; None", "f.__module__") == "3 6 3  '__main__'".split(
-        " "
-    )
+    assert run_all(define, "_ + P.n", "f = lambda: P.n\nf()", "'a'; None") == ["3", "6", "3", ""]
+    assert run_all("def f(): pass", "__name__, f.__module__")[1] == "('__main__', '__main__')"
 
 
 def test_errors_show_the_lines_of_the_call_and_nothing_else(kind):
@@ -232,6 +232,18 @@ def test_the_limit_of_the_toolbox_ends_the_interpreter(kind):
     answers, counts = asyncio.run(run())
     assert "longer than 1 seconds" in answers[1] and answers[2] == f"(The interpreter had ended; {LOST}.)\nFalse"
     assert counts["calls_time_limit"] == 1 and gone(before)
+
+
+def test_the_thread_of_a_call_may_end(kind):
+    """Linux ends a sandbox together with the thread that has started it."""
+    session, answers = PythonSession(10.0, WIDE), []
+    for code in ("x = 5", "x + 1"):
+        thread = threading.Thread(target=lambda code=code: answers.append(asyncio.run(session.run(code))))
+        thread.start()
+        thread.join()
+        time.sleep(0.2)
+    session.close()
+    assert answers == ["", "6"]
 
 
 def test_a_session_that_nobody_closed_ends_with_its_owner(kind):

@@ -103,7 +103,7 @@ class PythonSession:
             options = {"role": "cells", "descriptor": theirs.fileno()}
             starting = starter().submit(start, options, self.limits, inherited=[theirs.fileno()])
             self.process = starting.result()
-        self.end = weakref.finalize(self, end_process, self.process, self.control)
+        self.end = weakref.finalize(self, end_interpreter, self.process, self.control)
         assert self.process.stdout is not None and self.process.stderr is not None
         self.control.setblocking(False)
         os.set_blocking(self.process.stdout.fileno(), False)
@@ -175,7 +175,7 @@ class PythonSession:
         return f"signal {number}" if number > 0 else f"exit code {code}"
 
 
-def end_process(process: subprocess.Popen[bytes], control: socket.socket) -> None:
+def end_interpreter(process: subprocess.Popen[bytes], control: socket.socket) -> None:
     with process, control:
         process.kill()
 
