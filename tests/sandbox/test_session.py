@@ -11,12 +11,15 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
+from functools import partial
 from pathlib import Path
 
 import pytest
 import tokenizers_in_code as made
 from test_hostile import BACKENDS, CHEATS, ESCAPES, EXHAUSTING, PREFACE, children, gone, host, kind
 
+from aurify.environments.player import Player, RolloutOptions
 from aurify.environments.rollout import rollout
 from aurify.environments.tool_use import ToolUse
 from aurify.errors import UserError
@@ -36,6 +39,12 @@ __all__ = ["host", "kind"]  # fixtures
 ITS_OWN_ORDERS = "its own orders"  # finds the socket that it may write to, which `test_forged_messages` is about
 
 
+@pytest.fixture(autouse=True)
+def marked(monkeypatch):
+    """Processes of this test are told from those of others on this machine: `children` looks for the mark."""
+    monkeypatch.setattr(sandbox, "BOOT", f"{sandbox.BOOT}# {uuid.uuid4().hex}\n")
+
+
 def run_all(*codes, seconds=10.0, limits=WIDE):
     """The answers of one session; of a call that the interpreter did not survive, the error's text."""
 
@@ -49,9 +58,8 @@ def run_all(*codes, seconds=10.0, limits=WIDE):
         session.close()
         return answers
 
-    before = children()
     answers = asyncio.run(run())
-    assert gone(before)
+    assert gone(set())
     return answers
 
 
@@ -215,9 +223,8 @@ def test_trajectories_share_nothing(kind):
         open_tools = build_tools(["python"])
         return await asyncio.gather(*(one(open_tools, number) for number in range(20)))
 
-    before = children()
     assert asyncio.run(run()) == [f"[{number}, 0]" for number in range(20)]
-    assert gone(before)
+    assert gone(set())
 
 
 def test_the_limit_of_the_toolbox_ends_the_interpreter(kind):
@@ -228,10 +235,9 @@ def test_the_limit_of_the_toolbox_ends_the_interpreter(kind):
         await box.close()
         return answers, dict(box.counts)
 
-    before = children()
     answers, counts = asyncio.run(run())
     assert "longer than 1 seconds" in answers[1] and answers[2] == f"(The interpreter had ended; {LOST}.)\nFalse"
-    assert counts["calls_time_limit"] == 1 and gone(before)
+    assert counts["calls_time_limit"] == 1 and gone(set())
 
 
 def test_the_thread_of_a_call_may_end(kind):
@@ -247,14 +253,13 @@ def test_the_thread_of_a_call_may_end(kind):
 
 
 def test_a_session_that_nobody_closed_ends_with_its_owner(kind):
-    before = children()
 
     async def run():
         session = PythonSession(10.0, LIMITS)
-        assert await session.run("1") == "1" and children() - before
+        assert await session.run("1") == "1" and children()
 
     asyncio.run(run())
-    assert gone(before)
+    assert gone(set())
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -262,7 +267,7 @@ def test_no_interpreter_outlives_this_process(number, kind):
     lines = (
         "import asyncio",
         "from aurify.sandbox import sandbox",
-        f"sandbox.backend = lambda: {kind!r}",
+        f"sandbox.backend, sandbox.BOOT = lambda: {kind!r}, {sandbox.BOOT!r}",
         "from aurify.tools.toolbox import Toolbox, build_tools",
         "async def main():",
         "    box = Toolbox(build_tools(['python'])())",
@@ -270,16 +275,15 @@ def test_no_interpreter_outlives_this_process(number, kind):
         "    await box.call('python', {'code': 'while True: pass'})",
         "asyncio.run(main())",
     )
-    before = children()
     environment = os.environ | {"PYTHONPATH": str(Path(sandbox.__file__).parents[2])}
     command = [sys.executable, "-c", "\n".join(lines)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment, text=True
     ) as owner:
         assert owner.stdout.readline() == "2\n"
-        assert children() - before
+        assert children()
         owner.send_signal(number)
-    assert gone(before)
+    assert gone(set())
 
 
 def test_wrong_options_are_told_before_the_run():
@@ -301,9 +305,22 @@ def call(code):
 
 def test_a_rollout_uses_a_variable_of_an_earlier_turn(kind):
     task = Task("python/1", [{"role": "user", "content": "What is 12 times 34?"}], "408")
-    before = children()
     replies = [call("x = 12 * 34"), call("```python\nprint(x)\n```"), call("x / 0"), "It is 408"]
     trajectory = play(replies, ToolUse(task, ["python"]))
     results = [message["content"] for message in trajectory.completion if message["role"] == "tool"]
     assert results[:2] == ["(no output)", "408"] and results[2].endswith("ZeroDivisionError: division by zero")
-    assert trajectory.outcome == "done" and gone(before)
+    assert trajectory.outcome == "done" and gone(set())
+
+
+def test_a_trajectory_that_is_given_up_leaves_no_interpreter(kind):
+    """As a run plays it: the environment in a thread of its own, and a step that takes too long."""
+    renderer = Renderer(made.byte_level(), tools_as_text=True)
+    task = Task("python/1", [{"role": "user", "content": "Wait."}], "")
+    player = Player(
+        partial(ToolUse, tools=build_tools(["python"])),
+        ScriptedSampler([call("x = 1"), call("while True: pass")], renderer.tokenizer),
+        renderer,
+        RolloutOptions(step_seconds=1.0),
+    )
+    assert asyncio.run(player.play(task, SamplingParams(max_tokens=400))) is None
+    assert "step() took longer than 1 seconds" in player.last_reason and gone(set())
