@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from medquad import stand_in_for_medquad
 from pipelines import run, steps, tiny
 
 from aurify.config import load_config
@@ -28,7 +29,9 @@ def smallest(stage: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_one_step_of_every_stage(path, tmp_path, dtype):
+def test_one_step_of_every_stage(path, tmp_path, dtype, monkeypatch):
+    stand_in_for_medquad(tmp_path / "medquad")
+    monkeypatch.chdir(tmp_path)
     values = load_config(path)
     values |= {"model": tiny(dtype), "task": "toy_letters", "plugins": [str(ROOT / "tests" / "toy.py")]}
     values["evaluation"] = {"num_tasks": 2, "sampling": {"max_tokens": 4}}

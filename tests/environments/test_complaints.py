@@ -157,7 +157,7 @@ def test_verl_1696_a_search_agent_cannot_get_stuck(monkeypatch: pytest.MonkeyPat
     environment = SearchR1(TASK, url="http://nowhere", max_searches=2)
     trajectory, sampler = play(renderer, ["<search>x</search>"], environment, limits=Limits(turns=6))
     assert trajectory.outcome == "turn_limit" and len(sampler.prompts) == 6
-    assert trajectory.metrics == {"searches": 2.0, "searches_refused": 4.0}
+    assert trajectory.metrics == {"searches": 2.0, "searches_refused": 4.0, "invalid_actions": 0.0, "answers": 0.0}
 
     class Never(Found):
         async def find(self, query: str) -> list[Any]:

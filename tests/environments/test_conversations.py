@@ -187,7 +187,8 @@ def test_search_r1_goes_on_within_a_turn_and_trains_no_passage(renderer):
     assert "<information>" not in said and said == "".join(replies)
     assert sampler.prompts[1] == datum.tokens[: len(sampler.prompts[1])]
     assert "<information>Doc 1(Title: Capitals) about Peru" in renderer.tokenizer.decode(sampler.prompts[1])
-    assert trajectory.metrics == {"searches": 1.0, "answers": 1.0} and trajectory.outcome == "done"
+    assert trajectory.outcome == "done"
+    assert trajectory.metrics == {"searches": 1.0, "answers": 1.0, "invalid_actions": 0.0, "searches_refused": 0.0}
     assert "Peru is Lima" not in trajectory.text  # rewards read what the policy wrote
 
 

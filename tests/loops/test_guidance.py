@@ -216,10 +216,14 @@ def test_a_guide_stands_in_for_the_policys_own_where_some_of_them_failed() -> No
     assert not replaced
 
 
-def test_an_answer_that_counted_nothing_counts_as_none():
-    """Searches of an answer, over all answers: one that never came to the environment has not searched."""
-    group = Group(TASKS[0], [Trajectory([], [], 0, metrics={"searches": 3.0}), Trajectory([], [], 0)])
-    assert rollout_metrics(Round([group]), [[0.0, 0.0]], rollouts(["no"]).stage)["rollout/searches"] == 1.5
+def test_a_metric_is_a_mean_over_the_answers_that_gave_it():
+    """An environment says by `counts` which metrics begin at 0."""
+    told = [
+        Trajectory([], [], 0, metrics={"searches": 3.0, "tries": 2.0}),
+        Trajectory([], [], 0, metrics={"searches": 0.0}),
+    ]
+    metrics = rollout_metrics(Round([Group(TASKS[0], told)]), [[0.0, 0.0]], rollouts(["no"]).stage)
+    assert metrics["rollout/searches"] == 1.5 and metrics["rollout/tries"] == 2.0
 
 
 def test_a_trace_with_calls_of_a_tool_trains_the_calls_and_not_their_results():

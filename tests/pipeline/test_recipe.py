@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from medquad import stand_in_for_medquad
 
 from aurify.config import load_config
-from aurify.data.medquad import write_rows
 from aurify.errors import UserError
-from aurify.knowledge.knowledge_base import KnowledgeBase
 from aurify.models.model import tiny_model
 from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline import check, contents
@@ -78,6 +77,10 @@ def test_what_the_renderer_is_told_holds_for_every_stage_that_does_not_say_other
     ("place", "value", "parts"),
     [
         ("stages", {}, ["at least one stage"]),
+        ("stages", [{"method": "sft"}], ["stages: it is a list", "stages have names"]),
+        ("stages.stf", {"steps": 2}, ["stages.stf", "no method", "did you mean 'sft'"]),
+        ("stages.grpo.reward", "number_match", ["stages.grpo.reward", "no model", "reward: number_match"]),
+        ("reward", "number_match", ["'reward'", "here that is task: {name: ..., reward: ...}"]),
         ("stages.sft.method", "sff", ["stages.sft", "sff", "did you mean 'sft'"]),
         ("stages.sft.method", None, ["stages.sft", "no method"]),
         ("stages.sft.stepps", 3, ["stages.sft.stepps", "did you mean 'steps'"]),
@@ -128,14 +131,6 @@ def test_a_stage_name_is_a_folder_name():
     values["stages"]["../sft"] = CHAIN["stages"]["sft"]
     with pytest.raises(UserError, match=r"stages\.\.\./sft: .* folder"):
         build_recipe(values)
-
-
-def stand_in_for_medquad(folder):
-    KnowledgeBase.create(folder / "kb")
-    for name, texts in (("train", ("a", "b")), ("heldout", ("c",))):
-        write_rows(folder / f"{name}.jsonl", ({"prompt": t, "answer": t, "documents": [t]} for t in texts))
-    said = {"role": "assistant", "content": "<answer> d </answer>"}
-    write_rows(folder / "demonstrations.jsonl", [{"messages": [{"role": "user", "content": "d"}, said]}])
 
 
 @pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "base"], ids=lambda path: path.stem)

@@ -24,6 +24,7 @@ class Observation:
     messages: list[Message]
     tools: Sequence[dict[str, Any]] = ()  # JSON schemas in the OpenAI form; the chat template renders them
     stop: Sequence[str] = ()  # strings that end a turn, beside the end token
+    counts: Sequence[str] = ()  # metrics that begin at 0; others have no value where no step gives one
 
 
 @dataclass(frozen=True, slots=True)

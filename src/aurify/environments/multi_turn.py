@@ -25,10 +25,13 @@ class MultiTurnEnvironment:
     - `begin()`: the first messages; those of the task unless it says otherwise.
     - `finish(outcome)`: called once, however the trajectory ended (see `Outcome` in aurify.types, or "error"); may
       return rewards.
-    - `tools`: the schemas that the chat template shows. `stop`: strings that end a turn beside the end token."""
+    - `tools`: the schemas that the chat template shows. `stop`: strings that end a turn beside the end token.
+    - `counts`: names of metrics that begin at 0, so that a trajectory that never searched counts as one of 0 searches.
+      A metric that is not named here is a mean over the trajectories that gave it."""
 
     tools: Sequence[dict[str, Any]] = ()
     stop: Sequence[str] = ()
+    counts: Sequence[str] = ()
 
     def __init__(self, task: Task, seed: int | None = None) -> None:
         self.task, self.seed = task, seed
@@ -43,7 +46,7 @@ class MultiTurnEnvironment:
         return None
 
     async def start(self) -> Observation:
-        return Observation(await settle(self.begin), self.tools, self.stop)
+        return Observation(await settle(self.begin), self.tools, self.stop, self.counts)
 
     async def close(self) -> None:
         pass

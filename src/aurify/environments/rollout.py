@@ -73,6 +73,7 @@ async def rollout(
     turn = nullcontext() if isinstance(unwrap(environment), SingleTurn) else session  # nothing to keep
     try:
         first = await observe(environment)
+        answers.add(Step(metrics=dict.fromkeys(first.counts, 0.0)))
         params = replace(
             params,
             stop=tuple(dict.fromkeys((*params.stop, *first.stop))),

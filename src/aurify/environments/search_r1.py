@@ -45,6 +45,7 @@ class SearchR1(MultiTurnEnvironment):
     search brings back. instructions: stand before the question."""
 
     stop = ("</search>", "</answer>")
+    counts = ("searches", "searches_refused", "invalid_actions", "answers")
 
     @staticmethod
     def split_trace(text: str) -> list[Message]:

@@ -14,6 +14,8 @@ class ToolUse(MultiTurnEnvironment):
     """A conversation in which the model may call tools. tools: names, or {name: ..., options}; or what `build_tools`
     made of them. seconds: for each call. max_calls: of one turn; further ones are answered with an error."""
 
+    counts = ("tool_calls", "calls_failed")
+
     def __init__(self, task: Task, tools: Any, seconds: float = CALL_SECONDS, max_calls: int = 8) -> None:
         super().__init__(task)
         self.max_calls = max_calls

@@ -86,7 +86,7 @@ def policy_metrics(own: Sequence[Trajectory]) -> Metrics:
         if values:
             metrics[f"reward/{name}"] = statistics.fmean(values)
     for name in sorted({name for trajectory in own for name in trajectory.metrics}):
-        metrics[f"rollout/{name}"] = statistics.fmean(t.metrics.get(name, 0.0) for t in own)  # sums: absent is none
+        metrics[f"rollout/{name}"] = statistics.fmean(t.metrics[name] for t in own if name in t.metrics)
     return metrics
 
 

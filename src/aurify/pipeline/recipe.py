@@ -10,7 +10,7 @@ rollouts is trained online, every other one on static data.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -274,24 +274,33 @@ def build_recipe(values: Mapping[str, Any]) -> Recipe:
     registry.load_plugins(values.get("plugins") or ())
     stages = values.get("stages")
     if not isinstance(stages, Mapping) or not stages:
-        raise UserError("stages: a recipe needs at least one stage; write `stages: {sft: {method: sft, ...}}`")
+        problem = "is a list, and stages have names" if isinstance(stages, list) else "needs at least one stage"
+        raise UserError(f"stages: it {problem}; write `stages: {{sft: {{method: sft, ...}}}}`")
     config.build(Recipe, {**values, "stages": {}})  # names a mistake at the top before one that it causes in a stage
     shared = {name: values[name] for name in INHERITED if name in values}
+    whole = [str(name) for name, stage in stages.items() if isinstance(stage, Mapping) and "method" in stage]
     values["stages"] = {
-        str(name): build_stage_options(str(name), stage, values.get("model"), shared) for name, stage in stages.items()
+        str(name): build_stage_options(str(name), stage, values.get("model"), shared, whole)
+        for name, stage in stages.items()
     }
     return config.build(Recipe, values)
 
 
 def build_stage_options(
-    name: str, values: Any, model: Mapping[str, Any] | None, shared: Mapping[str, Any]
+    name: str, values: Any, model: Mapping[str, Any] | None, shared: Mapping[str, Any], whole: Sequence[str]
 ) -> OfflineStage | OnlineStage:
-    """One stage, with what it inherits from the recipe."""
+    """One stage, with what it inherits from the recipe. whole: the stages that have a method, one of which may be
+    meant."""
     where = f"stages.{name}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
         raise UserError(f"{where}: a stage's name is a folder's name too; use letters, digits, '-', '_' and '.'")
     if not isinstance(values, Mapping) or "method" not in values:
-        raise UserError(f"{where}: no method; write for example `method: sft`")
+        hint = config.did_you_mean(name, whole, listing=False)
+        raise UserError(f"{where}: no method; write for example `method: sft`{hint}")
+    if (reward := values.get("reward")) in registry.names("reward"):
+        raise UserError(
+            f"{where}.reward: {reward!r} is no model; it belongs to the task: `task: {{name: ..., reward: {reward}}}`"
+        )
     values = expand_shorthands({**shared, **values})
     values["model"] = {**(model or {}), **(values.get("model") or {})}
     if "name" not in values["model"]:
