@@ -15,7 +15,7 @@ LAYERS = (
     {"types", "errors", "bounds", "config", "signatures", "registry", "http", "cores", "threads", "files", "thoughts"},
     {"hardware", "rows"},
     {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools"},
-    {"knowledge", "rewards", "report"},
+    {"knowledge", "rewards", "report", "tools.python"},
     {"tools.search"},
     {"data", "engine", "environments"},
     {"tasks.taskset"},

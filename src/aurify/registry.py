@@ -141,6 +141,7 @@ declare(
     "tool",
     {
         "calculator": "aurify.tools.calculator:calculator",
+        "python": "aurify.tools.python:Python",
         "search": "aurify.tools.search:Search",
         "mcp": "aurify.tools.mcp:MCP",
     },

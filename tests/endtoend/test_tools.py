@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -13,9 +14,11 @@ from aurify import registry
 from aurify.config import load_config
 from aurify.pipeline.recipe import build_recipe
 from aurify.pipeline.run import run_pipeline
+from aurify.tools.toolbox import Toolbox, build_tools
 from aurify.tracking.run_folder import RunFolder
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs" / "tools.md").read_text()
 PYTHON, RECIPE = re.search(r"twelve lines.*?```python\n(.*?)```.*?```yaml\n(.*?)```", README, re.DOTALL).groups()  # type: ignore[union-attr]
 TINY = {
     "model": "random:tiny",
@@ -61,6 +64,23 @@ def test_search_r1_trains_with_a_retriever_and_without(tmp_path, monkeypatch):
     values = TINY | {"task": task, "stages": {"rl": stage | {"sampling": {"max_tokens": 8}}}}
     results, _ = train(values, tmp_path)
     assert results["rl"]["status"] == "finished"
+
+
+def test_the_recipe_with_python_in_the_docs_trains(tmp_path):
+    values = yaml.safe_load(re.search(r"### Python\n\n```yaml\n(.*?)```", DOCS, re.DOTALL)[1])  # type: ignore[index]
+    values |= TINY | {"tools_as_text": True}
+    values["stages"]["rl"] |= {"steps": 1, "prompts_per_step": 2, "completions_per_prompt": 2}
+    values["stages"]["rl"]["sampling"] = {"max_tokens": 8}
+    results, _ = train(values, tmp_path)
+    assert results["rl"]["status"] == "finished"
+
+    async def play():
+        box = Toolbox(build_tools(values["task"]["tools"])())
+        answers = [await box.call("python", {"code": code}) for code in ("x = 12 * 34", "x + 1")]
+        await box.close()
+        return answers
+
+    assert asyncio.run(play()) == ["(no output)", "409"]
 
 
 @pytest.mark.parametrize("method", ["grpo", "luffy"])

@@ -229,10 +229,21 @@ def do_nothing(*arguments: Any, **options: Any) -> None:
     pass
 
 
+# a session
+
+
+def execute_cells(options: dict[str, Any]) -> None:
+    """An interpreter that runs what it is sent, piece by piece."""
+    from aurify.sandbox.cells import run_cells
+
+    run_cells(options["descriptor"])
+
+
 def main(options: dict[str, Any]) -> None:
     sys.path += options["packages"]  # the interpreter starts without `site`, which takes long and runs .pth files
     for name in ("exit", "quit"):
         setattr(builtins, name, sys.exit)
     sys.set_int_max_str_digits(0)
     confine(options)
-    {"script": execute_script, "program": execute_program, "tests": execute_tests}[options["role"]](options)
+    roles = {"script": execute_script, "program": execute_program, "tests": execute_tests, "cells": execute_cells}
+    roles[options["role"]](options)

@@ -222,7 +222,8 @@ def sealed(data: bytes) -> int:
 @functools.cache
 def inside_modules(role: str) -> dict[str, types.CodeType]:
     """What runs inside, compiled once. The last module has `main`."""
-    names = ["confine", "values", "peer", *(TESTING if role == "tests" else []), "inside"]
+    more = {"tests": TESTING, "cells": ["cells"]}.get(role, [])
+    names = ["confine", "values", "peer", *more, "inside"]
     texts = {f"{__package__}.{name}": (Path(__file__).parent / f"{name}.py").read_text() for name in names}
     return {module: compile(text, module, "exec", dont_inherit=True) for module, text in texts.items()}
 
