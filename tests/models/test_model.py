@@ -260,7 +260,11 @@ def test_adapter_of_another_machine_finds_its_base_in_the_catalogue(tmp_path, mo
 
 @pytest.mark.parametrize(
     ("base", "message"),
-    [("/nowhere/base", "neither a folder"), (None, "names none; write its base_model_name_or_path"), ("ADAPTER", "is an adapter too; merge")],
+    [
+        ("/nowhere/base", "neither a folder"),
+        (None, "names none; write its base_model_name_or_path"),
+        ("ADAPTER", "is an adapter too; merge"),
+    ],
 )
 def test_adapters_without_a_usable_base_are_errors(folder, tmp_path, base, message):
     other = write_adapter(tmp_path / "other", str(folder))
