@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,12 @@ def working(kind):
 
 
 BACKENDS = [kind for kind in ("bubblewrap", "landlock") if working(kind)]
+
+
+@pytest.fixture(autouse=True)
+def marked(monkeypatch):
+    """Processes of this test are told from those of others on this machine: `children` looks for the mark."""
+    monkeypatch.setattr(sandbox, "BOOT", f"{sandbox.BOOT}# {uuid.uuid4().hex}\n")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -107,7 +114,7 @@ def hidden():
 
 
 def children():
-    """Every process of this machine that came from a sandbox."""
+    """Every process that came from a sandbox of this test."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -172,7 +179,9 @@ def test_the_honest_program_passes(kind, host):
 def test_a_sandbox_dies_with_its_owner(kind, host):
     """kill -9 of the process that runs sandboxes leaves none behind."""
     lines = (
+        "from aurify.sandbox import sandbox",
         "from aurify.sandbox.sandbox import Limits, start",
+        f"sandbox.BOOT = {sandbox.BOOT!r}",
         "order = {'role': 'script', 'code': 'import time; time.sleep(60)'}",
         f"process = start(order, Limits(), using={kind!r})",
         "print(process.pid, flush=True)",

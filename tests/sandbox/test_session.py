@@ -11,13 +11,12 @@ import subprocess
 import sys
 import threading
 import time
-import uuid
 from functools import partial
 from pathlib import Path
 
 import pytest
 import tokenizers_in_code as made
-from test_hostile import BACKENDS, CHEATS, ESCAPES, EXHAUSTING, PREFACE, children, gone, host, kind
+from test_hostile import BACKENDS, CHEATS, ESCAPES, EXHAUSTING, PREFACE, children, gone, host, kind, marked
 
 from aurify.environments.player import Player, RolloutOptions
 from aurify.environments.rollout import rollout
@@ -35,14 +34,8 @@ pytestmark = pytest.mark.skipif(not BACKENDS, reason="neither bubblewrap nor Lan
 SECONDS = 1.5
 LIMITS = Limits(seconds=1.0, memory_mb=256, disk_mb=4, output_kb=16)
 WIDE = Limits(seconds=10.0, memory_mb=256, disk_mb=4, output_kb=16)
-__all__ = ["host", "kind"]  # fixtures
+__all__ = ["host", "kind", "marked"]  # fixtures
 ITS_OWN_ORDERS = "its own orders"  # finds the socket that it may write to, which `test_forged_messages` is about
-
-
-@pytest.fixture(autouse=True)
-def marked(monkeypatch):
-    """Processes of this test are told from those of others on this machine: `children` looks for the mark."""
-    monkeypatch.setattr(sandbox, "BOOT", f"{sandbox.BOOT}# {uuid.uuid4().hex}\n")
 
 
 def run_all(*codes, seconds=10.0, limits=WIDE):
