@@ -76,7 +76,7 @@ def policy_metrics(own: Sequence[Trajectory]) -> Metrics:
         "rollout/length_max": float(max(lengths)),
         "rollout/truncated": statistics.fmean(trajectory.truncated for trajectory in own),
     }
-    if any(len(trajectory.turns) > 1 for trajectory in own):
+    if any(len(trajectory.turns) > 1 or trajectory.tools for trajectory in own):
         metrics |= conversation_metrics(own)
     rewards = [trajectory.reward for trajectory in own if trajectory.reward is not None]
     if rewards:
