@@ -17,8 +17,9 @@ from recorder import Recorder
 from aurify.algorithms.grpo import GRPO
 from aurify.engine.engine import Engine
 from aurify.environments.env import Observation, Step
+from aurify.environments.multi_turn import MultiTurnEnvironment
 from aurify.environments.player import Player, RolloutOptions
-from aurify.environments.rollout import build_datum
+from aurify.environments.rollout import Limits, build_datum, rollout
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.loops.online import train_online
@@ -509,3 +510,38 @@ def test_in_rounds_those_who_fail_or_end_hold_up_nobody() -> None:
 
     assert [trajectory is None for trajectory in asyncio.run(body())] == [False, True, True, False]
     assert player.rounds is not None and player.rounds.num_playing == 0 and not player.rounds.arrived
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits(tool_tokens=20)], ids=["context", "tool_tokens"])
+@pytest.mark.parametrize("goes_on", [False, True], ids=["message", "same turn"])
+def test_a_megabyte_is_not_read_whole(monkeypatch: pytest.MonkeyPatch, limits: Limits, goes_on: bool) -> None:
+    """Its tokens would take a second, in which all other trajectories wait."""
+    read: list[int] = []
+    whole = Renderer._encode
+
+    def watched(self: Renderer, text: str, *rest: Any, **options: Any) -> Any:
+        read.append(len(text))
+        return whole(self, text, *rest, **options)
+
+    monkeypatch.setattr(Renderer, "_encode", watched)
+
+    class Long(MultiTurnEnvironment):
+        stop = ("a",)
+
+        def step(self, message: Any) -> Any:
+            if len(message["content"]) > 1:
+                return Step(done=True)
+            return Step(continue_turn="xy " * 2**19) if goes_on else "xy " * 2**19
+
+    sampler, params = ScriptedSampler(["a", "bb"], TOKENIZER), SamplingParams(max_tokens=20, seed=5)
+    trajectory = asyncio.run(
+        rollout(TASK, Long(TASK), sampler, Renderer(TOKENIZER), params, max_context=900, limits=limits)
+    )
+    assert max(read) < 100_000
+    if limits.tool_tokens is None:
+        assert trajectory.outcome == "context" and len(trajectory.messages[-1]["content"]) == 3 * 2**19
+        assert [segment.origin for segment in trajectory.segments] == ["prompt", "policy"]
+    else:
+        said = next(message for message in trajectory.messages if "are cut" in message["content"])["content"]
+        assert said.startswith("xy xy") and f"of {3 * 2**19:,} characters are cut]" in said
+        assert trajectory.turns[0].environment_tokens < 200

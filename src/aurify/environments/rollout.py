@@ -25,6 +25,7 @@ from aurify.tools.calls import read_tool_calls
 from aurify.types import Datum, Message, Outcome, SamplingParams, Segment, Task, Trajectory, Turn
 
 TURN_STRIDE = 0x9E3779B97F4A7C15  # keeps the seeds of later turns away from those of neighbouring trajectories
+LONG = 40_000  # characters: a text of more than twice as many is looked at before it is read
 MAX_TURNS = 16  # so that a policy that never finishes ends
 
 
@@ -197,13 +198,20 @@ class Play:
     def apply(self, step: Step, seconds: float) -> Outcome | None:
         """Takes the environment's answer in. None: the policy goes on."""
         self.num_errors += int(step.metrics.get("calls_failed", 0))
-        num_tokens = 0 if step.done else self._going_on(step) if step.continue_turn else self._next_turn(step)
+        overflows = not step.done and self._overflows(step)
+        if step.done or overflows:
+            self.messages += (step.messages or [put_in(step.continue_turn)]) if overflows else []
+            num_tokens = 0
+        else:
+            num_tokens = self._going_on(step) if step.continue_turn else self._next_turn(step)
         turn = self.turns[-1]
         self.turns[-1] = replace(
             turn, environment_seconds=seconds, environment_tokens=num_tokens, rewards=read_numbers(step.rewards)
         )
         if step.done:
             return "done"
+        if overflows:
+            return "context"
         if self.limits.tool_errors is not None and self.num_errors > self.limits.tool_errors:
             return "tool_errors"
         if len(self.turns) >= self.limits.turns:
@@ -218,7 +226,7 @@ class Play:
         if self.said[-1:] and self.said[-1] in self.renderer.stop_tokens:
             return self._next_turn(Step([{"role": "user", "content": step.continue_turn.strip()}]))
         text = self._cut(step.continue_turn)
-        self.messages.append(cast(Message, {"role": "assistant", "content": text, "weight": 0.0, "goes_on": True}))
+        self.messages.append(put_in(text))
         delta = self.renderer.continuation(text)
         self.turn += delta
         return self._extend(delta)
@@ -244,16 +252,40 @@ class Play:
         self.tokens = [*self.tokens, *tokens]
         return len(tokens)
 
+    def _overflows(self, step: Step) -> bool:
+        """Whether what the environment says is far longer than the context."""
+        if self.max_context is None or self.limits.tool_tokens is not None:
+            return False
+        texts = [step.continue_turn, *(message["content"] for message in step.messages)]
+        return any(self._read_beginning(text, self.max_context) is not None for text in texts)
+
+    def _read_beginning(self, text: str, limit: int) -> list[int] | None:
+        """The tokens that a very long text begins with, where these alone are far more than `limit`. Reading megabytes
+        takes seconds, in which all other trajectories wait."""
+        enough = max(32 * limit, LONG)
+        if len(text) <= 2 * enough:
+            return None
+        tokens = self.renderer.continuation(text[:enough])
+        return tokens if len(tokens) > 2 * limit else None
+
     def _cut(self, text: str) -> str:
         """At most limits.tool_tokens of a message, and a mark that says how much is missing."""
         limit = self.limits.tool_tokens
         if limit is None or len(text) <= limit:  # a token has at least a character
             return text
+        if (tokens := self._read_beginning(text, limit)) is not None:
+            kept = self.renderer.tokenizer.decode(tokens[:limit]).rstrip("\ufffd")
+            return f"{kept} ... [{len(text) - len(kept):,} of {len(text):,} characters are cut]"
         tokens = self.renderer.continuation(text)
         if len(tokens) <= limit:
             return text
         kept = self.renderer.tokenizer.decode(tokens[:limit]).rstrip("\ufffd")
         return f"{kept} ... [{len(tokens) - limit:,} of {len(tokens):,} tokens are cut]"
+
+
+def put_in(text: str) -> Message:
+    """What an environment puts into the policy's turn."""
+    return {"role": "assistant", "content": text, "weight": 0.0, "goes_on": True}
 
 
 async def end_environment(environment: Environment, outcome: Outcome | None, answers: Answers) -> None:
