@@ -267,10 +267,10 @@ def load_module(path: str, what: str) -> ModuleType:
         return sys.modules[name_module(file)]
     if not file.is_file():
         raise UserError(f"{what} {missing_file(Path(path))}")
-    return run_or_forget(path, file, what, partial(run_file, file))
+    return run_or_forget(path, file, what, partial(run_plugin_file, file))
 
 
-def run_file(file: Path) -> ModuleType:
+def run_plugin_file(file: Path) -> ModuleType:
     name = name_module(file)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None

@@ -68,8 +68,8 @@ def test_plain_text_is_cut_anywhere(renderer):
 
 
 def test_a_tool_call_keeps_its_result(renderer):
-    from aurify.data.encode import drop_newest
+    from aurify.data.encode import drop_newest_messages
 
     call = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
     messages = [*turns(1), {"role": "user", "content": "q"}, call, {"role": "tool", "content": "r"}, turns(2)[1]]
-    assert drop_newest(messages) == [turns(1)]
+    assert drop_newest_messages(messages) == [turns(1)]

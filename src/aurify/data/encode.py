@@ -212,21 +212,21 @@ def cut_text(datum: Datum, limit: int, how: Overlong) -> Datum:
 def shorten(example: Example, how: Overlong) -> list[Example]:
     """The shorter forms of an example, the longest first. Pairs and labels can only lose the beginning of a prompt."""
     if isinstance(example, Chat):
-        kinds = drop_oldest(example.messages) if how == "cut_left" else drop_newest(example.messages)
+        kinds = drop_oldest_messages(example.messages) if how == "cut_left" else drop_newest_messages(example.messages)
         return [replace(example, messages=messages) for messages in kinds]
     if isinstance(example, (Pair, Label)) and how == "cut_left":
-        return [replace(example, prompt=messages) for messages in drop_oldest(example.prompt)]
+        return [replace(example, prompt=messages) for messages in drop_oldest_messages(example.prompt)]
     return []
 
 
-def drop_oldest(messages: Sequence[Message]) -> list[list[Message]]:
+def drop_oldest_messages(messages: Sequence[Message]) -> list[list[Message]]:
     """What is left begins with a user's message, after the system prompt."""
     system = [message for message in messages[:1] if message["role"] == "system"]
     starts = [k for k in range(len(system) + 1, len(messages)) if messages[k]["role"] == "user"]
     return [[*system, *messages[start:]] for start in starts]
 
 
-def drop_newest(messages: Sequence[Message]) -> list[list[Message]]:
+def drop_newest_messages(messages: Sequence[Message]) -> list[list[Message]]:
     """What is left ends with an assistant's message that calls no tool: whoever calls one must see what it gave."""
     ends = [k for k in range(len(messages) - 2, 0, -1) if messages[k]["role"] == "assistant"]
     return [list(messages[: end + 1]) for end in ends if not messages[end].get("tool_calls")]

@@ -32,7 +32,7 @@ def normal_form(text: str) -> str:
     return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
 
 
-def user_turns(messages: Sequence[Message]) -> list[str]:
+def list_questions(messages: Sequence[Message]) -> list[str]:
     """What the user says; of a prompt without a user, what it has."""
     said = [message["content"] for message in messages if message["role"] == "user"]
     return said or [message["content"] for message in messages if message["role"] != "assistant"] or [""]
@@ -46,7 +46,7 @@ def whole_prompt(messages: Sequence[Message]) -> str:
 def question_keys(prompts: Sequence[Sequence[Message]]) -> list[tuple[str, bool]]:
     """What each prompt of a set asks, in normal form. True: it is the whole prompt, for the user's turns tell
     nothing."""
-    keys = ["\n".join(map(normal_form, user_turns(messages))) for messages in prompts]
+    keys = ["\n".join(map(normal_form, list_questions(messages))) for messages in prompts]
     whole = [whole_prompt(messages) for messages in prompts]
     shared = Counter(key for key, _ in set(zip(keys, whole, strict=True)))
     bound = max(FEW, PHRASE * len(set(whole)))
@@ -73,7 +73,7 @@ class HeldOut:
         for key, is_whole in keys:
             (self.prompts if is_whole else self.questions).setdefault(key, holder)
         if last_turn:
-            last = [normal_form(user_turns(messages)[-1]) for messages in prompts]
+            last = [normal_form(list_questions(messages)[-1]) for messages in prompts]
             num = Counter(text for text, _ in set(zip(last, keys, strict=True)))
             for text, (_, is_whole) in zip(last, keys, strict=True):
                 if text and not is_whole and num[text] == 1:
@@ -116,8 +116,8 @@ def heldout_tasks(tasks: Sequence[Task], holder: str = "the task") -> HeldOut:
 
 def questions_in(messages: Sequence[Message], first: int = 0) -> Iterator[str]:
     """Each user turn and its parts; all turns up to one of them, together."""
-    turns = user_turns(messages)
-    skipped = max(0, len(user_turns(messages[:first])) - 1) if first else 0
+    turns = list_questions(messages)
+    skipped = max(0, len(list_questions(messages[:first])) - 1) if first else 0
     for turn in turns[skipped:]:
         yield from parts_in(turn)
     forms = list(map(normal_form, turns)) if len(turns) > 1 else []

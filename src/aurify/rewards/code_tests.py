@@ -143,7 +143,7 @@ def read_value(value: Any, named: str | None) -> CodeTests:
         return CodeTests(texts=tuple(entries))
     if not all(isinstance(entry, Mapping) for entry in entries):
         raise ValueError("mixes kinds of tests; expected a list of texts, or of {input, output}")
-    return read_test_entries(entries, named)
+    return read_code_test_entries(entries, named)
 
 
 def read_code(entry: Any) -> Any:
@@ -154,7 +154,7 @@ def read_code(entry: Any) -> Any:
     return found if isinstance(found, str) and CHECKS.search(found) else entry
 
 
-def read_test_entries(entries: Sequence[Mapping[str, Any]], named: str | None) -> CodeTests:
+def read_code_test_entries(entries: Sequence[Mapping[str, Any]], named: str | None) -> CodeTests:
     """A list of {input, output}, as in LiveCodeBench: `testtype` says whether the input is for a function."""
     inputs, outputs = (
         [first_known(entry, GIVEN) for entry in entries],

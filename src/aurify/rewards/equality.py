@@ -147,7 +147,7 @@ def equal_expressions(gold: list[Any], answer: list[Any]) -> bool:
         return False
     if verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True):
         return True
-    regions = read_region(gold[0]), read_region(answer[0])
+    regions = read_answer_region(gold[0]), read_answer_region(answer[0])
     return None not in regions and regions[0] == regions[1]
 
 
@@ -173,7 +173,7 @@ def is_false(expression: Any) -> bool:
     return isinstance(expression, (Rel, And)) and not expression.free_symbols and expression.doit() == false
 
 
-def read_region(expression: Any) -> Any:
+def read_answer_region(expression: Any) -> Any:
     """The numbers that a set, an inequality, or alternatives in a list describe; None where there are none."""
     from sympy import And, Or, Rel, Set
 

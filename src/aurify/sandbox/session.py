@@ -101,7 +101,7 @@ class PythonSession:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             options = {"role": "cells", "descriptor": theirs.fileno()}
-            starting = starter().submit(start, options, self.limits, inherited=[theirs.fileno()])
+            starting = open_sandbox_thread().submit(start, options, self.limits, inherited=[theirs.fileno()])
             self.process = starting.result()
         self.end = weakref.finalize(self, end_interpreter, self.process, self.control)
         assert self.process.stdout is not None and self.process.stderr is not None
@@ -181,7 +181,7 @@ def end_interpreter(process: subprocess.Popen[bytes], control: socket.socket) ->
 
 
 @functools.cache
-def starter() -> ThreadPoolExecutor:
+def open_sandbox_thread() -> ThreadPoolExecutor:
     """The thread that starts interpreters. It lives as long as this process, as Linux ends a sandbox together with the
     thread that has started it."""
     return ThreadPoolExecutor(1, "aurify-sandbox")
