@@ -98,3 +98,9 @@ def test_help_names_every_command():
     text = CliRunner().invoke(app, ["--help"]).stdout
     names = ("chat", "demo", "doctor", "eval", "models", "report", "runs", "sample", "train")
     assert [name for name in names if f" {name} " not in text] == []
+
+
+def test_an_option_of_a_recipe_with_dashes_is_told_how_it_is_written():
+    result = CliRunner().invoke(app, ["train", "quickstart", "--learning-rate", "3"])
+    text = " ".join(result.stderr.replace("│", " ").split())
+    assert result.exit_code == 2 and "stages.NAME.learning_rate=VALUE" in text

@@ -57,7 +57,7 @@ def test_a_second_process_is_refused_with_pid_and_host_of_the_first(tmp_path):
     try:
         tell(first)
         assert hear(first) == "held"
-        said = f"process {first.pid} on {re.escape(socket.gethostname())} has been working in this run since .*remove"
+        said = f"process {first.pid} on {re.escape(socket.gethostname())} has been working in this run since .*stop it$"
         with pytest.raises(UserError, match=said), lock_folder(tmp_path):
             raise AssertionError("two at once")
         assert find_holder(tmp_path)["pid"] == first.pid, "the first one still has it"

@@ -31,7 +31,7 @@ from aurify.cli.runs import runs
 from aurify.cli.sample import sample
 from aurify.cli.search import search
 from aurify.cli.sop import sop
-from aurify.cli.train import train
+from aurify.cli.train import TrainCommand, train
 from aurify.errors import UserError, explain_refusal
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -115,7 +115,7 @@ def options(
 
 
 app.command()(demo)
-app.command()(train)
+app.command(cls=TrainCommand)(train)
 app.command(name="eval")(evaluate_model)
 app.command()(sample)
 app.command()(chat)

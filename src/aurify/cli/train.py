@@ -7,12 +7,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from aurify.cli.names import RUNS, RunsFolder, find_recipe, find_run
 from aurify.errors import UserError
 
 if TYPE_CHECKING:
     from aurify.tracking.run_folder import RunFolder
+
+
+class TrainCommand(TyperCommand):
+    """Whoever writes `--steps 3` is told how a recipe's options are written."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:
+            if isinstance(name := getattr(error, "option_name", None), str) and hasattr(error, "message"):
+                key = name.strip("-").replace("-", "_")
+                error.message += f". What a recipe says is written without dashes, such as stages.NAME.{key}=VALUE"
+            raise
 
 
 def train(

@@ -26,9 +26,11 @@ def lock_folder(folder: Path) -> Iterator[None]:
     file = folder / LOCK
     with FileLock(folder / ".lock"):  # of two that come at once, one looks first
         if holder := find_holder(folder):
+            known = holder["host"] == socket.gethostname()
+            mend = "wait for it or stop it" if known else f"wait for it or stop it. If it is gone, remove {file}"
             raise UserError(
                 f"{folder}: process {holder['pid']} on {holder['host']} has been working in this run since "
-                f"{holder['since']}; wait for it or stop it. If it is gone, remove {file}"
+                f"{holder['since']}; {mend}"
             )
         process = psutil.Process()
         began, since = process.create_time(), time.strftime("%Y-%m-%d %H:%M:%S")
