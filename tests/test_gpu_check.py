@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -39,7 +40,8 @@ def run_bare(out, *arguments):
     code = f"import runpy, sys\nsys.modules.update(dict.fromkeys({MISSING}))\n"
     code += f"sys.argv = ['gpu_check.py', '--cpu', '--out', {str(out)!r}, *{list(arguments)}]\n"
     code += f"runpy.run_path({str(BENCHMARKS / 'gpu_check.py')!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    plain = {name: value for name, value in os.environ.items() if name != "AURIFY_DTYPE"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=plain)
     return done, json.loads(out.read_text())["cases"] if out.exists() else {}
 
 
