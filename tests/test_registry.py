@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,15 @@ def test_a_name_used_twice_names_both_places(plugin):
         UserError, match=r"^plugin\.py:5: task 'mine' is registered already, at plugin\.py:2; choose an"
     ):
         registry.load_plugins(["plugin.py"])
+
+
+def test_a_file_that_was_imported_may_be_a_plugin_in_another_working_folder(plugin, tmp_path, monkeypatch):
+    plugin("import aurify\n@aurify.reward\ndef mine(task, trajectory): return 0.5\n")
+    runpy.run_path("plugin.py")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    registry.load_plugins(["../plugin.py"])
+    assert registry.get("reward", "mine")(None, None) == 0.5
 
 
 def test_a_file_may_be_a_program_and_its_own_plugin(plugin):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
@@ -155,13 +156,15 @@ def register(kind: Kind, name: str | None = None) -> Callable[[T], T]:
         line = find_caller()
         key = name or getattr(entry, "__name__", "")
         if not key:
-            raise UserError(f"{line}: {entry!r} has no name of its own; give one, as in @aurify.{kind}('my_name')")
+            raise UserError(
+                f"{shorten(line)}: {entry!r} has no name of its own; give one, as in @aurify.{kind}('my_name')"
+            )
         if problem := find_signature_problem(kind, entry):
-            raise UserError(f"{line}: {kind} {key!r} {problem}; expected {EXPECTED[kind]}")
+            raise UserError(f"{shorten(line)}: {kind} {key!r} {problem}; expected {EXPECTED[kind]}")
         known = ENTRIES[kind].get(key)
         if known is not None and not is_same_entry(known, entry, REGISTERED_AT.get((kind, key)), line):
-            first = REGISTERED_AT.get((kind, key)) or full_name(known)
-            raise UserError(f"{line}: {kind} {key!r} is registered already, at {first}; choose another name")
+            first = shorten(REGISTERED_AT.get((kind, key), "")) or full_name(known)
+            raise UserError(f"{shorten(line)}: {kind} {key!r} is registered already, at {first}; choose another name")
         ENTRIES[kind][key], REGISTERED_AT[kind, key] = entry, line
         return entry
 
@@ -179,11 +182,17 @@ def is_same_entry(known: Any, entry: Any, first: str | None, line: str) -> bool:
 
 
 def find_caller() -> str:
-    """File and line of the code that called into this file."""
+    """File and line of the code that called into this file. The path is whole: a plugin stays the same one where the
+    working folder changes."""
     frame = sys._getframe(1)
     while frame.f_back is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back
-    return f"{short_path(frame.f_code.co_filename)}:{frame.f_lineno}"
+    return f"{os.path.abspath(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def shorten(line: str) -> str:
+    path, _, number = line.rpartition(":")
+    return f"{short_path(path)}:{number}" if path else line
 
 
 def decorator(kind: Kind) -> Callable[..., Any]:
