@@ -9,7 +9,7 @@ import time
 import tracemalloc
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
@@ -273,17 +273,25 @@ def test_a_server_that_is_not_there(options, sleeps):
     assert failure.transient and "connection failed" in failure.reason and sleeps == [1, 2, 4]
 
 
-def test_a_pause_between_requests_to_a_host(site, options):
+def test_a_pause_between_requests_to_a_host(site, options, monkeypatch):
+    """On a clock of its own, which stands still while nobody sleeps."""
+    now, slept = [100.0], list[float]()
+
+    def sleep(seconds):
+        slept.append(round(seconds, 6))
+        now[0] += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=sleep, time=time.time)
+    monkeypatch.setattr(fetch, "time", clock)
     site.pages = {f"/{number}": page() for number in range(3)}
     read([f"{site.url}/{number}" for number in range(3)], replace(options, delay=0.1))
-    times = [moment for _, _, moment in site.requests]
-    assert len(times) == 4 and all(later - earlier > 0.09 for earlier, later in pairwise(times))
+    assert len(site.requests) == 4 and slept == [0.0, 0.1, 0.1, 0.1]
     site.pages["/robots.txt"] = "User-agent: *\nCrawl-delay: 0.3"
     with Fetcher(replace(options, fresh=True)) as fetcher:
         fetcher.get(f"{site.url}/1")
-        start = time.monotonic()
+        slept.clear()
         fetcher.get(f"{site.url}/2")
-        assert time.monotonic() - start > 0.25
+    assert slept == [0.3]
 
 
 def test_no_host_is_asked_without_end(site, options, monkeypatch):
