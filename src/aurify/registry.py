@@ -157,14 +157,16 @@ def register(kind: Kind, name: str | None = None) -> Callable[[T], T]:
         key = name or getattr(entry, "__name__", "")
         if not key:
             raise UserError(
-                f"{shorten(line)}: {entry!r} has no name of its own; give one, as in @aurify.{kind}('my_name')"
+                f"{shorten_line(line)}: {entry!r} has no name of its own; give one, as in @aurify.{kind}('my_name')"
             )
         if problem := find_signature_problem(kind, entry):
-            raise UserError(f"{shorten(line)}: {kind} {key!r} {problem}; expected {EXPECTED[kind]}")
+            raise UserError(f"{shorten_line(line)}: {kind} {key!r} {problem}; expected {EXPECTED[kind]}")
         known = ENTRIES[kind].get(key)
         if known is not None and not is_same_entry(known, entry, REGISTERED_AT.get((kind, key)), line):
-            first = shorten(REGISTERED_AT.get((kind, key), "")) or full_name(known)
-            raise UserError(f"{shorten(line)}: {kind} {key!r} is registered already, at {first}; choose another name")
+            first = shorten_line(REGISTERED_AT.get((kind, key), "")) or full_name(known)
+            raise UserError(
+                f"{shorten_line(line)}: {kind} {key!r} is registered already, at {first}; choose another name"
+            )
         ENTRIES[kind][key], REGISTERED_AT[kind, key] = entry, line
         return entry
 
@@ -190,7 +192,7 @@ def find_caller() -> str:
     return f"{os.path.abspath(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
-def shorten(line: str) -> str:
+def shorten_line(line: str) -> str:
     path, _, number = line.rpartition(":")
     return f"{short_path(path)}:{number}" if path else line
 
