@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from aurify.data.medquad import write_rows
 from aurify.knowledge.knowledge_base import KnowledgeBase
+from aurify.tracking.jsonl import write_rows
 
 
 def stand_in_for_medquad(folder: Path) -> None:

@@ -9,6 +9,7 @@ import gc
 import pytest
 import torch
 from models import random_model
+from models import run_sampler as run
 
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
@@ -42,16 +43,6 @@ def make_sampler(kind: str = "cores", **options) -> InProcessSampler:
             engine, made.decoder, made.cache, made.step, sampler.max_batch, None, GraphExecutor(None, steps=4)
         )
     return sampler
-
-
-def run(sampler, body):
-    async def main():
-        try:
-            return await body()
-        finally:
-            await sampler.close()
-
-    return asyncio.run(main())
 
 
 async def ask(sampler, prompt=A, params=PARAMS, n=1):

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 import torch
+from models import random_engine as engine_of
 from models import random_model
 
 from aurify.algorithms.sft import SFT
@@ -21,19 +22,6 @@ ARCHITECTURES = [("Llama", {}), ("Mistral", {"sliding_window": 8}), ("Gemma2", {
 
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-
-
-def engine_of(
-    architecture: str = "Llama", lora: LoraConfig | None = None, dtype: torch.dtype = torch.float32, **options
-) -> Engine:
-    model = random_model(architecture, **options)
-    model.module.to(dtype)
-    engine = Engine(model, lora=lora)
-    if engine.adapter is not None:
-        for k, layer in enumerate(engine.adapter.layers.values()):
-            torch.nn.init.normal_(layer.lora_B, std=0.05, generator=torch.Generator().manual_seed(k))
-        engine.adapter.merge()
-    return engine
 
 
 def run(engine: Engine, body, **options):

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from models import random_model
+from models import random_engine, random_model
+from models import run_sampler as run
 from tolerances import mean_over_tokens, per_token
 
 from aurify.engine.engine import Engine
@@ -39,14 +40,7 @@ TOKEN_BYTES = {"float32": 512, "bfloat16": 256}  # two layers, keys and values o
 
 
 def make_engine(dtype="float32", architecture="Llama", lora=None, **options) -> Engine:
-    model = random_model(architecture, **{"max_position_embeddings": 2048} | options)
-    model.module.to(getattr(torch, dtype))
-    engine = Engine(model, lora=lora)
-    if engine.adapter is not None:
-        for k, layer in enumerate(engine.adapter.layers.values()):
-            torch.nn.init.normal_(layer.lora_B, std=0.05, generator=torch.Generator().manual_seed(k))
-        engine.adapter.merge()
-    return engine
+    return random_engine(architecture, lora, getattr(torch, dtype), **{"max_position_embeddings": 2048} | options)
 
 
 def make_sampler(engine=None, executor=None, **options) -> InProcessSampler:
@@ -59,16 +53,6 @@ def make_sampler(engine=None, executor=None, **options) -> InProcessSampler:
             sampler.engine, made.decoder, made.cache, made.step, sampler.max_batch, sampler.cache_bytes, executor
         )
     return sampler
-
-
-def run(sampler, body):
-    async def main():
-        try:
-            return await body()
-        finally:
-            await sampler.close()
-
-    return asyncio.run(main())
 
 
 def count_prefilled(engine) -> list[int]:

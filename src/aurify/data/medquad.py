@@ -5,22 +5,21 @@ no disease stands on both sides. A few of those that are trained come with a sea
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aurify.errors import UserError
-from aurify.files import replace_text
 from aurify.knowledge.chunking.chunk import ChunkOptions
 from aurify.knowledge.knowledge_base import AddSummary, KnowledgeBase
 from aurify.knowledge.types import Document
 from aurify.rows.row import BadRow, Row
 from aurify.rows.sources import open_source
+from aurify.tracking.jsonl import write_rows
 
 CHUNK_TOKENS = 253
 COLUMNS = {
@@ -191,7 +190,3 @@ def show_search(question: Question, instructions: str, found: str) -> dict[str, 
         {"role": "assistant", "content": f"<answer> {answer[: 2 * SHORT_ANSWER]} </answer>", "goes_on": True},
     ]
     return {"messages": said}
-
-
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

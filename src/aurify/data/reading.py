@@ -168,8 +168,8 @@ def read_text(row: Row, columns: Columns) -> Text:
 
 
 def read_pair(row: Row, columns: Columns) -> Pair:
-    prompt = read_prompt(row, columns)
-    sides = [read_completion(row, side, prompt, strip=goes_on(row, columns)) for side in ("chosen", "rejected")]
+    prompt, strip = read_prompt(row, columns), goes_on(row, columns)
+    sides = [read_completion(row, side, prompt, strip=strip) for side in ("chosen", "rejected")]
     return build_pair(row, prompt, *take_off_prompt(row, prompt, sides))
 
 

@@ -39,7 +39,7 @@ from aurify.engine.restore import open_adapter
 from aurify.engine.weights import Weights, share_weights
 from aurify.errors import UserError
 from aurify.models.loading import save_model
-from aurify.models.model import LoadedModel, read_max_context
+from aurify.models.model import LoadedModel, read_max_context, read_vocabulary
 from aurify.types import Algorithm, Datum, Metrics, Outputs, count_units
 
 STATE_FILE = "engine.pt"
@@ -298,7 +298,7 @@ class Engine:
 
     @property
     def vocabulary(self) -> int:
-        return int(self.module.get_input_embeddings().weight.shape[0])
+        return read_vocabulary(self.module)
 
     @property
     def max_context(self) -> int:

@@ -198,11 +198,10 @@ class Play:
     def apply(self, step: Step, seconds: float) -> Outcome | None:
         """Takes the environment's answer in. None: the policy goes on."""
         self.num_errors += int(step.metrics.get("calls_failed", 0))
-        overflows = not step.done and self._overflows(step)
-        if step.done or overflows:
-            self.messages += (step.messages or [put_in(step.continue_turn)]) if overflows else []
-            num_tokens = 0
-        else:
+        num_tokens, overflows = 0, not step.done and self._overflows(step)
+        if overflows:
+            self.messages += step.messages or [put_in(step.continue_turn)]
+        elif not step.done:
             num_tokens = self._going_on(step) if step.continue_turn else self._next_turn(step)
         turn = self.turns[-1]
         self.turns[-1] = replace(
@@ -273,14 +272,15 @@ class Play:
         limit = self.limits.tool_tokens
         if limit is None or len(text) <= limit:  # a token has at least a character
             return text
-        if (tokens := self._read_beginning(text, limit)) is not None:
-            kept = self.renderer.tokenizer.decode(tokens[:limit]).rstrip("\ufffd")
-            return f"{kept} ... [{len(text) - len(kept):,} of {len(text):,} characters are cut]"
-        tokens = self.renderer.continuation(text)
+        beginning = self._read_beginning(text, limit)
+        tokens = self.renderer.continuation(text) if beginning is None else beginning
         if len(tokens) <= limit:
             return text
         kept = self.renderer.tokenizer.decode(tokens[:limit]).rstrip("\ufffd")
-        return f"{kept} ... [{len(tokens) - limit:,} of {len(tokens):,} tokens are cut]"
+        missing = f"{len(tokens) - limit:,} of {len(tokens):,} tokens"
+        if beginning is not None:
+            missing = f"{len(text) - len(kept):,} of {len(text):,} characters"
+        return f"{kept} ... [{missing} are cut]"
 
 
 def put_in(text: str) -> Message:

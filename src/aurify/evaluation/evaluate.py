@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from aurify.environments.player import Player, RolloutOptions
 from aurify.environments.rollout import NO_LIMITS, Limits
 from aurify.errors import UserError
-from aurify.rewards.rubric import Rubric
+from aurify.rewards.rubric import Rubric, mean_rewards
 from aurify.types import Datum, Group, Metrics, SamplingParams, Task
 
 if TYPE_CHECKING:
@@ -116,9 +116,7 @@ def summarise(groups: Sequence[Group], measure: str, samples_per_task: int) -> E
         metrics["failed"] = num_failed / (samples_per_task * len(groups))
     if rewards:
         metrics["reward"] = statistics.fmean(rewards)
-    for name in sorted({name for t in trajectories for name in t.rewards} - {measure}):
-        values = [value for t in trajectories if (value := t.rewards.get(name)) is not None]
-        metrics |= {f"reward_{name}": statistics.fmean(values)} if values else {}
+    metrics |= {f"reward_{name}": mean for name, mean in mean_rewards(trajectories).items() if name != measure}
     for part in sorted({group.task.part for group in groups if group.task.part}):
         pairs = zip(by_task, groups, strict=True)
         metrics[f"{part}/value"] = statistics.fmean(value for value, group in pairs if group.task.part == part)

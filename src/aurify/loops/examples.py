@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,11 @@ from aurify.data.mixing import Mixture
 from aurify.data.sources import Part, read_part
 from aurify.environments.traces import as_messages
 from aurify.errors import UserError
-from aurify.files import replace_text
 from aurify.loops.progress import derive_seed
 from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.rows.row import Row, Tally
 from aurify.rows.sources import open_file, raise_bad
+from aurify.tracking.jsonl import write_rows
 from aurify.types import Lesson
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ def load_pairs(folder: Path) -> Examples | None:
 def save_pairs(folder: Path, train: Sequence[Row], heldout: Sequence[Row]) -> None:
     """The training pairs come last: where they are, both files are complete."""
     for name, rows in ((HELDOUT_FILE, heldout), (PAIRS_FILE, train)):
-        replace_text(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_rows(folder / name, rows)
 
 
 # ---------------------------------------------------------------------- tokens

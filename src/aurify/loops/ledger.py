@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from aurify.rewards.rubric import mean_rewards
 from aurify.types import Group, Metrics, Trajectory
 
 if TYPE_CHECKING:
@@ -81,10 +82,7 @@ def policy_metrics(own: Sequence[Trajectory]) -> Metrics:
     rewards = [trajectory.reward for trajectory in own if trajectory.reward is not None]
     if rewards:
         metrics |= {"reward/mean": statistics.fmean(rewards), "reward/std": statistics.pstdev(rewards)}
-    for name in sorted({name for trajectory in own for name in trajectory.rewards}):
-        values = [value for t in own if (value := t.rewards.get(name)) is not None]
-        if values:
-            metrics[f"reward/{name}"] = statistics.fmean(values)
+    metrics |= {f"reward/{name}": mean for name, mean in mean_rewards(own).items()}
     for name in sorted({name for trajectory in own for name in trajectory.metrics}):
         metrics[f"rollout/{name}"] = statistics.fmean(t.metrics[name] for t in own if name in t.metrics)
     return metrics

@@ -51,7 +51,7 @@ class LoadedModel:
     @property
     def vocabulary(self) -> int:
         """Rows of the embedding."""
-        return int(self.module.get_input_embeddings().weight.shape[0])
+        return read_vocabulary(self.module)
 
     @property
     def max_context(self) -> int:
@@ -111,8 +111,13 @@ def fit_embedding(module: Any, tokenizer: Any, files: ModelFiles, config: ModelC
     if files.adapter is not None:
         resize_for_adapter(module, files.adapter)
     num_new = add_rows(module, tokenizer) if config.resize_embeddings else 0
-    check_vocabulary(tokenizer, module.get_input_embeddings().weight.shape[0], config.name)
+    check_vocabulary(tokenizer, read_vocabulary(module), config.name)
     return num_new
+
+
+def read_vocabulary(module: Any) -> int:
+    """Rows of the embedding of a model."""
+    return int(module.get_input_embeddings().weight.shape[0])
 
 
 def read_max_context(module: Any) -> int:

@@ -6,13 +6,11 @@ What was wanted stands in the task's column `calls`, or in its answer, and the t
 
 from __future__ import annotations
 
-import ast
-import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from aurify.rewards.answers import take_answer, to_list
-from aurify.rows.values import parse_json
+from aurify.rows.values import parse_json, parse_python
 from aurify.tools.calls import Call, read_call, read_calls, read_message_calls, unpack_calls
 from aurify.tools.schema import find_violation, read_schemas
 from aurify.types import Task, Trajectory
@@ -73,8 +71,7 @@ def wanted_calls(task: Task) -> list[Call] | None:
     else:
         found = parse_json(given)
         if isinstance(found, str) and found.lstrip()[:1] in ("[", "{"):
-            with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                found = ast.literal_eval(found.strip())
+            found = parse_python(found)
         found = [found] if isinstance(found, Mapping) else found
         if isinstance(found, list):
             calls = [call for entry in unpack_calls(list(map(parse_json, found))) for call in read_wanted(entry)]

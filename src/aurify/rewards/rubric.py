@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from aurify import registry
@@ -211,6 +212,16 @@ def find_check(reward: Reward) -> Callable[[Task], Any] | None:
         return check
     plain = inspect.isfunction(function) and not reward.caller.is_async and not is_trl(function)
     return (lambda task: function(task, Trajectory([], [], 0))) if plain and reward.caller.is_ours else None
+
+
+def mean_rewards(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Of each reward the mean over those to which it applies; rewards that apply to none are left out."""
+    means = {}
+    for name in sorted({name for trajectory in trajectories for name in trajectory.rewards}):
+        values = [value for t in trajectories if (value := t.rewards.get(name)) is not None]
+        if values:
+            means[name] = fmean(values)
+    return means
 
 
 def describe_failure(value: Any, task: Task) -> str | None:

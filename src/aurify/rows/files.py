@@ -88,8 +88,10 @@ def read_entries(path: Path) -> Entries:
         begin = file.read(32)
         compressed = next((name for magic, name in COMPRESSED.items() if begin.startswith(magic)), "")
         try:
-            head = open_plain(file, compressed).read(HEAD)
-            yield from read_bytes(path, open_plain(file, compressed), head)
+            content = open_plain(file, compressed)
+            head = content.read(HEAD)
+            content.seek(0)
+            yield from read_bytes(path, content, head)
         except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             if not compressed:
                 raise

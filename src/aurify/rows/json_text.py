@@ -47,12 +47,16 @@ def parse_strictly(text: str) -> Any:
     return json.loads(text, object_pairs_hook=unique)
 
 
+class RepeatedKey(ValueError):
+    pass
+
+
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands twice in one object")
+        raise RepeatedKey(f"the key {twice!r} stands twice in one object")
     return values
 
 
@@ -69,7 +73,7 @@ def read_json_lines(path: Path, lines: Iterable[str]) -> Entries:
             try:
                 yield location, parse_strictly(line)
             except (ValueError, RecursionError) as error:
-                kind = "a key that stands twice in one object" if "stands twice" in str(error) else "not JSON"
+                kind = "a key that stands twice in one object" if isinstance(error, RepeatedKey) else "not JSON"
                 yield location, BadRow(location, f"{describe_json_error(error)}: {line.rstrip()[:80]!r}", kind)
 
 

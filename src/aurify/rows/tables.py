@@ -6,14 +6,13 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from aurify.errors import UserError
+from aurify.rows.json_text import Entries
 from aurify.rows.row import BadRow
 
-Entries = Iterator[tuple[str, Any]]
 HEADER_FIELD = re.compile(r"[\w .:/()-]{1,60}")
 DELIMITERS = ",;\t|"
 

@@ -6,7 +6,6 @@ that nobody knows is named, since every call would break it."""
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from aurify.files import require
-from aurify.rows.values import parse_json
+from aurify.rows.values import parse_json, parse_python
 
 TYPES = {  # of other dialects -> of JSON Schema; "" = any
     **dict.fromkeys(("dict", "map", "mapping", "hashmap", "struct", "record"), "object"),
@@ -75,11 +74,10 @@ def list_functions(tools: Any) -> list[Mapping[str, Any]]:
 def unpack_tools(given: Any) -> Any:
     """A list of tools out of what holds them: text, one a line too, one tool alone, and objects around them."""
     found = parse_json(given)
-    if isinstance(found, str) and found.strip():
-        try:
-            found = ast.literal_eval(found.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            found = [parse_json(line) for line in found.splitlines() if line.strip()]
+    if isinstance(text := found, str) and text.strip():
+        found = parse_python(text)
+        if found is text:
+            found = [parse_json(line) for line in text.splitlines() if line.strip()]
             found = found if all(isinstance(line, Mapping) for line in found) else given
     if not isinstance(found, Mapping):
         return found or []

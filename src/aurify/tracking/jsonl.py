@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,11 @@ def append(path: Path, *rows: Mapping[str, Any]) -> None:
     """Adds one line a row. Half a surrogate pair, which UTF-8 cannot hold, is written as its JSON escape."""
     with path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """A whole file, one line a row."""
+    replace_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def read_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
