@@ -19,7 +19,8 @@ SHARED = {
     "ingest": "the command calls the function",
     "search": "the command calls the function",
 }
-ENGLISH = {"is_one_of", "unless_any_of"}  # names that end in `_of` and read as English
+# names that end in `_of` and read as English; kind_of is imported by scripts of others under this name
+ENGLISH = {"is_one_of", "kind_of", "unless_any_of"}
 
 
 def find_namesakes(texts: dict[str, str]) -> dict[str, list[str]]:

@@ -8,7 +8,7 @@ import pytest
 from said import rewarded, said, task_of
 
 from aurify import registry
-from aurify.rewards.auto import KINDS, auto, find_answer_kind
+from aurify.rewards.auto import KINDS, auto, kind_of
 from aurify.rewards.rubric import build_rubric
 
 
@@ -32,7 +32,7 @@ from aurify.rewards.rubric import build_rubric
     ],
 )
 def test_the_rule(answer, info, kind):
-    assert find_answer_kind(task_of(answer, **info)) == kind
+    assert kind_of(task_of(answer, **info)) == kind
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from said import rewarded, said, task_of
 from aurify.errors import UserError
 from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
-from aurify.rewards.auto import auto, find_answer_kind
+from aurify.rewards.auto import auto, kind_of
 from aurify.rewards.code import code
 from aurify.rewards.code_tests import read_tests
 from aurify.rewards.rubric import Rubric, build_rubric
@@ -90,7 +90,7 @@ def test_tests_of_a_function(title):
     assert rewarded(code(), RIGHT, **info) == 1.0
     assert rewarded(code(), WRONG.replace("[a + b]", "str(a)"), **info) == 0.0
     assert rewarded(code(), "I do not know.", **info) == 0.0
-    assert find_answer_kind(task_of(**info)) == "code"
+    assert kind_of(task_of(**info)) == "code"
     build_rubric(["code"]).check_tasks([task_of(**info)])
 
 
@@ -99,7 +99,7 @@ def test_tests_of_a_script(title):
     info = SCRIPTS[title]
     assert rewarded(code(), SCRIPT, **info) == 1.0
     assert rewarded(code(), SILENT, **info) == 0.0
-    assert find_answer_kind(task_of(**info)) == "code"
+    assert kind_of(task_of(**info)) == "code"
     build_rubric(["code"]).check_tasks([task_of(**info)])
 
 
@@ -173,7 +173,7 @@ REFUSED = [
 @pytest.mark.parametrize(("info", "problem"), REFUSED, ids=lambda value: str(value)[:40])
 def test_tests_that_cannot_judge_are_refused_at_the_start(info, problem):
     for reward in ("code", "auto"):
-        if reward == "code" or find_answer_kind(task_of("x", **info)) == "code":
+        if reward == "code" or kind_of(task_of("x", **info)) == "code":
             with pytest.raises(UserError, match=f"task 't/1': reward '{reward}': the column .*{problem}"):
                 build_rubric([reward]).check_tasks([task_of("x", **info)])
 

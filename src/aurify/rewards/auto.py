@@ -30,22 +30,22 @@ MAX_WORDS = 8  # a longer answer is hardly ever said in the same words
 
 
 async def auto(task: Task, trajectory: Trajectory) -> float | None:
-    """Chooses the reward by the task: number, math, code, choice and so on. See `find_answer_kind` for the rule."""
-    reward = load_reward(KINDS[find_answer_kind(task)])
+    """Chooses the reward by the task: number, math, code, choice and so on. See `kind_of` for the rule."""
+    reward = load_reward(KINDS[kind_of(task)])
     value: float | None = await settle(reward, task, trajectory)
     return value
 
 
 def check_task(task: Task) -> None:
     """Raises where the kind is not to be seen, or tests could not judge (see `Rubric.check_tasks`)."""
-    if find_answer_kind(task) == "code":
+    if kind_of(task) == "code":
         load_reward("code").check_task(task)
 
 
 auto.check_task = check_task  # type: ignore[attr-defined]
 
 
-def find_answer_kind(task: Task) -> str:
+def kind_of(task: Task) -> str:
     """1. The column `kind`, if the task has one. 2. Tests, or inputs and outputs: code. 3. Calls: function_call.
     4. By the answer: one number, number; one capital letter, choice; LaTeX, or an expression: math; up to eight words,
     exact. Everything else is an error, since guessing how to judge it would be worse."""
