@@ -386,6 +386,14 @@ def test_columns_that_nobody_reads_are_told():
     assert detect(rows).unread(rows) == ["score", "source"]
 
 
+def test_a_column_that_a_row_of_another_form_reads_is_read():
+    said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    rows = [Row({"prompt": "a", "completion": "b"}, f"r:{k}") for k in range(2)]
+    rows.append(Row({"messages": said, "source": "x"}, "r:2"))
+    assert detect(rows).unread(rows) == ["source"]
+    assert not any(row.changes for row in rows)
+
+
 def test_roles_are_renamed(renderer):
     rows = [Row(share(("customer", Q), ("agent", "4")), "rows.jsonl:1")]
     step = {"name": "rename_roles", "roles": {"customer": "user", "agent": "assistant"}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -256,10 +257,18 @@ class Reader:
         return [column for part, column in self.columns.items() if part not in BESIDE] + sides
 
     def unread(self, rows: Iterable[Row]) -> list[str]:
-        """Columns that hold something and that nobody reads."""
-        read = {*self.columns.values(), *self.needed(), *TOOLS, "completions", "margin"}
-        read |= {*THOUGHT} if "answer" in self.columns else set()
-        return sorted({str(name) for row in rows for name, value in row.items() if not is_missing(value)} - read)
+        """Columns that hold something and that nobody reads, in whatever form a row is read."""
+        names: set[str] = set()
+        for row in rows:
+            num_changes = len(row.changes)
+            with suppress(BadRow):  # what is no row to learn from is told when it is read
+                form, columns = self.choose(row)
+                own = replace(self, form=form, columns=columns)
+                read = {*columns.values(), *own.needed(), *TOOLS, "completions", "margin"}
+                read |= {*THOUGHT} if "answer" in columns else set()
+                names |= {str(name) for name, value in row.items() if not is_missing(value)} - read
+            del row.changes[num_changes:]
+        return sorted(names)
 
     def read_all(self, rows: Iterable[Row], tally: Tally, *, skip_bad: bool = False) -> list[Example]:
         """skip_bad: rows that cannot be used are counted; otherwise the first is an error."""
