@@ -4,7 +4,6 @@ outcome of the trajectories that used it, and of no other; the run goes on."""
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import socket
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from recorder import Recorder
 
@@ -76,8 +76,7 @@ def server() -> Iterator[Server]:
 
 def children() -> set[int]:
     """Processes that this one has started."""
-    path = Path(f"/proc/{os.getpid()}/task")
-    return {int(pid) for task in path.iterdir() for pid in (task / "children").read_text().split()}
+    return {process.pid for process in psutil.Process().children()}
 
 
 def train(

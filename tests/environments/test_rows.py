@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +145,16 @@ def test_rollouts_of_several_rows_are_trained_replayed_and_resumed(tmp_path: Pat
         method="grpo", model=ModelConfig("random:tiny"), steps=3, prompts_per_step=2, completions_per_prompt=4,
         replay=ReplayOptions(start=0.0), sampling=SamplingParams(max_tokens=100),
     )  # fmt: skip
-    count = iter(range(10**6))
-    sampler = ScriptedSampler(lambda prompt: f"<think>x</think>{next(count) % 7}", engine.tokenizer)
+    asked: Counter[str] = Counter()
+
+    def reply(prompt: list[int]) -> str:
+        """Counts how often a task was asked, and says the number twice. The order of the requests does not matter."""
+        text = engine.tokenizer.decode(prompt)
+        asked[text] += 1
+        number = re.findall(r"\d", text)[-1] if "and then?" in text else asked[text] % 7
+        return f"<think>x</think>{number}"
+
+    sampler = ScriptedSampler(reply, engine.tokenizer)
     tasks = [Task(f"t{k}", [{"role": "user", "content": f"say {k}"}], str(k)) for k in range(3)]
 
     def even(task: Task, trajectory: Trajectory) -> float:
