@@ -19,10 +19,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from aurify.evaluation.comparison import HEADINGS, list_modes, measure_search
-from aurify.evaluation.retrieval import Answer, Question, find_ranks
-from aurify.knowledge.chunking.chunk import ChunkOptions, chunk
-from aurify.knowledge.chunking.outline import read_outline
+from aurify.evaluation.comparison import HEADINGS, list_measured_modes, measure_search
+from aurify.evaluation.retrieval import Answer, Question, find_answer_ranks
+from aurify.knowledge.chunking.chunk import ChunkOptions, chunk_document
+from aurify.knowledge.chunking.outline import read_code_outline
 from aurify.knowledge.embedding import load_embedder
 from aurify.knowledge.knowledge_base import KnowledgeBase
 from aurify.knowledge.types import Document, Embedder, Hit
@@ -56,7 +56,7 @@ def main() -> None:
 
 def show_table(name: str, base: KnowledgeBase, questions: Sequence[Question]) -> None:
     print(f"| {' | '.join(HEADINGS)} |\n|---" + "|---:" * (len(HEADINGS) - 1) + "|")
-    for mode, options in list_modes(base.settings.search).items():
+    for mode, options in list_measured_modes(base.settings.search).items():
         found = measure_search(base, questions, f"{name}, {mode}", options, per_document=False, num_timed=30)
         print(f"| {' | '.join(found.to_row())} |", flush=True)
 
@@ -76,7 +76,7 @@ def read_questions() -> list[Question]:
 
 
 def find_lines(file: str, symbol: str) -> tuple[int, int]:
-    stack = list(read_outline((SOURCE / file).read_text(encoding="utf-8"), "python").definitions)
+    stack = list(read_code_outline((SOURCE / file).read_text(encoding="utf-8"), "python").definitions)
     found = []
     while stack:
         definition = stack.pop()
@@ -136,7 +136,7 @@ def show_misses(base: KnowledgeBase, questions: Sequence[Question]) -> None:
     print("\nNot among the first five:\n")
     results = base.search_many([one.text for one in questions], 20, per_document=False)
     for question, hits in zip(questions, results, strict=True):
-        found = find_ranks(question, hits)
+        found = find_answer_ranks(question, hits)
         if not found or found[0] > 5:
             best = f"{hits[0].chunk.document} {' > '.join(hits[0].chunk.breadcrumb)}".strip()
             print(f"- {question.text} (rank {found[0] if found else 'beyond 20'}; first is {best})")
@@ -144,7 +144,7 @@ def show_misses(base: KnowledgeBase, questions: Sequence[Question]) -> None:
 
 def show(name: str, embedder: Embedder) -> None:
     text = (SOURCE / name).read_text(encoding="utf-8")
-    for one in chunk(Document(name, text, format="python"), ChunkOptions(), embedder.count_tokens):
+    for one in chunk_document(Document(name, text, format="python"), ChunkOptions(), embedder.count_tokens):
         begins = one.text.strip().splitlines()[0][:60]
         print(f"{one.first_line:4}-{one.last_line:<4} {one.kind:10} {' > '.join(one.breadcrumb):30} {begins}")
     print("\nfixed size")

@@ -25,9 +25,17 @@ from pathlib import Path
 from typing import Any
 
 from aurify import config
-from aurify.cli.kb_chart import draw_comparison
-from aurify.evaluation.comparison import HEADINGS, Measured, Progress, list_modes, list_stages, measure_search, tune
-from aurify.evaluation.retrieval import Answer, Question, split_in_halves
+from aurify.cli.kb_chart import draw_kb_chart
+from aurify.evaluation.comparison import (
+    HEADINGS,
+    Measured,
+    Progress,
+    list_measured_modes,
+    list_measured_stages,
+    measure_fusions,
+    measure_search,
+)
+from aurify.evaluation.retrieval import Answer, Question, split_retrieval_questions
 from aurify.knowledge.knowledge_base import KnowledgeBase
 from aurify.knowledge.rerank import load_reranker
 from aurify.knowledge.search import SearchOptions
@@ -48,11 +56,11 @@ def main() -> None:
     rows = read_rows(args.file, args.limit)
     ingest(rows, args.work)
     base = KnowledgeBase.open(args.work / "kb")
-    tuning, reported = split_in_halves(build_questions(rows))
+    tuning, reported = split_retrieval_questions(build_questions(rows))
     results = Results(args.work / "results.json", {"documents": len(rows), "questions": len(reported)})
     best = tune_fusion(base, tuning, results)
 
-    ways = {**list_modes(SearchOptions()), "tuned": best}
+    ways = {**list_measured_modes(SearchOptions()), "tuned": best}
     measured = [results.measure(base, reported, name, options, args.timed) for name, options in ways.items()]
     few, second = reported[: args.reranked], load_reranker(args.rerank)
     if second is not None:
@@ -120,7 +128,7 @@ class Results:
             )
             self.held["measured"][name] = asdict(found)
             self.save()
-        return config.build(Measured, self.held["measured"][name], str(self.path))
+        return config.build_options(Measured, self.held["measured"][name], str(self.path))
 
     def save(self) -> None:
         self.path.write_text(json.dumps(self.held), encoding="utf-8")
@@ -128,14 +136,14 @@ class Results:
 
 def tune_fusion(base: KnowledgeBase, questions: Sequence[Question], results: Results) -> SearchOptions:
     if "tuned" not in results.held:
-        tried = tune(base, questions, progress=count_aloud("tuning"))
+        tried = measure_fusions(base, questions, progress=count_aloud("tuning"))
         results.held["tuned"] = asdict(tried[0][0])
         results.held["tried"] = [[options.describe(), found.mrr, found.recalls[4]] for options, found in tried]
         results.save()
     print("\n| fusion, on the tuning half | MRR@10 | recall@5 |\n|---|---:|---:|")
     for name, mrr, recall in results.held["tried"]:
         print(f"| {name} | {mrr:.3f} | {recall:.3f} |")
-    best = config.build(SearchOptions, results.held["tuned"], str(results.path))
+    best = config.build_options(SearchOptions, results.held["tuned"], str(results.path))
     base.remember(best)
     return best
 
@@ -169,12 +177,12 @@ def report(
         *(f"| {' | '.join(one.to_row())} |" for one in measured),
         "",
         "| stage | p50 ms | p95 ms |\n|---|---:|---:|",
-        *(f"| {' | '.join(cells)} |" for cells in list_stages(measured)),
+        *(f"| {' | '.join(cells)} |" for cells in list_measured_stages(measured)),
         "",
     ]
     (work / "medquad.md").write_text("\n".join(lines), encoding="utf-8")
     complete = [one for one in measured if one.quality.num == len(reported)]
-    (work / "medquad.svg").write_text(draw_comparison(complete), "utf-8")
+    (work / "medquad.svg").write_text(draw_kb_chart(complete), "utf-8")
     print("\n" + "\n".join(lines))
 
 

@@ -30,8 +30,8 @@ from aurify.engine.engine import Engine
 from aurify.engine.executor import Executor
 from aurify.engine.lora import LoraConfig
 from aurify.knowledge.knowledge_base import KnowledgeBase
-from aurify.knowledge.snapshot import in_background
-from aurify.knowledge.store import CHUNKS, connect
+from aurify.knowledge.snapshot import run_in_lancedb_loop
+from aurify.knowledge.store import CHUNKS, connect_lancedb
 from aurify.knowledge.types import Document
 from aurify.models.model import ModelConfig, load_model
 from aurify.samplers.continuous import Continuous
@@ -125,14 +125,14 @@ def training(
 def looking_up(folder: Path, *, own: bool = True) -> Callable[[], None]:
     base = KnowledgeBase.create(folder)
     base.add(Document(f"{k}", f"Condition number {k} is treated in adults by treatment {k % 17}.") for k in range(1000))
-    table, snapshot = connect(folder).open_table(CHUNKS), base.store.snapshot()
+    table, snapshot = connect_lancedb(folder).open_table(CHUNKS), base.store.snapshot()
     assert snapshot is not None
 
     def ask() -> None:
         for question in map(MatchQuery, QUESTIONS, repeat("passage")):
             if own:
                 query = snapshot.table.query().nearest_to_text(question).select(["_score"]).with_row_id().limit(101)
-                in_background(query.to_arrow()).result()
+                run_in_lancedb_loop(query.to_arrow()).result()
             else:
                 search = table.search(question, query_type="fts").select(["_score"]).with_row_id(True).limit(101)
                 search.to_arrow()

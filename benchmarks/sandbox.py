@@ -14,7 +14,14 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from aurify.sandbox.sandbox import Backend, Limits, read_outcome, run_tests, start, works
+from aurify.sandbox.sandbox import (
+    Backend,
+    Limits,
+    explain_sandbox_failure,
+    read_sandbox_outcome,
+    run_tests,
+    start_sandbox,
+)
 
 PROGRAM = "def add(a, b):\n    return a + b\n"
 TESTS = ["assert add(1, 2) == 3", "assert add('a', 'b') == 'ab'", "assert add([], [1]) == [1]"]
@@ -26,8 +33,8 @@ def tests() -> None:
 
 def script_with(kind: Backend) -> Callable[[], None]:
     def run() -> None:
-        process = start({"role": "script", "code": "print(1)"}, Limits(), using=kind)
-        assert read_outcome(process, Limits()).stdout == "1\n"
+        process = start_sandbox({"role": "script", "code": "print(1)"}, Limits(), using=kind)
+        assert read_sandbox_outcome(process, Limits()).stdout == "1\n"
 
     return run
 
@@ -58,7 +65,7 @@ def main() -> None:
     rows: list[tuple[str, Callable[[], None]]] = []
     kinds: tuple[Backend, ...] = ("bubblewrap", "landlock")
     for kind in kinds:
-        if problem := works(kind):
+        if problem := explain_sandbox_failure(kind):
             print(f"{kind}: {problem}")
         else:
             rows.append((f"a script, {kind}", script_with(kind)))

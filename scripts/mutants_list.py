@@ -68,7 +68,11 @@ ALGORITHMS = [
             "math.fsum(reward * length for reward, length in pairs) / total",
             "math.fsum(reward for reward, length in pairs) / len(pairs)",
         ),
-        ("batch scale of the group", '(whole if scale == "batch" else deviation(group))', "deviation(group)"),
+        (
+            "batch scale of the group",
+            '(whole if scale == "batch" else reward_deviation(group))',
+            "reward_deviation(group)",
+        ),
         (
             "None as 0 in the mean",
             "if reward is not None]\n    mean = math.fsum(valid) / len(valid)\n    return [0.0",
@@ -76,7 +80,7 @@ ALGORITHMS = [
         ),
         (
             "rounding instead of no spread",
-            "    if not spread(rewards):\n        return [0.0] * len(rewards)\n    valid",
+            "    if not has_reward_spread(rewards):\n        return [0.0] * len(rewards)\n    valid",
             "    if not any(r is not None for r in rewards):\n        return [0.0] * len(rewards)\n    valid",
         ),
     ),
@@ -107,8 +111,16 @@ ALGORITHMS = [
     *faults(
         "algorithms/luffy.py",
         "algorithms/test_fixtures_signs.py algorithms/test_fixtures_luffy.py",
-        ("gamma ignored", "shaped(log_x, self.shape, self.gamma)", "shaped(log_x, self.shape, 0.1)"),
-        ("shape ignored", "shaped(log_x, self.shape, self.gamma)", 'shaped(log_x, "fraction", self.gamma)'),
+        (
+            "gamma ignored",
+            "shape_probability(log_x, self.shape, self.gamma)",
+            "shape_probability(log_x, self.shape, 0.1)",
+        ),
+        (
+            "shape ignored",
+            "shape_probability(log_x, self.shape, self.gamma)",
+            'shape_probability(log_x, "fraction", self.gamma)',
+        ),
         ("recorded log-probs ignored", 'if self.behaviour == "recorded" and', "if False and"),
         (
             "a guide's ratio is p",
@@ -128,7 +140,11 @@ ALGORITHMS = [
     *faults(
         "algorithms/exgrpo.py",
         "algorithms/test_fixtures_signs.py algorithms/test_fixtures_luffy.py",
-        ("replay_gamma ignored", "shaped(change, self.shape, self.replay_gamma)", "shaped(change, self.shape, 0.1)"),
+        (
+            "replay_gamma ignored",
+            "shape_probability(change, self.shape, self.replay_gamma)",
+            "shape_probability(change, self.shape, 0.1)",
+        ),
         ("replay without its past", "change = out.logprobs - batch.old_logprobs", "change = out.logprobs"),
     ),
     *faults(
@@ -201,7 +217,7 @@ ALGORITHMS = [
     *faults(
         "algorithms/reinforce_pp.py",
         "algorithms/test_fixtures_signs.py algorithms/test_reward_kl.py",
-        ("flat groups pushed down", "row if spread(g.rewards) else [0.0] * len(row)", "row"),
+        ("flat groups pushed down", "row if has_reward_spread(g.rewards) else [0.0] * len(row)", "row"),
         ("a token pays for what came before", "for cost in reversed(rest)]", "for cost in rest]"),
     ),
     *faults("algorithms/rloo.py", "algorithms/test_reward_kl.py", ("the KL is a reward", "r - coef *", "r + coef *")),
@@ -298,7 +314,11 @@ LOOPS = [
             "prepared(algorithm, batch, engine, temperature)",
             "prepared(algorithm, batch, engine)",
         ),
-        ("prepared not called", "batch = prepared(algorithm, batch, engine, temperature)", "batch = list(batch)"),
+        (
+            "prepared not called",
+            "batch = prepared(algorithm, batch, engine, temperature)",
+            "batch = list(batch)",
+        ),
         ("the controller's weight not used", "controller.apply(algorithm) if controller else algorithm", "algorithm"),
         ("keep_reference not called", "        engine.keep_reference()\n", "        pass\n"),
         (
@@ -314,8 +334,8 @@ LOOPS = [
         "loops/test_online_faults.py loops/test_online.py loops/test_sources.py",
         (
             "flat groups never kept",
-            'hook(algorithm, "keeps_flat")(advantages), hook',
-            "False, hook",
+            'keep_flat = algorithm_hook(algorithm, "keeps_flat")(advantages)',
+            "keep_flat = False",
         ),
         ("consistency filter off", "if stage.consistent_only:", "if False:"),
     ),
@@ -343,7 +363,7 @@ LOOPS = [
             "penalty before combining",
             "        combine_rewards(group.trajectories, group.reward_weights, self.stage.combine_rewards)\n",
             '        for t in group.trajectories if self.stage.truncated == "penalise" else ():\n'
-            "            penalise(t, self.stage.truncation_penalty)\n"
+            "            penalise_truncated_answer(t, self.stage.truncation_penalty)\n"
             "        combine_rewards(group.trajectories, group.reward_weights, self.stage.combine_rewards)\n"
             "        return group\n",
         ),
@@ -463,8 +483,8 @@ LOOPS = [
         "pipeline/check_online.py",
         "pipeline/test_idle_options.py",
         ("one completion a prompt", "if stage.completions_per_prompt < smallest:", "if False:"),
-        ("idle options accepted", "    check_effects(algorithm, stage)\n", ""),
-        ("no warning", '    for caution in hook(algorithm, "cautions"):', "    for caution in ():"),
+        ("idle options accepted", "    check_algorithm_options(algorithm, stage)\n", ""),
+        ("no warning", '    for caution in algorithm_hook(algorithm, "cautions"):', "    for caution in ():"),
     ),
 ]
 
@@ -552,13 +572,13 @@ REWARDS = [
         "rewards/notation.py",
         "rewards/test_math_answers.py",
         ("units never differ", "if unit and other and unit != other:", "if False:"),
-        ("bases forgotten", "if (based := read_base(gold)) or read_base(answer):", "if False:"),
+        ("bases forgotten", "if (based := read_number_base(gold)) or read_number_base(answer):", "if False:"),
         ("letters forgotten", "    if letters is not None:", "    if False:"),
     ),
     *faults(
         "rewards/equality.py",
         "rewards/test_math_answers.py",
-        ("false equations hold", "if not answer or is_false(answer[0]) or", "if not answer or"),
+        ("false equations hold", "if not answer or is_false_answer(answer[0]) or", "if not answer or"),
         ("sets are not inequalities", "return None not in regions and regions[0] == regions[1]", "return False"),
     ),
     *faults(
@@ -574,7 +594,11 @@ REWARDS = [
     *faults(
         "rewards/function_calling.py",
         "rewards/test_function_calling.py",
-        ("nulls count", "equal_values(drop_nulls(made.arguments)", "equal_values((made.arguments)"),
+        (
+            "nulls count",
+            "given = drop_null_arguments(made.arguments)",
+            "given = made.arguments",
+        ),
         (
             "an unfinished thought wants no call",
             "unfinished = take_answer(trajectory) is None and",

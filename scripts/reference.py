@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from aurify import registry
-from aurify.cli.reference import Option, describe_entry, list_keys
+from aurify.cli.reference import Option, explain_entry, list_recipe_keys
 
 PAGE = Path(__file__).parents[1] / "docs" / "reference.md"
 HEAD = """# Reference
@@ -35,14 +35,14 @@ def main() -> None:
 
 def build_page() -> str:
     page = HEAD
-    for title, options in list_keys().items():
+    for title, options in list_recipe_keys().items():
         page += f"\n## {title}\n\n{build_table(options)}"
     for kind, title in KINDS.items():
         page += f"\n## {title}\n"
-        for name in registry.names(kind):
-            text, options = describe_entry(kind, name)
+        for name in registry.list_entries(kind):
+            text, options = explain_entry(kind, name)
             if kind == "algorithm" and name != "grpo":
-                shared = set(describe_entry("algorithm", "grpo")[1])
+                shared = set(explain_entry("algorithm", "grpo")[1])
                 if shared & set(options):
                     text, options = f"{text}. Also the options of `grpo`", [one for one in options if one not in shared]
             page += f"\n### {name}\n\n{text.rstrip('.')}.\n" + (f"\n{build_table(options)}" if options else "")

@@ -57,5 +57,5 @@ def test_a_subclass_may_narrow_a_range():
 
 def test_in_a_recipe_the_whole_key_is_named():
     with pytest.raises(UserError) as caught:
-        config.build(Options, {"size": 0}, "recipe.yaml: stages.sft.lora")
+        config.build_options(Options, {"size": 0}, "recipe.yaml: stages.sft.lora")
     assert str(caught.value) == "recipe.yaml: stages.sft.lora.size: 0 is out of range; it must be at least 1"

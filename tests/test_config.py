@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 import pytest
 
-from aurify.config import build, dump_config, find_keys, load_config, suggest_neighbour
+from aurify.config import build_options, dump_config, find_config_keys, load_config, suggest_neighbour
 from aurify.errors import UserError
 from aurify.types import SamplingParams
 
@@ -158,7 +158,7 @@ def test_nested_dataclasses_are_built():
         "others": {"x": {"rank": 3}},
         "extra": {"anything": [1]},
     }
-    assert build(Stage, values) == Stage(
+    assert build_options(Stage, values) == Stage(
         data="chat.jsonl",
         lr=1.0,
         lora=Adapter(rank=8, targets=["q_proj"]),
@@ -168,7 +168,7 @@ def test_nested_dataclasses_are_built():
         others={"x": Adapter(rank=3)},
         extra={"anything": [1]},
     )
-    assert build(Stage, {"data": 2024}).data == "2024"  # a name may look like a number
+    assert build_options(Stage, {"data": 2024}).data == "2024"  # a name may look like a number
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_nested_dataclasses_are_built():
 )
 def test_wrong_values_name_the_key_and_what_was_expected(values, expected):
     with pytest.raises(UserError) as caught:
-        build(Stage, {"data": "x", **values} if values else values, "r.yaml: s")
+        build_options(Stage, {"data": "x", **values} if values else values, "r.yaml: s")
     assert str(caught.value) == expected
 
 
@@ -210,10 +210,10 @@ def test_the_place_may_be_a_file_a_key_both_or_neither():
         "": "unknown key 'rnk'",
     }.items():
         with pytest.raises(UserError) as caught:
-            build(Adapter, {"rnk": 1}, where)
+            build_options(Adapter, {"rnk": 1}, where)
         assert str(caught.value).startswith(expected + ";")
     with pytest.raises(UserError, match="the recipe is 3; expected a mapping with dropout, rank, targets"):
-        build(Adapter, 3)
+        build_options(Adapter, 3)
 
 
 # ------------------------------------------------------------------ words of other libraries, and short forms
@@ -263,7 +263,7 @@ def test_what_other_words_are_translated_to_is_there():
     from aurify.config import FOREIGN
     from aurify.pipeline.recipe import OfflineStage, OnlineStage
 
-    known = {*registry.names("algorithm"), *get_type_hints(OfflineStage), *get_type_hints(OnlineStage)}
+    known = {*registry.list_entries("algorithm"), *get_type_hints(OfflineStage), *get_type_hints(OnlineStage)}
     for text in FOREIGN.values():
         for key in re.findall(r"[a-z]+\.[a-z_]+|^[a-z_]+", text):
             first, _, rest = key.partition(".")
@@ -312,8 +312,8 @@ def test_an_empty_file_is_called_empty_and_an_override_cut_by_the_shell_is_expla
 def test_a_key_given_at_the_top_is_found_where_it_belongs():
     values = {"stages": {"sft": {"optim": {"decay": 1}, "steps": 3}}, "steps": 4}
     with pytest.raises(UserError, match=r"did you mean 'stages\.sft\.steps'"):
-        build(Top, values)
-    assert list(find_keys(values, "decay")) == ["stages.sft.optim.decay"]
+        build_options(Top, values)
+    assert list(find_config_keys(values, "decay")) == ["stages.sft.optim.decay"]
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ def test_a_mapping_keeps_what_the_default_of_its_field_says():
     """`evaluation: {sampling: {max_tokens: 6}}` is greedy, as docs/reference.md and `aurify eval` have it."""
     from aurify.pipeline.recipe import EvaluationOptions
 
-    built = build(EvaluationOptions, {"sampling": {"max_tokens": 6}})
+    built = build_options(EvaluationOptions, {"sampling": {"max_tokens": 6}})
     assert (built.sampling.max_tokens, built.sampling.temperature) == (6, 0.0)
-    assert build(EvaluationOptions, {"sampling": {"temperature": 0.7}}).sampling.temperature == 0.7
-    assert build(EvaluationOptions, {}).sampling == EvaluationOptions().sampling
+    assert build_options(EvaluationOptions, {"sampling": {"temperature": 0.7}}).sampling.temperature == 0.7
+    assert build_options(EvaluationOptions, {}).sampling == EvaluationOptions().sampling

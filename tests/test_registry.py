@@ -27,9 +27,9 @@ def plugin(tmp_path, monkeypatch):
 
 
 def test_built_in_names_are_imported_when_asked_for():
-    registry.declare("task", {"now": "datetime:datetime.now", "path": "pathlib:Path"})
-    assert registry.get("task", "path") is Path
-    assert registry.get("algorithm", "grpo") is aurify.GRPO
+    registry.declare_entries("task", {"now": "datetime:datetime.now", "path": "pathlib:Path"})
+    assert registry.get_entry("task", "path") is Path
+    assert registry.get_entry("algorithm", "grpo") is aurify.GRPO
 
 
 def test_the_decorators_take_a_name_or_the_functions_own():
@@ -44,10 +44,10 @@ def test_the_decorators_take_a_name_or_the_functions_own():
     @aurify.task()
     class Riddles: ...
 
-    assert registry.get("reward", "short") is short
-    assert registry.get("reward", "long") is other
-    assert registry.get("task", "Riddles") is Riddles
-    assert {"long", "short"} <= set(registry.names("reward"))
+    assert registry.get_entry("reward", "short") is short
+    assert registry.get_entry("reward", "long") is other
+    assert registry.get_entry("task", "Riddles") is Riddles
+    assert {"long", "short"} <= set(registry.list_entries("reward"))
 
 
 def test_a_name_is_taken_once_per_kind():
@@ -62,17 +62,17 @@ def test_a_name_is_taken_once_per_kind():
 
 def test_an_unknown_name_is_an_error_with_the_nearest_one():
     with pytest.raises(UserError, match="unknown algorithm 'reward_modle'; did you mean 'reward_model'"):
-        registry.get("algorithm", "reward_modle")
+        registry.get_entry("algorithm", "reward_modle")
     with pytest.raises(UserError, match=r"unknown algorithm 'qqqqqq'; known: .*dpo, .*grpo"):
-        registry.get("algorithm", "qqqqqq")
+        registry.get_entry("algorithm", "qqqqqq")
 
 
 def test_a_plugin_registers_and_runs_once(plugin):
     plugin("import aurify\n@aurify.reward\ndef mine(task, trajectory): return 0.5\n")
     registry.load_plugins(["plugin.py"])
-    first = registry.get("reward", "mine")
+    first = registry.get_entry("reward", "mine")
     registry.load_plugins([Path("plugin.py").resolve()])
-    assert registry.get("reward", "mine") is first
+    assert registry.get_entry("reward", "mine") is first
     assert first(None, None) == 0.5
 
 
@@ -102,10 +102,10 @@ def test_a_plugin_that_failed_leaves_no_names_and_can_be_mended(plugin):
     plugin("import aurify\n@aurify.reward\ndef mine(task, trajectory): return 0.5\n1 / 0\n")
     with pytest.raises(UserError, match=r"plugin\.py:4: ZeroDivisionError"):
         registry.load_plugins(["plugin.py"])
-    assert "mine" not in registry.names("reward")
+    assert "mine" not in registry.list_entries("reward")
     plugin("import aurify\n\n\n@aurify.reward\ndef mine(task, trajectory): return 0.25\n")
     registry.load_plugins(["plugin.py"])
-    assert registry.get("reward", "mine")(None, None) == 0.25
+    assert registry.get_entry("reward", "mine")(None, None) == 0.25
 
 
 def test_a_name_used_twice_names_both_places(plugin):
@@ -122,7 +122,7 @@ def test_a_file_that_was_imported_may_be_a_plugin_in_another_working_folder(plug
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     registry.load_plugins(["../plugin.py"])
-    assert registry.get("reward", "mine")(None, None) == 0.5
+    assert registry.get_entry("reward", "mine")(None, None) == 0.5
 
 
 def test_a_file_may_be_a_program_and_its_own_plugin(plugin):
@@ -190,13 +190,13 @@ def test_a_wrong_signature_is_named_with_its_line(plugin, kind, text, expected):
     plugin(f"import aurify\nfrom dataclasses import dataclass\n{text}")
     if expected is None:
         registry.load_plugins(["plugin.py"])
-        assert registry.get(kind, "mine")
+        assert registry.get_entry(kind, "mine")
         return
     with pytest.raises(UserError) as caught:
         registry.load_plugins(["plugin.py"])
     assert str(caught.value).startswith(f"plugin.py:3: {kind} 'mine' ")
     assert expected in str(caught.value)
-    assert "mine" not in registry.names(kind)
+    assert "mine" not in registry.list_entries(kind)
 
 
 def test_what_cannot_be_called_or_has_no_name_is_refused():

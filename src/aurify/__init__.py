@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from aurify.errors import UserError
-from aurify.registry import decorator
+from aurify.registry import make_decorator
 
 if TYPE_CHECKING:
     from aurify.algorithms.dpo import DPO
@@ -98,12 +98,12 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-task = decorator("task")
-reward = decorator("reward")
-environment = decorator("environment")
-tool = decorator("tool")
-algorithm = decorator("algorithm")
-dataset = decorator("dataset")
+task = make_decorator("task")
+reward = make_decorator("reward")
+environment = make_decorator("environment")
+tool = make_decorator("tool")
+algorithm = make_decorator("algorithm")
+dataset = make_decorator("dataset")
 
 HOMES = {
     "aurify.algorithms.dpo": ("DPO",),

@@ -69,18 +69,18 @@ class Checked:
 
     def __post_init__(self) -> None:
         kind: type = type(self)
-        for name, bounds, words in ranges_in(kind):
+        for name, bounds, words in list_option_ranges(kind):
             value = getattr(self, name)
             if value is not None and not all(bound.admits(value, bound.limit) for bound in bounds):
                 raise UserError(f"{name}: {value!r} is out of range; it must be {words}")
 
 
 @cache
-def ranges_in(cls: type) -> list[tuple[str, list[Bound], str]]:
+def list_option_ranges(cls: type) -> list[tuple[str, list[Bound], str]]:
     """(field, its bounds, range in words) of each field with a range."""
     found = []
     for name, hint in get_type_hints(cls, include_extras=True).items():
-        notes = list(notes_in(hint))
+        notes = list(list_hint_notes(hint))
         bounds = [note for note in notes if isinstance(note, Bound)]
         if bounds:
             advice = [f"({note})" for note in notes if isinstance(note, str)]
@@ -89,11 +89,11 @@ def ranges_in(cls: type) -> list[tuple[str, list[Bound], str]]:
     return found
 
 
-def notes_in(hint: Any) -> Iterator[Any]:
+def list_hint_notes(hint: Any) -> Iterator[Any]:
     """Everything beside the type in `Annotated[...]`, also in `Annotated[...] | None`."""
     if get_origin(hint) in (Union, UnionType):
         for part in get_args(hint):
-            yield from notes_in(part)
+            yield from list_hint_notes(part)
     for item in getattr(hint, "__metadata__", ()):
         yield from item.bounds if isinstance(item, Interval) else (item,)
 

@@ -1,9 +1,9 @@
 """From a YAML file to validated options, without a silent step.
 
 `load_config` reads a recipe, lays it over the files it names under `base:`, applies dotted overrides, and only then
-resolves `${...}`, so that an override reaches everything that refers to it. `build` turns such values into frozen
-dataclasses: an unknown key, a missing key and a wrong type are errors that name the key. Options live beside the code
-that reads them; this file knows none.
+resolves `${...}`, so that an override reaches everything that refers to it. `build_options` turns such values into
+frozen dataclasses: an unknown key, a missing key and a wrong type are errors that name the key. Options live beside the
+code that reads them; this file knows none.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     from omegaconf.errors import OmegaConfBaseException
 
     path = Path(path)
-    merged = read_with_bases(path, ())
+    merged = read_yaml_with_bases(path, ())
     for override in overrides:
         apply_override(merged, override)
     try:
         values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         problem = str(error).splitlines()[0]
-        raise UserError(f"{path}: {quoted(error.full_key or '')} cannot be resolved: {problem}") from error
+        raise UserError(f"{path}: {quote_key(error.full_key or '')} cannot be resolved: {problem}") from error
     return {str(key): value for key, value in dict(values).items()}  # type: ignore[arg-type]
 
 
@@ -95,21 +95,21 @@ def dump_config(values: Mapping[str, Any]) -> str:
     """YAML that `load_config` reads back to the same values."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_yaml(OmegaConf.create(escape(dict(values))))
+    return OmegaConf.to_yaml(OmegaConf.create(escape_interpolation(dict(values))))
 
 
-def escape(value: Any) -> Any:
+def escape_interpolation(value: Any) -> Any:
     """Escapes `${`, which is text in a value that is resolved already, and the backslashes before it."""
     if isinstance(value, str):
         return re.sub(r"(\\*)\$\{", r"\1\1\\${", value)
     if isinstance(value, Mapping):
-        return {key: escape(item) for key, item in value.items()}
+        return {key: escape_interpolation(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [escape(item) for item in value]
+        return [escape_interpolation(item) for item in value]
     return value
 
 
-def read_with_bases(path: Path, opened: tuple[Path, ...]) -> DictConfig:
+def read_yaml_with_bases(path: Path, opened: tuple[Path, ...]) -> DictConfig:
     """opened: the files that led here. A circle is an error."""
     from omegaconf import DictConfig, OmegaConf
 
@@ -126,7 +126,7 @@ def read_with_bases(path: Path, opened: tuple[Path, ...]) -> DictConfig:
     for base in bases:
         if not (path.parent / base).exists():
             raise UserError(f"{path}: the base {missing_file(path.parent / base)}")
-    layers = [read_with_bases(path.parent / base, (*opened, path.resolve())) for base in bases]
+    layers = [read_yaml_with_bases(path.parent / base, (*opened, path.resolve())) for base in bases]
     merged = OmegaConf.merge(*layers, values)
     assert isinstance(merged, DictConfig)
     return merged
@@ -212,14 +212,14 @@ def apply_override(values: DictConfig, override: str) -> None:
         raise UserError(f"override {override!r}: the value is {problem}{shell}") from error
 
 
-def build(cls: type[T], values: Any, where: str = "") -> T:
+def build_options(cls: type[T], values: Any, where: str = "") -> T:
     """A dataclass out of plain values, nested ones included. where: a file's name, the dotted key in it, or both
     ("recipe.yaml: stages.sft"), for errors."""
     file, _, key = where.rpartition(": ")
     if key.endswith(FILE_SUFFIXES):
         file, key = key, ""
     with prefix_errors(file):
-        return build_at(cls, values, key)
+        return build_options_at(cls, values, key)
 
 
 @contextmanager
@@ -233,31 +233,33 @@ def prefix_errors(file: str | Path) -> Iterator[None]:
         raise UserError(f"{file}: {error}") from error
 
 
-def build_at(cls: type[T], values: Any, key: str) -> T:
-    hints = field_hints(cls)  # type: ignore[arg-type]
+def build_options_at(cls: type[T], values: Any, key: str) -> T:
+    hints = read_field_hints(cls)  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
-        raise UserError(f"{quoted(key)} is {values!r}; expected a mapping with {join_names(hints)}")
+        raise UserError(f"{quote_key(key)} is {values!r}; expected a mapping with {join_names(hints)}")
     for name in values:
         if name not in hints:
-            inside = next(find_keys(values, str(name)), None) if not key else None
+            inside = next(find_config_keys(values, str(name)), None) if not key else None
             near = f"; did you mean {inside!r}?" if inside else did_you_mean(str(name), hints)
-            raise UserError(f"unknown key {quoted(join_keys(key, name))}{translate(str(name)) or near}")
+            raise UserError(f"unknown key {quote_key(join_config_keys(key, name))}{translate_key(str(name)) or near}")
     specs = {spec.name: spec for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in hints:
         required = specs[name].default is dataclasses.MISSING and specs[name].default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise UserError(f"missing key {quoted(join_keys(key, name))}; expected {expected(hints[name])}")
-    values = {name: fill_in(value, specs[name]) for name, value in values.items()}
-    arguments = {name: convert(hints[name], value, join_keys(key, name)) for name, value in values.items()}
+            raise UserError(
+                f"missing key {quote_key(join_config_keys(key, name))}; expected {describe_hint(hints[name])}"
+            )
+    values = {name: fill_in_options(value, specs[name]) for name, value in values.items()}
+    arguments = {name: convert_value(hints[name], value, join_config_keys(key, name)) for name, value in values.items()}
     try:
         return cls(**arguments)
     except ValueError as error:  # a check of the dataclass itself
         text = str(error)
         named = text.partition(":")[0] in hints
-        raise UserError(join_keys(key, text) if named else f"{key}: {text}" if key else text) from error
+        raise UserError(join_config_keys(key, text) if named else f"{key}: {text}" if key else text) from error
 
 
-def fill_in(value: Any, spec: dataclasses.Field[Any]) -> Any:
+def fill_in_options(value: Any, spec: dataclasses.Field[Any]) -> Any:
     """A mapping, with what the field's own default says otherwise than its class does: evaluation is greedy also where
     a recipe gives max_tokens of its sampling alone."""
     default = spec.default
@@ -268,17 +270,17 @@ def fill_in(value: Any, spec: dataclasses.Field[Any]) -> Any:
     return {name: kept for name, kept in own.items() if usual[name] != kept and name not in value} | dict(value)
 
 
-def find_keys(values: Mapping[Any, Any], name: str, above: str = "") -> Iterator[str]:
+def find_config_keys(values: Mapping[Any, Any], name: str, above: str = "") -> Iterator[str]:
     """The dotted keys in the mappings inside `values` that end in `name`."""
     for key, value in values.items():
         if isinstance(value, Mapping):
-            inner = join_keys(above, key)
+            inner = join_config_keys(above, key)
             if name in value:
-                yield join_keys(inner, name)
-            yield from find_keys(value, name, inner)
+                yield join_config_keys(inner, name)
+            yield from find_config_keys(value, name, inner)
 
 
-def convert(hint: Any, value: Any, key: str) -> Any:
+def convert_value(hint: Any, value: Any, key: str) -> Any:
     """One value to one type. Dataclasses and containers are walked here, so that errors name the inner key; pydantic
     does the rest."""
     choices = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
@@ -289,12 +291,12 @@ def convert(hint: Any, value: Any, key: str) -> Any:
             if isinstance(value, choice):  # type: ignore[arg-type]
                 return value
             if isinstance(value, Mapping):
-                return build_at(choice, value, key)  # type: ignore[arg-type]
+                return build_options_at(choice, value, key)  # type: ignore[arg-type]
         origin, args = get_origin(choice), get_args(choice)
         if origin is dict and isinstance(value, Mapping):
-            return {name: convert(args[1], item, join_keys(key, name)) for name, item in value.items()}
+            return {name: convert_value(args[1], item, join_config_keys(key, name)) for name, item in value.items()}
         if origin in (list, tuple, Sequence) and isinstance(value, (list, tuple)) and args[1:] in ((), (...,)):
-            items = [convert(args[0], item, join_keys(key, index)) for index, item in enumerate(value)]
+            items = [convert_value(args[0], item, join_config_keys(key, index)) for index, item in enumerate(value)]
             return items if origin is list else tuple(items)
     return convert_leaf(hint, choices, value, key)
 
@@ -303,13 +305,13 @@ def convert_leaf(hint: Any, choices: Sequence[Any], value: Any, key: str) -> Any
     from pydantic import ValidationError
 
     shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    problem = f"{quoted(key)} is {shown}; expected {expected(hint)}"
+    problem = f"{quote_key(key)} is {shown}; expected {describe_hint(hint)}"
     plain = [choice for choice in choices if not dataclasses.is_dataclass(choice)]
     loose = any(choice in (bool, Any, object) or get_origin(choice) is Literal for choice in plain)
     if not plain or (isinstance(value, bool) and not loose):  # pydantic would read true as 1
         raise UserError(problem)
     try:
-        return adapter(Union[tuple(plain)]).validate_python(value)  # noqa: UP007 (built at run time)
+        return type_adapter(Union[tuple(plain)]).validate_python(value)  # noqa: UP007 (built at run time)
     except ValidationError as error:
         allowed = [item for choice in plain if get_origin(choice) is Literal for item in get_args(choice)]
         reason = did_you_mean(str(value), [str(item) for item in allowed], listing=False)
@@ -319,7 +321,7 @@ def convert_leaf(hint: Any, choices: Sequence[Any], value: Any, key: str) -> Any
 
 
 @cache
-def adapter(hint: Any) -> TypeAdapter[Any]:
+def type_adapter(hint: Any) -> TypeAdapter[Any]:
     from pydantic import ConfigDict, TypeAdapter
 
     options = ConfigDict(coerce_numbers_to_str=True, allow_inf_nan=False, arbitrary_types_allowed=True)
@@ -327,26 +329,26 @@ def adapter(hint: Any) -> TypeAdapter[Any]:
 
 
 @cache
-def field_hints(cls: type) -> dict[str, Any]:
+def read_field_hints(cls: type) -> dict[str, Any]:
     hints = get_type_hints(cls)
     return {spec.name: hints[spec.name] for spec in dataclasses.fields(cls) if spec.init}
 
 
-def expected(hint: Any) -> str:
+def describe_hint(hint: Any) -> str:
     """A type in words."""
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
-        return " or ".join(expected(arg) for arg in args)
+        return " or ".join(describe_hint(arg) for arg in args)
     if origin is Literal:
         return "one of " + ", ".join(repr(arg) for arg in args)
     if origin in (list, tuple, Sequence):
-        return f"a list ({expected(args[0])} each)" if args else "a list"
+        return f"a list ({describe_hint(args[0])} each)" if args else "a list"
     if origin in (dict, Mapping) or dataclasses.is_dataclass(hint) or hint is dict:
         return "a mapping"
     return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
-def translate(name: str) -> str:
+def translate_key(name: str) -> str:
     """`; here that is ...` for a word of another library."""
     return f"; here that is {FOREIGN[name]}" if name in FOREIGN else ""
 
@@ -366,9 +368,9 @@ def join_names(names: Iterable[str]) -> str:
     return ", ".join(ordered[:30]) + (f" and {len(ordered) - 30} more" if len(ordered) > 30 else "")
 
 
-def join_keys(key: str, name: Any) -> str:
+def join_config_keys(key: str, name: Any) -> str:
     return f"{key}.{name}" if key else str(name)
 
 
-def quoted(key: str) -> str:
+def quote_key(key: str) -> str:
     return repr(key) if key else "the recipe"

@@ -12,7 +12,7 @@ class UserError(ValueError):
     """The text names the key or file, the value, what was expected and the mend."""
 
 
-def explain_refusal(error: Exception) -> str | None:
+def explain_os_error(error: Exception) -> str | None:
     """What the machine refuses, with the mend; None for any other error."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch has its own
         return (

@@ -36,7 +36,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
     scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield scratch
-        sync(scratch)
+        sync_file(scratch)
         os.replace(scratch, path)
     finally:
         scratch.unlink(missing_ok=True)
@@ -51,17 +51,17 @@ def replace_text(path: Path, text: str) -> None:
 def replace_folder(scratch: Path, folder: Path) -> None:
     """Moves a finished folder to `folder`, durably. The old one is removed once the new one is there."""
     for path in scratch.rglob("*"):
-        sync(path)
-    sync(scratch)
+        sync_file(path)
+    sync_file(scratch)
     old = folder.with_name(f".{folder.name.lstrip('.')}.{os.getpid()}.old")
     if folder.exists():
         os.replace(folder, old)  # a folder cannot be renamed over another
     os.replace(scratch, folder)
-    sync(folder.parent)
+    sync_file(folder.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
-def sync(path: Path) -> None:
+def sync_file(path: Path) -> None:
     if os.name == "nt" and path.is_dir():  # Windows opens no folder
         return
     descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)

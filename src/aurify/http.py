@@ -21,7 +21,7 @@ class TryAgain(Exception):
     """The answer is of no use; the next one may be better."""
 
 
-async def post(
+async def post_with_retries(
     client: httpx.AsyncClient,
     url: str,
     body: Any,

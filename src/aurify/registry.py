@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar, get_args
 
-from aurify.config import did_you_mean, missing_file, translate
+from aurify.config import did_you_mean, missing_file, translate_key
 from aurify.errors import UserError
 from aurify.signatures import EXPECTED, find_signature_problem, short_path
 
@@ -30,12 +30,12 @@ ENTRIES: dict[str, dict[str, Any]] = {kind: {} for kind in get_args(Kind)}
 REGISTERED_AT: dict[tuple[str, str], str] = {}  # (kind, name) -> file and line that registered it
 
 
-def declare(kind: Kind, entries: Mapping[str, str]) -> None:
-    """Names what is imported on first use: `declare("task", {"sorting": "aurify.tasks.numbers:sorting"})`."""
+def declare_entries(kind: Kind, entries: Mapping[str, str]) -> None:
+    """Names what is imported on first use: `declare_entries("task", {"sorting": "aurify.tasks.numbers:sorting"})`."""
     ENTRIES[kind].update(entries)
 
 
-declare(
+declare_entries(
     "algorithm",
     {
         "sft": "aurify.algorithms.sft:SFT",
@@ -62,7 +62,7 @@ declare(
         "exgrpo": "aurify.algorithms.exgrpo:ExGRPO",
     },
 )
-declare(
+declare_entries(
     "task",
     {
         "mix": "aurify.tasks.mix:mix",
@@ -78,7 +78,7 @@ declare(
         "jsonl": "aurify.tasks.rows:jsonl",
     },
 )
-declare(
+declare_entries(
     "reward",
     {
         "number_match": "aurify.rewards.math:number_match",
@@ -116,7 +116,7 @@ declare(
     },
 )
 
-declare(
+declare_entries(
     "dataset",
     {
         "at_least": "aurify.data.filters:at_least",
@@ -130,7 +130,7 @@ declare(
         "margin_from_scores": "aurify.data.filters:margin_from_scores",
     },
 )
-declare(
+declare_entries(
     "environment",
     {
         "single_turn": "aurify.environments.single_turn:SingleTurn",
@@ -138,7 +138,7 @@ declare(
         "search_r1": "aurify.environments.search_r1:SearchR1",
     },
 )
-declare(
+declare_entries(
     "tool",
     {
         "calculator": "aurify.tools.calculator:calculator",
@@ -163,7 +163,7 @@ def register(kind: Kind, name: str | None = None) -> Callable[[T], T]:
             raise UserError(f"{shorten_line(line)}: {kind} {key!r} {problem}; expected {EXPECTED[kind]}")
         known = ENTRIES[kind].get(key)
         if known is not None and not is_same_entry(known, entry, REGISTERED_AT.get((kind, key)), line):
-            first = shorten_line(REGISTERED_AT.get((kind, key), "")) or full_name(known)
+            first = shorten_line(REGISTERED_AT.get((kind, key), "")) or full_entry_name(known)
             raise UserError(
                 f"{shorten_line(line)}: {kind} {key!r} is registered already, at {first}; choose another name"
             )
@@ -178,9 +178,9 @@ def is_same_entry(known: Any, entry: Any, first: str | None, line: str) -> bool:
     cell."""
     if known is entry:
         return True
-    if full_name(known).partition(":")[2] != full_name(entry).partition(":")[2]:
+    if full_entry_name(known).partition(":")[2] != full_entry_name(entry).partition(":")[2]:
         return False
-    return first == line or full_name(known) == full_name(entry) == f"__main__:{entry.__qualname__}"
+    return first == line or full_entry_name(known) == full_entry_name(entry) == f"__main__:{entry.__qualname__}"
 
 
 def find_caller() -> str:
@@ -197,7 +197,7 @@ def shorten_line(line: str) -> str:
     return f"{short_path(path)}:{number}" if path else line
 
 
-def decorator(kind: Kind) -> Callable[..., Any]:
+def make_decorator(kind: Kind) -> Callable[..., Any]:
     """`@aurify.task`, `@aurify.task()` and `@aurify.task("riddles")` all register."""
 
     def decorate(entry: Any = None, /) -> Any:
@@ -209,13 +209,13 @@ def decorator(kind: Kind) -> Callable[..., Any]:
     return decorate
 
 
-def get(kind: Kind, name: str) -> Any:
+def get_entry(kind: Kind, name: str) -> Any:
     """The object behind a name, or behind `file.py:function` or `module:function`, which need no decorator."""
     entries = ENTRIES[kind]
     if name not in entries and ":" in str(name):
-        return load_function(kind, name)
+        return load_plugin_function(kind, name)
     if name not in entries:
-        hint = translate(str(name)) if kind == "algorithm" else ""
+        hint = translate_key(str(name)) if kind == "algorithm" else ""
         raise UserError(f"unknown {kind} {name!r}{hint or did_you_mean(str(name), entries)}")
     if isinstance(entries[name], str):
         module, _, attribute = entries[name].partition(":")
@@ -223,11 +223,11 @@ def get(kind: Kind, name: str) -> Any:
     return entries[name]
 
 
-def names(kind: Kind) -> list[str]:
+def list_entries(kind: Kind) -> list[str]:
     return sorted(ENTRIES[kind])
 
 
-def full_name(entry: Any) -> str:
+def full_entry_name(entry: Any) -> str:
     if isinstance(entry, str):
         return entry
     return f"{entry.__module__}:{getattr(entry, '__qualname__', type(entry).__qualname__)}"
@@ -239,18 +239,18 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
         raise UserError(f"'plugins' is {paths!r}; expected a list of Python files: plugins: [{paths}]")
     for path in paths:
         before = {kind: dict(entries) for kind, entries in ENTRIES.items()}
-        if is_loaded(path):
+        if is_plugin_loaded(path):
             continue
-        module = load_module(str(path), "plugin")
+        module = load_plugin_module(str(path), "plugin")
         if before == ENTRIES:
             sys.modules.pop(module.__name__, None)
             decorators = ", ".join(f"@aurify.{kind}" for kind in ENTRIES)
             raise UserError(f"plugin {path} registers nothing; put one of {decorators} above a function or class in it")
 
 
-def load_function(kind: Kind, name: str) -> Any:
+def load_plugin_function(kind: Kind, name: str) -> Any:
     path, _, attribute = name.rpartition(":")
-    module = load_module(path, kind)
+    module = load_plugin_module(path, kind)
     found = getattr(module, attribute, None)
     if found is None:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
@@ -260,29 +260,29 @@ def load_function(kind: Kind, name: str) -> Any:
     return found
 
 
-def is_loaded(path: str | Path) -> bool:
-    return (name_module(Path(path).resolve()) if str(path).endswith(".py") else str(path)) in sys.modules
+def is_plugin_loaded(path: str | Path) -> bool:
+    return (name_plugin_module(Path(path).resolve()) if str(path).endswith(".py") else str(path)) in sys.modules
 
 
-def name_module(file: Path) -> str:
+def name_plugin_module(file: Path) -> str:
     return "aurify_plugin_" + str(file.with_suffix("")).strip("/").replace("/", "_")
 
 
-def load_module(path: str, what: str) -> ModuleType:
+def load_plugin_module(path: str, what: str) -> ModuleType:
     """Runs a file, or imports a module by its name, once. All or nothing: what it registered before it failed is
     forgotten, so that it can be mended and run anew. what: names it in errors."""
     if not path.endswith(".py"):
-        return run_or_forget(path, None, what, partial(importlib.import_module, path))
+        return run_plugin_or_forget(path, None, what, partial(importlib.import_module, path))
     file = Path(path).resolve()
-    if name_module(file) in sys.modules:
-        return sys.modules[name_module(file)]
+    if name_plugin_module(file) in sys.modules:
+        return sys.modules[name_plugin_module(file)]
     if not file.is_file():
         raise UserError(f"{what} {missing_file(Path(path))}")
-    return run_or_forget(path, file, what, partial(run_plugin_file, file))
+    return run_plugin_or_forget(path, file, what, partial(run_plugin_file, file))
 
 
 def run_plugin_file(file: Path) -> ModuleType:
-    name = name_module(file)
+    name = name_plugin_module(file)
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = sys.modules[name] = importlib.util.module_from_spec(spec)
@@ -294,7 +294,7 @@ def run_plugin_file(file: Path) -> ModuleType:
     return module
 
 
-def run_or_forget(path: str, file: Path | None, what: str, run: Callable[[], ModuleType]) -> ModuleType:
+def run_plugin_or_forget(path: str, file: Path | None, what: str, run: Callable[[], ModuleType]) -> ModuleType:
     before = {kind: dict(entries) for kind, entries in ENTRIES.items()}
     try:
         return run()
@@ -302,14 +302,14 @@ def run_or_forget(path: str, file: Path | None, what: str, run: Callable[[], Mod
         for kind, entries in before.items():
             ENTRIES[kind].clear()
             ENTRIES[kind].update(entries)
-        line = f"{path}{find_line(error, file)}"
+        line = f"{path}{find_plugin_line(error, file)}"
         if isinstance(error, UserError):
             raise error if str(error).startswith(line) else UserError(f"{what} {line}: {error}") from error
         problem = f"{type(error).__name__}: {error}"
         raise UserError(f"{what} {line}: {problem}; it must run on its own with `python {path}`") from error
 
 
-def find_line(error: BaseException, file: Path | None) -> str:
+def find_plugin_line(error: BaseException, file: Path | None) -> str:
     """`:3`, the line in a plugin's file that an exception came from."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f":{error.lineno}"

@@ -1,8 +1,8 @@
 """What a person's own part must look like, and how the options of a recipe reach it.
 
 `find_signature_problem` is asked when a part is registered, so that a wrong signature is named with file and line
-before anything runs. `options_for` and `call_with_options` check options by the signature: their names, and their types
-if they are annotated."""
+before anything runs. `convert_call_options` and `call_with_options` check options by the signature: their names, and
+their types if they are annotated."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from aurify.config import convert, did_you_mean, prefix_errors
+from aurify.config import convert_value, did_you_mean, prefix_errors
 from aurify.errors import UserError
 from aurify.types import Lesson, Per
 
@@ -45,7 +45,7 @@ def find_signature_problem(kind: str, entry: Any) -> str | None:
         return find_tool_problem(entry, signature)
     if kind == "reward" and ("trajectory" in signature.parameters or takes_completions(signature)):
         given = (None, None) if "trajectory" in signature.parameters else ()
-        return None if not given or binds(signature, *given) else f"takes {signature}"
+        return None if not given or binds_arguments(signature, *given) else f"takes {signature}"
     if inspect.iscoroutinefunction(entry) or inspect.isasyncgenfunction(entry):
         return f"takes {signature} and is async"
     for name, parameter in signature.parameters.items():
@@ -67,7 +67,7 @@ def find_environment_problem(entry: Any, signature: inspect.Signature) -> str | 
             return f"has no {name}()"
         if not inspect.iscoroutinefunction(method):
             return f"has a {name}() that is not async; write `async def {name}`"
-        if not binds(inspect.signature(method), None, *given):
+        if not binds_arguments(inspect.signature(method), None, *given):
             return f"has {name}{inspect.signature(method)}"
     return None
 
@@ -85,7 +85,7 @@ def find_algorithm_problem(entry: Any) -> str | None:
     for name in ("learns_from", "needs", "per", "loss"):
         if not hasattr(entry, name):
             return f"has no {name}"
-    if not binds(inspect.signature(entry.loss), None, None, None):  # type: ignore[attr-defined]
+    if not binds_arguments(inspect.signature(entry.loss), None, None, None):  # type: ignore[attr-defined]
         return f"has loss{inspect.signature(entry.loss)}"  # type: ignore[attr-defined]
     for name, hint in (("learns_from", Lesson), ("per", Per)):
         value = getattr(entry, name)
@@ -100,7 +100,7 @@ def find_algorithm_problem(entry: Any) -> str | None:
     return None
 
 
-def binds(signature: inspect.Signature, *given: Any) -> bool:
+def binds_arguments(signature: inspect.Signature, *given: Any) -> bool:
     try:
         signature.bind(*given)
     except TypeError:
@@ -130,7 +130,7 @@ def split_options(kind: str, entry: Any) -> tuple[str, dict[str, Any]]:
     return options.pop("name"), options
 
 
-def options_for(
+def convert_call_options(
     what: str, function: Callable[..., Any], options: Mapping[str, Any], num_given: int = 0
 ) -> dict[str, Any]:
     """The options of `function`, checked and converted. It also gets `num_given` arguments by position. what: names it
@@ -145,15 +145,15 @@ def options_for(
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in options:
             raise UserError(f"{what} needs the option {name!r}; write {{name: ..., {name}: ...}}")
-    hints = read_hints(function)
+    hints = read_signature_hints(function)
     with prefix_errors(what):
         return {
-            name: convert(hints[name], value, name) if name in named and name in hints else value
+            name: convert_value(hints[name], value, name) if name in named and name in hints else value
             for name, value in options.items()
         }
 
 
-def read_hints(function: Any) -> dict[str, Any]:
+def read_signature_hints(function: Any) -> dict[str, Any]:
     """Annotations of the parameters; none if they cannot be read, such as names that only a type checker sees."""
     try:
         return get_type_hints(function.__init__ if inspect.isclass(function) else function)
@@ -163,7 +163,7 @@ def read_hints(function: Any) -> dict[str, Any]:
 
 def call_with_options(what: str, function: Callable[..., Any], options: Mapping[str, Any]) -> Any:
     """`function(**options)` with checked options. What a person's own function raises is reported with its line."""
-    values = options_for(what, function, options)
+    values = convert_call_options(what, function, options)
     with report_crashes(what, function):
         return function(**values)
 
@@ -180,12 +180,12 @@ def report_crashes(what: str, function: Any) -> Iterator[None]:
         if str(getattr(function, "__module__", "")).startswith("aurify."):
             raise
         frames = traceback.extract_tb(error.__traceback__)
-        own = [frame for frame in frames if frame.filename == source_file(function)] or frames
+        own = [frame for frame in frames if frame.filename == find_source_file(function)] or frames
         where = f"{short_path(own[-1].filename)}:{own[-1].lineno}"
         raise UserError(f"{what} raised {type(error).__name__}: {error} ({where})") from error
 
 
-def source_file(function: Any) -> str | None:
+def find_source_file(function: Any) -> str | None:
     try:
         return inspect.getsourcefile(function)
     except TypeError:

@@ -23,7 +23,7 @@ class TimeLimit(UserError):
     """A call took too long."""
 
 
-async def wait_for(work: Awaitable[T], seconds: float | None, what: str) -> T:
+async def wait_with_limit(work: Awaitable[T], seconds: float | None, what: str) -> T:
     """The result of `work`, which is cancelled at the limit. Unlike asyncio's function, it does not wait for cancelled
     work, and lets a TimeoutError of the work itself pass."""
     future = asyncio.ensure_future(work)
@@ -38,7 +38,7 @@ async def wait_for(work: Awaitable[T], seconds: float | None, what: str) -> T:
     return future.result()
 
 
-async def settle(function: Callable[..., Any], *arguments: Any) -> Any:
+async def settle_call(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a function, plain or async."""
     result = function(*arguments)
     return await result if inspect.isawaitable(result) else result
@@ -59,7 +59,7 @@ class Room:
 
         running = asyncio.wrap_future(asyncio.run_coroutine_threadsafe(begun(), self.loop))
         try:
-            return await wait_for(running, seconds, what)
+            return await wait_with_limit(running, seconds, what)
         except (TimeLimit, asyncio.CancelledError):
             self.late = True
             raise
@@ -92,9 +92,9 @@ class Worker:
         """Only one task may call it at a time: the limit counts from the beginning of the call."""
         if self.calls is None:
             self.calls = SimpleQueue()
-            threading.Thread(target=make_calls, args=(self.calls,), name=self.name, daemon=True).start()
+            threading.Thread(target=run_queued_calls, args=(self.calls,), name=self.name, daemon=True).start()
         try:
-            return await wait_for(queued(self.calls, function), seconds, what)
+            return await wait_with_limit(queue_calls(self.calls, function), seconds, what)
         except (TimeLimit, asyncio.CancelledError):
             self.close()  # the next call finds another thread
             raise
@@ -108,7 +108,7 @@ class Worker:
         self.close()
 
 
-async def in_thread(function: Callable[[], T], seconds: float | None, what: str) -> T:
+async def call_in_thread(function: Callable[[], T], seconds: float | None, what: str) -> T:
     """One call in a thread of its own."""
     worker = Worker("aurify-call")
     try:
@@ -117,7 +117,7 @@ async def in_thread(function: Callable[[], T], seconds: float | None, what: str)
         worker.close()
 
 
-def queued(calls: SimpleQueue[Callable[[], None]], function: Callable[[], T]) -> asyncio.Future[T]:
+def queue_calls(calls: SimpleQueue[Callable[[], None]], function: Callable[[], T]) -> asyncio.Future[T]:
     loop, context = asyncio.get_running_loop(), contextvars.copy_context()
     future: asyncio.Future[T] = loop.create_future()
 
@@ -151,7 +151,7 @@ def end_thread() -> None:
     raise EndThread
 
 
-def make_calls(calls: SimpleQueue[Callable[[], None]]) -> None:
+def run_queued_calls(calls: SimpleQueue[Callable[[], None]]) -> None:
     while True:
         try:
             calls.get()()

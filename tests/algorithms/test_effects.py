@@ -13,7 +13,7 @@ from batches import make_batch
 
 from aurify import registry
 from aurify.algorithms.correction import Correction
-from aurify.algorithms.effects import NEVER, check_effects, collect_effects
+from aurify.algorithms.effects import NEVER, check_algorithm_options, collect_option_effects
 from aurify.algorithms.grpo import GRPO
 from aurify.errors import UserError
 from aurify.loops.online import choose_trained
@@ -230,12 +230,12 @@ def fingerprint(algorithm: Any) -> list[float]:
 
 
 def build(name: str, options: dict[str, Any]) -> Any:
-    return registry.get("algorithm", name)(**{**NEEDED.get(name, {}), **options})
+    return registry.get_entry("algorithm", name)(**{**NEEDED.get(name, {}), **options})
 
 
 def contexts(name: str) -> list[dict[str, Any]]:
-    hints = get_type_hints(registry.get("algorithm", name))
-    known = {spec.name for spec in fields(registry.get("algorithm", name))}
+    hints = get_type_hints(registry.get_entry("algorithm", name))
+    known = {spec.name for spec in fields(registry.get_entry("algorithm", name))}
     found = []
     for context in CONTEXTS:
         words = {key: value for key, value in context.items() if isinstance(value, str)}
@@ -258,7 +258,7 @@ def names_in(hint: Any) -> list[str]:
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_every_option_has_an_effect_or_is_refused(name):
-    kind = registry.get("algorithm", name)
+    kind = registry.get_entry("algorithm", name)
     hints = get_type_hints(kind)
     acted: set[str] = set()
     for context in contexts(name):
@@ -280,7 +280,7 @@ def test_every_option_has_an_effect_or_is_refused(name):
                 acted.add(spec.name)
     silent = {spec.name for spec in fields(kind)} - acted
     silent -= {"kl_coef"} if name == "distillation" else set()  # which it refuses with a reason of its own
-    assert silent == {option for option, effect in collect_effects(kind).items() if not_here(effect)}
+    assert silent == {option for option, effect in collect_option_effects(kind).items() if not_here(effect)}
 
 
 def not_here(effect: Any) -> bool:
@@ -290,14 +290,14 @@ def not_here(effect: Any) -> bool:
 
 def test_a_condition_of_the_stage_is_looked_at_in_validate_alone():
     stage = replace(STAGE, method="exgrpo", num_minibatches=1)
-    algorithm = registry.get("algorithm", "exgrpo")(gamma=0.3)
-    check_effects(algorithm)
+    algorithm = registry.get_entry("algorithm", "exgrpo")(gamma=0.3)
+    check_algorithm_options(algorithm)
     with pytest.raises(UserError, match=r"exgrpo.gamma: 0.3 has an effect only in a stage with guidance"):
-        check_effects(algorithm, stage)
+        check_algorithm_options(algorithm, stage)
 
 
 def test_clip_high_in_luffy_and_rloo_and_clips_with_a_plain_surrogate_are_refused():
-    luffy, rloo = registry.get("algorithm", "luffy"), registry.get("algorithm", "rloo")
+    luffy, rloo = registry.get_entry("algorithm", "luffy"), registry.get_entry("algorithm", "rloo")
     for make, place in (
         (lambda: luffy(clip_high=0.3), "luffy.clip_high: 0.3 has an effect only with clip_on_policy: true"),
         (lambda: rloo(clip_high=0.3), "rloo.clip_high: 0.3 has an effect only with surrogate: clip"),

@@ -9,7 +9,7 @@ import torch
 from batches import make_batch
 
 from aurify.algorithms.dpo import DPO
-from aurify.algorithms.estimators import center, group_advantages
+from aurify.algorithms.estimators import center_rewards, group_advantages
 from aurify.algorithms.grpo import GRPO, kl_estimate
 from aurify.algorithms.reward_model import RewardModel
 from aurify.algorithms.sft import SFT
@@ -25,7 +25,7 @@ def test_group_advantages():
 
 def test_mixed_group_of_seven_failures_and_one_success():
     rewards = [0.0] * 7 + [1.0]
-    assert center(rewards) == pytest.approx([-0.125] * 7 + [0.875])
+    assert center_rewards(rewards) == pytest.approx([-0.125] * 7 + [0.875])
     assert group_advantages([rewards], "group")[0] == pytest.approx([-0.3536] * 7 + [2.4749], abs=2e-3)
 
 
@@ -45,7 +45,7 @@ def test_no_spread_means_exactly_no_advantage(scale, rewards):
 
 
 def test_a_missing_reward_does_not_touch_the_baseline():
-    assert center([1.0, None, 0.0]) == [0.5, 0.0, -0.5]
+    assert center_rewards([1.0, None, 0.0]) == [0.5, 0.0, -0.5]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from models import random_model
 
 from aurify.algorithms.exgrpo import ExGRPO
 from aurify.algorithms.grpo import GRPO
-from aurify.algorithms.luffy import LUFFY, shaped
+from aurify.algorithms.luffy import LUFFY, shape_probability
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
@@ -29,17 +29,17 @@ from aurify.types import Datum, Group, Outputs, Segment, Task, Trajectory
 def test_gradient_of_the_shaped_weight(x, slope):
     """f(x) = x / (x + .1), so x f'(x) = .1 x / (x + .1)^2: at .05 it is .005 / .0225 = .2222"""
     log_x = torch.tensor(math.log(x), requires_grad=True)
-    shaped(log_x, "fraction", 0.1).backward()
+    shape_probability(log_x, "fraction", 0.1).backward()
     assert float(log_x.grad) == pytest.approx(slope, abs=5e-5)
 
 
 def test_other_shapes():
     log_x = torch.tensor(math.log(0.25))
-    assert float(shaped(log_x, "none", 0.1)) == pytest.approx(0.25)
-    assert float(shaped(log_x, "power", 0.5)) == pytest.approx(0.5)
-    assert float(shaped(log_x, "log", 0.1)) == pytest.approx(-1.386294)
-    assert float(shaped(log_x, "linear_log", 0.1)) == pytest.approx(0.25 - 0.1386294)
-    assert float(shaped(torch.tensor(-1e9), "fraction", 0.1)) < 1e-7, "no overflow, no NaN"
+    assert float(shape_probability(log_x, "none", 0.1)) == pytest.approx(0.25)
+    assert float(shape_probability(log_x, "power", 0.5)) == pytest.approx(0.5)
+    assert float(shape_probability(log_x, "log", 0.1)) == pytest.approx(-1.386294)
+    assert float(shape_probability(log_x, "linear_log", 0.1)) == pytest.approx(0.25 - 0.1386294)
+    assert float(shape_probability(torch.tensor(-1e9), "fraction", 0.1)) < 1e-7, "no overflow, no NaN"
 
 
 def test_each_token_has_the_loss_of_its_writer():

@@ -13,8 +13,8 @@ from aurify.algorithms.cispo import CISPO
 from aurify.algorithms.correction import Correction
 from aurify.algorithms.dapo import DAPO
 from aurify.algorithms.distillation import Distillation
-from aurify.algorithms.entropy import EntropyController, keep_uncertain
-from aurify.algorithms.estimators import leave_one_out, whiten
+from aurify.algorithms.entropy import EntropyController, keep_top_entropy
+from aurify.algorithms.estimators import leave_one_out, whiten_advantages
 from aurify.algorithms.gdpo import GDPO
 from aurify.algorithms.gmpo import GMPO
 from aurify.algorithms.grpo import GRPO
@@ -47,7 +47,7 @@ def test_leave_one_out():
 
 def test_whitening_counts_tokens():
     """Reward 1 on three tokens, 0 on one: mean .75, deviation sqrt((3 * .0625 + .5625) / 3) = .5"""
-    [[first], [second]] = whiten([[1.0], [0.0]], [[3], [1]])
+    [[first], [second]] = whiten_advantages([[1.0], [0.0]], [[3], [1]])
     assert (first, second) == pytest.approx((0.25 / 0.5001, -0.75 / 0.5001))
 
 
@@ -195,7 +195,7 @@ def test_geometric_mask_and_drift_leave_out_whole_sequences():
 
 def test_top_entropy_is_a_quantile_of_the_whole_step():
     data = [Datum([1, 2, 3], [0.0, 1.0, 1.0], advantages=[1.0] * 3) for _ in range(2)]
-    kept = keep_uncertain(data, [[0.0, 0.1, 0.2], [0.0, 3.0, 0.4]], 0.5)
+    kept = keep_top_entropy(data, [[0.0, 0.1, 0.2], [0.0, 3.0, 0.4]], 0.5)
     assert [datum.advantages for datum in kept] == [[0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]
 
 

@@ -13,7 +13,7 @@ from batches import make_batch
 from aurify.algorithms.aot import AOT
 from aurify.algorithms.cpo import CPO
 from aurify.algorithms.dpo import DPO, LOSSES
-from aurify.algorithms.kto import KTO, rotated
+from aurify.algorithms.kto import KTO, mismatch_completions
 from aurify.algorithms.orpo import ORPO, log1mexp, log_odds
 from aurify.algorithms.reward_model import RewardModel
 from aurify.algorithms.simpo import SimPO
@@ -199,16 +199,22 @@ ROWS = [
 def test_kto_rotates_completions():
     """Each prompt gets the completion of the row before, or of the one before that where the prompt is the same; the
     longest row is the limit."""
-    assert [(datum.tokens, datum.weights) for datum in rotated(ROWS)] == [
+    assert [(datum.tokens, datum.weights) for datum in mismatch_completions(ROWS)] == [
         ([1, 2, 31, 32, 33], [0.0, 0.0, 1.0, 0.0, 1.0]),
         ([3, 11, 12], [0.0, 1.0, 1.0]),
         ([4, 5, 6, 21], [0.0, 0.0, 0.0, 1.0]),
     ]
     again = Datum([3, 22, 23], [0.0, 1.0, 1.0])
-    assert [d.tokens for d in rotated([ROWS[0], ROWS[1], again])] == [[1, 2, 22, 23], [3, 11, 12], [3, 11, 12]]
-    assert [d.tokens for d in rotated([ROWS[1], again])] == [[3, 22, 23], [3, 21]], "one prompt: no other row to take"
+    assert [d.tokens for d in mismatch_completions([ROWS[0], ROWS[1], again])] == [
+        [1, 2, 22, 23],
+        [3, 11, 12],
+        [3, 11, 12],
+    ]
+    assert [d.tokens for d in mismatch_completions([ROWS[1], again])] == [[3, 22, 23], [3, 21]], (
+        "one prompt: no other row to take"
+    )
     long = [Datum([1] * 8 + [2], [0.0] * 8 + [1.0]), Datum([3, *[4] * 8], [0.0] + [1.0] * 8)]
-    assert [len(datum.tokens) for datum in rotated(long)] == [9, 2]
+    assert [len(datum.tokens) for datum in mismatch_completions(long)] == [9, 2]
 
 
 @pytest.mark.parametrize(("shift", "expected"), [(0.3, 0.3 * 5 / 3), (-0.3, 0.0)])

@@ -19,7 +19,7 @@ from aurify.algorithms.gdpo import GDPO
 from aurify.algorithms.grpo import GRPO, kl_estimate
 from aurify.algorithms.gspo import GSPO
 from aurify.algorithms.kto import KTO
-from aurify.algorithms.luffy import LUFFY, shaped
+from aurify.algorithms.luffy import LUFFY, shape_probability
 from aurify.algorithms.reinforce_pp import ReinforcePP
 from aurify.algorithms.sapo import SAPO
 from aurify.errors import UserError
@@ -201,7 +201,7 @@ def test_recorded_teacher_probabilities_take_the_place_of_certainty():
 @pytest.mark.parametrize(("shape", "slope"), [("log", 1.0), ("linear_log", 0.1), ("power", 0.1 * math.exp(-3))])
 def test_shape_log_has_a_gradient_below_minus_twenty(shape, slope):
     log_x = torch.tensor(-30.0, requires_grad=True)
-    shaped(log_x, shape, 0.1).backward()
+    shape_probability(log_x, shape, 0.1).backward()
     assert float(log_x.grad) == pytest.approx(slope, rel=1e-5)
 
 

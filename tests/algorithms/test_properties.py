@@ -27,12 +27,12 @@ def every_algorithm() -> dict[str, Any]:
     cases: dict[str, Any] = {}
     for name in registry.ENTRIES["algorithm"]:
         try:
-            cases[name] = registry.get("algorithm", name)()
+            cases[name] = registry.get_entry("algorithm", name)()
         except (TypeError, UserError):  # an option must be given
             assert any(variant == name for variant, _ in VARIANTS), f"{name} needs a line in variants.py"
     for name, options in VARIANTS:
         label = ",".join(f"{key}={value}" for key, value in options.items())
-        cases[f"{name}({label})"] = registry.get("algorithm", name)(**options)
+        cases[f"{name}({label})"] = registry.get_entry("algorithm", name)(**options)
     return cases
 
 

@@ -12,7 +12,7 @@ from test_properties import ADVANTAGE, CASES, bare, gradient, make_engine, relat
 
 from aurify import registry
 from aurify.environments.rollout import build_data, build_datum
-from aurify.loops.units import join_units, split_advantages
+from aurify.loops.units import join_rollout_units, split_rollout_advantages
 from aurify.types import Datum, Segment, Trajectory, prepared
 
 STREAMS = ("old_logprobs", "ref_logprobs", "logprobs")
@@ -91,15 +91,16 @@ def test_a_row_a_step_would_weigh_long_rollouts_more(name):
     ("name", "options"), [("rloo", {}), ("reinforce_pp", {}), ("reinforce_pp", {"baseline": True})]
 )
 def test_what_a_rollout_costs_is_summed_over_its_rows(name: str, options: dict[str, Any]):
-    algorithm = registry.get("algorithm", name)(reward_kl_coef=0.1, **options)
+    algorithm = registry.get_entry("algorithm", name)(reward_kl_coef=0.1, **options)
     rewards = [[1.0, 0.0], [0.5, 1.0]]
     results = []
     for data in make_pair([0.0] * 4):
         groups = [
-            join_units([d for d in data if d in part]) for part in (data[: len(data) // 2], data[len(data) // 2 :])
+            join_rollout_units([d for d in data if d in part])
+            for part in (data[: len(data) // 2], data[len(data) // 2 :])
         ]
         revised, _ = algorithm.revise_advantages(rewards, groups)
-        results.append(split_advantages(data, [datum for group in revised for datum in group]))
+        results.append(split_rollout_advantages(data, [datum for group in revised for datum in group]))
     trained = [
         torch.tensor([a for d in data for a, w in zip(d.advantages, d.weights, strict=True) if w]) for data in results
     ]

@@ -8,7 +8,7 @@ import json
 import pytest
 import tokenizers_in_code as made
 
-from aurify.cli.acting import find_environment
+from aurify.cli.acting import find_chat_environment
 from aurify.cli.chat import converse
 from aurify.cli.writer import Writer
 from aurify.environments.search_r1 import SearchR1
@@ -53,7 +53,7 @@ def talk(monkeypatch, capsys, factory, replies, *lines):
 
 
 def test_tools_answer_and_the_conversation_remembers_it(monkeypatch, capsys):
-    factory = find_environment(Model(), ["calculator"], act=False)
+    factory = find_chat_environment(Model(), ["calculator"], act=False)
     replies = [CALL, "It is 408.", "You are welcome."]
     shown, printed = talk(monkeypatch, capsys, factory, replies, "what is 12 * 34?", "thanks")
     assert len(shown) == 3 and "408" in shown[1] and "thanks" in shown[2] and "It is 408." in shown[2]
@@ -63,15 +63,15 @@ def test_tools_answer_and_the_conversation_remembers_it(monkeypatch, capsys):
 
 
 def test_act_takes_the_environment_of_the_stage(monkeypatch, capsys):
-    factory = find_environment(Model(task={"name": "multiplication", "tools": ["calculator"]}), (), act=True)
+    factory = find_chat_environment(Model(task={"name": "multiplication", "tools": ["calculator"]}), (), act=True)
     assert isinstance(factory(Task("t", [{"role": "user", "content": "x"}])), ToolUse)
     search = {"name": "sorting", "environment": {"name": "search_r1", "max_searches": 1}}
-    factory = find_environment(Model(task=search), (), act=True)
+    factory = find_chat_environment(Model(task=search), (), act=True)
     assert isinstance(factory(Task("t", [{"role": "user", "content": "x"}])), SearchR1)
     replies = ["<search> he </search>", "<answer> Lima </answer>"]
     _, printed = talk(monkeypatch, capsys, factory, replies, "where?")
     assert "No searches are left" in printed and "<answer> Lima </answer>" in printed
-    assert find_environment(Model(), (), act=False) is None
+    assert find_chat_environment(Model(), (), act=False) is None
 
 
 def test_what_an_environment_cannot_do_takes_the_question_back(monkeypatch, capsys):
@@ -89,4 +89,4 @@ def test_what_an_environment_cannot_do_takes_the_question_back(monkeypatch, caps
 )
 def test_a_stage_without_one_environment_is_refused(options, message):
     with pytest.raises(UserError, match=message):
-        find_environment(Model(**options), (), act=True)
+        find_chat_environment(Model(**options), (), act=True)

@@ -6,7 +6,7 @@ import io
 import pytest
 from typer.testing import CliRunner
 
-from aurify.cli.chat import Wrap, ask, converse, make_room
+from aurify.cli.chat import Wrap, ask_person, converse, drop_oldest_turns
 from aurify.cli.main import app
 from aurify.cli.names import NamedModel
 from aurify.cli.writer import Writer, open_writer
@@ -135,7 +135,7 @@ def test_what_fits_is_kept(tokenizer):
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
-    assert make_room(writer, SamplingParams(max_tokens=16), messages) == 0
+    assert drop_oldest_turns(writer, SamplingParams(max_tokens=16), messages) == 0
     assert len(messages) == 3
 
 
@@ -183,4 +183,4 @@ def test_what_is_no_terminal_gets_the_pieces_as_they_are():
 
 def test_questions_from_a_pipe_are_shown_before_their_answers(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("What is 2+2?\n"))
-    assert ask() == "What is 2+2?" and capsys.readouterr().out == "you> What is 2+2?\n"
+    assert ask_person() == "What is 2+2?" and capsys.readouterr().out == "you> What is 2+2?\n"

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aurify.cli.main import app
-from aurify.data.forms import detect
+from aurify.data.forms import detect_row_form
 from aurify.rows.sources import load_rows
 
 FIXTURES = Path(__file__).parents[1] / "data" / "fixtures"
@@ -38,7 +38,7 @@ def test_every_form_is_named_and_shown(file):
     result = inspect(str(FIXTURES / file))
     assert result.exit_code == 0, result.output
     rows = load_rows(FIXTURES / file)
-    assert f"recognised as {detect(rows).form.name!r}" in result.output
+    assert f"recognised as {detect_row_form(rows).form.name!r}" in result.output
     assert "[[" in result.output and "tokens of a sequence: shortest" in result.output
     assert "rejected: 0" in result.output
 

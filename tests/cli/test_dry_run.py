@@ -77,7 +77,7 @@ def test_the_environment_is_started_and_its_replies_are_shown(dry_run):
     assert shown.count("it <|im_end|> rains") == 3, "after each of three turns"
     assert shown.count("I do not know.<|im_end|>") == 3
     assert "the environment was started and played" in shown
-    acting = registry.get("environment", "acting")
+    acting = registry.get_entry("environment", "acting")
     assert acting.opened == acting.closed == 2, "once to look, once to play"
 
 
@@ -195,4 +195,5 @@ def test_traces_are_read_before_the_first_stage(tmp_path, monkeypatch, dry):
         return
     code, said = train(wrong=1)
     assert code == 0, said
-    assert "traces.jsonl: 8 traces for 8 questions; refused: 1 judged wrong (first: traces.jsonl:1); the first 3 were judged" in said
+    told = "8 traces for 8 questions; refused: 1 judged wrong (first: traces.jsonl:1); the first 3 were judged"
+    assert f"traces.jsonl: {told}" in said

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import aurify
 from aurify.cli.main import Commands, app
-from aurify.errors import UserError, explain_refusal
+from aurify.errors import UserError, explain_os_error
 
 broken = typer.Typer(cls=Commands, pretty_exceptions_enable=False)
 
@@ -86,7 +86,7 @@ def test_what_the_machine_refuses_is_said_in_one_line_with_the_mend(error, says)
 
 
 def test_another_error_of_the_system_is_a_bug():
-    assert explain_refusal(FileNotFoundError(errno.ENOENT, "No such file")) is None
+    assert explain_os_error(FileNotFoundError(errno.ENOENT, "No such file")) is None
 
 
 def test_version_and_an_unknown_command():

@@ -14,10 +14,10 @@ from click import unstyle
 from typer.testing import CliRunner
 
 from aurify import registry
-from aurify.cli.list import REGISTERED, show_columns
+from aurify.cli.list import REGISTERED, print_columns
 from aurify.cli.main import app
-from aurify.cli.reference import describe_entry, list_keys, read_comments, summarise_entry
-from aurify.config import field_hints, load_config
+from aurify.cli.reference import explain_entry, explain_entry_briefly, list_recipe_keys, read_option_comments
+from aurify.config import load_config, read_field_hints
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -31,7 +31,7 @@ def invoke(*command: str):
 
 def keys_in(cls: type, prefix: str = "") -> Iterator[str]:
     """Found by another way than the code takes: every dataclass in every annotation, whatever stands around it."""
-    for name, hint in field_hints(cls).items():
+    for name, hint in read_field_hints(cls).items():
         yield prefix + name
         for inner in dataclasses_in(hint):
             many = "list" in str(hint)
@@ -51,7 +51,7 @@ def recipe_keys() -> set[str]:
 
 
 def test_every_key_of_a_recipe_is_listed_and_explained():
-    listed = [option for part in list_keys().values() for option in part]
+    listed = [option for part in list_recipe_keys().values() for option in part]
     assert {option.key for option in listed} == recipe_keys() and len(recipe_keys()) > 120
     assert [option.key for option in listed if not option.text] == []
     assert [option.key for option in listed if f"| `{option.key}` |" not in PAGE] == []
@@ -59,10 +59,10 @@ def test_every_key_of_a_recipe_is_listed_and_explained():
 
 def test_every_name_and_every_option_of_a_method_is_explained():
     for kind in registry.ENTRIES:
-        for name in registry.names(kind):
+        for name in registry.list_entries(kind):
             if (kind, name) in registry.REGISTERED_AT:  # by the plugin of another test
                 continue
-            text, options = describe_entry(kind, name)
+            text, options = explain_entry(kind, name)
             assert text and f"### {name}\n" in PAGE, (kind, name)
             assert all(f"| `{option.key}` |" in PAGE for option in options)
             if kind == "algorithm":
@@ -102,7 +102,7 @@ class Commented:
 
 
 def test_comments_are_read_from_beside_and_from_above():
-    assert read_comments(Commented) == {
+    assert read_option_comments(Commented) == {
         "beside": "stands beside",
         "above": "stands above, in two lines",
         "text": "but this is",
@@ -138,7 +138,7 @@ def test_help_of_nothing_suggests():
 @pytest.mark.parametrize(("kind", "registered"), REGISTERED.items())
 def test_list_has_every_name_with_a_sentence(kind, registered):
     lines = invoke("list", kind).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == registry.names(registered)
+    assert [line.split()[0] for line in lines] == registry.list_entries(registered)
     ours = [line for line in lines if (registered, line.split()[0]) not in registry.REGISTERED_AT]
     assert ours and all(len(line.split()) > 2 for line in ours)
 
@@ -186,9 +186,9 @@ def test_help_of_a_stage_shows_the_keys_of_stages_alone():
 def test_what_is_listed_is_whole_sentences():
     """A description is cut where a sentence ends, and begins with words, not with the name of an option."""
     for registered in REGISTERED.values():
-        for name in registry.names(registered):
+        for name in registry.list_entries(registered):
             if (registered, name) not in registry.REGISTERED_AT:
-                text = summarise_entry(registered, name)
+                text = explain_entry_briefly(registered, name)
                 assert not re.match(r"\w+: |[\w, ]+: see ", text) and not text.endswith((",", " of", ":")), (name, text)
     for line in invoke("list", "recipes").stdout.splitlines():
         assert line.endswith((".", ")")), line
@@ -197,6 +197,6 @@ def test_what_is_listed_is_whole_sentences():
 def test_on_a_terminal_long_descriptions_go_on_below_themselves(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "60")
-    show_columns([("short", "word " * 30), ("a-longer-name", "text")])
+    print_columns([("short", "word " * 30), ("a-longer-name", "text")])
     lines = unstyle(capsys.readouterr().out).splitlines()
     assert max(map(len, lines)) <= 60 and lines[1].startswith(" " * 15 + "word") and lines[-1] == "a-longer-name  text"

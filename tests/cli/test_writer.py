@@ -10,7 +10,7 @@ import yaml
 from typer.testing import CliRunner
 
 from aurify.cli.main import app
-from aurify.cli.names import NamedModel, find_model
+from aurify.cli.names import NamedModel, resolve_model_argument
 from aurify.cli.writer import open_writer
 from aurify.models.model import tiny_model
 from aurify.renderer import Renderer
@@ -44,7 +44,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_tools_and_the_variables_of_the_template_are_those_of_the_stage(run):
     prompts = {}
     for stage in ("plain", "tools"):
-        with open_writer(find_model(f"{run}:{stage}")) as writer:
+        with open_writer(resolve_model_argument(f"{run}:{stage}")) as writer:
             tokens = writer.renderer.prompt(CHAT)
             prompts[stage] = writer.renderer.tokenizer.decode(tokens)
             assert writer.renderer.tools_as_text == (stage == "tools")

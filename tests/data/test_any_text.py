@@ -11,8 +11,8 @@ import pytest
 import tokenizers_in_code as made
 
 from aurify.data.encode import Encoding, encode_rows
-from aurify.data.forms import detect
-from aurify.data.sources import Part, read_part
+from aurify.data.forms import detect_row_form
+from aurify.data.sources import Part, read_data_source
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.rows.files import build_row
@@ -115,7 +115,7 @@ def test_any_text(family, form, renderers):
         asked, answer = random_text(generator), random_text(generator)
         row = build_row(json.loads(json.dumps(build(asked, answer))), "here:1")
         assert isinstance(row, Row)
-        reader = detect([row], lesson)
+        reader = detect_row_form([row], lesson)
         assert reader.form.name == form or form in RECOGNISED
         [datum, *_] = encode_rows([row], renderer, Encoding(), lesson, reader).units[0]
         trained = [token for token, weight in zip(datum.tokens, datum.weights, strict=True) if weight]
@@ -140,9 +140,9 @@ def test_halves_of_characters_are_refused_with_their_row(form, renderers, tmp_pa
     rows = [build("question", f"answer {k}") for k in range(3)] + [build("question", "a \ud83d b")]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=r"rows.jsonl:4: column '\w+' holds half of a character"):
-        read_part(Part(path=str(path)), Tally())
+        read_data_source(Part(path=str(path)), Tally())
     tally = Tally()
-    read = read_part(Part(path=str(path)), tally, skip_bad=True)
+    read = read_data_source(Part(path=str(path)), tally, skip_bad=True)
     assert len(encode_rows(read, renderers["smollm2"], Encoding(), lesson).units) == 3
     assert tally.rejected.total() == 1
 

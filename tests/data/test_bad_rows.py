@@ -12,8 +12,8 @@ import pytest
 import tokenizers_in_code as made
 
 from aurify.data.encode import Encoding, encode_rows
-from aurify.data.forms import detect
-from aurify.data.sources import Part, read_part
+from aurify.data.forms import detect_row_form
+from aurify.data.sources import Part, read_data_source
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.rows.row import Tally
@@ -53,9 +53,9 @@ def test_each_malformed_row_is_counted_and_explained(file, renderer, tmp_path):
     # most of the first 200 rows, which decide on the form, are good
     path.write_text("\n".join([*good * 99, *lines, *good]), encoding="utf-8")
     tally = Tally()
-    rows = read_part(Part(path=str(path)), tally, skip_bad=True)
-    found = detect(rows)
-    assert found.form.name == detect(load_rows(FIXTURES / file)).form.name
+    rows = read_data_source(Part(path=str(path)), tally, skip_bad=True)
+    found = detect_row_form(rows)
+    assert found.form.name == detect_row_form(load_rows(FIXTURES / file)).form.name
     encoded = encode_rows(rows, renderer, Encoding(on_bad_row="skip"), found.lesson, found)
     clean = encode_rows(load_rows(FIXTURES / file), renderer, Encoding(), found.lesson).units
     tokens = [[datum.tokens for datum in unit] for unit in encoded.units]
@@ -75,13 +75,13 @@ def test_mutations_never_crash(file, renderer):
     """Anything at any depth replaced by junk: a row is used or it is a user error that names it."""
     generator = random.Random(f"deep {file}")
     originals = load_rows(FIXTURES / file)
-    found = detect(originals)
+    found = detect_row_form(originals)
     num_refused = 0
     for _ in range(NUM):
         rows = load_rows(FIXTURES / file)
         row = rows[generator.randrange(len(rows))]
         mutate(row, generator)
-        reader = detect([*originals, *rows], found.lesson, found.form.name)
+        reader = detect_row_form([*originals, *rows], found.lesson, found.form.name)
         try:
             encoded = encode_rows([*originals, *rows], renderer, Encoding(on_bad_row="skip"), found.lesson, reader)
         except UserError as error:
@@ -124,5 +124,5 @@ def test_lines_that_are_no_rows(name, content, reason, num, tmp_path):
     path: Path = tmp_path / name
     path.write_text(content)
     tally = Tally()
-    assert len(read_part(Part(path=str(path)), tally, skip_bad=True)) >= 1
+    assert len(read_data_source(Part(path=str(path)), tally, skip_bad=True)) >= 1
     assert tally.rejected[reason] == num

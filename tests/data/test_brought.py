@@ -12,8 +12,8 @@ import tokenizers_in_code as made
 from marked import said, stream, turn
 
 from aurify.data.encode import Encoding, encode_rows
-from aurify.data.forms import detect
-from aurify.data.sources import Part, read_part
+from aurify.data.forms import detect_row_form
+from aurify.data.sources import Part, read_data_source
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.rows.row import Row, Tally
@@ -212,7 +212,7 @@ def hidden_stream(renderer: Renderer, text: str) -> tuple[list[int], list[float]
 @pytest.mark.parametrize("name", RIGHT)
 def test_what_is_read_right(name, renderer, tmp_path):
     rows, lesson, texts = RIGHT[name]
-    loaded = read_part(Part(path=write(tmp_path / "rows.jsonl", rows)), Tally())
+    loaded = read_data_source(Part(path=write(tmp_path / "rows.jsonl", rows)), Tally())
     encoded = encode_rows(loaded, renderer, Encoding(), lesson)
     data = [datum for unit in encoded.units for datum in unit]
     if name == "an answer about one":
@@ -323,7 +323,7 @@ def test_what_is_refused_names_the_row_the_mend_and_the_option(name, renderer, t
 
     def run(skip: bool) -> Tally:
         tally = Tally()
-        rows = read_part(Part(path=path), tally, skip_bad=skip)
+        rows = read_data_source(Part(path=path), tally, skip_bad=skip)
         encoded = encode_rows(rows, renderer, Encoding(on_bad_row="skip" if skip else "error"), lesson)
         tally.add(encoded.tally)
         assert len(encoded.units) == 2
@@ -371,7 +371,7 @@ def test_nulls_of_a_parquet_file_are_nothing(tmp_path, renderer):
 def test_tools_without_nulls(renderer):
     schema = {"type": "object", "properties": {"city": {"type": "string", "default": None}, "unit": None}}
     row = {"messages": CHATS, "tools": [{"type": "function", "function": {"name": "weather", "parameters": schema}}]}
-    [example] = detect([Row(row)]).read(Row(row))
+    [example] = detect_row_form([Row(row)]).read(Row(row))
     assert example.tools[0]["function"]["parameters"]["properties"] == {"city": {"type": "string"}}
 
 
@@ -431,7 +431,7 @@ def test_an_answer_without_a_thought_is_refused_there_or_gets_an_empty_one(tmp_p
     encoded = encode_rows(load_rows(path), renderer, Encoding(on_bad_row="skip"))
     [(reason, num)] = encoded.tally.rejected.items()
     assert num == 2 and "maps: [empty_thoughts]" in encoded.tally.options[reason]
-    mended = read_part(Part(path=path, maps=["empty_thoughts"]), Tally())
+    mended = read_data_source(Part(path=path, maps=["empty_thoughts"]), Tally())
     units = encode_rows(mended, renderer, Encoding()).units
     for [datum], trained in zip(units, ("easy\n</think>\n\n4", "\n</think>\n\n4", "\n</think>\n\n4"), strict=True):
         assert (datum.tokens, datum.weights) == stream(renderer, f"{OPENED}[[{trained}<|im_end|>]]")
@@ -442,14 +442,16 @@ def test_columns_can_be_taken_off(tmp_path, renderer):
     path = write(tmp_path / "rows.jsonl", [row])
     with pytest.raises(UserError, match=r"answers with labels.*drop, columns"):
         encode_rows(load_rows(path), renderer, Encoding())
-    rows = read_part(Part(path=path, maps=[{"name": "drop", "columns": ["images", "label"]}]), Tally())
+    rows = read_data_source(Part(path=path, maps=[{"name": "drop", "columns": ["images", "label"]}]), Tally())
     assert len(encode_rows(rows, renderer, Encoding()).units) == 1
 
 
 def test_the_good_answers_of_a_file_with_labels_can_be_imitated(tmp_path, renderer):
     path = write(tmp_path / "rows.jsonl", [{"messages": CHATS, "label": label} for label in (True, False, True)])
     maps = [{"name": "rename", "columns": {"label": "good"}}]
-    rows = read_part(Part(path=path, maps=maps, filters=[{"name": "equals", "column": "good", "value": True}]), Tally())
+    rows = read_data_source(
+        Part(path=path, maps=maps, filters=[{"name": "equals", "column": "good", "value": True}]), Tally()
+    )
     assert len(encode_rows(rows, renderer, Encoding()).units) == 2
 
 

@@ -17,7 +17,7 @@ import tokenizers_in_code as made
 from marked import said, stream, turn
 
 from aurify.data.encode import Encoding, encode_data, encode_rows
-from aurify.data.forms import FORMS, detect
+from aurify.data.forms import FORMS, detect_row_form
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.rows.row import Row
@@ -144,7 +144,7 @@ def test_it_is_recognised_by_its_content_and_trains_the_right_tokens(file, rende
     anonymous = tmp_path / "x.bin"  # the name must not matter
     shutil.copy(FIXTURES / file, anonymous)
     rows = load_rows(anonymous)
-    found = detect(rows)
+    found = detect_row_form(rows)
     assert (found.form.name, found.num) == (form, len(rows))
     units = encode_rows(rows, renderer, Encoding(), found.lesson).units
     data = [datum for unit in units for datum in unit]
@@ -178,10 +178,10 @@ def test_a_method_says_what_it_cannot_learn_from(renderer):
 
 def test_a_form_can_be_given(renderer):
     rows = load_rows(FIXTURES / "ultrafeedback.jsonl")
-    assert detect(rows, "answers").form.name == "messages"  # the method's own shape comes first
-    assert detect(rows, "answers", "dialogue pairs").form.name == "dialogue pairs"
+    assert detect_row_form(rows, "answers").form.name == "messages"  # the method's own shape comes first
+    assert detect_row_form(rows, "answers", "dialogue pairs").form.name == "dialogue pairs"
     with pytest.raises(UserError, match="unknown form of data 'sharegtp'; did you mean 'sharegpt'"):
-        detect(rows, None, "sharegtp")
+        detect_row_form(rows, None, "sharegtp")
 
 
 def test_train_marks_messages(renderer):
@@ -262,7 +262,7 @@ def test_real_files_where_they_are_here(renderer):
         pytest.skip("no shared data beside the repository")
     for name, (form, share) in expected.items():
         rows = load_rows(folder / name)[:300]
-        found = detect(rows)
+        found = detect_row_form(rows)
         encoded = encode_rows(rows, renderer, Encoding(on_bad_row="skip"), found.lesson)
         assert found.form.name == form
         assert len(encoded.units) >= share * len(rows)

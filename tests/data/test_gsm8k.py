@@ -11,7 +11,7 @@ import pytest
 import tokenizers_in_code as made
 
 from aurify import tasks
-from aurify.data.sources import Part, read_part
+from aurify.data.sources import Part, read_data_source
 from aurify.data.traces import load_traces
 from aurify.renderer import Renderer
 from aurify.rewards.math import number_match
@@ -42,7 +42,7 @@ def test_one_form_by_data_path_task_traces_and_held_out_file(tmp_path):
     path = write(tmp_path / "g.jsonl", ROWS)
     other = write(tmp_path / "other.jsonl", [{"question": "Other?", "answer": "<<1+1=2>>2\n#### 2"}])
     tally = Tally()
-    assert [row["answer"] for row in read_part(Part(path=path), tally)] == FORMS
+    assert [row["answer"] for row in read_data_source(Part(path=path), tally)] == FORMS
     assert tally.lines() == [f"2 rows changed: {TIDIED}"]
 
     taskset = tasks.make("gsm8k", path=path, heldout_path=other)
@@ -87,7 +87,7 @@ def test_shifts_in_a_gsm8k_answer_stay(tmp_path):
 @pytest.mark.skipif(not REAL.is_file(), reason="the GSM8K file is not on this machine (shared/data/gsm8k/train.jsonl)")
 def test_the_real_file_has_no_annotation_left_and_is_counted():
     tally = Tally()
-    rows = read_part(Part(path=str(REAL)), tally)
+    rows = read_data_source(Part(path=str(REAL)), tally)
     assert len(rows) == 7473 and tally.changed == {TIDIED: 7378}
     assert not any("<<" in row["answer"] or ANNOTATION.search(row["answer"]) for row in rows)
     taskset = tasks.make("gsm8k", path=str(REAL))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from aurify.data.example import Chat, Label, Pair, Text
-from aurify.data.heldout import HeldOut, heldout_tasks, normal_form
+from aurify.data.heldout import HeldOut, heldout_tasks, normalise_question
 from aurify.tasks.taskset import question
 from aurify.types import Message, Task
 
@@ -34,7 +34,7 @@ def held(*prompts: list[Message], **options: Any) -> HeldOut:
 )
 def test_one_question_in_any_spelling(text):
     heldout = held(question(QUESTION, "Be brief."))
-    assert normal_form(text) == normal_form(QUESTION)
+    assert normalise_question(text) == normalise_question(QUESTION)
     assert heldout.holder(chat(text)) == "the task"
     assert heldout.holder_of_example(Chat(chat(text, "72", system="You are kind."))) == "the task"
     assert heldout.holder_of_example(Chat(chat("Hello", "Hi", text, "72"))) == "the task", "a later turn"

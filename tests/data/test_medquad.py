@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from aurify import tasks
-from aurify.data.medquad import make_medquad, read_medquad, split_questions
+from aurify.data.medquad import make_medquad, read_medquad, split_medquad_questions
 from aurify.environments import retrieval
 from aurify.environments.retrieval import answer_similarity, list_queries, retrieval_mrr
-from aurify.environments.search_r1 import SHORT_INSTRUCTIONS, inform
+from aurify.environments.search_r1 import SHORT_INSTRUCTIONS, write_information
 from aurify.errors import UserError
 from aurify.models.model import tiny_model
 from aurify.renderer import Renderer
@@ -75,11 +75,11 @@ def test_part_of_it_has_the_same_ids_and_tells_what_it_leaves_out(file):
 
 def test_no_illness_is_trained_and_held_out(file):
     made = read_medquad(str(file), None, 0)
-    train, heldout = split_questions(made.questions, 0.25, 0)
+    train, heldout = split_medquad_questions(made.questions, 0.25, 0)
     assert not {q.focus for q in train} & {q.focus for q in heldout} and len({q.focus for q in heldout}) == 3
     assert len(train) + len(heldout) == len(made.questions)
     with pytest.raises(UserError, match=r"0\.01 leaves no held-out question"):
-        split_questions(made.questions, 0.01, 0)
+        split_medquad_questions(made.questions, 0.01, 0)
 
 
 def test_the_columns_of_the_hub_are_known_too(tmp_path):
@@ -134,7 +134,7 @@ def test_a_demonstration_answers_with_the_first_sentences(file, tmp_path, monkey
     class Added:
         seconds = 0.0
 
-    monkeypatch.setattr("aurify.data.medquad.create_base", lambda folder: Base())
+    monkeypatch.setattr("aurify.data.medquad.create_medquad_kb", lambda folder: Base())
 
     def show(query, topk, max_chars):
         asked.append(query)
@@ -225,4 +225,4 @@ def test_options_of_the_rewards_are_checked():
 
 
 def test_what_is_put_into_a_turn_is_cut():
-    assert inform([Passage("T", "x" * 100)], 20) == "\n\n<information>Doc 1(Title: T) xxxx</information>\n\n"
+    assert write_information([Passage("T", "x" * 100)], 20) == "\n\n<information>Doc 1(Title: T) xxxx</information>\n\n"

@@ -11,8 +11,8 @@ import tokenizers_in_code as made
 from marked import said, turn
 
 from aurify.data.encode import Encoding, encode_rows
-from aurify.data.filters import apply_steps
-from aurify.data.forms import detect
+from aurify.data.filters import apply_row_filters
+from aurify.data.forms import detect_row_form
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.rows.files import build_row
@@ -325,7 +325,7 @@ def render(renderer: Renderer, rows: list[dict[str, Any]], lesson: Lesson | None
     """What the model sees, trained parts in double brackets."""
     located = [build_row(row, f"rows.jsonl:{k}") for k, row in enumerate(json.loads(json.dumps(rows)), 1)]
     assert all(isinstance(row, Row) for row in located)
-    reader = detect(located, lesson)
+    reader = detect_row_form(located, lesson)
     texts = []
     for unit in encode_rows(located, renderer, Encoding(), reader.lesson, reader).units:
         for datum in unit:
@@ -378,26 +378,26 @@ def test_what_is_refused_names_the_row_the_mend_and_the_option(name, renderer):
 )
 def test_a_file_in_no_form_says_what_to_do(row, problem):
     with pytest.raises(UserError, match=problem):
-        detect([Row(row, "rows.jsonl:1")])
+        detect_row_form([Row(row, "rows.jsonl:1")])
 
 
 def test_columns_that_nobody_reads_are_told():
     rows = [Row({"prompt": Q, "completion": "4", "tools": [], "source": "x", "score": 1, "empty": None})]
-    assert detect(rows).unread(rows) == ["score", "source"]
+    assert detect_row_form(rows).unread(rows) == ["score", "source"]
 
 
 def test_a_column_that_a_row_of_another_form_reads_is_read():
     said = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     rows = [Row({"prompt": "a", "completion": "b"}, f"r:{k}") for k in range(2)]
     rows.append(Row({"messages": said, "source": "x"}, "r:2"))
-    assert detect(rows).unread(rows) == ["source"]
+    assert detect_row_form(rows).unread(rows) == ["source"]
     assert not any(row.changes for row in rows)
 
 
 def test_roles_are_renamed(renderer):
     rows = [Row(share(("customer", Q), ("agent", "4")), "rows.jsonl:1")]
     step = {"name": "rename_roles", "roles": {"customer": "user", "agent": "assistant"}}
-    assert render(renderer, list(apply_steps(rows, [step], [], Tally())), None) == [FOUR]
+    assert render(renderer, list(apply_row_filters(rows, [step], [], Tally())), None) == [FOUR]
 
 
 def test_a_conversation_that_is_no_json_is_named():

@@ -69,12 +69,12 @@ def test_a_file_of_held_out_questions_alone_ends_before_anything_is_trained(tmp_
 
 @pytest.mark.skipif(not GSM8K.is_file(), reason="the GSM8K file is not on this machine (shared/data/gsm8k/train.jsonl)")
 def test_the_dry_run_tells_of_the_747_questions_of_gsm8k(tmp_path, capsys, monkeypatch):
-    from aurify.cli.plan import show_plan
+    from aurify.cli.plan import print_plan
     from aurify.pipeline.check import check_recipe
 
     monkeypatch.setenv("COLUMNS", "200")
     values = build_recipe(recipe(str(GSM8K), overlong="drop"))
-    show_plan(check_recipe(values))
+    print_plan(check_recipe(values))
     shown = " ".join(capsys.readouterr().out.split())
     assert "sft: 747 rows left out of training, their questions are held out: task 'gsm8k' of stages.sft" in shown
     assert "sft: 7,378 rows changed: GSM8K's calculator annotations" in shown

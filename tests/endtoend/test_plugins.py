@@ -164,7 +164,7 @@ def test_what_the_documentation_shows_stands_in_the_examples():
 
 def test_the_data_set_holds_no_held_out_question(own_entries):
     from aurify import tasks
-    from aurify.data.filters import apply_steps
+    from aurify.data.filters import apply_row_filters
     from aurify.data.sources import load_dataset
     from aurify.rows.row import Tally
 
@@ -176,14 +176,14 @@ def test_the_data_set_holds_no_held_out_question(own_entries):
     assert 50 < len(corrected) < 100, "of every second row, those whose other answer is another one"
     assert all(first["content"] != last["content"] for _, first, _, last in corrected)
     tally = Tally()
-    odd = list(apply_steps(rows, [], [{"name": "answered_with", "words": ["odd"]}], tally))
+    odd = list(apply_row_filters(rows, [], [{"name": "answered_with", "words": ["odd"]}], tally))
     assert {row["messages"][-1]["content"] for row in odd} == {"odd"}
     assert tally.filtered == {"answered_with": 300 - len(odd)} and 100 < len(odd) < 200
 
 
 def test_the_algorithm_by_hand(own_entries):
     build_recipe(values_of())
-    algorithm = registry.get("algorithm", "best_of_group")()
+    algorithm = registry.get_entry("algorithm", "best_of_group")()
     assert algorithm.chosen([0.0, 1.0, None, 1.0]) == [0, 1, 0, 0]
     assert algorithm.chosen([0.0, 0.5]) == algorithm.chosen([None, None]) == [0, 0]
 

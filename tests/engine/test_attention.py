@@ -11,11 +11,11 @@ import torch
 from models import random_model
 
 from aurify.engine import attention
-from aurify.engine.attention import FLEX_BLOCK, Forest, compile_flex, flex_mask, padded_length
+from aurify.engine.attention import FLEX_BLOCK, Forest, compile_flex, flex_mask, padded_row_length
 from aurify.engine.forward import Body
 from aurify.engine.logprobs import Head
 from aurify.engine.packing import Row, pack_row
-from aurify.engine.upload import upload_together
+from aurify.engine.upload import upload_arrays_together
 
 CPU = torch.device("cpu")
 
@@ -80,8 +80,8 @@ def test_padding_sees_itself_and_nobody_sees_it(window):
 
 
 def test_rows_have_few_lengths():
-    assert [padded_length(num) for num in (1, 256, 257, 4096, 4097, 5000)] == [256, 256, 384, 4096, 4608, 5120]
-    assert len({padded_length(num) for num in range(1, 16385)}) == 31 + 24
+    assert [padded_row_length(num) for num in (1, 256, 257, 4096, 4097, 5000)] == [256, 256, 384, 4096, 4608, 5120]
+    assert len({padded_row_length(num) for num in range(1, 16385)}) == 31 + 24
 
 
 def test_flex_computes_what_the_dense_mask_does():
@@ -267,7 +267,7 @@ def test_a_row_goes_up_in_one_piece(generator):
         generator.integers(0, 9, 7), np.array([], dtype=np.int64), generator.normal(size=5).astype(np.float32),
         generator.integers(0, 9, (2, 3)).astype(np.int32), generator.integers(0, 2, 3).astype(bool), np.arange(10)[::2],
     ]  # fmt: skip
-    tensors = upload_together(arrays, CPU)
+    tensors = upload_arrays_together(arrays, CPU)
     assert len({tensor.untyped_storage().data_ptr() for tensor in tensors}) == 1
     for tensor, array in zip(tensors, arrays, strict=True):
         assert tensor.dtype == torch.from_numpy(array).dtype and np.array_equal(tensor.numpy(), array)

@@ -11,7 +11,7 @@ from models import random_model
 
 from aurify.algorithms.sft import SFT
 from aurify.engine import budget, recompute
-from aurify.engine.budget import LEAST_TOKENS, plan_memory
+from aurify.engine.budget import LEAST_TOKENS, plan_training_memory
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.packing import pack_row
@@ -48,18 +48,18 @@ def shape():
 )
 def test_the_micro_batch_fits_the_card(shape, gib, tokens, recompute, monkeypatch):
     monkeypatch.setattr(budget, "usable_memory", lambda device: gib * GIB)
-    plan = plan_memory(shape, CUDA, 0, None, "auto")
+    plan = plan_training_memory(shape, CUDA, 0, None, "auto")
     assert (plan.micro_batch_tokens, plan.checkpointing) == (tokens, recompute)
     assert plan.micro_batch_tokens * plan.token_bytes <= 0.6 * gib * GIB
 
 
 def test_what_was_asked_for_is_kept(shape, monkeypatch):
     monkeypatch.setattr(budget, "usable_memory", lambda device: 6 * GIB)
-    assert not plan_memory(shape, CUDA, 0, None, False).checkpointing
-    plan = plan_memory(shape, CUDA, 0, 777, "auto")
+    assert not plan_training_memory(shape, CUDA, 0, None, False).checkpointing
+    plan = plan_training_memory(shape, CUDA, 0, 777, "auto")
     assert plan.micro_batch_tokens == 777 and not plan.checkpointing  # 777 tokens fit as they are
-    assert plan_memory(shape, CUDA, 5 * GIB, 777, "auto").checkpointing  # not beside the optimiser
-    assert plan_memory(shape, CUDA, 60 * GIB, None, "auto").micro_batch_tokens == LEAST_TOKENS
+    assert plan_training_memory(shape, CUDA, 5 * GIB, 777, "auto").checkpointing  # not beside the optimiser
+    assert plan_training_memory(shape, CUDA, 60 * GIB, None, "auto").micro_batch_tokens == LEAST_TOKENS
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "Qwen2", "Gemma3Text"])
@@ -92,7 +92,7 @@ def test_saved_activations_are_what_the_plan_counts(architecture, dtype):
             hidden = engine.body.hidden(row)
         saved[checkpointing] = sum(storages.values()) / len(row.tokens)
         del hidden
-        plan = plan_memory(engine.module, engine.device, 0, None, checkpointing)
+        plan = plan_training_memory(engine.module, engine.device, 0, None, checkpointing)
         if not checkpointing:
             assert 0.6 * plan.token_bytes < saved[False] < 1.3 * plan.token_bytes
     assert saved[True] < 0.25 * saved[False]

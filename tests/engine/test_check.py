@@ -248,11 +248,11 @@ def test_one_tree_that_meets_a_token_sensitive_to_rounding_is_not_the_last_word(
 def test_differences_of_distributions_by_hand():
     """Two positions of three tokens: p = softmax(0, 0, ln 2) = (1/4, 1/4, 1/2), q = (1/3, 1/3, 1/3); then p = q.
     KL(p, q) = 1/2 ln(3/4) + 1/2 ln(3/2) = 0.0588915."""
-    from aurify.engine.check import compare_distributions
+    from aurify.engine.check import compare_logit_distributions
 
     one, two = torch.zeros(2, 3), torch.zeros(2, 3)
     one[0, 2] = float(np.log(2))
-    values, deviation = compare_distributions(one, two, Head(torch.eye(3)))
+    values, deviation = compare_logit_distributions(one, two, Head(torch.eye(3)))
     assert values["kl"].max == pytest.approx(0.0588915, abs=1e-6)
     assert values["kl"].mean == pytest.approx(0.0588915 / 2, abs=1e-6)
     assert values["logprob"].max == pytest.approx(float(np.log(3 / 2)), abs=1e-6)
@@ -264,7 +264,7 @@ def test_differences_of_distributions_by_hand():
 SMOLLM2 = catalog.KNOWN["smollm2-135m-instruct"]
 
 
-@pytest.mark.skipif(not catalog.is_cached(SMOLLM2), reason="SmolLM2 is not in the cache yet")
+@pytest.mark.skipif(not catalog.is_cached_model(SMOLLM2), reason="SmolLM2 is not in the cache yet")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 class TestRealModel:
     def body(self, dtype: Any) -> Body:

@@ -28,11 +28,11 @@ def draw() -> list[float]:
 def test_state_files_and_generators_come_back(tmp_path):
     random.seed(3), np.random.seed(3), torch.manual_seed(3)
     np.random.randn()  # leaves a cached second normal number behind, part of numpy's state
-    path = checkpoint.save(tmp_path, 7, write_weights, {"epoch": 1.5})
+    path = checkpoint.save_checkpoint(tmp_path, 7, write_weights, {"epoch": 1.5})
     expected = [*draw(), float(np.random.randn())]
     random.seed(0), np.random.seed(0), torch.manual_seed(0)
 
-    found = checkpoint.load(path)
+    found = checkpoint.load_checkpoint(path)
     checkpoint.set_rng_state(found.rng)
     assert [*draw(), float(np.random.randn())] == expected
     assert (found.step, found.state) == (7, {"epoch": 1.5})
@@ -40,32 +40,32 @@ def test_state_files_and_generators_come_back(tmp_path):
 
 
 def test_the_newest_are_kept_and_nothing_else_is_left(tmp_path):
-    assert checkpoint.latest(tmp_path / "none") is None
+    assert checkpoint.latest_checkpoint(tmp_path / "none") is None
     (tmp_path / ".step_000001.999.tmp").mkdir()  # of a killed process
     for step in (2, 10, 9, 11):
-        checkpoint.save(tmp_path, step, write_weights, keep=2)
-    assert checkpoint.latest(tmp_path).name == "step_000011"
+        checkpoint.save_checkpoint(tmp_path, step, write_weights, keep=2)
+    assert checkpoint.latest_checkpoint(tmp_path).name == "step_000011"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step_000010", "step_000011"]
 
 
 def test_the_same_step_again_replaces_the_old(tmp_path):
-    checkpoint.save(tmp_path, 1, write_weights, {"try": 1})
-    path = checkpoint.save(tmp_path, 1, write_weights, {"try": 2})
-    assert checkpoint.load(path).state == {"try": 2}
+    checkpoint.save_checkpoint(tmp_path, 1, write_weights, {"try": 1})
+    path = checkpoint.save_checkpoint(tmp_path, 1, write_weights, {"try": 2})
+    assert checkpoint.load_checkpoint(path).state == {"try": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
 
 
 def test_a_failed_write_leaves_the_earlier_ones_alone(tmp_path):
-    checkpoint.save(tmp_path, 1, write_weights)
+    checkpoint.save_checkpoint(tmp_path, 1, write_weights)
 
     def full_disk(folder: Path) -> None:
         (folder / "half").write_bytes(b"x")
         raise OSError(28, "No space left on device")
 
     with pytest.raises(UserError, match=r"step_000002.*No space left.*resume"):
-        checkpoint.save(tmp_path, 2, full_disk)
+        checkpoint.save_checkpoint(tmp_path, 2, full_disk)
     assert [p.name for p in tmp_path.iterdir()] == ["step_000001"]
-    checkpoint.load(checkpoint.latest(tmp_path))
+    checkpoint.load_checkpoint(checkpoint.latest_checkpoint(tmp_path))
 
 
 def test_a_process_killed_while_writing_leaves_no_half_checkpoint(tmp_path):
@@ -79,16 +79,16 @@ checkpoint.save(pathlib.Path({str(tmp_path)!r}), 5, write)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert [p.name.startswith(".step_000005") for p in tmp_path.iterdir()] == [True]
-    assert checkpoint.latest(tmp_path) is None
-    checkpoint.save(tmp_path, 5, write_weights)
+    assert checkpoint.latest_checkpoint(tmp_path) is None
+    checkpoint.save_checkpoint(tmp_path, 5, write_weights)
     assert [p.name for p in tmp_path.iterdir()] == ["step_000005"]
 
 
 @pytest.mark.parametrize("name", ["sub/weights.pt", "state.json", "rng.pt", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flipped", "cut", "removed"])
 def test_damage_is_an_error_that_names_the_file_and_the_mend(tmp_path, name, damage):
-    checkpoint.save(tmp_path, 1, write_weights, keep=2)
-    path = checkpoint.save(tmp_path, 2, write_weights, keep=2)
+    checkpoint.save_checkpoint(tmp_path, 1, write_weights, keep=2)
+    path = checkpoint.save_checkpoint(tmp_path, 2, write_weights, keep=2)
     file = path / name
     content = bytearray(file.read_bytes())
     if damage == "removed":
@@ -99,12 +99,12 @@ def test_damage_is_an_error_that_names_the_file_and_the_mend(tmp_path, name, dam
         content[len(content) // 2] ^= 0x80  # makes JSON undecodable too
         file.write_bytes(content)
     with pytest.raises(UserError) as raised:
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
     text = str(raised.value)
     assert str(file) in text and f"Remove the folder {path}; the run then resumes from step_000001" in text
 
 
 def test_the_manifest_covers_every_file(tmp_path):
-    path = checkpoint.save(tmp_path, 1, write_weights)
+    path = checkpoint.save_checkpoint(tmp_path, 1, write_weights)
     manifest = json.loads((path / "manifest.json").read_text())
     assert set(manifest) == {"sub/weights.pt", "state.json", "rng.pt"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from aurify.engine.cpu.gathered import BLOCK, block_sizes
+from aurify.engine.cpu.gathered import BLOCK, attention_block_sizes
 from aurify.engine.packing import pack_row, pack_rows
 from aurify.types import Datum
 
@@ -65,7 +65,7 @@ def test_blocks_cover_the_row_and_begin_where_branches_do(generator):
     prompt = generator.integers(0, 100, 60).tolist()
     sequences = [[*prompt, 100 + k, *generator.integers(0, 100, 140).tolist()] for k in range(4)]
     row = pack_row(sequences, range(4))
-    sizes = block_sizes(row)
+    sizes = attention_block_sizes(row)
     assert sum(sizes) == len(row.tokens)
     assert all(size <= 2 * BLOCK for size in sizes)
     starts = np.cumsum([0, *sizes[:-1]])

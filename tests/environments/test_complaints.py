@@ -14,7 +14,7 @@ import tokenizers_in_code as made
 import torch
 
 from aurify.algorithms.grpo import GRPO
-from aurify.engine.inputs import build_inputs
+from aurify.engine.inputs import build_row_inputs
 from aurify.engine.packing import pack_rows
 from aurify.environments.env import Observation, Step
 from aurify.environments.multi_turn import MultiTurnEnvironment
@@ -265,7 +265,7 @@ def test_rllm_512_long_failures_do_not_dominate() -> None:
     def weigh(data: list[Datum]) -> list[float]:
         """How far a step moves the log-probs of the long and of the short one: sums of |d loss / d log-prob|."""
         [row] = pack_rows(data, 10**6)
-        inputs = build_inputs(row, data, torch.device("cpu"))
+        inputs = build_row_inputs(row, data, torch.device("cpu"))
         logprobs = torch.full((len(inputs.batch.weights),), -1.0, requires_grad=True)
         loss, _ = GRPO(aggregator="sequence").loss(Outputs(logprobs), inputs.batch)
         (loss / count_units(data)).backward()

@@ -12,7 +12,7 @@ from aurify.environments.single_turn import SingleTurn
 from aurify.loops.online import choose_trained
 from aurify.pipeline.recipe import OnlineStage, build_recipe
 from aurify.renderer import Renderer
-from aurify.rewards.combine import penalise
+from aurify.rewards.combine import penalise_truncated_answer
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import Group, SamplingParams, Task
 
@@ -62,7 +62,7 @@ def test_mask(group):
 
 def test_penalise(group):
     for trajectory in group.trajectories:
-        penalise(trajectory, 0.75)
+        penalise_truncated_answer(trajectory, 0.75)
     assert group.rewards == [1.0, -0.25, 0.0]
     assert [t.rewards for t in group.trajectories] == [{"truncated": 0}, {"truncated": -0.75}, {"truncated": 0}]
     assert num_trained(data_of(group, [1.0, -1.0, 0.0], stage_with("penalise"))) == [2, 6, 2]
@@ -70,6 +70,6 @@ def test_penalise(group):
 
 def test_without_a_reward_nothing_is_trained_or_penalised(group):
     group.trajectories[1].reward = None
-    penalise(group.trajectories[1], 0.75)
+    penalise_truncated_answer(group.trajectories[1], 0.75)
     assert group.trajectories[1].reward is None
     assert num_trained(data_of(group, [1.0, 0.0, -1.0], stage_with("keep"))) == [2, 2]

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from aurify.cli.main import app
 from aurify.errors import UserError
-from aurify.evaluation.comparison import list_modes, measure_search, tune
+from aurify.evaluation.comparison import list_measured_modes, measure_fusions, measure_search
 from aurify.evaluation.retrieval import Answer, Question
 from aurify.knowledge.knowledge_base import KnowledgeBase
 from aurify.knowledge.types import Document
@@ -73,7 +73,7 @@ def kb(tmp_path, monkeypatch):
 def test_modes_are_told_apart(kb):
     found = {
         name: measure_search(kb, QUESTIONS, name, options, num_timed=5)
-        for name, options in list_modes(kb.settings.search).items()
+        for name, options in list_measured_modes(kb.settings.search).items()
     }
     assert list(found) == ["dense", "bm25", "plain RRF", "fused"]
     assert found["bm25"].quality.mrr > found["dense"].quality.mrr + 0.2  # names of units tell nothing to the embedder
@@ -93,7 +93,7 @@ def test_a_second_stage_decides(kb):
 
 def test_tuning_measures_what_search_does(kb):
     questions = QUESTIONS[::4]
-    tried = tune(kb, questions)
+    tried = measure_fusions(kb, questions)
     assert [quality.mrr for _, quality in tried] == sorted((quality.mrr for _, quality in tried), reverse=True)
     assert {options.mode for options, _ in tried} == {"dense", "bm25", "hybrid"}
     for options, quality in tried:
@@ -102,7 +102,7 @@ def test_tuning_measures_what_search_does(kb):
 
 def test_tuning_of_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="empty"):
-        tune(KnowledgeBase.create(tmp_path / "empty", Synonyms()), QUESTIONS)
+        measure_fusions(KnowledgeBase.create(tmp_path / "empty", Synonyms()), QUESTIONS)
 
 
 def write_questions(path: Path) -> None:
@@ -137,10 +137,10 @@ def test_eval_tunes_on_one_half_and_keeps_what_was_best(kb, tmp_path):
     assert len(num) == 1 and 0 < num.pop() < len(QUESTIONS)
     assert (tmp_path / "picture.svg").exists()
     kept = KnowledgeBase.open(kb.folder).settings.search
-    from aurify.evaluation.retrieval import read_questions, split_in_halves
+    from aurify.evaluation.retrieval import read_retrieval_questions, split_retrieval_questions
 
-    first, _ = split_in_halves(read_questions(tmp_path / "questions.jsonl"))
-    assert kept == tune(kb, first)[0][0] and f"best of these {len(first)} questions" in output
+    first, _ = split_retrieval_questions(read_retrieval_questions(tmp_path / "questions.jsonl"))
+    assert kept == measure_fusions(kb, first)[0][0] and f"best of these {len(first)} questions" in output
 
 
 def test_eval_refuses_answers_that_are_not_there(kb, tmp_path):

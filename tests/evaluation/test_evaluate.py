@@ -17,8 +17,8 @@ from aurify.environments.rollout import Limits
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.evaluation.evaluate import (
-    compute_likelihoods,
-    compute_scores,
+    compute_heldout_likelihoods,
+    compute_heldout_scores,
     evaluate,
     heldout_loss,
     label_accuracy,
@@ -117,10 +117,16 @@ def test_losses_and_pairs_agree_with_the_log_probs_of_the_engine():
     known = engine.logprobs(data)
     assert heldout_loss(engine, data).value == pytest.approx(-sum(map(sum, known)) / 7)
     means = [sum(row) / (len(row) - 2) for row in known]
-    assert pair_accuracy(compute_likelihoods(engine, data)).value == ((means[0] > means[1]) + (means[2] > means[3])) / 2
+    assert (
+        pair_accuracy(compute_heldout_likelihoods(engine, data)).value
+        == ((means[0] > means[1]) + (means[2] > means[3])) / 2
+    )
     scores = Engine(tiny_model(scalar_head=True), trainable=False)
     values = scores.scores(data)
-    assert pair_accuracy(compute_scores(scores, data)).value == ((values[0] > values[1]) + (values[2] > values[3])) / 2
+    assert (
+        pair_accuracy(compute_heldout_scores(scores, data)).value
+        == ((values[0] > values[1]) + (values[2] > values[3])) / 2
+    )
 
 
 def test_length_correlation_counts_trained_tokens():
@@ -146,7 +152,7 @@ def test_label_accuracy():
     by the desirable ones: 1 and 1/4, variance 9/32; by the others: 3/4 and 1/2, variance 1/32; each over two."""
     rows = [([5, 5], 1.0), ([1, 3], 1.0), ([2], -1.0), ([4, 4, 4], -1.0)]
     data = [Datum([9, *answer], [0.0] + [1.0] * len(answer), label=label) for answer, label in rows]
-    values, labels = compute_likelihoods(Known(), data), [label for _, label in rows]
+    values, labels = compute_heldout_likelihoods(Known(), data), [label for _, label in rows]
     ranked = label_accuracy(values, labels)
     assert (ranked.value, ranked.num) == (2.5 / 4, 4) and ranked.error == pytest.approx(math.sqrt(9 / 64 + 1 / 64))
     with pytest.raises(ValueError, match="one label"):

@@ -10,7 +10,7 @@ import pytest
 
 from aurify.errors import UserError
 from aurify.evaluation import retrieval as measure
-from aurify.evaluation.comparison import Latency, time_calls
+from aurify.evaluation.comparison import Latency, measure_call_times
 from aurify.evaluation.retrieval import Answer, Question
 from aurify.knowledge.types import Chunk, Hit
 
@@ -30,7 +30,7 @@ def asks(*documents: str) -> Question:
 def test_metrics_by_hand():
     questions = [asks("a"), asks("b"), asks("c", "d", "e"), asks("z")]
     results = [hits("a", "x"), hits("x", "y", "b"), hits("x", "d", "c", "d"), hits("x")]
-    quality = measure.rate(questions, results)
+    quality = measure.rate_retrieval(questions, results)
     assert quality.mrr == pytest.approx((1 + 1 / 3 + 1 / 2 + 0) / 4)
     assert quality.recalls[0] == pytest.approx(1 / 4)
     assert quality.recalls[1] == pytest.approx((1 + 0 + 1 / 2 + 0) / 4)  # two places hold two of three answers
@@ -45,10 +45,10 @@ def test_metrics_by_hand():
 
 def test_places_beyond_the_cutoffs_do_not_count():
     late = hits(*"bcdefghijk", "a")
-    assert measure.rate([asks("a")], [late]).mrr == measure.rate([asks("a")], [late]).ndcg == 0
+    assert measure.rate_retrieval([asks("a")], [late]).mrr == measure.rate_retrieval([asks("a")], [late]).ndcg == 0
     zero = dict.fromkeys(("mrr@10", "error", "ndcg@10", "recall@1", "recall@5"), 0)
-    assert measure.rate([asks("a")], [late]).to_record() == {"questions": 1, **zero, "recall@20": 1}
-    assert not any(measure.rate([asks("a")], [hits(*"bcdefghijklmnopqrstu", "a")]).recalls)
+    assert measure.rate_retrieval([asks("a")], [late]).to_record() == {"questions": 1, **zero, "recall@20": 1}
+    assert not any(measure.rate_retrieval([asks("a")], [hits(*"bcdefghijklmnopqrstu", "a")]).recalls)
 
 
 @pytest.mark.parametrize(
@@ -64,22 +64,22 @@ def test_places_beyond_the_cutoffs_do_not_count():
     ],
 )
 def test_lines_of_an_answer(first, last, kind, expected):
-    assert measure.is_answer(hit("a", first, last, kind), Answer("a", (10, 20))) is expected
-    assert not measure.is_answer(hit("b", first, last, kind), Answer("a", (10, 20)))
-    assert measure.is_answer(hit("a", first, last, kind), Answer("a"))
+    assert measure.is_retrieved_answer(hit("a", first, last, kind), Answer("a", (10, 20))) is expected
+    assert not measure.is_retrieved_answer(hit("b", first, last, kind), Answer("a", (10, 20)))
+    assert measure.is_retrieved_answer(hit("a", first, last, kind), Answer("a"))
 
 
 def test_halves_are_the_same_whatever_the_order():
     questions = [asks(str(k)) for k in range(400)]
-    one, two = measure.split_in_halves(questions)
+    one, two = measure.split_retrieval_questions(questions)
     assert sorted(map(str, one + two)) == sorted(map(str, questions)) and 160 < len(one) < 240
-    again, _ = measure.split_in_halves(questions[::-1])
+    again, _ = measure.split_retrieval_questions(questions[::-1])
     assert set(again) == set(one)
 
 
 def test_latency():
     waited = iter([0.0] * 3 + [0.001, 0.03, 0.002])
-    found = time_calls(lambda _: time.sleep(next(waited)), ["a", "b", "c"])
+    found = measure_call_times(lambda _: time.sleep(next(waited)), ["a", "b", "c"])
     assert 1 <= found.at(0.3) < found.at(0.5) < 25 < 30 <= found.at(0.95) == found.at(1.0)
     assert Latency(tuple(range(1, 101))).to_record() == {"p50_ms": 50, "p95_ms": 95}
 
@@ -92,7 +92,7 @@ def test_questions_from_a_file(tmp_path):
         {"query": "three", "document": "d", "lines": [3, 9]},
     ]
     file.write_text("\n\n".join(map(json.dumps, rows)))
-    assert measure.read_questions(file) == [
+    assert measure.read_retrieval_questions(file) == [
         Question("one", (Answer("a"),)),
         Question("two", (Answer("b"), Answer("c"))),
         Question("three", (Answer("d", (3, 9)),)),
@@ -117,7 +117,7 @@ def test_a_wrong_line_is_named(tmp_path, line, message):
     file = tmp_path / "questions.jsonl"
     file.write_text(f'{{"query": "a", "document": "b"}}\n{line}\n')
     with pytest.raises(UserError, match=message) as error:
-        measure.read_questions(file)
+        measure.read_retrieval_questions(file)
     assert str(error.value).startswith(f"{file}:2: ")
 
 
@@ -127,4 +127,4 @@ def test_a_file_without_questions_is_refused(tmp_path, content):
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(UserError, match=r"questions\.jsonl"):
-        measure.read_questions(file)
+        measure.read_retrieval_questions(file)

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from aurify.errors import UserError
-from aurify.knowledge.chunking.chunk import ChunkOptions, chunk
+from aurify.knowledge.chunking.chunk import ChunkOptions, chunk_document
 from aurify.knowledge.types import Chunk, Document
 
 SPECIAL = 2  # tokens around each text, as BERT has them
@@ -22,7 +22,9 @@ def count_tokens(texts):
 
 
 def chunks_of(text: str, format: str = "text", title: str = "", **options: int) -> list[Chunk]:
-    return chunk(Document("folder/name", text, title=title, format=format), ChunkOptions(**options), count_tokens)
+    return chunk_document(
+        Document("folder/name", text, title=title, format=format), ChunkOptions(**options), count_tokens
+    )
 
 
 def check(text: str, chunks: list[Chunk], max_tokens: int = 256) -> None:
@@ -286,6 +288,6 @@ def test_passages_of_code_are_embedded_with_what_their_file_and_class_are_for():
     ],
 )
 def test_what_a_file_is_for(format, text, expected):
-    from aurify.knowledge.chunking.outline import read_outline
+    from aurify.knowledge.chunking.outline import read_code_outline
 
-    assert read_outline(text, format).about == expected
+    assert read_code_outline(text, format).about == expected

@@ -14,7 +14,7 @@ import torch
 
 from aurify.errors import UserError
 from aurify.knowledge import embedding
-from aurify.knowledge.embedding import MINILM, SentenceEmbedder, find_embedder, load_embedder, split_by_length
+from aurify.knowledge.embedding import MINILM, SentenceEmbedder, batch_texts_by_length, find_embedder, load_embedder
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "fish", "swims", "in", "sea", "query", ":", "dog", "runs"]
 
@@ -85,10 +85,10 @@ def test_documents_get_the_vectors_of_encode_in_their_order(embedder):
 
 def test_batches_are_bounded_in_rows_and_characters_and_hold_every_text():
     lengths = [5, 100, 0, 30, 30, 30, 7, 1000, 2]
-    made = list(split_by_length(lengths, max_rows=4, max_chars=100))
+    made = list(batch_texts_by_length(lengths, max_rows=4, max_chars=100))
     assert sorted(index for batch in made for index in batch) == list(range(9))
     assert made == [[7], [1], [3, 4, 5], [6, 0, 8, 2]]
-    assert list(split_by_length([], 4, 100)) == []
+    assert list(batch_texts_by_length([], 4, 100)) == []
 
 
 def test_a_model_that_wants_more_is_asked_by_encode(folder):

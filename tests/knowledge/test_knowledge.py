@@ -173,7 +173,7 @@ def test_stopping_anywhere_and_going_on_gives_the_same_as_one_go(tmp_path, monke
         with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
             name = ("_delete_chunks", "_forget")[stop_after % 2]
             patched.setattr(pieces.store, name, stop)
-            patched.setattr(module, "find_fault", stop)
+            patched.setattr(module, "find_document_fault", stop)
             pieces.add(documents)
         pieces = KnowledgeBase.open(tmp_path / "pieces", WordEmbedder())
     pieces.add(documents)

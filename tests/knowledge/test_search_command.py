@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from aurify.cli.main import app
-from aurify.cli.search import parse_conditions
+from aurify.cli.search import parse_where_flags
 from aurify.errors import UserError
 from aurify.knowledge import knowledge_base as knowledge
 from aurify.knowledge.knowledge_base import KnowledgeBase
@@ -100,7 +100,7 @@ def test_lines_for_programs_stay_lines_where_nothing_is_found(typed):
 
 
 def test_conditions_from_the_command_line():
-    assert parse_conditions(["a=1", "a=x", "b>=2.5", "b<4", "c=true", "d != e=f"]) == {
+    assert parse_where_flags(["a=1", "a=x", "b>=2.5", "b<4", "c=true", "d != e=f"]) == {
         "a": [1, "x"],
         "b": {">=": 2.5, "<": 4},
         "c": [True],
@@ -108,4 +108,4 @@ def test_conditions_from_the_command_line():
     }
     for wrong in (["a=1", "a>2"], ["a>1", "a>2"], ["=1"]):
         with pytest.raises(UserError, match="--where"):
-            parse_conditions(wrong)
+            parse_where_flags(wrong)

@@ -11,7 +11,7 @@ from aurify.knowledge import snapshot as reading
 from aurify.knowledge import store as writing
 from aurify.knowledge.store import ChunkRow, LanceStore, Record
 from aurify.knowledge.types import Chunk
-from aurify.knowledge.where import to_sql
+from aurify.knowledge.where import where_to_sql
 
 TEXTS = ("red apple", "green apple", "blue sky", 'it\'s a "red" sky\n\x00 at 100% [night] é \U0001f319', "the sea")
 
@@ -122,10 +122,10 @@ def test_conditions_on_metadata(store):
     assert ids(topic={"!=": "heart"}) == ["d1"] and ids(new=True) == ["d2"] and ids(new=False) == ids(nothing="x") == []
     assert ids(topic=[]) == [] and ids(document__id="d3") == ["d3"] and len(ids(document__format="go")) == 4
     assert ids(topic="x' OR '1'='1") == ids(**{"x' OR '1'='1": "y"}) == []
-    assert snapshot.find_matching({}) is None and to_sql(None) is None
+    assert snapshot.find_matching({}) is None and where_to_sql(None) is None
     for wrong in ({"a": None}, {"a": {"~": 1}}, {"a": [{}]}):
         with pytest.raises(UserError, match=r"where: 'a' is .*; expected a text, number or boolean"):
-            to_sql(wrong)
+            where_to_sql(wrong)
 
 
 def test_replacing_and_removing(store):

@@ -15,10 +15,10 @@ import pytest
 
 pytest.importorskip("lxml")
 pytest.importorskip("httpx")
-from aurify.knowledge.ingest import listed_urls
+from aurify.knowledge.ingest import list_ingest_urls
 from aurify.knowledge.reading import fetch
 from aurify.knowledge.reading.encoding import UNKNOWN
-from aurify.knowledge.reading.fetch import AGENT, Fetcher, WebOptions, is_public, normalize_url
+from aurify.knowledge.reading.fetch import AGENT, Fetcher, WebOptions, is_public_address, normalize_url
 from aurify.knowledge.reading.refusals import Refusals, Refused
 from aurify.knowledge.reading.rows import ReadOptions
 from aurify.knowledge.reading.web import read_urls
@@ -107,7 +107,7 @@ def page(*links, text="text"):
 
 
 def only_this_address_is_private(monkeypatch, private):
-    monkeypatch.setattr(fetch, "is_public", lambda address: address.startswith("127.") and address != private)
+    monkeypatch.setattr(fetch, "is_public_address", lambda address: address.startswith("127.") and address != private)
 
 
 def test_a_page_and_what_it_is_named(site, options):
@@ -177,7 +177,7 @@ def test_a_sitemap_is_a_list_of_urls_of_its_host(site, options, tmp_path):
     assert len(documents) == 1 and sum(refusals.counts.values()) == 3
     saved = tmp_path / "sitemap.xml"
     saved.write_bytes(site.pages["/one.xml"][2].encode())
-    assert listed_urls(saved)[1] == site.url + "/b" and len(listed_urls(saved)) == 4
+    assert list_ingest_urls(saved)[1] == site.url + "/b" and len(list_ingest_urls(saved)) == 4
 
 
 def test_a_proxy_of_the_environment_is_not_used(site, options, monkeypatch, sleeps):
@@ -409,11 +409,11 @@ def test_a_server_that_drips_is_left(options, monkeypatch):
     ),
 )
 def test_private_addresses(address):
-    assert not is_public(address)
+    assert not is_public_address(address)
 
 
 def test_public_addresses():
-    assert all(map(is_public, ["1.1.1.1", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]))
+    assert all(map(is_public_address, ["1.1.1.1", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8", "64:ff9b::808:808"]))
 
 
 @pytest.mark.parametrize(

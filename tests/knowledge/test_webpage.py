@@ -10,7 +10,7 @@ import time
 import pytest
 
 pytest.importorskip("lxml")
-from aurify.knowledge.reading.webpage import read_page
+from aurify.knowledge.reading.webpage import read_web_html
 
 PAGE = """<!doctype html><html><head><title> The
  heart </title><script>steal()</script><style>p {color: red}</style><base href="/docs/"></head><body>
@@ -28,7 +28,7 @@ PAGE = """<!doctype html><html><head><title> The
 
 
 def test_a_page_becomes_markdown():
-    page = read_page(PAGE, "https://example.org/a/b?c")
+    page = read_web_html(PAGE, "https://example.org/a/b?c")
     assert page.title == "The heart"
     assert page.text == (
         "# Heart\n\nIt has four chambers & beats.\nAlways.\n\n- left\n  - atrium\n- right\n1. one\n\nPart | Side\n\n"
@@ -44,42 +44,44 @@ def test_a_page_becomes_markdown():
 def test_a_table_with_white_space_and_empty_cells():
     head = "<tr>\n <th>Part</th>\n <th>Side</th>\n </tr>\n"
     rows = "<tr> <td></td> <td>left</td></tr><tr><td> </td><td></td></tr>"
-    assert read_page(f"<table>\n {head}{rows}</table>").text == "Part | Side\n\n| left"
+    assert read_web_html(f"<table>\n {head}{rows}</table>").text == "Part | Side\n\n| left"
 
 
 def test_only_the_main_part_is_kept_where_there_is_one():
     main = "<p>" + "The heart beats. " * 20 + "</p>"
-    assert "sidebar" not in read_page(f"<div>sidebar</div><main>{main}</main>").text
-    assert "sidebar" in read_page("<div>sidebar</div><main>loading</main>").text
+    assert "sidebar" not in read_web_html(f"<div>sidebar</div><main>{main}</main>").text
+    assert "sidebar" in read_web_html("<div>sidebar</div><main>loading</main>").text
 
 
 def test_teasers_of_other_pages_are_not_the_main_part():
     teasers = "".join(f"<article>{'Read how lungs breathe. ' * 5}</article>" for _ in range(3))
-    text = read_page(f"<div>{'The heart beats. ' * 200}</div>{teasers}").text
+    text = read_web_html(f"<div>{'The heart beats. ' * 200}</div>{teasers}").text
     assert "heart" in text and "lungs" in text
 
 
 @pytest.mark.parametrize("frame", ["<form>{}</form>", '<body style="display:none">{}</body>', "<body hidden>{}</body>"])
 def test_a_page_wrapped_into_a_form_or_hidden_until_a_script_runs(frame):
     page = "<h1>Heart</h1><p>It beats.</p><input value=x><select><option>one</select><p style='display:none'>secret</p>"
-    assert read_page(frame.format(page) + "<p>(c)</p>").text.startswith("# Heart\n\nIt beats.")
-    assert "secret" not in read_page(frame.format(page)).text and "one" not in read_page(frame.format(page)).text
+    assert read_web_html(frame.format(page) + "<p>(c)</p>").text.startswith("# Heart\n\nIt beats.")
+    assert (
+        "secret" not in read_web_html(frame.format(page)).text and "one" not in read_web_html(frame.format(page)).text
+    )
 
 
 def test_what_the_page_asks_of_robots():
-    assert read_page('<meta name="Robots" content="NOINDEX, nofollow"><p>x').robots == {"noindex", "nofollow"}
+    assert read_web_html('<meta name="Robots" content="NOINDEX, nofollow"><p>x').robots == {"noindex", "nofollow"}
 
 
 @pytest.mark.parametrize(
     "html", ["", "   ", "<", "<!---->", "text alone", "<p>one<p>two", "</div></p>x", "<a href='http://['>y"]
 )
 def test_odd_pages_are_read(html):
-    page = read_page(html, "https://example.org/")
+    page = read_web_html(html, "https://example.org/")
     assert "<" not in page.text or html == "<"
 
 
 def test_scripts_that_never_end_swallow_the_rest_and_run_nowhere():
-    assert read_page("<p>before</p><script>var a = '<p>after</p>").text == "before"
+    assert read_web_html("<p>before</p><script>var a = '<p>after</p>").text == "before"
 
 
 def test_a_page_of_the_largest_size_takes_no_tree_of_memory():
@@ -93,12 +95,12 @@ def test_a_page_of_the_largest_size_takes_no_tree_of_memory():
 
 def test_depth_and_size_cost_no_stack_and_little_time():
     start = time.monotonic()
-    deep = read_page("<div>" * 100_000 + "deep" + "</div>" * 100_000)
+    deep = read_web_html("<div>" * 100_000 + "deep" + "</div>" * 100_000)
     assert "deep" in deep.text or deep.text == ""  # the parser stops at its own limit
-    long = read_page("<p>word " * 100_000)
+    long = read_web_html("<p>word " * 100_000)
     assert long.text.count("word") == 100_000
-    assert read_page("<ul>" + "<li>word" * 100_000 + "</ul>").text.count("\n- word") == 99_999
-    assert len(read_page("<a " + "x=1 " * 200_000 + ">y</a>").text) <= 1
+    assert read_web_html("<ul>" + "<li>word" * 100_000 + "</ul>").text.count("\n- word") == 99_999
+    assert len(read_web_html("<a " + "x=1 " * 200_000 + ">y</a>").text) <= 1
     assert time.monotonic() - start < 20
 
 
@@ -107,4 +109,4 @@ def test_random_soup_never_breaks_the_reader():
     parts = ["<ul>", "</ul>", "<li>", "</li>", "<td>", "<main>", "</main>", "<script>", "</script>", "<br>", "</br>"]
     parts += ["<pre>", "</pre>", "<h1>", "</h1>", "<title>", "</title>", "<svg>", "</svg>", "&#0;", "<?x", "<!", "w"]
     for _ in range(300):
-        read_page("".join(chance.choice(parts) for _ in range(60)))
+        read_web_html("".join(chance.choice(parts) for _ in range(60)))

@@ -12,7 +12,7 @@ import pytest
 from aurify import tasks
 from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
-from aurify.loops.guidance import open_guide, prefix_share
+from aurify.loops.guidance import guidance_prefix_share, open_guide
 from aurify.loops.ledger import rollout_metrics
 from aurify.loops.rollouts import Rollouts, Round
 from aurify.models.model import ModelConfig, tiny_model
@@ -124,7 +124,7 @@ def test_the_policy_goes_on_from_a_prefix():
 def test_schedules():
     def shares(schedule: str, step: int, total: int = 10) -> list[float]:
         options = PrefixOptions(schedule=schedule, low=0.0, high=0.8)  # type: ignore[arg-type]
-        return [prefix_share(options, index, 4, step, total) for index in range(4)]
+        return [guidance_prefix_share(options, index, 4, step, total) for index in range(4)]
 
     assert shares("fixed", 3) == pytest.approx([0, 0.8 / 3, 1.6 / 3, 0.8])
     assert set(shares("linear", 0)) == {0.8} and shares("linear", 5)[0] == pytest.approx(0.4)
@@ -132,7 +132,7 @@ def test_schedules():
 
 def test_the_linear_schedule_ends_at_low():
     options = PrefixOptions(schedule="linear", low=0.2, high=0.8)
-    shares = [prefix_share(options, 0, 1, step, 10) for step in (0, 5, 10)]
+    shares = [guidance_prefix_share(options, 0, 1, step, 10) for step in (0, 5, 10)]
     assert shares == pytest.approx([0.8, 0.5, 0.2])
 
 

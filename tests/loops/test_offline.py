@@ -19,10 +19,10 @@ from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import OptimConfig
 from aurify.errors import UserError
-from aurify.loops.batches import gather_batch, indices_at, num_steps
+from aurify.loops.batches import batch_indices_at, gather_step_batch, num_stage_steps
 from aurify.loops.offline import train_offline
 from aurify.loops.progress import Checkpoints
-from aurify.loops.reference import add_reference
+from aurify.loops.reference import add_reference_logprobs
 from aurify.models.model import ModelConfig, load_model, tiny_model
 from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.tracking.run_folder import StageFolder
@@ -48,23 +48,23 @@ def pair(number: int) -> tuple[Datum, Datum]:
 )
 def test_whole_epochs_see_every_row_equally_often(num, epochs, expected):
     options = stage(epochs=epochs)
-    assert num_steps(options, num) == expected
-    seen = Counter(index for step in range(expected) for index in indices_at(step, options, num, seed=0))
+    assert num_stage_steps(options, num) == expected
+    seen = Counter(index for step in range(expected) for index in batch_indices_at(step, options, num, seed=0))
     assert sum(seen.values()) == max(1, round(epochs * num))
     assert max(seen.values()) - (min(seen.values()) if len(seen) == num else 0) <= 1
 
 
 def test_steps_go_on_into_the_next_epoch_in_another_order():
     options = stage(steps=10)
-    order = [index for step in range(10) for index in indices_at(step, options, 10, seed=0)]
+    order = [index for step in range(10) for index in batch_indices_at(step, options, 10, seed=0)]
     epochs = [order[begin : begin + 10] for begin in range(0, 40, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) == 4
-    assert order != [index for step in range(10) for index in indices_at(step, options, 10, seed=1)]
+    assert order != [index for step in range(10) for index in batch_indices_at(step, options, 10, seed=1)]
 
 
 def test_a_pair_that_stands_twice_in_a_batch_is_two_units():
-    batch = gather_batch([pair(0), pair(1)], [0, 1, 0])
+    batch = gather_step_batch([pair(0), pair(1)], [0, 1, 0])
     assert [datum.unit for datum in batch] == [0, 0, 1, 1, 2, 2]
     assert batch[0].tokens == batch[4].tokens
 
@@ -77,7 +77,7 @@ class Events:
 def test_the_reference_is_the_model_before_training(dtype):
     engine = Engine(load_model(ModelConfig("random:tiny", dtype=dtype)))
     units = [pair(number) for number in range(3)]
-    known = add_reference(engine, units, [[0, 2], [2, 0]], Events())  # type: ignore[arg-type]
+    known = add_reference_logprobs(engine, units, [[0, 2], [2, 0]], Events())  # type: ignore[arg-type]
     assert known[1] == units[1], "not used by any step: not computed"
     before = [pair[0].ref_logprobs for pair in (known[0], known[2])]
     engine.forward_backward([*known[0], *known[2]], DPO())

@@ -22,13 +22,13 @@ from aurify.environments.rollout import build_datum
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.loops.ledger import rollout_metrics
-from aurify.loops.online import choose_trained, learn, minibatches, train_online
+from aurify.loops.online import choose_trained, learn, split_round_minibatches, train_online
 from aurify.loops.progress import Checkpoints
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts, Round
 from aurify.loops.task_stream import tasks_from
 from aurify.models.model import ModelConfig, load_model
-from aurify.pipeline.recipe import OnlineStage, ReplayOptions, is_online
+from aurify.pipeline.recipe import OnlineStage, ReplayOptions, is_online_method
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler
@@ -188,7 +188,7 @@ def test_several_updates_a_round_start_at_ratio_one(tmp_path, dtype):
 
 def test_groups_stay_whole_in_minibatches():
     groups = [[Datum([1, number], [0.0, 1.0])] * 2 for number in range(5)]
-    parts = list(minibatches(groups, stage(num_minibatches=2, num_epochs=2), seed=3))
+    parts = list(split_round_minibatches(groups, stage(num_minibatches=2, num_epochs=2), seed=3))
     assert [len(part) for part in parts] == [6, 4, 6, 4]
     for epoch in (parts[:2], parts[2:]):
         assert sorted(datum.tokens[1] for part in epoch for datum in part) == sorted([*range(5)] * 2)
@@ -230,10 +230,10 @@ def test_a_group_of_which_everything_failed_is_counted_and_retires_no_question_o
     assert metrics["ledger/trajectories"] == 0 and engine.version == 0
 
 
-@pytest.mark.parametrize("name", [name for name in registry.names("algorithm") if is_online(name)])
+@pytest.mark.parametrize("name", [name for name in registry.list_entries("algorithm") if is_online_method(name)])
 def test_every_online_method_takes_a_step_of_which_nothing_is_left_and_groups_of_one(name):
     options = {"cispo": {"max_ratio": 5.0}, "dr_grpo": {"constant_length": 10}}
-    algorithm = registry.get("algorithm", name)(**options.get(name, {}))
+    algorithm = registry.get_entry("algorithm", name)(**options.get(name, {}))
     assert algorithm.advantages([]) == []
     one = Trajectory([], [], 0, rewards={"a": 1.0}, reward=1.0)
     assert [len(row) for row in algorithm.advantages([Group(TASKS[0], [one], {"a": 1.0})])] == [1]

@@ -27,7 +27,13 @@ from aurify.environments.rollout import build_datum
 from aurify.errors import UserError
 from aurify.loops.interrupt import Interrupted
 from aurify.loops.ledger import means_by_source
-from aurify.loops.online import add_logprobs, agreeing, choose_trained, learn, train_online
+from aurify.loops.online import (
+    add_round_logprobs,
+    agreeing_trajectories,
+    choose_trained,
+    learn,
+    train_online,
+)
 from aurify.loops.progress import MEMORY_FILE, Checkpoints
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts, Round
@@ -113,7 +119,7 @@ def sharp_engine(seed: int = 0, **options: Any) -> Engine:
 
 def test_temperature_of_the_old_log_probs_is_that_of_sampling():
     engine, options = sharp_engine(), stage(sampling=WARM, num_epochs=2)
-    found = [row[0].old_logprobs for row in add_logprobs(engine, GRPO(), data_of(), options)]
+    found = [row[0].old_logprobs for row in add_round_logprobs(engine, GRPO(), data_of(), options)]
     flat = [row[0] for row in data_of()]
     assert found == engine.logprobs(flat, temperature=0.7) and found != engine.logprobs(flat)
 
@@ -121,7 +127,7 @@ def test_temperature_of_the_old_log_probs_is_that_of_sampling():
 def test_temperature_of_the_reference_is_that_of_sampling():
     engine, options = sharp_engine(), stage(sampling=WARM)
     engine.keep_reference()
-    found = [row[0].ref_logprobs for row in add_logprobs(engine, GRPO(kl_coef=0.1), data_of(), options)]
+    found = [row[0].ref_logprobs for row in add_round_logprobs(engine, GRPO(kl_coef=0.1), data_of(), options)]
     flat = [row[0] for row in data_of()]
     assert found == engine.logprobs(flat, reference=True, temperature=0.7) and found != engine.logprobs(flat)
 
@@ -130,7 +136,7 @@ def test_temperature_of_the_teacher_is_that_of_sampling():
     engine, teacher = sharp_engine(), sharp_engine(seed=5, trainable=False)
     engine.follow(teacher)
     algorithm = Distillation(vocabulary="sampled")
-    found = [row[0].ref_logprobs for row in add_logprobs(engine, algorithm, data_of(), stage(sampling=WARM))]
+    found = [row[0].ref_logprobs for row in add_round_logprobs(engine, algorithm, data_of(), stage(sampling=WARM))]
     flat = [row[0] for row in data_of()]
     assert found == teacher.logprobs(flat, temperature=0.7) and found != teacher.logprobs(flat)
 
@@ -293,7 +299,7 @@ def test_consistency_filter_keeps_answers_whose_rewards_agree():
     rows = [(1.0, 1.0), (0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 0.5)]
     answers = [Trajectory([], [], 0, {"a": a, "b": b, "told": c}, a + b) for c, (a, b) in enumerate(rows)]
     group = Group(TASKS[0], answers, {"told": 0.0})
-    assert agreeing(group, range(5)) == [0, 1, 4]
+    assert agreeing_trajectories(group, range(5)) == [0, 1, 4]
 
 
 def test_consistency_filter_acts_in_the_loop():
@@ -312,13 +318,13 @@ def test_a_guides_ratio_is_the_same_with_one_update_and_with_several():
     engine = sharp_engine()
     guided = Datum([5, 6, 7, 8], [0.0, 0.0, 1.0, 1.0], advantages=[1.0] * 4, logprobs=[0.0] * 4, source="guidance")
     partly = replace(guided, tokens=[5, 6, 9, 3], source="policy", guided=[False, False, True, False])
-    stream = add_logprobs(engine, GRPO(), [[guided, partly]], stage(num_epochs=2))
+    stream = add_round_logprobs(engine, GRPO(), [[guided, partly]], stage(num_epochs=2))
     known = engine.logprobs([guided, partly])
     assert [datum.old_logprobs for datum in stream[0]] == known and known[0][2] < -0.1
     for num_epochs in (1, 2):
-        [data] = add_logprobs(engine, GRPO(), [[guided]], stage(num_epochs=num_epochs))
+        [data] = add_round_logprobs(engine, GRPO(), [[guided]], stage(num_epochs=num_epochs))
         assert engine.forward_backward(data, GRPO())["loss/ratio"] == pytest.approx(1, abs=1e-5)
-    [data] = add_logprobs(engine, LUFFY(), [[guided]], stage(num_epochs=2))
+    [data] = add_round_logprobs(engine, LUFFY(), [[guided]], stage(num_epochs=2))
     assert data[0].old_logprobs == [0.0] * 4
 
 

@@ -14,8 +14,8 @@ import torch
 from aurify.algorithms.sft import SFT
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
-from aurify.loops.interrupt import MAX_IGNORED, Interrupt, Interrupted, run_async, terminable
-from aurify.loops.progress import Checkpoints, derive_seed, fingerprint, seed_everything
+from aurify.loops.interrupt import MAX_IGNORED, Interrupt, Interrupted, interrupt_on_sigterm, run_loop_async
+from aurify.loops.progress import Checkpoints, derive_seed, fingerprint_items, seed_everything
 from aurify.models.model import tiny_model
 from aurify.types import Datum
 
@@ -57,7 +57,11 @@ def test_a_checkpoint_of_other_options_is_refused(tmp_path):
 def test_seeds_and_fingerprints_are_the_same_in_every_process():
     assert derive_seed(0, "sft") == 40962508039363143
     assert derive_seed(0, "sft") != derive_seed(1, "sft") != derive_seed("0/s", "ft")
-    assert fingerprint([1, "a", (2.5, None)]) == fingerprint([1, "a", (2.5, None)]) != fingerprint([1, "a", (2.5, 0)])
+    assert (
+        fingerprint_items([1, "a", (2.5, None)])
+        == fingerprint_items([1, "a", (2.5, None)])
+        != fingerprint_items([1, "a", (2.5, 0)])
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -96,8 +100,8 @@ def test_work_that_changes_nothing_is_cancelled_by_the_first_signal():
     assert cleaned == [None, signal.SIGTERM]
     for number in (signal.SIGINT, signal.SIGTERM):
         with pytest.raises(KeyboardInterrupt):
-            run_async(work(number))
-    assert run_async(work(None)) == "done" and len(cleaned) == 5
+            run_loop_async(work(number))
+    assert run_loop_async(work(None)) == "done" and len(cleaned) == 5
 
 
 def test_a_second_signal_does_not_break_into_work_that_is_being_cancelled():
@@ -115,7 +119,7 @@ def test_a_second_signal_does_not_break_into_work_that_is_being_cancelled():
             ended.append("in order")
 
     with pytest.raises(KeyboardInterrupt):
-        run_async(work())
+        run_loop_async(work())
     assert ended == ["in order"]
 
 
@@ -131,10 +135,10 @@ def test_work_that_does_not_end_when_it_is_cancelled_is_left_after_some_signals(
             pytest.fail("it went on")
 
     with pytest.raises(KeyboardInterrupt):
-        run_async(work())
+        run_loop_async(work())
 
 
 def test_a_termination_is_an_interruption():
-    with pytest.raises(KeyboardInterrupt), terminable():
+    with pytest.raises(KeyboardInterrupt), interrupt_on_sigterm():
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("it did not stop")

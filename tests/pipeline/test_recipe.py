@@ -14,9 +14,9 @@ from aurify.errors import UserError
 from aurify.models.model import tiny_model
 from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline import check, contents
-from aurify.pipeline.check import check_recipe, find_references
+from aurify.pipeline.check import check_recipe, find_stage_references
 from aurify.pipeline.plan import describe_stage
-from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, make_renderer
+from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, build_stage_renderer
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
 CHAIN: dict[str, Any] = {
@@ -48,7 +48,7 @@ def test_the_chain_is_fine():
     recipe = build_recipe(CHAIN)
     plan = check_recipe(recipe)
     assert [type(stage) for stage in recipe.stages.values()] == [OfflineStage] * 3 + [OnlineStage]
-    assert find_references(recipe.stages["grpo"]) == {"model": "dpo", "reward": "reward"}
+    assert find_stage_references(recipe.stages["grpo"]) == {"model": "dpo", "reward": "reward"}
     assert [describe_stage(stage)["model"] for stage in plan.stages.values()] == ["random:tiny", "@sft", "@sft", "@dpo"]
 
 
@@ -68,9 +68,11 @@ def test_what_the_renderer_is_told_holds_for_every_stage_that_does_not_say_other
     assert [stage.tools_as_text for stage in stages.values()] == [False, True, True, True]
     assert all(stage.template_options == {"messages": 1} for stage in stages.values())
     with pytest.raises(UserError, match=r"template_options: .* reads no 'messages'"):
-        make_renderer(stages["sft"], byte_tokenizer())
+        build_stage_renderer(stages["sft"], byte_tokenizer())
     plain = build_recipe(changed("stages.sft.tools_as_text", True)).stages
-    assert [make_renderer(stage, byte_tokenizer()).tools_as_text for stage in plain.values()] == [True] + [False] * 3
+    assert [build_stage_renderer(stage, byte_tokenizer()).tools_as_text for stage in plain.values()] == [True] + [
+        False
+    ] * 3
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from aurify.errors import UserError
-from aurify.procedures.library import BM25, SOPLibrary, SOPOptions, open_library
+from aurify.procedures.library import BM25, SOPLibrary, SOPOptions, open_procedure_library
 from aurify.procedures.procedure import read_procedure
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "sop"
@@ -203,9 +203,9 @@ def test_a_folder_must_be_there_and_hold_some(tmp_path):
         with pytest.raises(UserError, match=problem):
             by_words(folder)
     with pytest.raises(UserError, match="expected a folder of procedures"):
-        open_library(3)
+        open_procedure_library(3)
     with pytest.raises(UserError, match="least"):
-        open_library({"folder": str(EXAMPLES), "lest": 0.1})
+        open_procedure_library({"folder": str(EXAMPLES), "lest": 0.1})
 
 
 def test_meaning_finds_what_words_do_not():

@@ -7,7 +7,7 @@ import pytest
 from said import rewarded, task_of
 
 from aurify.errors import UserError
-from aurify.procedures.reward import longest_chain, procedure
+from aurify.procedures.reward import longest_sign_chain, procedure
 from aurify.rewards.rubric import build_rubric
 from aurify.types import Segment, Trajectory
 
@@ -96,4 +96,4 @@ def test_the_longest_chain_by_trying_all(generator):
             kept = [position for position in chosen if position is not None]
             if all(one < other for one, other in pairwise(kept)):
                 best = max(best, len(kept))
-        assert longest_chain(positions) == best
+        assert longest_sign_chain(positions) == best

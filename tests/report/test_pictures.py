@@ -7,7 +7,7 @@ import json
 import pytest
 
 from aurify.errors import UserError
-from aurify.report.pictures import DISTRIBUTION, OVER_TIME, STATS, draw_pictures, gather_rewards
+from aurify.report.pictures import DISTRIBUTION, OVER_TIME, STATS, draw_pictures, gather_drawn_rewards
 from aurify.tracking import jsonl
 from aurify.tracking.run_folder import RunFolder
 
@@ -24,7 +24,7 @@ def run(tmp_path):
 
 
 def add_samples(run, *rows):
-    jsonl.append(run.stage("rl").samples, *rows)
+    jsonl.append_log(run.stage("rl").samples, *rows)
 
 
 def sample(step, mrr, like, source="policy"):
@@ -36,7 +36,7 @@ def test_every_reward_is_drawn_over_time_and_by_its_distribution(run):
     pytest.importorskip("matplotlib")
     add_samples(run, *(sample(step, step / 4, None if step == 2 else 0.5) for step in (1, 2, 3) for _ in range(4)))
     add_samples(run, sample(3, 1.0, 1.0, "guidance"))
-    jsonl.append(run.stage("rl").metrics, {"step": 1, "reward/mean": 0.75})
+    jsonl.append_log(run.stage("rl").metrics, {"step": 1, "reward/mean": 0.75})
     written = draw_pictures(run.path)
     assert [path.name for path in written] == [STATS, OVER_TIME, DISTRIBUTION]
     assert {path.parent.name for path in written} == {"rl"}, "sft has sampled nothing"
@@ -52,7 +52,7 @@ def test_every_reward_is_drawn_over_time_and_by_its_distribution(run):
 
 def test_a_guides_rewards_are_not_the_policys(run):
     add_samples(run, sample(1, 0.0, 0.0), sample(1, 1.0, 1.0, "guidance"))
-    assert gather_rewards(run.stage("rl"))["mrr"] == {1: [0.0]}
+    assert gather_drawn_rewards(run.stage("rl"))["mrr"] == {1: [0.0]}
 
 
 def test_a_run_without_answers_says_what_to_set(run):

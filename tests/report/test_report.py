@@ -90,13 +90,15 @@ def run(tmp_path) -> RunFolder:
             row = {"step": step, "loss": 2 / step, "optim/grad_norm": 1.0, "time/step": 0.5, "memory/peak_gb": 1.5}
             if name == "grpo":
                 row |= {"reward/mean": step / 30, "reward/std": 0.3, "mine/own_metric": float(step)}
-            jsonl.append(stage.metrics, row)
-            jsonl.append(stage.ledger, {"step": step, "ledger/tokens_trained": 100.0, "ledger/groups": 4.0})
+            jsonl.append_log(stage.metrics, row)
+            jsonl.append_log(stage.ledger, {"step": step, "ledger/tokens_trained": 100.0, "ledger/groups": 4.0})
         stage.events.write_text("2026-01-01 00:00:00 all is well\n")
     for step in (1, 10, 20, 30):
-        jsonl.append(folder.stage("grpo").samples, sample(step, 0.0, "worst words"), sample(step, 1.0, "best words"))
+        jsonl.append_log(
+            folder.stage("grpo").samples, sample(step, 0.0, "worst words"), sample(step, 1.0, "best words")
+        )
     pair = {"prompt": [{"role": "user", "content": "which one?"}], "chosen": "this one", "rejected": "that one"}
-    jsonl.append(folder.stage("pairs").path / "pairs.jsonl", pair)
+    jsonl.append_log(folder.stage("pairs").path / "pairs.jsonl", pair)
     task = {"name": "largest_number"}
     numbers = {"sft": ("accuracy", 0.086, 0.344), "pairs": ("accuracy", 0.344, 0.531)}
     for name, (measure, before, after) in numbers.items():
@@ -157,11 +159,11 @@ def test_what_others_wrote_is_text_not_markup(run):
     plain = {tag for tag, _ in page_of(run).tags}
     grpo, chosen = run.stage("grpo"), {"prompt": EVIL, "chosen": EVIL, "rejected": EVIL}
     tools = {"role": EVIL, "content": None, "tool_calls": [{"name": EVIL}]}
-    jsonl.append(grpo.samples, sample(1, 2.0, EVIL) | {"answer": EVIL, "rewards": {EVIL: 1.0}})
-    jsonl.append(grpo.samples, sample(30, 3.0) | {"messages": [tools]})
-    jsonl.append(grpo.metrics, {"step": 31, EVIL: 1.0, "reward/" + EVIL: 1.0, "reward/b": 2.0})
-    jsonl.append(grpo.ledger, {"step": 31, "ledger/" + EVIL: 1.0})
-    jsonl.append(run.stage("pairs").path / "pairs.jsonl", chosen)
+    jsonl.append_log(grpo.samples, sample(1, 2.0, EVIL) | {"answer": EVIL, "rewards": {EVIL: 1.0}})
+    jsonl.append_log(grpo.samples, sample(30, 3.0) | {"messages": [tools]})
+    jsonl.append_log(grpo.metrics, {"step": 31, EVIL: 1.0, "reward/" + EVIL: 1.0, "reward/b": 2.0})
+    jsonl.append_log(grpo.ledger, {"step": 31, "ledger/" + EVIL: 1.0})
+    jsonl.append_log(run.stage("pairs").path / "pairs.jsonl", chosen)
     replace_text(grpo.events, EVIL)
     replace_text(run.recipe, json.dumps(RECIPE | {"name": EVIL, "model": EVIL, "task": {"name": EVIL}}))
     run.record("grpo", method=EVIL, model=EVIL, measure=EVIL, status=EVIL)
@@ -226,7 +228,9 @@ def test_a_long_run_has_a_small_page_that_keeps_its_spikes(tmp_path):
     folder = RunFolder.create(tmp_path, {"stages": {"sft": {}}})
     losses = [math.sin(step / 500) for step in range(20_000)]
     losses[12_345] = 77.0
-    jsonl.append(folder.stage("sft").metrics, *({"step": step, "loss": loss} for step, loss in enumerate(losses, 1)))
+    jsonl.append_log(
+        folder.stage("sft").metrics, *({"step": step, "loss": loss} for step, loss in enumerate(losses, 1))
+    )
     report: Path = write_report(folder.path)
     assert report.stat().st_size < 120_000
     [series] = [json.loads(text) for text in Page(report.read_text()).attributes("data-series")]
@@ -234,7 +238,7 @@ def test_a_long_run_has_a_small_page_that_keeps_its_spikes(tmp_path):
 
 
 def test_very_long_texts_are_shortened(run):
-    jsonl.append(run.stage("grpo").samples, sample(1, 9.0, "begin " + "x" * 500_000 + " end"))
+    jsonl.append_log(run.stage("grpo").samples, sample(1, 9.0, "begin " + "x" * 500_000 + " end"))
     text = page_of(run).text
     assert "begin x" in text and "x end" in text and "characters left out" in text and len(text) < 60_000
 
@@ -280,10 +284,10 @@ def test_the_large_number_is_no_success_where_the_last_stage_got_worse(run, midd
 def test_held_out_points_stand_in_the_charts(run):
     """Of a loss beside the training loss, of others in a chart of their own with a band; step 0 is not counted."""
     sft, pairs = run.stage("sft"), run.stage("pairs")
-    jsonl.append(sft.heldout, {"step": 0, "eval/loss": 3.5, "eval/loss_error": 0.5})
-    jsonl.append(sft.heldout, {"step": 30, "eval/loss": 1.5, "eval/loss_error": 0.5})
+    jsonl.append_log(sft.heldout, {"step": 0, "eval/loss": 3.5, "eval/loss_error": 0.5})
+    jsonl.append_log(sft.heldout, {"step": 30, "eval/loss": 1.5, "eval/loss_error": 0.5})
     for step, value in ((0, 0.5), (30, 0.75)):
-        jsonl.append(pairs.heldout, {"step": step, "eval/likelier_pairs": value, "eval/likelier_pairs_error": 0.1,
+        jsonl.append_log(pairs.heldout, {"step": step, "eval/likelier_pairs": value, "eval/likelier_pairs_error": 0.1,
                                      "eval/margin": value, "eval/margin_error": 0.1})  # fmt: skip
     page = page_of(run)
     assert {"Held-out likelier pairs", "Held-out margin"} <= set(page.titles())
@@ -311,7 +315,7 @@ def test_an_unfinished_run_says_how_it_goes_on_and_its_state_is_seen(run):
 
 
 def test_tool_calls_are_charted_where_people_look_first(run):
-    jsonl.append(run.stage("grpo").metrics, {"step": 31, "rollout/tool_calls": 0.8, "rollout/calls_failed": 0.2})
+    jsonl.append_log(run.stage("grpo").metrics, {"step": 31, "rollout/tool_calls": 0.8, "rollout/calls_failed": 0.2})
     page = page_of(run)
     assert "Tool calls an answer" in page.titles() and "rollout/tool_calls" not in page.titles()
 

@@ -8,7 +8,7 @@ import pytest
 
 from aurify.rewards.format import format_match, length_penalty
 from aurify.rewards.math import number_match, numbers_match
-from aurify.rewards.numbers import numbers_in
+from aurify.rewards.numbers import list_numbers
 from aurify.rewards.text import contains_answer, exact_match
 from aurify.types import Segment, Task, Trajectory
 
@@ -29,7 +29,7 @@ def reward(function, text, answer):
     ],
 )
 def test_numbers_in(text, numbers):
-    assert numbers_in(text) == [Decimal(number) for number in numbers]
+    assert list_numbers(text) == [Decimal(number) for number in numbers]
 
 
 @pytest.mark.parametrize(

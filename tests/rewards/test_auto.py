@@ -69,7 +69,7 @@ def test_mixed_tasks(text, answer, info, value):
 
 def test_every_kind_has_a_reward_and_auto_stands_in_recipes():
     for name in KINDS.values():
-        registry.get("reward", name)
+        registry.get_entry("reward", name)
     rubric, good = build_rubric("auto"), said("4")
     asyncio.run(rubric.score(task_of("4"), [good]))
     assert good.rewards == {"auto": 1.0}

@@ -121,11 +121,11 @@ def test_shares():
 )  # fmt: skip
 @pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
 def test_honest_programs(program, tests, kind, monkeypatch):
-    if kind == "bubblewrap" and sandbox.works(kind):
-        pytest.skip(f"bubblewrap does not work here: {sandbox.works(kind)}")
-    if kind == "landlock" and sandbox.works(kind):
-        pytest.skip(f"Landlock does not work here: {sandbox.works(kind)}")
-    monkeypatch.setattr(sandbox, "backend", lambda: kind)
+    if kind == "bubblewrap" and sandbox.explain_sandbox_failure(kind):
+        pytest.skip(f"bubblewrap does not work here: {sandbox.explain_sandbox_failure(kind)}")
+    if kind == "landlock" and sandbox.explain_sandbox_failure(kind):
+        pytest.skip(f"Landlock does not work here: {sandbox.explain_sandbox_failure(kind)}")
+    monkeypatch.setattr(sandbox, "find_sandbox_backend", lambda: kind)
     report = sandbox.run_tests(program, [tests])
     assert report.passed == report.total >= 1, report
 
@@ -155,21 +155,21 @@ def test_what_tests_cannot_hand_over_is_masked_too():
 
 
 def test_files_can_be_written_under_tmp_where_there_is_a_view_of_its_own():
-    if sandbox.works("bubblewrap"):
+    if sandbox.explain_sandbox_failure("bubblewrap"):
         pytest.skip("bubblewrap does not work here")
-    process = sandbox.start({"role": "script", "code": "open('x', 'w').write('1')\nprint(open('/tmp/x').read())"},
-                            sandbox.Limits(), using="bubblewrap")  # fmt: skip
-    assert sandbox.read_outcome(process, sandbox.Limits()).stdout == "1\n"
+    code = "open('x', 'w').write('1')\nprint(open('/tmp/x').read())"
+    process = sandbox.start_sandbox({"role": "script", "code": code}, sandbox.Limits(), using="bubblewrap")
+    assert sandbox.read_sandbox_outcome(process, sandbox.Limits()).stdout == "1\n"
 
 
 def test_without_any_sandbox_nothing_runs(monkeypatch):
-    monkeypatch.setattr(sandbox, "works", lambda kind: "it is not there")
-    sandbox.backend.cache_clear()
+    monkeypatch.setattr(sandbox, "explain_sandbox_failure", lambda kind: "it is not there")
+    sandbox.find_sandbox_backend.cache_clear()
     try:
         with pytest.raises(UserError, match=r"bubblewrap: it is not there.*apt-get install bubblewrap"):
             code()
     finally:
-        sandbox.backend.cache_clear()
+        sandbox.find_sandbox_backend.cache_clear()
 
 
 @pytest.mark.parametrize(

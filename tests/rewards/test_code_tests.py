@@ -17,7 +17,7 @@ from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
 from aurify.rewards.auto import auto, kind_of
 from aurify.rewards.code import code
-from aurify.rewards.code_tests import read_tests
+from aurify.rewards.code_tests import read_code_tests
 from aurify.rewards.rubric import Rubric, build_rubric
 
 RIGHT, WRONG = "```python\ndef add(a, b):\n    return a + b\n```", "```python\ndef add(a, b):\n    return [a + b]\n```"
@@ -185,7 +185,7 @@ def test_a_pickle_runs_nothing(tmp_path):
 
     info = {"private_test_cases": base64.b64encode(zlib.compress(pickle.dumps(Evil()))).decode()}
     with pytest.raises(ValueError, match="only text is unpacked"):
-        read_tests(task_of(**info))
+        read_code_tests(task_of(**info))
     assert not list(tmp_path.iterdir())
 
 
@@ -223,5 +223,5 @@ def test_a_recipe_with_such_a_task_is_refused_before_the_first_step(tmp_path, re
     ],
 )
 def test_texts_of_tests_in_objects_and_fences(tests):
-    found = read_tests(task_of(tests=tests))
+    found = read_code_tests(task_of(tests=tests))
     assert found.texts == ("assert add(1, 2) == 3", "assert add(1, 1) == 2")

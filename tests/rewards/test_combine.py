@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from aurify.errors import UserError
-from aurify.rewards.combine import combine_rewards, combine_table
+from aurify.rewards.combine import combine_reward_table, combine_rewards
 from aurify.types import Trajectory
 
 TABLE = np.array([[1, 0.8, 1], [0.5, 0.6, 1], [0, 0.4, 0.5], [0, 0.2, 0]])
@@ -15,14 +15,14 @@ def standardised(values):
 
 
 def test_hand_derived_numbers():
-    uniform = combine_table(TABLE, "uniform")
+    uniform = combine_reward_table(TABLE, "uniform")
     assert uniform == pytest.approx([0.9333, 0.7, 0.3, 0.0667], abs=1e-4)
     assert standardised(uniform) == pytest.approx([1.28405, 0.59264, -0.59264, -1.28405], abs=1e-5)
-    assert combine_table(TABLE, "std") == pytest.approx([0.95752, 0.71814, 0.28186, 0.04248], abs=1e-5)
-    first = combine_table(TABLE, "pca")
+    assert combine_reward_table(TABLE, "std") == pytest.approx([0.95752, 0.71814, 0.28186, 0.04248], abs=1e-5)
+    first = combine_reward_table(TABLE, "pca")
     assert first == pytest.approx([2.16908, 0.95159, -0.95159, -2.16908], abs=1e-5)
     assert standardised(first) == pytest.approx([1.29507, 0.56816, -0.56816, -1.29507], abs=1e-5)
-    length = combine_table(TABLE, "l2")
+    length = combine_reward_table(TABLE, "l2")
     assert length == pytest.approx([1.62481, 1.26886, 0.64031, 0.2], abs=1e-5)
     assert standardised(length) == pytest.approx([1.25468, 0.60866, -0.53210, -1.33123], abs=1e-5)
 
@@ -35,19 +35,19 @@ def test_who_is_better_at_everything_gets_no_less(how):
         if generator.random() < 0.5:
             table = table @ generator.random((3, 3))  # rewards that go together
         table[1] = table[0] + generator.random(3)
-        values = combine_table(table, how)
+        values = combine_reward_table(table, how)
         assert values[1] >= values[0] - 1e-9
 
 
 @pytest.mark.parametrize("how", ["uniform", "std", "pca", "l2"])
 def test_a_group_without_spread_has_none_afterwards(how):
-    values = combine_table(np.full((4, 3), 0.5), how)
+    values = combine_reward_table(np.full((4, 3), 0.5), how)
     assert np.all(values == values[0])
 
 
 def test_opposed_rewards_fall_back_to_their_mean():
     table = np.array([[1.0, 0.0], [0.8, 0.3], [0.0, 1.0]])
-    assert combine_table(table, "pca") == pytest.approx(table.mean(1))
+    assert combine_reward_table(table, "pca") == pytest.approx(table.mean(1))
 
 
 def answers(*rows):

@@ -9,7 +9,7 @@ import pytest
 from said import rewarded
 
 from aurify.errors import UserError
-from aurify.rewards.answers import extract_answer, read_boxes
+from aurify.rewards.answers import extract_answer, read_answer_boxes
 from aurify.rewards.equality import Comparer, Comparers
 from aurify.rewards.math import final_answer, math
 
@@ -25,7 +25,7 @@ from aurify.rewards.math import final_answer, math
     ],
 )
 def test_the_last_box(text, expected):
-    assert read_boxes(text) == expected
+    assert read_answer_boxes(text) == expected
 
 
 @pytest.mark.parametrize(

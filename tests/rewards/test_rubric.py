@@ -141,7 +141,7 @@ def test_rewards_see_generated_text_alone():
     def contains_trl(completions, **kwargs):
         return [float("7" in str(completion)) for completion in completions]
 
-    rubric = Rubric([contains, contains_trl, registry.get("reward", "number_match")])
+    rubric = Rubric([contains, contains_trl, registry.get_entry("reward", "number_match")])
     wrong, right = score(rubric, "no idea", "it is 7")
     assert set(wrong.rewards.values()) == {0.0}
     assert set(right.rewards.values()) == {1.0}

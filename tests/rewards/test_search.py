@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 from said import rewarded
 
-from aurify.rewards.search import answer_em, answer_f1, answer_sub_em, is_well_formed, retrieval_hit, search_format
+from aurify.rewards.search import (
+    answer_em,
+    answer_f1,
+    answer_sub_em,
+    is_well_formed_search_answer,
+    retrieval_hit,
+    search_format,
+)
 from aurify.rewards.text import exact_match
 from aurify.types import Task, Trajectory
 
@@ -84,7 +91,7 @@ def test_the_format_aware_reward(parts, value):
     ],
 )
 def test_the_automaton(text, valid):
-    assert is_well_formed(text) is valid
+    assert is_well_formed_search_answer(text) is valid
 
 
 @pytest.mark.parametrize(

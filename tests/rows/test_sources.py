@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from aurify.data.sources import Part, read_part
+from aurify.data.sources import Part, read_data_source
 from aurify.errors import UserError
 from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
 from aurify.rows import sources
 from aurify.rows.row import BadRow, Tally
-from aurify.rows.sources import forget_rows, load_hub, load_rows, open_file
+from aurify.rows.sources import forget_rows, load_hub_rows, load_rows, open_file_rows
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_a_recipe_of_three_stages_opens_a_file_once(tmp_path, opened):
     opened.clear()
     plan = check_recipe(recipe)
     assert all(plan.stages[name].examples for name in ("sft", "more"))
-    assert plan.stages["rl"].taskset is not None and len(list(open_file(path))) == 40
+    assert plan.stages["rl"].taskset is not None and len(list(open_file_rows(path))) == 40
     assert opened["facts.jsonl"] == 1
 
 
@@ -87,7 +87,7 @@ def test_what_cannot_be_read_is_told_to_every_reader(tmp_path):
     noise = random.Random(0).randbytes(200_000).hex()
     path.write_bytes(gzip.compress(b'{"a": 1}\n{"b"\n{"a": "\xff"}\n' + f'{{"a": "{noise}"}}'.encode())[:-100_000])
     for _ in range(2):
-        entries = iter(open_file(path))
+        entries = iter(open_file_rows(path))
         assert next(entries) == {"a": 1} and isinstance(next(entries), BadRow)
         assert isinstance(error := next(entries), BadRow) and ":3: column 'a' holds bytes that are not" in str(error)
         with pytest.raises(UserError, match="the gzip file is damaged"):
@@ -97,12 +97,12 @@ def test_what_cannot_be_read_is_told_to_every_reader(tmp_path):
 def test_readers_side_by_side_and_of_a_part(tmp_path, opened):
     path = write(tmp_path / "rows.jsonl", [{"n": k} for k in range(5)])
     opened.clear()
-    first, second = iter(open_file(path)), iter(open_file(path))
+    first, second = iter(open_file_rows(path)), iter(open_file_rows(path))
     pairs = [(next(first)["n"], next(second)["n"]) for _ in range(3)]  # type: ignore[index, call-overload]
     assert pairs == [(0, 0), (1, 1), (2, 2)]
     [kept] = [kept for name, kept in sources.KEPT.items() if name == path]
     assert len(kept.known) == 3, "no further than somebody has asked"
-    assert len(read_part(Part(path=path, max_rows=4), Tally())) == 4 and len(load_rows(path)) == 5
+    assert len(read_data_source(Part(path=path, max_rows=4), Tally())) == 4 and len(load_rows(path)) == 5
     assert opened["rows.jsonl"] == 1
 
 
@@ -137,10 +137,10 @@ def test_an_unreachable_hub_is_asked_once(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load)
     before = datasets.config.HF_HUB_OFFLINE, huggingface_hub.constants.HF_HUB_OFFLINE
     forget_rows()
-    [row] = load_hub("someone/rows", None, "train")
+    [row] = load_hub_rows("someone/rows", None, "train")
     assert row == {"prompt": "from the cache", "extra": {"a": 1}} and row.location == "someone/rows/train: row 0"
     assert seen == [(True, True)] and before == (
         datasets.config.HF_HUB_OFFLINE,
         huggingface_hub.constants.HF_HUB_OFFLINE,
     )
-    assert load_hub("someone/rows", None, "train") == [row] and len(seen) == 1
+    assert load_hub_rows("someone/rows", None, "train") == [row] and len(seen) == 1

@@ -17,10 +17,10 @@ from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.errors import UserError
 from aurify.samplers.continuous import Continuous
-from aurify.samplers.executors import CoresExecutor, GraphExecutor, batch_bucket, length_bucket
+from aurify.samplers.executors import CoresExecutor, GraphExecutor, decode_batch_bucket, decode_length_bucket
 from aurify.samplers.inprocess import InProcessSampler
 from aurify.samplers.request import Sequence
-from aurify.samplers.slots import Slots, StepOptions, pair_moves
+from aurify.samplers.slots import Slots, StepOptions, pair_slot_moves
 from aurify.samplers.step import PlainStep, prepare_layouts
 from aurify.types import Datum, SamplingParams
 
@@ -131,9 +131,9 @@ def test_graphs_are_kept_for_batches_and_lengths_of_few_sizes_and_dropped_with_t
     assert executor.captured == 4 and executor.forgotten == 1 and not executor.graphs
     sample(sampler, [(PROMPTS[0], params)], n=5)
     assert executor.captured == 7
-    assert [batch_bucket(num) for num in (1, 2, 3, 9, 64, 65, 97)] == [1, 2, 4, 16, 64, 96, 128]
-    assert [length_bucket(num) for num in (1, 256, 257, 2047, 2049, 8000)] == [256, 256, 512, 2048, 2560, 8192]
-    assert len({length_bucket(num) for num in range(1, 32_768)}) == 24
+    assert [decode_batch_bucket(num) for num in (1, 2, 3, 9, 64, 65, 97)] == [1, 2, 4, 16, 64, 96, 128]
+    assert [decode_length_bucket(num) for num in (1, 256, 257, 2047, 2049, 8000)] == [256, 256, 512, 2048, 2560, 8192]
+    assert len({decode_length_bucket(num) for num in range(1, 32_768)}) == 24
 
 
 def test_those_who_stand_still_are_taken_along_without_a_trace():
@@ -335,9 +335,9 @@ def test_a_stop_token_stops_a_slot_on_the_device():
 
 
 def test_moves_fill_the_gaps_with_the_last():
-    assert pair_moves([True, False, True, False, False]) == ([3, 4], [0, 2])
-    assert pair_moves([False, True, True]) == ([], [])
-    assert pair_moves([True, True]) == ([], [])
+    assert pair_slot_moves([True, False, True, False, False]) == ([3, 4], [0, 2])
+    assert pair_slot_moves([False, True, True]) == ([], [])
+    assert pair_slot_moves([True, True]) == ([], [])
 
 
 def test_shapes_are_found_by_a_single_token():

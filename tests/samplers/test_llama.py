@@ -15,10 +15,10 @@ from aurify.samplers.cache import Decoding
 from aurify.samplers.llama import LlamaStep
 from aurify.samplers.step import (
     PlainStep,
-    choose_step,
-    mean_kl,
+    choose_decode_step,
+    decode_rounding_kl,
+    mean_decode_kl,
     prepare_layouts,
-    rounding_kl,
     step_logprobs,
     trainer_logprobs,
 )
@@ -75,7 +75,7 @@ def test_the_short_step_is_the_models(architecture, options, lora, dtype):
     torch.testing.assert_close(after, hidden_states(engine, plain), **close)
     assert (after - before).abs().max() > 0.01
     with torch.no_grad():
-        assert isinstance(choose_step(engine, *prepare_layouts(engine)), LlamaStep)
+        assert isinstance(choose_decode_step(engine, *prepare_layouts(engine)), LlamaStep)
 
 
 @DTYPES
@@ -83,7 +83,7 @@ def test_another_kind_of_model_keeps_its_own_code(dtype):
     for architecture, options in (("Olmo2", {}), ("Llama", {"hidden_act": "gelu"})):
         engine = make_engine(architecture, options, dtype=dtype)
         with torch.no_grad():
-            assert isinstance(choose_step(engine, *prepare_layouts(engine)), PlainStep)
+            assert isinstance(choose_decode_step(engine, *prepare_layouts(engine)), PlainStep)
 
 
 class Shifted(LlamaStep):
@@ -126,7 +126,7 @@ def test_a_short_step_that_is_not_the_models_is_refused(fault, dtype, monkeypatc
     else:
         monkeypatch.setattr("aurify.samplers.step.LlamaStep", fault)
     with caplog.at_level(logging.WARNING, "aurify"), torch.no_grad():
-        assert isinstance(choose_step(engine, *prepare_layouts(engine)), PlainStep)
+        assert isinstance(choose_decode_step(engine, *prepare_layouts(engine)), PlainStep)
     assert "the short step is" in caplog.text
 
 
@@ -135,7 +135,7 @@ def test_a_model_without_the_parts_of_llama_keeps_its_own_code(caplog):
     with caplog.at_level(logging.WARNING, "aurify"), torch.no_grad():
         decoder, cache = prepare_layouts(engine)
         del engine.body.decoder.layers[0].mlp.gate_proj
-        assert isinstance(choose_step(engine, decoder, cache), PlainStep)
+        assert isinstance(choose_decode_step(engine, decoder, cache), PlainStep)
     assert "gate_proj" in caplog.text
 
 
@@ -146,7 +146,8 @@ def test_the_short_step_adds_nothing_to_the_gap_between_sampler_and_trainer(dtyp
         decoder, cache = prepare_layouts(engine)
         expected = trainer_logprobs(engine)
         usual, short = (
-            mean_kl(expected, step_logprobs(engine, decoder, step(decoder), cache)) for step in (PlainStep, LlamaStep)
+            mean_decode_kl(expected, step_logprobs(engine, decoder, step(decoder), cache))
+            for step in (PlainStep, LlamaStep)
         )
     # The largest part is what the trainer's products of many rows and these of two round differently.
-    assert short <= 1.2 * usual and usual < rounding_kl(expected, dtype, units=8)
+    assert short <= 1.2 * usual and usual < decode_rounding_kl(expected, dtype, units=8)

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 from models import random_model
 
-from aurify.config import build
+from aurify.config import build_options
 from aurify.engine.engine import Engine
 from aurify.errors import UserError
 from aurify.pipeline.recipe import build_recipe
@@ -19,7 +19,9 @@ from aurify.samplers.open import SamplerOptions, open_sampler
 
 def test_in_process_is_the_default_and_gets_all_options():
     engine = Engine(random_model(), trainable=False)
-    sampler = open_sampler(build(SamplerOptions, {"max_batch": 5, "options": {"cache_bytes": 10**6}}), engine, seed=3)
+    sampler = open_sampler(
+        build_options(SamplerOptions, {"max_batch": 5, "options": {"cache_bytes": 10**6}}), engine, seed=3
+    )
     assert isinstance(sampler, InProcessSampler)
     assert (sampler.engine, sampler.max_batch, sampler.cache_bytes) == (engine, 5, 10**6)
     assert sampler.max_context == engine.max_context

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aurify.sandbox.sandbox import Limits, run_tests
-from aurify.sandbox.texts import parse_all
+from aurify.sandbox.texts import parse_test_texts
 
 RIGHT = "def add(a, b):\n    return a + b\n"
 WRONG = {
@@ -34,7 +34,7 @@ CHECKING, IDLE = forms("that_check"), forms("that_check_nothing")
 def test_the_right_program_passes(title):
     report = run_tests(RIGHT, [CHECKING[title]])
     assert report.passed == report.total >= 1, report
-    assert sum(text.count() for text in parse_all([CHECKING[title]], "")) >= 1  # seen without running it
+    assert sum(text.count() for text in parse_test_texts([CHECKING[title]], "")) >= 1  # seen without running it
 
 
 @pytest.mark.parametrize("wrong", WRONG)

@@ -46,9 +46,9 @@ CALLS = [([2, 3], {}, [5]), ([[2], [3]], {}, [[2, 3]]), ([], {"a": 1.5, "b": 1},
 
 
 def working(kind):
-    if kind == "bubblewrap" and view.bwrap() is None:
+    if kind == "bubblewrap" and view.find_bubblewrap() is None:
         return False
-    return sandbox.works(kind) == ""
+    return sandbox.explain_sandbox_failure(kind) == ""
 
 
 BACKENDS = [kind for kind in ("bubblewrap", "landlock") if working(kind)]
@@ -62,7 +62,7 @@ def marked(monkeypatch):
 
 @pytest.fixture(params=BACKENDS)
 def kind(request, monkeypatch):
-    monkeypatch.setattr(sandbox, "backend", lambda: request.param)
+    monkeypatch.setattr(sandbox, "find_sandbox_backend", lambda: request.param)
     return request.param
 
 
@@ -109,7 +109,7 @@ def state(canary):
 def hidden():
     """What lies in the home folder, but for the interpreter, which may."""
     home = Path.home()
-    own = Path(view.interpreter())
+    own = Path(view.find_sandbox_interpreter())
     return set(os.listdir(home)) - ({own.relative_to(home).parts[0]} if own.is_relative_to(home) else set())
 
 

@@ -24,8 +24,8 @@ from aurify.serving.knowledge import (
     Line,
     RetrieveRequest,
     ServiceOptions,
-    build_application,
-    listen,
+    build_service,
+    listen_for_requests,
     parse_request,
 )
 
@@ -59,7 +59,7 @@ def search(queries, topk):
 
 @contextmanager
 def served(app):
-    listener = listen(ServiceOptions(port=0))
+    listener = listen_for_requests(ServiceOptions(port=0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -77,7 +77,7 @@ def served(app):
 @pytest.fixture(scope="module")
 def url():
     options = ServiceOptions(max_topk=10, max_queries=20, max_characters=2_000, max_bytes=100_000, seconds=2)
-    with served(build_application(search, options, {"documents": 3})) as place:
+    with served(build_service(search, options, {"documents": 3})) as place:
         yield place
 
 
@@ -167,10 +167,10 @@ def test_a_name_that_a_web_page_points_here_is_refused(url):
 
 def test_it_stays_on_this_machine_unless_told_otherwise():
     assert ServiceOptions().host in LOOPBACK
-    with listen(ServiceOptions(port=0)) as listener:
+    with listen_for_requests(ServiceOptions(port=0)) as listener:
         assert listener.getsockname()[0] == "127.0.0.1"
         with pytest.raises(UserError, match="choose another --port"):
-            listen(ServiceOptions(port=listener.getsockname()[1]))
+            listen_for_requests(ServiceOptions(port=listener.getsockname()[1]))
 
 
 def test_too_many_at_once_are_sent_away_and_come_back():
@@ -186,7 +186,7 @@ def test_too_many_at_once_are_sent_away_and_come_back():
         async with RetrieverClient(options) as client:
             return await asyncio.gather(*(client.retrieve(["sky"]) for _ in range(6)))
 
-    with served(build_application(slow, ServiceOptions(max_waiting=1))) as url:
+    with served(build_service(slow, ServiceOptions(max_waiting=1))) as url:
         answers = asyncio.run(ask(url))
         assert [answer[0][0].title for answer in answers] == ["About sky"] * 6
         assert len(calls) == 6
@@ -212,7 +212,7 @@ def test_what_comes_during_a_search_is_searched_for_together():
             assert health.status_code == 200 and len(calls) == 1  # searching does not block the service
             return [await first, *await rest]
 
-    with served(build_application(slow, ServiceOptions())) as url:
+    with served(build_service(slow, ServiceOptions())) as url:
         answers = asyncio.run(ask(url))
     assert [answer.status_code for answer in answers] == [200] * 6 + [500, 400]
     found = [[[entry["title"] for entry in entries] for entries in answer.json()["result"]] for answer in answers[:6]]
@@ -292,7 +292,7 @@ def test_the_client_tries_again_where_it_may_help(answers, retries, said):
 
 
 def test_the_client_gives_up_on_nobody_and_on_silence():
-    with listen(ServiceOptions(port=0)) as silent:
+    with listen_for_requests(ServiceOptions(port=0)) as silent:
 
         async def ask():
             url = f"http://127.0.0.1:{silent.getsockname()[1]}/retrieve"
@@ -306,7 +306,7 @@ def test_the_client_gives_up_on_nobody_and_on_silence():
 
 
 async def ask_closed():
-    with listen(ServiceOptions(port=0)) as listener:
+    with listen_for_requests(ServiceOptions(port=0)) as listener:
         port = listener.getsockname()[1]
     async with RetrieverClient(RetrieverOptions(f"http://127.0.0.1:{port}/retrieve", retries=1)) as client:
         await client.retrieve(["x"])

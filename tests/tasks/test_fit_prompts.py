@@ -15,7 +15,7 @@ from aurify import tasks
 from aurify.cli.main import app
 from aurify.errors import UserError
 from aurify.renderer import Renderer
-from aurify.tasks.taskset import TaskSet, fit_prompts, question
+from aurify.tasks.taskset import TaskSet, fit_task_prompts, question
 from aurify.types import Task
 
 LONG = "word " * 1000
@@ -41,25 +41,25 @@ def taskset(path: Path, *, heldout: bool = False) -> TaskSet:
 def test_the_first_one_is_named(tmp_path, renderer):
     expected = r"rows.jsonl:8': its prompt has \d+ tokens and the context 2000.*overlong: drop"
     with pytest.raises(UserError, match=expected):
-        fit_prompts(taskset(tmp_path), renderer, 2000)
+        fit_task_prompts(taskset(tmp_path), renderer, 2000)
 
 
 @pytest.mark.parametrize("heldout", [False, True])
 def test_or_left_out_and_counted(tmp_path, renderer, heldout):
     given = taskset(tmp_path, heldout=heldout)
-    fitting = fit_prompts(given, renderer, 2000, "drop")
+    fitting = fit_task_prompts(given, renderer, 2000, "drop")
     every = [*fitting.train(0), *fitting.heldout]
     assert len(every) == len([*given.train(0), *given.heldout]) - 1
     assert all(task.prompt[-1]["content"] != LONG for task in every)
     [note] = fitting.notes
     assert note.startswith("tasks left out whose prompts leave no room to answer: 1 (") and ".jsonl:" in note
-    whole = fit_prompts(given, renderer, 100_000)
+    whole = fit_task_prompts(given, renderer, 100_000)
     assert [task.id for task in whole.train(3)] == [task.id for task in given.train(3)] and not whole.notes
 
 
 def test_none_that_fits_is_an_error(tmp_path, renderer):
     with pytest.raises(UserError, match="no prompt leaves room to answer in a context of 8 tokens"):
-        fit_prompts(taskset(tmp_path), renderer, 8, "drop")
+        fit_task_prompts(taskset(tmp_path), renderer, 8, "drop")
 
 
 def test_tools_count(tmp_path, renderer):
@@ -67,9 +67,9 @@ def test_tools_count(tmp_path, renderer):
     given = taskset(tmp_path)
     given.tools = [tool]
     with pytest.raises(UserError, match=r"leaves out the tools"):
-        fit_prompts(given, renderer, 2000)
+        fit_task_prompts(given, renderer, 2000)
     with pytest.raises(UserError, match=r"its prompt has \d{4} tokens"):
-        fit_prompts(given, Renderer(renderer.tokenizer, tools_as_text=True), 2000)
+        fit_task_prompts(given, Renderer(renderer.tokenizer, tools_as_text=True), 2000)
 
 
 def test_tasks_without_end_are_looked_at_as_they_come(renderer):
@@ -78,10 +78,10 @@ def test_tasks_without_end_are_looked_at_as_they_come(renderer):
             yield Task(f"{k}", question(LONG if k % 3 == 2 else f"{k}?"))
 
     given = TaskSet("endless", train, [Task("h", question("?"))], tasks.make("arithmetic").rubric)
-    fitting = fit_prompts(given, renderer, 2000, "drop")
+    fitting = fit_task_prompts(given, renderer, 2000, "drop")
     assert [task.id for task in islice(fitting.train(0), 4)] == ["0", "1", "3", "4"]
     with pytest.raises(UserError, match="task '2': its prompt has"):
-        list(islice(fit_prompts(given, renderer, 2000).train(0), 4))
+        list(islice(fit_task_prompts(given, renderer, 2000).train(0), 4))
 
 
 RECIPE = """

@@ -13,7 +13,7 @@ import tokenizers_in_code as made
 import aurify
 from aurify import registry, tasks
 from aurify.algorithms.grpo import GRPO
-from aurify.environments.hosting import is_threaded, takes_seed
+from aurify.environments.hosting import environment_takes_seed, is_threaded_environment
 from aurify.environments.multi_turn import MultiTurnEnvironment
 from aurify.environments.player import Player
 from aurify.environments.tool_use import ToolUse
@@ -22,7 +22,7 @@ from aurify.evaluation.evaluate import evaluate
 from aurify.loops.ledger import rollout_metrics
 from aurify.loops.rollouts import Rollouts
 from aurify.models.model import ModelConfig
-from aurify.pipeline.plan import name_task
+from aurify.pipeline.plan import name_stage_task
 from aurify.pipeline.recipe import OnlineStage, build_recipe
 from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
@@ -68,7 +68,7 @@ def test_each_task_has_its_own_environment_and_rewards(seeded):
         {"name": "addition"},
     ]
     taskset = tasks.make("mix", tasks=entries)
-    assert is_threaded(taskset.environment) and takes_seed(taskset.environment)
+    assert is_threaded_environment(taskset.environment) and environment_takes_seed(taskset.environment)
     kinds = {task.part: type(taskset.environment(task)) for task in islice(taskset.train(0), 6)}
     assert kinds["multiplication"] is ToolUse and kinds["sorting"] is Seeded
     renderer = Renderer(made.byte_level(), tools_as_text=True)
@@ -128,8 +128,8 @@ def test_two_settings_of_one_task_go_by_their_labels():
 
 
 def test_the_plan_names_the_tasks():
-    assert name_task({"name": "mix", "tasks": TWO}) == "2 x sorting + 1 x multiplication"
-    assert name_task({"name": "sorting"}) == "sorting" and name_task({}) == ""
+    assert name_stage_task({"name": "mix", "tasks": TWO}) == "2 x sorting + 1 x multiplication"
+    assert name_stage_task({"name": "sorting"}) == "sorting" and name_stage_task({}) == ""
 
 
 def test_the_check_of_a_task_asks_the_reward_of_its_own_part(monkeypatch):

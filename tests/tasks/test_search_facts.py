@@ -13,13 +13,13 @@ from aurify.data.traces import load_traces
 from aurify.environments.rollout import build_datum
 from aurify.environments.search_r1 import SearchR1
 from aurify.errors import UserError
-from aurify.loops.examples import demonstrate
+from aurify.loops.examples import demonstrate_tasks
 from aurify.loops.guidance import open_guide
 from aurify.loops.rollouts import Rollouts
 from aurify.models.model import ModelConfig, tiny_model
 from aurify.pipeline.recipe import GuidanceOptions, OnlineStage, PrefixOptions
 from aurify.renderer import Renderer
-from aurify.rewards.search import answer_em, is_well_formed
+from aurify.rewards.search import answer_em, is_well_formed_search_answer
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import Message, Trajectory
 
@@ -50,7 +50,7 @@ def test_nobody_who_is_held_out_is_trained_and_the_same_seed_asks_the_same(facts
 
 def test_a_demonstration_trains_the_search_and_the_answer_and_nothing_that_was_found(facts):
     renderer = Renderer(TOKENIZER)
-    [example] = demonstrate(facts, 1, 0).train
+    [example] = demonstrate_tasks(facts, 1, 0).train
     tokens, weights = renderer.conversation(example.messages)
     trained, context = text_of(tokens, weights, True), text_of(tokens, weights, False)
     assert trained.startswith("<search> ") and "</search><answer> " in trained and "information" not in trained
@@ -169,4 +169,6 @@ def test_a_transcript_of_a_turn_that_went_on_is_learnt_as_it_was(facts):
 
 
 def test_a_search_beside_thoughts_is_well_formed():
-    assert is_well_formed(f"<think>hm</think>{TRACE}".replace("</information>", "</information><think>ah</think>"))
+    assert is_well_formed_search_answer(
+        f"<think>hm</think>{TRACE}".replace("</information>", "</information><think>ah</think>")
+    )

@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from aurify.tools.schema import find_violation, read_schemas
+from aurify.tools.schema import find_schema_violation, read_tool_schemas
 
 
 def violation(arguments, parameters):
-    [schema] = read_schemas([{"name": "f", "parameters": parameters}]).values()
-    return find_violation(arguments, schema)
+    [schema] = read_tool_schemas([{"name": "f", "parameters": parameters}]).values()
+    return find_schema_violation(arguments, schema)
 
 
 def properties(**parts):
@@ -119,7 +119,7 @@ def test_any_type_is_any():
 def test_a_type_that_nobody_knows_is_named(kind):
     for parameters in (properties(a={"type": kind}), {"a": {"type": kind}}, properties(a={"items": {"type": kind}})):
         with pytest.raises(ValueError, match=r"tool 'f': the type .* is unknown, .*; write one of object, array"):
-            read_schemas([{"name": "f", "parameters": parameters}])
+            read_tool_schemas([{"name": "f", "parameters": parameters}])
 
 
 @pytest.mark.parametrize(
@@ -146,9 +146,9 @@ def test_tools_in_all_their_wrappings():
         [{"name": "f", "input_schema": inner["parameters"]}], [{"name": "f", "inputSchema": inner["parameters"]}],
         [{"type": "function", "function": inner, "name": None}],
     ):  # fmt: skip
-        [schema] = read_schemas(tools).values()
-        assert find_violation({"a": 1}, schema) is None and find_violation({"a": "1"}, schema)
-    assert read_schemas(()) == read_schemas("[]") == read_schemas(None) == {}
+        [schema] = read_tool_schemas(tools).values()
+        assert find_schema_violation({"a": 1}, schema) is None and find_schema_violation({"a": "1"}, schema)
+    assert read_tool_schemas(()) == read_tool_schemas("[]") == read_tool_schemas(None) == {}
     for tools, problem in (
         ("weather", "are no list"),
         ([{"type": "function"}], "has no name"),
@@ -157,7 +157,7 @@ def test_tools_in_all_their_wrappings():
         ([{"name": "f", "parameters": "{"}], "tool 'f': its parameters are '{'; expected a JSON schema"),
     ):
         with pytest.raises(ValueError, match=problem):
-            read_schemas(tools)
+            read_tool_schemas(tools)
 
 
 def test_parameters_of_xlam_stand_without_an_object_around_them():

@@ -8,7 +8,7 @@ import re
 import pytest
 from rich.console import Console as RichConsole
 
-from aurify.tracking.trackers.console import COLUMNS, Console, clean_text, pick_best_and_worst
+from aurify.tracking.trackers.console import COLUMNS, Console, clean_console_text, pick_console_samples
 from aurify.types import Group, Outcome, Segment, Task, Trajectory
 
 ESCAPE, CONTROL = "\x1b", re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
@@ -146,8 +146,8 @@ def test_samples_show_the_best_and_the_worst():
     text = stream.getvalue()
     assert "largest of 1, 2?" in text and "expected: 2" in text
     assert re.search(r"\+1\.00 +two *\n +\+0\.00 +one \(cut off\)\n", text)
-    assert [best.text for best in pick_best_and_worst([trajectory("a", 1.0), trajectory("b", 1.0)])] == ["b"]
-    assert pick_best_and_worst([trajectory("x", None)]) == []
+    assert [best.text for best in pick_console_samples([trajectory("a", 1.0), trajectory("b", 1.0)])] == ["b"]
+    assert pick_console_samples([trajectory("x", None)]) == []
 
 
 @pytest.mark.parametrize("text", ["\x1b[2J\x1b]0;hi\x07", "[red]not markup[/red] [/]", "\u202egnp.exe", "half \ud83d"])
@@ -164,7 +164,7 @@ def test_a_models_text_neither_steers_the_terminal_nor_breaks_it(tmp_path, text)
 
 
 def test_a_long_text_is_cut():
-    assert len(clean_text("x" * 10_000, 100)) < 110 and clean_text("a\tb\nc") == "a\tb\nc"
+    assert len(clean_console_text("x" * 10_000, 100)) < 110 and clean_console_text("a\tb\nc") == "a\tb\nc"
 
 
 MEASURED = {

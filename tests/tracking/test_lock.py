@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aurify.errors import UserError
-from aurify.tracking.lock import LOCK, find_holder, lock_folder
+from aurify.tracking.lock import LOCK, find_run_holder, lock_run_folder
 
 HOLD = """
 import sys
@@ -58,16 +58,16 @@ def test_a_second_process_is_refused_with_pid_and_host_of_the_first(tmp_path):
         tell(first)
         assert hear(first) == "held"
         said = f"process {first.pid} on {re.escape(socket.gethostname())} has been working in this run since .*stop it$"
-        with pytest.raises(UserError, match=said), lock_folder(tmp_path):
+        with pytest.raises(UserError, match=said), lock_run_folder(tmp_path):
             raise AssertionError("two at once")
-        assert find_holder(tmp_path)["pid"] == first.pid, "the first one still has it"
+        assert find_run_holder(tmp_path)["pid"] == first.pid, "the first one still has it"
         tell(first)
         first.wait()
-        with lock_folder(tmp_path):
-            assert find_holder(tmp_path)["pid"] == os.getpid()
+        with lock_run_folder(tmp_path):
+            assert find_run_holder(tmp_path)["pid"] == os.getpid()
     finally:
         end(first)
-    assert find_holder(tmp_path) is None and not (tmp_path / LOCK).exists()
+    assert find_run_holder(tmp_path) is None and not (tmp_path / LOCK).exists()
 
 
 @pytest.mark.parametrize("reaped", [True, False])
@@ -81,39 +81,42 @@ def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, reaped):
             first.wait()
         else:  # a zombie: nobody has asked yet how it ended
             os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
-        assert (tmp_path / LOCK).exists() and find_holder(tmp_path) is None
-        with lock_folder(tmp_path):
-            assert find_holder(tmp_path)["pid"] == os.getpid()
+        assert (tmp_path / LOCK).exists() and find_run_holder(tmp_path) is None
+        with lock_run_folder(tmp_path):
+            assert find_run_holder(tmp_path)["pid"] == os.getpid()
     finally:
         end(first)
 
 
 def test_a_number_that_another_process_has_now_is_no_holder(tmp_path):
-    with lock_folder(tmp_path):
+    with lock_run_folder(tmp_path):
         held = json.loads((tmp_path / LOCK).read_text())
     (tmp_path / LOCK).write_text(json.dumps(held | {"began": held["began"] - 3600}))
-    with lock_folder(tmp_path):
+    with lock_run_folder(tmp_path):
         pass
 
 
 def test_a_process_of_another_host_is_taken_for_alive(tmp_path):
     (tmp_path / LOCK).write_text(json.dumps({"pid": 1, "host": "elsewhere", "began": 0.0, "since": "then"}))
-    with pytest.raises(UserError, match=rf"process 1 on elsewhere .* remove {tmp_path / LOCK}"), lock_folder(tmp_path):
+    with (
+        pytest.raises(UserError, match=rf"process 1 on elsewhere .* remove {tmp_path / LOCK}"),
+        lock_run_folder(tmp_path),
+    ):
         pass
     (tmp_path / LOCK).unlink()
-    with lock_folder(tmp_path):
+    with lock_run_folder(tmp_path):
         pass
 
 
 def test_an_error_gives_the_lock_back(tmp_path):
-    with pytest.raises(ZeroDivisionError), lock_folder(tmp_path):
+    with pytest.raises(ZeroDivisionError), lock_run_folder(tmp_path):
         raise ZeroDivisionError
-    with lock_folder(tmp_path):
+    with lock_run_folder(tmp_path):
         pass
 
 
 def test_of_many_that_take_over_a_stale_lock_at_once_one_gets_it(tmp_path):
-    with lock_folder(tmp_path):
+    with lock_run_folder(tmp_path):
         held = json.loads((tmp_path / LOCK).read_text())
     (tmp_path / LOCK).write_text(json.dumps(held | {"began": 0.0}))
     crowd = [start(tmp_path) for _ in range(8)]

@@ -46,7 +46,7 @@ def run(folder: StageFolder, total: int, start: int, stop: int) -> None:
 
 
 def untimed(file) -> list[dict]:
-    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in jsonl.read(file)]
+    return [{k: v for k, v in row.items() if not k.startswith(("time/", "memory/"))} for row in jsonl.read_log(file)]
 
 
 def test_a_resumed_run_leaves_the_files_of_a_straight_one(tmp_path, folder):
@@ -58,7 +58,7 @@ def test_a_resumed_run_leaves_the_files_of_a_straight_one(tmp_path, folder):
     with resumed.metrics.open("a") as file:
         file.write('{"step": 5, "lo')
     run(resumed, 6, 2, 6)
-    assert [row["step"] for row in jsonl.read(resumed.metrics)] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in jsonl.read_log(resumed.metrics)] == [1, 2, 3, 4, 5, 6]
     assert untimed(resumed.metrics) == untimed(straight.metrics)
     assert resumed.ledger.read_bytes() == straight.ledger.read_bytes()
     assert resumed.samples.read_bytes() == straight.samples.read_bytes()
@@ -68,7 +68,7 @@ def test_a_step_is_on_disk_when_it_was_reported(folder):
     one = tracker(folder)
     one.start(2)
     one.step(1, {"loss": 0.5, "ledger/rows": 4})
-    [metrics], [ledger] = jsonl.read(folder.metrics), jsonl.read(folder.ledger)
+    [metrics], [ledger] = jsonl.read_log(folder.metrics), jsonl.read_log(folder.ledger)
     assert metrics.pop("memory/peak_gb") > 0
     assert metrics == {"step": 1, "loss": 0.5} and ledger == {"step": 1, "ledger/rows": 4.0}
     assert "0.5000" in folder.console.read_text()
@@ -81,8 +81,8 @@ def test_what_is_no_number_is_null_and_told_once(folder):
     one.step(1, {"loss": math.nan, "ledger/rows": 1.0})
     one.step(2, {"loss": -math.inf, "ledger/rows": math.inf})
     one.finish()
-    assert [row["loss"] for row in jsonl.read(folder.metrics)] == [None, None]
-    assert [row["ledger/rows"] for row in jsonl.read(folder.ledger)] == [1.0, None]
+    assert [row["loss"] for row in jsonl.read_log(folder.metrics)] == [None, None]
+    assert [row["ledger/rows"] for row in jsonl.read_log(folder.ledger)] == [1.0, None]
     events = folder.events.read_text()
     assert events.count("loss is") == 1 and "step 1: loss is nan" in events and "step 2: ledger/rows is inf" in events
 
@@ -90,7 +90,7 @@ def test_what_is_no_number_is_null_and_told_once(folder):
 def test_samples_say_what_was_written_and_earned(folder):
     one = tracker(folder)
     one.samples(4, [group(), group("\ud83d <b>", None)])
-    first, second = jsonl.read(folder.samples)
+    first, second = jsonl.read_log(folder.samples)
     assert first == {
         "step": 4, "task": "t1", "answer": "41", "reward": 1.0, "rewards": {"match": 1.0}, "tokens": 2,
         "truncated": False,
@@ -166,12 +166,12 @@ def test_held_out_numbers_have_a_file_and_a_step(folder):
         one.step(step, {"loss": 1.0})
     one.heldout("pair accuracy", 0.75, {"error": 0.1, "num": 4, "margin": 1.5, "margin_error": 0.5})
     one.finish()
-    assert list(jsonl.read(folder.heldout)) == [
+    assert list(jsonl.read_log(folder.heldout)) == [
         {"step": 0, "eval/loss": 2.5, "eval/loss_error": 0.25},
         {"step": 2, "eval/pair_accuracy": 0.75, "eval/pair_accuracy_error": 0.1,
          "eval/margin": 1.5, "eval/margin_error": 0.5},
     ]  # fmt: skip
-    assert [row["step"] for row in jsonl.read(folder.metrics)] == [1, 2]
+    assert [row["step"] for row in jsonl.read_log(folder.metrics)] == [1, 2]
 
 
 def test_held_out_numbers_are_in_tensorboard_before_and_after_and_outlive_a_resume(tmp_path):

@@ -38,15 +38,15 @@ class AOT(Checked):
     per: ClassVar[Per] = "unit"
 
     def prepare(self, data: Sequence[Datum], policy: Policy, temperature: float) -> list[Datum]:
-        now = summed(data, policy.logprobs(data, temperature=temperature))  # [sequences]
-        before = summed(data, [datum.ref_logprobs or [] for datum in data])
+        now = sum_trained_logprobs(data, policy.logprobs(data, temperature=temperature))  # [sequences]
+        before = sum_trained_logprobs(data, [datum.ref_logprobs or [] for datum in data])
         if self.paired:
             gaps, known = torch.sub(*split_pairs(now)), torch.sub(*split_pairs(before))
-            baseline = of_equal_rank(gaps, known, policy.over_ranks).repeat_interleave(2)
+            baseline = match_by_rank(gaps, known, policy.over_ranks).repeat_interleave(2)
         else:
             chosen, rejected = split_pairs(now - before)
             sides = ((chosen, rejected), (rejected, chosen))
-            baseline = torch.stack([of_equal_rank(*side, policy.over_ranks) for side in sides], 1).view(-1)
+            baseline = torch.stack([match_by_rank(*side, policy.over_ranks) for side in sides], 1).view(-1)
         return [replace(datum, baseline=value) for datum, value in zip(data, baseline.tolist(), strict=True)]
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
@@ -63,7 +63,7 @@ class AOT(Checked):
         return seen - seen.detach() / 2, metrics  # each term is seen from both of its ends: value twice, gradient once
 
 
-def summed(data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> Tensor:
+def sum_trained_logprobs(data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> Tensor:
     """[sequences] fp64, over the trained tokens by weight."""
     return torch.tensor(
         [
@@ -74,7 +74,7 @@ def summed(data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> Tensor
     )
 
 
-def of_equal_rank(values: Tensor, others: Tensor, over_ranks: Callable[[Sequence[float]], list[float]]) -> Tensor:
+def match_by_rank(values: Tensor, others: Tensor, over_ranks: Callable[[Sequence[float]], list[float]]) -> Tensor:
     """For each of `values` the one of `others` that has its rank in the step; where values are equal, the mean of
     theirs."""
     everyone, counterparts = (

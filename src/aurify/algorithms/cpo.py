@@ -15,7 +15,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from aurify.algorithms.dpo import LOSSES, PER_TOKEN
-from aurify.algorithms.pairs import Smoothing, count_trained_tokens, reward_metrics, split_pairs, with_imitation
+from aurify.algorithms.pairs import Smoothing, add_sft_term, count_trained_tokens, reward_metrics, split_pairs
 from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat
 from aurify.errors import UserError
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
@@ -43,4 +43,4 @@ class CPO(Checked):
         chosen, rejected = split_pairs(measured)  # [pairs]
         losses = LOSSES[self.loss_type](chosen, rejected, self.beta, self.label_smoothing)
         metrics = reward_metrics(self.beta * chosen, self.beta * rejected)
-        return with_imitation(losses, metrics, self.sft_coef, out, batch)
+        return add_sft_term(losses, metrics, self.sft_coef, out, batch)

@@ -34,8 +34,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from aurify.algorithms.effects import Effect, Effects, check_effects
-from aurify.algorithms.pairs import Smoothing, count_trained_tokens, reward_metrics, split_pairs, with_imitation
+from aurify.algorithms.effects import Effect, Effects, check_algorithm_options
+from aurify.algorithms.pairs import Smoothing, add_sft_term, count_trained_tokens, reward_metrics, split_pairs
 from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat, Share
 from aurify.errors import UserError
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
@@ -164,7 +164,7 @@ class DPO(Checked):
             )
         if self.divergence_alpha == 1:
             raise UserError("dpo.divergence_alpha: the alpha-divergence at 1 is reverse_kl; set divergence to that")
-        check_effects(self)
+        check_algorithm_options(self)
 
     @property
     def smoothing(self) -> float:
@@ -174,16 +174,20 @@ class DPO(Checked):
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
         assert batch.ref_logprobs is not None
-        weights = batch.weights if self.length_alpha == 1 else batch.weights * beyond(batch, self.length_alpha)
+        weights = (
+            batch.weights
+            if self.length_alpha == 1
+            else batch.weights * discount_longer_answer(batch, self.length_alpha)
+        )
         h = batch.sum_by_sequence(weights * (out.logprobs - batch.ref_logprobs))  # [sequences]
         measured = DIVERGENCES[self.divergence](h, self.divergence_alpha)
         if self.loss_type in PER_TOKEN:
             measured = measured / count_trained_tokens(batch)
         losses = LOSSES[self.loss_type](*split_pairs(measured), self.beta, self.smoothing)  # [pairs]
-        return with_imitation(losses, reward_metrics(*split_pairs(self.beta * h)), self.sft_coef, out, batch)
+        return add_sft_term(losses, reward_metrics(*split_pairs(self.beta * h)), self.sft_coef, out, batch)
 
 
-def beyond(batch: Batch, alpha: float) -> Tensor:
+def discount_longer_answer(batch: Batch, alpha: float) -> Tensor:
     """[tokens] alpha for what a completion has beyond the length of its pair's shorter one, 1 before that."""
     lengths = torch.bincount(batch.sequence, minlength=batch.num_sequences)  # [sequences] trained tokens
     index = torch.arange(len(batch.sequence), device=lengths.device) - (lengths.cumsum(0) - lengths)[batch.sequence]

@@ -1,7 +1,7 @@
 """Which option of an algorithm has an effect where. An option that would be ignored is an error, not a surprise.
 
 Each algorithm says so in a class-level mapping `effects`, of the name of an option to an `Effect`; those of its parents
-hold too. An option that is not named there always has an effect. `check_effects` reads the mapping twice:
+hold too. An option that is not named there always has an effect. `check_algorithm_options` reads the mapping twice:
 `__post_init__` calls it with the algorithm alone, and the check of a recipe with the stage as well."""
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NEEDED = {
 }
 
 
-def collect_effects(kind: type) -> dict[str, Effect]:
+def collect_option_effects(kind: type) -> dict[str, Effect]:
     """Of a class and its parents; the nearest class decides."""
     found: dict[str, Effect] = {}
     for parent in reversed(kind.__mro__):
@@ -39,19 +39,19 @@ def collect_effects(kind: type) -> dict[str, Effect]:
     return found
 
 
-def default_value(kind: type, name: str) -> Any:
+def default_option(kind: type, name: str) -> Any:
     [spec] = [spec for spec in fields(kind) if spec.name == name]
     return spec.default_factory() if spec.default_factory is not MISSING else spec.default
 
 
-def check_effects(algorithm: Any, stage: Any = None) -> None:
+def check_algorithm_options(algorithm: Any, stage: Any = None) -> None:
     """Raises for the first option that is not left as it is and has no effect: with the other options of the algorithm,
     or in this stage."""
     kind = type(algorithm)
     method = kind.__name__.lower() if stage is None else stage.method
-    for name, effect in collect_effects(kind).items():
+    for name, effect in collect_option_effects(kind).items():
         value = getattr(algorithm, name)
-        if value == default_value(kind, name):
+        if value == default_option(kind, name):
             continue
         if not effect.when(algorithm):
             raise UserError(f"{method}.{name}: {value} has an effect only {effect.condition}; leave it out")

@@ -42,7 +42,7 @@ class EntropyController:
         self.coef, self.active = state["coef"], state["active"]
 
 
-def keep_uncertain(
+def keep_top_entropy(
     data: Sequence[Datum],
     entropies: Sequence[Sequence[float]],
     share: float,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from aurify.algorithms.effects import Effect, Effects
-from aurify.algorithms.luffy import BENT, LUFFY, shaped
+from aurify.algorithms.luffy import BENT, LUFFY, shape_probability
 from aurify.bounds import PositiveFloat
 from aurify.types import Batch, Need, Outputs
 
@@ -41,7 +41,9 @@ class ExGRPO(LUFFY):
         losses, metrics = super().surrogate_losses(out, batch, ratio)
         replayed = batch.written_by("replay")
         change = out.logprobs - batch.old_logprobs
-        losses = torch.where(replayed, -shaped(change, self.shape, self.replay_gamma) * batch.advantages, losses)
+        losses = torch.where(
+            replayed, -shape_probability(change, self.shape, self.replay_gamma) * batch.advantages, losses
+        )
         return losses, {name: torch.where(replayed, 0.0, values) for name, values in metrics.items()} | {
             "loss/replay_share": replayed.float(),
             "loss/replay_ratio": replayed * change.detach().clamp(-20, 20).exp(),

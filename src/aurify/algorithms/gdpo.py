@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from aurify.algorithms.effects import NEVER, Effects
-from aurify.algorithms.estimators import EPSILON, deviation, group_advantages
+from aurify.algorithms.estimators import EPSILON, group_advantages, reward_deviation
 from aurify.algorithms.grpo import GRPO
 from aurify.errors import UserError
 from aurify.types import Group
@@ -37,7 +37,7 @@ class GDPO(GRPO):
         sums = [self.sums(group, names) for group in groups]
         flat = [value for row in sums for value in row]
         valid = [value for value in flat if value is not None]
-        mean, scale = math.fsum(valid) / max(1, len(valid)), deviation(flat) + EPSILON
+        mean, scale = math.fsum(valid) / max(1, len(valid)), reward_deviation(flat) + EPSILON
         return [[0.0 if v is None or not any(row) else (v - mean) / scale for v in row] for row in sums]
 
     def sums(self, group: Group, names: Sequence[str]) -> list[float | None]:

@@ -42,8 +42,8 @@ from torch import Tensor
 
 from aurify.algorithms.correction import Correction
 from aurify.algorithms.covariance import strip_covariance
-from aurify.algorithms.effects import Effect, Effects, check_effects, stage_has
-from aurify.algorithms.entropy import EntropyController, keep_uncertain
+from aurify.algorithms.effects import Effect, Effects, check_algorithm_options, stage_has
+from aurify.algorithms.entropy import EntropyController, keep_top_entropy
 from aurify.algorithms.estimators import Scale, group_advantages
 from aurify.algorithms.hooks import Hooks
 from aurify.algorithms.turns import turn_advantages
@@ -100,7 +100,7 @@ class GRPO(Checked, Hooks):
             )
         if self.covariance == "kl" and self.surrogate != "plain":
             raise UserError("grpo.covariance: kl replaces the clip; set surrogate: plain, or take covariance: clip")
-        check_effects(self)
+        check_algorithm_options(self)
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -159,7 +159,7 @@ class GRPO(Checked, Hooks):
         data = list(data)
         if self.top_entropy < 1:
             entropies = policy.entropies(data, temperature=temperature)
-            data = keep_uncertain(data, entropies, self.top_entropy, policy.over_ranks)
+            data = keep_top_entropy(data, entropies, self.top_entropy, policy.over_ranks)
         if self.covariance is not None:
             now = policy.logprobs(data, temperature=temperature)
             coef = self.covariance_kl_coef if self.covariance == "kl" else None

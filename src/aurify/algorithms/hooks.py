@@ -1,6 +1,6 @@
 """What the online loop and the check of a recipe ask of a method, beside its advantages and its loss. A method answers
-by a field or a function of the same name; `hook` gives the default where it has none, so a method of your own needs
-only what differs."""
+by a field or a function of the same name; `algorithm_hook` gives the default where it has none, so a method of your own
+needs only what differs."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Hooks:
 DEFAULTS = Hooks()
 
 
-def hook(algorithm: Any, name: str) -> Any:
+def algorithm_hook(algorithm: Any, name: str) -> Any:
     """The algorithm's own, or the default."""
     return getattr(algorithm, name) if hasattr(algorithm, name) else getattr(DEFAULTS, name)
 
@@ -77,7 +77,7 @@ def find_advantages(
 ) -> tuple[Sequence[Sequence[float]], Sequence[Sequence[float | Sequence[float]]]]:
     """For each trajectory one number that is 0 where nothing of it teaches, and what its tokens get: that number, or
     one for each turn."""
-    turns = hook(algorithm, "turn_advantages")(groups)
+    turns = algorithm_hook(algorithm, "turn_advantages")(groups)
     if turns is None:
         whole = algorithm.advantages(groups)
         return whole, whole

@@ -50,7 +50,7 @@ class KTO(Checked):
                 "kto: a step of one row has no other completion to estimate the divergence from; set batch_size to at "
                 "least 2 (8 or more is usual), or take loss_type apo_zero_unpaired, which needs no estimate"
             )
-        baseline = estimate_divergence(trained, policy, temperature)
+        baseline = estimate_mismatched_kl(trained, policy, temperature)
         return [replace(datum, baseline=baseline) for datum in data]
 
     def loss(self, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
@@ -67,9 +67,9 @@ class KTO(Checked):
         }
 
 
-def estimate_divergence(data: Sequence[Datum], policy: Policy, temperature: float) -> float:
+def estimate_mismatched_kl(data: Sequence[Datum], policy: Policy, temperature: float) -> float:
     """The mean of h over mismatched completions, of all ranks, at least 0."""
-    mismatched = rotated(data)
+    mismatched = mismatch_completions(data)
     now = policy.logprobs(mismatched, temperature=temperature)
     before = policy.logprobs(mismatched, reference=True, temperature=temperature)
     own = [
@@ -80,7 +80,7 @@ def estimate_divergence(data: Sequence[Datum], policy: Policy, temperature: floa
     return max(0.0, math.fsum(ratios) / len(ratios))
 
 
-def rotated(data: Sequence[Datum]) -> list[Datum]:
+def mismatch_completions(data: Sequence[Datum]) -> list[Datum]:
     """Each prompt with the completion of the row before it, the first with that of the last; where that answers the
     same prompt, with that of the nearest row before it that does not. What is longer than the longest row of the batch
     is cut there: every row fits into the model, and so do these."""

@@ -125,7 +125,7 @@ class LUFFY(GRPO):
         if self.behaviour == "recorded" and batch.logprobs is not None:
             recorded = (batch.logprobs.exp() + SMALLEST_PROBABILITY).log()
             log_x = log_x - torch.where(batch.logprobs < 0, recorded, 0.0)  # without a record it counts as certain
-        weight = self.sft_coef * out.logprobs if self.sft_coef else shaped(log_x, self.shape, self.gamma)
+        weight = self.sft_coef * out.logprobs if self.sft_coef else shape_probability(log_x, self.shape, self.gamma)
         losses = torch.where(guided, -weight * batch.advantages, losses)
         now = out.logprobs.detach()
         return losses, {name: torch.where(guided, 0.0, values) for name, values in metrics.items()} | {
@@ -135,7 +135,7 @@ class LUFFY(GRPO):
         }
 
 
-def shaped(log_x: Tensor, shape: Shape, gamma: float) -> Tensor:
+def shape_probability(log_x: Tensor, shape: Shape, gamma: float) -> Tensor:
     """fraction: x / (x + gamma). none: x. log: log x. linear_log: x + gamma log x. power: x ** gamma.
 
     How much a token counts that the policy of now did not write, by f(x) of a probability or an importance ratio x. No

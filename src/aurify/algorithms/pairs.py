@@ -39,7 +39,7 @@ def chosen_nll(logprobs: Tensor, batch: Batch) -> Tensor:
     return -split_pairs(mean_by_sequence(logprobs, batch))[0]
 
 
-def with_imitation(losses: Tensor, metrics: Sums, sft_coef: float, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
+def add_sft_term(losses: Tensor, metrics: Sums, sft_coef: float, out: Outputs, batch: Batch) -> tuple[Tensor, Sums]:
     """What `loss` returns: the sum of [pairs] losses and, where it has a weight, of the chosen ones' NLL."""
     if not sft_coef:
         return losses.sum(), metrics

@@ -14,7 +14,7 @@ from itertools import accumulate
 from typing import ClassVar
 
 from aurify.algorithms.effects import NEVER, Effect, Effects
-from aurify.algorithms.estimators import center, spread, whiten
+from aurify.algorithms.estimators import center_rewards, has_reward_spread, whiten_advantages
 from aurify.algorithms.reward_kl import RewardKL, log_ratios
 from aurify.types import Datum, Group
 
@@ -42,17 +42,19 @@ class ReinforcePP(RewardKL):
     def advantages(self, groups: Sequence[Group]) -> list[list[float]]:
         lengths = [[t.num_policy_tokens for t in group.trajectories] for group in groups]
         rewards = [self.compared(group.rewards) for group in groups]
-        values = whiten(rewards, lengths)
+        values = whiten_advantages(rewards, lengths)
         if not self.baseline:
             return values
-        return [row if spread(g.rewards) else [0.0] * len(row) for row, g in zip(values, groups, strict=True)]
+        return [
+            row if has_reward_spread(g.rewards) else [0.0] * len(row) for row, g in zip(values, groups, strict=True)
+        ]
 
     def penalised(self, rewards: Sequence[Sequence[float]], groups: Sequence[Sequence[Datum]]) -> list[list[Datum]]:
         data = [datum for group in groups for datum in group]
         compared = [reward for row in rewards for reward in self.compared(row)]
         returns = [self.returns(reward, datum) for reward, datum in zip(compared, data, strict=True)]
         trained = [[int(weight > 0) for weight in datum.weights] for datum in data]
-        pairs = zip(data, whiten(returns, trained), strict=True)
+        pairs = zip(data, whiten_advantages(returns, trained), strict=True)
         known = iter([replace(datum, advantages=values) for datum, values in pairs])
         return [[next(known) for _ in group] for group in groups]
 
@@ -65,4 +67,4 @@ class ReinforcePP(RewardKL):
     def compared(self, rewards: Sequence[float | None]) -> list[float | None]:
         if not self.baseline:
             return list(rewards)
-        return [None if r is None else c for r, c in zip(rewards, center(rewards), strict=True)]
+        return [None if r is None else c for r, c in zip(rewards, center_rewards(rewards), strict=True)]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from aurify.algorithms.dpo import sigmoid
-from aurify.algorithms.pairs import Smoothing, mean_by_sequence, reward_metrics, split_pairs, with_imitation
+from aurify.algorithms.pairs import Smoothing, add_sft_term, mean_by_sequence, reward_metrics, split_pairs
 from aurify.bounds import Checked, NonNegativeFloat, PositiveFloat
 from aurify.types import Batch, Lesson, Need, Outputs, Per, Sums
 
@@ -41,4 +41,4 @@ class SimPO(Checked):
             rewards = -torch.expm1(-self.alpha * rewards) / self.alpha
         chosen, rejected = split_pairs(self.beta * rewards)  # [pairs]
         losses = sigmoid(chosen, rejected + self.gamma, 1.0, self.label_smoothing)
-        return with_imitation(losses, reward_metrics(chosen, rejected), self.sft_coef, out, batch)
+        return add_sft_term(losses, reward_metrics(chosen, rejected), self.sft_coef, out, batch)

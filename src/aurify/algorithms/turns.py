@@ -50,20 +50,20 @@ def turn_advantages(groups: Sequence[Group], scale: Scale, discount: float) -> l
         [row for row, t in zip(rows, group.trajectories, strict=True) if t.reward is not None and row]
         for rows, group in zip(returns, groups, strict=True)
     ]
-    whole = measure_spread([row for rows in known for row in rows]) if scale == "batch" else 0.0
+    whole = turn_return_deviation([row for rows in known for row in rows]) if scale == "batch" else 0.0
     result = []
     for group, rows, valid in zip(groups, returns, known, strict=True):
         values = [value for row in valid for value in row]
         flat = not values or min(values) == max(values)
         mean = 0.0 if flat else fmean(fmean(row) for row in valid)
-        divisor = 1.0 if scale == "none" else (whole if scale == "batch" else measure_spread(valid)) + EPSILON
+        divisor = 1.0 if scale == "none" else (whole if scale == "batch" else turn_return_deviation(valid)) + EPSILON
         silent = [flat or t.reward is None for t in group.trajectories]
         pairs = zip(rows, silent, strict=True)
         result.append([[0.0 if quiet else (value - mean) / divisor for value in row] for row, quiet in pairs])
     return result
 
 
-def measure_spread(rows: Sequence[Sequence[float]]) -> float:
+def turn_return_deviation(rows: Sequence[Sequence[float]]) -> float:
     """Unbiased over rollouts (divisor n - 1), each with the mean over its turns; 0 for fewer than two."""
     if len(rows) < 2:
         return 0.0

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     Factory = Callable[[Task], Environment]
 
 
-def find_environment(model: NamedModel, tools: Sequence[str], *, act: bool) -> Factory | None:
+def find_chat_environment(model: NamedModel, tools: Sequence[str], *, act: bool) -> Factory | None:
     """act: the environment of the stage's task. None: nobody but the person answers."""
     if tools:
         from aurify.environments.env import build_environment
@@ -28,9 +28,9 @@ def find_environment(model: NamedModel, tools: Sequence[str], *, act: bool) -> F
     if not act:
         return None
     from aurify import registry, tasks
-    from aurify.pipeline.recipe import expand_shorthands
+    from aurify.pipeline.recipe import expand_recipe_shorthands
 
-    options = expand_shorthands(model.stage_options())
+    options = expand_recipe_shorthands(model.stage_options())
     registry.load_plugins(options.get("plugins") or ())
     task = dict(options.get("task") or {})
     if "name" not in task:
@@ -61,13 +61,13 @@ def act_on_question(writer: Writer, params: SamplingParams, messages: list[Messa
         typer.secho(f"({error})" if str(error) else "(stopped)", dim=True)
         return
     for message in trajectory.completion[num_told:]:
-        tell(message)
+        print_notice(message)
     if trajectory.truncated:
         typer.secho(f"(ended: {trajectory.outcome})", dim=True)
     messages += trajectory.completion
 
 
-def tell(message: Message) -> None:
+def print_notice(message: Message) -> None:
     name = "model" if message["role"] == "assistant" and message.get("weight", 1.0) else message["role"]
     typer.echo(typer.style(f"{name}> ", fg=typer.colors.CYAN) + message["content"])
 
@@ -82,10 +82,10 @@ class Told:
         return await self.inner.start()
 
     async def step(self, message: Message) -> Step:
-        from aurify.environments.rollout import take_step
+        from aurify.environments.rollout import step_environment
 
         self._tell(message)
-        step = await take_step(self.inner, message)
+        step = await step_environment(self.inner, message)
         for answer in step.messages:
             self._tell(answer)
         if step.continue_turn:
@@ -100,5 +100,5 @@ class Told:
         await self.inner.close()
 
     def _tell(self, message: Message) -> None:
-        tell(message)
+        print_notice(message)
         self.num_told += 1

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.cells import cell_len
 
-from aurify.cli.acting import act_on_question, find_environment
-from aurify.cli.names import RUNS, Device, ModelName, RunsFolder, find_model
+from aurify.cli.acting import act_on_question, find_chat_environment
+from aurify.cli.names import RUNS, Device, ModelName, RunsFolder, resolve_model_argument
 
 if TYPE_CHECKING:
     from aurify.cli.acting import Factory
@@ -47,15 +47,15 @@ def chat(
     from aurify.cli.writer import open_writer
     from aurify.types import SamplingParams
 
-    found = find_model(model, runs)
+    found = resolve_model_argument(model, runs)
     values = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-    params = config.build(SamplingParams, values, "options")
+    params = config.build_options(SamplingParams, values, "options")
     library = None
     if sop is not None:
-        from aurify.procedures.library import open_library
+        from aurify.procedures.library import open_procedure_library
 
-        library = open_library(sop)
-    factory = find_environment(found, tools or (), act=act)
+        library = open_procedure_library(sop)
+    factory = find_chat_environment(found, tools or (), act=act)
     with open_writer(found, device=device) as writer:
         typer.secho(f"{found.name}. {COMMANDS}.", dim=True)
         converse(writer, params, system, library, factory)
@@ -69,48 +69,50 @@ def converse(
     factory: Factory | None = None,
 ) -> None:
     """factory: of environments that answer the model; each question has one of its own."""
-    messages = begin_conversation(system)
+    messages = begin_chat(system)
     while True:
-        text = ask()
+        text = ask_person()
         if text is None or text in ("/quit", "/exit"):
             return
         if text == "/reset":
-            messages = begin_conversation(system)
+            messages = begin_chat(system)
             typer.secho("(forgotten)", dim=True)
         elif text.startswith("/system"):
             system = text.removeprefix("/system").strip()
-            messages = begin_conversation(system)
+            messages = begin_chat(system)
             typer.secho("(new conversation)", dim=True)
         elif text.startswith("/"):
             typer.secho(f"({COMMANDS})", dim=True)
         elif text:
             if library is not None:
-                add_procedures(library, writer, system, messages, text)
+                add_procedures_to_chat(library, writer, system, messages, text)
             messages.append({"role": "user", "content": text})
             if factory is None:
-                answer(writer, params, messages)
+                print_answer(writer, params, messages)
             else:
                 act_on_question(writer, params, messages, factory)
 
 
-def begin_conversation(system: str) -> list[Message]:
+def begin_chat(system: str) -> list[Message]:
     return [{"role": "system", "content": system}] if system else []
 
 
-def add_procedures(library: SOPLibrary, writer: Writer, system: str, messages: list[Message], text: str) -> None:
+def add_procedures_to_chat(
+    library: SOPLibrary, writer: Writer, system: str, messages: list[Message], text: str
+) -> None:
     """Puts the procedures that a question asks for under the system prompt. A question that asks for none keeps the
     earlier ones."""
     found = [match.procedure for match in library.find(text)]
     if found:
         tokenizer = writer.renderer.tokenizer
         prompt = library.build_prompt(found, system, lambda part: len(tokenizer.encode(part)), has_tools=False)
-        messages[:] = begin_conversation(prompt) + [message for message in messages if message["role"] != "system"]
+        messages[:] = begin_chat(prompt) + [message for message in messages if message["role"] != "system"]
         typer.secho(f"(procedure: {', '.join(procedure.name for procedure in found)})", dim=True)
         if tools := dict.fromkeys(tool for procedure in found for tool in procedure.tools):
             typer.secho(f"(a chat has no tools: the model is told to ask you to do {', '.join(tools)})", dim=True)
 
 
-def ask() -> str | None:
+def ask_person() -> str | None:
     """None at the end of the input."""
     if sys.stdin.isatty():
         import readline  # noqa: F401 (gives input() editing and history)
@@ -124,11 +126,11 @@ def ask() -> str | None:
     return said
 
 
-def answer(writer: Writer, params: SamplingParams, messages: list[Message]) -> None:
+def print_answer(writer: Writer, params: SamplingParams, messages: list[Message]) -> None:
     """Appends the model's answer, which shows while it is written. Ctrl-C takes the question back and nothing else."""
     from rich.console import Console
 
-    num_forgotten = make_room(writer, params, messages)
+    num_forgotten = drop_oldest_turns(writer, params, messages)
     if num_forgotten:
         typer.secho(f"(the context is full: the oldest {num_forgotten} messages were dropped)", dim=True)
     name = typer.style("model> ", fg=typer.colors.CYAN)
@@ -186,7 +188,7 @@ class Wrap:
         return "\n" + word if breaks else word
 
 
-def make_room(writer: Writer, params: SamplingParams, messages: list[Message]) -> int:
+def drop_oldest_turns(writer: Writer, params: SamplingParams, messages: list[Message]) -> int:
     """Drops the oldest messages, never the system prompt or the question, until the answer has room."""
     first = 1 if messages[0]["role"] == "system" else 0
     dropped = 0

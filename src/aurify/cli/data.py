@@ -26,12 +26,12 @@ data = typer.Typer(no_args_is_help=True, help="Look at data before training on i
 
 
 @data.callback()
-def group() -> None:
+def describe_data_commands() -> None:
     """Look at data before training on it."""
 
 
 @data.command()
-def inspect(
+def inspect_data(
     path: Annotated[str, typer.Argument(help="A file, a pattern, a folder, or owner/name of the hub.")],
     model: Annotated[
         str | None, typer.Option(help=f"Whose tokenizer and chat template; {DEFAULT} where it is on this machine.")
@@ -56,8 +56,8 @@ def inspect(
 
     from aurify import config
     from aurify.data.encode import Encoding
-    from aurify.data.forms import ONES, detect
-    from aurify.data.sources import Part, read_part
+    from aurify.data.forms import ONES, detect_row_form
+    from aurify.data.sources import Part, read_data_source
     from aurify.errors import UserError
     from aurify.models.model import load_tokenizer
     from aurify.renderer import Renderer
@@ -69,29 +69,29 @@ def inspect(
     if learn not in (None, *ONES):
         raise UserError(f"--learn: {learn!r} is none of {', '.join(ONES)}")
     with Console(stderr=True).status(f"reading {path} ..."):
-        rows = read_part(config.build(Part, source, "options"), tally, skip_bad=True)
-        options = config.build(Encoding, {"train_on": train_on, "on_bad_row": "skip"}, "options")
-        model = model or default_model()
+        rows = read_data_source(config.build_options(Part, source, "options"), tally, skip_bad=True)
+        options = config.build_options(Encoding, {"train_on": train_on, "on_bad_row": "skip"}, "options")
+        model = model or default_inspect_model()
         renderer = Renderer(load_tokenizer(model), tools_as_text=tools_as_text)
-        reader = detect(rows, cast("Lesson | None", learn), form)
+        reader = detect_row_form(rows, cast("Lesson | None", learn), form)
         examples = reader.read_all(rows, tally, skip_bad=True)
-        encoded, renderer = encode_shown(examples, renderer, options, console)
+        encoded, renderer = encode_for_console(examples, renderer, options, console)
     tally.add(encoded.tally)
-    tell_form(console, path, reader, tally, len(encoded.units))
+    print_form(console, path, reader, tally, len(encoded.units))
     if unread := reader.unread(rows):
         console.print(f"[bold]columns that are not read[/] {escape(', '.join(unread))}")
     console.print(f"[bold]tokens by[/] {model}", markup=True)
     for example, unit in list(zip(encoded.examples, encoded.units, strict=True))[:num]:
-        show_unit(console, example.location, unit, renderer)
+        print_unit(console, example.location, unit, renderer)
     console.print()
-    tell_lengths(console, [datum for unit in encoded.units for datum in unit])
+    print_lengths(console, [datum for unit in encoded.units for datum in unit])
     if max_length is not None:
-        tell_cuts(console, encoded, renderer, options, max_length)
-    tell_findings(console, tally)
+        print_cuts(console, encoded, renderer, options, max_length)
+    print_findings(console, tally)
 
 
 @data.command()
-def medquad(
+def make_medquad_files(
     path: Annotated[str, typer.Argument(help="A file or folder with MedQuAD's rows, or owner/name of the hub.")] = HUB,
     out: Annotated[Path, typer.Option(help="The folder that is written.")] = Path("medquad"),
     documents: Annotated[int | None, typer.Option(min=2, help="At most so many, chosen by the seed; else all.")] = None,
@@ -105,10 +105,10 @@ def medquad(
     from rich.console import Console
 
     from aurify.data.medquad import make_medquad
-    from aurify.environments.search_r1 import SHORT_INSTRUCTIONS, inform, open_search
+    from aurify.environments.search_r1 import SHORT_INSTRUCTIONS, open_search, write_information
 
     def show(query: str, topk: int, max_chars: int) -> str:
-        return inform(asyncio.run(open_search(str(out / "kb"), None, topk).find(query)), max_chars)
+        return write_information(asyncio.run(open_search(str(out / "kb"), None, topk).find(query)), max_chars)
 
     console = Console(soft_wrap=True, highlight=False)
     with Console(stderr=True).status("reading") as status:
@@ -129,15 +129,15 @@ def medquad(
         console.print(f"left out: {num:,} rows {reason}", markup=False)
 
 
-def default_model() -> str:
+def default_inspect_model() -> str:
     """A tokenizer that costs no download."""
     from aurify.models import catalog
 
     known = catalog.KNOWN.get(DEFAULT)
-    return DEFAULT if known is not None and catalog.is_cached(known) else "random:tiny"
+    return DEFAULT if known is not None and catalog.is_cached_model(known) else "random:tiny"
 
 
-def encode_shown(
+def encode_for_console(
     examples: Sequence[Example], renderer: Renderer, options: Encoding, console: Console
 ) -> tuple[Encoded, Renderer]:
     """Where the template leaves tools out, that is told, and tools are shown as text."""
@@ -155,7 +155,7 @@ def encode_shown(
         return data.encode(examples, renderer, options), renderer
 
 
-def tell_form(console: Console, path: str, reader: Reader, tally: Tally, num_units: int) -> None:
+def print_form(console: Console, path: str, reader: Reader, tally: Tally, num_units: int) -> None:
     from rich.markup import escape
 
     from aurify.data.forms import ONES
@@ -167,18 +167,18 @@ def tell_form(console: Console, path: str, reader: Reader, tally: Tally, num_uni
     console.print(f"[bold]{num_units:,} usable[/] to train on {ONES[reader.lesson]}")
 
 
-def show_unit(console: Console, location: str, unit: Unit, renderer: Renderer) -> None:
-    from aurify.cli.plan import highlight
+def print_unit(console: Console, location: str, unit: Unit, renderer: Renderer) -> None:
+    from aurify.cli.plan import highlight_trained
 
     console.print()
     console.print(f"--- {location}", markup=False, style="dim")
     names = ["chosen: ", "rejected: "] if len(unit) == 2 else ["undesirable: " if unit[0].label < 0 else ""]
     for name, datum in zip(names, unit, strict=True):
         console.print(f"[dim]{name}[/]", end="")
-        console.print(highlight(renderer, datum, console.color_system is not None, ("[[", "]]")))
+        console.print(highlight_trained(renderer, datum, console.color_system is not None, ("[[", "]]")))
 
 
-def tell_lengths(console: Console, data: Sequence[Datum]) -> None:
+def print_lengths(console: Console, data: Sequence[Datum]) -> None:
     lengths = sorted(len(datum.tokens) for datum in data)
     if not lengths:
         return
@@ -188,21 +188,21 @@ def tell_lengths(console: Console, data: Sequence[Datum]) -> None:
     console.print(f"[bold]in all[/] {sum(lengths):,} tokens, {trained:,} of them trained")
 
 
-def tell_cuts(console: Console, encoded: Encoded, renderer: Renderer, options: Encoding, limit: int) -> None:
+def print_cuts(console: Console, encoded: Encoded, renderer: Renderer, options: Encoding, limit: int) -> None:
     """Every way to treat over-long rows, by what it would do."""
     from dataclasses import replace
 
-    from aurify.data.encode import encode, longest
+    from aurify.data.encode import encode, longest_side
 
     both = zip(encoded.examples, encoded.units, strict=True)
-    above = [example for example, unit in both if longest(unit) > limit]
+    above = [example for example, unit in both if longest_side(unit) > limit]
     console.print(f"[bold]above {limit} tokens[/]: {len(above):,}")
     for how in ("drop", "cut_left", "cut_right") if above else ():
         tally = encode(above, renderer, replace(options, overlong=how, limit=limit)).tally
         console.print(f"  overlong: {how}: {tally.cut.total():,} cut, {tally.dropped.total():,} dropped")
 
 
-def tell_findings(console: Console, tally: Tally) -> None:
+def print_findings(console: Console, tally: Tally) -> None:
     """Each with its first row, and with what a recipe can say for all such rows."""
     for title, counts in (("changed", tally.changed), ("noted", tally.noted), ("rejected", tally.rejected)):
         if counts or title == "rejected":

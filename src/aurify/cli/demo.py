@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aurify.cli.names import RUNS, RunsFolder, find_recipe
+from aurify.cli.names import RUNS, RunsFolder, resolve_recipe_argument
 
 
 def demo(
@@ -16,4 +16,4 @@ def demo(
     """Train a small real model through all four stages: a few minutes on two CPU cores."""
     from aurify.cli.train import run_recipe
 
-    run_recipe(find_recipe("quickstart"), list(overrides or ()), runs=runs)
+    run_recipe(resolve_recipe_argument("quickstart"), list(overrides or ()), runs=runs)

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 
 import typer
 
-from aurify.cli.list import hang
+from aurify.cli.list import wrap_hanging
 
 Verdict = Literal["ok", "note", "problem"]
 Finding = tuple[Verdict, str, str]  # with its subject and what there is to say
@@ -54,16 +54,15 @@ def doctor() -> None:
     for check in CHECKS:
         for verdict, subject, text in check():
             label, colour = MARKS[verdict]
-            typer.echo(
-                f"{typer.style(f'{label:8}', fg=colour)}{subject:{SUBJECT_WIDTH}}  {hang(text, 10 + SUBJECT_WIDTH)}"
-            )
+            shown = wrap_hanging(text, 10 + SUBJECT_WIDTH)
+            typer.echo(f"{typer.style(f'{label:8}', fg=colour)}{subject:{SUBJECT_WIDTH}}  {shown}")
             worst = max(worst, verdict, key=list(MARKS).index)
     typer.echo(ENDINGS[worst])
     if worst == "problem":
         raise typer.Exit(1)
 
 
-def check_packages() -> Iterator[Finding]:
+def diagnose_packages() -> Iterator[Finding]:
     yield "ok", "python", platform.python_version()
     for name in CORE:
         try:
@@ -75,7 +74,7 @@ def check_packages() -> Iterator[Finding]:
             yield "ok", name, found
 
 
-def check_processor() -> Iterator[Finding]:
+def diagnose_processor() -> Iterator[Finding]:
     import torch
 
     from aurify.hardware import cpu_has_bf16
@@ -94,7 +93,7 @@ def check_processor() -> Iterator[Finding]:
     yield "ok", "bf16 on cpu", text
 
 
-def check_memory() -> Iterator[Finding]:
+def diagnose_memory() -> Iterator[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
@@ -105,7 +104,7 @@ def check_memory() -> Iterator[Finding]:
         yield "ok", "memory", text
 
 
-def check_gpu() -> Iterator[Finding]:
+def diagnose_gpu() -> Iterator[Finding]:
     import torch
 
     from aurify.hardware import multiplies_bf16
@@ -122,7 +121,7 @@ def check_gpu() -> Iterator[Finding]:
             yield "note", f"gpu {index}", f"{text}; no bf16 in hardware, fp32 is used"
 
 
-def check_hub() -> Iterator[Finding]:
+def diagnose_hub() -> Iterator[Finding]:
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
     if HF_HUB_OFFLINE:
@@ -138,11 +137,11 @@ def check_hub() -> Iterator[Finding]:
         yield "ok", "model hub", "answers"
 
 
-def check_folders() -> Iterator[Finding]:
+def diagnose_folders() -> Iterator[Finding]:
     from aurify.files import cache_folder
     from aurify.models import catalog
 
-    known = [model.name for model in catalog.KNOWN.values() if catalog.is_cached(model)]
+    known = [model.name for model in catalog.KNOWN.values() if catalog.is_cached_model(model)]
     names = ", ".join(known + catalog.list_hub_models()) or "empty"
     yield "ok", "model cache", f"{names} (in {cache_folder()} and the hub's cache)"
     cache = next(parent for parent in (cache_folder(), *cache_folder().parents) if parent.exists())
@@ -156,7 +155,7 @@ def check_folders() -> Iterator[Finding]:
         yield "problem", "disk, here", "this folder cannot be written to; runs are written to ./runs (see --runs)"
 
 
-def check_extras() -> Iterator[Finding]:
+def diagnose_extras() -> Iterator[Finding]:
     for module, (extra, gives) in EXTRAS.items():
         if importlib.util.find_spec(module):
             yield "ok", module, gives
@@ -165,11 +164,11 @@ def check_extras() -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    check_packages,
-    check_processor,
-    check_memory,
-    check_gpu,
-    check_hub,
-    check_folders,
-    check_extras,
+    diagnose_packages,
+    diagnose_processor,
+    diagnose_memory,
+    diagnose_gpu,
+    diagnose_hub,
+    diagnose_folders,
+    diagnose_extras,
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aurify.cli.names import RUNS, Device, ModelName, NamedModel, RunsFolder, find_model
+from aurify.cli.names import RUNS, Device, ModelName, NamedModel, RunsFolder, resolve_model_argument
 from aurify.errors import UserError
 
 if TYPE_CHECKING:
@@ -59,17 +59,17 @@ def evaluate_model(
     from aurify.evaluation.evaluate import evaluate
     from aurify.types import SamplingParams
 
-    found = find_model(model, runs)
+    found = resolve_model_argument(model, runs)
     recipe = found.recipe()
     stage = found.stage_options()
     as_trained = recipe.get("evaluation") or {}
     given = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
     sampling = {"temperature": 0.0, **(as_trained.get("sampling") or {})}
     sampling |= {name: value for name, value in given.items() if value is not None}
-    params = config.build(SamplingParams, sampling, "options")
-    limits = config.build(Limits, as_trained.get("limits") or stage.get("limits") or {}, "limits")
+    params = config.build_options(SamplingParams, sampling, "options")
+    limits = config.build_options(Limits, as_trained.get("limits") or stage.get("limits") or {}, "limits")
     registry.load_plugins([*(recipe.get("plugins") or ()), *(plugin or ())])
-    chosen = choose_task(found, stage.get("task") or recipe.get("task"), task, options or [])
+    chosen = choose_task_argument(found, stage.get("task") or recipe.get("task"), task, options or [])
     taskset = tasks.make(chosen.pop("name"), **chosen)
     with open_writer(found, device=device) as writer:
         result = writer.run(
@@ -83,16 +83,16 @@ def evaluate_model(
                 seed=seed,
                 max_context=writer.sampler.max_context,
                 limits=limits if max_turns is None else replace(limits, turns=max_turns),
-                options=config.build(RolloutOptions, stage.get("rollouts") or {}, "rollouts"),
+                options=config.build_options(RolloutOptions, stage.get("rollouts") or {}, "rollouts"),
             )
         )
     if as_json:
         typer.echo(json.dumps({"model": found.name, "task": taskset.name, **result.record()}))
     else:
-        show_evaluation(f"{found.name} on {taskset.name}", result, show)
+        print_evaluation(f"{found.name} on {taskset.name}", result, show)
 
 
-def choose_task(found: NamedModel, of_run: Any, task: str | None, options: Sequence[str]) -> dict[str, Any]:
+def choose_task_argument(found: NamedModel, of_run: Any, task: str | None, options: Sequence[str]) -> dict[str, Any]:
     """`name`, and the options of the task: those of the run that the model came from, then the command line's."""
     from omegaconf import OmegaConf
 
@@ -109,7 +109,7 @@ def choose_task(found: NamedModel, of_run: Any, task: str | None, options: Seque
     return known | dict(OmegaConf.to_container(OmegaConf.from_dotlist(list(options))))  # type: ignore[arg-type]
 
 
-def show_evaluation(title: str, result: Evaluation, num_shown: int) -> None:
+def print_evaluation(title: str, result: Evaluation, num_shown: int) -> None:
     for group in result.groups[:num_shown]:
         for trajectory in group.trajectories:
             typer.secho(f"\n{group.task.prompt[-1]['content']}", dim=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from aurify.cli.names import find_kb, is_kb
+from aurify.cli.names import is_kb, resolve_kb_argument
 from aurify.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,18 +72,18 @@ def ingest(
         prefix=prefix,
         prune=prune,
     )
-    reading.check_location(location)
-    folder = find_kb(kb, new=True)
+    reading.check_ingest_location(location)
+    folder = resolve_kb_argument(kb, new=True)
     try:
         base = open_or_create_kb(folder, embedder, max_tokens)
-        with progress_bar(Console(stderr=True, highlight=False)) as progress:
+        with show_ingest_progress(Console(stderr=True, highlight=False)) as progress:
             summary = reading.ingest(base, location, options, progress=progress)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("what was stored stays; the same command goes on from there") from None
     if as_json:
-        typer.echo(json.dumps(summary_facts(summary)))
+        typer.echo(json.dumps(list_summary_lines(summary)))
     else:
-        print_summary(Console(highlight=False, soft_wrap=True), folder, summary)
+        print_ingest_summary(Console(highlight=False, soft_wrap=True), folder, summary)
     if not summary.added.documents and summary.refusals.counts:
         raise UserError(f"{location}: nothing in it could be read: {'; '.join(summary.refusals.lines()[:3])}")
     if not summary.added.documents and not summary.removed:
@@ -117,7 +117,7 @@ def open_or_create_kb(folder: Path, embedder: str | None, max_tokens: int | None
 
 
 @contextmanager
-def progress_bar(console: Console) -> Iterator[Progress]:
+def show_ingest_progress(console: Console) -> Iterator[Progress]:
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
     columns = (BarColumn(bar_width=30), TaskProgressColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
@@ -132,7 +132,7 @@ def progress_bar(console: Console) -> Iterator[Progress]:
         yield update
 
 
-def print_summary(console: Console, folder: Path, summary: IngestSummary) -> None:
+def print_ingest_summary(console: Console, folder: Path, summary: IngestSummary) -> None:
     from rich.markup import escape
 
     added = summary.added
@@ -156,7 +156,7 @@ def print_summary(console: Console, folder: Path, summary: IngestSummary) -> Non
         console.print(f"[yellow]nothing was removed[/]: not everything could be looked at ({escape(summary.kept)})")
 
 
-def summary_facts(summary: IngestSummary) -> dict[str, object]:
+def list_summary_lines(summary: IngestSummary) -> dict[str, object]:
     added = summary.added
     return {
         "documents": added.documents,

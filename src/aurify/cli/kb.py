@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aurify.cli.names import KBS, find_kb, is_kb
+from aurify.cli.names import KBS, is_kb, resolve_kb_argument
 from aurify.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,12 +33,12 @@ AllPassages = Annotated[bool, typer.Option("--all-passages", help="Several passa
 LEAST_TO_TUNE = 20  # questions
 
 
-def open_base(name: str, bare: str) -> KnowledgeBase:
+def open_kb_argument(name: str, bare: str) -> KnowledgeBase:
     from aurify.knowledge.knowledge_base import KnowledgeBase
 
     if name and bare:
         raise UserError(f"--kb {name} and {bare}: give one knowledge base")
-    return KnowledgeBase.open(find_kb(name or bare))
+    return KnowledgeBase.open(resolve_kb_argument(name or bare))
 
 
 @kb.command(name="list")
@@ -55,9 +55,9 @@ def list_kbs() -> None:
 
 
 @kb.command()
-def info(name: Name = "", bare: Bare = "", as_json: Json = False) -> None:
+def print_kb_info(name: Name = "", bare: Bare = "", as_json: Json = False) -> None:
     """Say what a knowledge base holds and how it is searched."""
-    base = open_base(name, bare)
+    base = open_kb_argument(name, bare)
     records = base.records()
     facts = {
         "folder": str(base.folder),
@@ -78,7 +78,7 @@ def info(name: Name = "", bare: Bare = "", as_json: Json = False) -> None:
 
 
 @kb.command()
-def serve(
+def serve_kb(
     name: Name = "",
     bare: Bare = "",
     host: Annotated[str, typer.Option(help="Where to listen; 0.0.0.0 lets everybody in.")] = "127.0.0.1",
@@ -92,7 +92,7 @@ def serve(
     from aurify.serving.knowledge import ServiceOptions, run_service
 
     options = ServiceOptions(host=host, port=port, topk=topk)
-    base = open_base(name, bare)
+    base = open_kb_argument(name, bare)
     second = load_reranker(rerank)
 
     def search(queries: list[str], limit: int) -> list[list[Hit]]:
@@ -131,37 +131,37 @@ def evaluate_kb(
     """Measure MRR@10, recall@k, nDCG@10 and latency on questions with known answers."""
     from rich.console import Console
 
-    from aurify.cli.kb_chart import draw_comparison
-    from aurify.evaluation.retrieval import read_questions, split_in_halves
+    from aurify.cli.kb_chart import draw_kb_chart
+    from aurify.evaluation.retrieval import read_retrieval_questions, split_retrieval_questions
 
     for option, number in (("--limit", limit), ("--timed", timed)):
         if number is not None and number < 1:
             raise UserError(f"{option} is {number}; expected at least 1")
-    base = open_base(name, bare)
-    questions = read_questions(queries)[:limit]
-    check_answers(base, questions, queries)
+    base = open_kb_argument(name, bare)
+    questions = read_retrieval_questions(queries)[:limit]
+    check_kb_answers(base, questions, queries)
     console = Console(stderr=True, highlight=False)
     if tune:
         num = len(questions)
-        tuned, questions = split_in_halves(questions)
+        tuned, questions = split_retrieval_questions(questions)
         if num < LEAST_TO_TUNE or not tuned or not questions:
             raise UserError(
                 f"{queries}: {num} questions are too few to choose the settings by; --tune needs {LEAST_TO_TUNE} or "
                 "more. Add questions, or leave --tune out to measure the settings as they are"
             )
-        tune_fusion(base, tuned, passages, console)
-    measured = measure_modes(base, questions, rerank, passages, timed, console)
+        tune_kb(base, tuned, passages, console)
+    measured = measure_kb_modes(base, questions, rerank, passages, timed, console)
     picture = plot or base.folder / "eval.svg"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_text(draw_comparison(measured), encoding="utf-8")
+    picture.write_text(draw_kb_chart(measured), encoding="utf-8")
     if as_json:
         typer.echo(json.dumps({"kb": str(base.folder), "results": [one.to_record() for one in measured]}))
     else:
-        show_tables(measured)
+        print_kb_tables(measured)
         typer.echo(f"\n{len(questions)} questions; picture: {picture}")
 
 
-def check_answers(base: KnowledgeBase, questions: list[Question], file: Path) -> None:
+def check_kb_answers(base: KnowledgeBase, questions: list[Question], file: Path) -> None:
     """An answer that is not there could never be found: the numbers would be about something else."""
     known = base.digests()
     missing = [one.document for question in questions for one in question.answers if one.document not in known]
@@ -172,11 +172,11 @@ def check_answers(base: KnowledgeBase, questions: list[Question], file: Path) ->
         )
 
 
-def tune_fusion(base: KnowledgeBase, questions: list[Question], passages: bool, console: Console) -> None:
-    from aurify.evaluation.comparison import tune
+def tune_kb(base: KnowledgeBase, questions: list[Question], passages: bool, console: Console) -> None:
+    from aurify.evaluation.comparison import measure_fusions
 
-    progress = make_progress(console, f"tuning on {len(questions)} questions")
-    (best, quality), *_ = tune(base, questions, per_document=not passages, progress=progress)
+    progress = make_progress_bar(console, f"tuning on {len(questions)} questions")
+    (best, quality), *_ = measure_fusions(base, questions, per_document=not passages, progress=progress)
     base.remember(best)
     console.print(
         f"best of these {len(questions)} questions: {best.describe()} (MRR@10 {quality.mrr:.3f}); kept in "
@@ -184,40 +184,40 @@ def tune_fusion(base: KnowledgeBase, questions: list[Question], passages: bool, 
     )
 
 
-def measure_modes(
+def measure_kb_modes(
     base: KnowledgeBase, questions: list[Question], rerank: str | None, passages: bool, timed: int, console: Console
 ) -> list[Measured]:
-    from aurify.evaluation.comparison import list_modes, measure_search
+    from aurify.evaluation.comparison import list_measured_modes, measure_search
     from aurify.knowledge.rerank import load_reranker
 
     second = load_reranker(rerank)
     measure = partial(measure_search, base, questions, per_document=not passages, num_timed=timed)
     measured = [
-        measure(name, options, progress=make_progress(console, name))
-        for name, options in list_modes(base.settings.search).items()
+        measure(name, options, progress=make_progress_bar(console, name))
+        for name, options in list_measured_modes(base.settings.search).items()
     ]
     if second is not None:
-        progress = make_progress(console, "reranked")
+        progress = make_progress_bar(console, "reranked")
         measured.append(measure("reranked", base.settings.search, rerank=second, progress=progress))
     return measured
 
 
-def make_progress(console: Console, words: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
+def make_progress_bar(console: Console, words: str) -> Callable[[Sequence[Any]], Iterable[Any]]:
     """A bar that is gone when it is full; nothing where nobody watches."""
     from rich.progress import track
 
     return partial(track, description=words, console=console, transient=True, disable=not console.is_terminal)
 
 
-def show_tables(measured: list[Measured]) -> None:
+def print_kb_tables(measured: list[Measured]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Column, Table
 
-    from aurify.evaluation.comparison import HEADINGS, list_stages
+    from aurify.evaluation.comparison import HEADINGS, list_measured_stages
 
     rows = [one.to_row() for one in measured]
-    for headings, cells in ((HEADINGS, rows), (("stage", "p50 ms", "p95 ms"), list_stages(measured))):
+    for headings, cells in ((HEADINGS, rows), (("stage", "p50 ms", "p95 ms"), list_measured_stages(measured))):
         first, *others = headings
         columns = [Column(first, no_wrap=True), *(Column(name, justify="right", no_wrap=True) for name in others)]
         table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))

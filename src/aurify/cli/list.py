@@ -35,18 +35,18 @@ def list_names(
         models()
         return
     rows = list(describe_recipes() if kind == "recipes" else describe_entries(REGISTERED[kind], plugin or []))
-    show_columns(rows)
+    print_columns(rows)
 
 
-def show_columns(rows: Iterable[tuple[str, str]]) -> None:
+def print_columns(rows: Iterable[tuple[str, str]]) -> None:
     """A name and a text a line."""
     rows = list(rows)
     indent = max(len(name) for name, _ in rows) + 2
     for name, text in rows:
-        typer.echo(f"{name:{indent}}" + typer.style(hang(text, indent), dim=True))
+        typer.echo(f"{name:{indent}}" + typer.style(wrap_hanging(text, indent), dim=True))
 
 
-def hang(text: str, indent: int) -> str:
+def wrap_hanging(text: str, indent: int) -> str:
     """On a terminal a long text goes on below itself, `indent` columns from the left; elsewhere it stays one line."""
     if not sys.stdout.isatty():
         return text
@@ -62,8 +62,8 @@ def describe_recipes() -> Iterator[tuple[str, str]]:
 
 
 def describe_entries(kind: str, plugins: list[str]) -> Iterator[tuple[str, str]]:
-    from aurify.cli.reference import summarise_entry
+    from aurify.cli.reference import explain_entry_briefly
 
     registry.load_plugins(plugins)
-    for name in registry.names(kind):  # type: ignore[arg-type]
-        yield name, summarise_entry(kind, name)  # type: ignore[arg-type]
+    for name in registry.list_entries(kind):  # type: ignore[arg-type]
+        yield name, explain_entry_briefly(kind, name)  # type: ignore[arg-type]

@@ -32,7 +32,7 @@ from aurify.cli.sample import sample
 from aurify.cli.search import search
 from aurify.cli.sop import sop
 from aurify.cli.train import TrainCommand, train
-from aurify.errors import UserError, explain_refusal
+from aurify.errors import UserError, explain_os_error
 
 USER_ERROR, INTERRUPTED = 2, 130
 
@@ -51,27 +51,27 @@ class Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            complain("stopped", find_text(error))
+            print_complaint("stopped", find_interrupt_text(error))
             raise typer.Exit(INTERRUPTED) from None
         except Exception as error:
-            text = str(error) if isinstance(error, UserError) else explain_refusal(error)
+            text = str(error) if isinstance(error, UserError) else explain_os_error(error)
             if text is None:
                 raise  # a mistake of ours
             if debug:
                 traceback.print_exc()
             else:
-                complain("error", " ".join(text.split()))
+                print_complaint("error", " ".join(text.split()))
             raise typer.Exit(USER_ERROR) from None
 
 
-def find_text(error: BaseException | None) -> str:
+def find_interrupt_text(error: BaseException | None) -> str:
     """What an interrupt says. A second Ctrl-C says nothing, but the first one, in whose course it came, does."""
     while error is not None and not str(error):
         error = error.__context__
     return "" if error is None else str(error)
 
 
-def complain(label: str, text: str) -> None:
+def print_complaint(label: str, text: str) -> None:
     styled = typer.style(label, fg=typer.colors.RED, bold=True)
     typer.echo(f"{styled}: {text}" if text else styled, err=True)
 
@@ -92,7 +92,7 @@ class Lines(logging.Handler):
         typer.echo(typer.style(record.getMessage(), dim=True), err=True)
 
 
-def show_version(wanted: bool) -> None:
+def print_version(wanted: bool) -> None:
     if wanted:
         from aurify import __version__
 
@@ -101,10 +101,10 @@ def show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def options(
+def set_global_flags(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     version: Annotated[
-        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show it and exit.")
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show it and exit.")
     ] = False,
 ) -> None:
     """Turn base models into gold: SFT, reward models, preferences and reinforcement learning from one recipe."""

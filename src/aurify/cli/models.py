@@ -11,7 +11,7 @@ def models() -> None:
     from aurify.models import catalog
 
     for known in catalog.KNOWN.values():
-        state = "on this machine" if catalog.is_cached(known) else "fetched when it is used first"
+        state = "on this machine" if catalog.is_cached_model(known) else "fetched when it is used first"
         typer.echo(f"{known.name:24}{state}")
         typer.secho(f"{'':24}{known.hub_id}, {known.parameters} parameters, {known.licence}", dim=True)
     typer.echo(f"{'random:tiny':24}made in memory: two random layers, for tests")

@@ -66,7 +66,7 @@ def is_run(folder: Path) -> bool:
     return (folder / "recipe.yaml").is_file() or (folder / "run_info.json").is_file()
 
 
-def find_run(name: str, runs: Path = RUNS) -> Path:
+def resolve_run_argument(name: str, runs: Path = RUNS) -> Path:
     known = list_runs(runs)
     if is_run(Path(name)):
         return Path(name)
@@ -98,15 +98,15 @@ def list_finished_stages(run: Path) -> list[str]:
     return sorted(found, key=lambda stage: order.index(stage) if stage in order else len(order))
 
 
-def find_model(name: str, runs: Path = RUNS) -> NamedModel:
+def resolve_model_argument(name: str, runs: Path = RUNS) -> NamedModel:
     """Text models only: a reward model cannot write."""
     run_name, colon, stage = name.rpartition(":")
     if colon and run_name and run_name != "random" and not Path(name).exists():
-        return find_stage_model(find_run(run_name, runs), stage)
+        return find_stage_model(resolve_run_argument(run_name, runs), stage)
     folder = Path(name).expanduser()
     begins_a_run = not folder.exists() and any(run.name.startswith(name) for run in list_runs(runs))
     if name in ("last", "latest") or is_run(folder) or begins_a_run:
-        run = find_run(name, runs)
+        run = resolve_run_argument(name, runs)
         writers = [stage for stage in list_finished_stages(run) if not is_reward_model(run / stage / FINAL)]
         if not writers:
             running = "it is running: wait for its first stage"
@@ -147,7 +147,7 @@ def read_values(path: Path) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def find_recipe(name: str) -> Path:
+def resolve_recipe_argument(name: str) -> Path:
     """A file of the user's, or a recipe that comes along. A missing file is left to whoever reads it."""
     path, shipped = Path(name).expanduser(), list_recipes()
     if path.exists():
@@ -170,7 +170,7 @@ def list_recipes() -> dict[str, Path]:
     return {name: file for name, file in named.items() if not name.startswith("base/")}
 
 
-def find_kb(name: str, *, new: bool = False) -> Path:
+def resolve_kb_argument(name: str, *, new: bool = False) -> Path:
     """The folder of a knowledge base; a folder that is not there yet is an error unless it may be `new`."""
     folder = Path(name).expanduser() if "/" in name or name in (".", "..") else KBS / name
     if not name:

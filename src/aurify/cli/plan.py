@@ -17,7 +17,7 @@ MAX_SHOWN = 3000  # characters of an example
 OPEN, CLOSE = "\N{LEFT-POINTING DOUBLE ANGLE QUOTATION MARK}", "\N{RIGHT-POINTING DOUBLE ANGLE QUOTATION MARK}"
 
 
-def show_plan(plan: Plan) -> None:
+def print_plan(plan: Plan) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -43,7 +43,7 @@ def show_plan(plan: Plan) -> None:
             renderer = open_renderer(plan, stage)
             num_tokens = len(stage.example.tokens)
             console.rule(f"the first example of {name} ({num_tokens} tokens)", align="left", style="dim")
-            console.print(cut_middle(highlight(renderer, stage.example, colours)))
+            console.print(cut_screen_middle(highlight_trained(renderer, stage.example, colours)))
             for note in stage.notes:
                 console.print(f"[yellow]Note:[/] {escape(note)}")
     trained = "Green" if colours else f"What stands between {OPEN} and {CLOSE}"
@@ -54,24 +54,26 @@ def show_plan(plan: Plan) -> None:
 def open_renderer(plan: Plan, stage: PlannedStage) -> Renderer:
     """That of the model which the chain of stages begins with: training does not change the tokenizer."""
     from aurify.models.model import load_tokenizer
-    from aurify.pipeline.contents import find_origin
-    from aurify.pipeline.recipe import make_renderer
+    from aurify.pipeline.contents import find_origin_model
+    from aurify.pipeline.recipe import build_stage_renderer
 
-    return make_renderer(stage.options, load_tokenizer(find_origin(plan, stage.options.model).name))
+    return build_stage_renderer(stage.options, load_tokenizer(find_origin_model(plan, stage.options.model).name))
 
 
-def highlight(renderer: Renderer, example: Datum, colours: bool, marks: tuple[str, str] = (OPEN, CLOSE)) -> Text:
+def highlight_trained(
+    renderer: Renderer, example: Datum, colours: bool, marks: tuple[str, str] = (OPEN, CLOSE)
+) -> Text:
     """The text with special tokens, trained parts in green, or between marks where there are no colours."""
     from rich.text import Text
 
     text = Text()
-    for tokens, trained in join_runs(example):
+    for tokens, trained in join_trained_spans(example):
         part = renderer.tokenizer.decode(tokens)
         text.append(part.join(marks) if trained and not colours else part, style="green" if trained else "dim")
     return text
 
 
-def cut_middle(text: Text) -> Text:
+def cut_screen_middle(text: Text) -> Text:
     """Without the middle of a text that fills more than a screen."""
     from rich.text import Text
 
@@ -82,7 +84,7 @@ def cut_middle(text: Text) -> Text:
     return Text.assemble(text[:head], (gap, "yellow"), text[-tail:])
 
 
-def join_runs(example: Datum) -> list[tuple[list[int], bool]]:
+def join_trained_spans(example: Datum) -> list[tuple[list[int], bool]]:
     """Neighbouring tokens that are all trained, or all not, together: a character may span several tokens."""
     runs: list[tuple[list[int], bool]] = []
     for token, weight in zip(example.tokens, example.weights, strict=True):

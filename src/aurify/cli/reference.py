@@ -29,55 +29,55 @@ class Option:
     text: str
 
 
-def list_keys() -> dict[str, list[Option]]:
+def list_recipe_keys() -> dict[str, list[Option]]:
     """All keys of a recipe, by the part of it in which they stand. Keys that stages share with the top stand there."""
     from aurify.pipeline.recipe import INHERITED, OfflineStage, OnlineStage, Recipe, Stage
 
     shared = (*INHERITED, "model")
-    keys = {"The whole recipe": list(list_fields(Recipe))}
+    keys = {"The whole recipe": list(list_option_fields(Recipe))}
     for title, cls, known in (
         ("Every stage", Stage, shared),
         ("Stages that learn from rows", OfflineStage, [field.name for field in dataclasses.fields(Stage)]),
         ("Stages that learn from their own answers", OnlineStage, [field.name for field in dataclasses.fields(Stage)]),
     ):
-        fields = list_fields(cls, ANY_STAGE)
+        fields = list_option_fields(cls, ANY_STAGE)
         keys[title] = [one for one in fields if one.key.removeprefix(ANY_STAGE).split(".")[0] not in known]
     return keys
 
 
-def list_fields(cls: type, prefix: str = "", default: Any = None) -> Iterator[Option]:
+def list_option_fields(cls: type, prefix: str = "", default: Any = None) -> Iterator[Option]:
     """The fields of a dataclass of options, and those of the dataclasses inside. default: an instance of it."""
-    from aurify.bounds import ranges_in
-    from aurify.config import expected, field_hints
+    from aurify.bounds import list_option_ranges
+    from aurify.config import describe_hint, read_field_hints
 
-    hints, ranges = field_hints(cls), {name: words for name, _, words in ranges_in(cls)}
+    hints, ranges = read_field_hints(cls), {name: words for name, _, words in list_option_ranges(cls)}
     for field in dataclasses.fields(cls):
         if field.name not in hints:
             continue
-        kind = expected(hints[field.name]).removesuffix(" or null")
+        kind = describe_hint(hints[field.name]).removesuffix(" or null")
         kind += f", {ranges[field.name].removesuffix(' or null')}" if field.name in ranges else ""
         hint = hints[field.name]
-        inner, value = find_dataclass(hint), getattr(default, field.name, read_default(field))
-        text = read_comments(cls).get(field.name) or (read_summary(inner) if inner else "")
-        yield Option(prefix + field.name, kind, show_value(value), re.sub(r"\bNone\b", "null", text))
+        inner, value = find_option_class(hint), getattr(default, field.name, read_option_default(field))
+        text = read_option_comments(cls).get(field.name) or (read_summary(inner) if inner else "")
+        yield Option(prefix + field.name, kind, format_option_value(value), re.sub(r"\bNone\b", "null", text))
         if inner is not None and field.name != "stages":
             one_of_many = any(get_origin(part) is list for part in (hint, *get_args(hint)))
-            yield from list_fields(inner, f"{prefix}{field.name}." + ("N." if one_of_many else ""), value)
+            yield from list_option_fields(inner, f"{prefix}{field.name}." + ("N." if one_of_many else ""), value)
 
 
-def find_dataclass(hint: Any) -> type | None:
+def find_option_class(hint: Any) -> type | None:
     """The dataclass in X, X | None and list[X] | None."""
     if dataclasses.is_dataclass(hint):
         return hint  # type: ignore[return-value]
     inside = get_args(hint) if get_origin(hint) in (Union, UnionType, list) else ()
-    return next(filter(None, map(find_dataclass, inside)), None)
+    return next(filter(None, map(find_option_class, inside)), None)
 
 
-def read_default(field: dataclasses.Field[Any]) -> Any:
+def read_option_default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def show_value(value: Any) -> str:
+def format_option_value(value: Any) -> str:
     if value in (dataclasses.MISSING, inspect.Parameter.empty):
         return "required"
     if value is None or isinstance(value, bool):
@@ -86,7 +86,7 @@ def show_value(value: Any) -> str:
 
 
 @cache
-def read_comments(cls: type) -> dict[str, str]:
+def read_option_comments(cls: type) -> dict[str, str]:
     """field -> the comment at the end of its line, or the lines of comment above it."""
     found: dict[str, str] = {}
     for base in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
@@ -110,26 +110,28 @@ def read_summary(thing: Any) -> str:
     return re.split(r"(?<!\bDr)(?<!\bal)\. |[.:]$", " ".join(paragraph.split()))[0]
 
 
-def summarise_entry(kind: registry.Kind, name: str) -> str:
+def explain_entry_briefly(kind: registry.Kind, name: str) -> str:
     """One sentence about a name of the registry. An algorithm is told by its module."""
-    entry = registry.get(kind, name)
+    entry = registry.get_entry(kind, name)
     return read_summary(inspect.getmodule(entry) if kind == "algorithm" else entry)
 
 
-def describe_entry(kind: registry.Kind, name: str) -> tuple[str, list[Option]]:
+def explain_entry(kind: registry.Kind, name: str) -> tuple[str, list[Option]]:
     """All that is said about a name of the registry, and its options."""
-    entry = registry.get(kind, name)
+    entry = registry.get_entry(kind, name)
     if kind == "algorithm":
-        return summarise_entry(kind, name), list(list_fields(entry))
-    return " ".join((inspect.getdoc(entry) or "").split()), list(list_parameters(entry))
+        return explain_entry_briefly(kind, name), list(list_option_fields(entry))
+    return " ".join((inspect.getdoc(entry) or "").split()), list(list_entry_options(entry))
 
 
-def list_parameters(function: Any) -> Iterator[Option]:
-    from aurify.config import expected
-    from aurify.signatures import read_hints
+def list_entry_options(function: Any) -> Iterator[Option]:
+    from aurify.config import describe_hint
+    from aurify.signatures import read_signature_hints
 
-    hints = read_hints(function)
+    hints = read_signature_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
         if name not in GIVEN and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            kind = expected(hints[name]).removesuffix(" or null") if name in hints else ""
-            yield Option(name, "anything" if hints.get(name) is Any else kind, show_value(parameter.default), "")
+            kind = describe_hint(hints[name]).removesuffix(" or null") if name in hints else ""
+            yield Option(
+                name, "anything" if hints.get(name) is Any else kind, format_option_value(parameter.default), ""
+            )

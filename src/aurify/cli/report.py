@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from aurify.cli.names import RUNS, RunName, RunsFolder, find_run
+from aurify.cli.names import RUNS, RunName, RunsFolder, resolve_run_argument
 
 
 def report(
@@ -19,7 +19,7 @@ def report(
     """Rebuild report.html from a run's files: curves, rewards and transcripts in one page that needs no network."""
     from aurify.report.report import write_report
 
-    folder = find_run(run, runs)
+    folder = resolve_run_argument(run, runs)
     typer.echo(write_report(folder))
     if pictures:
         from aurify.report.pictures import draw_pictures

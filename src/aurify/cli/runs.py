@@ -32,11 +32,11 @@ def runs(
     for column in ("run", "recipe", "status", "held-out numbers"):
         table.add_column(column, overflow="fold")
     for run in found[-num:]:
-        table.add_row(run.name, *describe_run(run))
+        table.add_row(run.name, *format_run(run))
     Console(highlight=False).print(table)
 
 
-def describe_run(run: Path) -> tuple[str, str, str]:
+def format_run(run: Path) -> tuple[str, str, str]:
     """Recipe, status and results of a run, as far as it got."""
     from aurify.tracking.run_folder import RunFolder
 
@@ -51,11 +51,11 @@ def describe_run(run: Path) -> tuple[str, str, str]:
             break
     if legs := folder.describe_legs():
         told += f"; went on with other options: {'; '.join(legs)}"
-    numbers = ", ".join(describe_result(stage, results.get(stage, {})) for stage in stages)
+    numbers = ", ".join(format_stage_result(stage, results.get(stage, {})) for stage in stages)
     return str(recipe.get("name", "")), told, numbers
 
 
-def describe_result(stage: str, result: dict[str, Any]) -> str:
+def format_stage_result(stage: str, result: dict[str, Any]) -> str:
     """`grpo 0.31 → 0.85 ±0.03 (64)`: the standard error of the last number, and of how many it is the mean."""
     before, after, details = result.get("before"), result.get("after"), result.get("details_after") or {}
     if after is None:

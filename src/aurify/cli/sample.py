@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from aurify.cli.names import RUNS, Device, ModelName, RunsFolder, find_model
+from aurify.cli.names import RUNS, Device, ModelName, RunsFolder, resolve_model_argument
 from aurify.errors import UserError
 
 
@@ -32,13 +32,13 @@ def sample(
     from aurify.types import Message, SamplingParams
 
     values = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed}
-    params = config.build(SamplingParams, values, "options")
+    params = config.build_options(SamplingParams, values, "options")
     text = sys.stdin.read().strip() if prompt == "-" else prompt
     if not text:
         raise UserError("the prompt is empty; write what to ask after the model's name")
     messages: list[Message] = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
-    with open_writer(find_model(model, runs), device=device) as writer:
+    with open_writer(resolve_model_argument(model, runs), device=device) as writer:
         for index, answer in enumerate(writer.write(messages, params, num)):
             if num > 1:
                 typer.secho(f"--- {index + 1}", dim=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aurify.cli.kb import AllPassages, Mode, Rerank
-from aurify.cli.names import find_kb
+from aurify.cli.names import resolve_kb_argument
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 
@@ -51,8 +51,8 @@ def search(
 
     if not query.strip():
         raise UserError(f"the question is empty; write it in quotes: aurify search 'how is it stored?' --kb {kb}")
-    base = KnowledgeBase.open(find_kb(kb))
-    wanted = parse_conditions(where or [])
+    base = KnowledgeBase.open(resolve_kb_argument(kb))
+    wanted = parse_where_flags(where or [])
     times: dict[str, float] = {}
     with Console(stderr=True).status("searching ..."):  # most of it loads the embedder
         hits = base.search(
@@ -65,19 +65,19 @@ def search(
             times=times,
         )
     if not hits:
-        typer.echo(explain_nothing(base, wanted), err=as_json)
+        typer.echo(explain_no_hits(base, wanted), err=as_json)
     if as_json:
         for hit in hits:
-            typer.echo(to_json(hit))
+            typer.echo(hit_to_json(hit))
         return
     console = Console(highlight=False)
     for rank, hit in enumerate(hits, 1):
-        show_hit(console, rank, hit)
+        print_hit(console, rank, hit)
     if explain:
-        show_stages(console, hits, times)
+        print_search_stages(console, hits, times)
 
 
-def parse_conditions(texts: list[str]) -> Conditions:
+def parse_where_flags(texts: list[str]) -> Conditions:
     """Equalities with one key mean any of them; other comparisons must all hold."""
     found: Conditions = {}
     for text in texts:
@@ -89,15 +89,15 @@ def parse_conditions(texts: list[str]) -> Conditions:
         if isinstance(held, list) != (sign == "="):
             raise UserError(f"--where {text!r}: {key} is asked to be equal to something, and compared as well")
         if isinstance(held, list):
-            held.append(parse_value(value))
+            held.append(parse_flag_value(value))
         elif sign in held:
             raise UserError(f"--where {text!r}: {key} has one {sign} already")
         else:
-            held[sign] = parse_value(value)
+            held[sign] = parse_flag_value(value)
     return found
 
 
-def parse_value(text: str) -> Value:
+def parse_flag_value(text: str) -> Value:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for read in (int, float):
@@ -108,7 +108,7 @@ def parse_value(text: str) -> Value:
     return text
 
 
-def explain_nothing(base: KnowledgeBase, wanted: Conditions) -> str:
+def explain_no_hits(base: KnowledgeBase, wanted: Conditions) -> str:
     """Why there are no hits: where a condition matches nothing, the keys or the values that it could have asked for."""
     snapshot = base.store.snapshot()
     if snapshot is None or not len(snapshot):
@@ -121,22 +121,21 @@ def explain_nothing(base: KnowledgeBase, wanted: Conditions) -> str:
             continue
         near = next((name for name in (f"document.{key}", f"chunk.{key}") if name in counts), None)
         if key in counts:
-            lines.append(f"--where: {key} is {list_values(counts[key])}")
+            lines.append(f"--where: {key} is {join_known_values(counts[key])}")
         elif near:
-            lines.append(
-                f"--where: no metadata is called {key!r}; did you mean {near!r}? It is {list_values(counts[near])}"
-            )
+            values = join_known_values(counts[near])
+            lines.append(f"--where: no metadata is called {key!r}; did you mean {near!r}? It is {values}")
         else:
             lines.append(f"--where: no metadata is called {key!r}{did_you_mean(key, counts)}")
     return "\n".join(lines)
 
 
-def list_values(counts: Counter[Value]) -> str:
+def join_known_values(counts: Counter[Value]) -> str:
     shown = ", ".join(f"{value} ({num:,} passages)" for value, num in counts.most_common(MAX_VALUES))
     return shown + (f" and {len(counts) - MAX_VALUES:,} more" if len(counts) > MAX_VALUES else "")
 
 
-def show_hit(console: Console, rank: int, hit: Hit) -> None:
+def print_hit(console: Console, rank: int, hit: Hit) -> None:
     from rich.markup import escape
 
     chunk = hit.chunk
@@ -150,7 +149,7 @@ def show_hit(console: Console, rank: int, hit: Hit) -> None:
     console.print()
 
 
-def show_stages(console: Console, hits: list[Hit], times: dict[str, float]) -> None:
+def print_search_stages(console: Console, hits: list[Hit], times: dict[str, float]) -> None:
     from rich.table import Table
 
     stages = [stage for stage in STAGES if any(stage in hit.scores for hit in hits)]
@@ -164,7 +163,7 @@ def show_stages(console: Console, hits: list[Hit], times: dict[str, float]) -> N
     console.print(told + both, style="dim", soft_wrap=True)
 
 
-def to_json(hit: Hit) -> str:
+def hit_to_json(hit: Hit) -> str:
     names = ("document", "title", "breadcrumb", "kind", "first_line", "last_line", "text")
     values = {name: getattr(hit.chunk, name) for name in names}
     for name in ("score", "metadata", "scores", "ranks"):

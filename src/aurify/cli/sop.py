@@ -12,21 +12,21 @@ Folder = Annotated[Path, typer.Argument(help="A folder of procedures in Markdown
 
 
 @sop.command(name="list")
-def list_procedures(folder: Folder) -> None:
+def print_procedures(folder: Folder) -> None:
     """The procedures of a folder, and when to use them."""
     from rich.console import Console
     from rich.table import Table
 
-    from aurify.procedures.library import read_folder
+    from aurify.procedures.library import read_procedure_folder
 
     table = Table("name", "when", "steps", "tools", box=None)
-    for procedure in read_folder(folder):
+    for procedure in read_procedure_folder(folder):
         table.add_row(procedure.name, procedure.when, str(len(procedure.steps)), ", ".join(procedure.tools))
     Console().print(table)
 
 
 @sop.command()
-def show(folder: Folder, name: str) -> None:
+def print_procedure(folder: Folder, name: str) -> None:
     """One procedure, as a model reads it."""
     from aurify.procedures.library import SOPLibrary, SOPOptions
 
@@ -34,25 +34,26 @@ def show(folder: Folder, name: str) -> None:
 
 
 @sop.command()
-def check(folder: Folder) -> None:
+def print_sop_problems(folder: Folder) -> None:
     """Everything that is wrong with the procedures of a folder."""
-    from aurify.procedures.library import check_folder
+    from aurify.procedures.library import check_procedure_folder
 
-    read = check_folder(folder)
+    read = check_procedure_folder(folder)
     for path, procedure, problems in read:
         for problem in problems:
             typer.secho(f"{path}: {problem}", fg=typer.colors.RED)
         if procedure and not problems:
-            steps, signs = len(procedure.steps), len(procedure.to_record()["signs"])
-            typer.echo(f"{path}: {procedure.name}, {count(steps, 'step')}, {count(signs, 'sign')} for a reward to see")
+            steps = count_noun(len(procedure.steps), "step")
+            signs = count_noun(len(procedure.to_record()["signs"]), "sign")
+            typer.echo(f"{path}: {procedure.name}, {steps}, {signs} for a reward to see")
     bad = sum(bool(problems) for _, _, problems in read)
-    typer.echo(f"{count(len(read), 'procedure')}, {bad} with problems")
+    typer.echo(f"{count_noun(len(read), 'procedure')}, {bad} with problems")
     if bad:
         raise typer.Exit(1)
 
 
 @sop.command(name="find")
-def find_procedures(
+def print_found_procedures(
     folder: Folder,
     query: str,
     limit: Annotated[int, typer.Option(help="Procedures to show.")] = 3,
@@ -71,5 +72,5 @@ def find_procedures(
         typer.echo("no procedure fits")
 
 
-def count(number: int, noun: str) -> str:
+def count_noun(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from aurify.cli.names import RUNS, RunsFolder, find_recipe, find_run
+from aurify.cli.names import RUNS, RunsFolder, resolve_recipe_argument, resolve_run_argument
 from aurify.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,12 +50,12 @@ def train(
     if recipe is not None and "=" in recipe and not Path(recipe).exists():
         changes.insert(0, recipe)
         recipe = None
-    run = find_run(resume, runs) if resume else None
+    run = resolve_run_argument(resume, runs) if resume else None
     if recipe is None and run is None:
         raise UserError(
             "no recipe; write `aurify train recipe.yaml`, or `aurify train --resume RUN` to go on with a run"
         )
-    path = find_recipe(recipe) if recipe is not None else run / "recipe.yaml"  # type: ignore[operator]
+    path = resolve_recipe_argument(recipe) if recipe is not None else run / "recipe.yaml"  # type: ignore[operator]
     run_recipe(path, changes, dry_run=dry_run, resume=run, samples=samples, runs=runs)
 
 
@@ -78,14 +78,14 @@ def run_recipe(
         from aurify.pipeline.check import check_recipe
         from aurify.pipeline.recipe import build_recipe
 
-        recipe, done = build_recipe(values), find_finished(resume, values) if resume else []
+        recipe, done = build_recipe(values), find_finished_stages(resume, values) if resume else []
         plan = check_recipe(
             recipe, done=done, keep=not dry_run, tell=lambda line: status.update(f"checking the recipe: {line} ...")
         )
     if dry_run:
-        from aurify.cli.plan import show_plan
+        from aurify.cli.plan import print_plan
 
-        show_plan(plan)
+        print_plan(plan)
         return
 
     from aurify.pipeline.run import run_pipeline
@@ -108,29 +108,29 @@ def run_recipe(
             add_report(folder.path)
 
 
-def find_finished(run: Path, values: dict[str, Any]) -> list[str]:
+def find_finished_stages(run: Path, values: dict[str, Any]) -> list[str]:
     """The stages of a run that are done. Raises where the run cannot go on with these values."""
-    from aurify.pipeline.resume import check_changes
-    from aurify.pipeline.run import is_finished
+    from aurify.pipeline.resume import check_recipe_changes
+    from aurify.pipeline.run import is_stage_finished
     from aurify.tracking.run_folder import RunFolder
 
     folder = RunFolder.open(run)
-    check_changes(folder, values)
-    return [stage for stage in values["stages"] if is_finished(folder, stage)]
+    check_recipe_changes(folder, values)
+    return [stage for stage in values["stages"] if is_stage_finished(folder, stage)]
 
 
 def reopen_run(run: Path, values: dict[str, Any]) -> RunFolder:
     """Opens a run to train on, and records with what other options it does."""
-    from aurify.pipeline.resume import check_changes, describe_change, record_leg
+    from aurify.pipeline.resume import check_recipe_changes, describe_recipe_change, record_run_leg
     from aurify.tracking.run_folder import RunFolder
 
     folder = RunFolder.open(run)
     with folder.lock():
-        changes = check_changes(folder, values)
+        changes = check_recipe_changes(folder, values)
         for key, change in changes.items():
-            typer.echo(f"{key}: {describe_change(change)}")
+            typer.echo(f"{key}: {describe_recipe_change(change)}")
         if changes:
-            record_leg(folder, values, changes)
+            record_run_leg(folder, values, changes)
     return folder
 
 

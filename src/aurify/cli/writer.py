@@ -75,7 +75,7 @@ def open_writer(model: NamedModel, *, device: str = "auto", seed: int = 0) -> It
         from aurify.renderer import Renderer
         from aurify.samplers.open import SamplerOptions, open_sampler
 
-        loaded = load_model(config.build(ModelConfig, {"name": model.name, "device": device}, "model"))
+        loaded = load_model(config.build_options(ModelConfig, {"name": model.name, "device": device}, "model"))
         options = model.stage_options()
         renderer = Renderer(
             loaded.tokenizer,

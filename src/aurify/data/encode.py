@@ -10,16 +10,25 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from aurify.data.example import Chat, Example, Label, Pair, Text, as_context, map_messages, messages_in
-from aurify.data.forms import Reader, detect
-from aurify.data.prompts import comparable
+from aurify.data.example import (
+    Chat,
+    Example,
+    Label,
+    Pair,
+    Text,
+    as_untrained_messages,
+    list_example_messages,
+    map_example_messages,
+)
+from aurify.data.forms import Reader, detect_row_form
+from aurify.data.prompts import comparable_message
 from aurify.data.reading import ALIKE
 from aurify.errors import UserError
 from aurify.renderer import Renderer, TrainOn
 from aurify.renderer.foreign import BEGIN_TEXTS
 from aurify.rows.files import build_row
 from aurify.rows.row import SKIP, BadRow, Row, Tally
-from aurify.rows.sources import raise_bad
+from aurify.rows.sources import raise_bad_row
 from aurify.types import Datum, Lesson, Message
 
 Unit = tuple[Datum, ...]
@@ -66,10 +75,10 @@ def encode(examples: Iterable[Example], renderer: Renderer, options: Encoding) -
     """The units of all examples of one source."""
     result = Encoded()
     for given in examples:
-        example = strip_frame(given, renderer, result.tally)
+        example = strip_example_frame(given, renderer, result.tally)
         try:
-            check_sides(example)
-            unit = fit(example, renderer, options, result.tally)
+            check_example_sides(example)
+            unit = fit_example(example, renderer, options, result.tally)
         except BadRow as error:
             if options.on_bad_row == "error":
                 raise
@@ -82,7 +91,7 @@ def encode(examples: Iterable[Example], renderer: Renderer, options: Encoding) -
     return result
 
 
-def strip_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
+def strip_example_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
     """Without tokens that the tokenizer or the chat template writes around texts itself. Other control tokens are
     told: in a text they become ordinary characters."""
 
@@ -97,8 +106,8 @@ def strip_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
         stripped: Example = replace(example, text=text)
         texts = [("", text)]
     else:
-        stripped = map_messages(example, strip)
-        texts = [(message["role"], message["content"]) for message in messages_in(stripped)]
+        stripped = map_example_messages(example, strip)
+        texts = [(message["role"], message["content"]) for message in list_example_messages(stripped)]
     if stripped != example:
         tally.change(example.location, [STRIPPED])
     hidden = renderer.template.patterns
@@ -107,41 +116,43 @@ def strip_frame(example: Example, renderer: Renderer, tally: Tally) -> Example:
     return stripped
 
 
-def check_sides(example: Example) -> None:
-    if isinstance(example, Pair) and list(map(comparable, example.chosen)) == list(map(comparable, example.rejected)):
+def check_example_sides(example: Example) -> None:
+    if isinstance(example, Pair) and list(map(comparable_message, example.chosen)) == list(
+        map(comparable_message, example.rejected)
+    ):
         raise BadRow(example.location, ALIKE)
 
 
-def longest(unit: Unit) -> int:
+def longest_side(unit: Unit) -> int:
     return max(len(datum.tokens) for datum in unit)
 
 
 # ---------------------------------------------------------------------- tokens
 
 
-def build_unit(example: Example, renderer: Renderer, options: Encoding) -> Unit:
+def encode_unit(example: Example, renderer: Renderer, options: Encoding) -> Unit:
     if isinstance(example, Text):
         return (Datum(*renderer.text(example.text)),)
     if isinstance(example, Chat):
         if not example.messages:
             raise BadRow(example.location, "a conversation without messages")
-        return (Datum(*render(example, example.messages, renderer, options.train_on)),)
+        return (Datum(*encode_messages(example, example.messages, renderer, options.train_on)),)
     if isinstance(example, Label):
-        tokens = render_completion(example, example.prompt, example.completion, renderer)
+        tokens = encode_completion(example, example.prompt, example.completion, renderer)
         return (Datum(*tokens, label=1.0 if example.desirable else -1.0),)
-    sides = (render_completion(example, example.prompt, side, renderer) for side in (example.chosen, example.rejected))
+    sides = (encode_completion(example, example.prompt, side, renderer) for side in (example.chosen, example.rejected))
     return tuple(Datum(*tokens, margin=example.margin, unit=0) for tokens in sides)
 
 
-def render_completion(
+def encode_completion(
     example: Example, prompt: list[Message], completion: list[Message], renderer: Renderer
 ) -> tuple[list[int], list[float]]:
     """A completion of one or several turns; nothing of the prompt is trained, however often the assistant spoke."""
     train: TrainOn = "last" if len(completion) == 1 else "assistant"
-    return render(example, [*as_context(prompt), *completion], renderer, train)
+    return encode_messages(example, [*as_untrained_messages(prompt), *completion], renderer, train)
 
 
-def render(
+def encode_messages(
     example: Example, messages: list[Message], renderer: Renderer, train: TrainOn
 ) -> tuple[list[int], list[float]]:
     try:
@@ -158,24 +169,24 @@ def render(
 # ---------------------------------------------------------------------- lengths
 
 
-def fit(example: Example, renderer: Renderer, options: Encoding, tally: Tally) -> Unit | None:
+def fit_example(example: Example, renderer: Renderer, options: Encoding, tally: Tally) -> Unit | None:
     """The tokens of an example, cut or left out where they are too many."""
-    unit, limit = build_unit(example, renderer, options), options.limit
-    check_tokens(example, unit, renderer, options.vocabulary)
-    if limit is None or longest(unit) <= limit:
+    unit, limit = encode_unit(example, renderer, options), options.limit
+    check_example_tokens(example, unit, renderer, options.vocabulary)
+    if limit is None or longest_side(unit) <= limit:
         return unit
     if options.overlong == "error":
         raise UserError(
-            f"{example.location}: the row has {longest(unit)} tokens; at most {limit} fit (max_length, or the model's "
-            "context). Raise max_length, shorten the row, or set `overlong: drop` to leave such rows out"
+            f"{example.location}: the row has {longest_side(unit)} tokens; at most {limit} fit (max_length, or the "
+            "model's context). Raise max_length, shorten the row, or set `overlong: drop` to leave such rows out"
         )
     if options.overlong == "drop":
         tally.dropped[f"above {limit} tokens"] += 1
         return None
     if isinstance(example, Text):
-        cut: Unit | None = (cut_text(unit[0], limit, options.overlong),)
+        cut: Unit | None = (cut_example_text(unit[0], limit, options.overlong),)
     else:
-        cut = cut_messages(example, renderer, options)
+        cut = cut_example_messages(example, renderer, options)
     if cut is None:
         tally.dropped[f"above {limit} tokens, and no message could be cut off"] += 1
     else:
@@ -183,7 +194,7 @@ def fit(example: Example, renderer: Renderer, options: Encoding, tally: Tally) -
     return cut
 
 
-def check_tokens(example: Example, unit: Unit, renderer: Renderer, vocabulary: int | None) -> None:
+def check_example_tokens(example: Example, unit: Unit, renderer: Renderer, vocabulary: int | None) -> None:
     token = max(max(datum.tokens) for datum in unit)
     if vocabulary is not None and token >= vocabulary:
         text = renderer.tokenizer.convert_ids_to_tokens(token)
@@ -195,21 +206,21 @@ def check_tokens(example: Example, unit: Unit, renderer: Renderer, vocabulary: i
         )
 
 
-def cut_messages(example: Example, renderer: Renderer, options: Encoding) -> Unit | None:
+def cut_example_messages(example: Example, renderer: Renderer, options: Encoding) -> Unit | None:
     """The longest shorter form that fits; None where there is none."""
-    limit, forms = options.limit, shorten(example, options.overlong)
+    limit, forms = options.limit, shorten_example(example, options.overlong)
     assert limit is not None
-    index = bisect_left(forms, True, key=lambda form: longest(build_unit(form, renderer, options)) <= limit)
-    return build_unit(forms[index], renderer, options) if index < len(forms) else None
+    index = bisect_left(forms, True, key=lambda form: longest_side(encode_unit(form, renderer, options)) <= limit)
+    return encode_unit(forms[index], renderer, options) if index < len(forms) else None
 
 
-def cut_text(datum: Datum, limit: int, how: Overlong) -> Datum:
+def cut_example_text(datum: Datum, limit: int, how: Overlong) -> Datum:
     """Plain text has no messages to cut at."""
     part = slice(-limit, None) if how == "cut_left" else slice(limit)
     return replace(datum, tokens=datum.tokens[part], weights=[0.0, *datum.weights[part][1:]])
 
 
-def shorten(example: Example, how: Overlong) -> list[Example]:
+def shorten_example(example: Example, how: Overlong) -> list[Example]:
     """The shorter forms of an example, the longest first. Pairs and labels can only lose the beginning of a prompt."""
     if isinstance(example, Chat):
         kinds = drop_oldest_messages(example.messages) if how == "cut_left" else drop_newest_messages(example.messages)
@@ -244,10 +255,10 @@ def encode_rows(
 ) -> Encoded:
     """Reads and encodes rows in any form. reader: where their form is known."""
     located = [
-        row if isinstance(row, Row) else raise_bad(build_row(row, f"row {number}"))
+        row if isinstance(row, Row) else raise_bad_row(build_row(row, f"row {number}"))
         for number, row in enumerate(rows, 1)
     ]
-    reader, tally = reader or detect(located, lesson), Tally()
+    reader, tally = reader or detect_row_form(located, lesson), Tally()
     result = encode(reader.read_all(located, tally, skip_bad=options.on_bad_row == "skip"), renderer, options)
     tally.add(result.tally)
     return replace(result, tally=tally)

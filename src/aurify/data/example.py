@@ -53,12 +53,12 @@ class Text(FromRow):
 Example = Chat | Pair | Label | Text
 
 
-def as_context(messages: Sequence[Message]) -> list[Message]:
+def as_untrained_messages(messages: Sequence[Message]) -> list[Message]:
     """The same messages, none of them trained."""
     return [{**message, "weight": 0.0} if message["role"] == "assistant" else message for message in messages]
 
 
-def map_messages(example: Chat | Pair | Label, change: Callable[[list[Message]], list[Message]]) -> Example:
+def map_example_messages(example: Chat | Pair | Label, change: Callable[[list[Message]], list[Message]]) -> Example:
     """The example with `change` applied to its prompt and each of its answers, or to its whole chat."""
     if isinstance(example, Chat):
         return replace(example, messages=change(example.messages))
@@ -68,7 +68,7 @@ def map_messages(example: Chat | Pair | Label, change: Callable[[list[Message]],
     return replace(example, prompt=prompt, chosen=change(example.chosen), rejected=change(example.rejected))
 
 
-def messages_in(example: Example) -> list[Message]:
+def list_example_messages(example: Example) -> list[Message]:
     if isinstance(example, Text):
         return []
     if isinstance(example, Chat):

@@ -14,28 +14,28 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from aurify import registry
-from aurify.data.messages import SAID, SPEAKER, find_role
-from aurify.data.thoughts import find_thought
+from aurify.data.messages import SAID, SPEAKER, read_chat_role
+from aurify.data.thoughts import find_thought_column
 from aurify.errors import UserError
 from aurify.rows.columns import COMPLETION
 from aurify.rows.row import Row, Tally
-from aurify.signatures import options_for, report_crashes, split_options
+from aurify.signatures import convert_call_options, report_crashes, split_options
 
 ANSWERS = (*COMPLETION, "chosen", "rejected")
 Entry = str | Mapping[str, Any]  # a registered function: its name, or {name: ..., options}
 
 
-def resolve_step(step: Literal["filter", "map"], entry: Entry) -> tuple[str, Callable[[Row], Any]]:
+def resolve_row_filter(step: Literal["filter", "map"], entry: Entry) -> tuple[str, Callable[[Row], Any]]:
     """The name, and the function with its checked options."""
     name, given = split_options("dataset", entry)
-    function = registry.get("dataset", name)
+    function = registry.get_entry("dataset", name)
     parameters = list(inspect.signature(function).parameters)
     if parameters[:1] != ["row"]:
         raise UserError(
             f"{step} {name!r}: {name} takes ({', '.join(parameters)}), so it is a data set; a {step} has `row` as its "
             "first parameter"
         )
-    options = options_for(f"{step} {name!r}", function, given, num_given=1)
+    options = convert_call_options(f"{step} {name!r}", function, given, num_given=1)
 
     def run(row: Row) -> Any:
         with report_crashes(f"{step} {name!r} at {row.location}", function):
@@ -44,10 +44,12 @@ def resolve_step(step: Literal["filter", "map"], entry: Entry) -> tuple[str, Cal
     return name, run
 
 
-def apply_steps(rows: Iterable[Row], maps: Sequence[Entry], filters: Sequence[Entry], tally: Tally) -> Iterator[Row]:
+def apply_row_filters(
+    rows: Iterable[Row], maps: Sequence[Entry], filters: Sequence[Entry], tally: Tally
+) -> Iterator[Row]:
     """The rows after all maps, in their order, that all filters let pass. What a filter leaves out is counted."""
-    changes = [resolve_step("map", entry) for entry in maps]
-    tests = [resolve_step("filter", entry) for entry in filters]
+    changes = [resolve_row_filter("map", entry) for entry in maps]
+    tests = [resolve_row_filter("filter", entry) for entry in filters]
     for row in rows:
         for name, change in changes:
             changed = change(row)
@@ -67,12 +69,12 @@ def apply_steps(rows: Iterable[Row], maps: Sequence[Entry], filters: Sequence[En
 
 def at_least(row: Row, column: str, least: float) -> bool:
     """Keeps rows whose number in a column is at least `least`."""
-    return need_number(row, column) >= least
+    return need_column_number(row, column) >= least
 
 
 def at_most(row: Row, column: str, most: float) -> bool:
     """Keeps rows whose number in a column is at most `most`."""
-    return need_number(row, column) <= most
+    return need_column_number(row, column) <= most
 
 
 def equals(row: Row, column: str, value: Any) -> bool:
@@ -120,23 +122,23 @@ def empty_thoughts(row: Row) -> dict[str, Any]:
     def think(value: Any, name: str) -> Any:
         if isinstance(value, list):
             return [think(entry, name) for entry in value]
-        if isinstance(value, Mapping) and not find_thought(value):
-            said = find_role(value) == "assistant"
+        if isinstance(value, Mapping) and not find_thought_column(value):
+            said = read_chat_role(value) == "assistant"
             return {key: think(text, "answer") if said and key in SAID else text for key, text in value.items()}
         is_answer = name in ANSWERS and isinstance(value, str) and value.strip() and "</think>" not in value
         return f"<think>\n\n</think>\n\n{value}" if is_answer else value
 
-    return row if find_thought(row) else {name: think(value, name) for name, value in row.items()}
+    return row if find_thought_column(row) else {name: think(value, name) for name, value in row.items()}
 
 
 def margin_from_scores(
     row: Row, chosen: str = "score_chosen", rejected: str = "score_rejected", scale: float = 1.0
 ) -> dict[str, Any]:
     """The margin of a preference pair is how much better its chosen answer was rated."""
-    return {**row, "margin": scale * (need_number(row, chosen) - need_number(row, rejected))}
+    return {**row, "margin": scale * (need_column_number(row, chosen) - need_column_number(row, rejected))}
 
 
-def need_number(row: Row, column: str) -> float:
+def need_column_number(row: Row, column: str) -> float:
     value = row.number(column)
     if value is None:
         raise UserError(f"{row.location}: no column {column!r}, which a filter or map asks for, or nothing in it")

@@ -11,10 +11,10 @@ from typing import Any
 
 from aurify.config import did_you_mean, join_names
 from aurify.data import reading
-from aurify.data.example import Chat, Example, Label, Pair, as_context
-from aurify.data.messages import SAID, SPEAKER, find_role
+from aurify.data.example import Chat, Example, Label, Pair, as_untrained_messages
+from aurify.data.messages import SAID, SPEAKER, read_chat_role
 from aurify.data.prompts import Columns
-from aurify.data.reading import DROP_LABEL, check_read, parse_label, read_rating
+from aurify.data.reading import DROP_LABEL, check_columns_read, parse_label_value, read_completion_rating
 from aurify.data.transcripts import is_glaive, is_transcript, read_hh
 from aurify.errors import UserError
 from aurify.rows.columns import (
@@ -30,7 +30,7 @@ from aurify.rows.columns import (
     TOOLS,
     find_column,
 )
-from aurify.rows.row import SKIP, BadRow, Row, Tally, is_missing
+from aurify.rows.row import SKIP, BadRow, Row, Tally, is_missing_value
 from aurify.types import Lesson
 
 LOOKED_AT = 200
@@ -64,43 +64,43 @@ class Form:
 FORMS = {
     form.name: form
     for form in (
-        Form("hh", "pairs", reading.read_dialogues),
-        Form("dialogue pairs", "pairs", reading.read_dialogues),
-        Form("pairs", "pairs", reading.read_pair),
+        Form("hh", "pairs", reading.read_dialogue_pair),
+        Form("dialogue pairs", "pairs", reading.read_dialogue_pair),
+        Form("pairs", "pairs", reading.read_pair_example),
         Form("implicit pairs", "pairs", reading.read_implicit_pair),
-        Form("rated completions", "pairs", reading.read_rated),
-        Form("labels", "labels", reading.read_label),
-        Form("messages", "answers", reading.read_chat),
-        Form("sharegpt", "answers", reading.read_chat),
-        Form("capybara", "answers", reading.read_chat),
-        Form("glaive", "answers", reading.read_glaive_chat),
-        Form("alpaca", "answers", reading.read_answer),
-        Form("prompt and answer", "answers", reading.read_answer),
-        Form("calls", "answers", reading.read_call_answer),
-        Form("hh transcript", "answers", reading.read_chat),
-        Form("transcript", "answers", reading.read_chat),
-        Form("text", "answers", reading.read_text),
+        Form("rated completions", "pairs", reading.read_rated_pair),
+        Form("labels", "labels", reading.read_label_example),
+        Form("messages", "answers", reading.read_chat_example),
+        Form("sharegpt", "answers", reading.read_chat_example),
+        Form("capybara", "answers", reading.read_chat_example),
+        Form("glaive", "answers", reading.read_glaive_example),
+        Form("alpaca", "answers", reading.read_answer_example),
+        Form("prompt and answer", "answers", reading.read_answer_example),
+        Form("calls", "answers", reading.read_call_example),
+        Form("hh transcript", "answers", reading.read_chat_example),
+        Form("transcript", "answers", reading.read_chat_example),
+        Form("text", "answers", reading.read_text_example),
     )
 }
 
 # ---------------------------------------------------------------------- what a row looks like
 
 
-def find_forms(row: Mapping[str, Any]) -> Iterator[tuple[str, Columns]]:
+def find_row_forms(row: Mapping[str, Any]) -> Iterator[tuple[str, Columns]]:
     """All forms that a row fits, the most particular one first, each with the columns that it reads."""
-    label, chats = find_label(row), find_chats(row)
-    open_chat = next((column for column in chats.values() if is_open(row[column])), None)
+    label, chats = find_label_columns(row), find_chat_columns(row)
+    open_chat = next((column for column in chats.values() if is_open_chat(row[column])), None)
     prompt = find_column(row, PROMPT, str, list) or open_chat
     system, history = find_column(row, SYSTEM, str), find_column(row, HISTORY, list, str)
     beside = {part: column for part, column in (("system", system), ("history", history)) if column}
     if "chosen" in row and "rejected" in row:
-        yield from find_pairs(row, prompt, next(iter(chats.values()), None), beside)
-    if prompt and isinstance(row[prompt], str) and are_rated(row.get("completions")):
+        yield from find_pair_columns(row, prompt, next(iter(chats.values()), None), beside)
+    if prompt and isinstance(row[prompt], str) and are_rated_completions(row.get("completions")):
         yield "rated completions", {"prompt": prompt}
     if not label:  # a whole chat tells more than its first question and answer beside it
-        yield from ((n, {"messages": c, **beside}) for n, c in chats.items() if c in CHAT and is_answered(row[c]))
+        yield from ((n, {"messages": c, **beside}) for n, c in chats.items() if c in CHAT and is_answered_chat(row[c]))
     answer = find_column(row, (name for name in COMPLETION if name != prompt), str, list, dict, int, float)
-    if prompt and answer and is_said_text(row[prompt]) and is_said_text(row[answer]):
+    if prompt and answer and is_chat_or_text(row[prompt]) and is_chat_or_text(row[answer]):
         context = {"input": column} if (column := find_column(row, CONTEXT, str)) else {}
         both = {"prompt": prompt, "answer": answer, **context, **beside}
         if label:
@@ -114,11 +114,11 @@ def find_forms(row: Mapping[str, Any]) -> Iterator[tuple[str, Columns]]:
     for name, column in chats.items():
         if label:
             yield "labels", {"messages": column, "label": label, **beside}
-        elif "chosen" not in row or not is_open(row[column]):
+        elif "chosen" not in row or not is_open_chat(row[column]):
             yield name, {"messages": column, **beside}
-    if column := find_value(row, is_glaive):
+    if column := find_matching_column(row, is_glaive):
         yield "glaive", {"messages": column, **beside}
-    if "chosen" not in row and (column := find_value(row, read_hh)) and column != prompt:
+    if "chosen" not in row and (column := find_matching_column(row, read_hh)) and column != prompt:
         yield "hh transcript", {"messages": column}
     if column := find_column(row, TEXT, str):
         if is_transcript(row[column]):
@@ -126,13 +126,13 @@ def find_forms(row: Mapping[str, Any]) -> Iterator[tuple[str, Columns]]:
         yield "text", {"text": column}
 
 
-def find_pairs(
+def find_pair_columns(
     row: Mapping[str, Any], prompt: str | None, chat: str | None, beside: Columns
 ) -> Iterator[tuple[str, Columns]]:
     chosen, rejected = row["chosen"], row["rejected"]
     if is_transcript(chosen) and is_transcript(rejected):
         yield "hh", {}
-    if is_whole(chosen) and is_whole(rejected):
+    if is_whole_chat(chosen) and is_whole_chat(rejected):
         yield "dialogue pairs", {**({"prompt": prompt} if prompt else {}), **beside}
     if asked := "prompt" if "prompt" in row else prompt or chat:
         yield "pairs", {"prompt": asked, **beside}
@@ -140,22 +140,22 @@ def find_pairs(
         yield "implicit pairs", {}
 
 
-def find_label(row: Mapping[str, Any]) -> str | None:
+def find_label_columns(row: Mapping[str, Any]) -> str | None:
     column = find_column(row, LABEL, bool, int, float, str)
-    return column if column and parse_label(row[column]) is not None else None
+    return column if column and parse_label_value(row[column]) is not None else None
 
 
-def find_chats(row: Mapping[str, Any]) -> dict[str, str]:
+def find_chat_columns(row: Mapping[str, Any]) -> dict[str, str]:
     """Form -> column with a list of turns: a usual one, or the only one there is. Of two, such as conversation_a and
     conversation_b, nobody knows which one is good."""
-    forms = {str(name): form for name, value in row.items() if name not in SIDES and (form := find_turn(value))}
+    forms = {str(name): form for name, value in row.items() if name not in SIDES and (form := find_turn_form(value))}
     usual = [name for name in CHAT if name in forms]
     others = [name for name in forms if forms[name] != "capybara"]
     names = usual or (others if len(others) == 1 else [])
     return {forms[name]: name for name in reversed(names)}
 
 
-def find_turn(value: Any) -> str:
+def find_turn_form(value: Any) -> str:
     """In which form the first entry of a list is a turn of a conversation."""
     entry = value[0] if isinstance(value, list) and value else None
     if not isinstance(entry, Mapping):
@@ -168,37 +168,39 @@ def find_turn(value: Any) -> str:
     return "messages" if speaker else ""
 
 
-def find_value(row: Mapping[str, Any], test: Callable[[Any], object]) -> str | None:
+def find_matching_column(row: Mapping[str, Any], test: Callable[[Any], object]) -> str | None:
     return next((str(name) for name, value in row.items() if test(value)), None)
 
 
-def is_said_text(value: Any) -> bool:
+def is_chat_or_text(value: Any) -> bool:
     """Text, a message or messages, and no other list."""
     entry = value[0] if isinstance(value, list) else value
     return not isinstance(value, list | dict) or (isinstance(entry, Mapping) and ("role" in entry or "from" in entry))
 
 
-def is_open(chat: Sequence[Any]) -> bool:
+def is_open_chat(chat: Sequence[Any]) -> bool:
     """It ends with a question."""
     last = chat[-1] if isinstance(chat[-1], Mapping) else {}
-    return find_role(last) == "user"
+    return read_chat_role(last) == "user"
 
 
-def is_answered(chat: Sequence[Any]) -> bool:
+def is_answered_chat(chat: Sequence[Any]) -> bool:
     """An answer stands in it, and it does not end with a question."""
-    said = any(isinstance(turn, Mapping) and (find_role(turn) == "assistant" or "output" in turn) for turn in chat)
-    return said and not is_open(chat)
+    said = any(isinstance(turn, Mapping) and (read_chat_role(turn) == "assistant" or "output" in turn) for turn in chat)
+    return said and not is_open_chat(chat)
 
 
-def is_whole(side: Any) -> bool:
+def is_whole_chat(side: Any) -> bool:
     """A whole conversation: a list that does not begin with the assistant."""
     opened = isinstance(side, list) and side and isinstance(side[0], Mapping)
-    return bool(opened) and find_role(side[0]) != "assistant"
+    return bool(opened) and read_chat_role(side[0]) != "assistant"
 
 
-def are_rated(entries: Any) -> bool:
+def are_rated_completions(entries: Any) -> bool:
     several = isinstance(entries, list) and len(entries) > 1
-    return several and all(isinstance(entry, Mapping) and read_rating(entry) is not None for entry in entries)
+    return several and all(
+        isinstance(entry, Mapping) and read_completion_rating(entry) is not None for entry in entries
+    )
 
 
 # ---------------------------------------------------------------------- the form of a source
@@ -218,13 +220,13 @@ class Reader:
     def read(self, row: Row) -> list[Example]:
         """One example of what the method learns from, or two where a pair becomes labels."""
         form, columns = self.choose(row)
-        check_read(row, columns)
+        check_columns_read(row, columns)
         example = replace(form.read(row, columns), location=row.location, part=row.part)
         if not isinstance(example, Pair) or self.lesson == "pairs":
             return [example]
         shared: dict[str, Any] = {"tools": example.tools, "location": row.location, "part": row.part}
         if self.lesson == "answers":
-            messages = [*as_context(example.prompt), *example.chosen]
+            messages = [*as_untrained_messages(example.prompt), *example.chosen]
             return [Chat(messages, len(example.prompt), **shared)]
         sides = ((example.chosen, True), (example.rejected, False))
         return [Label(example.prompt, side, desirable, **shared) for side, desirable in sides]
@@ -232,7 +234,7 @@ class Reader:
     def choose(self, row: Row) -> tuple[Form, Columns]:
         """The form of the source; or the row's own, where it lacks columns of that and has others instead."""
         fitting: dict[str, Columns] = {}
-        for name, columns in find_forms(row):
+        for name, columns in find_row_forms(row):
             fitting.setdefault(name, columns)
         useful = [name for name in fitting if FORMS[name].holds in ALSO[self.lesson]]
         if not useful and self.columns.get("label") in row:
@@ -266,7 +268,7 @@ class Reader:
                 own = replace(self, form=form, columns=columns)
                 read = {*columns.values(), *own.needed(), *TOOLS, "completions", "margin"}
                 read |= {*THOUGHT} if "answer" in columns else set()
-                names |= {str(name) for name, value in row.items() if not is_missing(value)} - read
+                names |= {str(name) for name, value in row.items() if not is_missing_value(value)} - read
             del row.changes[num_changes:]
         return sorted(names)
 
@@ -286,13 +288,13 @@ class Reader:
         return examples
 
     def line(self) -> str:
-        both = ("chosen", "rejected") if self.form.read is reading.read_pair else ()
+        both = ("chosen", "rejected") if self.form.read is reading.read_pair_example else ()
         columns = ", ".join(dict.fromkeys([*self.columns.values(), *both]))
         read_as = "" if self.form.holds == self.lesson else f", taken as {ONES[self.lesson]}"
         return f"{self.form.name!r}{f' (columns {columns})' if columns else ''}{read_as}"
 
 
-def detect(rows: Sequence[Row], lesson: Lesson | None = None, name: str | None = None) -> Reader:
+def detect_row_form(rows: Sequence[Row], lesson: Lesson | None = None, name: str | None = None) -> Reader:
     """Finds out the form of a source and which of its columns hold what: prompts, conversations, pairs, ...
 
     lesson: what is learned from; a form that holds just that comes before one that can be turned into it. name: the
@@ -302,24 +304,24 @@ def detect(rows: Sequence[Row], lesson: Lesson | None = None, name: str | None =
         raise UserError(f"unknown form of data {name!r}{did_you_mean(name, FORMS)}")
     allowed = [form for form in FORMS.values() if name in (None, form.name)]
     kinds = [[form for form in allowed if form.holds == holds] for holds in ALSO[lesson]] if lesson else [allowed]
-    found = [one for one in (vote(forms, looked_at) for forms in kinds) if one is not None]
+    found = [one for one in (vote_on_form(forms, looked_at) for forms in kinds) if one is not None]
     if found:
         most = max(num for _, _, num in found)
         form, columns, num = next(one for one in found if 2 * one[2] >= most)
         return Reader(form, columns, num, len(looked_at), lesson or form.holds, given=name is not None)
-    other = vote(allowed, looked_at)
+    other = vote_on_form(allowed, looked_at)
     where = rows[0].location if rows else "the data"
     if other is not None and lesson and 2 * other[2] >= len(looked_at):
         held = f"{ONES[other[0].holds]} ({other[0].name!r})"
         mend = f". {DROP_LABEL.format(label=other[1].get('label'))}" if other[0].holds == "labels" else ""
         raise UserError(f"{where}: the rows are {held}; this method learns from {ONES[lesson]}{mend}")
     if lesson is None:
-        raise UserError(f"{where}: {explain_unknown(rows[0] if rows else {})}")
+        raise UserError(f"{where}: {explain_unknown_form(rows[0] if rows else {})}")
     fallback, columns = FALLBACK[lesson]
     return Reader(FORMS[fallback], columns, 0, len(looked_at), lesson)
 
 
-def explain_unknown(row: Mapping[str, Any]) -> str:
+def explain_unknown_form(row: Mapping[str, Any]) -> str:
     if find_column(row, PROMPT, str, list):
         return (
             "prompts without answers, from which nothing can be imitated; they are tasks of a method that samples its "
@@ -332,14 +334,14 @@ def explain_unknown(row: Mapping[str, Any]) -> str:
     )
 
 
-def vote(forms: Sequence[Form], rows: Sequence[Row]) -> tuple[Form, Columns, int] | None:
+def vote_on_form(forms: Sequence[Form], rows: Sequence[Row]) -> tuple[Form, Columns, int] | None:
     """The form that the most rows have, its columns and the number of these rows. A row votes for its most particular
     form."""
     names = {form.name for form in forms}
     votes: Counter[str] = Counter()
     columns: dict[str, Counter[tuple[tuple[str, str], ...]]] = {name: Counter() for name in names}
     for row in rows:
-        name, found = next((one for one in find_forms(row) if one[0] in names), ("", {}))
+        name, found = next((one for one in find_row_forms(row) if one[0] in names), ("", {}))
         if name:
             votes[name] += 1
             columns[name][tuple(found.items())] += 1

@@ -25,29 +25,29 @@ LABEL = re.compile(r"(?:question|problem|query|instruction|input|prompt|user|hum
 PHRASE, FEW = 0.1, 3  # a share, and a number, of the prompts of a set: what so many have in common is no question
 
 
-def normal_form(text: str) -> str:
+def normalise_question(text: str) -> str:
     if not text.isascii():
         text = unicodedata.normalize("NFC", text.translate(SAME))
     text = text.casefold()
     return " ".join((text if text.isascii() else unicodedata.normalize("NFC", text)).split())
 
 
-def list_questions(messages: Sequence[Message]) -> list[str]:
+def list_user_questions(messages: Sequence[Message]) -> list[str]:
     """What the user says; of a prompt without a user, what it has."""
     said = [message["content"] for message in messages if message["role"] == "user"]
     return said or [message["content"] for message in messages if message["role"] != "assistant"] or [""]
 
 
-def whole_prompt(messages: Sequence[Message]) -> str:
+def normalise_prompt(messages: Sequence[Message]) -> str:
     """The normal form of all but answers."""
-    return "\n".join(normal_form(message["content"]) for message in messages if message["role"] != "assistant")
+    return "\n".join(normalise_question(message["content"]) for message in messages if message["role"] != "assistant")
 
 
 def question_keys(prompts: Sequence[Sequence[Message]]) -> list[tuple[str, bool]]:
     """What each prompt of a set asks, in normal form. True: it is the whole prompt, for the user's turns tell
     nothing."""
-    keys = ["\n".join(map(normal_form, list_questions(messages))) for messages in prompts]
-    whole = [whole_prompt(messages) for messages in prompts]
+    keys = ["\n".join(map(normalise_question, list_user_questions(messages))) for messages in prompts]
+    whole = [normalise_prompt(messages) for messages in prompts]
     shared = Counter(key for key, _ in set(zip(keys, whole, strict=True)))
     bound = max(FEW, PHRASE * len(set(whole)))
     return [(text, True) if shared[key] >= bound else (key, False) for key, text in zip(keys, whole, strict=True)]
@@ -56,7 +56,7 @@ def question_keys(prompts: Sequence[Sequence[Message]]) -> list[tuple[str, bool]
 def example_keys(examples: Sequence[Example]) -> list[str]:
     """What each example of a set asks, or the plain text that it is, in normal form."""
     keys = iter(question_keys([example.prompt for example in examples if not isinstance(example, Text)]))
-    return [normal_form(example.text) if isinstance(example, Text) else next(keys)[0] for example in examples]
+    return [normalise_question(example.text) if isinstance(example, Text) else next(keys)[0] for example in examples]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class HeldOut:
         for key, is_whole in keys:
             (self.prompts if is_whole else self.questions).setdefault(key, holder)
         if last_turn:
-            last = [normal_form(list_questions(messages)[-1]) for messages in prompts]
+            last = [normalise_question(list_user_questions(messages)[-1]) for messages in prompts]
             num = Counter(text for text, _ in set(zip(last, keys, strict=True)))
             for text, (_, is_whole) in zip(last, keys, strict=True):
                 if text and not is_whole and num[text] == 1:
@@ -83,7 +83,7 @@ class HeldOut:
         self.add([example.prompt for example in examples if not isinstance(example, Text)], holder)
         for example in examples:
             if isinstance(example, Text):
-                self.questions.setdefault(normal_form(example.text), holder)
+                self.questions.setdefault(normalise_question(example.text), holder)
 
     def __bool__(self) -> bool:
         return bool(self.questions or self.prompts)
@@ -91,20 +91,24 @@ class HeldOut:
     def holder(self, messages: Sequence[Message], first: int = 0, but: Collection[str] = ()) -> str | None:
         """Who holds out what these messages ask; None: nobody. first: the messages before it are context, so only the
         last question among them is looked at. but: who does not count."""
-        found = (self.questions.get(key) for key in questions_in(messages, first))
-        whole = (self.prompts.get(key) for key in (prompts_in(messages) if self.prompts else ()))
-        return first_holder(chain(found, whole), but)
+        found = (self.questions.get(key) for key in list_turn_questions(messages, first))
+        whole = (self.prompts.get(key) for key in (list_whole_prompts(messages) if self.prompts else ()))
+        return first_heldout_holder(chain(found, whole), but)
 
     def holder_of_example(self, example: Example, but: Collection[str] = ()) -> str | None:
         if isinstance(example, Text):
-            return first_holder((self.questions.get(key) for key in parts_in(example.text)), but)
+            return first_heldout_holder(
+                (self.questions.get(key) for key in normalise_question_parts(example.text)), but
+            )
         if isinstance(example, Chat):
             return self.holder(example.messages, but=but)
         sides = (example.chosen, example.rejected) if isinstance(example, Pair) else (example.completion,)
-        return first_holder((self.holder([*example.prompt, *side], len(example.prompt), but) for side in sides), but)
+        return first_heldout_holder(
+            (self.holder([*example.prompt, *side], len(example.prompt), but) for side in sides), but
+        )
 
 
-def first_holder(holders: Iterable[str | None], but: Collection[str]) -> str | None:
+def first_heldout_holder(holders: Iterable[str | None], but: Collection[str]) -> str | None:
     return next((holder for holder in holders if holder is not None and holder not in but), None)
 
 
@@ -114,29 +118,29 @@ def heldout_tasks(tasks: Sequence[Task], holder: str = "the task") -> HeldOut:
     return result
 
 
-def questions_in(messages: Sequence[Message], first: int = 0) -> Iterator[str]:
+def list_turn_questions(messages: Sequence[Message], first: int = 0) -> Iterator[str]:
     """Each user turn and its parts; all turns up to one of them, together."""
-    turns = list_questions(messages)
-    skipped = max(0, len(list_questions(messages[:first])) - 1) if first else 0
+    turns = list_user_questions(messages)
+    skipped = max(0, len(list_user_questions(messages[:first])) - 1) if first else 0
     for turn in turns[skipped:]:
-        yield from parts_in(turn)
-    forms = list(map(normal_form, turns)) if len(turns) > 1 else []
+        yield from normalise_question_parts(turn)
+    forms = list(map(normalise_question, turns)) if len(turns) > 1 else []
     yield from ("\n".join(forms[:num]) for num in range(max(2, skipped + 1), len(forms) + 1))
 
 
-def prompts_in(messages: Sequence[Message]) -> Iterator[str]:
+def list_whole_prompts(messages: Sequence[Message]) -> Iterator[str]:
     """The whole prompt before each turn of the assistant, and in all."""
     ends = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-    yield from (whole_prompt(messages[:end]) for end in (*ends, len(messages)))
+    yield from (normalise_prompt(messages[:end]) for end in (*ends, len(messages)))
 
 
-def parts_in(text: str) -> Iterator[str]:
+def normalise_question_parts(text: str) -> Iterator[str]:
     """The normal forms of a text, of its paragraphs and of its lines, without a label such as "Question:"."""
     parts = [text]
     if "\n" in text:
         parts += [*re.split(r"\n\s*\n", text), *text.split("\n")]
     for part in parts:
-        form = normal_form(part)
+        form = normalise_question(part)
         if form:
             yield form
             label = LABEL.match(form)

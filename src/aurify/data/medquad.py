@@ -18,8 +18,8 @@ from aurify.knowledge.chunking.chunk import ChunkOptions
 from aurify.knowledge.knowledge_base import AddSummary, KnowledgeBase
 from aurify.knowledge.types import Document
 from aurify.rows.row import BadRow, Row
-from aurify.rows.sources import open_source
-from aurify.tracking.jsonl import write_rows
+from aurify.rows.sources import open_rows
+from aurify.tracking.jsonl import write_log
 
 CHUNK_TOKENS = 253
 COLUMNS = {
@@ -53,7 +53,7 @@ class Medquad:
 def read_medquad(path: str, max_documents: int | None, seed: int) -> Medquad:
     """An answer that several rows give is one document. max_documents: that many, chosen by the seed."""
     made, rows = Medquad(), list[dict[str, str]]()
-    for row in open_source(path):
+    for row in open_rows(path):
         if isinstance(row, BadRow):
             made.left_out["cannot be read"] += 1
         elif (values := find_medquad(row)) is None:
@@ -68,8 +68,8 @@ def read_medquad(path: str, max_documents: int | None, seed: int) -> Medquad:
     chosen = sorted(by_answer)
     if max_documents is not None and max_documents < len(chosen):
         chosen = sorted(random.Random(f"medquad/{seed}").sample(chosen, max_documents))
-    ids = {answer: identify(by_answer[answer]) for answer in chosen}
-    made.documents = [write_document(ids[answer], by_answer[answer]) for answer in chosen]
+    ids = {answer: medquad_row_id(by_answer[answer]) for answer in chosen}
+    made.documents = [write_medquad_document(ids[answer], by_answer[answer]) for answer in chosen]
     asked: dict[str, list[dict[str, str]]] = {}
     for values in rows:
         if values["answer"] in ids:
@@ -90,19 +90,21 @@ def find_medquad(row: Row) -> dict[str, str] | None:
     return found if found["question"] and found["answer"] else None
 
 
-def identify(values: dict[str, str]) -> str:
+def medquad_row_id(values: dict[str, str]) -> str:
     """Stays the same whatever else is chosen."""
     name = re.sub(r"\W+", "-", f"{values['focus']} {values['type']}".lower()).strip("-") or "answer"
     return f"{name}-{hashlib.sha256(values['answer'].encode()).hexdigest()[:6]}"
 
 
-def write_document(name: str, values: dict[str, str]) -> Document:
+def write_medquad_document(name: str, values: dict[str, str]) -> Document:
     title = ": ".join(filter(None, (values["focus"], values["type"])))
     metadata = {"source": values["source"]} if values["source"] else {}
     return Document(name, values["answer"], title, source="medquad", metadata=metadata)
 
 
-def split_questions(questions: Sequence[Question], share: float, seed: int) -> tuple[list[Question], list[Question]]:
+def split_medquad_questions(
+    questions: Sequence[Question], share: float, seed: int
+) -> tuple[list[Question], list[Question]]:
     """Train and held out: about that share of what questions are about, both in a random order."""
     focuses = sorted({question.focus or question.text for question in questions})
     generator = random.Random(f"medquad/heldout/{seed}")
@@ -139,18 +141,21 @@ def make_medquad(
     if not 0 < heldout_share < 1:
         raise UserError(f"medquad: a held-out share of {heldout_share:g}; it must lie between 0 and 1")
     made = read_medquad(path, max_documents, seed)
-    train, heldout = split_questions(made.questions, heldout_share, seed)
+    train, heldout = split_medquad_questions(made.questions, heldout_share, seed)
     folder.mkdir(parents=True, exist_ok=True)
     kb = folder / "kb"
-    base = KnowledgeBase.open(kb) if (kb / "settings.json").is_file() else create_base(kb)
+    base = KnowledgeBase.open(kb) if (kb / "settings.json").is_file() else create_medquad_kb(kb)
     base.remove(base.digests("medquad").keys() - {document.id for document in made.documents})
     added = base.add(made.documents, progress=progress)
     for name, questions in ((TRAIN, train), (HELDOUT, heldout)):
-        write_rows(folder / name, (write_question(question, instructions) for question in questions))
+        write_log(folder / name, (write_medquad_question(question, instructions) for question in questions))
     shown = random.Random(f"medquad/demonstrations/{seed}").sample(train, min(num_demonstrations, len(train)))
-    write_rows(
+    write_log(
         folder / DEMONSTRATIONS,
-        (show_search(question, instructions, show(write_query(question), topk, max_chars)) for question in shown),
+        (
+            write_medquad_search(question, instructions, show(write_medquad_query(question), topk, max_chars))
+            for question in shown
+        ),
     )
     return {
         "documents": len(made.documents),
@@ -163,20 +168,20 @@ def make_medquad(
     }
 
 
-def create_base(folder: Path) -> KnowledgeBase:
+def create_medquad_kb(folder: Path) -> KnowledgeBase:
     return KnowledgeBase.create(folder, chunking=ChunkOptions(max_tokens=CHUNK_TOKENS))
 
 
-def write_question(question: Question, instructions: str) -> dict[str, Any]:
+def write_medquad_question(question: Question, instructions: str) -> dict[str, Any]:
     prompt = instructions + question.text
     return {"prompt": prompt, "answer": question.answer, "documents": list(question.documents)}
 
 
-def write_query(question: Question) -> str:
+def write_medquad_query(question: Question) -> str:
     return " ".join(filter(None, (question.focus, question.type))) or question.text
 
 
-def show_search(question: Question, instructions: str, found: str) -> dict[str, Any]:
+def write_medquad_search(question: Question, instructions: str, found: str) -> dict[str, Any]:
     """A search, what the environment answered, and the beginning of the right answer: its first sentences."""
     answer = ""
     for sentence in SENTENCE.split(question.answer):
@@ -185,7 +190,7 @@ def show_search(question: Question, instructions: str, found: str) -> dict[str, 
         answer = f"{answer} {sentence}".strip()
     said: list[dict[str, Any]] = [
         {"role": "user", "content": instructions + question.text},
-        {"role": "assistant", "content": f"<search> {write_query(question)} </search>"},
+        {"role": "assistant", "content": f"<search> {write_medquad_query(question)} </search>"},
         {"role": "assistant", "content": found, "weight": 0, "goes_on": True},
         {"role": "assistant", "content": f"<answer> {answer[: 2 * SHORT_ANSWER]} </answer>", "goes_on": True},
     ]

@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from aurify.data.calls import read_declared, read_written
-from aurify.data.thoughts import find_thought, settle_thought, strip_tags
-from aurify.rows.row import NANS, Row, is_missing
+from aurify.data.calls import read_declared_calls, read_written_calls
+from aurify.data.thoughts import find_thought_column, settle_example_thought, strip_think_tags
+from aurify.rows.row import NANS, Row, is_missing_value
 from aurify.types import Message
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -27,7 +27,7 @@ RESULT_TAGS = "<tool_response>", "</tool_response>"
 UNWRAPPED = "tags around a tool's result were taken off: the chat template writes them"
 
 
-def read_messages(row: Row, column: str) -> list[Message]:
+def read_chat_column(row: Row, column: str) -> list[Message]:
     """The conversation in a column."""
     given = row.need(column)
     given = [given] if isinstance(given, Mapping) else given
@@ -37,10 +37,10 @@ def read_messages(row: Row, column: str) -> list[Message]:
     for index, entry in enumerate(given):
         where = f"{column}[{index}]"
         if isinstance(entry, Mapping) and "input" in entry and "output" in entry:
-            messages += read_turn(row, where, entry)
+            messages += read_chat_turn(row, where, entry)
             continue
-        message = read_message(row, where, entry)
-        if messages and is_call_turn(entry) and is_plain_answer(messages[-1]):
+        message = read_chat_message(row, where, entry)
+        if messages and is_chat_call(entry) and is_plain_chat_answer(messages[-1]):
             row.changes.append(CALL_JOINED)
             messages[-1]["tool_calls"] = message["tool_calls"]
         else:
@@ -48,44 +48,44 @@ def read_messages(row: Row, column: str) -> list[Message]:
     return messages
 
 
-def is_call_turn(entry: Mapping[str, Any]) -> bool:
-    return find_role(entry) in CALL_ROLES
+def is_chat_call(entry: Mapping[str, Any]) -> bool:
+    return read_chat_role(entry) in CALL_ROLES
 
 
-def is_plain_answer(message: Message) -> bool:
+def is_plain_chat_answer(message: Message) -> bool:
     return message["role"] == "assistant" and "tool_calls" not in message and "weight" not in message
 
 
-def read_turn(row: Row, where: str, turn: Mapping[str, Any]) -> list[Message]:
+def read_chat_turn(row: Row, where: str, turn: Mapping[str, Any]) -> list[Message]:
     """Capybara writes a question and its answer as one object."""
     asked, said = turn["input"], turn["output"]
     if not all(isinstance(text, str) and text.strip() for text in (asked, said)):
         raise row.bad(
             f"{where} is {str(turn)[:80]}; expected an object with an input and an output",
-            f"{column_name(where)!r} holds something that is no turn with input and output",
+            f"{chat_column_name(where)!r} holds something that is no turn with input and output",
         )
     return [{"role": "user", "content": asked}, {"role": "assistant", "content": said}]
 
 
-def read_message(row: Row, where: str, given: Any) -> Message:
+def read_chat_message(row: Row, where: str, given: Any) -> Message:
     values = {key: value for key, value in given.items() if value is not None} if isinstance(given, Mapping) else {}
-    role = find_role(values)
-    calls = read_declared(row, where, values)
+    role = read_chat_role(values)
+    calls = read_declared_calls(row, where, values)
     said = next((values[key] for key in SAID if key in values), "" if calls else None)
-    thought, content = read_content(said, role)
+    thought, content = read_chat_content(said, role)
     if role in CALL_ROLES:
-        role, calls, content = "assistant", read_written(row, where, content or ""), ""
+        role, calls, content = "assistant", read_written_calls(row, where, content or ""), ""
     if role not in ROLES or content is None:
-        raise refuse_message(row, where, given, role, said)
+        raise refuse_chat_message(row, where, given, role, said)
     if content in NANS:
         problem = f"{where} is {content!r}, which stands for a missing value; fill it or remove the row"
-        raise row.bad(problem, f"{column_name(where)!r}: a message that is 'nan'")
-    weight = read_weight(row, where, values, role)
-    if role in ("user", "assistant") and is_missing(content) and not calls and weight != 0:
+        raise row.bad(problem, f"{chat_column_name(where)!r}: a message that is 'nan'")
+    weight = read_chat_weight(row, where, values, role)
+    if role in ("user", "assistant") and is_missing_value(content) and not calls and weight != 0:
         problem = f"{'an' if role == 'assistant' else 'a'} {role} message without text"
-        raise row.bad(f"{where} is {problem}; fill it or remove the row", f"{column_name(where)!r}: {problem}")
+        raise row.bad(f"{where} is {problem}; fill it or remove the row", f"{chat_column_name(where)!r}: {problem}")
     if role == "assistant":
-        content = settle_thought(row, where, thought or find_thought(values), content)
+        content = settle_example_thought(row, where, thought or find_thought_column(values), content)
     if role == "tool" and content.strip().startswith(RESULT_TAGS[0]) and content.strip().endswith(RESULT_TAGS[1]):
         row.changes.append(UNWRAPPED)
         content = content.strip()[len(RESULT_TAGS[0]) : -len(RESULT_TAGS[1])].strip()
@@ -103,16 +103,16 @@ def read_message(row: Row, where: str, given: Any) -> Message:
     return message
 
 
-def find_role(values: Mapping[str, Any]) -> str | None:
+def read_chat_role(values: Mapping[str, Any]) -> str | None:
     """Who speaks, in the usual word; any other word as it is."""
     role = next((values[key] for key in SPEAKER if isinstance(values.get(key), str)), None)
     plain = role.strip().lower() if role is not None else ""
     return SAME_ROLE.get(plain, plain if plain in (*ROLES, *CALL_ROLES) else role)
 
 
-def refuse_message(row: Row, where: str, given: Any, role: str | None, said: Any) -> Exception:
+def refuse_chat_message(row: Row, where: str, given: Any, role: str | None, said: Any) -> Exception:
     """Says what is wrong with it."""
-    column = column_name(where)
+    column = chat_column_name(where)
     if not isinstance(given, Mapping) or role is None:
         return row.bad(
             f"{where} is {str(given)[:80]}; expected an object with a role (or from: {', '.join(ROLES)}) and a content "
@@ -131,41 +131,41 @@ def refuse_message(row: Row, where: str, given: Any, role: str | None, said: Any
     return row.bad(f"{where} ({role}) has {found}; expected text, or a list of text parts", f"{column!r}: {found}")
 
 
-def column_name(where: str) -> str:
+def chat_column_name(where: str) -> str:
     return where.partition("[")[0]
 
 
-def read_content(content: Any, role: str | None) -> tuple[str, str | None]:
+def read_chat_content(content: Any, role: str | None) -> tuple[str, str | None]:
     """The thought, and the text: of the parts of a list too; what a tool gives may be any value, and is written as
     JSON. None: neither, such as an image."""
     if isinstance(content, Mapping) and content.get("type") == "text":
         content = [content]
     if isinstance(content, int | float) and not isinstance(content, bool) and abs(content) != float("inf"):
         content = str(content)
-    if role == "tool" and content is not None and not isinstance(content, str) and not is_parts(content):
+    if role == "tool" and content is not None and not isinstance(content, str) and not is_content_parts(content):
         return "", json.dumps(content, ensure_ascii=False, default=str)
-    if is_parts(content):
-        thoughts = [find_thought(part) or part.get("text") for part in content if is_thought(part)]
-        texts = [part.get("text") for part in content if is_text(part)]
+    if is_content_parts(content):
+        thoughts = [find_thought_column(part) or part.get("text") for part in content if is_thought_part(part)]
+        texts = [part.get("text") for part in content if is_text_part(part)]
         known = len(texts) + len(thoughts) == len(content) and all(isinstance(t, str) for t in (*texts, *thoughts))
-        return ("".join(map(strip_tags, thoughts)), "".join(texts)) if known else ("", None)
+        return ("".join(map(strip_think_tags, thoughts)), "".join(texts)) if known else ("", None)
     return "", content if isinstance(content, str) else None
 
 
-def is_parts(content: Any) -> bool:
+def is_content_parts(content: Any) -> bool:
     several = isinstance(content, list) and bool(content)
     return several and all(isinstance(part, Mapping) and ("type" in part or "text" in part) for part in content)
 
 
-def is_text(part: Mapping[str, Any]) -> bool:
+def is_text_part(part: Mapping[str, Any]) -> bool:
     return part.get("type", "text") in ("text", "input_text", "output_text")
 
 
-def is_thought(part: Mapping[str, Any]) -> bool:
+def is_thought_part(part: Mapping[str, Any]) -> bool:
     return part.get("type") in ("thinking", "reasoning")
 
 
-def read_weight(row: Row, where: str, values: Mapping[str, Any], role: str) -> float | None:
+def read_chat_weight(row: Row, where: str, values: Mapping[str, Any], role: str) -> float | None:
     """What `train` (true or false) or `weight` (a number) of a message say; None where it has neither."""
     if "train" not in values and "weight" not in values:
         return None

@@ -43,7 +43,7 @@ async def sample_preferences(
         )
         trajectories = [trajectory for trajectory in played if trajectory is not None]
         await rubric.score(task, trajectories)
-        return choose_pair(task, trajectories)
+        return choose_preference_pair(task, trajectories)
 
     rows = await asyncio.gather(*(sample_pair(index, task) for index, task in enumerate(tasks)))
     for line in player.take_lines():
@@ -54,7 +54,7 @@ async def sample_preferences(
     return kept, len(rows) - len(kept)
 
 
-def choose_pair(task: Task, trajectories: Sequence[Trajectory]) -> Row | None:
+def choose_preference_pair(task: Task, trajectories: Sequence[Trajectory]) -> Row | None:
     """The best answer against the worst; None where nothing tells them apart. An answer that was cut off cannot be the
     best: as an example it would teach to stop there."""
     judged = [(trajectory.reward, trajectory) for trajectory in trajectories if trajectory.reward is not None]
@@ -67,23 +67,28 @@ def choose_pair(task: Task, trajectories: Sequence[Trajectory]) -> Row | None:
     if best_reward <= worst_reward or best.text.strip() == worst.text.strip():
         return None
     rewards = [best_reward, worst_reward]
-    if is_single(task, best) and is_single(task, worst):
+    if is_single_answer(task, best) and is_single_answer(task, worst):
         return Row({"prompt": task.prompt, "chosen": best.text, "rejected": worst.text, "rewards": rewards}, task.id)
     asked = [trajectory.messages[: trajectory.num_prompt_messages] for trajectory in (best, worst)]
     if asked[0] != asked[1] or list(best.tools) != list(worst.tools):  # answers to different questions
         return None
-    row = {"prompt": asked[0], "chosen": all_turns(best), "rejected": all_turns(worst), "rewards": rewards}
+    row = {
+        "prompt": asked[0],
+        "chosen": list_policy_turns(best),
+        "rejected": list_policy_turns(worst),
+        "rewards": rewards,
+    }
     return Row(row | ({"tools": list(best.tools)} if best.tools else {}), task.id)
 
 
-def is_single(task: Task, trajectory: Trajectory) -> bool:
+def is_single_answer(task: Task, trajectory: Trajectory) -> bool:
     """One answer to the task's own prompt."""
     asked = trajectory.messages[: trajectory.num_prompt_messages]
     plain = len(trajectory.completion) == 1 and not trajectory.completion[0].get("tool_calls")
     return plain and not trajectory.tools and asked == task.prompt
 
 
-def all_turns(trajectory: Trajectory) -> list[Message]:
+def list_policy_turns(trajectory: Trajectory) -> list[Message]:
     """Up to the last one of the policy."""
     completion = list(trajectory.completion)
     while completion and not (completion[-1]["role"] == "assistant" and completion[-1].get("weight", 1.0)):

@@ -6,12 +6,12 @@ import unicodedata
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from aurify.data.messages import read_messages
-from aurify.data.thoughts import find_thought, settle_thought
-from aurify.data.transcripts import read_hh, read_transcript, strip_header
+from aurify.data.messages import read_chat_column
+from aurify.data.thoughts import find_thought_column, settle_example_thought
+from aurify.data.transcripts import read_hh, read_transcript, strip_transcript_header
 from aurify.rows.columns import CHAT, GOLD, PROMPT, find_column
-from aurify.rows.row import Row, drop_invisible, is_missing
-from aurify.rows.values import parse_json
+from aurify.rows.row import Row, drop_invisible_characters, is_missing_value
+from aurify.rows.values import parse_json_value
 from aurify.types import Message, Task
 
 Columns = Mapping[str, str]  # part -> column of the file
@@ -30,16 +30,16 @@ def question(text: str, system: str | None = None) -> list[Message]:
     return [*messages, {"role": "user", "content": text}]
 
 
-def read_conversation(row: Row, column: str) -> list[Message]:
+def read_chat_or_transcript(row: Row, column: str) -> list[Message]:
     """A list of messages, or a transcript."""
     given = row.get(column)
-    if not isinstance(given, str) or is_missing(given):
-        return read_messages(row, column)
+    if not isinstance(given, str) or is_missing_value(given):
+        return read_chat_column(row, column)
     if messages := read_hh(given):
         return messages
     messages = read_transcript(given)
     if messages is None:
-        return read_messages(row, column)  # says what is expected
+        return read_chat_column(row, column)  # says what is expected
     row.changes.append(WRITTEN_OUT)
     return messages
 
@@ -64,23 +64,23 @@ def read_open_transcript(row: Row, column: str) -> list[Message] | None:
     return None if begun else messages
 
 
-def read_prompt(row: Row, columns: Columns) -> list[Message]:
+def read_prompt_column(row: Row, columns: Columns) -> list[Message]:
     """Messages, a transcript, or a text, which becomes a user's message with what belongs below it. Earlier turns and
     a system prompt may stand in columns of their own."""
     column = columns["prompt"]
     if isinstance(row.get(column), list):
-        messages = read_messages(row, column)
+        messages = read_chat_column(row, column)
     elif (turns := read_open_transcript(row, column)) is not None:
         messages = turns
     else:
         text, below = row.text(column), row.get(columns.get("input", ""))
         messages = question(f"{text}\n\n{below}" if isinstance(below, str) and below.strip() else text)
-    return with_system(row, columns, [*read_history(row, columns.get("history", "")), *messages])
+    return add_system_column(row, columns, [*read_history_column(row, columns.get("history", "")), *messages])
 
 
-def read_history(row: Row, column: str) -> list[Message]:
+def read_history_column(row: Row, column: str) -> list[Message]:
     """Earlier turns: a list of questions and answers in turn, two by two."""
-    turns = [] if is_missing(row.get(column)) else parse_json(row[column])
+    turns = [] if is_missing_value(row.get(column)) else parse_json_value(row[column])
     messages: list[Message] = []
     for turn in turns if isinstance(turns, list) else [turns]:
         if not isinstance(turn, list) or len(turn) != 2 or not all(isinstance(text, str) for text in turn):
@@ -90,7 +90,7 @@ def read_history(row: Row, column: str) -> list[Message]:
     return messages
 
 
-def with_system(row: Row, columns: Columns, messages: list[Message]) -> list[Message]:
+def add_system_column(row: Row, columns: Columns, messages: list[Message]) -> list[Message]:
     """With the system prompt of a column, where the conversation has none."""
     text = row.get(columns.get("system", ""))
     if not isinstance(text, str) or not text.strip() or messages[0]["role"] == "system":
@@ -101,22 +101,22 @@ def with_system(row: Row, columns: Columns, messages: list[Message]) -> list[Mes
 # ---------------------------------------------------------------------- answers
 
 
-def read_completion(row: Row, column: str, prompt: Sequence[Message], *, strip: bool = False) -> list[Message]:
+def read_completion_column(row: Row, column: str, prompt: Sequence[Message], *, strip: bool = False) -> list[Message]:
     """The answer in a column, a text, messages or a transcript, without the prompt where it stands there again. strip:
     white space around a text belongs to the transcript that it goes on."""
     value = row.get(column)
-    if isinstance(value, Mapping) or (isinstance(value, list) and is_objects(value)):
-        messages = read_messages(row, column)
+    if isinstance(value, Mapping) or (isinstance(value, list) and is_list_of_objects(value)):
+        messages = read_chat_column(row, column)
     else:
         text = row.text(column)
         turns = read_hh(text) or read_transcript(text) or []
-        if not begins_with(turns, prompt) or len(turns) <= len(without_system(prompt)):
-            said = strip_header(text)
+        if not begins_with_prompt(turns, prompt) or len(turns) <= len(drop_system_message(prompt)):
+            said = strip_transcript_header(text)
             row.changes += [HEADER_OFF] if said != text else []
             said = said.strip().removeprefix("Assistant:").strip() if strip else said
             return [{"role": "assistant", "content": said}]
         messages = turns
-    if begins_with(messages, prompt):
+    if begins_with_prompt(messages, prompt):
         messages = messages[len(prompt) - (messages[0]["role"] != "system") * (prompt[0]["role"] == "system") :]
     if not messages or messages[0]["role"] != "assistant":
         begin = f"begins with a message of role {messages[0]['role']}" if messages else "holds the prompt alone"
@@ -124,36 +124,38 @@ def read_completion(row: Row, column: str, prompt: Sequence[Message], *, strip: 
     return messages
 
 
-def begins_with(messages: Sequence[Message], prompt: Sequence[Message]) -> bool:
+def begins_with_prompt(messages: Sequence[Message], prompt: Sequence[Message]) -> bool:
     """Whether the prompt stands there again, with its system prompt or without it."""
-    shown = prompt if messages and messages[0]["role"] == "system" else without_system(prompt)
-    return bool(messages) and list(map(comparable, messages[: len(shown)])) == list(map(comparable, shown))
+    shown = prompt if messages and messages[0]["role"] == "system" else drop_system_message(prompt)
+    return bool(messages) and list(map(comparable_message, messages[: len(shown)])) == list(
+        map(comparable_message, shown)
+    )
 
 
-def without_system(messages: Sequence[Message]) -> Sequence[Message]:
+def drop_system_message(messages: Sequence[Message]) -> Sequence[Message]:
     return messages[1:] if messages and messages[0]["role"] == "system" else messages
 
 
-def goes_on(row: Row, columns: Columns) -> bool:
+def continues_transcript(row: Row, columns: Columns) -> bool:
     """Whether the answer goes on a transcript."""
     given = row.get(columns["prompt"])
     return (read_hh(given) or read_transcript(given, asked=True, spoken=True)) is not None
 
 
-def is_objects(value: list[Any]) -> bool:
+def is_list_of_objects(value: list[Any]) -> bool:
     return bool(value) and all(isinstance(message, Mapping) for message in value)
 
 
-def comparable(message: Message) -> tuple[Any, ...]:
+def comparable_message(message: Message) -> tuple[Any, ...]:
     """A message less what nobody sees: white space, characters of no width, forms of one letter."""
-    seen = drop_invisible(unicodedata.normalize("NFC", message["content"]))
+    seen = drop_invisible_characters(unicodedata.normalize("NFC", message["content"]))
     return message["role"], " ".join(seen.split()), message.get("tool_calls")
 
 
-def with_thought(row: Row, completion: list[Message]) -> list[Message]:
+def add_thought_column(row: Row, completion: list[Message]) -> list[Message]:
     """With the thought that stands in a column of its own."""
-    thought, first = find_thought(row), completion[0]
-    settled = settle_thought(row, "the answer", thought, first["content"])
+    thought, first = find_thought_column(row), completion[0]
+    settled = settle_example_thought(row, "the answer", thought, first["content"])
     if settled == first["content"]:
         return completion
     if thought:
@@ -161,7 +163,7 @@ def with_thought(row: Row, completion: list[Message]) -> list[Message]:
     return [{**first, "content": settled}, *completion[1:]]
 
 
-def take_off_prompt(row: Row, prompt: Sequence[Message], sides: list[list[Message]]) -> list[list[Message]]:
+def strip_prompt_from_pair(row: Row, prompt: Sequence[Message], sides: list[list[Message]]) -> list[list[Message]]:
     """The answers of a pair without the prompt, where both begin with it."""
     asked, texts = prompt[-1]["content"].strip(), [side[0]["content"].lstrip() for side in sides]
     rests = [text.removeprefix(asked) for text in texts]
@@ -182,36 +184,36 @@ def take_off_prompt(row: Row, prompt: Sequence[Message], sides: list[list[Messag
 # ---------------------------------------------------------------------- tasks and traces
 
 
-def read_question(row: Row, column: str | None = None, system: str | None = None) -> list[Message]:
+def read_question_column(row: Row, column: str | None = None, system: str | None = None) -> list[Message]:
     """The prompt in a column. None: in the first column with a usual name; of a chat, all but its last message."""
     column = column or find_column(row, PROMPT, str, list)
     if column is not None:
-        prompt = read_prompt(row, {"prompt": column})
+        prompt = read_prompt_column(row, {"prompt": column})
         return prompt if system is None or isinstance(row[column], list) else [*question("", system)[:1], *prompt]
     chat = find_column(row, CHAT, list)
     if chat is None or len(row[chat]) < 2:
         raise row.bad(f"no question; expected one of the columns {', '.join((*PROMPT, *CHAT))}", "no question")
-    return read_messages(row, chat)[:-1]
+    return read_chat_column(row, chat)[:-1]
 
 
-def read_gold(row: Row) -> str | None:
+def read_gold_column(row: Row) -> str | None:
     """The answer to compare with, in a column with a usual name or where verl keeps it. None: there is none."""
     judged = row.get("reward_model")
     values = [row.get(name) for name in GOLD] + [judged.get("ground_truth") if isinstance(judged, dict) else None]
-    return next((str(value) for value in values if is_gold(value)), None)
+    return next((str(value) for value in values if is_gold_column(value)), None)
 
 
-def is_gold(value: Any) -> bool:
+def is_gold_column(value: Any) -> bool:
     text = isinstance(value, str) and bool(value.strip())
-    return not is_missing(value) and (text or (isinstance(value, int | float) and not isinstance(value, bool)))
+    return not is_missing_value(value) and (text or (isinstance(value, int | float) and not isinstance(value, bool)))
 
 
-def build_task(row: Row, prompt: list[Message], answer: str | None, but: Collection[str] = ()) -> Task:
+def build_row_task(row: Row, prompt: list[Message], answer: str | None, but: Collection[str] = ()) -> Task:
     """but: columns that rewards do not receive by their names."""
     return Task(row.location, prompt, answer, {name: value for name, value in row.items() if name not in but})
 
 
-def last_question(messages: Sequence[Message]) -> str:
+def last_user_question(messages: Sequence[Message]) -> str:
     """What a prompt asks: its last user turn, white space aside. System prompts differ between a file and a task."""
     asked = [message["content"] for message in messages if message["role"] == "user"]
     return " ".join((asked[-1] if asked else messages[-1]["content"]).split())

@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 from aurify import registry
 from aurify.bounds import Checked, Interval, PositiveInt
-from aurify.data.filters import apply_steps, resolve_step
+from aurify.data.filters import apply_row_filters, resolve_row_filter
 from aurify.errors import UserError
 from aurify.rows.files import build_row
 from aurify.rows.row import BadRow, Row, Tally
-from aurify.rows.sources import NO_ROWS, open_source, raise_bad
-from aurify.signatures import call_with_options, options_for, report_crashes, split_options
+from aurify.rows.sources import NO_ROWS, open_rows, raise_bad_row
+from aurify.signatures import call_with_options, convert_call_options, report_crashes, split_options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,21 +42,21 @@ class Part(Checked):
         return self.path if self.path is not None else f"the data set {split_options('dataset', self.dataset)[0]}"
 
 
-def check_part(part: Part) -> None:
+def check_data_source(part: Part) -> None:
     """What can be seen without reading a row."""
     if part.dataset is not None:
         check_dataset(part.dataset)
     for entry in part.maps:
-        resolve_step("map", entry)
+        resolve_row_filter("map", entry)
     for entry in part.filters:
-        resolve_step("filter", entry)
+        resolve_row_filter("filter", entry)
 
 
-def read_part(part: Part, tally: Tally, *, skip_bad: bool = False, number: int = 0) -> list[Row]:
+def read_data_source(part: Part, tally: Tally, *, skip_bad: bool = False, number: int = 0) -> list[Row]:
     """The rows of a source, `number` in its mixture. skip_bad: those that cannot be read are counted in `tally`."""
-    entries = load_dataset(part.dataset) if part.dataset is not None else open_path(part)
-    read: Iterable[Row] = islice(good_rows(entries, tally, skip_bad), part.max_rows)
-    rows = list(apply_steps(read, part.maps, part.filters, tally) if part.maps or part.filters else read)
+    entries = load_dataset(part.dataset) if part.dataset is not None else open_data_path(part)
+    read: Iterable[Row] = islice(keep_good_rows(entries, tally, skip_bad), part.max_rows)
+    rows = list(apply_row_filters(read, part.maps, part.filters, tally) if part.maps or part.filters else read)
     for row in rows:
         row.part = number
         tally.change(row.location, row.changes)
@@ -66,12 +66,12 @@ def read_part(part: Part, tally: Tally, *, skip_bad: bool = False, number: int =
     return rows
 
 
-def open_path(part: Part) -> Iterable[Row | BadRow]:
+def open_data_path(part: Part) -> Iterable[Row | BadRow]:
     assert part.path is not None
-    return open_source(part.path, subset=part.subset, split=part.split, stream=part.max_rows is not None)
+    return open_rows(part.path, subset=part.subset, split=part.split, stream=part.max_rows is not None)
 
 
-def good_rows(entries: Iterable[Row | BadRow], tally: Tally, skip_bad: bool) -> Iterator[Row]:
+def keep_good_rows(entries: Iterable[Row | BadRow], tally: Tally, skip_bad: bool) -> Iterator[Row]:
     for entry in entries:
         if isinstance(entry, Row):
             yield entry
@@ -88,7 +88,7 @@ def good_rows(entries: Iterable[Row | BadRow], tally: Tally, skip_bad: bool) -> 
 def load_dataset(entry: str | Mapping[str, Any]) -> list[Row]:
     """What a function registered by `@aurify.dataset` gives. A row's location is its number."""
     name, options = split_options("dataset", entry)
-    function = registry.get("dataset", name)
+    function = registry.get_entry("dataset", name)
     result = call_with_options(f"dataset {name!r}", function, options)
     with report_crashes(f"dataset {name!r}", function):  # a generator runs, and fails, only now
         if isinstance(result, str | Mapping) or not hasattr(result, "__iter__"):
@@ -101,10 +101,10 @@ def load_dataset(entry: str | Mapping[str, Any]) -> list[Row]:
             )
     if not rows:
         raise UserError(f"dataset {name!r} gave no rows")
-    return [raise_bad(build_row(row, f"dataset {name!r}: row {number}")) for number, row in enumerate(rows, 1)]
+    return [raise_bad_row(build_row(row, f"dataset {name!r}: row {number}")) for number, row in enumerate(rows, 1)]
 
 
 def check_dataset(entry: str | Mapping[str, Any]) -> None:
     """What can be seen without calling the function: its name, and names and types of the options."""
     name, options = split_options("dataset", entry)
-    options_for(f"dataset {name!r}", registry.get("dataset", name), options)
+    convert_call_options(f"dataset {name!r}", registry.get_entry("dataset", name), options)

@@ -12,20 +12,20 @@ from aurify.thoughts import CLOSINGS
 OPENED = "a thought that only ends was given the tag that opens it"
 
 
-def find_thought(values: Mapping[str, Any]) -> str:
+def find_thought_column(values: Mapping[str, Any]) -> str:
     """The thought that stands beside a text, in a column of its own."""
     column = find_column(values, THOUGHT, str)
     return values[column] if column else ""
 
 
-def join_thought(thought: str, content: str) -> str:
+def join_think_tags(thought: str, content: str) -> str:
     return f"<think>\n{thought.strip()}\n</think>\n\n{content}" if thought else content
 
 
-def settle_thought(row: Row, where: str, thought: str, content: str) -> str:
+def settle_example_thought(row: Row, where: str, thought: str, content: str) -> str:
     """The answer with its thought, once. thought: what stands beside the content."""
     opened = next((tag for tag in CLOSINGS if content.lstrip().startswith(tag)), "")
-    thought = strip_tags(thought)
+    thought = strip_think_tags(thought)
     if opened and CLOSINGS[opened] not in content:
         kind = "a thought that never ends"
         raise row.bad(
@@ -37,20 +37,20 @@ def settle_thought(row: Row, where: str, thought: str, content: str) -> str:
             kind = "a thought beside the text and another one in it"
             raise row.bad(f"{where} has {kind} ({thought[:40]!r}, {inner.strip()[:40]!r}); keep one of them", kind)
         return content
-    if not opened and not thought and (tag := find_lonely_end(content)):
+    if not opened and not thought and (tag := find_lonely_think_tag(content)):
         row.changes.append(OPENED)
         return f"{tag}\n{content.lstrip()}"
-    return join_thought(thought, content)
+    return join_think_tags(thought, content)
 
 
-def strip_tags(thought: str) -> str:
+def strip_think_tags(thought: str) -> str:
     """Some files write the tags into the column as well."""
     for opening, closing in CLOSINGS.items():
         thought = thought.strip().removeprefix(opening).removesuffix(closing)
     return thought.strip()
 
 
-def find_lonely_end(content: str) -> str:
+def find_lonely_think_tag(content: str) -> str:
     """The tag that is missing before one that ends a thought at the end of a line or the beginning of one; in the
     midst of a sentence it is spoken of."""
     for opening, closing in CLOSINGS.items():

@@ -19,32 +19,32 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from aurify.data.heldout import HeldOut
-from aurify.data.messages import read_message, read_messages
-from aurify.data.prompts import build_task, last_question, read_gold, read_question
-from aurify.data.thoughts import find_thought, join_thought
+from aurify.data.messages import read_chat_column, read_chat_message
+from aurify.data.prompts import build_row_task, last_user_question, read_gold_column, read_question_column
+from aurify.data.thoughts import find_thought_column, join_think_tags
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.renderer.traces import render_trace
 from aurify.rewards.rubric import Rubric
 from aurify.rows.columns import CHAT, TRACE, find_column
-from aurify.rows.gsm8k import is_gsm8k, split_answer
+from aurify.rows.gsm8k import is_gsm8k_row, split_gsm8k_answer
 from aurify.rows.row import BadRow, Row, Tally
-from aurify.rows.sources import open_file
+from aurify.rows.sources import open_file_rows
 from aurify.types import Message, Segment, Task, Trajectory
 
 Trace = Sequence[int] | list[Message]  # token ids, end token included; or all that a guide and an environment said
 
 
-def is_messages(trace: Trace) -> bool:
+def is_trace_messages(trace: Trace) -> bool:
     return isinstance(trace[0], dict)
 
 
-def is_conversation(messages: Sequence[Message]) -> bool:
+def is_trace_conversation(messages: Sequence[Message]) -> bool:
     """Whether anybody but the guide speaks, or it calls a tool: more than an answer."""
     return len(messages) > 1 or bool(messages[0].get("tool_calls"))
 
 
-def one_message(text: str) -> list[Message]:
+def trace_message(text: str) -> list[Message]:
     return [{"role": "assistant", "content": text}]
 
 
@@ -60,7 +60,7 @@ class Traces:
 
     def of(self, messages: Sequence[Message]) -> list[Trace]:
         """The traces for a prompt, whatever its system prompt says."""
-        return self.by_question.get(last_question(messages), [])
+        return self.by_question.get(last_user_question(messages), [])
 
     @property
     def num(self) -> int:
@@ -85,7 +85,7 @@ async def load_traces(
     max_tokens: int | None = None,
     max_context: int | None = None,
     success: float = 1.0,
-    split: Callable[[str], list[Message]] = one_message,
+    split: Callable[[str], list[Message]] = trace_message,
     tools: Sequence[dict[str, Any]] = (),
     max_judged: int | None = None,
 ) -> Traces:
@@ -97,13 +97,13 @@ async def load_traces(
     check = TraceCheck(
         renderer, rubric, heldout or HeldOut(), max_tokens, max_context, success, split, tools, max_judged
     )
-    for row in open_file(path):
+    for row in open_file_rows(path):
         if isinstance(row, BadRow):
             traces.tally.reject("that cannot be read", str(row))
             continue
         try:
             traces.tally.change(row.location, row.changes)
-            await keep_traces(with_trace(row), traces, check)
+            await keep_good_traces(add_gsm8k_trace(row), traces, check)
         except UserError as error:
             traces.tally.reject("that cannot be used", str(error))
     traces.by_question = {question: found for question, found in traces.by_question.items() if found}
@@ -112,20 +112,23 @@ async def load_traces(
     return traces
 
 
-async def keep_traces(row: Row, traces: Traces, check: TraceCheck) -> None:
+async def keep_good_traces(row: Row, traces: Traces, check: TraceCheck) -> None:
     """Adds those of a row that pass."""
-    task, texts = build_task(row, read_question(row), read_gold(row), but=["answer"]), read_traces(row)
+    task, texts = (
+        build_row_task(row, read_question_column(row), read_gold_column(row), but=["answer"]),
+        read_traces(row),
+    )
     if reason := check.refuse_row(task, texts):
         traces.tally.reject(reason, row.location)
         return
-    known = traces.by_question.setdefault(last_question(task.prompt), [])
-    for given, recorded in zip(texts, read_logprobs(row, len(texts)), strict=True):
+    known = traces.by_question.setdefault(last_user_question(task.prompt), [])
+    for given, recorded in zip(texts, read_trace_logprobs(row, len(texts)), strict=True):
         messages = check.split(given) if isinstance(given, str) else given
         trace, trajectory = check.encode(task, messages)
         num_tokens = sum(len(segment.tokens) for segment in trajectory.segments if segment.origin == "guidance")
         if recorded is not None and len(recorded) == num_tokens - 1:
             recorded = [*recorded, 0.0]  # the end token, which a guide's text does not show
-        if recorded is not None and (len(recorded) != num_tokens or is_messages(trace)):
+        if recorded is not None and (len(recorded) != num_tokens or is_trace_messages(trace)):
             reason = "with log-probs of other tokens"
         elif trace in known:
             reason = "a copy"
@@ -164,7 +167,7 @@ class TraceCheck:
     def encode(self, task: Task, messages: list[Message]) -> tuple[Trace, Trajectory]:
         """The trace as it is kept, and as rewards see it."""
         prompt, num = self.renderer.prompt(task.prompt, self.tools), len(task.prompt)
-        if not is_conversation(messages):
+        if not is_trace_conversation(messages):
             tokens = array("i", self.renderer.reply(prompt, messages[0]["content"]))
             segments = [Segment(prompt, "prompt"), Segment(list(tokens), "guidance")]
             said = [*task.prompt, self.renderer.parse(tokens)]
@@ -186,9 +189,9 @@ class TraceCheck:
 # ---------------------------------------------------------------------- what a row holds
 
 
-def with_trace(row: Row) -> Row:
+def add_gsm8k_trace(row: Row) -> Row:
     """A row of GSM8K has its trace and its final answer in one column."""
-    parts = split_answer(row["answer"]) if is_gsm8k(row) and not read_traces(row) else None
+    parts = split_gsm8k_answer(row["answer"]) if is_gsm8k_row(row) and not read_traces(row) else None
     return row if parts is None else Row({**row, "trace": row["answer"], "answer": parts[1]}, row.location)
 
 
@@ -198,9 +201,11 @@ def read_traces(row: Row) -> list[str | list[Message]]:
     texts: list[str | list[Message]]
     if column is None:
         chat = find_column(row, CHAT, list)
-        texts = [read_messages(row, chat)[-1]["content"]] if chat and len(row[chat]) > 1 else []
+        texts = [read_chat_column(row, chat)[-1]["content"]] if chat and len(row[chat]) > 1 else []
     elif isinstance(row[column], str):
-        texts = [join_thought(find_thought(row), row[column].strip()) if find_thought(row) else row[column]]
+        texts = [
+            join_think_tags(find_thought_column(row), row[column].strip()) if find_thought_column(row) else row[column]
+        ]
     else:
         several = isinstance(row[column], list) and not has_other_voices(row[column])
         texts = [read_trace(row, column, entry) for entry in (row[column] if several else [row[column]])]
@@ -217,16 +222,16 @@ def has_other_voices(value: Any) -> bool:
 def read_trace(row: Row, column: str, entry: Any) -> str | list[Message]:
     """A text, a message, or a list of messages."""
     if has_other_voices(entry):
-        return [read_message(row, column, message) for message in entry]
+        return [read_chat_message(row, column, message) for message in entry]
     if isinstance(entry, str) or entry is None:
         return entry or ""
     entry = entry[0] if isinstance(entry, list) and len(entry) == 1 else entry
     if not isinstance(entry, Mapping):
         raise row.bad(f"{column!r} holds {str(entry)[:80]!r}; expected a text or an assistant message")
-    return read_message(row, column, {"role": "assistant", **entry})["content"]
+    return read_chat_message(row, column, {"role": "assistant", **entry})["content"]
 
 
-def read_logprobs(row: Row, num: int) -> list[list[float] | None]:
+def read_trace_logprobs(row: Row, num: int) -> list[list[float] | None]:
     """What was recorded of each of the row's traces."""
     value = row.get("logprobs")
     if value is None:

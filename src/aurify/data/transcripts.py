@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from aurify.data.calls import read_written
+from aurify.data.calls import read_written_calls
 from aurify.renderer.foreign import END_TEXTS
 from aurify.rows.row import Row
 from aurify.types import Message
@@ -46,12 +46,12 @@ class Notation:
         _, *parts = self.turn.split(text)
         messages: list[Message] = [{"role": "system", "content": before}] if before else []
         for speaker, said in zip(parts[::2], parts[1::2], strict=True):
-            role, content = ROLES[speaker.lower()], strip_ends(said)
+            role, content = ROLES[speaker.lower()], strip_end_tokens(said)
             if speaker == "Input" and messages and messages[-1]["role"] == "user":
                 messages[-1]["content"] += f"\n\n{content}"
             else:
                 messages.append({"role": role, "content": content})
-        messages = split_system(messages)
+        messages = split_llama_system(messages)
         spoken = [message["role"] for message in messages if message["role"] != "system"]
         systems = len(messages) - len(spoken)
         in_turn = all(role == ("user", "assistant")[k % 2] for k, role in enumerate(spoken))
@@ -76,7 +76,7 @@ NOTATIONS = tuple(
 )
 
 
-def strip_ends(said: str) -> str:
+def strip_end_tokens(said: str) -> str:
     """Without end tokens and white space around."""
     said = said.strip()
     while end := next((end for end in END_TEXTS if said.endswith(end)), ""):
@@ -84,7 +84,7 @@ def strip_ends(said: str) -> str:
     return said
 
 
-def split_system(messages: list[Message]) -> list[Message]:
+def split_llama_system(messages: list[Message]) -> list[Message]:
     """Llama 2 writes the system prompt into the first user message."""
     found = LLAMA_SYSTEM.match(messages[0]["content"]) if messages else None
     if found is None:
@@ -104,7 +104,7 @@ def read_transcript(text: Any, *, asked: bool = False, spoken: bool = False) -> 
     return next((messages for messages in found if messages), None)
 
 
-def strip_header(answer: str) -> str:
+def strip_transcript_header(answer: str) -> str:
     """Without what another chat template writes before an answer."""
     found = HEADER.match(answer)
     return answer[found.end() :] if found else answer
@@ -132,7 +132,7 @@ GLAIVE_CALL = re.compile(r"<functioncall>\s*")
 WITH_TOOLS = re.compile(r",? with access to the following functions.*", re.DOTALL)
 
 
-def split_turns(row: Row, column: str, turn: re.Pattern[str], expected: str) -> list[tuple[str, str]]:
+def split_transcript_turns(row: Row, column: str, turn: re.Pattern[str], expected: str) -> list[tuple[str, str]]:
     """Who spoke, and what."""
     text = row.text(column)
     before, *parts = turn.split(text)
@@ -147,7 +147,7 @@ def is_glaive(text: Any) -> bool:
 
 
 def read_glaive(row: Row, column: str) -> list[Message]:
-    turns = split_turns(row, column, GLAIVE_TURN, "'USER: ...' and 'ASSISTANT: ...'")
+    turns = split_transcript_turns(row, column, GLAIVE_TURN, "'USER: ...' and 'ASSISTANT: ...'")
     return [read_glaive_turn(row, column, speaker, said) for speaker, said in turns]
 
 
@@ -160,7 +160,7 @@ def read_glaive_turn(row: Row, column: str, speaker: str, said: str) -> Message:
     message: Message = {"role": "assistant", "content": words.strip()}
     if calls:
         message["tool_calls"] = [
-            call for text in calls for call in read_written(row, repr(column), f"<functioncall>{text}")
+            call for text in calls for call in read_written_calls(row, repr(column), f"<functioncall>{text}")
         ]
     elif not message["content"]:
         raise row.bad(f"{column!r} holds an assistant turn without text", f"{column!r}: an assistant turn without text")

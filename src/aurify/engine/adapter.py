@@ -63,7 +63,7 @@ class Adapter:
         """Leaves plain layers with the merged weights, all of them trainable."""
         for name, layer in self.layers.items():
             layer.base.weight.copy_(layer.plain_weight())
-            put_module(module, name, layer.base)
+            replace_layer(module, name, layer.base)
         module.requires_grad_(True)
 
     @contextmanager
@@ -99,27 +99,27 @@ class Adapter:
         write_adapter(folder, description, tensors, origin)
 
 
-def put_module(module: nn.Module, name: str, part: nn.Module) -> None:
+def replace_layer(module: nn.Module, name: str, part: nn.Module) -> None:
     parent, _, child = name.rpartition(".")
     setattr(module.get_submodule(parent), child, part)
 
 
-def is_linear(layer: nn.Module) -> bool:
+def is_linear_layer(layer: nn.Module) -> bool:
     """Conv1D is a linear layer of GPT-2 and its kind."""
     return type(layer) is nn.Linear or type(layer).__name__ == "Conv1D"
 
 
-def find_head(module: Any) -> nn.Module | None:
+def find_lm_head(module: Any) -> nn.Module | None:
     return module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
 
 
-def choose_layers(module: nn.Module, config: LoraConfig) -> dict[str, Any]:
+def choose_adapted_layers(module: nn.Module, config: LoraConfig) -> dict[str, Any]:
     """The layers that `config.targets` names. A name that fits none is an error."""
-    head = find_head(module)
+    head = find_lm_head(module)
     linears = {
         name: layer
         for name, layer in module.named_modules()
-        if is_linear(layer) and layer is not head and name.rpartition(".")[2] not in HEADS
+        if is_linear_layer(layer) and layer is not head and name.rpartition(".")[2] not in HEADS
     }
     if isinstance(config.targets, str) and config.targets != "all-linear":
         raise UserError(f"lora.targets: {config.targets!r} is not known; write 'all-linear' or a list of layer names")
@@ -137,7 +137,7 @@ def choose_layers(module: nn.Module, config: LoraConfig) -> dict[str, Any]:
 def attach_adapter(module: nn.Module, config: LoraConfig, score: nn.Linear | None, seed: int) -> Adapter:
     """Freezes the model and puts fresh adapters (B = 0: nothing changes yet) on the layers that `config.targets`
     names. A reward model's head is trained with them."""
-    generator, chosen = torch.Generator().manual_seed(seed), choose_layers(module, config)
+    generator, chosen = torch.Generator().manual_seed(seed), choose_adapted_layers(module, config)
     module.requires_grad_(False)
     state, scale = AdapterState(), config.alpha / config.rank
     layers: dict[str, LoraLinear | LoraEmbedding] = {}
@@ -145,7 +145,7 @@ def attach_adapter(module: nn.Module, config: LoraConfig, score: nn.Linear | Non
         layers[name] = LoraLinear(
             layer, state, rank=config.rank, scale=scale, dropout=config.dropout, generator=generator
         )
-        put_module(module, name, layers[name])
+        replace_layer(module, name, layers[name])
     description = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -158,11 +158,11 @@ def attach_adapter(module: nn.Module, config: LoraConfig, score: nn.Linear | Non
         "fan_in_fan_out": any(not isinstance(layer, nn.Linear) for layer in chosen.values()),
     }
     adapter = Adapter(config.dropout, layers, description, state)
-    train_score(adapter, score)
+    train_score_head(adapter, score)
     return adapter
 
 
-def train_score(adapter: Adapter, score: nn.Linear | None) -> None:
+def train_score_head(adapter: Adapter, score: nn.Linear | None) -> None:
     if score is None:
         return
     for name, parameter in score.named_parameters():
@@ -173,10 +173,10 @@ def train_score(adapter: Adapter, score: nn.Linear | None) -> None:
     adapter.description |= {"task_type": "SEQ_CLS", "modules_to_save": sorted({*saved, "score"})}
 
 
-def train_new_rows(adapter: Adapter, module: Any, num: int) -> None:
+def train_new_embedding_rows(adapter: Adapter, module: Any, num: int) -> None:
     """Rows that were added for new tokens are trained with a fresh adapter, as peft's trainable tokens. The whole
     weight is saved beside them, so that its size is known."""
-    parts = {"embedding": module.get_input_embeddings(), "head": find_head(module)}
+    parts = {"embedding": module.get_input_embeddings(), "head": find_lm_head(module)}
     names = {id(part): name for name, part in module.named_modules() if num and part is not None}
     indices: dict[str, list[int]] = {}
     for part in parts.values():

@@ -103,18 +103,18 @@ def read_adapter(folder: Path) -> SavedAdapter:
             tensors = torch.load(folder / OLD_WEIGHTS_FILE, map_location="cpu", weights_only=True)
     except (OSError, ValueError, SafetensorError, RuntimeError, UnpicklingError) as error:
         raise UserError(f"adapter {str(folder)!r} cannot be read: {error}; copy the whole folder again") from error
-    if reason := find_unsupported(description, tensors):
-        raise UserError(f"{folder / CONFIG_FILE}: {reason} is not supported; {find_way_out(description, folder)}")
-    return SavedAdapter(folder, description, {plain_key(key): tensor for key, tensor in tensors.items()})
+    if reason := find_unsupported_adapter(description, tensors):
+        raise UserError(f"{folder / CONFIG_FILE}: {reason} is not supported; {find_adapter_mend(description, folder)}")
+    return SavedAdapter(folder, description, {plain_adapter_key(key): tensor for key, tensor in tensors.items()})
 
 
-def plain_key(key: str) -> str:
+def plain_adapter_key(key: str) -> str:
     """Without what peft puts before the names of layers, and without the adapter's name, which a plain state_dict
     has."""
     return re.sub(r"\.default(?=\.weight$|$)", "", key.removeprefix(PREFIX))
 
 
-def find_unsupported(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+def find_unsupported_adapter(description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """What an adapter has that we do not know; "" if there is nothing."""
     if description.get("peft_type") != "LORA":
         return f"peft_type {description.get('peft_type')}"
@@ -124,15 +124,20 @@ def find_unsupported(description: Mapping[str, Any], tensors: Mapping[str, Tenso
     others = sorted(name for name, value in description.items() if value and name not in KNOWN)
     if others:
         return f"{others[0]!r}"
-    layers = {plain_key(key).rpartition(".lora_")[0] or plain_key(key).rpartition(".")[0]: key for key in tensors}
+    layers = {
+        plain_adapter_key(key).rpartition(".lora_")[0] or plain_adapter_key(key).rpartition(".")[0]: key
+        for key in tensors
+    }
     tied = {layer: key for layer, key in layers.items() if layer.endswith(EMBEDDINGS) and not key.endswith(TOKENS)}
     if tied and description.get("ensure_weight_tying"):
         return f"'ensure_weight_tying' with {min(tied)}"
-    head = next((layer for layer in tied if any(plain_key(k) == f"{layer}.lora_magnitude_vector" for k in tensors)), "")
+    head = next(
+        (layer for layer in tied if any(plain_adapter_key(k) == f"{layer}.lora_magnitude_vector" for k in tensors)), ""
+    )
     return f"'use_dora' on {head}" if head else ""
 
 
-def find_way_out(description: Mapping[str, Any], folder: Path) -> str:
+def find_adapter_mend(description: Mapping[str, Any], folder: Path) -> str:
     """The command that merges the adapter, or why none can."""
     if description.get("peft_type") in PROMPTS:
         return "it cannot be merged either, for it adds to the prompt and not to the weights: train a LoRA on its base"
@@ -143,10 +148,10 @@ def find_way_out(description: Mapping[str, Any], folder: Path) -> str:
         )
     if description.get("layer_replication"):
         return "it cannot be merged either, for it adds layers to its base: train a LoRA on its base"
-    return merge_hint(folder)
+    return merge_adapter_hint(folder)
 
 
-def merge_hint(folder: Path) -> str:
+def merge_adapter_hint(folder: Path) -> str:
     return f"merge it into its base with: aurify merge {folder} {folder.name}-merged"
 
 

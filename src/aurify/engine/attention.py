@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from aurify.engine.cpu.gathered import Gathered, gather_blocks, gathered_attention
+from aurify.engine.cpu.gathered import Gathered, gather_key_blocks, gathered_attention
 from aurify.engine.packing import Row
-from aurify.engine.upload import upload
+from aurify.engine.upload import upload_arrays
 
 IMPLEMENTATION = "aurify"
 FLEX_BLOCK = 128  # queries and keys in a block of FlexAttention's mask
@@ -96,13 +96,13 @@ class Forest:
         """Prepares the row for another path."""
         self.path = path
         num = len(self.row.tokens)
-        self.length = padded_length(num) if path == "flex" or self.device.type == "cuda" else num
+        self.length = padded_row_length(num) if path == "flex" or self.device.type == "cuda" else num
         # each node of the padding is a tree of its own: it sees only itself, so nothing is divided by zero
         padding = np.arange(num, self.length)
         self.end = np.concatenate([self.row.end, padding + 1])
         self.depths = np.concatenate([self.row.positions, np.zeros_like(padding)])
         tokens = np.concatenate([self.row.tokens, np.zeros_like(padding)])
-        self.tokens, self.positions, self.ends = upload(
+        self.tokens, self.positions, self.ends = upload_arrays(
             [tokens[None], self.depths[None], self.end.astype(np.int32)], self.device
         )
         self.masks: dict[int | None, Any] = {}  # by window
@@ -115,7 +115,7 @@ class Forest:
     def mask(self, window: int | None) -> Any:
         if window not in self.masks:
             if self.path == "blocks":
-                self.masks[window] = gather_blocks(self.row, window, self.dtype, self.device)
+                self.masks[window] = gather_key_blocks(self.row, window, self.dtype, self.device)
             elif self.path == "flex":
                 self.masks[window] = flex_mask(self, window)
             else:
@@ -135,7 +135,7 @@ class Forest:
         return dense_attention(query, key, value, scale, mask)
 
 
-def padded_length(num: int) -> int:
+def padded_row_length(num: int) -> int:
     """Few different lengths, so that kernels, masks and the allocator's blocks are used again. Below 128 queries
     FlexAttention would take another kernel than the one that was checked."""
     step = next(step for limit, step in LENGTH_STEPS if num <= limit)
@@ -203,7 +203,7 @@ def flex_mask(forest: Forest, window: int | None) -> Any:
     for blocks in visible_blocks(forest.end, forest.depths, window):
         arrays.append(blocks.sum(1, dtype=np.int32)[None, None])
         arrays.append(np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)[None, None])
-    end, positions, num_partial, partial, num_full, full = upload(arrays, forest.device)
+    end, positions, num_partial, partial, num_full, full = upload_arrays(arrays, forest.device)
 
     def visible(batch: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i) & (i < end[j])

@@ -13,7 +13,7 @@ from aurify.engine.attention import IMPLEMENTATION, Forest
 from aurify.engine.logprobs import Head
 from aurify.engine.lora import LoraLinear
 from aurify.engine.packing import Row
-from aurify.engine.upload import upload
+from aurify.engine.upload import upload_arrays
 
 
 class Backbone:
@@ -55,7 +55,7 @@ class Backbone:
             tokens[k, : len(path)] = row.tokens[path]
             mask[k, : len(path)] = 1
         positions = np.flatnonzero(mask)[np.unique(np.concatenate(row.nodes), return_index=True)[1]]
-        input_ids, attended, chosen = upload([tokens, mask, positions], self.device)
+        input_ids, attended, chosen = upload_arrays([tokens, mask, positions], self.device)
         result = self.decoder(input_ids=input_ids, attention_mask=attended, use_cache=False)
         return result.last_hidden_state.flatten(0, 1).index_select(0, chosen)
 

@@ -6,7 +6,8 @@ Saved activations decide it. Per token and decoder layer we count, in the dtype 
     hidden                               with it, and the above once, for the layer that is recomputed
 
 The two factors fit what was counted on Llama and Qwen2 shapes with LoRA (58 KiB a token and layer for a 0.5B, 109 for
-a 1B, in bf16). Other models differ; if memory runs out all the same, `retreat` halves the micro-batch."""
+a 1B, in bf16). Other models differ; if memory runs out all the same, `retry_with_less_memory` halves the
+micro-batch."""
 
 from __future__ import annotations
 
@@ -42,7 +43,7 @@ class MemoryPlan:
     token_bytes: int  # saved activations of one token
 
 
-def plan_memory(
+def plan_training_memory(
     module: Any, device: torch.device, optimizer_bytes: int, tokens: int | None, checkpointing: Checkpointing
 ) -> MemoryPlan:
     """optimizer_bytes: what gradients and optimiser will take; the weights are in memory already. tokens and
@@ -73,7 +74,7 @@ class Retreating(Protocol):
     retreats: int
 
 
-def retreat(engine: Retreating, compute: Callable[[], Result]) -> Result:
+def retry_with_less_memory(engine: Retreating, compute: Callable[[], Result]) -> Result:
     """Calls `compute`, and if memory runs out, once more from the start with half the tokens in a micro-batch.
     Gradients do not depend on micro-batches, so the result is the same. Gradients of earlier calls are kept."""
     optimizer = engine.optimizer

@@ -93,11 +93,11 @@ class Comparison:
     def __init__(self, body: Backbone, seed: int = 0) -> None:
         """seed: of the tokens."""
         self.body, self.module = body, body.module
-        self.head = None if body.head is None else freeze_head(body.head)
+        self.head = None if body.head is None else freeze_lm_head(body.head)
         self.embedding: Any = self.module.get_input_embeddings()
         self.device, self.dtype = self.embedding.weight.device, self.embedding.weight.dtype
         context = getattr(self.module.config.get_text_config(), "max_position_embeddings", None)
-        sequences = build_sequences(self.embedding.weight.shape[0], context or 1 << 20, seed)
+        sequences = build_check_sequences(self.embedding.weight.shape[0], context or 1 << 20, seed)
         data = range(len(sequences))
         self.tree, rows = pack_row(sequences, data), pack_row(sequences, data, share=False)
         self.nodes = torch.from_numpy(np.concatenate(self.tree.nodes)).to(self.device)
@@ -158,7 +158,7 @@ class Comparison:
         held = config._attn_implementation
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
-            stack.enter_context(shortened_windows(self.module))
+            stack.enter_context(shorten_attention_windows(self.module))
             config._attn_implementation = implementation
             try:
                 yield
@@ -226,7 +226,7 @@ class Comparison:
             if self.head is None:
                 one, two = self.first.hidden.float(), other.hidden.float()
                 return {"hidden": Summary.of((two - one).norm(dim=1) / one.norm(dim=1))} | gradient, 1.0
-            values, deviation = compare_distributions(self.first.hidden, other.hidden, self.head)
+            values, deviation = compare_logit_distributions(self.first.hidden, other.hidden, self.head)
         return values | gradient, deviation
 
 
@@ -249,11 +249,11 @@ class Checker:
         return check
 
 
-def freeze_head(head: Head) -> Head:
+def freeze_lm_head(head: Head) -> Head:
     return replace(head, weight=head.weight.detach(), bias=None if head.bias is None else head.bias.detach())
 
 
-def compare_distributions(one: Tensor, two: Tensor, head: Head) -> tuple[dict[str, Summary], float]:
+def compare_logit_distributions(one: Tensor, two: Tensor, head: Head) -> tuple[dict[str, Summary], float]:
     """Hidden states [positions, hidden] of the same positions -> KL a position, |difference| of log-probs, and the
     deviation of the logits. All in fp32: what that rounds is far below the floor of an fp32 model."""
     vocabulary = head.weight.shape[0]
@@ -276,7 +276,7 @@ def compare_distributions(one: Tensor, two: Tensor, head: Head) -> tuple[dict[st
     return summaries, float(torch.cat(deviations).mean())
 
 
-def build_sequences(vocabulary: int, context: int, seed: int) -> list[list[int]]:
+def build_check_sequences(vocabulary: int, context: int, seed: int) -> list[list[int]]:
     """Random tokens; shorter where the model's context is."""
     share = min(1.0, context / (PROMPT + LONG))
     generator = np.random.default_rng(seed)
@@ -286,7 +286,7 @@ def build_sequences(vocabulary: int, context: int, seed: int) -> list[list[int]]
 
 
 @contextmanager
-def shortened_windows(module: Any) -> Iterator[None]:
+def shorten_attention_windows(module: Any) -> Iterator[None]:
     """Sliding windows of at most WINDOW tokens, for all ways of computing. The layers read the number where they always
     do, in the config and in themselves, so the same code is checked."""
     owners = {id(part): part for part in module.modules()}

@@ -37,7 +37,7 @@ class Checkpoint:
     rng: dict[str, Any]  # for set_rng_state
 
 
-def save(
+def save_checkpoint(
     folder: Path,
     step: int,
     write: Callable[[Path], object],
@@ -56,7 +56,7 @@ def save(
         write(scratch)
         torch.save(dict(rng or rng_state()), scratch / RNG)
         (scratch / STATE).write_text(json.dumps({"step": step, **(state or {})}, indent=2) + "\n")
-        (scratch / MANIFEST).write_text(json.dumps(build_manifest(scratch), indent=2) + "\n")
+        (scratch / MANIFEST).write_text(json.dumps(build_checkpoint_manifest(scratch), indent=2) + "\n")
         replace_folder(scratch, path)
     except OSError as error:
         raise UserError(
@@ -77,41 +77,41 @@ def find_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if (path / MANIFEST).is_file())
 
 
-def latest(folder: Path) -> Path | None:
+def latest_checkpoint(folder: Path) -> Path | None:
     return next(reversed(find_checkpoints(folder)), None)
 
 
-def load(path: Path) -> Checkpoint:
+def load_checkpoint(path: Path) -> Checkpoint:
     """Checks every file against the manifest."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         expected = {str(name): (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(path, MANIFEST, f"it cannot be read ({error})") from error
+        raise damaged_checkpoint(path, MANIFEST, f"it cannot be read ({error})") from error
     for name, (size, digest) in expected.items():
         file = path / name
         if not file.is_file():
-            raise damaged(path, name, "it is missing")
+            raise damaged_checkpoint(path, name, "it is missing")
         if file.stat().st_size != size:
-            raise damaged(path, name, f"it has {file.stat().st_size} bytes, expected {size}")
-        if hash_file(file) != digest:
-            raise damaged(path, name, "its SHA-256 differs from the manifest")
+            raise damaged_checkpoint(path, name, f"it has {file.stat().st_size} bytes, expected {size}")
+        if hash_checkpoint_file(file) != digest:
+            raise damaged_checkpoint(path, name, "its SHA-256 differs from the manifest")
     state = json.loads((path / STATE).read_text())
     return Checkpoint(path, state.pop("step"), state, torch.load(path / RNG, weights_only=True))
 
 
-def damaged(path: Path, name: str, what: str) -> UserError:
+def damaged_checkpoint(path: Path, name: str, what: str) -> UserError:
     others = [other for other in find_checkpoints(path.parent) if other != path]
     mend = f"the run then resumes from {others[-1].name}" if others else "the stage then starts again"
     return UserError(f"{path / name}: the checkpoint is damaged: {what}. Remove the folder {path}; {mend}")
 
 
-def build_manifest(folder: Path) -> dict[str, dict[str, Any]]:
+def build_checkpoint_manifest(folder: Path) -> dict[str, dict[str, Any]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": hash_file(f)} for f in files}
+    return {str(f.relative_to(folder)): {"bytes": f.stat().st_size, "sha256": hash_checkpoint_file(f)} for f in files}
 
 
-def hash_file(file: Path) -> str:
+def hash_checkpoint_file(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from aurify.engine.logprobs import Head, HeadGradient, WithDerivative, chunk_rows, equal_slices
+from aurify.engine.logprobs import Head, HeadGradient, WithDerivative, equal_slices, logit_chunk_rows
 from aurify.errors import UserError
 from aurify.types import Divergence
 
@@ -129,21 +129,23 @@ def linear_divergence(
     hidden [n, hidden] of the student, taught [n, hidden] of the teacher -> [n] fp32. chunk: positions whose logits
     exist at the same time, twice."""
     size = min(len(head.weight), len(teacher.weight))
-    head, teacher = first_rows(head, size), first_rows(teacher, size)
-    chunk = chunk or chunk_rows(head.weight, copies=2)
+    head, teacher = first_head_rows(head, size), first_head_rows(teacher, size)
+    chunk = chunk or logit_chunk_rows(head.weight, copies=2)
     rest = taught.detach(), teacher, temperature, kind, beta, chunk
     if hidden.requires_grad and not head.trained:
         return frozen_head_divergence(hidden, head, *rest)
     return LinearDivergence.apply(hidden, head.weight, head.bias, head, *rest)
 
 
-def first_rows(head: Head, size: int) -> Head:
+def first_head_rows(head: Head, size: int) -> Head:
     if len(head.weight) == size:
         return head
     return replace(head, weight=head.weight[:size], bias=None if head.bias is None else head.bias[:size])
 
 
-def check_teacher(name: str, tokens: Mapping[str, int], teacher: str, taught: Mapping[str, int], num_rows: int) -> None:
+def check_teacher_head(
+    name: str, tokens: Mapping[str, int], teacher: str, taught: Mapping[str, int], num_rows: int
+) -> None:
     """A teacher may have any size. Its tokens must be the student's, except for some that only one of the two has."""
     if not (tokens.items() <= taught.items() or taught.items() <= tokens.items()):
         token = min((token for token, number in tokens.items() if taught.get(token) != number), key=tokens.__getitem__)

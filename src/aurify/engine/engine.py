@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from aurify.engine import parallel
 from aurify.engine.adapter import Adapter
-from aurify.engine.budget import Checkpointing, plan_memory, retreat
-from aurify.engine.cpu.rows import choose_executor
-from aurify.engine.divergence import check_teacher, linear_divergence
-from aurify.engine.executor import Grads, Result, sum_terms
+from aurify.engine.budget import Checkpointing, plan_training_memory, retry_with_less_memory
+from aurify.engine.cpu.rows import choose_row_executor
+from aurify.engine.divergence import check_teacher_head, linear_divergence
+from aurify.engine.executor import Grads, Result, sum_loss_terms
 from aurify.engine.forward import Body
-from aurify.engine.inputs import Inputs, build_inputs, select_trained
+from aurify.engine.inputs import Inputs, build_row_inputs, select_trained
 from aurify.engine.logprobs import Head, linear_logprobs
 from aurify.engine.lora import LoraConfig
 from aurify.engine.optim import MasterAdamW, OptimConfig
@@ -39,7 +39,7 @@ from aurify.engine.restore import open_adapter
 from aurify.engine.weights import Weights, share_weights
 from aurify.errors import UserError
 from aurify.models.loading import save_model
-from aurify.models.model import LoadedModel, read_max_context, read_vocabulary
+from aurify.models.model import LoadedModel, read_max_context, read_model_vocabulary
 from aurify.types import Algorithm, Datum, Metrics, Outputs, count_units
 
 STATE_FILE = "engine.pt"
@@ -92,7 +92,7 @@ class Engine:
         self.module.eval()
         num_trained = sum(parameter.numel() for parameter in self.trainable)
         wanted = checkpointing if trainable else False  # without gradients nothing is saved
-        plan = plan_memory(self.module, self.device, OPTIMIZER_BYTES * num_trained, micro_batch_tokens, wanted)
+        plan = plan_training_memory(self.module, self.device, OPTIMIZER_BYTES * num_trained, micro_batch_tokens, wanted)
         self.micro_batch_tokens, self.checkpointing = plan.micro_batch_tokens, plan.checkpointing
         if plan.checkpointing and not recompute_layers(self.module, self.adapter):
             self.checkpointing = False
@@ -101,7 +101,7 @@ class Engine:
                     f"engine.checkpointing: {type(self.module).__name__} has no layers that can be recomputed; "
                     "set it to false"
                 )
-        self.executor = choose_executor(self.device, self.trainable, dropout=self.dropout)
+        self.executor = choose_row_executor(self.device, self.trainable, dropout=self.dropout)
         self.body = Body(self.module, head, packing=packing)
         self.reference_body: Body | None = None
         self.teacher: Engine | None = None  # see `follow`
@@ -140,7 +140,7 @@ class Engine:
             )
 
         def term(row: Row) -> tuple[dict[str, Any], Grads | None]:
-            inputs = build_inputs(row, data, self.device)
+            inputs = build_row_inputs(row, data, self.device)
             outputs = self._outputs(self.body, row, inputs, temperature, "entropy" in algorithm.needs, scores, teacher)
             loss, metrics = algorithm.loss(outputs, inputs.batch)
             if not loss.requires_grad:
@@ -153,9 +153,9 @@ class Engine:
             for values, grads in self._each(rows, term, training=True):
                 optimizer.collect(grads)
                 terms.append(values)
-            return rows, sum_terms(terms)
+            return rows, sum_loss_terms(terms)
 
-        rows, sums = retreat(self, compute)
+        rows, sums = retry_with_less_memory(self, compute)
         names = sorted(sums)
         reduced = parallel.sum_over_ranks([sums[name] for name in names])
         self.calls += 1
@@ -175,7 +175,7 @@ class Engine:
         gradient that is not finite changes nothing and is counted; see `MasterAdamW.step`."""
         if self.optimizer is None or self.calls == 0:
             raise ValueError("optim_step without a forward_backward before it")
-        parallel.sum_grads(self.optimizer.masters)
+        parallel.sum_grads_over_ranks(self.optimizer.masters)
         with self.lock:
             norm = self.optimizer.step(lr)
             if not self.optimizer.skipped:
@@ -213,14 +213,14 @@ class Engine:
         """The scalar head on the last token of each sequence."""
 
         def score(row: Row) -> Iterable[tuple[int, float]]:
-            outputs = self._outputs(self.body, row, build_inputs(row, data, self.device), 1.0, scores=True)
+            outputs = self._outputs(self.body, row, build_row_inputs(row, data, self.device), 1.0, scores=True)
             return zip(row.data, outputs.scores.tolist(), strict=True)  # type: ignore[union-attr]
 
         values = self._gather(data, score)
         return [values[index] for index in range(len(data))]
 
     def over_ranks(self, values: Sequence[float]) -> list[float]:
-        return parallel.gather(values)
+        return parallel.gather_over_ranks(values)
 
     def save(self, folder: Path | str) -> None:
         """Everything of the engine that decides the future: master weights, optimiser, version."""
@@ -254,7 +254,7 @@ class Engine:
     def follow(self, teacher: Engine) -> None:
         """From now on `Outputs.divergence` compares with `teacher`."""
         tokens, taught = self.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-        check_teacher(self.name, tokens, teacher.name, taught, teacher.vocabulary)
+        check_teacher_head(self.name, tokens, teacher.name, taught, teacher.vocabulary)
         self.teacher = teacher
 
     def followed(self) -> Engine:
@@ -298,7 +298,7 @@ class Engine:
 
     @property
     def vocabulary(self) -> int:
-        return read_vocabulary(self.module)
+        return read_model_vocabulary(self.module)
 
     @property
     def max_context(self) -> int:
@@ -343,7 +343,7 @@ class Engine:
 
     def _gather(self, data: Sequence[Datum], values: Callable[[Row], Iterable[tuple[Key, float]]]) -> dict[Key, float]:
         """What `values` gives for all rows of the data."""
-        return retreat(self, lambda: dict(chain.from_iterable(self._each(self._rows(data), values))))
+        return retry_with_less_memory(self, lambda: dict(chain.from_iterable(self._each(self._rows(data), values))))
 
     def _by_token(self, data: Sequence[Datum], values: Callable[[Row, Inputs], Tensor]) -> list[list[float]]:
         """What `values` gives for the trained tokens of each row, at the indices of those tokens."""
@@ -352,7 +352,7 @@ class Engine:
         chosen = [data[i] for i in wanted]
 
         def found(row: Row) -> Iterable[tuple[tuple[int, int], float]]:
-            inputs = build_inputs(row, chosen, self.device)
+            inputs = build_row_inputs(row, chosen, self.device)
             return zip(inputs.indices, values(row, inputs).tolist(), strict=True)
 
         for (k, t), value in self._gather(chosen, found).items():

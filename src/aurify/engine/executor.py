@@ -36,7 +36,7 @@ class Executor:
         pass
 
 
-def sum_terms(terms: Sequence[dict[str, Any]]) -> dict[str, float]:
+def sum_loss_terms(terms: Sequence[dict[str, Any]]) -> dict[str, float]:
     """The sums over rows of what each row's loss gave. They are read from the device once."""
     names = sorted({name for values in terms for name in values})
     if not names:

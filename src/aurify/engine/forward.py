@@ -91,14 +91,14 @@ class Body(Backbone):
                     layout.prepare(self.windows)
                 return self.run(layout)[: len(row.tokens)]
             except Exception as error:
-                if not is_from_compiler(error):
+                if not is_compiler_error(error):
                     raise
                 with self.checking:
                     if self._path == layout.path:  # no other thread was first
                         ladder = LADDERS[self.device.type]
-                        self._choose(ladder[ladder.index(layout.path) + 1 :], describe_path_failure(error))
+                        self._choose(ladder[ladder.index(layout.path) + 1 :], describe_attention_failure(error))
                 if self._path == "plain":
-                    raise CompilerFailed(describe_path_failure(error)) from error
+                    raise CompilerFailed(describe_attention_failure(error)) from error
                 layout.lay_out(self.path)
 
     def compile_layers(self, backend: Any = "inductor") -> None:
@@ -133,7 +133,7 @@ class Body(Backbone):
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # no kernel, no compiler, not enough shared memory, ...
-                check = Check(path, False, describe_path_failure(error))
+                check = Check(path, False, describe_attention_failure(error))
             self.checks.append(check)
             if check.accepted:
                 accepted[structure, path] = check
@@ -149,12 +149,12 @@ class Body(Backbone):
             log.warning("%s: packed rows take the path %r, because %s. %s", name, path, reason, COSTS[path])
 
 
-def is_from_compiler(error: Exception) -> bool:
+def is_compiler_error(error: Exception) -> bool:
     """Whether the compiler failed, or had to compile too often: another path may still work."""
     names = (kind.__module__ for kind in type(error).__mro__)
     return any(name.startswith(("torch._dynamo", "torch._inductor", "triton")) for name in names)
 
 
-def describe_path_failure(error: Exception) -> str:
+def describe_attention_failure(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__

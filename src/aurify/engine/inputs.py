@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from aurify.engine.packing import Row
-from aurify.engine.upload import upload
+from aurify.engine.upload import upload_arrays
 from aurify.errors import UserError
-from aurify.models.embeddings import check_token_ids
+from aurify.models.embeddings import check_embedding_ids
 from aurify.types import SOURCES, Algorithm, Batch, Datum
 
 
@@ -40,7 +40,7 @@ def select_trained(
             )
         if not datum.tokens:
             raise UserError(f"sequence {index} is empty")
-        check_token_ids(datum.tokens, vocabulary, f"sequence {index}")
+        check_embedding_ids(datum.tokens, vocabulary, f"sequence {index}")
         for need in ("ref_logprobs", "advantages", "logprobs", "old_logprobs"):
             if need in algorithm.needs and getattr(datum, need) is None:
                 raise ValueError(f"{name} needs {need}; sequence {index} has none")
@@ -54,7 +54,7 @@ def select_trained(
     return [datum for datum in data if any(datum.weights)]
 
 
-def build_inputs(row: Row, data: Sequence[Datum], device: torch.device) -> Inputs:
+def build_row_inputs(row: Row, data: Sequence[Datum], device: torch.device) -> Inputs:
     chosen = [data[k] for k in row.data]
     trained = [np.flatnonzero(np.asarray(datum.weights)) for datum in chosen]
     nodes = np.concatenate([path[t] for path, t in zip(row.nodes, trained, strict=True)])
@@ -64,7 +64,7 @@ def build_inputs(row: Row, data: Sequence[Datum], device: torch.device) -> Input
     arrays = {
         "sequence": np.repeat(np.arange(len(chosen)), [len(t) for t in trained]),
         "unit": np.array(unit, dtype=np.int64),
-        "source": np.concatenate([writers(datum)[t] for datum, t in zip(chosen, trained, strict=True)]),
+        "source": np.concatenate([read_token_writers(datum)[t] for datum, t in zip(chosen, trained, strict=True)]),
         "parents": row.parent[predicted],
         "targets": row.tokens[predicted],
         "scatter": scatter.reshape(-1),
@@ -73,17 +73,17 @@ def build_inputs(row: Row, data: Sequence[Datum], device: torch.device) -> Input
     for name in ("margin", "label", "baseline"):
         arrays[name] = np.array([getattr(datum, name) for datum in chosen], dtype=np.float32)
     for name in ("weights", "advantages", "logprobs", "old_logprobs", "ref_logprobs"):
-        values = read_stream(chosen, name, trained)
+        values = read_token_values(chosen, name, trained)
         if values is not None:
             arrays[name] = values
-    tensors = dict(zip(arrays, upload(list(arrays.values()), device), strict=True))
+    tensors = dict(zip(arrays, upload_arrays(list(arrays.values()), device), strict=True))
     own = {name: tensors.pop(name) for name in ("parents", "targets", "scatter", "last")}
     batch = Batch(num_sequences=len(chosen), num_units=len(units), **tensors)
     indices = [(k, int(t)) for k, ts in zip(row.data, trained, strict=True) for t in ts]
     return Inputs(batch, **own, indices=indices)
 
 
-def read_stream(data: Sequence[Datum], name: str, trained: Sequence[np.ndarray]) -> np.ndarray | None:
+def read_token_values(data: Sequence[Datum], name: str, trained: Sequence[np.ndarray]) -> np.ndarray | None:
     """[tokens] fp32: what the data say of their trained tokens under `name`; None if none says anything."""
     missing = [getattr(datum, name) is None for datum in data]
     if all(missing):
@@ -95,7 +95,7 @@ def read_stream(data: Sequence[Datum], name: str, trained: Sequence[np.ndarray])
     )
 
 
-def writers(datum: Datum) -> np.ndarray:
+def read_token_writers(datum: Datum) -> np.ndarray:
     """[tokens] int64, index into SOURCES. A token that a guide wrote counts as guidance in any sequence."""
     source = np.full(len(datum.tokens), SOURCES.index(datum.source))
     if datum.guided is not None:

@@ -115,7 +115,7 @@ class LinearLogProb(torch.autograd.Function):
         for rows in equal_slices(num, chunk):
             z = head.logits(hidden[rows]).div_(temperature)
             picked = z.gather(1, targets[rows, None]).squeeze(1)
-            p, total, log_z[rows, None] = exponentials(z, keep=entropy)
+            p, total, log_z[rows, None] = logit_exponentials(z, keep=entropy)
             logprobs[rows] = picked - log_z[rows]
             if entropy:
                 entropies[rows] = log_z[rows] - p.mul_(z).sum(1) / total.squeeze(1)
@@ -129,7 +129,7 @@ class LinearLogProb(torch.autograd.Function):
         gradient = HeadGradient(ctx.head, hidden, ctx.temperature, ctx.needs_input_grad)
         for rows in equal_slices(len(targets), ctx.chunk):
             logits = ctx.head.logits(hidden[rows])
-            log_p = scale_logits(logits, ctx.head, ctx.temperature).sub_(log_z[rows, None])
+            log_p = scale_head_logits(logits, ctx.head, ctx.temperature).sub_(log_z[rows, None])
             upstream = grad_logprobs[rows, None], grad_entropy[rows, None] if ctx.entropy else None
             gradient.add(rows, logprob_gradient(log_p, targets[rows, None], entropies[rows, None], *upstream), logits)
         return *gradient.results(), None, None, None, None, None
@@ -147,9 +147,9 @@ def frozen_head_logprobs(
     entropies = torch.zeros_like(logprobs)
     for rows in equal_slices(len(targets), chunk):
         logits, target = head.logits(frozen[rows]), targets[rows, None]
-        z = scale_logits(logits, head, temperature)
+        z = scale_head_logits(logits, head, temperature)
         picked = z.gather(1, target)
-        p, total, log_z = exponentials(z, keep=entropy)
+        p, total, log_z = logit_exponentials(z, keep=entropy)
         p /= total
         logprobs[rows] = (picked - log_z).squeeze(1)
         if entropy:
@@ -175,7 +175,7 @@ class WithDerivative(torch.autograd.Function):
         return derivative * grad[:, None].to(derivative.dtype), None, None
 
 
-def exponentials(z: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
+def logit_exponentials(z: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     """exp(z - max) [n, vocabulary], its sums and log Z [n, 1]. Overwrites z unless it is to be kept: with large logits,
     touching fresh memory is what costs time."""
     largest = z.amax(1, keepdim=True)
@@ -184,7 +184,7 @@ def exponentials(z: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tensor]:
     return p, total, largest + total.log()
 
 
-def scale_logits(logits: Tensor, head: Head, temperature: float) -> Tensor:
+def scale_head_logits(logits: Tensor, head: Head, temperature: float) -> Tensor:
     """logits / temperature; overwrites the logits unless the softcap's gradient needs them again."""
     return logits.div(temperature) if head.softcap is not None else logits.div_(temperature)
 
@@ -203,7 +203,7 @@ def logprob_gradient(
     return grad.scatter_add_(1, targets, grad_logprobs)
 
 
-def chunk_rows(weight: Tensor, copies: int = 1) -> int:
+def logit_chunk_rows(weight: Tensor, copies: int = 1) -> int:
     """Positions whose logits exist at the same time, `copies` times over."""
     size = CHUNK_BYTES.get(weight.device.type, CHUNK_BYTES["cpu"])
     return max(16, min(MOST_ROWS, size // (4 * copies * weight.shape[0])))
@@ -227,7 +227,7 @@ def linear_logprobs(
     """Log-prob of each target and entropy of its distribution (zeros unless asked for), at `temperature`.
 
     hidden [n, hidden], targets [n] int64 -> two [n] fp32. chunk: positions whose logits exist at the same time."""
-    chunk = chunk or chunk_rows(head.weight)
+    chunk = chunk or logit_chunk_rows(head.weight)
     if hidden.requires_grad and not head.trained:
         return frozen_head_logprobs(hidden, head, targets, temperature, entropy, chunk)
     return LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from aurify.engine.adapter_files import CONFIG_FILE, EMBEDDINGS, PREFIX
-from aurify.engine.restore import open_adapter, untie_for
+from aurify.engine.restore import open_adapter, untie_embedding
 from aurify.errors import UserError
 from aurify.files import require
-from aurify.models.loading import cast_weights, read_adapter_header, read_stored_dtype, save_model
+from aurify.models.loading import cast_weights, read_adapter_header, read_model_dtype, save_model
 from aurify.models.model import LoadedModel, load_model
 from aurify.models.names import resolve_model
 
@@ -44,7 +44,7 @@ def merge_adapter(adapter: Path, folder: Path) -> None:
             raise
         log.info("%s", str(reason).partition("; merge it")[0])
         module = merge_with_peft(load().module, adapter)
-    save_model(cast_weights(module, read_stored_dtype(resolve_model(str(adapter)))), loaded.tokenizer, folder)
+    save_model(cast_weights(module, read_model_dtype(resolve_model(str(adapter)))), loaded.tokenizer, folder)
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def merge_with_peft(module: Any, adapter: Path) -> Any:
     names, description = read_adapter_header(adapter)[0], json.loads((adapter / CONFIG_FILE).read_text())
     if description["peft_type"] == "LORA" and not description.get("ensure_weight_tying"):
         # the other kinds change both of two tied layers
-        untie_for(module, {name.removeprefix(PREFIX).rpartition(".")[0] for name in names})
+        untie_embedding(module, {name.removeprefix(PREFIX).rpartition(".")[0] for name in names})
     try:
         adapted = peft.PeftModel.from_pretrained(module, str(adapter))
         unread = sorted({*names} - {*peft.get_peft_model_state_dict(adapted)})

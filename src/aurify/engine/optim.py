@@ -57,7 +57,7 @@ class MasterAdamW:
         self.skipped = 0  # steps in a row whose gradient was not finite
         self.parameters = list(parameters)
         self.rows = [(rows or {}).get(parameter) for parameter in self.parameters]
-        self.masters = [make_master(p, chosen) for p, chosen in zip(self.parameters, self.rows, strict=True)]
+        self.masters = [make_master_weight(p, chosen) for p, chosen in zip(self.parameters, self.rows, strict=True)]
         decayed = [m for m in self.masters if m.ndim >= 2]
         others = [m for m in self.masters if m.ndim < 2]
         self.adamw = torch.optim.AdamW(
@@ -72,14 +72,14 @@ class MasterAdamW:
         )
         for parameter, master, chosen in zip(self.parameters, self.masters, self.rows, strict=True):
             if parameter is not master:
-                parameter.register_post_accumulate_grad_hook(partial(hand_over, master, chosen))
+                parameter.register_post_accumulate_grad_hook(partial(move_grad_to_master, master, chosen))
 
     def collect(self, grads: Sequence[Tensor | None] | None = None) -> None:
         """Adds gradients, one for each parameter, to those of the masters. None: a backward pass has done so."""
         if grads is not None:
             for master, grad, chosen in zip(self.masters, grads, self.rows, strict=True):
                 if grad is not None:
-                    add_grad(master, grad if chosen is None else grad[chosen])
+                    add_master_grad(master, grad if chosen is None else grad[chosen])
 
     def held_grads(self) -> list[Tensor | None]:
         """A copy of the gradients so far, for `restore_grads`."""
@@ -166,21 +166,21 @@ class MasterAdamW:
             group.update({name: value for name, value in saved_group.items() if name != "params"})
 
 
-def make_master(parameter: nn.Parameter, rows: Tensor | None) -> nn.Parameter:
+def make_master_weight(parameter: nn.Parameter, rows: Tensor | None) -> nn.Parameter:
     if rows is not None:
         return nn.Parameter(parameter.detach()[rows].float())
     return parameter if parameter.dtype == torch.float32 else nn.Parameter(parameter.detach().float())
 
 
-def add_grad(master: Tensor, grad: Tensor) -> None:
+def add_master_grad(master: Tensor, grad: Tensor) -> None:
     if master.grad is None:
         master.grad = grad.float()
     else:
         master.grad += grad
 
 
-def hand_over(master: Tensor, rows: Tensor | None, parameter: Tensor) -> None:
+def move_grad_to_master(master: Tensor, rows: Tensor | None, parameter: Tensor) -> None:
     """Moves a parameter's gradient to its master at once, so that only one exists in the parameter's dtype."""
     if parameter.grad is not None:
-        add_grad(master, parameter.grad if rows is None else parameter.grad[rows])
+        add_master_grad(master, parameter.grad if rows is None else parameter.grad[rows])
         parameter.grad = None

@@ -40,7 +40,7 @@ class Row:
         return sum(len(path) for path in self.nodes) - len(self.tokens)
 
 
-def common_prefix(a: Ints, b: Ints) -> int:
+def common_token_prefix(a: Ints, b: Ints) -> int:
     length = min(len(a), len(b))
     different = np.flatnonzero(a[:length] != b[:length])
     return int(different[0]) if len(different) else length
@@ -57,7 +57,7 @@ def pack_row(sequences: Sequence[Sequence[int]], data: Sequence[int], share: boo
     end = np.zeros(sum(map(len, arrays)), dtype=np.int64)
     size, previous = 0, None
     for k in order:
-        shared = common_prefix(arrays[k], arrays[previous]) if share and previous is not None else 0
+        shared = common_token_prefix(arrays[k], arrays[previous]) if share and previous is not None else 0
         above = paths[previous] if previous is not None else np.empty(0, dtype=np.int64)
         end[above[shared:]] = size  # the previous path is complete below the fork
         new = np.arange(size, size + len(arrays[k]) - shared)
@@ -167,7 +167,9 @@ class Division:
         nodes = 0
         for index in group:
             shared = (
-                common_prefix(self.arrays[index], self.arrays[previous]) if self.share and previous is not None else 0
+                common_token_prefix(self.arrays[index], self.arrays[previous])
+                if self.share and previous is not None
+                else 0
             )
             nodes, previous = nodes + len(self.arrays[index]) - shared, index
         return nodes

@@ -14,7 +14,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def device() -> torch.device:
+def rank_device() -> torch.device:
     """Where tensors for other ranks must be: NCCL moves only those on this rank's own card."""
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())  # as `hardware.choose_device` has set it
@@ -25,12 +25,12 @@ def sum_over_ranks(values: Sequence[float]) -> list[float]:
     """Every rank calls it with as many numbers, and gets their sums over ranks."""
     if world_size() == 1:
         return list(values)
-    tensor = torch.tensor(values, dtype=torch.float64, device=device())
+    tensor = torch.tensor(values, dtype=torch.float64, device=rank_device())
     dist.all_reduce(tensor)
     return [float(value) for value in tensor.tolist()]
 
 
-def gather(values: Sequence[float]) -> list[float]:
+def gather_over_ranks(values: Sequence[float]) -> list[float]:
     """The numbers of all ranks, in the same order on each. Every rank must call it, even with no numbers."""
     if world_size() == 1:
         return list(values)
@@ -39,7 +39,7 @@ def gather(values: Sequence[float]) -> list[float]:
     return [value for part in parts for value in part]
 
 
-def sum_grads(parameters: Sequence[Tensor]) -> None:
+def sum_grads_over_ranks(parameters: Sequence[Tensor]) -> None:
     """Adds up gradients over ranks in one flat buffer; a rank whose data did not reach a parameter contributes
     zeros."""
     if world_size() == 1 or not parameters:

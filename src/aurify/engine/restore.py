@@ -14,13 +14,13 @@ from aurify.engine.adapter import (
     Adapter,
     Extra,
     attach_adapter,
-    find_head,
-    is_linear,
-    put_module,
-    train_new_rows,
-    train_score,
+    find_lm_head,
+    is_linear_layer,
+    replace_layer,
+    train_new_embedding_rows,
+    train_score_head,
 )
-from aurify.engine.adapter_files import PREFIX, TOKENS, SavedAdapter, merge_hint, read_adapter
+from aurify.engine.adapter_files import PREFIX, TOKENS, SavedAdapter, merge_adapter_hint, read_adapter
 from aurify.engine.lora import AdapterState, LoraConfig, LoraEmbedding, LoraLinear
 from aurify.errors import UserError
 from aurify.models.model import LoadedModel
@@ -31,13 +31,13 @@ def restore_adapter(module: Any, saved: SavedAdapter, dropout: float, score: nn.
     """Freezes the model and puts the saved adapter on it."""
     module.requires_grad_(False)
     whole = {name.rpartition(".")[0] for name in saved.tensors if saved.trains_module(name)}
-    untie_for(module, whole | {*saved.layers()})
-    head, state = find_head(module), AdapterState()
+    untie_embedding(module, whole | {*saved.layers()})
+    head, state = find_lm_head(module), AdapterState()
     layers: dict[str, LoraLinear | LoraEmbedding] = {}
     for name, tensors in saved.layers().items():
-        if is_other_head(module, name):
+        if is_other_adapter_head(module, name):
             continue
-        base = get_layer(module, name, saved.folder)
+        base = get_adapted_layer(module, name, saved.folder)
         a = tensors.get("lora_A.weight", tensors.get("lora_embedding_A"))
         if a is None:
             raise UserError(f"{saved.folder}: adapter weight '{PREFIX}{name}.lora_A.weight' is missing")
@@ -55,19 +55,19 @@ def restore_adapter(module: Any, saved: SavedAdapter, dropout: float, score: nn.
                 is_head=base is head,
             )
         for suffix, parameter in layer.parameters_by_suffix().items():
-            fill(parameter, tensors.get(suffix), f"{name}.{suffix}", saved.folder)
-        put_module(module, name, layer)
+            fill_adapter_parameter(parameter, tensors.get(suffix), f"{name}.{suffix}", saved.folder)
+        replace_layer(module, name, layer)
         layers[name] = layer
     description = saved.description | {"lora_dropout": dropout}
-    adapter = Adapter(dropout, layers, description, state, load_extras(module, saved, layers))
-    train_score(adapter, score)
+    adapter = Adapter(dropout, layers, description, state, load_adapter_extras(module, saved, layers))
+    train_score_head(adapter, score)
     for layer in layers.values():
         layer.merge()
         layer.keep_reference()
     return adapter
 
 
-def get_layer(module: nn.Module, name: str, folder: Path) -> Any:
+def get_adapted_layer(module: nn.Module, name: str, folder: Path) -> Any:
     try:
         layer = module.get_submodule(name)
     except AttributeError:
@@ -75,14 +75,14 @@ def get_layer(module: nn.Module, name: str, folder: Path) -> Any:
             f"{folder}: adapter weights fit no layer of this model, such as those of {name!r}; it belongs to another "
             "base model"
         ) from None
-    if not is_linear(layer) and type(layer) is not nn.Embedding:
+    if not is_linear_layer(layer) and type(layer) is not nn.Embedding:
         raise UserError(
-            f"{folder}: an adapter on {type(layer).__name__} ({name}) is not supported; {merge_hint(folder)}"
+            f"{folder}: an adapter on {type(layer).__name__} ({name}) is not supported; {merge_adapter_hint(folder)}"
         )
     return layer
 
 
-def fill(parameter: Tensor, saved: Tensor | None, name: str, folder: Path) -> None:
+def fill_adapter_parameter(parameter: Tensor, saved: Tensor | None, name: str, folder: Path) -> None:
     if saved is None or saved.shape != parameter.shape:
         found = "missing" if saved is None else list(saved.shape)
         raise UserError(
@@ -91,19 +91,21 @@ def fill(parameter: Tensor, saved: Tensor | None, name: str, folder: Path) -> No
     parameter.copy_(saved)
 
 
-def is_other_head(module: nn.Module, name: str) -> bool:
+def is_other_adapter_head(module: nn.Module, name: str) -> bool:
     """A part of a head that this model does not have: a reward model's, or that of the language model below one."""
     head = name.partition(".")[0]
     return head in HEADS and not hasattr(module, head)
 
 
-def load_extras(module: nn.Module, saved: SavedAdapter, layers: dict[str, LoraLinear | LoraEmbedding]) -> list[Extra]:
+def load_adapter_extras(
+    module: nn.Module, saved: SavedAdapter, layers: dict[str, LoraLinear | LoraEmbedding]
+) -> list[Extra]:
     """Copies whole weights and single rows of the adapter into the model, and has them trained if they were."""
     parameters: dict[str, nn.Parameter] = dict(module.named_parameters(remove_duplicate=False))
     extras = []
     adapted = {f"{name}.{suffix}" for name, layer in layers.items() for suffix in layer.parameters_by_suffix()}
     for key, tensor in sorted(saved.tensors.items(), key=lambda item: item[0].endswith(TOKENS)):  # rows come last
-        if key in adapted or is_other_head(module, key):
+        if key in adapted or is_other_adapter_head(module, key):
             continue
         if key.endswith(f".{TOKENS}"):
             layer = key.removesuffix(f".{TOKENS}")
@@ -124,17 +126,17 @@ def load_extras(module: nn.Module, saved: SavedAdapter, layers: dict[str, LoraLi
                 f"{saved.folder}: adapter weights fit no layer of this model, such as {PREFIX + key!r}; it belongs to "
                 "another base model"
             )
-        fill(parameter, tensor, key, saved.folder)
+        fill_adapter_parameter(parameter, tensor, key, saved.folder)
         trained = saved.trains_module(name)
         parameter.requires_grad_(trained)
         extras.append(Extra(key, parameter, trained))
     return extras
 
 
-def untie_for(module: Any, changed: Collection[str]) -> None:
+def untie_embedding(module: Any, changed: Collection[str]) -> None:
     """peft changes the embedding or the head alone if they share a weight. So they get one each if one of the two is
     among the `changed` layers."""
-    embedding, head = module.get_input_embeddings(), find_head(module)
+    embedding, head = module.get_input_embeddings(), find_lm_head(module)
     if head is None or head.weight is not embedding.weight:
         return
     names = {id(part): name for name, part in module.named_modules(remove_duplicate=False) if part in (embedding, head)}
@@ -151,7 +153,7 @@ def open_adapter(model: LoadedModel, lora: LoraConfig | None, seed: int) -> Adap
         if lora is None:
             return None
         adapter = attach_adapter(module, lora, score, seed)
-        train_new_rows(adapter, module, model.num_new_rows)
+        train_new_embedding_rows(adapter, module, model.num_new_rows)
         adapter.merge()
         return adapter
     saved = read_adapter(folder)

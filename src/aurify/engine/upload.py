@@ -16,14 +16,14 @@ from torch import Tensor
 ALIGNMENT = 16  # bytes: every vector begins where any kernel can read it
 
 
-def upload(arrays: Sequence[np.ndarray[Any, Any]], device: torch.device) -> list[Tensor]:
+def upload_arrays(arrays: Sequence[np.ndarray[Any, Any]], device: torch.device) -> list[Tensor]:
     """Tensors with the values of `arrays`. On a CPU they share the memory of the arrays."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
-    return upload_together(arrays, device)
+    return upload_arrays_together(arrays, device)
 
 
-def upload_together(arrays: Sequence[np.ndarray[Any, Any]], device: torch.device) -> list[Tensor]:
+def upload_arrays_together(arrays: Sequence[np.ndarray[Any, Any]], device: torch.device) -> list[Tensor]:
     """Copies all bytes into one pinned buffer, sends it without waiting, and splits it on the device."""
     sizes = [-(-array.nbytes // ALIGNMENT) * ALIGNMENT for array in arrays]
     starts = list(accumulate(sizes, initial=0))

@@ -27,20 +27,24 @@ class Answers:
 
     def add(self, step: Step) -> None:
         for name, value in self._items("rewards", step.rewards):
-            number = finite(value)
+            number = finite_number(value)
             if value is None:
                 self.rewards.setdefault(name, None)
             elif number is None:
-                self.problems.append(f"the environment's reward {name!r} is {shown(value)}, which is no finite number")
+                self.problems.append(
+                    f"the environment's reward {name!r} is {show_environment_value(value)}, which is no finite number"
+                )
                 self._masked.add(name)
             else:
                 self.rewards[name] = (self.rewards.get(name) or 0.0) + number
             if name in self._masked:
                 self.rewards[name] = None
         for name, value in self._items("metrics", step.metrics):
-            number = finite(value)
+            number = finite_number(value)
             if number is None:
-                self.problems.append(f"the environment's metric {name!r} is {shown(value)}, which is no finite number")
+                self.problems.append(
+                    f"the environment's metric {name!r} is {show_environment_value(value)}, which is no finite number"
+                )
             else:
                 self.metrics[name] = self.metrics.get(name, 0.0) + number
 
@@ -48,11 +52,11 @@ class Answers:
         if isinstance(values, Mapping):
             return [(str(name), value) for name, value in values.items()]
         if values is not None:
-            self.problems.append(f"the environment's {what} are {shown(values)}; expected a dict")
+            self.problems.append(f"the environment's {what} are {show_environment_value(values)}; expected a dict")
         return []
 
 
-def finite(value: Any) -> float | None:
+def finite_number(value: Any) -> float | None:
     """The number that it is; None for text, NaN and the like."""
     if value is None or isinstance(value, (str, bytes)):
         return None
@@ -63,19 +67,21 @@ def finite(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def read_numbers(values: Any) -> dict[str, float | None]:
+def read_turn_numbers(values: Any) -> dict[str, float | None]:
     """Those of a turn; None for what cannot be used, which `Answers` tells."""
-    return {str(name): finite(value) for name, value in values.items()} if isinstance(values, Mapping) else {}
+    return {str(name): finite_number(value) for name, value in values.items()} if isinstance(values, Mapping) else {}
 
 
-def shown(value: Any) -> str:
+def show_environment_value(value: Any) -> str:
     return repr(value)[:60]
 
 
-def check_messages(messages: Any, where: str) -> None:
+def check_environment_messages(messages: Any, where: str) -> None:
     """What an environment says must be messages."""
     if not isinstance(messages, Sequence) or isinstance(messages, str):
-        raise UserError(f"{where} gave messages that are {shown(messages)}; expected a list of messages")
+        raise UserError(
+            f"{where} gave messages that are {show_environment_value(messages)}; expected a list of messages"
+        )
     for message in messages:
         if (
             not isinstance(message, Mapping)
@@ -83,6 +89,6 @@ def check_messages(messages: Any, where: str) -> None:
             or not isinstance(message.get("content"), str)
         ):
             raise UserError(
-                f"{where} gave the message {shown(message)}; expected an object with a role ({', '.join(ROLES)}) and a "
-                "content that is text"
+                f"{where} gave the message {show_environment_value(message)}; expected an object with a role "
+                f"({', '.join(ROLES)}) and a content that is text"
             )

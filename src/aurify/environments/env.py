@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from aurify import registry
-from aurify.signatures import options_for, split_options
+from aurify.signatures import convert_call_options, split_options
 from aurify.types import Message, Metrics, Task
 
 
@@ -52,5 +52,5 @@ class Environment(Protocol):
 def build_environment(entry: Any) -> Callable[[Task], Environment]:
     """From a recipe: a registered name, or {name: ..., options of it}. The options are checked here, once."""
     name, options = split_options("environment", entry)
-    found = registry.get("environment", name)
-    return partial(found, **options_for(f"environment {name!r}", found, options, num_given=1))
+    found = registry.get_entry("environment", name)
+    return partial(found, **convert_call_options(f"environment {name!r}", found, options, num_given=1))

@@ -11,7 +11,7 @@ from typing import Any
 
 from aurify.environments.env import Environment, Observation, Step
 from aurify.signatures import report_crashes
-from aurify.threads import Room, settle, wait_for
+from aurify.threads import Room, settle_call, wait_with_limit
 from aurify.types import Message, Task
 
 CLOSING_SECONDS = 1.0  # for an environment to close after a call that was given up
@@ -36,16 +36,16 @@ class Hosted:
         await self._call("close")
 
     async def _call(self, name: str, *arguments: Any) -> Any:
-        method = partial(settle, getattr(self.inner, name))
+        method = partial(settle_call, getattr(self.inner, name))
         late = self.room is not None and self.room.late
         seconds = CLOSING_SECONDS if late else self.seconds
         what = f"environment {type(self.inner).__name__!r}: {name}()"
         if self.room is None:
-            return await wait_for(method(*arguments), seconds, what)
+            return await wait_with_limit(method(*arguments), seconds, what)
         return await self.room.run(partial(method, *arguments), seconds, what)
 
 
-def is_threaded(factory: Callable[..., Environment]) -> bool:
+def is_threaded_environment(factory: Callable[..., Environment]) -> bool:
     """Not those that say `threaded = False`: they never block."""
     return bool(getattr(unwrap_partial(factory), "threaded", True))
 
@@ -61,7 +61,7 @@ async def host_environment(
 ) -> AsyncIterator[Hosted]:
     """Makes the environment of one trajectory, in a thread of its own if it may block. Each call may take `seconds`. A
     thread that may still be busy when the trajectory ends is added to `stuck`."""
-    room, function = Room("aurify-environment") if is_threaded(factory) else None, unwrap_partial(factory)
+    room, function = Room("aurify-environment") if is_threaded_environment(factory) else None, unwrap_partial(factory)
     try:
         with report_crashes(f"environment {getattr(function, '__name__', '')!r}", function):
             environment = await make_environment(factory, task, seed, room, seconds)
@@ -77,7 +77,7 @@ async def make_environment(
     factory: Callable[..., Environment], task: Task, seed: int | None, room: Room | None, seconds: float | None
 ) -> Hosted:
     """seed: given to factories that have a parameter of that name, unless the recipe has set it."""
-    options = {"seed": seed} if seed is not None and takes_seed(factory) else {}
+    options = {"seed": seed} if seed is not None and environment_takes_seed(factory) else {}
 
     async def make() -> Environment:
         return factory(task, **options)
@@ -87,7 +87,7 @@ async def make_environment(
     return Hosted(made, room, seconds)
 
 
-def takes_seed(factory: Callable[..., Environment]) -> bool:
+def environment_takes_seed(factory: Callable[..., Environment]) -> bool:
     given = factory.keywords if isinstance(factory, partial) else {}
     try:
         return "seed" in inspect.signature(factory).parameters and "seed" not in given

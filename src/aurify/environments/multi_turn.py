@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from aurify.environments.env import Observation
-from aurify.threads import settle
+from aurify.threads import settle_call
 from aurify.types import Message, Task
 
 
@@ -46,7 +46,7 @@ class MultiTurnEnvironment:
         return None
 
     async def start(self) -> Observation:
-        return Observation(await settle(self.begin), self.tools, self.stop, self.counts)
+        return Observation(await settle_call(self.begin), self.tools, self.stop, self.counts)
 
     async def close(self) -> None:
         pass

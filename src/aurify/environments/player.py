@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from aurify.bounds import Checked, PositiveFloat, PositiveInt
 from aurify.environments.env import Environment
-from aurify.environments.hosting import host_environment, is_threaded
+from aurify.environments.hosting import host_environment, is_threaded_environment
 from aurify.environments.rollout import NO_LIMITS, Limits, NoRoom, rollout
 from aurify.environments.rounds import CountingSampler, InRounds
 from aurify.errors import UserError
@@ -59,7 +59,7 @@ class Player:
         self.options = options or RolloutOptions()
         self.rounds = InRounds(sampler) if self.options.in_rounds else None
         self.max_context, self.limits = max_context, limits or NO_LIMITS
-        self.threaded, self.rooms = is_threaded(environment), PerLoop(MAX_ROOMS)
+        self.threaded, self.rooms = is_threaded_environment(environment), PerLoop(MAX_ROOMS)
         self.num_ended = 0  # trajectories that ended well, in all
         self.counts: Counter[str] = Counter()  # since `take_counts`
         self.tokens_failed = 0  # since `take_counts`: sampled in attempts that failed
@@ -108,9 +108,9 @@ class Player:
                 log.debug("task %r failed", task.id, exc_info=True)
                 self.counts["retried" if attempt + 1 < ATTEMPTS else "failed"] += 1
                 self.tokens_failed += sampler.num_tokens
-                self.last_reason = f"task {task.id!r}: {explain_failure(error)}"
+                self.last_reason = f"task {task.id!r}: {explain_trajectory_failure(error)}"
                 if attempt + 1 == ATTEMPTS:
-                    self.counts[f"failed_{classify_failure(error)}"] += 1
+                    self.counts[f"failed_{classify_trajectory_failure(error)}"] += 1
             else:
                 self.num_ended, self.in_a_row = self.num_ended + 1, 0
                 for problem in trajectory.problems:
@@ -169,9 +169,9 @@ class Player:
             self.untold.append(line)
 
 
-def explain_failure(error: Exception) -> str:
+def explain_trajectory_failure(error: Exception) -> str:
     return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
-def classify_failure(error: Exception) -> str:
+def classify_trajectory_failure(error: Exception) -> str:
     return "time_limit" if isinstance(error, TimeLimit) else "no_room" if isinstance(error, NoRoom) else "error"

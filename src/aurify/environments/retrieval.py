@@ -13,8 +13,8 @@ from typing import Any, Literal
 from aurify.environments.search_r1 import ACTION, open_search
 from aurify.errors import UserError
 from aurify.knowledge.embedding import MINILM, load_embedder
-from aurify.rewards.answers import references, take_answer
-from aurify.rewards.search import TAGS, last_answer
+from aurify.rewards.answers import read_gold_answers, take_answer
+from aurify.rewards.search import TAGS, read_last_answer
 from aurify.tools.calls import read_tool_calls
 from aurify.tools.tool import CallError
 from aurify.types import Task, Trajectory
@@ -73,10 +73,10 @@ def answer_similarity(
         raise UserError(f"reward 'answer_similarity': low is {low}; it must be at least 0 and below 1")
 
     def reward(task: Task, trajectory: Trajectory) -> float | None:
-        golds = references(task)
+        golds = read_gold_answers(task)
         if not golds:
             return None
-        answer = last_answer(trajectory) if tags else take_answer(trajectory)
+        answer = read_last_answer(trajectory) if tags else take_answer(trajectory)
         if not answer or not TAGS.sub("", answer).strip():
             return 0.0
         with EMBEDDING:

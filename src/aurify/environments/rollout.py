@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
-from aurify.environments.answers import Answers, check_messages, read_numbers
+from aurify.environments.answers import Answers, check_environment_messages, read_turn_numbers
 from aurify.environments.env import Environment, Observation, Step
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
@@ -20,7 +20,7 @@ from aurify.renderer import History, Renderer
 from aurify.renderer.traces import render_trace
 from aurify.samplers.sampler import Sampler, Session, request_order
 from aurify.signatures import report_crashes
-from aurify.threads import settle
+from aurify.threads import settle_call
 from aurify.tools.calls import read_tool_calls
 from aurify.types import Datum, Message, Outcome, SamplingParams, Segment, Task, Trajectory, Turn
 
@@ -71,9 +71,9 @@ async def rollout(
     order, answers = request_order.get(), Answers()
     outcome: Outcome | None = None
     session = Session()
-    turn = nullcontext() if isinstance(unwrap(environment), SingleTurn) else session  # nothing to keep
+    turn = nullcontext() if isinstance(unwrap_environment(environment), SingleTurn) else session  # nothing to keep
     try:
-        first = await observe(environment)
+        first = await observe_environment(environment)
         answers.add(Step(metrics=dict.fromkeys(first.counts, 0.0)))
         params = replace(
             params,
@@ -81,7 +81,7 @@ async def rollout(
             stop_tokens=(*params.stop_tokens, *sorted(renderer.stop_tokens)),
         )
         played = Play(first, renderer, params, limits, max_context, history)
-        check_room(task, played.tokens, max_context, renderer)
+        check_rollout_room(task, played.tokens, max_context, renderer)
         if trace:
             played.follow(render_trace(first.messages, trace, first.tools, renderer), trace)
             outcome = "done"
@@ -92,7 +92,7 @@ async def rollout(
                 outcome = await played.sample_turn(sampler, begun)
             if outcome is None:
                 began = time.monotonic()
-                step = await take_step(environment, played.last_message())
+                step = await step_environment(environment, played.last_message())
                 answers.add(step)
                 outcome = played.apply(step, time.monotonic() - began)
     finally:
@@ -200,12 +200,12 @@ class Play:
         self.num_errors += int(step.metrics.get("calls_failed", 0))
         num_tokens, overflows = 0, not step.done and self._overflows(step)
         if overflows:
-            self.messages += step.messages or [put_in(step.continue_turn)]
+            self.messages += step.messages or [put_into_turn(step.continue_turn)]
         elif not step.done:
             num_tokens = self._going_on(step) if step.continue_turn else self._next_turn(step)
         turn = self.turns[-1]
         self.turns[-1] = replace(
-            turn, environment_seconds=seconds, environment_tokens=num_tokens, rewards=read_numbers(step.rewards)
+            turn, environment_seconds=seconds, environment_tokens=num_tokens, rewards=read_turn_numbers(step.rewards)
         )
         if step.done:
             return "done"
@@ -225,7 +225,7 @@ class Play:
         if self.said[-1:] and self.said[-1] in self.renderer.stop_tokens:
             return self._next_turn(Step([{"role": "user", "content": step.continue_turn.strip()}]))
         text = self._cut(step.continue_turn)
-        self.messages.append(put_in(text))
+        self.messages.append(put_into_turn(text))
         delta = self.renderer.continuation(text)
         self.turn += delta
         return self._extend(delta)
@@ -283,7 +283,7 @@ class Play:
         return f"{kept} ... [{missing} are cut]"
 
 
-def put_in(text: str) -> Message:
+def put_into_turn(text: str) -> Message:
     """What an environment puts into the policy's turn."""
     return {"role": "assistant", "content": text, "weight": 0.0, "goes_on": True}
 
@@ -294,16 +294,16 @@ async def end_environment(environment: Environment, outcome: Outcome | None, ans
     last_word = getattr(environment, "finish", None)
     try:
         if last_word is not None:
-            answers.add(Step(rewards=await settle(last_word, outcome or "error") or {}))
+            answers.add(Step(rewards=await settle_call(last_word, outcome or "error") or {}))
     except Exception as error:
         answers.problems.append(f"{describe_environment(environment)}: finish() raised {type(error).__name__}: {error}")
     try:
-        await settle(environment.close)
+        await settle_call(environment.close)
     except Exception as error:
         answers.problems.append(f"{describe_environment(environment)}: close() raised {type(error).__name__}: {error}")
 
 
-def check_room(task: Task, tokens: Sequence[int], max_context: int | None, renderer: Renderer) -> None:
+def check_rollout_room(task: Task, tokens: Sequence[int], max_context: int | None, renderer: Renderer) -> None:
     if max_context is not None and len(tokens) >= max_context:
         raise NoRoom(
             f"task {task.id!r}: its prompt has {len(tokens)} tokens and the context {max_context}, so there is no room "
@@ -312,31 +312,31 @@ def check_room(task: Task, tokens: Sequence[int], max_context: int | None, rende
         )
 
 
-async def observe(environment: Environment) -> Observation:
+async def observe_environment(environment: Environment) -> Observation:
     """What the environment shows first, as a copy: it may go on with its own lists."""
-    with report_crashes(describe_environment(environment), type(unwrap(environment))):
-        first: object = await settle(environment.start)
+    with report_crashes(describe_environment(environment), type(unwrap_environment(environment))):
+        first: object = await settle_call(environment.start)
     if not isinstance(first, Observation):
         raise UserError(
             f"{describe_environment(environment)}: start() gave a {type(first).__name__}; it must return an "
             "aurify.Observation"
         )
-    check_messages(first.messages, f"{describe_environment(environment)}: start()")
+    check_environment_messages(first.messages, f"{describe_environment(environment)}: start()")
     return replace(first, messages=deepcopy(list(first.messages)), tools=deepcopy(list(first.tools)))
 
 
-async def take_step(environment: Environment, message: Message) -> Step:
+async def step_environment(environment: Environment, message: Message) -> Step:
     """The environment's answer, as a copy. Assistant messages that it writes have weight 0: they are not the
     policy's."""
     where = f"{describe_environment(environment)}: step()"
-    with report_crashes(describe_environment(environment), type(unwrap(environment))):
-        answer: object = await settle(environment.step, message)
+    with report_crashes(describe_environment(environment), type(unwrap_environment(environment))):
+        answer: object = await settle_call(environment.step, message)
     if isinstance(answer, str):
         answer = [{"role": "user", "content": answer}]
     step = answer if isinstance(answer, Step) else Step([answer] if isinstance(answer, Mapping) else answer)  # type: ignore[arg-type,list-item]
     if answer is None or not isinstance(step.messages, Sequence):
         raise UserError(f"{where} gave a {type(answer).__name__}; it must return an aurify.Step, a text or messages")
-    check_messages(step.messages, where)
+    check_environment_messages(step.messages, where)
     messages = [
         cast(Message, {**message, "weight": 0.0}) if message["role"] == "assistant" else message
         for message in deepcopy(list(step.messages))
@@ -344,13 +344,13 @@ async def take_step(environment: Environment, message: Message) -> Step:
     return replace(step, messages=messages)
 
 
-def unwrap(environment: Any) -> Any:
+def unwrap_environment(environment: Any) -> Any:
     """The environment itself, where it is hosted."""
     return getattr(environment, "inner", environment)
 
 
 def describe_environment(environment: Environment) -> str:
-    return f"environment {type(unwrap(environment)).__name__!r}"
+    return f"environment {type(unwrap_environment(environment)).__name__!r}"
 
 
 def build_data(trajectory: Trajectory, advantage: float | Sequence[float] = 0.0, unit: int = -1) -> list[Datum]:

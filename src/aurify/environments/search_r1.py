@@ -14,7 +14,7 @@ from functools import cache
 from aurify.environments.env import Step
 from aurify.environments.multi_turn import MultiTurnEnvironment
 from aurify.errors import UserError
-from aurify.tools.search import Passage, Search, write_passages
+from aurify.tools.search import Passage, Search, write_tool_passages
 from aurify.tools.tool import CallError
 from aurify.types import Message, Task
 
@@ -93,20 +93,20 @@ class SearchR1(MultiTurnEnvironment):
             passages = await self.search.find(content)
         except CallError as error:
             return Step(continue_turn=f"\n{error}\n", metrics={"invalid_actions": 1})
-        return Step(continue_turn=inform(passages, self.max_chars), metrics={"searches": 1})
+        return Step(continue_turn=write_information(passages, self.max_chars), metrics={"searches": 1})
 
 
-def inform(passages: list[Passage], max_chars: int) -> str:
+def write_information(passages: list[Passage], max_chars: int) -> str:
     """What is put into the turn."""
-    return f"\n\n<information>{write_passages(passages)[:max_chars]}</information>\n\n"
+    return f"\n\n<information>{write_tool_passages(passages)[:max_chars]}</information>\n\n"
 
 
 def open_search(kb: str | None, url: str | None, topk: int) -> Search:
     """One for the process: trajectories share a knowledge base, and its embedder, also those that begin together."""
     with OPENING:
-        return open_once(kb, url, topk)
+        return open_search_once(kb, url, topk)
 
 
 @cache
-def open_once(kb: str | None, url: str | None, topk: int) -> Search:
+def open_search_once(kb: str | None, url: str | None, topk: int) -> Search:
     return Search(kb, url, topk)

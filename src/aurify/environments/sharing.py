@@ -22,7 +22,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Generic, TypeVar
 
 from aurify.errors import UserError
-from aurify.threads import settle
+from aurify.threads import settle_call
 
 log = logging.getLogger("aurify")
 T = TypeVar("T")
@@ -43,12 +43,12 @@ class SharedResource(Generic[T]):
     @asynccontextmanager
     async def use(self) -> AsyncIterator[T]:
         """Where opening it fails, the next one who asks tries again."""
-        await acquire(self._users)
+        await acquire_shared(self._users)
         try:
-            await acquire(self._opening)
+            await acquire_shared(self._opening)
             try:
                 if not self._opened:
-                    self._opened.append(await settle(self._open))
+                    self._opened.append(await settle_call(self._open))
                     OPEN.append(self)
             finally:
                 self._opening.release()
@@ -61,13 +61,13 @@ class SharedResource(Generic[T]):
         while self._opened:
             resource = self._opened.pop()
             close = self._close or (lambda resource: getattr(resource, "close", lambda: None)())
-            await settle(close, resource)
+            await settle_call(close, resource)
 
 
 OPEN: list[SharedResource[Any]] = []
 
 
-async def acquire(lock: threading.Lock | threading.Semaphore) -> None:
+async def acquire_shared(lock: threading.Lock | threading.Semaphore) -> None:
     while not lock.acquire(blocking=False):
         await asyncio.sleep(WAIT_SECONDS)
 

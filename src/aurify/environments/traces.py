@@ -9,7 +9,7 @@ from aurify.environments.hosting import unwrap_partial
 from aurify.types import Message
 
 
-def as_messages(answer: str | list[Message], environment: Callable[..., Any]) -> list[Message]:
+def list_answer_messages(answer: str | list[Message], environment: Callable[..., Any]) -> list[Message]:
     """The messages of an answer. An environment that puts its own words into the policy's turn has `split_trace(text)`,
     which tells them apart."""
     if not isinstance(answer, str):

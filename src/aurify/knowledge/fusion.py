@@ -20,7 +20,7 @@ def fuse_ranks(lists: Lists[K], weights: Mapping[str, float] | None = None, k: f
     """Sum over lists of weight / (k + rank), ranks from 1; a list without a key adds nothing. The sum is at most
     sum(weights) / (k + 1), about 0.016 a list: never add it to another kind of score."""
     parts = {name: [(key, 1 / (k + rank)) for rank, (key, _) in enumerate(ranked, 1)] for name, ranked in lists.items()}
-    return sum_parts(parts, weights)
+    return sum_fused_scores(parts, weights)
 
 
 def fuse_scores(lists: Lists[K], weights: Mapping[str, float] | None = None) -> list[tuple[K, float]]:
@@ -32,10 +32,10 @@ def fuse_scores(lists: Lists[K], weights: Mapping[str, float] | None = None) -> 
         low = LOWEST.get(name, min(scores, default=0.0))
         span = max(scores, default=0.0) - low
         parts[name] = [(key, (score - low) / span if span > 0 else 0.0) for key, score in ranked]
-    return sum_parts(parts, weights)
+    return sum_fused_scores(parts, weights)
 
 
-def sum_parts(
+def sum_fused_scores(
     parts: Mapping[str, Iterable[tuple[K, float]]], weights: Mapping[str, float] | None
 ) -> list[tuple[K, float]]:
     totals: dict[K, float] = {}

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from aurify.errors import UserError
-from aurify.knowledge.knowledge_base import AddSummary, KnowledgeBase, exists
+from aurify.knowledge.knowledge_base import AddSummary, KnowledgeBase, kb_exists
 from aurify.knowledge.reading.fetch import WebOptions
 from aurify.knowledge.reading.files import read_documents
-from aurify.knowledge.reading.refusals import Refusals, clean, to_line
+from aurify.knowledge.reading.refusals import Refusals, clean_document_text, to_refusal_line
 from aurify.knowledge.reading.rows import ReadOptions
 from aurify.knowledge.reading.web import is_url, read_urls
 from aurify.knowledge.reading.webpage import parse_sitemap
@@ -71,7 +71,7 @@ def ingest(
     progress: Progress = lambda summary: None,
 ) -> IngestSummary:
     """`location` is a folder, a file, a URL or a file that lists URLs. `progress` is called now and then."""
-    check_location(location)
+    check_ingest_location(location)
     options, summary = options or IngestOptions(), IngestSummary()
     source = location if is_url(location) else str(Path(location).expanduser().resolve())
     sources = {record.id: record.source for record in kb.records()}
@@ -85,9 +85,9 @@ def ingest(
                 continue
             digests.append(document.digest)
             if len(digests) > 1:
-                document = rename_double(document, len(digests), seen)
+                document = rename_double_document(document, len(digests), seen)
                 summary.renamed += 1
-            if is_taken(sources.get(document.id, source), source):
+            if is_document_taken(sources.get(document.id, source), source):
                 summary.refusals.add(document.id, OTHER_SOURCE)
                 continue
             yield document
@@ -97,7 +97,7 @@ def ingest(
         summary.added = added
         progress(summary)
 
-    summary.added = kb.add(choose(read_location(location, kb.folder, options, summary)), progress=count)
+    summary.added = kb.add(choose(read_ingest_location(location, kb.folder, options, summary)), progress=count)
     for reason, num in summary.added.refused.items():
         summary.refusals.counts[reason] += num
         summary.refusals.first.setdefault(reason, location)
@@ -108,7 +108,7 @@ def ingest(
     return summary
 
 
-def rename_double(document: Document, number: int, seen: dict[str, list[str]]) -> Document:
+def rename_double_document(document: Document, number: int, seen: dict[str, list[str]]) -> Document:
     """Data sets give different rows the same id; each gets a name of its own."""
     while (name := f"{document.id}~{number}") in seen:
         number += 1
@@ -116,28 +116,34 @@ def rename_double(document: Document, number: int, seen: dict[str, list[str]]) -
     return replace(document, id=name)
 
 
-def is_taken(other: str, source: str) -> bool:
+def is_document_taken(other: str, source: str) -> bool:
     """Whether the name belongs to a document of another source. A source that no longer exists has moved here."""
     return other != source and (is_url(other) or Path(other).exists())
 
 
-def check_location(location: str) -> None:
+def check_ingest_location(location: str) -> None:
     path = Path(location).expanduser()
     if not is_url(location) and not path.is_file() and not path.is_dir():
         raise UserError(f"{location}: there is no such file or folder; expected one of them, or http(s)://...")
 
 
-def read_location(location: str, kb_folder: Path, options: IngestOptions, summary: IngestSummary) -> Iterator[Document]:
+def read_ingest_location(
+    location: str, kb_folder: Path, options: IngestOptions, summary: IngestSummary
+) -> Iterator[Document]:
     path = Path(location).expanduser()
-    if urls := [location] if is_url(location) else listed_urls(path) if path.is_file() else []:
+    if urls := [location] if is_url(location) else list_ingest_urls(path) if path.is_file() else []:
 
         def count(url: str, num_read: int, num_known: int) -> None:
-            summary.current, summary.done, summary.total = to_line(url), num_read, num_known
+            summary.current, summary.done, summary.total = to_refusal_line(url), num_read, num_known
 
         yield from read_urls(urls, options.web, options.read, summary.refusals, count)
         return
     own_ids = path.is_file()  # the rows of a file in a folder are named after the file as well
-    files = [(clean(path.name), path)] if own_ids else sorted(walk_folder(path, kb_folder, options, summary))
+    files = (
+        [(clean_document_text(path.name), path)]
+        if own_ids
+        else sorted(walk_document_folder(path, kb_folder, options, summary))
+    )
     sizes = [file.stat().st_size for _, file in files]
     summary.total = sum(sizes)
     for (id, file), size in zip(files, sizes, strict=True):
@@ -146,7 +152,7 @@ def read_location(location: str, kb_folder: Path, options: IngestOptions, summar
         summary.done += size
 
 
-def listed_urls(path: Path) -> list[str]:
+def list_ingest_urls(path: Path) -> list[str]:
     """The URLs of a sitemap, and those in a file that holds nothing else but blank lines and comments (#)."""
     with path.open("rb") as file:
         head = file.read(HEAD)
@@ -161,7 +167,7 @@ def listed_urls(path: Path) -> list[str]:
     return lines if all(is_url(line) and not line.split()[1:] for line in lines) else []
 
 
-def walk_folder(
+def walk_document_folder(
     root: Path, kb_folder: Path, options: IngestOptions, summary: IngestSummary
 ) -> Iterator[tuple[str, Path]]:
     """(id, path) of plain files within the folder. No link leads out of it, and no knowledge base is read into
@@ -172,15 +178,15 @@ def walk_folder(
 
     for folder, folders, names in os.walk(root, onerror=refuse):
         for name in list(folders):
-            if reason := reason_against_folder(Path(folder) / name, kb_folder, options):
+            if reason := reason_to_skip_folder(Path(folder) / name, kb_folder, options):
                 folders.remove(name)
                 summary.left_out[reason] += 1
         for name in names:
             file = Path(folder) / name
             relative = file.relative_to(root).as_posix()
             # A file name need not be text; its other bytes become \udc.. escapes, which can be stored and read back
-            id = clean(relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
-            reason = reason_against_file(file, relative, root, options)
+            id = clean_document_text(relative.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+            reason = reason_to_skip_file(file, relative, root, options)
             if not reason:
                 yield id, file
             elif reason in (LINK, SPECIAL):
@@ -189,19 +195,19 @@ def walk_folder(
                 summary.left_out[reason] += 1
 
 
-def reason_against_folder(folder: Path, kb_folder: Path, options: IngestOptions) -> str:
+def reason_to_skip_folder(folder: Path, kb_folder: Path, options: IngestOptions) -> str:
     if folder.is_symlink():
         return "folder behind a link"
     if folder.name.startswith(".") and not options.hidden:
         return "hidden folder (--hidden reads it)"
     if folder.name in TOOL_FOLDERS or folder.name.endswith((".egg-info", ".dist-info")):
         return "folder of installed or compiled code"
-    if folder.resolve() == kb_folder.resolve() or (exists(folder) and (folder / "documents.lance").is_dir()):
+    if folder.resolve() == kb_folder.resolve() or (kb_exists(folder) and (folder / "documents.lance").is_dir()):
         return "knowledge base"
     return ""
 
 
-def reason_against_file(file: Path, relative: str, root: Path, options: IngestOptions) -> str:
+def reason_to_skip_file(file: Path, relative: str, root: Path, options: IngestOptions) -> str:
     if file.name.startswith(".") and not options.hidden:
         return "hidden file (--hidden reads it)"
     if options.include and not any(fnmatch.fnmatch(relative, pattern) for pattern in options.include):

@@ -25,7 +25,7 @@ from typing import Any
 from aurify import config
 from aurify.errors import UserError
 from aurify.files import replace_text
-from aurify.knowledge.chunking.chunk import ChunkOptions, chunk
+from aurify.knowledge.chunking.chunk import ChunkOptions, chunk_document
 from aurify.knowledge.embedding import MINILM, load_embedder
 from aurify.knowledge.search import SearchOptions, Times, search
 from aurify.knowledge.store import LANGUAGES, NO_LANGUAGE, ChunkRow, LanceStore, Record
@@ -93,21 +93,21 @@ class KnowledgeBase:
     ) -> KnowledgeBase:
         """A new one. An embedder whose name `load_embedder` does not know must be given to `open` again."""
         folder = Path(folder)
-        if exists(folder):
+        if kb_exists(folder):
             raise UserError(f"{folder} already is a knowledge base; open it, or remove the folder to begin anew")
         name = embedder if isinstance(embedder, str) else embedder.name
         if Path(name).expanduser().is_dir():
             name = str(Path(name).expanduser().resolve())
         settings = Settings(name, language, chunking or ChunkOptions())
-        write_settings(folder, settings)
+        write_kb_settings(folder, settings)
         return cls(folder, settings, None if isinstance(embedder, str) else embedder)
 
     @classmethod
     def open(cls, folder: str | Path, embedder: Embedder | None = None) -> KnowledgeBase:
         folder = Path(folder)
-        if not exists(folder):
+        if not kb_exists(folder):
             raise UserError(f"there is no knowledge base at {folder}; `aurify ingest PATH --kb NAME` makes one")
-        return cls(folder, read_settings(folder), embedder)
+        return cls(folder, read_kb_settings(folder), embedder)
 
     @property
     def embedder(self) -> Embedder:
@@ -206,7 +206,7 @@ class KnowledgeBase:
     def remember(self, search: SearchOptions) -> None:
         """From now on, searches go by these options."""
         self.settings = replace(self.settings, search=search)
-        write_settings(self.folder, self.settings)
+        write_kb_settings(self.folder, self.settings)
 
     def _cut(
         self, documents: Iterable[Document], known: dict[str, str], summary: AddSummary
@@ -216,7 +216,7 @@ class KnowledgeBase:
         options: ChunkOptions | None = None  # the first document that is cut loads the embedder
         batch: list[tuple[Document, list[Chunk]]] = []
         for document in documents:
-            if (fault := find_fault(document)) is not None:
+            if (fault := find_document_fault(document)) is not None:
                 summary.refused[fault] += 1
             elif document.id in seen:
                 summary.repeated += 1
@@ -224,7 +224,7 @@ class KnowledgeBase:
                 summary.unchanged += 1
             else:
                 options = options or self._chunk_options()
-                batch.append((document, chunk(document, options, self.embedder.count_tokens)))
+                batch.append((document, chunk_document(document, options, self.embedder.count_tokens)))
             seen.add(document.id)
             if sum(max(1, len(chunks)) for _, chunks in batch) >= CHUNKS_AT_ONCE:
                 yield batch
@@ -283,7 +283,7 @@ class KnowledgeBase:
             lock.release()
 
 
-def find_fault(document: Document) -> str | None:
+def find_document_fault(document: Document) -> str | None:
     """Why a document cannot be stored. Broken file names and escapes give texts that are not valid Unicode."""
     try:
         for text in (document.id, document.text, document.title, document.format, document.source):
@@ -298,17 +298,17 @@ def find_fault(document: Document) -> str | None:
     return None if document.id else "no id"
 
 
-def exists(folder: str | Path) -> bool:
+def kb_exists(folder: str | Path) -> bool:
     return (Path(folder) / SETTINGS).is_file()
 
 
-def read_settings(folder: Path) -> Settings:
+def read_kb_settings(folder: Path) -> Settings:
     try:
         values = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder / SETTINGS} is not JSON ({error}); mend it, or remove the folder") from None
-    return config.build(Settings, values, str(folder / SETTINGS))
+    return config.build_options(Settings, values, str(folder / SETTINGS))
 
 
-def write_settings(folder: Path, settings: Settings) -> None:
+def write_kb_settings(folder: Path, settings: Settings) -> None:
     replace_text(folder / SETTINGS, json.dumps(asdict(settings), indent=2) + "\n")

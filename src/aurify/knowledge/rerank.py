@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from aurify.errors import UserError
 from aurify.files import require
-from aurify.knowledge.embedding import MINILM, MOST_CHARS, find_minilm, split_by_length
+from aurify.knowledge.embedding import MINILM, MOST_CHARS, batch_texts_by_length, find_minilm
 from aurify.knowledge.types import Reranker
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ class CrossEncoderReranker:
 
     def __init__(self, model: str, *, device: str = "cpu") -> None:
         self.name = f"cross-encoder:{model}"
-        self.model: CrossEncoder = load_sentence_model("CrossEncoder", self.name, find_folder(model), device)
-        if not is_cross_encoder(find_folder(model)):
+        self.model: CrossEncoder = load_sentence_model("CrossEncoder", self.name, find_reranker_folder(model), device)
+        if not is_cross_encoder(find_reranker_folder(model)):
             raise UserError(
                 f"reranker {self.name!r}: this model has no trained layer that scores a pair, so it would rank at "
                 "random; expected a cross-encoder, such as cross-encoder/ms-marco-MiniLM-L6-v2. An embedding model can "
@@ -62,7 +62,7 @@ class MaxSimReranker:
 
     def __init__(self, model: str, *, device: str = "cpu", max_kept: int = MAX_KEPT) -> None:
         self.name = f"maxsim:{model}"
-        folder = find_folder(model)
+        folder = find_reranker_folder(model)
         loaded = load_sentence_model("MultiVectorEncoder", self.name, folder, device)
         self.model: MultiVectorEncoder = drop_random_projection(loaded, folder)
         self.max_kept = max_kept  # passages
@@ -83,7 +83,7 @@ class MaxSimReranker:
     def _encode(self, texts: Sequence[str]) -> list[Any]:
         new = list(dict.fromkeys(text for text in texts if text not in self.kept))
         found = {text: self.kept.pop(text) for text in dict.fromkeys(texts) if text in self.kept}
-        for indices in split_by_length([len(text) for text in new], BATCH, MOST_CHARS):
+        for indices in batch_texts_by_length([len(text) for text in new], BATCH, MOST_CHARS):
             batch = [new[index] for index in indices]
             vectors = self.model.encode_document(batch, batch_size=BATCH, show_progress_bar=False)
             found.update(zip(batch, vectors, strict=True))
@@ -105,7 +105,7 @@ def load_reranker(name: str | None, *, device: str = "cpu") -> Reranker | None:
     raise UserError(f"reranker {name!r}: expected {KINDS}, or none")
 
 
-def find_folder(model: str) -> str:
+def find_reranker_folder(model: str) -> str:
     """The folder of a model, or its hub id."""
     folder = find_minilm() if model.lower() == MINILM else Path(model).expanduser()
     return str(folder) if folder.is_dir() else model
@@ -128,9 +128,9 @@ def load_sentence_model(kind: str, name: str, folder: str, device: str) -> Any:
 
 def is_cross_encoder(folder: str) -> bool:
     """False where sentence-transformers has added the scoring layer at random."""
-    if read_model_file(folder, "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
+    if read_reranker_file(folder, "config_sentence_transformers.json").get("model_type") == "CrossEncoder":
         return True
-    return any(name.endswith("ForSequenceClassification") for name in read_architectures(folder))
+    return any(name.endswith("ForSequenceClassification") for name in read_reranker_architectures(folder))
 
 
 def drop_random_projection(model: MultiVectorEncoder, folder: str) -> MultiVectorEncoder:
@@ -140,20 +140,24 @@ def drop_random_projection(model: MultiVectorEncoder, folder: str) -> MultiVecto
     from sentence_transformers.base.modules import Dense
 
     saved = any(
-        str(module.get("type", "")).endswith("Dense") for module in read_model_file(folder, "modules.json") or []
+        str(module.get("type", "")).endswith("Dense") for module in read_reranker_file(folder, "modules.json") or []
     )
-    if saved or "HF_ColBERT" in read_architectures(folder) or not any(isinstance(module, Dense) for module in model):
+    if (
+        saved
+        or "HF_ColBERT" in read_reranker_architectures(folder)
+        or not any(isinstance(module, Dense) for module in model)
+    ):
         return model
     kept = [module for module in model if not isinstance(module, Dense)]
     prompts = {task: prompt for task, prompt in model.prompts.items() if prompt is not None}
     return MultiVectorEncoder(modules=kept, prompts=prompts, device=str(model.device))
 
 
-def read_architectures(folder: str) -> list[str]:
-    return read_model_file(folder, "config.json").get("architectures") or []
+def read_reranker_architectures(folder: str) -> list[str]:
+    return read_reranker_file(folder, "config.json").get("architectures") or []
 
 
-def read_model_file(folder: str, file: str) -> Any:
+def read_reranker_file(folder: str, file: str) -> Any:
     """A file of a model, from its folder or the hub; empty where the model has none of that name."""
     from sentence_transformers.util import load_file_path
 

@@ -16,7 +16,7 @@ from aurify.bounds import Checked, NonNegativeFloat, PositiveInt, Share
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 from aurify.knowledge.fusion import fuse_ranks, fuse_scores
-from aurify.knowledge.snapshot import Ranking, Snapshot, in_background
+from aurify.knowledge.snapshot import Ranking, Snapshot, run_in_lancedb_loop
 from aurify.knowledge.types import Chunk, Embedder, Hit, Mode, Reranker, Where
 
 Times = MutableMapping[str, float]  # stage -> seconds, added up
@@ -73,18 +73,18 @@ def search(
     options = replace(options, candidates=max(options.candidates, PER_LIMIT * limit))
     num = limit if rerank is None else max(limit, options.reranked)
     results = []
-    found = find_candidates(snapshot, open_embedder, queries, options, where, times)
+    found = find_search_candidates(snapshot, open_embedder, queries, options, where, times)
     for query, lists in zip(queries, found, strict=True):
-        with measure(times, "fetch"):
+        with time_search_stage(times, "fetch"):
             hits = fetch_hits(snapshot, lists, num, per_document)
         if rerank is not None:
-            with measure(times, "rerank"):
+            with time_search_stage(times, "rerank"):
                 hits = apply_reranker(rerank, query, hits)
-        results.append((hits if per_document else drop_overlaps(hits))[:limit])
+        results.append((hits if per_document else drop_overlapping_hits(hits))[:limit])
     return results
 
 
-def find_candidates(
+def find_search_candidates(
     snapshot: Snapshot,
     open_embedder: Callable[[], Embedder],
     queries: Sequence[str],
@@ -100,30 +100,30 @@ def find_candidates(
             start = time.perf_counter()
             return await snapshot.search_words(query, options.candidates, among), time.perf_counter() - start
 
-    with measure(times, "filter"):
+    with time_search_stage(times, "filter"):
         among = snapshot.find_matching(where)
-    words = [in_background(look_up(query)) for query in queries if options.mode != "dense"]
+    words = [run_in_lancedb_loop(look_up(query)) for query in queries if options.mode != "dense"]
     if options.mode != "bm25":
-        with measure(times, "load"):
+        with time_search_stage(times, "load"):
             embedder = open_embedder()
-        with measure(times, "embed"):
+        with time_search_stage(times, "embed"):
             vectors = embedder.embed_queries(queries)
         by_meaning = snapshot.dense_many(vectors, options.candidates, among)
     for number in range(len(queries)):
         lists: dict[str, Ranking] = {}
         if options.mode != "bm25":
-            with measure(times, "dense"):
+            with time_search_stage(times, "dense"):
                 lists["dense"] = next(by_meaning)
         if options.mode != "dense":
             lists["bm25"], seconds = words[number].result()
             times["bm25"] = times.get("bm25", 0.0) + seconds
         if options.mode == "hybrid":
-            with measure(times, "fuse"):
-                lists["fused"] = fuse(snapshot, lists, vectors[number], options)
+            with time_search_stage(times, "fuse"):
+                lists["fused"] = fuse_hits(snapshot, lists, vectors[number], options)
         yield lists
 
 
-def fuse(snapshot: Snapshot, lists: dict[str, Ranking], vector: np.ndarray, options: SearchOptions) -> Ranking:
+def fuse_hits(snapshot: Snapshot, lists: dict[str, Ranking], vector: np.ndarray, options: SearchOptions) -> Ranking:
     """A weighted sum also needs the cosines of what only words have found; ranks are those of the lists."""
     if options.fusion == "rrf":
         return fuse_ranks(lists, options.weights, options.k)
@@ -133,7 +133,7 @@ def fuse(snapshot: Snapshot, lists: dict[str, Ranking], vector: np.ndarray, opti
     return fuse_scores({**lists, "dense": [*lists["dense"], *zip(unseen, cosines, strict=True)]}, options.weights)
 
 
-def pick(snapshot: Snapshot, order: Ranking, per_document: bool, num: int) -> Ranking:
+def pick_hits(snapshot: Snapshot, order: Ranking, per_document: bool, num: int) -> Ranking:
     """The first `num` of an order; with `per_document`, only the best of each document."""
     if not per_document:
         return order[:num]
@@ -147,7 +147,7 @@ def pick(snapshot: Snapshot, order: Ranking, per_document: bool, num: int) -> Ra
 
 def fetch_hits(snapshot: Snapshot, lists: dict[str, Ranking], num: int, per_document: bool) -> list[Hit]:
     *_, order = lists.values()
-    chosen = pick(snapshot, order, per_document, num)
+    chosen = pick_hits(snapshot, order, per_document, num)
     scores: dict[int, dict[str, float]] = {index: {} for index, _ in chosen}
     ranks: dict[int, dict[str, int]] = {index: {} for index, _ in chosen}
     for name, ranking in lists.items():
@@ -171,16 +171,16 @@ def apply_reranker(reranker: Reranker, query: str, hits: Sequence[Hit]) -> list[
     return [replace(hit, ranks={**hit.ranks, "reranked": rank}) for rank, hit in enumerate(scored, 1)]
 
 
-def drop_overlaps(hits: Sequence[Hit]) -> list[Hit]:
+def drop_overlapping_hits(hits: Sequence[Hit]) -> list[Hit]:
     """Of two passages that share most of their text, the better one stays."""
     kept: list[Hit] = []
     for hit in hits:
-        if not any(share_text(hit.chunk, other.chunk) for other in kept):
+        if not any(share_passage_text(hit.chunk, other.chunk) for other in kept):
             kept.append(hit)
     return kept
 
 
-def share_text(one: Chunk, other: Chunk) -> bool:
+def share_passage_text(one: Chunk, other: Chunk) -> bool:
     if one.document != other.document or "anchor" in (one.kind, other.kind):
         return False
     shared = min(one.end, other.end) - max(one.start, other.start)
@@ -188,7 +188,7 @@ def share_text(one: Chunk, other: Chunk) -> bool:
 
 
 @contextmanager
-def measure(times: Times, stage: str) -> Iterator[None]:
+def time_search_stage(times: Times, stage: str) -> Iterator[None]:
     start = time.perf_counter()
     try:
         yield

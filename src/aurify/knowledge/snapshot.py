@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from aurify.knowledge.types import Chunk, Value, Where
-from aurify.knowledge.where import COLUMNS, to_sql
+from aurify.knowledge.where import COLUMNS, where_to_sql
 
 # Up to so many bytes of vectors, dense search is a matrix product: exact, and ten times faster than on disk. The texts,
 # which take less, are then in memory too, since looking up ten rows of a table costs more than searching it.
@@ -36,7 +36,7 @@ class Snapshot:
         import pyarrow.compute as pc
 
         self.version = version
-        self.table = in_background(open_version(folder, name, version)).result()
+        self.table = run_in_lancedb_loop(open_table_version(folder, name, version)).result()
         self._matching: dict[str, np.ndarray] = {}
         held = self._read(self.table.query().select(["id"]))
         order = pc.sort_indices(held["id"])
@@ -44,7 +44,7 @@ class Snapshot:
         self.row_ids = held["_rowid"].take(order).to_numpy()
         self._by_row_id = np.argsort(self.row_ids)
         self._sorted_row_ids = self.row_ids[self._by_row_id]
-        dim = in_background(self.table.schema()).result().field("vector").type.list_size
+        dim = run_in_lancedb_loop(self.table.schema()).result().field("vector").type.list_size
         self.vectors: np.ndarray | None = None  # [chunks, dim]
         self.shown: Any | None = None  # the columns SHOWN as an Arrow table
         if len(self.ids) * dim * 4 <= IN_MEMORY:
@@ -56,7 +56,7 @@ class Snapshot:
 
     def _read(self, query: Any) -> Any:
         """An Arrow table with row ids."""
-        return in_background(query.with_row_id().to_arrow()).result()
+        return run_in_lancedb_loop(query.with_row_id().to_arrow()).result()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -70,7 +70,7 @@ class Snapshot:
     def find_matching(self, where: Where | None) -> np.ndarray | None:
         """The indices of the chunks that a search may find, in order; None for all. The last conditions are remembered,
         since people ask several questions under one condition."""
-        condition = to_sql(where)
+        condition = where_to_sql(where)
         if condition is None:
             return None
         if condition not in self._matching:
@@ -99,7 +99,7 @@ class Snapshot:
         held = self.vectors if among is None else self.vectors[among]
         for start in range(0, len(vectors), QUERIES_AT_ONCE):
             for scores in vectors[start : start + QUERIES_AT_ONCE] @ held.T:
-                best = pick_best(scores, limit)
+                best = pick_nearest_chunks(scores, limit)
                 yield best if among is None else [(int(among[index]), score) for index, score in best]
 
     def _dense_on_disk(self, vector: np.ndarray, limit: int, among: np.ndarray | None) -> Ranking:
@@ -108,13 +108,13 @@ class Snapshot:
             found = await query.with_row_id().limit(num).to_arrow()
             return found["_rowid"].to_numpy(), 1 - found["_distance"].to_numpy()
 
-        return in_background(self._rank(ask, limit, among)).result()
+        return run_in_lancedb_loop(self._rank(ask, limit, among)).result()
 
     def bm25(self, query: str, limit: int, among: np.ndarray | None = None) -> Ranking:
-        return in_background(self.search_words(query, limit, among)).result()
+        return run_in_lancedb_loop(self.search_words(query, limit, among)).result()
 
     async def search_words(self, query: str, limit: int, among: np.ndarray | None = None) -> Ranking:
-        """`bm25` for `in_background`: the caller does other things meanwhile."""
+        """`bm25` for `run_in_lancedb_loop`: the caller does other things meanwhile."""
         from lancedb.query import MatchQuery
 
         async def ask(num: int) -> tuple[np.ndarray, np.ndarray]:
@@ -137,7 +137,7 @@ class Snapshot:
                 allowed = np.isin(indices, among)
                 indices, scores = indices[allowed], scores[allowed]
             if complete or (len(scores) >= limit and scores[limit - 1] > least):
-                return sort_by_score(indices, scores)[:limit]
+                return sort_chunks_by_score(indices, scores)[:limit]
             num *= 4
 
     def cosines(self, vector: np.ndarray, indices: Sequence[int]) -> np.ndarray:
@@ -162,23 +162,23 @@ class Snapshot:
         return [rows[row_id] for row_id in row_ids]
 
 
-def pick_best(scores: np.ndarray, limit: int) -> Ranking:
+def pick_nearest_chunks(scores: np.ndarray, limit: int) -> Ranking:
     """The highest scores, ties by index. In the seventh decimal, equal texts differ by how they were batched."""
     if limit >= len(scores):
-        return sort_by_score(np.arange(len(scores)), scores)
+        return sort_chunks_by_score(np.arange(len(scores)), scores)
     least = np.partition(scores, -limit)[-limit]
     indices = np.flatnonzero(scores >= least - 1e-6)
-    return sort_by_score(indices, scores[indices])[:limit]
+    return sort_chunks_by_score(indices, scores[indices])[:limit]
 
 
-def sort_by_score(indices: np.ndarray, scores: np.ndarray) -> Ranking:
+def sort_chunks_by_score(indices: np.ndarray, scores: np.ndarray) -> Ranking:
     """Scores are rounded to six decimals."""
     rounded = np.round(scores.astype(np.float64), 6)
     order = np.lexsort((indices, -rounded))
     return list(zip(indices[order].tolist(), rounded[order].tolist(), strict=True))
 
 
-async def open_version(folder: Path, name: str, version: int) -> Any:
+async def open_table_version(folder: Path, name: str, version: int) -> Any:
     import lancedb
 
     table = await (await lancedb.connect_async(folder)).open_table(name)
@@ -186,14 +186,14 @@ async def open_version(folder: Path, name: str, version: int) -> Any:
     return table
 
 
-def in_background(work: Coroutine[Any, Any, T]) -> Future[T]:
+def run_in_lancedb_loop(work: Coroutine[Any, Any, T]) -> Future[T]:
     """Runs beside the caller. Of LanceDB's two interfaces the asynchronous one answers a question in half the time: the
     other takes five steps for it, each through a thread of its own."""
-    return asyncio.run_coroutine_threadsafe(work, background_loop())
+    return asyncio.run_coroutine_threadsafe(work, open_lancedb_loop())
 
 
 @cache
-def background_loop() -> asyncio.AbstractEventLoop:
+def open_lancedb_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="aurify-search", daemon=True).start()
     return loop

@@ -21,7 +21,7 @@ import numpy as np
 from aurify.files import require
 from aurify.knowledge.snapshot import Snapshot
 from aurify.knowledge.types import Chunk, Metadata
-from aurify.knowledge.where import quote
+from aurify.knowledge.where import quote_sql
 
 CHUNKS, DOCUMENTS, TEXT_INDEX = "chunks", "documents", "passage_idx"
 LANGUAGES = (
@@ -78,7 +78,7 @@ class LanceStore:
     def __init__(self, folder: Path, language: str = "English") -> None:
         self.folder = folder
         self.language = language
-        self._db = connect(folder)
+        self._db = connect_lancedb(folder)
         self._tables: dict[str, Any] = {}
         self._snapshot: Snapshot | None = None
         self._lock = threading.Lock()
@@ -213,10 +213,10 @@ def record_schema() -> Any:
     return pa.schema([(spec.name, types[str(spec.type)]) for spec in fields(Record)])
 
 
-def connect(folder: Path) -> Any:
+def connect_lancedb(folder: Path) -> Any:
     lancedb = require("lancedb", "memory", "to keep a knowledge base")
     return lancedb.connect(folder, read_consistency_interval=timedelta(0))  # what others wrote is seen at once
 
 
 def is_one_of(column: str, names: Iterable[str]) -> str:
-    return f"{column} IN ({', '.join(map(quote, names))})"
+    return f"{column} IN ({', '.join(map(quote_sql, names))})"

@@ -17,18 +17,18 @@ COLUMNS = {"document.id": "document", "document.source": "source", "document.for
 OPERATORS = ("=", "!=", "<", "<=", ">", ">=")
 
 
-def to_sql(where: Where | None) -> str | None:
+def where_to_sql(where: Where | None) -> str | None:
     """For a table with the column `metadata` in JSON; None lets everything through."""
     clauses = []
     for key, wanted in (where or {}).items():
-        column = COLUMNS.get(key) or f"json_get_string(metadata, {quote(key)})"
-        tests = [to_comparison(column, sign, value) for sign, value in parse(key, wanted)]
+        column = COLUMNS.get(key) or f"json_get_string(metadata, {quote_sql(key)})"
+        tests = [to_sql_comparison(column, sign, value) for sign, value in parse_where_comparisons(key, wanted)]
         ranges = isinstance(wanted, Mapping)  # all of its comparisons must hold, and any of a list
         clauses.append(f"({(' AND ' if ranges else ' OR ').join(tests) or str(ranges).lower()})")
     return " AND ".join(clauses) or None
 
 
-def parse(key: str, wanted: Any) -> list[tuple[str, Value]]:
+def parse_where_comparisons(key: str, wanted: Any) -> list[tuple[str, Value]]:
     """(operator, value) of each comparison."""
     if isinstance(wanted, Mapping):
         comparisons = list(wanted.items())
@@ -45,13 +45,13 @@ def parse(key: str, wanted: Any) -> list[tuple[str, Value]]:
     return comparisons
 
 
-def to_comparison(column: str, sign: str, value: Value) -> str:
+def to_sql_comparison(column: str, sign: str, value: Value) -> str:
     if isinstance(value, bool):
         value = str(value).lower()
     if isinstance(value, str):
-        return f"{column} {sign} {quote(value)}"
+        return f"{column} {sign} {quote_sql(value)}"
     return f"TRY_CAST({column} AS DOUBLE) {sign} {float(value)!r}"
 
 
-def quote(text: str) -> str:
+def quote_sql(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"

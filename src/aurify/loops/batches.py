@@ -16,15 +16,15 @@ from aurify.pipeline.recipe import OfflineStage
 from aurify.types import Datum
 
 
-def num_steps(stage: OfflineStage, num_units: int) -> int:
+def num_stage_steps(stage: OfflineStage, num_units: int) -> int:
     """Optimiser steps of the stage. The last step of whole epochs may be smaller: no row is seen once more than
     another."""
     if stage.steps is not None:
         return stage.steps
-    return math.ceil(num_rows(stage, num_units) / stage.batch_size)
+    return math.ceil(num_stage_rows(stage, num_units) / stage.batch_size)
 
 
-def num_rows(stage: OfflineStage, num_units: int) -> int:
+def num_stage_rows(stage: OfflineStage, num_units: int) -> int:
     if stage.steps is not None:
         return stage.steps * stage.batch_size
     return max(1, round((stage.epochs or 1.0) * num_units))
@@ -37,16 +37,18 @@ def epoch_order(num_units: int, seed: int, epoch: int) -> tuple[int, ...]:
     return tuple(indices)
 
 
-def indices_at(step: int, stage: OfflineStage, num_units: int, seed: int, mixture: Mixture | None = None) -> list[int]:
+def batch_indices_at(
+    step: int, stage: OfflineStage, num_units: int, seed: int, mixture: Mixture | None = None
+) -> list[int]:
     """The units of step 0, 1, ...: epochs one after the other, each in its own order, or those of a mixture."""
     begin = step * stage.batch_size
-    end = min(begin + stage.batch_size, num_rows(stage, num_units))
+    end = min(begin + stage.batch_size, num_stage_rows(stage, num_units))
     if mixture is not None:
         return [mixture.at(position) for position in range(begin, end)]
     return [epoch_order(num_units, seed, k // num_units)[k % num_units] for k in range(begin, end)]
 
 
-def gather_batch(units: Sequence[Unit], indices: Sequence[int]) -> list[Datum]:
+def gather_step_batch(units: Sequence[Unit], indices: Sequence[int]) -> list[Datum]:
     """The data of one step. Units are numbered anew: a small data set may hold one twice in a batch."""
     return [
         replace(datum, unit=position) if len(units[index]) > 1 else datum

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING
 
 from aurify.data.encode import Encoding, Unit, encode
 from aurify.data.example import Chat, Example
-from aurify.data.forms import detect
+from aurify.data.forms import detect_row_form
 from aurify.data.heldout import example_keys
 from aurify.data.mixing import Mixture
-from aurify.data.sources import Part, read_part
-from aurify.environments.traces import as_messages
+from aurify.data.sources import Part, read_data_source
+from aurify.environments.traces import list_answer_messages
 from aurify.errors import UserError
 from aurify.loops.progress import derive_seed
 from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.rows.row import Row, Tally
-from aurify.rows.sources import open_file, raise_bad
-from aurify.tracking.jsonl import write_rows
+from aurify.rows.sources import open_file_rows, raise_bad_row
+from aurify.tracking.jsonl import write_log
 from aurify.types import Lesson
 
 if TYPE_CHECKING:
@@ -55,27 +55,31 @@ class Units:
 # ---------------------------------------------------------------------- where examples come from
 
 
-def read_examples(data: DataOptions, lesson: Lesson, seed: int, *, hold_out: bool) -> Examples:
+def read_training_examples(data: DataOptions, lesson: Lesson, seed: int, *, hold_out: bool) -> Examples:
     """Those of a user's files or functions. hold_out: without `heldout_path`, a share of them is kept for
     evaluation."""
     tally, skip = Tally(), data.on_bad_row == "skip"
     train: list[Example] = []
     for number, part in enumerate(data.parts):
         name = part.name if data.mix else "data"
-        train += read_source(part, lesson, tally, name, skip_bad=skip, number=number)
+        train += read_training_source(part, lesson, tally, name, skip_bad=skip, number=number)
     if data.heldout_part is not None:
         apart = Tally()
-        heldout = read_source(data.heldout_part, lesson, apart, "data.heldout_path", skip_bad=skip)
+        heldout = read_training_source(data.heldout_part, lesson, apart, "data.heldout_path", skip_bad=skip)
         tally.add(replace(apart, recognised=[]), "held out: ")
         return Examples(train, heldout, tally)
-    return replace(split(train, data.heldout_share, seed), tally=tally) if hold_out else Examples(train, (), tally)
+    return (
+        replace(split_training_examples(train, data.heldout_share, seed), tally=tally)
+        if hold_out
+        else Examples(train, (), tally)
+    )
 
 
-def read_source(
+def read_training_source(
     part: Part, lesson: Lesson, tally: Tally, name: str, *, skip_bad: bool, number: int = 0
 ) -> list[Example]:
-    rows = read_part(part, tally, skip_bad=skip_bad, number=number)
-    reader, unusable = detect(rows, lesson, part.form), Tally()
+    rows = read_data_source(part, tally, skip_bad=skip_bad, number=number)
+    reader, unusable = detect_row_form(rows, lesson, part.form), Tally()
     if reader.form.name not in PLAIN or reader.form.holds != lesson:
         tally.recognised.append(f"{name}: recognised as {reader.line()}")
     examples = reader.read_all(rows, unusable, skip_bad=skip_bad)
@@ -85,7 +89,7 @@ def read_source(
     return examples
 
 
-def split(examples: Sequence[Example], share: float, seed: int) -> Examples:
+def split_training_examples(examples: Sequence[Example], share: float, seed: int) -> Examples:
     """Examples with the same question stay on one side: a held-out question is one that training never saw. The same
     rows are split in the same way wherever they are, for the seed alone decides."""
     keys = example_keys(examples)
@@ -98,12 +102,12 @@ def split(examples: Sequence[Example], share: float, seed: int) -> Examples:
     return Examples(sides[False], sides[True])
 
 
-def demonstrate(taskset: TaskSet, num: int, seed: int) -> Examples:
+def demonstrate_tasks(taskset: TaskSet, num: int, seed: int) -> Examples:
     """Training tasks with the answer that the task itself would give."""
     answered = ((task, taskset.demonstration(task)) for task in taskset.train(derive_seed(seed, "demonstrations")))
     examples = [
         Chat(
-            [*task.prompt, *as_messages(answer, taskset.environment)],
+            [*task.prompt, *list_answer_messages(answer, taskset.environment)],
             tools=list(taskset.tools),
             location=f"task {task.id}",
         )
@@ -115,25 +119,25 @@ def demonstrate(taskset: TaskSet, num: int, seed: int) -> Examples:
     return Examples(examples)
 
 
-def load_pairs(folder: Path) -> Examples | None:
+def load_sampled_pairs(folder: Path) -> Examples | None:
     """The pairs that a stage has sampled: a resumed run, or a later stage, takes the very same."""
     if not (folder / PAIRS_FILE).exists():
         return None
-    train, heldout = (list(map(raise_bad, open_file(folder / name))) for name in (PAIRS_FILE, HELDOUT_FILE))
-    reader = detect(train, "pairs", "pairs")
+    train, heldout = (list(map(raise_bad_row, open_file_rows(folder / name))) for name in (PAIRS_FILE, HELDOUT_FILE))
+    reader = detect_row_form(train, "pairs", "pairs")
     return Examples(reader.read_all(train, Tally()), reader.read_all(heldout, Tally()))
 
 
-def save_pairs(folder: Path, train: Sequence[Row], heldout: Sequence[Row]) -> None:
+def save_sampled_pairs(folder: Path, train: Sequence[Row], heldout: Sequence[Row]) -> None:
     """The training pairs come last: where they are, both files are complete."""
     for name, rows in ((HELDOUT_FILE, heldout), (PAIRS_FILE, train)):
-        write_rows(folder / name, rows)
+        write_log(folder / name, rows)
 
 
 # ---------------------------------------------------------------------- tokens
 
 
-def encode_examples(
+def encode_training_examples(
     examples: Examples,
     stage: OfflineStage,
     renderer: Renderer,
@@ -145,7 +149,7 @@ def encode_examples(
 ) -> Units:
     """What is above `limit` (or the stage's own max_length) is an error that names the row, or is cut or dropped; what
     becomes of every row is counted. vocabulary: rows of the model's embedding. watch: sees the examples pass."""
-    options = replace(choose_encoding(stage, limit), vocabulary=vocabulary)
+    options = replace(choose_stage_encoding(stage, limit), vocabulary=vocabulary)
     parts, tally = stage.data.parts, Tally()
     tally.add(examples.tally)
     sources: list[list[Unit]] = []
@@ -168,15 +172,19 @@ def encode_examples(
     tally.add(heldout.tally, "held out: ")
     train = [unit for source in sources for unit in source]
     return Units(
-        train, heldout.units, num_dropped, tally, build_mixture(sources, stage.data, seed) if stage.data.mix else None
+        train,
+        heldout.units,
+        num_dropped,
+        tally,
+        build_training_mixture(sources, stage.data, seed) if stage.data.mix else None,
     )
 
 
-def choose_encoding(stage: OfflineStage, limit: int) -> Encoding:
+def choose_stage_encoding(stage: OfflineStage, limit: int) -> Encoding:
     limit = min(stage.max_length or limit, limit)
     return Encoding(train_on=stage.train_on, limit=limit, overlong=stage.overlong, on_bad_row=stage.data.on_bad_row)
 
 
-def build_mixture(sources: Sequence[Sequence[Unit]], data: DataOptions, seed: int) -> Mixture:
+def build_training_mixture(sources: Sequence[Sequence[Unit]], data: DataOptions, seed: int) -> Mixture:
     sizes = [[sum(len(datum.tokens) for datum in unit) for unit in source] for source in sources]
     return Mixture(sizes, [part.weight for part in data.parts], data.mix_by, data.mix_stop, seed)

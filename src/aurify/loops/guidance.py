@@ -14,8 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from aurify.data.heldout import HeldOut, heldout_tasks
-from aurify.data.traces import Trace, Traces, is_conversation, is_messages, load_traces
-from aurify.environments.traces import as_messages
+from aurify.data.traces import Trace, Traces, is_trace_conversation, is_trace_messages, load_traces
+from aurify.environments.traces import list_answer_messages
 from aurify.errors import UserError
 from aurify.pipeline.recipe import OnlineStage, PrefixOptions
 from aurify.renderer.traces import render_trace
@@ -56,16 +56,16 @@ class Guide:
         chosen += [generator.choice(known) for _ in range(num - len(chosen))]  # prefixes of one trace may differ
         if options.prefix is None:
             return [self.cut_trace(trace, len(trace)) for trace in chosen]
-        if any(map(is_messages, chosen)):
+        if any(map(is_trace_messages, chosen)):
             raise UserError(
                 f"guidance.prefix: the traces for task {task.id!r} hold what an environment said, and are given whole; "
                 "leave prefix out"
             )
-        shares = [prefix_share(options.prefix, index, num, step, self.stage.steps) for index in range(num)]
+        shares = [guidance_prefix_share(options.prefix, index, num, step, self.stage.steps) for index in range(num)]
         return [self.cut_trace(t, int(share * len(t))) for t, share in zip(chosen, shares, strict=True)]
 
     def cut_trace(self, trace: Trace, length: int) -> Beginning:
-        if is_messages(trace):
+        if is_trace_messages(trace):
             return Beginning(trace=cast("Sequence[Message]", trace))
         tokens = cast("Sequence[int]", trace)
         recorded = None if self.traces is None else self.traces.recorded.get(tuple(tokens))
@@ -77,16 +77,16 @@ class Guide:
         answer = self.taskset.demonstration(task)
         if answer is None:
             return []
-        messages = as_messages(answer, self.taskset.environment)
-        if is_conversation(messages):
+        messages = list_answer_messages(answer, self.taskset.environment)
+        if is_trace_conversation(messages):
             segments = render_trace(task.prompt, messages, self.taskset.tools, self.renderer)
             num = sum(len(segment.tokens) for segment in segments if segment.origin == "guidance")
-            return [messages] if num <= max_trace_tokens(self.stage) else []
+            return [messages] if num <= max_guidance_tokens(self.stage) else []
         tokens = self.renderer.reply(self.renderer.prompt(task.prompt), messages[0]["content"])
-        return [tokens] if len(tokens) <= max_trace_tokens(self.stage) else []
+        return [tokens] if len(tokens) <= max_guidance_tokens(self.stage) else []
 
 
-def prefix_share(options: PrefixOptions, index: int, num: int, step: int, total: int) -> float:
+def guidance_prefix_share(options: PrefixOptions, index: int, num: int, step: int, total: int) -> float:
     """The share of a trace that guided row `index` of `num` is given in step `step` of `total`."""
     width = options.high - options.low
     if options.schedule == "linear":
@@ -94,7 +94,7 @@ def prefix_share(options: PrefixOptions, index: int, num: int, step: int, total:
     return options.low + width * (index / (num - 1) if num > 1 else 1.0)
 
 
-def max_trace_tokens(stage: OnlineStage) -> int:
+def max_guidance_tokens(stage: OnlineStage) -> int:
     assert stage.guidance is not None
     return stage.guidance.max_tokens or stage.sampling.max_tokens
 
@@ -118,10 +118,10 @@ async def open_guide(
         renderer,
         Rubric(taskset.rubric.rewards, stage.rollouts.reward_seconds),
         heldout=heldout if heldout is not None else heldout_tasks(taskset.heldout),
-        max_tokens=max_trace_tokens(stage),
+        max_tokens=max_guidance_tokens(stage),
         max_context=max_context,
         success=options.success,
-        split=partial(as_messages, environment=taskset.environment),
+        split=partial(list_answer_messages, environment=taskset.environment),
         tools=taskset.tools,
         max_judged=max_judged,
     )

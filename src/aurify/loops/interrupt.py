@@ -81,7 +81,7 @@ class Interrupt:
             self.cancel = None
 
 
-def run_async(work: Coroutine[Any, Any, T]) -> T:
+def run_loop_async(work: Coroutine[Any, Any, T]) -> T:
     """asyncio.run, in which both signals are a KeyboardInterrupt that cancels the work in an orderly way."""
     with Interrupt() as interrupt:
         result = asyncio.run(interrupt.until_stopped(work))
@@ -92,7 +92,7 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 
 
 @contextmanager
-def terminable() -> Iterator[None]:
+def interrupt_on_sigterm() -> Iterator[None]:
     """Inside, SIGTERM is what Ctrl-C is: a KeyboardInterrupt, and not the end of the process without a word."""
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -23,12 +23,12 @@ def rollout_metrics(made: Round, advantages: Sequence[Sequence[float]], stage: O
     every = [trajectory for group in groups for trajectory in group.trajectories]
     own = [trajectory for trajectory in every if trajectory.source == "policy"]
     num_truncated = sum(trajectory.truncated for trajectory in own)
-    continued = count_tokens(t for t in every if t.source == "guidance")  # after a guide's beginning
-    wasted = count_tokens(t for group in made.discarded for t in group.trajectories if t.source != "replay")
+    continued = count_rollout_tokens(t for t in every if t.source == "guidance")  # after a guide's beginning
+    wasted = count_rollout_tokens(t for group in made.discarded for t in group.trajectories if t.source != "replay")
     failed = made.failures.get("ledger/tokens_failed", 0.0)
     versions = [{v for t in group.trajectories for s in t.segments for v in s.versions or ()} for group in groups]
     metrics = {
-        "ledger/tokens_sampled": float(count_tokens(own) + continued + wasted + failed),
+        "ledger/tokens_sampled": float(count_rollout_tokens(own) + continued + wasted + failed),
         "ledger/trajectories": float(len(every)),
         "ledger/trajectories_without_reward": float(sum(trajectory.reward is None for trajectory in every)),
         "ledger/trajectories_masked": float(num_truncated if stage.truncated == "mask" else 0),
@@ -40,7 +40,7 @@ def rollout_metrics(made: Round, advantages: Sequence[Sequence[float]], stage: O
         "ledger/groups_mixing_versions": float(sum(len(row) > 1 for row in versions)),
         **made.failures,
         **policy_metrics(own),
-        **part_metrics(groups),
+        **mixed_task_metrics(groups),
     }
     if stage.dynamic_sampling or stage.guidance is not None:
         metrics |= {"ledger/groups_discarded": float(len(made.discarded)), "ledger/tokens_discarded": float(wasted)}
@@ -49,7 +49,7 @@ def rollout_metrics(made: Round, advantages: Sequence[Sequence[float]], stage: O
     return metrics
 
 
-def part_metrics(groups: Sequence[Group]) -> Metrics:
+def mixed_task_metrics(groups: Sequence[Group]) -> Metrics:
     """What the policy earned in each of several mixed tasks, and how many prompts it had of them."""
     metrics: Metrics = {}
     for part in sorted({group.task.part for group in groups if group.task.part}):
@@ -63,7 +63,7 @@ def part_metrics(groups: Sequence[Group]) -> Metrics:
     return metrics
 
 
-def count_tokens(trajectories: Iterable[Trajectory]) -> int:
+def count_rollout_tokens(trajectories: Iterable[Trajectory]) -> int:
     return sum(trajectory.num_policy_tokens for trajectory in trajectories)
 
 
@@ -93,7 +93,7 @@ def conversation_metrics(own: Sequence[Trajectory]) -> Metrics:
     num_environment = sum(turn.environment_tokens for t in own for turn in t.turns)
     metrics = {
         "rollout/turns": statistics.fmean(len(trajectory.turns) for trajectory in own),
-        "rollout/environment_share": num_environment / max(1, num_environment + count_tokens(own)),
+        "rollout/environment_share": num_environment / max(1, num_environment + count_rollout_tokens(own)),
         "ledger/tokens_environment": float(num_environment),
         "time/environment": sum(turn.environment_seconds for t in own for turn in t.turns) / len(own),
     }

@@ -11,10 +11,10 @@ from aurify.data.encode import Unit
 from aurify.data.mixing import Mixture
 from aurify.engine.optim import lr_at
 from aurify.errors import UserError
-from aurify.loops.batches import gather_batch, indices_at, num_rows, num_steps
+from aurify.loops.batches import batch_indices_at, gather_step_batch, num_stage_rows, num_stage_steps
 from aurify.loops.interrupt import Interrupt
 from aurify.loops.progress import Checkpoints
-from aurify.loops.reference import FILE, add_reference
+from aurify.loops.reference import FILE, add_reference_logprobs
 from aurify.pipeline.recipe import OfflineStage
 from aurify.types import Algorithm, prepared
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def check_batch_size(stage: OfflineStage, num_units: int) -> None:
     """A method that compares the rows of a step needs two in each. This is seen before the first step, not in the
     last."""
-    rows = num_rows(stage, num_units)
+    rows = num_stage_rows(stage, num_units)
     if min(stage.batch_size, rows) < 2 or rows % stage.batch_size == 1:
         raise UserError(
             f"batch_size: {stage.method} compares the rows of a step with each other, and a step of this stage has one "
@@ -48,10 +48,10 @@ def train_offline(
     """Trains from the newest checkpoint, or from the start, to the end. Returns the number of steps. Raises
     `Interrupted` after a checkpoint when asked to stop."""
     num_units = len(units) if mixture is None else mixture.num_rows  # of an epoch
-    total = num_steps(stage, num_units)
+    total = num_stage_steps(stage, num_units)
     if "ref_logprobs" in algorithm.needs:
-        batches = (indices_at(step, stage, num_units, seed, mixture) for step in range(total))
-        units = add_reference(engine, units, batches, tracker, tracker.folder.path / FILE)
+        batches = (batch_indices_at(step, stage, num_units, seed, mixture) for step in range(total))
+        units = add_reference_logprobs(engine, units, batches, tracker, tracker.folder.path / FILE)
     if "reference" in algorithm.needs:
         check_batch_size(stage, num_units)
         engine.keep_reference()
@@ -60,7 +60,7 @@ def train_offline(
     with Interrupt() as interrupt:
         for step in range(start, total):
             begin = time.perf_counter()
-            batch = gather_batch(units, indices_at(step, stage, num_units, seed, mixture))
+            batch = gather_step_batch(units, batch_indices_at(step, stage, num_units, seed, mixture))
             metrics = engine.forward_backward(prepared(algorithm, batch, engine), algorithm)
             metrics |= engine.optim_step(lr_at(stage.optim, step, total))
             seconds = time.perf_counter() - begin

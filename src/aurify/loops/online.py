@@ -15,7 +15,7 @@ from itertools import count
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from aurify.algorithms.hooks import find_advantages, hook
+from aurify.algorithms.hooks import algorithm_hook, find_advantages
 from aurify.engine.checkpoint import rng_state
 from aurify.engine.optim import lr_at
 from aurify.environments.rollout import build_data
@@ -24,7 +24,7 @@ from aurify.loops.interrupt import Interrupt, Interrupted
 from aurify.loops.ledger import means_by_source, rollout_metrics
 from aurify.loops.progress import Checkpoints, derive_seed
 from aurify.loops.rollouts import Rollouts, Round
-from aurify.loops.units import join_units, split_advantages
+from aurify.loops.units import join_rollout_units, split_rollout_advantages
 from aurify.rewards.trl import TrainerState
 from aurify.types import Datum, Group, Metrics, OnlineAlgorithm, Trajectory, prepared
 
@@ -48,7 +48,7 @@ def train_online(
     stage, sampler = rollouts.stage, rollouts.sampler
     if "ref_logprobs" in algorithm.needs:
         engine.keep_reference()
-    controller = hook(algorithm, "make_controller")()
+    controller = algorithm_hook(algorithm, "make_controller")()
     memory = {"tasks": rollouts.tasks, "buffer": rollouts.buffer, "entropy": controller}
     checkpoints = replace(checkpoints, memory={name: part for name, part in memory.items() if part is not None})
     start = checkpoints.restore(engine, stage.steps)
@@ -74,7 +74,7 @@ def train_online(
                 if controller:
                     metrics |= controller.observe(metrics)
                 runner.run(sampler.load_weights(engine.weights(), engine.version))
-                metrics |= measure_times(begin, sampled, time.perf_counter(), metrics["ledger/tokens_sampled"])
+                metrics |= round_time_metrics(begin, sampled, time.perf_counter(), metrics["ledger/tokens_sampled"])
                 tracker.step(step + 1, metrics)
                 for line in made.lines:
                     tracker.event(line)
@@ -86,7 +86,7 @@ def train_online(
     return stage.steps
 
 
-def measure_times(begin: float, sampled: float, end: float, num_tokens: float) -> Metrics:
+def round_time_metrics(begin: float, sampled: float, end: float, num_tokens: float) -> Metrics:
     return {
         "time/step": end - begin,
         "time/sample": sampled - begin,
@@ -101,14 +101,15 @@ def learn(engine: Engine, algorithm: OnlineAlgorithm, made: Round, rollouts: Rol
     stage, groups = rollouts.stage, made.filled
     advantages, given = find_advantages(algorithm, groups)
     metrics = rollout_metrics(made, advantages, stage)
-    keep_flat, needs_reward = hook(algorithm, "keeps_flat")(advantages), hook(algorithm, "needs_reward")
+    keep_flat = algorithm_hook(algorithm, "keeps_flat")(advantages)
+    needs_reward = algorithm_hook(algorithm, "needs_reward")
     chosen = [
         choose_trained(group, values, stage, keep_flat=keep_flat, needs_reward=needs_reward)
         for group, values in zip(groups, advantages, strict=True)
     ]
     if stage.consistent_only:
         num_before = sum(map(len, chosen))
-        chosen = [agreeing(group, indices) for group, indices in zip(groups, chosen, strict=True)]
+        chosen = [agreeing_trajectories(group, indices) for group, indices in zip(groups, chosen, strict=True)]
         metrics["ledger/trajectories_inconsistent"] = float(num_before - sum(map(len, chosen)))
     units = count()
     data: Sequence[Sequence[Datum]] = [
@@ -117,20 +118,22 @@ def learn(engine: Engine, algorithm: OnlineAlgorithm, made: Round, rollouts: Rol
     ]
     joined: Sequence[Sequence[Datum]] = data
     if any(data):
-        data = add_logprobs(engine, algorithm, data, stage)
+        data = add_round_logprobs(engine, algorithm, data, stage)
         rewards = [[group.rewards[k] for k in indices] for group, indices in zip(groups, chosen, strict=True)]
-        joined, told = hook(algorithm, "revise_advantages")(rewards, [join_units(row) for row in data])
-        data = [split_advantages(*pair) for pair in zip(data, joined, strict=True)]
+        joined, told = algorithm_hook(algorithm, "revise_advantages")(
+            rewards, [join_rollout_units(row) for row in data]
+        )
+        data = [split_rollout_advantages(*pair) for pair in zip(data, joined, strict=True)]
         lr, seed = lr_at(stage.optim, step, stage.steps), derive_seed(rollouts.seed, "minibatches", step)
-        metrics |= told | means_by_source(update(engine, algorithm, data, stage, lr=lr, seed=seed))
+        metrics |= told | means_by_source(update_policy(engine, algorithm, data, stage, lr=lr, seed=seed))
     if rollouts.buffer is not None:
-        known = [old_logprobs(*entry) for entry in zip(groups, chosen, joined, strict=True)]
+        known = [group_old_logprobs(*entry) for entry in zip(groups, chosen, joined, strict=True)]
         known += [[None] * len(group.trajectories) for group in made.discarded]
         metrics |= rollouts.buffer.learn([*groups, *made.discarded], known, rollouts.rubric, step)
     return metrics
 
 
-def old_logprobs(group: Group, chosen: Sequence[int], data: Sequence[Datum]) -> list[list[float] | None]:
+def group_old_logprobs(group: Group, chosen: Sequence[int], data: Sequence[Datum]) -> list[list[float] | None]:
     """The trainer's log-probs before the update for each trajectory of a group; None for those that were not
     trained. data: one for each that was."""
     known = {index: datum.old_logprobs for index, datum in zip(chosen, data, strict=True)}
@@ -157,13 +160,13 @@ def choose_trained(
     ]
 
 
-def agreeing(group: Group, indices: Sequence[int]) -> list[int]:
+def agreeing_trajectories(group: Group, indices: Sequence[int]) -> list[int]:
     """Those of a group's answers all of whose rewards are at least the mean of their group, or all at most. Rewards of
     weight 0 do not count. Advantages stay those of the whole group, so those of what is left need not have mean 0."""
-    return [index for index in indices if agrees(group.trajectories[index], group)]
+    return [index for index in indices if trajectory_agrees(group.trajectories[index], group)]
 
 
-def agrees(trajectory: Trajectory, group: Group) -> bool:
+def trajectory_agrees(trajectory: Trajectory, group: Group) -> bool:
     signs = set()
     for name, value in trajectory.rewards.items():
         weight = group.reward_weights.get(name, 1.0)
@@ -178,7 +181,7 @@ def agrees(trajectory: Trajectory, group: Group) -> bool:
 # ---------------------------------------------------------------------- the optimiser steps of a round
 
 
-def add_logprobs(
+def add_round_logprobs(
     engine: Engine, algorithm: OnlineAlgorithm, groups: Sequence[Sequence[Datum]], stage: OnlineStage
 ) -> list[list[Datum]]:
     """Adds the log-probs that the algorithm, or the way the stage trains, needs beside those of the policy of now."""
@@ -193,7 +196,7 @@ def add_logprobs(
         flat = [replace(datum, ref_logprobs=values) for datum, values in zip(flat, known, strict=True)]
     several = stage.num_minibatches > 1 or stage.num_epochs > 1  # else the policy of the update is that of the rollouts
     if several or stage.replay is not None or "old_logprobs" in algorithm.needs:
-        flat = with_old_logprobs(engine, flat, temperature, guided=hook(algorithm, "asks_guide_ratio"))
+        flat = with_old_logprobs(engine, flat, temperature, guided=algorithm_hook(algorithm, "asks_guide_ratio"))
     rest = iter(flat)
     return [[next(rest) for _ in group] for group in groups]
 
@@ -212,7 +215,7 @@ def with_old_logprobs(engine: Engine, data: Sequence[Datum], temperature: float,
     return result
 
 
-def minibatches(groups: Sequence[Sequence[Datum]], stage: OnlineStage, seed: int) -> Iterator[list[Datum]]:
+def split_round_minibatches(groups: Sequence[Sequence[Datum]], stage: OnlineStage, seed: int) -> Iterator[list[Datum]]:
     """The data of each optimiser step. Groups stay whole; their order is drawn anew for each epoch."""
     generator = random.Random(seed)
     for _ in range(stage.num_epochs):
@@ -223,7 +226,7 @@ def minibatches(groups: Sequence[Sequence[Datum]], stage: OnlineStage, seed: int
             yield [datum for group in order[part :: stage.num_minibatches] for datum in group]
 
 
-def update(
+def update_policy(
     engine: Engine,
     algorithm: OnlineAlgorithm,
     groups: Sequence[Sequence[Datum]],
@@ -235,7 +238,7 @@ def update(
     """Takes the optimiser steps of a round. Metrics are means over them, ledger entries sums."""
     temperature = stage.sampling.temperature
     results = []
-    for batch in minibatches([group for group in groups if group], stage, seed):
+    for batch in split_round_minibatches([group for group in groups if group], stage, seed):
         batch = prepared(algorithm, batch, engine, temperature)
         metrics = engine.forward_backward(batch, algorithm, temperature=temperature)
         results.append(metrics | engine.optim_step(lr))

@@ -52,7 +52,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def fingerprint(items: Iterable[object]) -> str:
+def fingerprint_items(items: Iterable[object]) -> str:
     digest = hashlib.sha256()
     for item in items:
         digest.update(repr(item).encode())
@@ -73,10 +73,10 @@ class Checkpoints:
     def restore(self, engine: Engine, total: int | None = None) -> int:
         """Loads the newest checkpoint and returns its number of finished steps; 0 where there is none. total: the steps
         of the stage; raises where more are done already."""
-        path = checkpoint.latest(self.folder)
+        path = checkpoint.latest_checkpoint(self.folder)
         if path is None:
             return 0
-        found = checkpoint.load(path)
+        found = checkpoint.load_checkpoint(path)
         if found.state["identity"] != self.identity:
             raise UserError(
                 f"{path}: this checkpoint belongs to other options or other data than the stage has now; going on "
@@ -103,7 +103,7 @@ class Checkpoints:
                 state = {name: part.state_dict() for name, part in self.memory.items()}
                 torch.save(state, folder / MEMORY_FILE)
 
-        checkpoint.save(self.folder, step, write, {"identity": self.identity}, rng=rng, keep=self.keep)
+        checkpoint.save_checkpoint(self.folder, step, write, {"identity": self.identity}, rng=rng, keep=self.keep)
 
     def after(self, step: int, engine: Engine, interrupt: Interrupt) -> None:
         """Is called after every step: saves when it is time to; saves and raises when the run was asked to stop."""

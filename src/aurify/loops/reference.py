@@ -21,7 +21,7 @@ from torch import Tensor
 
 from aurify.data.encode import Unit
 from aurify.files import replaced_file
-from aurify.loops.batches import gather_batch
+from aurify.loops.batches import gather_step_batch
 from aurify.types import Datum
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 FILE = "reference_logprobs.safetensors"
 
 
-def add_reference(
+def add_reference_logprobs(
     engine: Engine,
     units: Sequence[Unit],
     batches: Iterable[Sequence[int]],
@@ -44,20 +44,20 @@ def add_reference(
     batches: the units of each step, in turn. A unit is computed together with those of the first step that sees it, in
     the same rows as the policy is then: so both are rounded alike, and the first margins are 0.
     cache: the file that keeps them. One of another model or of other data is refused, and written anew."""
-    first = first_uses(batches)
+    first = list_first_reference_uses(batches)
     chosen = [index for _, new in first for index in new]
     flat = [datum for index in chosen for datum in units[index]]
     known, model = None, ""
     if cache is not None:
-        model = model_fingerprint(engine)
-        known, refused = load_reference(cache, model, flat)
+        model = fingerprint_reference_model(engine)
+        known, refused = load_reference_logprobs(cache, model, flat)
         if refused:
             tracker.event(f"{cache}: refused: {refused}")
     if known is None:
         tracker.event(f"reference log-probs of {len(chosen)} rows")
         known = [values for batch, new in first for values in reference_logprobs(engine, units, batch, new)]
         if cache is not None:
-            save_reference(cache, model, flat, known)
+            save_reference_logprobs(cache, model, flat, known)
     else:
         tracker.event(f"reference log-probs of {len(chosen)} rows: read from {cache}")
     result, rest = list(units), iter(known)
@@ -66,7 +66,7 @@ def add_reference(
     return result
 
 
-def first_uses(batches: Iterable[Sequence[int]]) -> list[tuple[Sequence[int], list[int]]]:
+def list_first_reference_uses(batches: Iterable[Sequence[int]]) -> list[tuple[Sequence[int], list[int]]]:
     """The batches that bring units for the first time, and which these are."""
     seen: set[int] = set()
     result = []
@@ -81,7 +81,7 @@ def reference_logprobs(
     engine: Engine, units: Sequence[Unit], batch: Sequence[int], new: Sequence[int]
 ) -> list[list[float]]:
     """Of the data of the new units, in the order of `new`."""
-    known = iter(engine.logprobs(gather_batch(units, batch), reference=True))
+    known = iter(engine.logprobs(gather_step_batch(units, batch), reference=True))
     by_unit = {index: [next(known) for _ in units[index]] for index in batch}
     return [values for index in new for values in by_unit[index]]
 
@@ -89,7 +89,7 @@ def reference_logprobs(
 # ---------------------------------------------------------------------- the file
 
 
-def model_fingerprint(engine: Engine) -> str:
+def fingerprint_reference_model(engine: Engine) -> str:
     """Of the engine's reference: name, kind and every weight, with the adapter that it began with, if any. To be asked
     for before the first step. Takes about a second for each GB."""
     digest = hashlib.blake2b(f"{engine.name}/{type(engine.module).__name__}".encode(), digest_size=16)
@@ -109,7 +109,7 @@ def reference_weights(engine: Engine) -> Iterator[tuple[str, Tensor]]:
         yield from engine.adapter.reference_tensors()
 
 
-def data_fingerprint(data: Sequence[Datum]) -> str:
+def fingerprint_reference_data(data: Sequence[Datum]) -> str:
     """Of the tokens, of which of them are trained, and of their order."""
     digest = hashlib.blake2b(digest_size=16)
     for datum in data:
@@ -119,20 +119,20 @@ def data_fingerprint(data: Sequence[Datum]) -> str:
     return digest.hexdigest()
 
 
-def trained_tokens(datum: Datum) -> list[int]:
+def list_trained_tokens(datum: Datum) -> list[int]:
     """Their indices."""
     return [index for index, weight in enumerate(datum.weights) if weight]
 
 
-def save_reference(path: Path, model: str, data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> None:
+def save_reference_logprobs(path: Path, model: str, data: Sequence[Datum], logprobs: Sequence[Sequence[float]]) -> None:
     """logprobs: len(tokens) for each datum; those of trained tokens are kept."""
-    values = [row[index] for datum, row in zip(data, logprobs, strict=True) for index in trained_tokens(datum)]
-    identity = {"model": model, "data": data_fingerprint(data)}
+    values = [row[index] for datum, row in zip(data, logprobs, strict=True) for index in list_trained_tokens(datum)]
+    identity = {"model": model, "data": fingerprint_reference_data(data)}
     with replaced_file(path) as scratch:
         save_file({"logprobs": torch.tensor(values, dtype=torch.float32)}, scratch, metadata=identity)
 
 
-def load_reference(path: Path, model: str, data: Sequence[Datum]) -> tuple[list[list[float]] | None, str]:
+def load_reference_logprobs(path: Path, model: str, data: Sequence[Datum]) -> tuple[list[list[float]] | None, str]:
     """The log-probs, or None and why the file is refused ("" where there is none)."""
     if not path.exists():
         return None, ""
@@ -143,8 +143,8 @@ def load_reference(path: Path, model: str, data: Sequence[Datum]) -> tuple[list[
         return None, f"it cannot be read ({error})"
     if identity.get("model") != model:
         return None, "it belongs to another model, or to other weights of this one"
-    indices = [trained_tokens(datum) for datum in data]
-    if identity.get("data") != data_fingerprint(data) or len(values) != sum(map(len, indices)):
+    indices = [list_trained_tokens(datum) for datum in data]
+    if identity.get("data") != fingerprint_reference_data(data) or len(values) != sum(map(len, indices)):
         return None, "it belongs to other data"
     rest = iter(values)
     rows = [[0.0] * len(datum.tokens) for datum in data]

@@ -33,7 +33,7 @@ import torch
 
 from aurify.environments.rollout import build_data
 from aurify.errors import UserError
-from aurify.loops.units import join_units
+from aurify.loops.units import join_rollout_units
 from aurify.pipeline.recipe import ReplayOptions
 from aurify.rewards.combine import TRUNCATED
 from aurify.types import Datum, Group, Message, Metrics, Origin, Policy, Segment, Task, Trajectory
@@ -118,7 +118,7 @@ class Buffer:
         buckets: dict[int, list[str]] = {}
         for name, question in self.questions.items():
             buckets.setdefault(question.bucket, []).append(name)
-        weights = bucket_weights(self.group_size, self.options.sigma)
+        weights = replay_bucket_weights(self.group_size, self.options.sigma)
         chosen = []
         for _ in range(num):
             [k] = generator.choices(list(buckets), [max(weights[k], 1e-300) for k in buckets])
@@ -144,8 +144,8 @@ class Buffer:
             values = policy.entropies(data, temperature=temperature)
         else:
             values = [[-value for value in row] for row in policy.logprobs(data, temperature=temperature)]
-        joined, rest = join_units(data), iter([value for row in values for value in row])
-        means = {key: weighted_mean(rest, datum) for key, datum in zip(keys, joined, strict=True)}
+        joined, rest = join_rollout_units(data), iter([value for row in values for value in row])
+        means = {key: mean_replayed_value(rest, datum) for key, datum in zip(keys, joined, strict=True)}
         return {name: min(entries, key=lambda key: (means.get(key, 0.0), key)) for name, entries in known.items()}
 
     # ------------------------------------------------------------------ putting in
@@ -249,7 +249,7 @@ class Buffer:
     def state_dict(self) -> dict[str, Any]:
         entries = list(self.entries.values())
         try:
-            tasks = json.dumps([[name, plain_task(q.task)] for name, q in self.questions.items()])
+            tasks = json.dumps([[name, plain_replay_task(q.task)] for name, q in self.questions.items()])
         except TypeError as error:
             raise UserError(f"replay: a task has a column that JSON cannot hold ({error}); leave it out") from error
         return {
@@ -281,7 +281,7 @@ class Buffer:
         self.next_key, self.num_tokens = state["next_key"], sum(state["lengths"])
 
 
-def bucket_weights(group_size: int, sigma: float) -> dict[int, float]:
+def replay_bucket_weights(group_size: int, sigma: float) -> dict[int, float]:
     """Normal density of k successes of `group_size` around the half, for every k that a kept question can have."""
     scale = sigma * math.sqrt(2 * math.pi)
     return {k: math.exp(-(((k - group_size / 2) / sigma) ** 2) / 2) / scale for k in range(group_size + 1)}
@@ -292,13 +292,13 @@ def num_replayed(share: float, num_prompts: int) -> int:
     return int(share * num_prompts + 1e-9)
 
 
-def weighted_mean(values: Iterator[float], datum: Datum) -> float:
+def mean_replayed_value(values: Iterator[float], datum: Datum) -> float:
     """Over the trained tokens of a sequence, whose values come next."""
     rows = zip(islice(values, len(datum.tokens)), datum.weights, strict=True)
     return fmean([value for value, weight in rows if weight])
 
 
-def plain_task(task: Task) -> dict[str, Any]:
+def plain_replay_task(task: Task) -> dict[str, Any]:
     return {
         "id": task.id,
         "prompt": task.prompt,

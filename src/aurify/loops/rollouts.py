@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from aurify.algorithms.estimators import spread
+from aurify.algorithms.estimators import has_reward_spread
 from aurify.algorithms.hooks import find_advantages
 from aurify.environments.player import Player
 from aurify.loops.guidance import Beginning
 from aurify.loops.progress import derive_seed
 from aurify.loops.task_stream import TaskStream
-from aurify.rewards.combine import combine_rewards, penalise
+from aurify.rewards.combine import combine_rewards, penalise_truncated_answer
 from aurify.types import Group, Metrics, OnlineAlgorithm, Policy, Task, Trajectory
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Rollouts:
         if self.stage.dynamic_sampling_by == "accuracy":
             name = self.rubric.rewards[0].name
             rewards = [[t.rewards.get(name) for t in group.trajectories] for group in groups]
-            return [index for index, row in enumerate(rewards) if not spread(row)]
+            return [index for index, row in enumerate(rewards) if not has_reward_spread(row)]
         advantages = iter(find_advantages(algorithm, [group for group in groups if group.trajectories])[0])
         return [index for index, group in enumerate(groups) if not group.trajectories or not any(next(advantages))]
 
@@ -186,7 +186,7 @@ class Rollouts:
         combine_rewards(group.trajectories, group.reward_weights, self.stage.combine_rewards)
         if self.stage.truncated == "penalise":
             for trajectory in group.trajectories:
-                penalise(trajectory, self.stage.truncation_penalty)
+                penalise_truncated_answer(trajectory, self.stage.truncation_penalty)
         return group
 
     def untold_failures(self) -> list[str]:

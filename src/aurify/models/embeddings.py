@@ -18,7 +18,7 @@ log = logging.getLogger("aurify")
 MEND = "if tokens were added to the tokenizer, set model.resize_embeddings: true; else it belongs to another model"
 
 
-def check_token_ids(tokens: Sequence[int], num_rows: int, what: str) -> None:
+def check_embedding_ids(tokens: Sequence[int], num_rows: int, what: str) -> None:
     """Every token needs a row of the embedding. what: has these tokens, for the error."""
     if not 0 <= min(tokens) <= max(tokens) < num_rows:
         wrong = next(token for token in tokens if not 0 <= token < num_rows)
@@ -26,7 +26,7 @@ def check_token_ids(tokens: Sequence[int], num_rows: int, what: str) -> None:
 
 
 @torch.no_grad()
-def add_rows(module: Any, tokenizer: Any) -> int:
+def add_embedding_rows(module: Any, tokenizer: Any) -> int:
     """Gives each token of the tokenizer a row of the embedding and of the head: the mean of those that are there.
     Returns how many were missing."""
     old = len(module.get_input_embeddings().weight)
@@ -42,7 +42,7 @@ def add_rows(module: Any, tokenizer: Any) -> int:
     return new - old
 
 
-def resize_for_adapter(module: Any, adapter: Path) -> None:
+def resize_embedding_for_adapter(module: Any, adapter: Path) -> None:
     """An adapter that was trained with further tokens has the larger embedding in its file."""
     embedding, (shapes, _) = module.get_input_embeddings(), read_adapter_header(adapter)
     name = next(name for name, part in module.named_modules() if part is embedding)

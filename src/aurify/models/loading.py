@@ -38,7 +38,7 @@ class ModelFiles:
         return str(self.folder or self.base)
 
 
-def load_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: int) -> Any:
+def load_model_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: int) -> Any:
     """Loads a folder or hub id. scalar_head: as a reward model, whose head is new if the files have none."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -63,11 +63,11 @@ def load_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: 
             "its files do not belong together"
         )
     if headless:
-        init_score(module, seed)
+        init_scalar_head(module, seed)
     return module
 
 
-def build_empty(files: ModelFiles, scalar_head: bool) -> Any:
+def build_empty_model(files: ModelFiles, scalar_head: bool) -> Any:
     """The module with its layers and no weights (PyTorch's device "meta")."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -107,11 +107,11 @@ def add_scalar_head(causal: Any, seed: int) -> Any:
     with explain_load_error(type(causal).__name__):
         module = AutoModelForSequenceClassification.from_config(config)
         module.base_model.load_state_dict(causal.base_model.state_dict())
-    init_score(module, seed)
+    init_scalar_head(module, seed)
     return cast_weights(module, next(causal.parameters()).dtype)
 
 
-def init_score(module: Any, seed: int) -> None:
+def init_scalar_head(module: Any, seed: int) -> None:
     """Draws a new head from `seed`, small, so that scores start near zero."""
     if not isinstance(getattr(module, "score", None), nn.Linear):
         raise UserError(f"{type(module).__name__} has no linear 'score' head; it cannot become a reward model")
@@ -127,7 +127,7 @@ def cast_weights(module: Any, dtype: torch.dtype) -> Any:
     return module
 
 
-def read_stored_dtype(files: ModelFiles) -> torch.dtype:
+def read_model_dtype(files: ModelFiles) -> torch.dtype:
     """Of the weights in a model's files."""
     if files.base == RANDOM_TINY:
         return torch.float32

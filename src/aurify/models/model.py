@@ -11,16 +11,16 @@ from typing import Any, Literal
 import torch
 
 from aurify.hardware import choose_device, choose_dtype
-from aurify.models.embeddings import add_rows, check_vocabulary, resize_for_adapter
+from aurify.models.embeddings import add_embedding_rows, check_vocabulary, resize_embedding_for_adapter
 from aurify.models.loading import (
     RANDOM_TINY,
     ModelFiles,
     add_scalar_head,
-    build_empty,
+    build_empty_model,
     cast_weights,
     choose_other_padding,
-    load_folder,
     load_gguf,
+    load_model_folder,
     read_tokenizer,
 )
 from aurify.models.names import resolve_model
@@ -51,7 +51,7 @@ class LoadedModel:
     @property
     def vocabulary(self) -> int:
         """Rows of the embedding."""
-        return read_vocabulary(self.module)
+        return read_model_vocabulary(self.module)
 
     @property
     def max_context(self) -> int:
@@ -81,11 +81,11 @@ def load_model(
     else:
         tokenizer = read_tokenizer(files)
         if files.gguf is None:
-            module = load_folder(files, choice.dtype, scalar_head, seed)
+            module = load_model_folder(files, choice.dtype, scalar_head, seed)
         else:
             module = load_gguf(files.gguf, choice.dtype)
             module = add_scalar_head(module, seed) if scalar_head else module
-    num_new = fit_embedding(module, tokenizer, files, config)
+    num_new = fit_model_embedding(module, tokenizer, files, config)
     if scalar_head:
         module.config.pad_token_id = choose_other_padding(tokenizer).pad_token_id
     # transformers gives the padding token's embedding no gradient; where that is the end token, it has to be trained.
@@ -100,22 +100,24 @@ def load_skeleton(config: ModelConfig, *, scalar_head: bool = False) -> LoadedMo
     files = resolve_model(config.name)
     tokenizer = read_tokenizer(files)
     module = (
-        tiny_model(scalar_head=scalar_head).module if files.base == RANDOM_TINY else build_empty(files, scalar_head)
+        tiny_model(scalar_head=scalar_head).module
+        if files.base == RANDOM_TINY
+        else build_empty_model(files, scalar_head)
     )
-    num_new = fit_embedding(module, tokenizer, files, config)
+    num_new = fit_model_embedding(module, tokenizer, files, config)
     return LoadedModel(module, tokenizer, files.base, files.adapter, origin=files.origin, num_new_rows=num_new)
 
 
-def fit_embedding(module: Any, tokenizer: Any, files: ModelFiles, config: ModelConfig) -> int:
+def fit_model_embedding(module: Any, tokenizer: Any, files: ModelFiles, config: ModelConfig) -> int:
     """Gives every token its row of the embedding, or raises. Returns how many rows are new."""
     if files.adapter is not None:
-        resize_for_adapter(module, files.adapter)
-    num_new = add_rows(module, tokenizer) if config.resize_embeddings else 0
-    check_vocabulary(tokenizer, read_vocabulary(module), config.name)
+        resize_embedding_for_adapter(module, files.adapter)
+    num_new = add_embedding_rows(module, tokenizer) if config.resize_embeddings else 0
+    check_vocabulary(tokenizer, read_model_vocabulary(module), config.name)
     return num_new
 
 
-def read_vocabulary(module: Any) -> int:
+def read_model_vocabulary(module: Any) -> int:
     """Rows of the embedding of a model."""
     return int(module.get_input_embeddings().weight.shape[0])
 

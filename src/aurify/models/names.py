@@ -29,29 +29,29 @@ def resolve_model(name: str) -> ModelFiles:
         return ModelFiles(str(path), gguf=path)
     if path.is_dir():
         if (path / "adapter_config.json").exists():
-            return resolve_adapter(path)
+            return resolve_adapter_model(path)
         if not (path / "config.json").exists():
             files = ", ".join(sorted(p.name for p in path.iterdir())[:5]) or "nothing"
             raise UserError(
                 f"model {name!r}: the folder has no config.json (it holds {files}); give the folder of a saved model"
             )
-        return resolve_folder(path)
-    known = catalog.find_known(name)
+        return resolve_model_folder(path)
+    known = catalog.find_known_model(name)
     if known is not None and name.lower() == known.name:
-        return resolve_known(known)
+        return resolve_known_model(known)
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise unknown_model(name)
-    return find_on_hub(name, known)
+    return find_hub_model(name, known)
 
 
-def resolve_known(known: catalog.KnownModel) -> ModelFiles:
-    return ModelFiles(known.hub_id, folder=catalog.fetch(known), origin=known.name)
+def resolve_known_model(known: catalog.KnownModel) -> ModelFiles:
+    return ModelFiles(known.hub_id, folder=catalog.fetch_known_model(known), origin=known.name)
 
 
-def resolve_folder(path: Path) -> ModelFiles:
+def resolve_model_folder(path: Path) -> ModelFiles:
     """A folder of a cache has the name of its model, which other machines know as well."""
     for known in catalog.KNOWN.values():
-        if path.resolve() == catalog.cached_folder(known).resolve():
+        if path.resolve() == catalog.cached_model_folder(known).resolve():
             return ModelFiles(known.hub_id, folder=path, origin=known.name)
     parts = path.absolute().parts
     if len(parts) > 2 and parts[-2] == "snapshots" and parts[-3].startswith("models--"):
@@ -59,7 +59,7 @@ def resolve_folder(path: Path) -> ModelFiles:
     return ModelFiles(str(path))
 
 
-def resolve_adapter(folder: Path) -> ModelFiles:
+def resolve_adapter_model(folder: Path) -> ModelFiles:
     """An adapter that was trained on a model of the catalogue says so, for the hub's weights differ a little. The base
     may also be a folder of the catalogue on another machine: it is found again by its name."""
     try:
@@ -76,7 +76,7 @@ def resolve_adapter(folder: Path) -> ModelFiles:
     return replace(base, adapter=folder)
 
 
-def find_on_hub(name: str, known: catalog.KnownModel | None) -> ModelFiles:
+def find_hub_model(name: str, known: catalog.KnownModel | None) -> ModelFiles:
     """The hub's model if the hub answers; else that of its local cache, else the catalogue's copy of the model."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
@@ -104,7 +104,7 @@ def find_on_hub(name: str, known: catalog.KnownModel | None) -> ModelFiles:
         return ModelFiles(name, folder=Path(cached).parent)
     if known is not None:
         log.info("%s: the model hub does not answer; taking %s", name, known.name)
-        return resolve_known(known)
+        return resolve_known_model(known)
     if "/" not in name:  # a few old models have no owner; a typing error is likelier
         raise unknown_model(name)
     raise UserError(

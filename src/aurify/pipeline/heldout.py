@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from aurify.data.heldout import HeldOut, whole_prompt
+from aurify.data.heldout import HeldOut, normalise_prompt
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.loops.examples import Examples
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 PATIENCE = 10_000  # training tasks in a row that ask a held-out question
 
 
-def collect_heldout(stages: Mapping[str, PlannedStage]) -> HeldOut:
+def collect_recipe_heldout(stages: Mapping[str, PlannedStage]) -> HeldOut:
     """The held-out tasks of all task sets, and the rows that stages are evaluated on."""
     result, seen = HeldOut(), set[str]()
     for stage in stages.values():
@@ -39,16 +39,16 @@ def told_by_prompts(taskset: TaskSet) -> list[list[Message]]:
     prompts = [task.prompt for task in taskset.heldout]
     if taskset.environment is SingleTurn:
         return prompts
-    num = Counter(map(whole_prompt, prompts))
-    return [prompt for prompt in prompts if num[whole_prompt(prompt)] == 1]
+    num = Counter(map(normalise_prompt, prompts))
+    return [prompt for prompt in prompts if num[normalise_prompt(prompt)] == 1]
 
 
-def holds_rows_out(stage: PlannedStage) -> bool:
+def stage_holds_rows_out(stage: PlannedStage) -> bool:
     """A stage without a task, and a reward model, are measured on a share of their rows."""
     return stage.options.task is None or stage.scores
 
 
-def describe_split(stage: PlannedStage, num_train: int, num_heldout: int) -> str:
+def describe_stage_split(stage: PlannedStage, num_train: int, num_heldout: int) -> str:
     """How the rows of a stage are shared out; empty where none is held out."""
     data = stage.offline.data
     if not num_heldout:
@@ -62,7 +62,9 @@ def describe_split(stage: PlannedStage, num_train: int, num_heldout: int) -> str
     return f"{num_train:,} to train on; {num_heldout:,} held out to evaluate on ({reason})"
 
 
-def without_heldout(examples: Examples, heldout: HeldOut, stage: PlannedStage, but: Collection[str] = ()) -> Examples:
+def drop_heldout_examples(
+    examples: Examples, heldout: HeldOut, stage: PlannedStage, but: Collection[str] = ()
+) -> Examples:
     """The same examples, less those whose question is held out, which are counted. Raises where a source has none left.
     but: task sets that the examples were made of; they keep their own held-out tasks apart."""
     if not heldout:

@@ -12,8 +12,8 @@ from aurify.engine.engine import Engine
 from aurify.evaluation.evaluate import (
     Estimate,
     Evaluation,
-    compute_likelihoods,
-    compute_scores,
+    compute_heldout_likelihoods,
+    compute_heldout_scores,
     evaluate,
     heldout_loss,
     label_accuracy,
@@ -21,11 +21,11 @@ from aurify.evaluation.evaluate import (
     pair_accuracy,
     pair_margin,
 )
-from aurify.loops.interrupt import run_async
-from aurify.pipeline.recipe import make_renderer
+from aurify.loops.interrupt import run_loop_async
+from aurify.pipeline.recipe import build_stage_renderer
 from aurify.pipeline.start import StageRun
 from aurify.samplers.open import open_sampler
-from aurify.tracking.figures import format_estimate
+from aurify.tracking.figures import format_heldout_estimate
 from aurify.types import Datum
 
 Number = tuple[float, dict[str, Any]]  # a held-out number; its error, how many it is a mean of, what belongs to it
@@ -39,47 +39,49 @@ class Measure:
     take: Callable[[], Number]
 
 
-def choose_measure(run: StageRun, engine: Engine, heldout: Sequence[Datum] = ()) -> Measure | None:
+def choose_stage_measure(run: StageRun, engine: Engine, heldout: Sequence[Datum] = ()) -> Measure | None:
     """heldout: the data of an offline stage's held-out rows."""
     lesson = run.stage.algorithm.learns_from
     if run.plan.recipe.evaluation.num_tasks == 0:
         return None
     if run.taskset is not None and not run.stage.scores:
-        return Measure(run.taskset.rubric.rewards[0].name, partial(measure_answers, run, engine))
+        return Measure(run.taskset.rubric.rewards[0].name, partial(measure_stage_answers, run, engine))
     if not heldout:
         run.tracker.event("nothing is held out to evaluate on")
         return None
     if run.stage.scores:
-        return Measure("pair accuracy", partial(measure_scores, run, engine, heldout))
+        return Measure("pair accuracy", partial(measure_stage_scores, run, engine, heldout))
     if lesson == "pairs":
-        return Measure("likelier pairs", lambda: measure_pairs(compute_likelihoods(engine, heldout)))
+        return Measure("likelier pairs", lambda: measure_stage_pairs(compute_heldout_likelihoods(engine, heldout)))
     if lesson == "labels":
         labels = [datum.label for datum in heldout]
         if len(set(labels)) < 2:
             run.tracker.event("the held-out answers all have one label: nothing to evaluate on")
             return None
         rank = partial(label_accuracy, labels=labels)
-        return Measure("likelier desirable", lambda: with_details(rank(compute_likelihoods(engine, heldout))))
-    return Measure("held-out loss", lambda: with_details(heldout_loss(engine, heldout)))
+        return Measure(
+            "likelier desirable", lambda: add_measure_details(rank(compute_heldout_likelihoods(engine, heldout)))
+        )
+    return Measure("held-out loss", lambda: add_measure_details(heldout_loss(engine, heldout)))
 
 
-def with_details(estimate: Estimate, **details: Any) -> Number:
+def add_measure_details(estimate: Estimate, **details: Any) -> Number:
     return estimate.value, {"error": estimate.error, "num": estimate.num, **details}
 
 
-def measure_pairs(values: Sequence[float], **details: Any) -> Number:
+def measure_stage_pairs(values: Sequence[float], **details: Any) -> Number:
     margin = pair_margin(values)
-    return with_details(pair_accuracy(values), margin=margin.value, margin_error=margin.error, **details)
+    return add_measure_details(pair_accuracy(values), margin=margin.value, margin_error=margin.error, **details)
 
 
-def measure_scores(run: StageRun, engine: Engine, heldout: Sequence[Datum]) -> Number:
-    scores = compute_scores(engine, heldout)
+def measure_stage_scores(run: StageRun, engine: Engine, heldout: Sequence[Datum]) -> Number:
+    scores = compute_heldout_scores(engine, heldout)
     length = length_correlation(scores, heldout)
     run.tracker.event(f"correlation of score and length: {length:+.2f}")
-    return measure_pairs(scores, length_correlation=length)
+    return measure_stage_pairs(scores, length_correlation=length)
 
 
-def measure_answers(run: StageRun, engine: Engine) -> Number:
+def measure_stage_answers(run: StageRun, engine: Engine) -> Number:
     assert run.taskset is not None
     recipe, stage, taskset = run.plan.recipe, run.stage.options, run.taskset
     sampler = open_sampler(stage.sampler, engine, seed=run.seed)
@@ -90,7 +92,7 @@ def measure_answers(run: StageRun, engine: Engine) -> Number:
             return await evaluate(
                 taskset,
                 sampler,
-                make_renderer(stage, engine.tokenizer),
+                build_stage_renderer(stage, engine.tokenizer),
                 options.sampling,
                 num_tasks=options.num_tasks,
                 seed=recipe.seed,
@@ -101,38 +103,38 @@ def measure_answers(run: StageRun, engine: Engine) -> Number:
             await sampler.close()
 
     with run.show_waiting(f"evaluating {min(options.num_tasks, len(taskset.heldout))} held-out tasks"):
-        result = run_async(answer())
+        result = run_loop_async(answer())
     for note in result.notes:
         run.tracker.event(note)
-    return with_details(result, **result.metrics, limits=asdict(limits))
+    return add_measure_details(result, **result.metrics, limits=asdict(limits))
 
 
-def measure_before(run: StageRun, measure: Measure | None) -> None:
+def measure_stage_before(run: StageRun, measure: Measure | None) -> None:
     """Measures the model that the stage starts from, unless its number is known: from before a kill, or from another
     stage."""
     results = run.run_folder.results()
     if measure is None or results[run.name].get("before") is not None:
         return
     of_answers = run.taskset is not None and not run.stage.scores
-    known = find_known_number(run, results, measure.name) if of_answers else None
+    known = find_known_stage_number(run, results, measure.name) if of_answers else None
     value, details = known or measure.take()
     run.record(measure=measure.name, before=value, details_before=details)
     run.tracker.heldout(measure.name, value, details)
     run.tracker.event(
-        f"{measure.name} before: {format_estimate(value, details)}" + (" (measured before)" if known else "")
+        f"{measure.name} before: {format_heldout_estimate(value, details)}" + (" (measured before)" if known else "")
     )
 
 
-def measure_after(run: StageRun, measure: Measure | None) -> None:
+def measure_stage_after(run: StageRun, measure: Measure | None) -> None:
     if measure is None:
         return
     value, details = measure.take()
     run.record(after=value, details_after=details)
     run.tracker.heldout(measure.name, value, details)
-    run.tracker.event(f"{measure.name} after: {format_estimate(value, details)}")
+    run.tracker.event(f"{measure.name} after: {format_heldout_estimate(value, details)}")
 
 
-def find_known_number(run: StageRun, results: dict[str, dict[str, Any]], measure: str) -> Number | None:
+def find_known_stage_number(run: StageRun, results: dict[str, dict[str, Any]], measure: str) -> Number | None:
     """What the stage's model reaches on its task, if another stage has measured it: as its result, or as its own
     start."""
     options = run.stage.options

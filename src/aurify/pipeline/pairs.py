@@ -7,38 +7,38 @@ from itertools import islice
 
 from aurify.data.preferences import sample_preferences
 from aurify.errors import UserError
-from aurify.loops.examples import Examples, load_pairs, save_pairs
-from aurify.loops.interrupt import run_async
+from aurify.loops.examples import Examples, load_sampled_pairs, save_sampled_pairs
+from aurify.loops.interrupt import run_loop_async
 from aurify.loops.progress import derive_seed
-from aurify.pipeline.recipe import make_renderer
-from aurify.pipeline.start import StageRun, fit_tasks, open_engine, open_other
+from aurify.pipeline.recipe import build_stage_renderer
+from aurify.pipeline.start import StageRun, fit_stage_tasks, open_other_stage_engine, open_stage_engine
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Rubric
 from aurify.rows.row import Row
 from aurify.samplers.open import open_sampler
 
 
-def gather_pairs(run: StageRun, owner: str) -> Examples:
+def gather_stage_pairs(run: StageRun, owner: str) -> Examples:
     """The pairs of stage `owner`, which samples them if it is this one and has none yet."""
     folder = run.run_folder.stage(owner).path
-    known = load_pairs(folder)
+    known = load_sampled_pairs(folder)
     if known is None:
-        save_pairs(folder, *sample_pairs(run))
-        known = load_pairs(folder)
+        save_sampled_pairs(folder, *sample_stage_pairs(run))
+        known = load_sampled_pairs(folder)
         assert known is not None
     return known
 
 
-def sample_pairs(run: StageRun) -> tuple[list[Row], list[Row]]:
+def sample_stage_pairs(run: StageRun) -> tuple[list[Row], list[Row]]:
     """Best against worst of the starting model's own answers, for training tasks and for held-out ones."""
-    engine = open_engine(run, trainable=False)
-    run = fit_tasks(run, engine)
+    engine = open_stage_engine(run, trainable=False)
+    run = fit_stage_tasks(run, engine)
     sample, taskset, options = run.stage.offline.data.sample, run.taskset, run.stage.options.rollouts
     limits = run.stage.options.limits
     assert sample is not None and taskset is not None
     sampler = open_sampler(run.stage.options.sampler, engine, seed=run.seed)
-    renderer = make_renderer(run.stage.options, engine.tokenizer)
-    judge = open_other(run, sample.reward, scalar_head=True) if sample.reward else None
+    renderer = build_stage_renderer(run.stage.options, engine.tokenizer)
+    judge = open_other_stage_engine(run, sample.reward, scalar_head=True) if sample.reward else None
     rubric = Rubric([ModelReward(judge)] if judge else taskset.rubric.rewards, options.reward_seconds)
     parts = (
         list(islice(taskset.train(derive_seed(run.seed, "pairs")), sample.num_tasks)),
@@ -59,7 +59,7 @@ def sample_pairs(run: StageRun) -> tuple[list[Row], list[Row]]:
             await sampler.close()
 
     with run.show_waiting(f"sampling {sample.group_size} answers to each of {sum(map(len, parts))} tasks"):
-        (train, num_flat), (heldout, num_flat_heldout) = run_async(sample_all())
+        (train, num_flat), (heldout, num_flat_heldout) = run_loop_async(sample_all())
     for other in (engine, judge):
         if other is not None:
             other.close()

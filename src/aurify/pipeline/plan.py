@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aurify.pipeline.recipe import DataOptions, OfflineStage, OnlineStage, Recipe
-from aurify.rows.sources import is_hub_id
+from aurify.rows.sources import is_hub_rows_id
 
 if TYPE_CHECKING:
     from aurify.data.heldout import HeldOut
@@ -74,12 +74,14 @@ def describe_stage(stage: PlannedStage) -> dict[str, str]:
         "method": options.method,
         "model": options.model.name,
         "weights": "all" if options.lora is None else f"LoRA rank {options.lora.rank}",
-        "learns from": describe_answers(options) if isinstance(options, OnlineStage) else describe_data(stage),
-        "length": describe_length(options),
+        "learns from": describe_stage_answers(options)
+        if isinstance(options, OnlineStage)
+        else describe_stage_data(stage),
+        "length": describe_stage_length(options),
     }
 
 
-def name_task(task: Mapping[str, Any]) -> str:
+def name_stage_task(task: Mapping[str, Any]) -> str:
     """Its name, or those of several that are mixed, with their ratios."""
     parts = [part if isinstance(part, Mapping) else {"name": part} for part in task.get("tasks", ())]
     if task.get("name") != "mix" or not parts:
@@ -87,8 +89,8 @@ def name_task(task: Mapping[str, Any]) -> str:
     return " + ".join(f"{part.get('ratio', 1)} x {part.get('label', part.get('name'))}" for part in parts)
 
 
-def describe_answers(stage: OnlineStage) -> str:
-    task = name_task(stage.task or {})
+def describe_stage_answers(stage: OnlineStage) -> str:
+    task = name_stage_task(stage.task or {})
     parts = [f"its own answers to {task}: {stage.prompts_per_step} x {stage.completions_per_prompt} a step"]
     if stage.guidance:
         traces = stage.guidance.path or "the task's own demonstrations"
@@ -102,12 +104,12 @@ def describe_answers(stage: OnlineStage) -> str:
     return ", ".join(parts)
 
 
-def describe_data(stage: PlannedStage) -> str:
+def describe_stage_data(stage: PlannedStage) -> str:
     data: DataOptions = stage.offline.data
-    task = name_task(stage.options.task or {})
+    task = name_stage_task(stage.options.task or {})
     if data.mix:
         return ", ".join(f"{part.weight:g} x {part.name}" for part in data.parts)
-    if data.path and not is_hub_id(data.path):
+    if data.path and not is_hub_rows_id(data.path):
         return f"{data.path} ({stage.num_rows} rows)"
     if data.parts:
         return data.parts[0].name
@@ -119,7 +121,7 @@ def describe_data(stage: PlannedStage) -> str:
     return f"the pairs of {data.stage}"
 
 
-def describe_length(stage: OfflineStage | OnlineStage) -> str:
+def describe_stage_length(stage: OfflineStage | OnlineStage) -> str:
     if isinstance(stage, OnlineStage):
         return f"{stage.steps} steps of {stage.prompts_per_step * stage.completions_per_prompt}"
     if stage.steps is not None:

@@ -270,20 +270,22 @@ class Recipe:
 def build_recipe(values: Mapping[str, Any]) -> Recipe:
     """Builds the recipe from what `config.load_config` read. Unknown keys and wrong types are errors that name the
     key."""
-    values = expand_shorthands(values)
+    values = expand_recipe_shorthands(values)
     registry.load_plugins(values.get("plugins") or ())
     stages = values.get("stages")
     if not isinstance(stages, Mapping) or not stages:
         problem = "is a list, and stages have names" if isinstance(stages, list) else "needs at least one stage"
         raise UserError(f"stages: it {problem}; write `stages: {{sft: {{method: sft, ...}}}}`")
-    config.build(Recipe, {**values, "stages": {}})  # names a mistake at the top before one that it causes in a stage
+    config.build_options(
+        Recipe, {**values, "stages": {}}
+    )  # names a mistake at the top before one that it causes in a stage
     shared = {name: values[name] for name in INHERITED if name in values}
     whole = [str(name) for name, stage in stages.items() if isinstance(stage, Mapping) and "method" in stage]
     values["stages"] = {
         str(name): build_stage_options(str(name), stage, values.get("model"), shared, whole)
         for name, stage in stages.items()
     }
-    return config.build(Recipe, values)
+    return config.build_options(Recipe, values)
 
 
 def build_stage_options(
@@ -297,20 +299,20 @@ def build_stage_options(
     if not isinstance(values, Mapping) or "method" not in values:
         hint = config.did_you_mean(name, whole, listing=False)
         raise UserError(f"{where}: no method; write for example `method: sft`{hint}")
-    if (reward := values.get("reward")) in registry.names("reward"):
+    if (reward := values.get("reward")) in registry.list_entries("reward"):
         raise UserError(
             f"{where}.reward: {reward!r} is no model; it belongs to the task: `task: {{name: ..., reward: {reward}}}`"
         )
-    values = expand_shorthands({**shared, **values})
+    values = expand_recipe_shorthands({**shared, **values})
     values["model"] = {**(model or {}), **(values.get("model") or {})}
     if "name" not in values["model"]:
         raise UserError(f"{where}.model: no model; set `model:` at the top of the recipe or in the stage")
     with config.prefix_errors(f"{where}.method"):
-        kind: type[OfflineStage | OnlineStage] = OnlineStage if is_online(values["method"]) else OfflineStage
-    return config.build(kind, values, where)
+        kind: type[OfflineStage | OnlineStage] = OnlineStage if is_online_method(values["method"]) else OfflineStage
+    return config.build_options(kind, values, where)
 
 
-def expand_shorthands(values: Mapping[str, Any]) -> dict[str, Any]:
+def expand_recipe_shorthands(values: Mapping[str, Any]) -> dict[str, Any]:
     """`model: x` becomes `model: {name: x}`, and so on; a list of tasks becomes the task `mix`."""
     if isinstance(values.get("task"), list):
         values = {**values, "task": {"name": "mix", "tasks": values["task"]}}
@@ -320,20 +322,20 @@ def expand_shorthands(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def is_online(method: str) -> bool:
-    return bool(registry.get("algorithm", method).learns_from == "rollouts")
+def is_online_method(method: str) -> bool:
+    return bool(registry.get_entry("algorithm", method).learns_from == "rollouts")
 
 
-def build_algorithm(stage: Stage, where: str) -> Any:
+def build_stage_algorithm(stage: Stage, where: str) -> Any:
     """The stage's algorithm: the registered dataclass with the fields that the recipe sets."""
-    return config.build(registry.get("algorithm", stage.method), stage.algorithm, f"{where}.algorithm")
+    return config.build_options(registry.get_entry("algorithm", stage.method), stage.algorithm, f"{where}.algorithm")
 
 
-def make_renderer(stage: Stage, tokenizer: Any) -> Renderer:
+def build_stage_renderer(stage: Stage, tokenizer: Any) -> Renderer:
     """What turns messages into tokens in this stage: for training, sampling and evaluation alike."""
     return Renderer(tokenizer, tools_as_text=stage.tools_as_text, template_options=stage.template_options)
 
 
-def reference(name: str | None) -> str | None:
+def read_stage_reference(name: str | None) -> str | None:
     """`"@sft"` -> `"sft"`; anything else is no reference."""
     return name[1:] if name is not None and name.startswith("@") else None

@@ -9,7 +9,7 @@ from typing import Any
 from aurify.config import load_config
 from aurify.engine import checkpoint
 from aurify.errors import UserError
-from aurify.pipeline.run import is_finished
+from aurify.pipeline.run import is_stage_finished
 from aurify.tracking.run_folder import RunFolder
 
 FREE = ("name", "evaluation", "rollouts")  # at the top of a recipe, at any time
@@ -18,10 +18,10 @@ FREE_IN_STAGE = ("steps", "epochs", "optim", "checkpoint_every", "keep_checkpoin
 Change = tuple[Any, Any]  # old value, new value; None where there is none
 
 
-def check_changes(folder: RunFolder, values: Mapping[str, Any]) -> dict[str, Change]:
+def check_recipe_changes(folder: RunFolder, values: Mapping[str, Any]) -> dict[str, Change]:
     """How the values of a recipe differ from those that the run has. Raises where a stage that has begun, or is
     finished, is to have been something else."""
-    before, now = (dict(flatten_values(one)) for one in (load_config(folder.recipe), values))
+    before, now = (dict(flatten_recipe(one)) for one in (load_config(folder.recipe), values))
     keys = [key for key in dict.fromkeys((*before, *now)) if before.get(key) != now.get(key)]
     changes = {key: (before.get(key), now.get(key)) for key in keys}
     begun = list(folder.results())
@@ -30,43 +30,43 @@ def check_changes(folder: RunFolder, values: Mapping[str, Any]) -> dict[str, Cha
         stage, _, option = rest.partition(".")
         if top != "stages":
             if begun and top not in FREE:
-                raise refuse_change(folder, key, change)
-        elif stage in begun and is_finished(folder, stage):
+                raise refuse_recipe_change(folder, key, change)
+        elif stage in begun and is_stage_finished(folder, stage):
             raise UserError(
-                f"{key}: {describe_change(change)} would change nothing, for stage {stage!r} of {folder.path} is "
-                f"finished. Train on from its model in a new run: model={folder.stage_folder(stage).final}"
+                f"{key}: {describe_recipe_change(change)} would change nothing, for stage {stage!r} of {folder.path} "
+                f"is finished. Train on from its model in a new run: model={folder.stage_folder(stage).final}"
             )
         elif stage in begun and option.partition(".")[0] not in FREE_IN_STAGE:
-            raise refuse_change(folder, key, change)
-        elif option == "steps" and (done := count_steps(folder, stage)) > (change[1] or done):
+            raise refuse_recipe_change(folder, key, change)
+        elif option == "steps" and (done := count_stage_steps(folder, stage)) > (change[1] or done):
             raise UserError(f"{key}: {done} steps are done already, and the stage is to have {change[1]}; give more")
     return changes
 
 
-def count_steps(folder: RunFolder, stage: str) -> int:
+def count_stage_steps(folder: RunFolder, stage: str) -> int:
     """Those of the newest checkpoint."""
-    newest = checkpoint.latest(folder.stage_folder(stage).checkpoints)
+    newest = checkpoint.latest_checkpoint(folder.stage_folder(stage).checkpoints)
     return 0 if newest is None else int(newest.name.removeprefix(checkpoint.PREFIX))
 
 
-def refuse_change(folder: RunFolder, key: str, change: Change) -> UserError:
+def refuse_recipe_change(folder: RunFolder, key: str, change: Change) -> UserError:
     return UserError(
-        f"{key}: {describe_change(change)} is another recipe than {folder.path} began with. A stage that has begun can "
-        "go on with other steps, epochs or optim, and nothing else; undo the change, or start a new run without "
-        "--resume"
+        f"{key}: {describe_recipe_change(change)} is another recipe than {folder.path} began with. A stage that has "
+        "begun can go on with other steps, epochs or optim, and nothing else; undo the change, or start a new run "
+        "without --resume"
     )
 
 
-def describe_change(change: Change) -> str:
+def describe_recipe_change(change: Change) -> str:
     """`4 -> 6`"""
     old, new = ("null" if value is None else str(value) for value in change)
     return f"{old} -> {new}"
 
 
-def record_leg(folder: RunFolder, values: Mapping[str, Any], changes: Mapping[str, Change]) -> None:
+def record_run_leg(folder: RunFolder, values: Mapping[str, Any], changes: Mapping[str, Change]) -> None:
     """Writes down with what the run goes on: in recipe.yaml, run_info.json and the events of each stage."""
-    told = {key: describe_change(change) for key, change in changes.items()}
-    steps = {stage: done for stage in folder.results() if (done := count_steps(folder, stage))}
+    told = {key: describe_recipe_change(change) for key, change in changes.items()}
+    steps = {stage: done for stage in folder.results() if (done := count_stage_steps(folder, stage))}
     folder.record_leg(values, told, steps)
     for key, words in told.items():
         stage = key.split(".")[1] if key.startswith("stages.") else None
@@ -74,10 +74,10 @@ def record_leg(folder: RunFolder, values: Mapping[str, Any], changes: Mapping[st
             folder.stage_folder(stage).log(f"goes on with {key}: {words}")
 
 
-def flatten_values(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_recipe(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys with their values; lists stay whole."""
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            yield from flatten_values(value, f"{prefix}{key}.")
+            yield from flatten_recipe(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

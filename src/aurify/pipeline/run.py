@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from aurify.environments.sharing import close_shared
-from aurify.loops.interrupt import terminable
+from aurify.loops.interrupt import interrupt_on_sigterm
 from aurify.pipeline.check import check_recipe
 from aurify.pipeline.plan import Plan, PlannedStage, describe_stage
 from aurify.pipeline.recipe import Recipe
@@ -30,10 +30,10 @@ def run_pipeline(
     plan = check_recipe(recipe) if isinstance(recipe, Recipe) else recipe
     forget_rows()  # all that was to be read is in the plan
     try:
-        with folder.lock(), terminable():
+        with folder.lock(), interrupt_on_sigterm():
             for number, stage in enumerate(plan.stages.values(), 1):
                 title = f"{number}/{len(plan.stages)} {stage.name}"
-                if is_finished(folder, stage.name):
+                if is_stage_finished(folder, stage.name):
                     console.print(f"[dim]{title}: finished already[/]")
                 else:
                     legs = "".join(f"\n{line}" for line in folder.describe_legs(stage.name))
@@ -43,7 +43,7 @@ def run_pipeline(
                 stage.examples = stage.kept = stage.traces = None
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
-            f"{str(error) or 'interrupted'}; go on with: {name_program()} train --resume {folder.path}"
+            f"{str(error) or 'interrupted'}; go on with: {name_command()} train --resume {folder.path}"
         ) from None
     finally:
         close_shared()
@@ -59,7 +59,7 @@ def summarise_stage(stage: PlannedStage) -> str:
     return f"{row['method']} of {row['model']} ({row['weights']}), {row['learns from']}, {row['length']}"
 
 
-def is_finished(folder: RunFolder, stage: str) -> bool:
+def is_stage_finished(folder: RunFolder, stage: str) -> bool:
     return folder.results().get(stage, {}).get("status") == "finished" and folder.stage(stage).final.is_dir()
 
 
@@ -67,11 +67,11 @@ def chat_hint(plan: Plan, folder: RunFolder) -> str | None:
     """How to talk to the last model that can write."""
     for name, stage in reversed(plan.stages.items()):
         if not stage.scores:
-            return f"Chat with it: {name_program()} chat {folder.path}:{name}"
+            return f"Chat with it: {name_command()} chat {folder.path}:{name}"
     return None
 
 
-def name_program() -> str:
+def name_command() -> str:
     """How a shell finds the `aurify` that is running: by its path, where its environment is not activated."""
     called = Path(sys.argv[0])
     if called.name != "aurify" or not called.is_file():  # `python -m`, or a program of one's own

@@ -10,10 +10,10 @@ from aurify.engine.engine import Engine
 from aurify.errors import UserError
 from aurify.loops.progress import derive_seed
 from aurify.models.model import ModelConfig, load_model
-from aurify.pipeline.contents import fit_stage
+from aurify.pipeline.contents import fit_stage_prompts
 from aurify.pipeline.heldout import Guard
 from aurify.pipeline.plan import Plan, PlannedStage
-from aurify.pipeline.recipe import make_renderer, reference
+from aurify.pipeline.recipe import build_stage_renderer, read_stage_reference
 from aurify.rewards.model import ModelReward
 from aurify.rewards.rubric import Reward, Rubric
 from aurify.tasks.taskset import TaskSet
@@ -63,9 +63,9 @@ def start_stage(
 # ---------------------------------------------------------------------- models
 
 
-def resolve_reference(run: StageRun, model: ModelConfig) -> ModelConfig:
+def resolve_stage_reference(run: StageRun, model: ModelConfig) -> ModelConfig:
     """A reference becomes the folder of that stage's model: absolute, for an adapter writes down its base."""
-    stage = reference(model.name)
+    stage = read_stage_reference(model.name)
     if stage is None:
         return model
     final = run.run_folder.stage(stage).final.resolve()
@@ -76,11 +76,11 @@ def resolve_reference(run: StageRun, model: ModelConfig) -> ModelConfig:
     return replace(model, name=str(final))
 
 
-def open_engine(run: StageRun, *, trainable: bool = True) -> Engine:
+def open_stage_engine(run: StageRun, *, trainable: bool = True) -> Engine:
     """The stage's own model."""
     options = run.stage.options
     with run.show_waiting(f"loading {options.model.name}"):
-        loaded = load_model(resolve_reference(run, options.model), scalar_head=run.stage.scores and trainable)
+        loaded = load_model(resolve_stage_reference(run, options.model), scalar_head=run.stage.scores and trainable)
     return Engine(
         loaded,
         lora=options.lora if trainable else None,
@@ -92,16 +92,16 @@ def open_engine(run: StageRun, *, trainable: bool = True) -> Engine:
     )
 
 
-def open_other(run: StageRun, name: str, *, scalar_head: bool = False) -> Engine:
+def open_other_stage_engine(run: StageRun, name: str, *, scalar_head: bool = False) -> Engine:
     """A model that only judges or teaches: from an earlier stage, or by its name."""
     options = run.stage.options
-    config = resolve_reference(run, replace(options.model, name=name))
+    config = resolve_stage_reference(run, replace(options.model, name=name))
     with run.show_waiting(f"loading {name}"):
         loaded = load_model(config, scalar_head=scalar_head)
     return Engine(loaded, trainable=False, micro_batch_tokens=options.engine.micro_batch_tokens)
 
 
-def announce_engine(run: StageRun, engine: Engine) -> None:
+def announce_stage_engine(run: StageRun, engine: Engine) -> None:
     """Tells on what the stage runs, and why: on the console, and in run_info.json."""
     facts = engine.describe()
     run.run_folder.record_engine(run.name, facts)
@@ -112,11 +112,13 @@ def announce_engine(run: StageRun, engine: Engine) -> None:
     )
 
 
-def fit_tasks(run: StageRun, engine: Engine) -> StageRun:
+def fit_stage_tasks(run: StageRun, engine: Engine) -> StageRun:
     """The run with the tasks whose prompts leave room to answer: told before the first step, not in the middle."""
     options = run.stage.options
     assert run.taskset is not None
-    taskset = fit_stage(options, run.taskset, make_renderer(options, engine.tokenizer), engine.max_context)
+    taskset = fit_stage_prompts(
+        options, run.taskset, build_stage_renderer(options, engine.tokenizer), engine.max_context
+    )
     for note in taskset.notes:
         run.tracker.event(note)
     return replace(run, taskset=taskset)

@@ -11,10 +11,10 @@ from itertools import chain, islice
 from typing import TYPE_CHECKING
 
 from aurify.environments.hosting import host_environment
-from aurify.environments.rollout import build_data, observe, rollout
+from aurify.environments.rollout import build_data, observe_environment, rollout
 from aurify.environments.single_turn import SingleTurn
-from aurify.loops.interrupt import run_async
-from aurify.loops.units import join_rows
+from aurify.loops.interrupt import run_loop_async
+from aurify.loops.units import join_rollout_rows
 from aurify.rewards.trial import try_rewards
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import Datum, SamplingParams, Task, Trajectory
@@ -38,14 +38,14 @@ class Trial:
     cautions: Sequence[str] = ()  # of rewards
 
 
-def try_tasks(
+def try_stage_tasks(
     taskset: TaskSet, options: OfflineStage | OnlineStage, renderer: Renderer, max_context: int, seed: int
 ) -> Trial:
     """taskset: without the tasks whose prompts are too long."""
-    return run_async(play_and_judge(taskset, options, renderer, max_context, seed))
+    return run_loop_async(play_and_judge_trial(taskset, options, renderer, max_context, seed))
 
 
-async def play_and_judge(
+async def play_and_judge_trial(
     taskset: TaskSet, options: OfflineStage | OnlineStage, renderer: Renderer, max_context: int, seed: int
 ) -> Trial:
     tasks: dict[str, Task] = {}  # the first of each part
@@ -54,7 +54,9 @@ async def play_and_judge(
         tasks.setdefault(task.part, task)
         if len(tasks) >= len(parts):
             break
-    played = {part: await play(taskset, task, options, renderer, max_context) for part, task in tasks.items()}
+    played = {
+        part: await play_trial_task(taskset, task, options, renderer, max_context) for part, task in tasks.items()
+    }
     trial = next(iter(played.values()))[1]
     notes = dict.fromkeys(note for _, each in played.values() for note in each.notes)
     trial = replace(trial, notes=list(notes))
@@ -67,14 +69,14 @@ async def play_and_judge(
     return replace(trial, cautions=await try_rewards(taskset.rubric, every, answer, alone=alone))
 
 
-async def play(
+async def play_trial_task(
     taskset: TaskSet, task: Task, options: OfflineStage | OnlineStage, renderer: Renderer, max_context: int
 ) -> tuple[Trajectory, Trial]:
     """Starts the environment of a task, once to look and once to play some turns."""
     seconds, history, limits = options.rollouts.step_seconds, options.rollouts.history, options.limits
     async with host_environment(taskset.environment, task, seconds=seconds) as environment:
         try:
-            first = await observe(environment)
+            first = await observe_environment(environment)
         except Exception:
             with suppress(Exception):
                 await environment.close()
@@ -100,4 +102,4 @@ async def play(
         return trajectory, Trial(Datum(tokens, [0.0] * len(tokens)), renderer.notes(first.messages))
     notes = renderer.notes(first.messages, first.tools, history=history if limits.turns > 1 else None)
     tried = f"the environment was started and played; each answer was {STAND_IN!r} ({len(sampler.prompts)} in all)"
-    return trajectory, Trial(join_rows(build_data(trajectory, unit=0)), [tried, *notes])
+    return trajectory, Trial(join_rollout_rows(build_data(trajectory, unit=0)), [tried, *notes])

@@ -64,10 +64,10 @@ class SOPLibrary:
 
     def __init__(self, options: SOPOptions | str, embedder: Embedder | None = None) -> None:
         self.options = SOPOptions(options) if isinstance(options, str) else options
-        self.procedures = read_folder(Path(self.options.folder).expanduser())
+        self.procedures = read_procedure_folder(Path(self.options.folder).expanduser())
         self._embedder = embedder
         self._vectors: list[np.ndarray] | None = None  # of each procedure [triggers, dim]
-        self._words = BM25([list_terms(" ".join(procedure.asked_by)) for procedure in self.procedures])
+        self._words = BM25([list_procedure_terms(" ".join(procedure.asked_by)) for procedure in self.procedures])
         self._left_out: set[str] = set()  # the log names each once
 
     def __getitem__(self, name: str) -> Procedure:
@@ -81,7 +81,7 @@ class SOPLibrary:
         """The procedures that a question asks for, best first, by meaning and by words. tools: those at hand; a
         procedure that needs others is not found. None: all tools are there."""
         usable = [index for index, one in enumerate(self.procedures) if tools is None or set(one.tools) <= set(tools)]
-        words = self._words.scores(list_terms(query))
+        words = self._words.scores(list_procedure_terms(query))
         scores = {"bm25": {index: words[index] for index in usable if words[index] > 0}}
         meant, weights = set(scores["bm25"]), {"bm25": 1.0}
         if self.options.embedder is not None or self._embedder is not None:
@@ -139,7 +139,7 @@ class SOPLibrary:
     def _cosines(self, query: str) -> list[float]:
         """Of each procedure's nearest trigger."""
         if self._embedder is None:
-            self._embedder = share_embedder(self.options.embedder or MINILM)
+            self._embedder = share_procedure_embedder(self.options.embedder or MINILM)
         if self._vectors is None:
             self._vectors = [self._embedder.embed_documents(procedure.asked_by) for procedure in self.procedures]
         [asked] = self._embedder.embed_queries([query])
@@ -147,22 +147,22 @@ class SOPLibrary:
 
 
 @cache
-def share_embedder(name: str) -> Embedder:
+def share_procedure_embedder(name: str) -> Embedder:
     """Loaded once a process, however many task sets ask for it."""
     return load_embedder(name)
 
 
-def open_library(entry: Any) -> SOPLibrary:
+def open_procedure_library(entry: Any) -> SOPLibrary:
     """From a recipe: a folder, or {folder: ..., options}."""
     values = {"folder": entry} if isinstance(entry, str) else entry
     if not isinstance(values, Mapping) or "folder" not in values:
         raise UserError(f"sop: {entry!r}; expected a folder of procedures, or {{folder: ..., limit: ...}}")
-    return SOPLibrary(config.build(SOPOptions, values, "sop"))
+    return SOPLibrary(config.build_options(SOPOptions, values, "sop"))
 
 
-def read_folder(folder: Path) -> list[Procedure]:
+def read_procedure_folder(folder: Path) -> list[Procedure]:
     """All procedures, by name. One that cannot be used is an error."""
-    read = check_folder(folder)
+    read = check_procedure_folder(folder)
     faults = [(path, problem) for path, _, problems in read for problem in problems]
     if faults:
         path, problem = faults[0]
@@ -171,7 +171,7 @@ def read_folder(folder: Path) -> list[Procedure]:
     return sorted((procedure for _, procedure, _ in read if procedure), key=lambda procedure: procedure.name)
 
 
-def check_folder(folder: Path) -> list[tuple[Path, Procedure | None, list[str]]]:
+def check_procedure_folder(folder: Path) -> list[tuple[Path, Procedure | None, list[str]]]:
     """Each file of a folder with its procedure and its problems. README.md is for people."""
     if not folder.is_dir():
         raise UserError(f"sop: there is no folder {folder}; expected one with procedures ({', '.join(SUFFIXES)})")
@@ -186,7 +186,7 @@ def check_folder(folder: Path) -> list[tuple[Path, Procedure | None, list[str]]]
     return read
 
 
-def list_terms(text: str) -> list[str]:
+def list_procedure_terms(text: str) -> list[str]:
     return [word for word in WORD.findall(text.lower()) if word not in STOP_WORDS]
 
 

@@ -88,7 +88,7 @@ def read_procedure(path: Path) -> tuple[Procedure | None, list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         return None, [f"it cannot be read as UTF-8 text ({error})"]
     problems: list[str] = []
-    values = parse_markdown(text, problems) if path.suffix == ".md" else parse_yaml(text, problems)
+    values = parse_markdown_procedure(text, problems) if path.suffix == ".md" else parse_yaml_procedure(text, problems)
     procedure = build_procedure(values, problems)
     return (None if problems else procedure), problems
 
@@ -96,7 +96,7 @@ def read_procedure(path: Path) -> tuple[Procedure | None, list[str]]:
 # All functions below append what is wrong to `problems`.
 
 
-def parse_yaml(text: str, problems: list[str]) -> dict[str, Any]:
+def parse_yaml_procedure(text: str, problems: list[str]) -> dict[str, Any]:
     import yaml
 
     try:
@@ -110,33 +110,33 @@ def parse_yaml(text: str, problems: list[str]) -> dict[str, Any]:
     return {str(key): value for key, value in values.items()}
 
 
-def parse_markdown(text: str, problems: list[str]) -> dict[str, Any]:
+def parse_markdown_procedure(text: str, problems: list[str]) -> dict[str, Any]:
     front = FRONT_MATTER.match(text)
-    values = parse_yaml(front[1], problems) if front and front[1] else {}
+    values = parse_yaml_procedure(front[1], problems) if front and front[1] else {}
     notes, titled = [], False
-    for marks, heading, content in split_sections(text[front.end() :] if front else text):
+    for marks, heading, content in split_procedure_sections(text[front.end() :] if front else text):
         key = {"when to use": "when", "when to use it": "when"}.get(heading.lower(), heading.lower())
         if key in (*LISTS, "when"):
             if key in values:
                 problems.append(f"{key!r} stands in its head and under a heading; keep one of them")
-            values[key] = " ".join(content.split()) if key == "when" else split_items(content)
+            values[key] = " ".join(content.split()) if key == "when" else split_procedure_items(content)
         elif marks == "#" and not titled:
             titled = True
             values.setdefault("name", re.sub(r"\W+", "-", heading.lower()).strip("-"))
             notes.append(content)
         else:
-            if near := find_near(key, (*LISTS, "when")):
+            if near := find_near_procedure_key(key, (*LISTS, "when")):
                 problems.append(f"heading {heading!r} is no key; did you mean {near!r}?")
             notes.append(f"{marks} {heading}\n\n{content}".strip())
     values["notes"] = "\n\n".join(filter(None, [str(values.get("notes") or ""), *notes]))
     return values
 
 
-def find_near(name: str, known: Iterable[str]) -> str | None:
+def find_near_procedure_key(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=NEAR)), None)
 
 
-def split_sections(body: str) -> list[tuple[str, str, str]]:
+def split_procedure_sections(body: str) -> list[tuple[str, str, str]]:
     """(marks, heading, content) of each; what stands above the first heading has neither. Lines in fences are code."""
     found: list[tuple[str, str, list[str]]] = [("", "", [])]
     fenced = False
@@ -149,7 +149,7 @@ def split_sections(body: str) -> list[tuple[str, str, str]]:
     return [(marks, heading, "\n".join(lines).strip()) for marks, heading, lines in found]
 
 
-def split_items(content: str) -> list[str]:
+def split_procedure_items(content: str) -> list[str]:
     """The items of a list, each with the lines that belong to it; paragraphs, where there is no list."""
     parts = ITEM.split(content)
     if len(parts) == 1:
@@ -161,18 +161,25 @@ def build_procedure(values: Mapping[str, Any], problems: list[str]) -> Procedure
     for key in values:
         if key not in KEYS:
             problems.append(f"unknown key {key!r}{did_you_mean(key, KEYS)}")
-    texts = {key: check_text(values.get(key), repr(key), problems) for key in ("name", "when", "notes")}
+    texts = {key: check_procedure_text(values.get(key), repr(key), problems) for key in ("name", "when", "notes")}
     for key in ("name", "when"):
         if not texts[key] and not problems:
             problems.append(f"it has no {key!r}")
     if texts["name"] and not re.fullmatch(r"[\w.-]+", texts["name"]):
         problems.append(f"its name is {texts['name']!r}; use letters, digits, '-', '_' and '.'")
-    lists = {key: check_list(values.get(key), key, problems) for key in LISTS}
-    steps = tuple(check_step(entry, f"step {number}", problems) for number, entry in enumerate(lists.pop("steps"), 1))
+    lists = {key: check_procedure_list(values.get(key), key, problems) for key in LISTS}
+    steps = tuple(
+        check_procedure_step(entry, f"step {number}", problems) for number, entry in enumerate(lists.pop("steps"), 1)
+    )
     if not steps and not problems:
         problems.append("it has no steps; write them as a list under 'steps:', or under the heading '## Steps'")
-    plain = {key: tuple(check_text(entry, repr(key), problems) for entry in entries) for key, entries in lists.items()}
-    outcome = check_sign(values["outcome"], "outcome", problems) if values.get("outcome") is not None else None
+    plain = {
+        key: tuple(check_procedure_text(entry, repr(key), problems) for entry in entries)
+        for key, entries in lists.items()
+    }
+    outcome = (
+        check_procedure_sign(values["outcome"], "outcome", problems) if values.get("outcome") is not None else None
+    )
     signs = [*(step.sign for step in steps), outcome]
     for name in dict.fromkeys(sign["tool"] for sign in signs if sign and "tool" in sign):
         if name not in plain["tools"]:
@@ -181,35 +188,35 @@ def build_procedure(values: Mapping[str, Any], problems: list[str]) -> Procedure
     return Procedure(steps=steps, outcome=outcome, **rest)
 
 
-def check_text(value: Any, where: str, problems: list[str]) -> str:
+def check_procedure_text(value: Any, where: str, problems: list[str]) -> str:
     if value is None or isinstance(value, str | int | float):
         return "" if value is None else str(value).strip()
     problems.append(f"{where} holds {str(value)[:60]!r}; expected text")
     return ""
 
 
-def check_list(value: Any, key: str, problems: list[str]) -> list[Any]:
+def check_procedure_list(value: Any, key: str, problems: list[str]) -> list[Any]:
     if value is None or isinstance(value, list):
         return value or []
     problems.append(f"{key!r} is {str(value)[:60]!r}; expected a list")
     return []
 
 
-def check_step(entry: Any, where: str, problems: list[str]) -> ProcedureStep:
+def check_procedure_step(entry: Any, where: str, problems: list[str]) -> ProcedureStep:
     if isinstance(entry, Mapping):
         sign = {str(key): value for key, value in entry.items() if key != "do"}
-        text = check_text(entry.get("do"), where, problems)
+        text = check_procedure_text(entry.get("do"), where, problems)
     else:
-        text, sign = check_text(entry, where, problems), {}
+        text, sign = check_procedure_text(entry, where, problems), {}
         bracket = BRACKET.search(text)
-        if bracket and (bracket[1] in SIGNS or find_near(bracket[1], SIGNS)):
+        if bracket and (bracket[1] in SIGNS or find_near_procedure_key(bracket[1], SIGNS)):
             text, sign = text[: bracket.start()], {bracket[1]: bracket[2]}
     if not text:
         problems.append(f"{where} does not say what to do")
-    return ProcedureStep(text, check_sign(sign, where, problems) if sign else None)
+    return ProcedureStep(text, check_procedure_sign(sign, where, problems) if sign else None)
 
 
-def check_sign(value: Any, where: str, problems: list[str]) -> Sign | None:
+def check_procedure_sign(value: Any, where: str, problems: list[str]) -> Sign | None:
     if not isinstance(value, Mapping) or len(value) != 1 or next(iter(value)) not in SIGNS:
         unknown = [str(key) for key in value if key not in SIGNS] if isinstance(value, Mapping) else []
         near = did_you_mean(unknown[0], ("do", *SIGNS)) if unknown else ""

@@ -34,13 +34,15 @@ def procedure(partial: bool = True) -> Callable[[Task, Trajectory], float | None
             )
         if not wanted["signs"]:
             return None
-        share = longest_chain([find_sign(sign, trajectory) for sign in wanted["signs"]]) / len(wanted["signs"])
+        share = longest_sign_chain([find_procedure_sign(sign, trajectory) for sign in wanted["signs"]]) / len(
+            wanted["signs"]
+        )
         return share if partial else float(share == 1)
 
     return score
 
 
-def find_sign(sign: Mapping[str, str], trajectory: Trajectory) -> list[Position]:
+def find_procedure_sign(sign: Mapping[str, str], trajectory: Trajectory) -> list[Position]:
     """Where a sign shows in what the policy wrote after its thoughts."""
     found: list[Position] = []
     for number, message in enumerate(trajectory.replies):
@@ -54,7 +56,7 @@ def find_sign(sign: Mapping[str, str], trajectory: Trajectory) -> list[Position]
     return found
 
 
-def longest_chain(positions: Sequence[Sequence[Position]]) -> int:
+def longest_sign_chain(positions: Sequence[Sequence[Position]]) -> int:
     """How many entries can be given one of their positions so that the positions rise."""
     ends: list[Position] = []  # ends[n]: the earliest position at which a chain of n + 1 ends
     for options in positions:

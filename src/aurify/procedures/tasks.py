@@ -8,7 +8,7 @@ from dataclasses import replace
 from aurify.procedures.library import SOPLibrary
 from aurify.procedures.procedure import Procedure
 from aurify.tasks.taskset import TaskSet
-from aurify.tools.schema import read_schemas
+from aurify.tools.schema import read_tool_schemas
 from aurify.types import Message, Task
 
 
@@ -19,12 +19,12 @@ def with_procedures(taskset: TaskSet, library: SOPLibrary) -> TaskSet:
     def guide(task: Task) -> Task:
         tools = task.info.get("tools")
         asked = next((message["content"] for message in reversed(task.prompt) if message["role"] == "user"), "")
-        names = None if tools is None else list(read_schemas(tools))
+        names = None if tools is None else list(read_tool_schemas(tools))
         found = [match.procedure for match in library.find(asked, tools=names)]
         wanted = task.info.get("procedure")
         judged = library[wanted] if isinstance(wanted, str) else found[0] if found else None
         info = {**task.info, "procedure": judged.to_record()} if judged else task.info
-        return replace(task, prompt=add_to_prompt(task.prompt, library, found), info=info)
+        return replace(task, prompt=add_procedures_to_prompt(task.prompt, library, found), info=info)
 
     return replace(
         taskset,
@@ -33,7 +33,9 @@ def with_procedures(taskset: TaskSet, library: SOPLibrary) -> TaskSet:
     )
 
 
-def add_to_prompt(prompt: Sequence[Message], library: SOPLibrary, found: Sequence[Procedure]) -> list[Message]:
+def add_procedures_to_prompt(
+    prompt: Sequence[Message], library: SOPLibrary, found: Sequence[Procedure]
+) -> list[Message]:
     """The procedures go to the end of the system message."""
     given = prompt[:1] if prompt and prompt[0]["role"] == "system" else []
     system = library.build_prompt(found, given[0]["content"] if given else "")

@@ -13,7 +13,7 @@ from aurify.types import Message
 TOOLS_TEXT = 'Tools, one a line, each called as <tool_call>{"name": ..., "arguments": ...}</tool_call>:'
 
 
-def join_turns(messages: Sequence[Message]) -> list[Message]:
+def join_template_turns(messages: Sequence[Message]) -> list[Message]:
     """A turn that went on is one message for a template. Its `pieces` are the texts, each with its weight, which become
     tokens one by one: as a rollout has them, in which one was sampled and the next one put after it."""
     joined: list[Any] = []
@@ -29,7 +29,7 @@ def join_turns(messages: Sequence[Message]) -> list[Message]:
     return joined
 
 
-def split_reply(said: str, message: Message) -> list[tuple[str, float]]:
+def split_template_reply(said: str, message: Message) -> list[tuple[str, float]]:
     """What the template writes for a message, as texts with weights: one, or the pieces of a turn that went on."""
     pieces: list[tuple[str, float]] = message.get("pieces", [])  # type: ignore[assignment]
     if not pieces:
@@ -113,7 +113,7 @@ def _with_text(call: dict[str, Any]) -> dict[str, Any]:
     return {**call, "function": {**function, "arguments": json.dumps(arguments, ensure_ascii=False)}}
 
 
-def move_thoughts(messages: Sequence[Message], key: str) -> list[Message]:
+def move_template_thoughts(messages: Sequence[Message], key: str) -> list[Message]:
     """Moves the thought at the beginning of a reply to the key in which the template takes it."""
     moved: list[Message] = []
     for message in messages:
@@ -124,7 +124,7 @@ def move_thoughts(messages: Sequence[Message], key: str) -> list[Message]:
     return moved
 
 
-def drop_opening(opened: str, text: str) -> str:
+def drop_thought_opening(opened: str, text: str) -> str:
     """The rest of a reply after a prompt that may have opened its thought."""
     for tag in CLOSINGS:
         if opened.rstrip().endswith(tag) and text.lstrip().startswith(tag):

@@ -56,36 +56,36 @@ class ControlTokens:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        return compile_any(self.all)
+        return compile_token_pattern(self.all)
 
     @cached_property
     def ids(self) -> frozenset[int]:
         return frozenset(self.all.values())
 
 
-def compile_any(texts: Iterable[str]) -> re.Pattern[str]:
+def compile_token_pattern(texts: Iterable[str]) -> re.Pattern[str]:
     """A pattern that finds the longest of the texts, as tokenizers do."""
     return re.compile("|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or r"(?!)")
 
 
-def unused_word(word: str, *values: Any) -> str:
+def find_unused_mark(word: str, *values: Any) -> str:
     """A word of letters that none of the values contains."""
-    texts = [text for value in values for text in strings_in(value)]
+    texts = [text for value in values for text in list_rendered_strings(value)]
     while any(word in text for text in texts):
         word += "x"
     return word
 
 
-def strings_in(value: Any) -> Iterator[str]:
+def list_rendered_strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            yield from strings_in(key)
-            yield from strings_in(inner)
+            yield from list_rendered_strings(key)
+            yield from list_rendered_strings(inner)
     elif isinstance(value, (list, tuple)):
         for inner in value:
-            yield from strings_in(inner)
+            yield from list_rendered_strings(inner)
 
 
 class Shield:
@@ -99,7 +99,7 @@ class Shield:
 
     @cached_property
     def word(self) -> str:
-        return unused_word("aurifyhidden", *self.values)
+        return find_unused_mark("aurifyhidden", *self.values)
 
     def hide(self, value: T, role: str = "") -> T:
         """Replaces control tokens by words, in all strings that the value holds."""

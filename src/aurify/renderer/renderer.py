@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from aurify.errors import UserError
 from aurify.renderer import folding
-from aurify.renderer.foreign import END_TEXTS, Shield, unused_word
+from aurify.renderer.foreign import END_TEXTS, Shield, find_unused_mark
 from aurify.renderer.survey import Survey
 from aurify.renderer.template import (
     CALL_ID,
@@ -29,7 +29,7 @@ from aurify.renderer.template import (
     THOUGHTS_DROPPED,
     Template,
     describe_roles,
-    warn_once,
+    warn_template_once,
 )
 from aurify.thoughts import CLOSINGS, TAGS
 from aurify.types import Message
@@ -61,7 +61,7 @@ class Renderer:
 
     def prompt(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] = ()) -> list[int]:
         """Everything before what the assistant writes next."""
-        messages = folding.join_turns(messages)
+        messages = folding.join_template_turns(messages)
         self.survey.check_messages(messages, tools)
         shield = Shield(self.template.patterns, messages, tools)
         folded, offered = self._fold(shield.hide_messages(messages), shield.hide(list(tools)))
@@ -78,14 +78,14 @@ class Renderer:
 
         "last": everything before the last reply is its prompt. "marked": only messages that have a weight are trained.
         What follows the last trained reply is left out. A greeting at the very beginning is context."""
-        messages = folding.join_turns(messages)
+        messages = folding.join_template_turns(messages)
         self.survey.check_messages(messages, tools)
         shield = Shield(self.template.patterns, messages, tools)
         folded, offered = self._fold(shield.hide_messages(messages), shield.hide(list(tools)))
         turns = self._turns(folded, train)
         earlier = (folded[i]["content"] for i in range(turns[-1]) if folded[i]["role"] == "assistant")
         if self.template.drops_thoughts and any("</think>" in content for content in earlier):
-            warn_once(EARLIER_THOUGHTS.format(name=self.template.name))
+            warn_template_once(EARLIER_THOUGHTS.format(name=self.template.name))
         before = [self.template.text(folded[:i], offered, generate=True) for i in turns]
         tokens: list[int] = []
         weights: list[float] = []
@@ -101,7 +101,7 @@ class Renderer:
             context = self._encode(following, shield, after=tokens[-1] if tokens else None)
             tokens += context
             weights += [0.0] * len(context)
-            for text, weight in folding.split_reply(said, folded[i]):
+            for text, weight in folding.split_template_reply(said, folded[i]):
                 piece = self._encode(text, shield, continued=True)
                 tokens += piece
                 weights += [weight] * len(piece)
@@ -135,14 +135,14 @@ class Renderer:
         ones differently: then the sampled tokens would not belong to the conversation."""
         form = self.survey.check_delta(before, new_messages, tools)
         shield = Shield(self.template.patterns, new_messages)
-        reply = unused_word("aurifyreply", new_messages)
+        reply = find_unused_mark("aurifyreply", new_messages)
         hidden = shield.hide_messages(new_messages)
         following = self.survey.following(form, before, hidden, tools, reply)
         span = self.template.find_end(following, call=form.calls)
         self.survey.check_contents(form, before, hidden, tools, following[span[1] if span else 0 :])
         said = self.parse(reply_tokens)
         if self.template.drops_thoughts and not self.survey.extends(before, said, new_messages, tools):
-            warn_once(THOUGHTS_DROPPED.format(name=self.template.name))
+            warn_template_once(THOUGHTS_DROPPED.format(name=self.template.name))
         last = reply_tokens[-1] if reply_tokens else None
         if last is not None and self._is_end(last):
             return self._encode(self._without_end(following, last, call=form.calls), shield, after=last)
@@ -163,7 +163,7 @@ class Renderer:
     def reply(self, prompt: Sequence[int], text: str) -> list[int]:
         """An answer that another model or a person wrote, as a policy would sample it after `prompt`: its own text,
         which no template rewrites, and the end token. A thought that the prompt has opened is not opened twice."""
-        text = folding.drop_opening(self.tokenizer.decode(list(prompt)[-16:]), self.strip_end(text))
+        text = folding.drop_thought_opening(self.tokenizer.decode(list(prompt)[-16:]), self.strip_end(text))
         shield = Shield(self.template.patterns, text)
         said = self._encode(shield.hide(text, "assistant"), shield, continued=True)
         return [*said, self.end_token]
@@ -273,11 +273,11 @@ class Renderer:
             folded, offered, changed = folding.write_tools_as_text(folded, offered), [], True
         if any(message["role"] == "system" for message in folded) and not self.template.keeps_system:
             folded, changed = folding.move_system_to_user(folded), True
-            warn_once(SYSTEM_MOVED.format(name=self.template.name))
+            warn_template_once(SYSTEM_MOVED.format(name=self.template.name))
         if changed and not self.template.takes_neighbours:
             folded = folding.join_user_messages(folded)
         if self.template.thought_key:
-            folded = folding.move_thoughts(folded, self.template.thought_key)
+            folded = folding.move_template_thoughts(folded, self.template.thought_key)
         if any(message.get("tool_calls") for message in folded) and self.template.wants_text_arguments:
             folded = folding.write_arguments_as_text(folded)
         return folded, offered
@@ -298,8 +298,8 @@ class Renderer:
         calls = bool(messages[-1].get("tool_calls"))
         if not after.startswith(before):  # a new reply is opened differently from an old one, such as with a thought
             if not calls:
-                return folding.drop_opening(before, messages[-1]["content"])
-            mark = unused_word("aurifyreply", messages)
+                return folding.drop_thought_opening(before, messages[-1]["content"])
+            mark = find_unused_mark("aurifyreply", messages)
             marked: Message = {"role": "assistant", "content": mark}
             before = self.template.text([*messages[:-1], marked], tools).rpartition(mark)[0]
             if not after.startswith(before):
@@ -318,7 +318,7 @@ class Renderer:
             raise UserError(
                 f"{self.template.name} leaves out thoughts beside a tool call in {describe_roles(messages)}"
             )
-        return folding.drop_opening(before, content)  # it drops thoughts; the policy writes them all the same
+        return folding.drop_thought_opening(before, content)  # it drops thoughts; the policy writes them all the same
 
     def _check_thought(self, before: str, said: str) -> None:
         opened = next((tag for tag in CLOSINGS if before.rstrip().endswith(tag)), "")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 from aurify.errors import UserError
-from aurify.renderer.template import CALL_ID, MARK, TOOL, Template, calling, describe_roles
+from aurify.renderer.template import CALL_ID, MARK, TOOL, Template, describe_roles, template_call
 from aurify.types import Message
 
 Tools = Sequence[dict[str, Any]]
@@ -44,13 +44,13 @@ class Survey:
     # ------------------------------------------------------------------ whole conversations
 
     def check_messages(self, messages: Sequence[Message], tools: Tools) -> None:
-        key = (*(shape(message) for message in messages), bool(tools))
+        key = (*(template_shape(message) for message in messages), bool(tools))
         if key not in self._messages:
             self._messages[key] = self._lost(messages, tools)
         lost = self._messages[key]
         if lost:
             mend = "leave it out, write it into another message, or take a model whose template writes it"
-            if uses_tools(messages, tools) and not self.tools_as_text and "tool" in lost:
+            if template_uses_tools(messages, tools) and not self.tools_as_text and "tool" in lost:
                 mend = MEND
             raise UserError(f"{self._whose()} leaves out {lost} of {describe_roles(messages)}; {mend}")
 
@@ -65,13 +65,13 @@ class Survey:
         return self.template.name.replace("the chat template", "the model's chat template", 1)
 
     def _lost(self, messages: Sequence[Message], tools: Tools) -> str | None:
-        marked = [with_marks(message, k) for k, message in enumerate(messages)]
+        marked = [mark_template_message(message, k) for k, message in enumerate(messages)]
         folded, offered = self.fold(marked, [TOOL] if tools else [])
         replied = bool(messages) and messages[-1]["role"] == "assistant"
         try:
             text = self.template.text(folded, offered, generate=not replied)
         except UserError as error:
-            if not uses_tools(messages, tools):
+            if not template_uses_tools(messages, tools):
                 return None  # rendering the messages themselves raises the same
             raise UserError(f"{error}; {self._tool_mend()}") from None
         lost = ["the tools"] if tools and TOOL["function"]["name"] not in text else []
@@ -96,8 +96,8 @@ class Survey:
 
     def check_delta(self, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> ReplyForm:
         """The form in which all of `new` survives and nothing before it changes."""
-        shapes = tuple(shape(message) for message in before), tuple(shape(message) for message in new)
-        names = [name_of_call(message, tools) for message in new if message["role"] == "tool"]
+        shapes = tuple(template_shape(message) for message in before), tuple(template_shape(message) for message in new)
+        names = [name_template_result(message, tools) for message in new if message["role"] == "tool"]
         key = (*shapes, bool(tools), None in names, len({*names}) > 1)
         if key not in self._deltas:
             self._deltas[key] = self._form(before, new, tools)
@@ -115,7 +115,7 @@ class Survey:
             if REWRITES in str(error) and self._writes([*before, reply, *new], tools):
                 return False
             raise
-        said = mark_thought(reply, REPLY)
+        said = mark_template_thought(reply, REPLY)
         prompt = self._text(form, before, None, tools, REPLY, thoughts=True)
         text = self._text(form, before, new, tools, said, thoughts=True)
         return text.startswith(prompt) and (said == REPLY or THOUGHT in text[len(prompt) :])
@@ -132,9 +132,9 @@ class Survey:
         return last if " refuses " in plain else plain
 
     def _trouble(self, form: ReplyForm, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> str | None:
-        marked = [with_marks(message, len(before) + 1 + k) for k, message in enumerate(new)]
+        marked = [mark_template_message(message, len(before) + 1 + k) for k, message in enumerate(new)]
         roles = " and ".join(dict.fromkeys(message["role"] for message in new)) or "no"
-        tooled = uses_tools([*before, *new], tools)
+        tooled = template_uses_tools([*before, *new], tools)
         mend = self._tool_mend() if tooled else "take a model with another template, or other messages"
         try:
             following = self.following(form, before, marked, tools, REPLY)
@@ -157,7 +157,7 @@ class Survey:
                 f"{self._whose()} {REWRITES} when {roles} messages follow, and tokens that "
                 f"were sampled after them cannot change; {mend}"
             )
-        names = {name_of_call(message, tools) for message in new if message["role"] == "tool"}
+        names = {name_template_result(message, tools) for message in new if message["role"] == "tool"}
         if form.calls and len(names) > 1 and self._names_one_call(before, new):
             return f"{self._whose()} writes one call a turn, and these are results of {len(names)}; {mend}"
         return None
@@ -188,13 +188,13 @@ class Survey:
         thoughts: bool = False,
     ) -> str:
         """new: None for the prompt of the reply. thoughts: with those of earlier replies, marked as well."""
-        history = [with_marks(message, k) for k, message in enumerate(before)]
+        history = [mark_template_message(message, k) for k, message in enumerate(before)]
         if thoughts:
             pairs = zip(before, history, strict=True)
-            history = [cast(Message, {**m, "content": mark_thought(b, m["content"])}) for b, m in pairs]
+            history = [cast(Message, {**m, "content": mark_template_thought(b, m["content"])}) for b, m in pairs]
         if form.calls:
             history = [
-                self._as_call(f"{MARK}{k}z", followers(before, k), tools) or message
+                self._as_call(f"{MARK}{k}z", following_template_results(before, k), tools) or message
                 if message["role"] == "assistant" and not message.get("tool_calls")
                 else message
                 for k, message in enumerate(history)
@@ -212,13 +212,13 @@ class Survey:
         """The reply as a message with the calls that `results` answer."""
         if not results:
             return None
-        called = calling(mark if self.template.wants_text_arguments else {"a": mark})
+        called = template_call(mark if self.template.wants_text_arguments else {"a": mark})
         [call] = called["tool_calls"]
         called["tool_calls"] = [
             {
                 **call,
                 "id": result.get("tool_call_id", CALL_ID),
-                "function": {**call["function"], "name": name_of_call(result, tools) or NAME},
+                "function": {**call["function"], "name": name_template_result(result, tools) or NAME},
             }
             for result in results
         ]
@@ -234,7 +234,7 @@ class Survey:
         there."""
         start = 0
         for message in new:
-            way = next((way for way in ways(message["content"]) if following.find(way, start) >= 0), None)
+            way = next((way for way in template_spellings(message["content"]) if following.find(way, start) >= 0), None)
             if way is None:
                 self._refuse_content(message)
             start = following.index(way, start) + len(way)
@@ -244,7 +244,9 @@ class Survey:
         marked = [{**message, "content": mark} for message, mark in zip(new, marks, strict=True)]
         whole = self.following(form, before, marked, tools, REPLY)  # type: ignore[arg-type]
         span = self.template.find_end(whole, call=form.calls)
-        if not fits_frame(following, whole[span[1] if span else 0 :], marks, [message["content"] for message in new]):
+        if not fits_template_frame(
+            following, whole[span[1] if span else 0 :], marks, [message["content"] for message in new]
+        ):
             self._refuse_content(next(message for message in new if not message["content"].strip()))
 
     def _refuse_content(self, message: Message) -> NoReturn:
@@ -254,14 +256,14 @@ class Survey:
         raise UserError(f"{self._whose()} loses or changes the {message['role']} message {shown}; {mend}")
 
 
-def shape(message: Message) -> tuple[Any, ...]:
+def template_shape(message: Message) -> tuple[Any, ...]:
     """What a template may read beside the contents."""
     calls = len(message.get("tool_calls") or ())
     beside = bool(message["content"]) if calls else None
     return message["role"], calls, beside, len(message.get("tool_call_id") or ""), "name" in message
 
 
-def with_marks(message: Message, number: int) -> Message:
+def mark_template_message(message: Message, number: int) -> Message:
     """The message with marks for its content and for the arguments of calls."""
     marked: Message = {**message, "content": f"{MARK}{number}z"}
     if message.get("tool_calls"):
@@ -273,7 +275,7 @@ def with_marks(message: Message, number: int) -> Message:
     return marked
 
 
-def mark_thought(message: Message, mark: str) -> str:
+def mark_template_thought(message: Message, mark: str) -> str:
     """A content, with a mark for its thoughts and one for what follows them. Where the prompt has opened a thought, its
     closing tag stands alone."""
     thought = message["content"].rpartition("</think>")[0] if message["role"] == "assistant" else ""
@@ -281,11 +283,11 @@ def mark_thought(message: Message, mark: str) -> str:
     return f"{opening}{THOUGHT}\n</think>\n\n{mark}" if thought else mark
 
 
-def uses_tools(messages: Sequence[Message], tools: Tools) -> bool:
+def template_uses_tools(messages: Sequence[Message], tools: Tools) -> bool:
     return bool(tools) or any(message["role"] == "tool" or message.get("tool_calls") for message in messages)
 
 
-def followers(messages: Sequence[Message], number: int) -> list[Message]:
+def following_template_results(messages: Sequence[Message], number: int) -> list[Message]:
     """The results of tools right after a message."""
     results: list[Message] = []
     for message in messages[number + 1 :]:
@@ -295,7 +297,7 @@ def followers(messages: Sequence[Message], number: int) -> list[Message]:
     return results
 
 
-def name_of_call(message: Message, tools: Tools) -> str | None:
+def name_template_result(message: Message, tools: Tools) -> str | None:
     """The function that a result belongs to: what the message says, or the only tool there is."""
     if message["role"] != "tool":
         return ""
@@ -304,7 +306,7 @@ def name_of_call(message: Message, tools: Tools) -> str | None:
     return str(tools[0].get("function", tools[0])["name"]) if len(tools) == 1 else None
 
 
-def ways(content: str) -> Iterator[str]:
+def template_spellings(content: str) -> Iterator[str]:
     """How a template may write a content."""
     for text in (content, content.strip(), content.rstrip(), content.lstrip()):
         yield text
@@ -312,7 +314,7 @@ def ways(content: str) -> Iterator[str]:
             yield json.dumps(text, ensure_ascii=ascii_only)[1:-1]
 
 
-def fits_frame(text: str, expected: str, marks: Sequence[str], contents: Sequence[str]) -> bool:
+def fits_template_frame(text: str, expected: str, marks: Sequence[str], contents: Sequence[str]) -> bool:
     """Whether `text` is `expected` with contents for marks."""
     rest = expected
     for mark, content in zip(marks, contents, strict=True):
@@ -321,7 +323,7 @@ def fits_frame(text: str, expected: str, marks: Sequence[str], contents: Sequenc
             return False
         text = text[len(frame) :]
         following = rest[: rest.find(MARK)] if MARK in rest else rest
-        fitting = [way for way in ways(content) if text.startswith(way + following)]
+        fitting = [way for way in template_spellings(content) if text.startswith(way + following)]
         if not fitting:
             return False
         text = text[len(max(fitting, key=len)) :]

@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from typing import Any, cast
 
 from aurify.errors import UserError
-from aurify.renderer.foreign import THOUGHT_TAGS, ControlTokens, compile_any
+from aurify.renderer.foreign import THOUGHT_TAGS, ControlTokens, compile_token_pattern
 from aurify.types import Message
 
 log = logging.getLogger("aurify")
@@ -83,8 +83,8 @@ class Template:
     @cached_property
     def keeps_system(self) -> bool:
         """Whether it writes a system prompt, and keeps it in position when the conversation goes on."""
-        messages = [{"role": "system", "content": FIRST}, user(SECOND)]
-        longer = [*messages, {"role": "assistant", "content": "a"}, user("b")]
+        messages = [{"role": "system", "content": FIRST}, template_user(SECOND)]
+        longer = [*messages, {"role": "assistant", "content": "a"}, template_user("b")]
         try:
             texts = [self.text(part, generate=True) for part in (messages, longer)]  # type: ignore[arg-type]
         except UserError:
@@ -94,21 +94,21 @@ class Template:
     @cached_property
     def takes_neighbours(self) -> bool:
         """Whether it takes two user messages in a row."""
-        return self.writes([user(FIRST), user(SECOND)], FIRST, SECOND)
+        return self.writes([template_user(FIRST), template_user(SECOND)], FIRST, SECOND)
 
     @cached_property
     def wants_text_arguments(self) -> bool:
         """Whether it writes the arguments of a call as they are, and fails for an object."""
-        as_object = [user("a"), calling({"a": FIRST})]
+        as_object = [template_user("a"), template_call({"a": FIRST})]
         return not self.writes(as_object, tools=[TOOL]) and self.writes(
-            [user("a"), calling(FIRST)], FIRST, tools=[TOOL]
+            [template_user("a"), template_call(FIRST)], FIRST, tools=[TOOL]
         )
 
     @cached_property
     def drops_thoughts(self) -> bool:
         """Whether it leaves out the thoughts of earlier replies."""
         thought: Message = {"role": "assistant", "content": f"<think>\n{FIRST}\n</think>\n\n{SECOND}"}
-        messages = [user("a"), thought, user("b")]
+        messages = [template_user("a"), thought, template_user("b")]
         return self.writes(messages, SECOND) and not self.writes(messages, FIRST)
 
     @cached_property
@@ -117,7 +117,9 @@ class Template:
         <think> in the content is as good."""
         for key in ("thinking", "reasoning_content"):
             message = cast(Message, {"role": "assistant", "content": SECOND, key: FIRST})
-            if self.writes([user("a"), message], FIRST, SECOND) and "<think>" not in self.text([user("a"), message]):
+            if self.writes([template_user("a"), message], FIRST, SECOND) and "<think>" not in self.text(
+                [template_user("a"), message]
+            ):
                 return key
         return ""
 
@@ -137,8 +139,8 @@ class Template:
         spoken = {text for text in control.special if text in self.source} - self.frame - {*self.ends}
         return {
             "": control.pattern,
-            "system": compile_any({*control.all} - markers),
-            "assistant": compile_any({*control.all} - markers - spoken),
+            "system": compile_token_pattern({*control.all} - markers),
+            "assistant": compile_token_pattern({*control.all} - markers - spoken),
         }
 
     @cached_property
@@ -146,11 +148,16 @@ class Template:
         """Control tokens around messages."""
         found = {*self._strings("bos_token", "eos_token", "pad_token", "unk_token")}
         probes: list[list[Message]] = [
-            [user(FIRST)],
-            [{"role": "system", "content": "a"}, user(FIRST)],
-            [user("a"), {"role": "assistant", "content": "b"}, user("c"), {"role": "assistant", "content": "d"}],
+            [template_user(FIRST)],
+            [{"role": "system", "content": "a"}, template_user(FIRST)],
             [
-                user("a"),
+                template_user("a"),
+                {"role": "assistant", "content": "b"},
+                template_user("c"),
+                {"role": "assistant", "content": "d"},
+            ],
+            [
+                template_user("a"),
                 {"role": "assistant", "content": "b"},
                 {"role": "tool", "content": "c", "tool_call_id": CALL_ID},
             ],
@@ -171,7 +178,7 @@ class Template:
     @cached_property
     def closing(self) -> str:
         """What it writes after the content of an assistant's last message, such as an end token and a newline."""
-        return self.text([user("a"), {"role": "assistant", "content": FIRST}]).rpartition(FIRST)[2]
+        return self.text([template_user("a"), {"role": "assistant", "content": FIRST}]).rpartition(FIRST)[2]
 
     @cached_property
     def end_text(self) -> str:
@@ -183,7 +190,7 @@ class Template:
     def call_end_text(self) -> str:
         """What ends a turn that calls a tool; "" if nothing does, or the template has no calls."""
         try:
-            written = self.text([user("a"), calling(self._arguments(FIRST))], [TOOL])
+            written = self.text([template_user("a"), template_call(self._arguments(FIRST))], [TOOL])
         except UserError:
             return self.end_text
         following = written.rpartition(FIRST)[2] if FIRST in written else self.closing
@@ -199,7 +206,7 @@ class Template:
         for role in ("user", "tool"):
             after: Message = {"role": role, "content": SECOND}
             try:
-                written = self.text([user("a"), {"role": "assistant", "content": FIRST}, after])
+                written = self.text([template_user("a"), {"role": "assistant", "content": FIRST}, after])
             except UserError:
                 continue
             between = written.rpartition(FIRST)[2].partition(SECOND)[0]
@@ -232,21 +239,21 @@ class Template:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        return compile_any({*self.control.special, *self.openers.values()})
+        return compile_token_pattern({*self.control.special, *self.openers.values()})
 
     @cached_property
     def _known_ends(self) -> re.Pattern[str]:
-        return compile_any({self.end_text, *self._strings("eos_token"), *OTHER_ENDS} - {""})
+        return compile_token_pattern({self.end_text, *self._strings("eos_token"), *OTHER_ENDS} - {""})
 
     def _arguments(self, text: str) -> Any:
         return text if self.wants_text_arguments else {"a": text}
 
 
-def user(content: str) -> Message:
+def template_user(content: str) -> Message:
     return {"role": "user", "content": content}
 
 
-def calling(arguments: Any, content: str = "", name: str = "f", ids: Sequence[str] = (CALL_ID,)) -> Message:
+def template_call(arguments: Any, content: str = "", name: str = "f", ids: Sequence[str] = (CALL_ID,)) -> Message:
     """An assistant message that calls a function."""
     calls = [{"id": own, "type": "function", "function": {"name": name, "arguments": arguments}} for own in ids]
     return {"role": "assistant", "content": content, "tool_calls": calls}
@@ -258,6 +265,6 @@ def describe_roles(messages: Sequence[Message]) -> str:
 
 
 @cache
-def warn_once(text: str) -> None:
+def warn_template_once(text: str) -> None:
     """Warns once in a process."""
     log.warning(text)

@@ -56,21 +56,21 @@ RUNNING = (
 NAMED = {name for chart in (*LEARNING, *RUNNING) for name in chart.metrics} | {"reward/std", "step"}
 
 
-def draw_learning(rows: Rows) -> list[str]:
-    return draw_charts((*list_heldout(rows), *LEARNING, *list_reward_charts(rows)), rows)
+def draw_learning_curves(rows: Rows) -> list[str]:
+    return draw_charts((*list_heldout_charts(rows), *LEARNING, *list_reward_charts(rows)), rows)
 
 
-def draw_running(rows: Rows) -> list[str]:
+def draw_running_curves(rows: Rows) -> list[str]:
     """Also metrics that nobody here has heard of, each alone."""
-    return draw_charts((*RUNNING, *list_others(rows)), rows)
+    return draw_charts((*RUNNING, *list_other_charts(rows)), rows)
 
 
 def draw_charts(charts: Iterable[Chart], rows: Rows) -> list[str]:
-    found = ((chart, collect_series(chart, rows)) for chart in charts)
+    found = ((chart, collect_curve_series(chart, rows)) for chart in charts)
     return [draw_lines(chart.title, series, chart.bounds) for chart, series in found if series]
 
 
-def collect_series(chart: Chart, rows: Rows) -> list[Series]:
+def collect_curve_series(chart: Chart, rows: Rows) -> list[Series]:
     """A curve for each metric that some step has. Steps without it, or where it is no number, are passed over."""
     curves = []
     for metric, name in chart.metrics.items():
@@ -84,13 +84,13 @@ def collect_series(chart: Chart, rows: Rows) -> list[Series]:
 
 def list_reward_charts(rows: Rows) -> list[Chart]:
     """The parts of the reward, where there is more than one."""
-    parts = [name for name in list_metrics(rows) if name.startswith("reward/") and name not in NAMED]
+    parts = [name for name in list_charted_metrics(rows) if name.startswith("reward/") and name not in NAMED]
     return [Chart("Rewards by name", {name: name.partition("/")[2] for name in parts})] if len(parts) > 1 else []
 
 
-def list_heldout(rows: Rows) -> list[Chart]:
+def list_heldout_charts(rows: Rows) -> list[Chart]:
     """Before and after, with the standard error as a band."""
-    parts = [name for name in list_metrics(rows) if name.startswith("eval/") and not name.endswith("_error")]
+    parts = [name for name in list_charted_metrics(rows) if name.startswith("eval/") and not name.endswith("_error")]
     return [
         Chart(f"Held-out {name.partition('/')[2].replace('_', ' ')}", {name: name}, spread=f"{name}_error")
         for name in parts
@@ -98,12 +98,14 @@ def list_heldout(rows: Rows) -> list[Chart]:
     ]
 
 
-def list_others(rows: Rows) -> list[Chart]:
+def list_other_charts(rows: Rows) -> list[Chart]:
     shown = ("reward/", "eval/", "ledger/")
     return [
-        Chart(name, {name: name}) for name in list_metrics(rows) if name not in NAMED and not name.startswith(shown)
+        Chart(name, {name: name})
+        for name in list_charted_metrics(rows)
+        if name not in NAMED and not name.startswith(shown)
     ]
 
 
-def list_metrics(rows: Rows) -> list[str]:
+def list_charted_metrics(rows: Rows) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row))

@@ -24,20 +24,20 @@ def draw_pictures(run: Path) -> list[Path]:
     """Writes what is drawn into the folders of the stages that sampled answers."""
     folder = RunFolder.open(run)
     stages = [folder.stage_folder(name) for name in folder.results()]
-    known = {stage.name: (stage, found) for stage in stages if (found := gather_rewards(stage))}
+    known = {stage.name: (stage, found) for stage in stages if (found := gather_drawn_rewards(stage))}
     if not known:
         raise UserError(f"{run}: no stage has answers with rewards (samples.jsonl); set samples_every in such a stage")
     written: list[Path] = []
     for stage, rewards in known.values():
-        jsonl.write_object(stage.path / STATS, sum_up(stage, rewards))
+        jsonl.write_run_file(stage.path / STATS, sum_up_drawn_rewards(stage, rewards))
         written += [stage.path / STATS, draw_over_time(stage, rewards), draw_distribution(stage, rewards)]
     return written
 
 
-def gather_rewards(stage: StageFolder) -> Rewards:
+def gather_drawn_rewards(stage: StageFolder) -> Rewards:
     """What the policy's own answers earned. "reward" is what became of all of them, which the policy was trained by."""
     found: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for row in jsonl.read(stage.samples):
+    for row in jsonl.read_log(stage.samples):
         if row.get("source", "policy") != "policy":
             continue
         for name, value in {**row["rewards"], "reward": row["reward"]}.items():
@@ -46,9 +46,9 @@ def gather_rewards(stage: StageFolder) -> Rewards:
     return found
 
 
-def sum_up(stage: StageFolder, rewards: Rewards) -> dict[str, Any]:
+def sum_up_drawn_rewards(stage: StageFolder, rewards: Rewards) -> dict[str, Any]:
     """Of each step its metrics, and of each reward the mean, deviation and number of values."""
-    steps = {row["step"]: dict(row) for row in jsonl.read(stage.metrics)}
+    steps = {row["step"]: dict(row) for row in jsonl.read_log(stage.metrics)}
     told = {
         name: {
             "steps": sorted(by_step),

@@ -15,18 +15,18 @@ from typing import Any
 import yaml
 
 from aurify.files import replace_text
-from aurify.report.curves import Rows, draw_learning, draw_running
-from aurify.report.markup import table, tag, text
+from aurify.report.curves import Rows, draw_learning_curves, draw_running_curves
+from aurify.report.markup import html_table, html_tag, html_text
 from aurify.report.plot import draw_dumbbell, draw_heat_map, draw_sparkline
-from aurify.report.transcripts import build_pairs, build_transcripts, gather_samples
+from aurify.report.transcripts import draw_pairs, draw_transcripts, gather_transcripts
 from aurify.tracking import jsonl
 from aurify.tracking.figures import (
     format_duration,
-    format_error,
-    format_number,
-    format_short,
-    is_share,
-    judge_change,
+    format_heldout_error,
+    format_heldout_number,
+    format_short_number,
+    is_heldout_share,
+    judge_heldout_change,
 )
 from aurify.tracking.run_folder import RunFolder, StageFolder
 
@@ -59,29 +59,29 @@ def write_report(run: Path) -> Path:
     planned, found = recipe.get("stages") or {}, folder.results()
     names = dict.fromkeys([*planned, *found])
     results: dict[str, Result] = {name: {**found.get(name, {}), "status": folder.status(name)} for name in names}
-    rows = {name: read_steps(folder.stage_folder(name)) for name in results}
+    rows = {name: read_report_steps(folder.stage_folder(name)) for name in results}
     sections = (
-        build_stage(folder.stage_folder(name), result, rows[name], planned.get(name) or {}, folder.describe_legs(name))
+        draw_stage(folder.stage_folder(name), result, rows[name], planned.get(name) or {}, folder.describe_legs(name))
         for name, result in results.items()
         if name in found or rows[name]
     )
     title = str(recipe.get("name") or folder.name)
     page = PAGE.format(
-        title=text(f"{title} · {folder.name} · Aurify"),
+        title=html_text(f"{title} · {folder.name} · Aurify"),
         style=(HERE / "report.css").read_text(encoding="utf-8"),
         script=(HERE / "report.js").read_text(encoding="utf-8"),
-        body=build_heading(folder, recipe, title, list(results))
-        + tag("main", build_tiles(results, rows), build_results(results), *sections, build_origins(folder)),
+        body=draw_heading(folder, recipe, title, list(results))
+        + html_tag("main", draw_tiles(results, rows), draw_results(results), *sections, draw_origins(folder)),
     )
     replace_text(folder.report, page)
     return folder.report
 
 
-def read_steps(stage: StageFolder) -> Rows:
+def read_report_steps(stage: StageFolder) -> Rows:
     """Metrics, ledger entries and held-out numbers of each step together. Step 0 is the model as it came."""
     steps: dict[int, dict[str, Any]] = defaultdict(dict)
     for file in (stage.metrics, stage.ledger, stage.heldout):
-        for row in jsonl.read(file):
+        for row in jsonl.read_log(file):
             steps[row["step"]] |= row
     return [steps[step] for step in sorted(steps)]
 
@@ -89,21 +89,21 @@ def read_steps(stage: StageFolder) -> Rows:
 # ---------------------------------------------------------------------- the top of the page
 
 
-def build_heading(folder: RunFolder, recipe: Mapping[str, Any], title: str, stages: Sequence[str]) -> str:
-    started = jsonl.read_object(folder.info).get("started", "")[:16].replace("T", " ")
-    facts = [folder.name, read_name(recipe.get("model")), read_name(recipe.get("task")), started]
-    links = (tag("a", text(stage), href=f"#{stage}") for stage in stages)
-    line = tag("p", text(" · ".join(fact for fact in facts if fact)), class_="dim")
-    nav = tag("nav", tag("div", MARK, tag("b", "Aurify"), *links))
-    return nav + tag("header", tag("h1", text(title)), line, class_="top")
+def draw_heading(folder: RunFolder, recipe: Mapping[str, Any], title: str, stages: Sequence[str]) -> str:
+    started = jsonl.read_run_file(folder.info).get("started", "")[:16].replace("T", " ")
+    facts = [folder.name, read_report_name(recipe.get("model")), read_report_name(recipe.get("task")), started]
+    links = (html_tag("a", html_text(stage), href=f"#{stage}") for stage in stages)
+    line = html_tag("p", html_text(" · ".join(fact for fact in facts if fact)), class_="dim")
+    nav = html_tag("nav", html_tag("div", MARK, html_tag("b", "Aurify"), *links))
+    return nav + html_tag("header", html_tag("h1", html_text(title)), line, class_="top")
 
 
-def read_name(value: Any) -> str:
+def read_report_name(value: Any) -> str:
     """A model or a task is a name, or a mapping with a name and options."""
     return str((value.get("name") if isinstance(value, dict) else value) or "")
 
 
-def build_tiles(results: Mapping[str, Result], rows: Mapping[str, Rows]) -> str:
+def draw_tiles(results: Mapping[str, Result], rows: Mapping[str, Rows]) -> str:
     every = [row for part in rows.values() for row in part]
     finished = sum(result["status"] == "finished" for result in results.values())
     facts = [(f"{finished} of {len(results)}", "stages finished")]
@@ -116,15 +116,18 @@ def build_tiles(results: Mapping[str, Result], rows: Mapping[str, Rows]) -> str:
     ):
         if values := [row[metric] for row in every if row.get(metric) is not None]:
             unit = " GiB" if metric == "memory/peak_gb" else ""
-            facts.append((format_short(together(values)) + unit, label))
-    plain = (tag("div", tag("b", text(value)), tag("span", label), class_="tile") for value, label in facts)
-    return tag("div", build_headline(results), *plain, class_="tiles")
+            facts.append((format_short_number(together(values)) + unit, label))
+    plain = (
+        html_tag("div", html_tag("b", html_text(value)), html_tag("span", label), class_="tile")
+        for value, label in facts
+    )
+    return html_tag("div", draw_headline(results), *plain, class_="tiles")
 
 
-def build_headline(results: Mapping[str, Result]) -> str:
+def draw_headline(results: Mapping[str, Result]) -> str:
     """The number that most stages report, before the first of them and after the last. It is not coloured as a success
     where the last stage lost some of it again."""
-    whole = [result for result in results.values() if judge_change(result)[0] is not None]
+    whole = [result for result in results.values() if judge_heldout_change(result)[0] is not None]
     if not whole:
         return ""
     measures = [result["measure"] for result in whole]
@@ -133,114 +136,123 @@ def build_headline(results: Mapping[str, Result]) -> str:
     first, last = chain[0], chain[-1]
     ends = {name: first.get(name) for name in ("measure", "before", "details_before")}
     ends |= {name: last.get(name) for name in ("after", "details_after")}
-    task = read_name(last.get("task"))
+    task = read_report_name(last.get("task"))
     label = f"held-out {measure.removeprefix('held-out ')}" + (f" on {task}" if task else "") + ", before and after"
-    worse = judge_change(last)[1] == "worse" and len(chain) > 1
-    after = tag("em", format_number(last["after"]), class_="same" if worse else judge_change(ends)[1])
-    error = tag("small", format_error(last.get("details_after") or {}))
-    numbers = tag("b", format_number(first["before"]), " <i>→</i> ", after, " ", error)
-    fall = f"the last stage made it worse: {format_number(last['before'])} → {format_number(last['after'])}"
-    note = tag("span", fall, class_="worse") if worse else ""
-    return tag("div", numbers, tag("span", text(label)), note, class_="tile lead")
+    worse = judge_heldout_change(last)[1] == "worse" and len(chain) > 1
+    after = html_tag(
+        "em", format_heldout_number(last["after"]), class_="same" if worse else judge_heldout_change(ends)[1]
+    )
+    error = html_tag("small", format_heldout_error(last.get("details_after") or {}))
+    numbers = html_tag("b", format_heldout_number(first["before"]), " <i>→</i> ", after, " ", error)
+    steps = " → ".join(format_heldout_number(last[when]) for when in ("before", "after"))
+    fall = f"the last stage made it worse: {steps}"
+    note = html_tag("span", fall, class_="worse") if worse else ""
+    return html_tag("div", numbers, html_tag("span", html_text(label)), note, class_="tile lead")
 
 
-def build_results(results: Mapping[str, Result]) -> str:
+def draw_results(results: Mapping[str, Result]) -> str:
     """Held-out numbers before and after each stage."""
     rows = []
     for stage, result in results.items():
-        change, verdict = judge_change(result)
+        change, verdict = judge_heldout_change(result)
         details = result.get("details_after") or result.get("details_before") or {}
-        measure = text(result.get("measure", ""))
+        measure = html_text(result.get("measure", ""))
         if "num" in details:
-            measure += " " + tag("small", f"n = {details['num']:,}")
+            measure += " " + html_tag("small", f"n = {details['num']:,}")
         if "margin" in details:
-            measure += "<br>" + tag("small", "margin")
-        shown = change is not None and is_share(result)
+            measure += "<br>" + html_tag("small", "margin")
+        shown = change is not None and is_heldout_share(result)
         rows.append(
             [
-                tag("a", text(stage), href=f"#{stage}"),
-                text(result.get("method", "")),
-                text(result.get("model", "")),
+                html_tag("a", html_text(stage), href=f"#{stage}"),
+                html_text(result.get("method", "")),
+                html_text(result.get("model", "")),
                 measure,
-                format_measured(result, "before"),
-                format_measured(result, "after"),
-                "" if change is None else tag("span", f"{change:+.3f}", class_=verdict),
+                draw_measured(result, "before"),
+                draw_measured(result, "after"),
+                "" if change is None else html_tag("span", f"{change:+.3f}", class_=verdict),
                 draw_dumbbell(result["before"], result["after"], verdict) if shown else "",
-                format_duration(result["seconds"]) if "seconds" in result else build_badge(result),
+                format_duration(result["seconds"]) if "seconds" in result else draw_badge(result),
             ]
         )
     head = [("Stage", None), ("Method", None), ("Starts from", "from-model"), ("Held-out number", None)]
     head += [("Before", "n"), ("After", "n"), ("Change", "n"), ("", None), ("Time", "n")]
-    return tag("div", table(head, rows, class_="results"), class_="scroll")
+    return html_tag("div", html_table(head, rows, class_="results"), class_="scroll")
 
 
-def format_measured(result: Result, when: str) -> str:
+def draw_measured(result: Result, when: str) -> str:
     """The number with its standard error; below it the margin of pairs, which the column before names."""
     value, details = result.get(when), result.get(f"details_{when}") or {}
     if value is None:
         return ""
-    html = format_number(value) + (" " + tag("small", error) if (error := format_error(details)) else "")
+    html = format_heldout_number(value) + (
+        " " + html_tag("small", error) if (error := format_heldout_error(details)) else ""
+    )
     if "margin" in details:
-        html += "<br>" + tag("small", f"{details['margin']:+.3f} ±{details['margin_error']:.3f}")
+        html += "<br>" + html_tag("small", f"{details['margin']:+.3f} ±{details['margin_error']:.3f}")
     return html
 
 
-def build_badge(result: Result) -> str:
-    return tag("span", text(result["status"]), class_=f"badge {result['status']}")
+def draw_badge(result: Result) -> str:
+    return html_tag("span", html_text(result["status"]), class_=f"badge {result['status']}")
 
 
-def build_error(result: Result) -> str:
+def draw_error(result: Result) -> str:
     """What ended a stage, the mend where it is known, and else where it happened."""
     error = result.get("error")
     if not error:
         return ""
-    mend = tag("p", text(error["mend"])) if "mend" in error else ""
-    return tag("div", tag("p", text(error["text"])), mend, build_code(error.get("traceback", "")), class_="error")
+    mend = html_tag("p", html_text(error["mend"])) if "mend" in error else ""
+    return html_tag(
+        "div", html_tag("p", html_text(error["text"])), mend, draw_code(error.get("traceback", "")), class_="error"
+    )
 
 
 # ---------------------------------------------------------------------- a stage
 
 
-def build_stage(
+def draw_stage(
     stage: StageFolder, result: Result, rows: Rows, options: Mapping[str, Any], legs: Sequence[str] = ()
 ) -> str:
     """legs: with what other options it went on."""
-    samples = gather_samples(jsonl.read(stage.samples))
-    charts = draw_learning(rows)
+    samples = gather_transcripts(jsonl.read_log(stage.samples))
+    charts = draw_learning_curves(rows)
     if samples.rewards:
         charts.insert(1, draw_heat_map("Rewards of the completions", samples.columns))
     num_steps = sum(row["step"] > 0 for row in rows)
     facts = [result.get("method"), f"from {result['model']}" if result.get("model") else None, f"{num_steps} steps"]
     facts.append(format_duration(result["seconds"]) if "seconds" in result else None)
-    line = text(" · ".join(fact for fact in facts if fact))
+    line = html_text(" · ".join(fact for fact in facts if fact))
     if result["status"] != "finished":
-        line += " " + build_badge(result)
+        line += " " + draw_badge(result)
     if result["status"] in ("interrupted", "failed", "killed"):
-        line += " " + text(f"aurify train --resume {stage.path.parent.name} goes on with it")
-    html = tag("h2", text(stage.name)) + tag("p", line, class_="dim")
-    html += "".join(tag("p", text(leg), class_="dim") for leg in legs) + build_error(result) + build_grid(charts)
+        line += " " + html_text(f"aurify train --resume {stage.path.parent.name} goes on with it")
+    html = html_tag("h2", html_text(stage.name)) + html_tag("p", line, class_="dim")
+    html += (
+        "".join(html_tag("p", html_text(leg), class_="dim") for leg in legs) + draw_error(result) + draw_grid(charts)
+    )
     if samples.rewards:
-        html += tag("h3", "What it wrote") + build_transcripts(samples)
-    elif examples := list(islice(jsonl.read(stage.path / "pairs.jsonl"), 3)):
-        html += tag("h3", "Pairs it learned from") + build_pairs(examples)
+        html += html_tag("h3", "What it wrote") + draw_transcripts(samples)
+    elif examples := list(islice(jsonl.read_log(stage.path / "pairs.jsonl"), 3)):
+        html += html_tag("h3", "Pairs it learned from") + draw_pairs(examples)
     events = stage.events.read_text(encoding="utf-8", errors="replace") if stage.events.exists() else ""
     settings = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)
-    html += tag(
+    html += html_tag(
         "div",
-        fold("Speed, memory and optimiser", build_grid(draw_running(rows))),
-        fold("Ledger: what became of tokens, groups and rewards", build_ledger(rows)),
-        fold("Settings", build_code(settings if options else "")),
-        fold("Events", build_code(events)),
+        draw_fold("Speed, memory and optimiser", draw_grid(draw_running_curves(rows))),
+        draw_fold("Ledger: what became of tokens, groups and rewards", draw_ledger(rows)),
+        draw_fold("Settings", draw_code(settings if options else "")),
+        draw_fold("Events", draw_code(events)),
         class_="folds",
     )
-    return tag("section", html, id=stage.name)
+    return html_tag("section", html, id=stage.name)
 
 
-def build_grid(charts: Sequence[str]) -> str:
-    return tag("div", *charts, class_="charts") if charts else ""
+def draw_grid(charts: Sequence[str]) -> str:
+    return html_tag("div", *charts, class_="charts") if charts else ""
 
 
-def build_ledger(rows: Rows) -> str:
+def draw_ledger(rows: Rows) -> str:
     """Sums over the stage, and how they went."""
     values: dict[str, list[float]] = defaultdict(list)
     for row in rows:
@@ -251,39 +263,39 @@ def build_ledger(rows: Rows) -> str:
     for name, series in values.items():
         whole = sum(values.get(WHOLE.get(name, ""), ()))
         share = f"{sum(series) / whole:.1%} of {WHOLE[name].partition('/')[2]}" if whole else ""
-        title, mean = name.partition("/")[2].replace("_", " "), format_short(sum(series) / len(series))
-        lines.append([text(title), f"{sum(series):,.0f}", share, mean, draw_sparkline(series)])
+        title, mean = name.partition("/")[2].replace("_", " "), format_short_number(sum(series) / len(series))
+        lines.append([html_text(title), f"{sum(series):,.0f}", share, mean, draw_sparkline(series)])
     head = [("Entry", None), ("Sum", "n"), ("", "dim"), ("Mean of a step", "n"), ("Over the steps", None)]
-    return table(head, lines) if lines else ""
+    return html_table(head, lines) if lines else ""
 
 
-def fold(title: str, body: str) -> str:
-    return tag("details", tag("summary", text(title)), body) if body else ""
+def draw_fold(title: str, body: str) -> str:
+    return html_tag("details", html_tag("summary", html_text(title)), body) if body else ""
 
 
-def build_code(words: str) -> str:
-    return tag("pre", text(words.rstrip())) if words.strip() else ""
+def draw_code(words: str) -> str:
+    return html_tag("pre", html_text(words.rstrip())) if words.strip() else ""
 
 
 # ---------------------------------------------------------------------- the end of the page
 
 
-def build_origins(folder: RunFolder) -> str:
+def draw_origins(folder: RunFolder) -> str:
     """What is needed to run it again."""
-    facts = [[text(key), text(value)] for key, value in list_facts(jsonl.read_object(folder.info))]
-    folds = fold("Recipe", build_code(folder.recipe.read_text(encoding="utf-8")))
-    folds += fold("Versions and hardware", table([("", "dim"), ("", None)], facts) if facts else "")
+    facts = [[html_text(key), html_text(value)] for key, value in list_report_facts(jsonl.read_run_file(folder.info))]
+    folds = draw_fold("Recipe", draw_code(folder.recipe.read_text(encoding="utf-8")))
+    folds += draw_fold("Versions and hardware", html_table([("", "dim"), ("", None)], facts) if facts else "")
     line = f"Made from the files of {folder.name}; aurify report {folder.name} makes it anew."
-    return tag("footer", tag("div", folds, class_="folds"), tag("p", text(line), class_="dim"))
+    return html_tag("footer", html_tag("div", folds, class_="folds"), html_tag("p", html_text(line), class_="dim"))
 
 
-def list_facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+def list_report_facts(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         if key == "checks":  # of packed rows: dozens of numbers, which stand in run_info.json
             continue
         if isinstance(value, dict):
-            rows += list_facts(value, f"{prefix}{key} ")
+            rows += list_report_facts(value, f"{prefix}{key} ")
         else:
             rows.append((f"{prefix}{key}", " ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return rows

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aurify.report.markup import tag, text
-from aurify.tracking.figures import format_short
+from aurify.report.markup import html_tag, html_text
+from aurify.tracking.figures import format_short_number
 
 Sample = Mapping[str, Any]
 
@@ -46,44 +46,46 @@ class Samples:
         return [known[round(k * (len(known) - 1) / max(1, num - 1))] for k in range(num)]
 
 
-def gather_samples(rows: Iterable[Sample]) -> Samples:
+def gather_transcripts(rows: Iterable[Sample]) -> Samples:
     samples = Samples()
     for row in rows:
         samples.add(row)
     return samples
 
 
-def build_transcripts(samples: Samples) -> str:
+def draw_transcripts(samples: Samples) -> str:
     every = [reward for rewards in samples.rewards.values() for reward in rewards]
     low, high = min(every), max(every)
     html = ""
     for step in samples.steps():
         best, worst = samples.best[step], samples.worst[step]
         num = len(samples.rewards[step])
-        cards = [build_card(best, f"best of {num}", low, high)]
+        cards = [draw_card(best, f"best of {num}", low, high)]
         if worst["reward"] < best["reward"]:
-            cards.append(build_card(worst, f"worst of {num}", low, high))
-        html += tag("h4", f"Step {step}") + tag("div", *cards, class_="pair")
+            cards.append(draw_card(worst, f"worst of {num}", low, high))
+        html += html_tag("h4", f"Step {step}") + html_tag("div", *cards, class_="pair")
     return html
 
 
-def build_card(sample: Sample, which: str, low: float, high: float) -> str:
+def draw_card(sample: Sample, which: str, low: float, high: float) -> str:
     heat = 100 * (sample["reward"] - low) / (high - low) if high > low else 100
-    facts = [f"{name} {'-' if value is None else format_short(value)}" for name, value in sample["rewards"].items()]
+    facts = [
+        f"{name} {'-' if value is None else format_short_number(value)}" for name, value in sample["rewards"].items()
+    ]
     if sample.get("answer"):
-        facts.append(f"expected: {clip(str(sample['answer']), 80)}")
+        facts.append(f"expected: {clip_transcript(str(sample['answer']), 80)}")
     facts.append(f"{sample['tokens']} tokens")
-    header = tag(
+    header = html_tag(
         "header",
-        build_pill(f"{sample['reward']:+.2f}", heat),
-        tag("span", which, class_="dim"),
-        tag("span", say_cut(sample), class_="cut") if sample["truncated"] else "",
-        tag("span", text(" · ".join(facts)), class_="dim facts"),
+        draw_pill(f"{sample['reward']:+.2f}", heat),
+        html_tag("span", which, class_="dim"),
+        html_tag("span", draw_cut_reason(sample), class_="cut") if sample["truncated"] else "",
+        html_tag("span", html_text(" · ".join(facts)), class_="dim facts"),
     )
-    return tag("article", header, tag("div", *map(build_turn, sample["messages"]), class_="turns"))
+    return html_tag("article", header, html_tag("div", *map(draw_turn, sample["messages"]), class_="turns"))
 
 
-def say_cut(sample: Sample) -> str:
+def draw_cut_reason(sample: Sample) -> str:
     """Why a trajectory ended before it was done; older runs do not say."""
     reasons = {
         "turn_limit": "turn limit",
@@ -94,34 +96,42 @@ def say_cut(sample: Sample) -> str:
     return reasons.get(str(sample.get("outcome")), "cut off")
 
 
-def build_pill(label: str, heat: float) -> str:
+def draw_pill(label: str, heat: float) -> str:
     """`heat` from 0, bad, to 100, good."""
-    return tag("b", text(label), class_="pill", style=f"--heat:{heat:.0f}")
+    return html_tag("b", html_text(label), class_="pill", style=f"--heat:{heat:.0f}")
 
 
-def build_turn(message: Mapping[str, Any]) -> str:
+def draw_turn(message: Mapping[str, Any]) -> str:
     role, content = str(message.get("role", "")), message.get("content")
     said = content if isinstance(content, str) else "" if content is None else json.dumps(content, ensure_ascii=False)
     if message.get("tool_calls"):
         said += "\n" + json.dumps(message["tool_calls"], ensure_ascii=False)
-    words = tag("div", text(clip(said.strip())), dir="auto")
-    return tag("div", tag("small", text(role)), words, class_="turn said" if role == "assistant" else "turn asked")
+    words = html_tag("div", html_text(clip_transcript(said.strip())), dir="auto")
+    return html_tag(
+        "div", html_tag("small", html_text(role)), words, class_="turn said" if role == "assistant" else "turn asked"
+    )
 
 
-def build_pairs(rows: Sequence[Mapping[str, Any]]) -> str:
+def draw_pairs(rows: Sequence[Mapping[str, Any]]) -> str:
     """Preference pairs: a question, and the better answer beside the worse one."""
     html = ""
     for row in rows:
         prompt = row["prompt"] if isinstance(row["prompt"], str) else row["prompt"][-1]["content"]
         cards = (
-            tag("article", build_pill(which, heat), tag("div", text(clip(row[which])), class_="turn said", dir="auto"))
+            html_tag(
+                "article",
+                draw_pill(which, heat),
+                html_tag("div", html_text(clip_transcript(row[which])), class_="turn said", dir="auto"),
+            )
             for which, heat in (("chosen", 100), ("rejected", 0))
         )
-        html += tag("p", text(clip(prompt, 600)), class_="question", dir="auto") + tag("div", *cards, class_="pair")
+        html += html_tag("p", html_text(clip_transcript(prompt, 600)), class_="question", dir="auto") + html_tag(
+            "div", *cards, class_="pair"
+        )
     return html
 
 
-def clip(words: str, limit: int = MAX_TEXT) -> str:
+def clip_transcript(words: str, limit: int = MAX_TEXT) -> str:
     if len(words) <= limit:
         return words
     head, tail = limit * 2 // 3, limit // 3

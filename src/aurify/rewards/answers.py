@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from aurify.rows.values import parse_json
+from aurify.rows.values import parse_json_value
 from aurify.thoughts import final_answer
 from aurify.types import Task, Trajectory
 
@@ -69,22 +69,22 @@ def take_answer(trajectory: Trajectory) -> str | None:
     return "\n".join([*filter(None, map(final_answer, earlier)), answer])
 
 
-def references(task: Task) -> list[str]:
+def read_gold_answers(task: Task) -> list[str]:
     """The right answers: the column `answers` where the task has one, else its answer. `answers` may be a list, one
     text, a number, JSON text, or an object that keeps them under `text` or `aliases`."""
-    given = to_list(task.info.get("answers"))
-    if isinstance(given, str) and isinstance(found := parse_json(given), list | dict):
+    given = to_answer_list(task.info.get("answers"))
+    if isinstance(given, str) and isinstance(found := parse_json_value(given), list | dict):
         given = found
     if isinstance(given, Mapping):
         names = [name for name in ("text", "aliases") if name in given]
         if not names:
             raise ValueError(f"task {task.id!r}: its answers are {str(given)[:80]}; expected a list of texts")
-        given = to_list(given[names[0]])
+        given = to_answer_list(given[names[0]])
     several = [str(text) for text in (given if isinstance(given, list | tuple) else [given]) if text is not None]
     return several or ([task.answer] if task.answer is not None else [])
 
 
-def to_list(value: Any) -> Any:
+def to_answer_list(value: Any) -> Any:
     """Arrays, as parquet files give them, as lists."""
     return value.tolist() if hasattr(value, "tolist") else value
 
@@ -94,7 +94,7 @@ def unwrap_answer(text: str) -> str:
     if found := WHOLE_TAG.fullmatch(text):
         text = next(part for part in found.groups() if part is not None)
     found = BOX.match(text.strip().strip("$"))
-    text = read_boxes(text) or text if found and found[1] else text
+    text = read_answer_boxes(text) or text if found and found[1] else text
     styled = STYLED.fullmatch(text.strip().strip("$"))
     return styled[1] if styled else text
 
@@ -103,23 +103,23 @@ def extract_answer(text: str, extract: Extract = "any") -> str | None:
     """The answer that a text settles on: its last box, or several that belong together; else, unless extract is
     "boxed", what stands in its last <answer> tag, after its last `####` or "answer is", or else its last formula or
     number. None where there is none, and where the last box or tag is never closed."""
-    boxed = read_boxes(text)
+    boxed = read_answer_boxes(text)
     if boxed is not None or extract == "boxed":
         return boxed or None
     if tags := list(TAG.finditer(text)):
-        return (read_statement(tags[-1][2], marked=False) or None) if tags[-1][3] else None
+        return (read_answer_statement(tags[-1][2], marked=False) or None) if tags[-1][3] else None
     if marks := list(MARK.finditer(text)):
-        return read_statement(text[marks[-1].end() :]) or None
-    return strip_marks(text) if is_formula(text) else find_last_formula(text)
+        return read_answer_statement(text[marks[-1].end() :]) or None
+    return strip_answer_marks(text) if is_answer_formula(text) else find_last_formula(text)
 
 
-def read_short_reply(text: str) -> str | None:
+def read_short_answer(text: str) -> str | None:
     """A whole reply of one line without a box or tag: "June 20", "1.2 million", "36\u03c0 cm\u00b2"."""
     text = text.strip()
-    return None if "\n" in text or len(text) > 100 or BOX.search(text) or TAG.search(text) else strip_marks(text)
+    return None if "\n" in text or len(text) > 100 or BOX.search(text) or TAG.search(text) else strip_answer_marks(text)
 
 
-def is_formula(text: str) -> bool:
+def is_answer_formula(text: str) -> bool:
     """Whether a text is one line without words."""
     plain = re.sub(r"\\[a-zA-Z]+|\b(?:and|or|pi|sqrt)\b|\$", " ", text.strip())
     return 0 < len(plain) < 200 and not re.search(rf"(?:(?![{SMALL}])[^\W\d_]){{2}}|\n", plain)
@@ -127,21 +127,21 @@ def is_formula(text: str) -> bool:
 
 def find_last_formula(text: str) -> str | None:
     """The last formula or number; one that holds a number, or a command of LaTeX, before a lone letter."""
-    items = [(span.start(), join_spans(text, span)[0]) for span in SPAN.finditer(text)]
+    items = [(span.start(), join_answer_spans(text, span)[0]) for span in SPAN.finditer(text)]
     plain = [(run.start(), run[0]) for run in PLAIN.finditer(SPAN.sub(lambda m: " " * len(m[0]), text))]
     items += [(start, run) for start, run in plain if NUMERAL.search(run)]
     found = [item for _, item in sorted(items)]
     return next((item for item in reversed(found) if NUMERAL.search(item)), found[-1] if found else None)
 
 
-def read_boxes(text: str) -> str | None:
+def read_answer_boxes(text: str) -> str | None:
     """What stands in the last box; of several that only a comma, "and" or "or" separates, all of it. None without a
     box; "" where the last one is empty, or open."""
     found: list[tuple[int, int, str]] = []
     for opening in BOX.finditer(text):
         if found and opening.start() < found[-1][1]:  # a box in a box
             continue
-        end = find_close(text, opening.end()) if opening[1] else opening.end()
+        end = find_answer_brace(text, opening.end()) if opening[1] else opening.end()
         if end is None:
             return ""
         content = text[opening.end() : end - 1] if opening[1] else opening[2].rstrip(".,;")
@@ -156,7 +156,7 @@ def read_boxes(text: str) -> str | None:
     return ", ".join(dict.fromkeys(parts))
 
 
-def find_close(text: str, index: int) -> int | None:
+def find_answer_brace(text: str, index: int) -> int | None:
     """Behind the brace that closes the one before `index`; None where it stays open."""
     depth = 1
     for brace in BRACE.finditer(text, index):
@@ -166,25 +166,25 @@ def find_close(text: str, index: int) -> int | None:
     return None
 
 
-def read_statement(text: str, marked: bool = True) -> str:
+def read_answer_statement(text: str, marked: bool = True) -> str:
     """What is said of an answer: its formulas, or its words up to the end of the sentence, or of what gives a reason.
     marked: the words come after "the answer is"."""
     if not marked and (marks := list(MARK.finditer(text))):
         text = text[marks[-1].end() :]
     text = text.strip().lstrip("*_:\"'`\u201c ")
     if span := SPAN.match(text):
-        formulas, end = join_spans(text, span)
+        formulas, end = join_answer_spans(text, span)
         if not re.match(r"\s*[=<>+*/^-]", text[end:]):
-            return strip_marks(formulas)
+            return strip_answer_marks(formulas)
     line = text.partition("\n")[0]
     said = SENTENCE.sub("", line) or line
     said = said[max((verb.end() for verb in VERB.finditer(said)), default=0) :]
     if re.match(r"\s*(?!not\b)[A-Za-z]{2,}\s+\w", said) and (formula := find_last_formula(said)):
         return formula  # "Jane began 3 hours ago"
-    return strip_marks(re.sub(r"\\?\$", "", said))
+    return strip_answer_marks(re.sub(r"\\?\$", "", said))
 
 
-def join_spans(text: str, first: re.Match[str]) -> tuple[str, int]:
+def join_answer_spans(text: str, first: re.Match[str]) -> tuple[str, int]:
     """The formulas that begin with `first` and belong together, and where they end."""
     parts, end = [], first.end()
     span: re.Match[str] | None = first
@@ -197,6 +197,6 @@ def join_spans(text: str, first: re.Match[str]) -> tuple[str, int]:
     return ", ".join(dict.fromkeys(parts)), end
 
 
-def strip_marks(answer: str) -> str:
+def strip_answer_marks(answer: str) -> str:
     """Without dollar signs, emphasis and a closing full stop around it."""
     return answer.strip().strip("*$_`\"'\u201c\u201d").strip().removesuffix(".").strip("*$_`\"' ").strip()

@@ -9,10 +9,10 @@ from typing import Any
 
 from aurify import registry
 from aurify.config import did_you_mean
-from aurify.rewards.answers import references
-from aurify.rewards.code_tests import has_tests
+from aurify.rewards.answers import read_gold_answers
+from aurify.rewards.code_tests import has_code_tests
 from aurify.rewards.numbers import as_number
-from aurify.threads import settle
+from aurify.threads import settle_call
 from aurify.types import Task, Trajectory
 
 KINDS = {  # Task.info["kind"] -> reward
@@ -32,17 +32,17 @@ MAX_WORDS = 8  # a longer answer is hardly ever said in the same words
 async def auto(task: Task, trajectory: Trajectory) -> float | None:
     """Chooses the reward by the task: number, math, code, choice and so on. See `kind_of` for the rule."""
     reward = load_reward(KINDS[kind_of(task)])
-    value: float | None = await settle(reward, task, trajectory)
+    value: float | None = await settle_call(reward, task, trajectory)
     return value
 
 
-def check_task(task: Task) -> None:
+def check_task_kind(task: Task) -> None:
     """Raises where the kind is not to be seen, or tests could not judge (see `Rubric.check_tasks`)."""
     if kind_of(task) == "code":
         load_reward("code").check_task(task)
 
 
-auto.check_task = check_task  # type: ignore[attr-defined]
+auto.check_task = check_task_kind  # type: ignore[attr-defined]
 
 
 def kind_of(task: Task) -> str:
@@ -54,11 +54,11 @@ def kind_of(task: Task) -> str:
         if declared not in KINDS:
             raise ValueError(f"task {task.id!r} has the kind {declared!r}{did_you_mean(str(declared), KINDS)}")
         return str(declared)
-    if has_tests(task.info):
+    if has_code_tests(task.info):
         return "code"
     if task.info.get("calls") is not None:
         return "function_call"
-    answers = references(task)
+    answers = read_gold_answers(task)
     if not answers:
         raise ValueError(f"task {task.id!r} has no answer, no tests and no calls to judge by; give it a column 'kind'")
     answer = answers[0].strip()
@@ -79,5 +79,5 @@ def kind_of(task: Task) -> str:
 @functools.cache
 def load_reward(name: str) -> Any:
     """The reward of that name; with its defaults where it has options."""
-    found = registry.get("reward", name)
+    found = registry.get_entry("reward", name)
     return found if "trajectory" in inspect.signature(found).parameters else found()

@@ -6,8 +6,8 @@ import re
 import unicodedata
 from collections.abc import Iterator
 
-from aurify.rewards.answers import TAG, read_boxes
-from aurify.rewards.words import strip_markdown
+from aurify.rewards.answers import TAG, read_answer_boxes
+from aurify.rewards.words import strip_answer_markdown
 
 LATEX = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf)\s*\{([^{}]*)\}|\\(?=[() ])|\$")
 LETTER = r"[\"'\[(<\s]*(?P<{}>[A-Za-z])(?![A-Za-z0-9_+#]|'\w)"
@@ -70,7 +70,7 @@ GOLD = re.compile(r"\s*(?:option|choice|answer)?[\s:]*\(?([A-Za-z])\)?\s*(?:[.):
 
 def read_gold_choice(gold: str) -> str | None:
     """B, of "B", "(b)", "B) Paris" or "\\text{(B)}"; None where it is no letter, or more than one."""
-    text = strip_latex(strip_markdown(read_boxes(gold) or gold)).rpartition("####")[2]
+    text = strip_choice_latex(strip_answer_markdown(read_answer_boxes(gold) or gold)).rpartition("####")[2]
     text = re.sub(r"^\s*\[([A-Za-z])\]\s*$", r"\1", re.sub(r"^\s*(?i:the )?(?i:answer is)\b", "", text))
     found = GOLD.fullmatch(text)
     return found[1].upper() if found and not ANOTHER.match(text, found.end(1)) else None
@@ -78,31 +78,31 @@ def read_gold_choice(gold: str) -> str | None:
 
 def read_choice(text: str) -> str | None:
     """None where the reply names no letter, or more than one in the end."""
-    boxed = read_boxes(text)
+    boxed = read_answer_boxes(text)
     if boxed is not None:
-        return (read_gold_choice(boxed) or read_choice(strip_latex(boxed))) if boxed else None
+        return (read_gold_choice(boxed) or read_choice(strip_choice_latex(boxed))) if boxed else None
     if tags := list(TAG.finditer(text)):
         return read_choice(tags[-1][2]) if tags[-1][3] and tags[-1][2].strip() else None
-    text = strip_latex(strip_markdown(unicodedata.normalize("NFKC", text)))
+    text = strip_choice_latex(strip_answer_markdown(unicodedata.normalize("NFKC", text)))
     for pattern in (STATEMENT, LINE):
-        if letters := list(find_letters(pattern, text)):
+        if letters := list(find_choice_letters(pattern, text)):
             return letters[-1]
-    if (found := FIRST.match(text)) and is_choice(found, text, "letter"):
-        return name_choice(found, text, "letter")
+    if (found := FIRST.match(text)) and is_choice_letter(found, text, "letter"):
+        return name_choice_letter(found, text, "letter")
     for pattern in REMARKS:
-        if letters := list(find_letters(pattern, text)):
+        if letters := list(find_choice_letters(pattern, text)):
             return letters[-1]
     return None
 
 
-def find_letters(pattern: re.Pattern[str], text: str) -> Iterator[str | None]:
+def find_choice_letters(pattern: re.Pattern[str], text: str) -> Iterator[str | None]:
     for found in pattern.finditer(text):
         group = str(found.lastgroup)
-        if is_choice(found, text, group):
-            yield name_choice(found, text, group)
+        if is_choice_letter(found, text, group):
+            yield name_choice_letter(found, text, group)
 
 
-def is_choice(found: re.Match[str], text: str, group: str) -> bool:
+def is_choice_letter(found: re.Match[str], text: str, group: str) -> bool:
     """Whether the letter is none of the words "a", "A" and "I", and is not denied."""
     letter, after = found[group], text[found.end(group) :]
     if NEGATED.search(text[: found.start(group)]) or DENIED.match(after):
@@ -112,7 +112,7 @@ def is_choice(found: re.Match[str], text: str, group: str) -> bool:
     return letter.isupper() and (letter not in "AI" or CLAUSE.match(after) is not None)
 
 
-def name_choice(found: re.Match[str], text: str, group: str) -> str | None:
+def name_choice_letter(found: re.Match[str], text: str, group: str) -> str | None:
     """The letter, or None where another one follows: "A or B"."""
     letter = found[group].upper()
     if group != "subject" and BEFORE.search(text[: found.start(group)]):
@@ -123,5 +123,5 @@ def name_choice(found: re.Match[str], text: str, group: str) -> str | None:
     return letter
 
 
-def strip_latex(text: str) -> str:
+def strip_choice_latex(text: str) -> str:
     return LATEX.sub(lambda m: m[1] or "", text)

@@ -18,9 +18,9 @@ from typing import Literal
 from aurify.errors import UserError
 from aurify.rewards.answers import take_answer
 from aurify.rewards.code_blocks import UNPARSED, program_in
-from aurify.rewards.code_check import check_tests, find_needed_names
-from aurify.rewards.code_tests import CodeTests, read_tests
-from aurify.sandbox.sandbox import Limits, backend, run_script, run_tests
+from aurify.rewards.code_check import check_code_tests, find_tested_names
+from aurify.rewards.code_tests import CodeTests, read_code_tests
+from aurify.sandbox.sandbox import Limits, find_sandbox_backend, run_script, run_tests
 from aurify.types import Task, Trajectory
 
 Score = Literal["all", "fraction"]
@@ -41,30 +41,30 @@ def code(
     if score not in ("all", "fraction"):
         raise UserError(f"reward 'code': score is {score!r}; expected 'all' or 'fraction'")
     limits = Limits(seconds, memory_mb, disk_mb, output_kb)
-    backend()  # a machine that cannot run code should say so before anything is trained
+    find_sandbox_backend()  # a machine that cannot run code should say so before anything is trained
 
     async def passes(task: Task, trajectory: Trajectory) -> float | None:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(runners(), judge_program, task, trajectory, limits, score)
+        return await loop.run_in_executor(open_judge_threads(), judge_answer_program, task, trajectory, limits, score)
 
-    passes.check_task = functools.partial(check_tests, limits=limits)  # type: ignore[attr-defined]
+    passes.check_task = functools.partial(check_code_tests, limits=limits)  # type: ignore[attr-defined]
     return passes
 
 
 @functools.cache
-def runners() -> ThreadPoolExecutor:
+def open_judge_threads() -> ThreadPoolExecutor:
     """Threads that wait for sandboxes: as many at a time as there are processors."""
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="sandbox")
 
 
-def judge_program(task: Task, trajectory: Trajectory, limits: Limits, score: Score = "all") -> float | None:
-    tests = read_tests(task)
+def judge_answer_program(task: Task, trajectory: Trajectory, limits: Limits, score: Score = "all") -> float | None:
+    tests = read_code_tests(task)
     if tests is None:
         return None
     answer = take_answer(trajectory)
     if answer is None:  # a thought that never ends
         return 0.0
-    program = program_in(answer, find_needed_names(tests), reads_input=bool(tests.scripts))
+    program = program_in(answer, find_tested_names(tests), reads_input=bool(tests.scripts))
     if tests.scripts:
         passed, total = count_right_outputs(program, tests, limits, stop=score == "all"), len(tests.scripts)
     else:
@@ -85,20 +85,20 @@ def count_right_outputs(program: str, tests: CodeTests, limits: Limits, *, stop:
     passed = 0
     for given, expected in tests.scripts:
         outcome = run_script(program, given, limits)
-        right = not outcome.stopped and outcome.returncode == 0 and same_output(outcome.stdout, expected)
+        right = not outcome.stopped and outcome.returncode == 0 and equals_expected_output(outcome.stdout, expected)
         passed += right
         if stop and not right:
             break
     return passed
 
 
-def same_output(printed: str, expected: str) -> bool:
+def equals_expected_output(printed: str, expected: str) -> bool:
     """Equal word by word. A number that is expected with a decimal point may differ by a millionth."""
     words, wanted = printed.split(), expected.split()
-    return len(words) == len(wanted) and all(map(same_word, words, wanted))
+    return len(words) == len(wanted) and all(map(equals_expected_word, words, wanted))
 
 
-def same_word(word: str, wanted: str) -> bool:
+def equals_expected_word(word: str, wanted: str) -> bool:
     if word == wanted:
         return True
     if not FLOAT.fullmatch(wanted) or not NUMBER.fullmatch(word):
@@ -106,7 +106,7 @@ def same_word(word: str, wanted: str) -> bool:
     return math.isclose(float(word), float(wanted), rel_tol=1e-6, abs_tol=1e-9)
 
 
-def parse_program(trajectory: Trajectory) -> ast.Module:
+def parse_answer_program(trajectory: Trajectory) -> ast.Module:
     """The program in the answer. Empty if it does not parse."""
     try:
         return ast.parse(program_in(take_answer(trajectory) or ""))
@@ -116,10 +116,10 @@ def parse_program(trajectory: Trajectory) -> ast.Module:
 
 def code_syntax(task: Task, trajectory: Trajectory) -> float:
     """1 if the reply holds a Python program that parses."""
-    return float(bool(parse_program(trajectory).body))
+    return float(bool(parse_answer_program(trajectory).body))
 
 
-def find_definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
+def find_answer_definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
     """Functions, methods and classes without a leading underscore."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and not node.name.startswith("_"):
@@ -128,14 +128,14 @@ def find_definitions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFu
 
 def code_docstrings(task: Task, trajectory: Trajectory) -> float:
     """The share of public functions and classes with a docstring; 0 where there are none."""
-    found = [bool(ast.get_docstring(node)) for node in find_definitions(parse_program(trajectory))]
+    found = [bool(ast.get_docstring(node)) for node in find_answer_definitions(parse_answer_program(trajectory))]
     return sum(found) / len(found) if found else 0.0
 
 
 def code_type_hints(task: Task, trajectory: Trajectory) -> float:
     """The share of parameters and results of public functions that are annotated; 0 where there are none."""
     found: list[bool] = []
-    for node in find_definitions(parse_program(trajectory)):
+    for node in find_answer_definitions(parse_answer_program(trajectory)):
         if isinstance(node, ast.ClassDef):
             continue
         given = node.args

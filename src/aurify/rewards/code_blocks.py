@@ -25,15 +25,15 @@ def program_in(text: str, needed: Collection[str] = (), *, reads_input: bool = F
     """The program in an answer; the whole text where nothing is fenced; nothing where all blocks are of other
     languages. needed: names that the tests use. reads_input: whether the program reads standard input."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    blocks = list(find_blocks(text.split("\n")))
+    blocks = list(find_code_blocks(text.split("\n")))
     if not blocks:
         return textwrap.dedent(text).strip("\n") + "\n" if "\n" in text else text
     python = [block for block in blocks if block.language == "python" or (block.language == "" and not block.is_output)]
     parsed = [block for block in python if block.tree is not None][-MAX_BLOCKS:]
     if not parsed:
         return python[-1].code if python else ""
-    index = choose_script(parsed) if reads_input else choose_definition(parsed, set(needed))
-    return "\n".join(block.code for block in with_earlier(parsed, index))
+    index = choose_code_script(parsed) if reads_input else choose_code_definition(parsed, set(needed))
+    return "\n".join(block.code for block in with_earlier_blocks(parsed, index))
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Block:
     @property
     def is_output(self) -> bool:
         """Whether it does nothing: values, say, that a program has printed."""
-        return self.tree is not None and not any(map(does_something, self.tree.body))
+        return self.tree is not None and not any(map(block_does_something, self.tree.body))
 
     @property
     def acts(self) -> bool:
         """Whether it does more than to define."""
         definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Import | ast.ImportFrom | ast.Assign
         body = self.tree.body if self.tree else []
-        return any(not isinstance(node, definitions) and does_something(node) for node in body)
+        return any(not isinstance(node, definitions) and block_does_something(node) for node in body)
 
     @property
     def defines_functions(self) -> bool:
@@ -66,7 +66,7 @@ class Block:
         return bool({"pytest", "unittest"} & self.defined) or any(n.startswith("test") for n in self.defined)
 
 
-def does_something(node: ast.stmt) -> bool:
+def block_does_something(node: ast.stmt) -> bool:
     plain = ast.Constant | ast.Name | ast.List | ast.Tuple | ast.Dict | ast.Set | ast.UnaryOp
     return not (isinstance(node, ast.Expr) and isinstance(node.value, plain))
 
@@ -74,7 +74,7 @@ def does_something(node: ast.stmt) -> bool:
 # reading blocks
 
 
-def find_blocks(lines: Sequence[str]) -> Iterator[Block]:
+def find_code_blocks(lines: Sequence[str]) -> Iterator[Block]:
     """Blocks between fences, as in CommonMark. A block that is not closed goes on to the end."""
     number = 0
     while number < len(lines):
@@ -86,35 +86,35 @@ def find_blocks(lines: Sequence[str]) -> Iterator[Block]:
         language = "python" if PYTHON.fullmatch(info) else info.lower()
         if language != "python" and not BESIDE.fullmatch(before):
             continue
-        closings = find_closings(lines, number, opening["fence"], len(before))
+        closings = find_fence_closings(lines, number, opening["fence"], len(before))
         indent = len(before) if before.isspace() else 0
-        tried = [(end, make_block(lines[number:end], indent, language)) for end in closings[:1]]
+        tried = [(end, make_code_block(lines[number:end], indent, language)) for end in closings[:1]]
         if language in ("python", "") and tried[0][1].tree is None:
-            tried += [(end, make_block(lines[number:end], indent, language)) for end in closings[1:]]
+            tried += [(end, make_code_block(lines[number:end], indent, language)) for end in closings[1:]]
         end, block = next((pair for pair in tried if pair[1].tree is not None), tried[0])
         yield block
         number = end + 1
 
 
-def find_closings(lines: Sequence[str], start: int, fence: str, width: int) -> list[int]:
+def find_fence_closings(lines: Sequence[str], start: int, fence: str, width: int) -> list[int]:
     """The first lines that may close a block; the end of the text if there are none."""
     pattern = re.compile(rf"[ \t]{{0,{width}}}{re.escape(fence[0])}{{{len(fence)},}}[ \t]*(?:</[^<>]*>)?[ \t]*")
     found = (number for number in range(start, len(lines)) if pattern.fullmatch(lines[number]))
     return list(islice(found, MAX_CLOSINGS)) or [len(lines)]
 
 
-def make_block(lines: Sequence[str], indent: int, language: str) -> Block:
+def make_code_block(lines: Sequence[str], indent: int, language: str) -> Block:
     outdented = [line[min(indent, len(line) - len(line.lstrip())) :] for line in lines]
     code = textwrap.dedent("\n".join(outdented)) + "\n"
     if language not in ("python", ""):
         return Block(code, language, None)
     try:
-        return Block(code, language, ast.parse(code), *find_names(code))
+        return Block(code, language, ast.parse(code), *find_code_names(code))
     except UNPARSED:
         return Block(code, language, None)
 
 
-def find_names(code: str) -> tuple[frozenset[str], frozenset[str]]:
+def find_code_names(code: str) -> tuple[frozenset[str], frozenset[str]]:
     """(names that the code defines at its top level, names that it uses and neither it nor Python defines)"""
     top = symtable.symtable(code, "program", "exec")
     symbols = top.get_symbols()
@@ -130,7 +130,7 @@ def find_names(code: str) -> tuple[frozenset[str], frozenset[str]]:
 # choosing
 
 
-def choose_definition(blocks: Sequence[Block], needed: set[str]) -> int:
+def choose_code_definition(blocks: Sequence[Block], needed: set[str]) -> int:
     """The last block that defines what the tests use; else the last that defines a function or does anything."""
     wanted = (
         lambda block: bool(block.defined & needed),
@@ -144,7 +144,7 @@ def choose_definition(blocks: Sequence[Block], needed: set[str]) -> int:
     return len(blocks) - 1
 
 
-def choose_script(blocks: Sequence[Block]) -> int:
+def choose_code_script(blocks: Sequence[Block]) -> int:
     """The last block that reads the input and does something; else the last that does so with earlier blocks."""
 
     def reads(parts: Sequence[Block]) -> bool:
@@ -152,7 +152,7 @@ def choose_script(blocks: Sequence[Block]) -> int:
 
     wanted = (
         lambda index: blocks[index].acts and reads([blocks[index]]),
-        lambda index: blocks[index].acts and reads(with_earlier(blocks, index)),
+        lambda index: blocks[index].acts and reads(with_earlier_blocks(blocks, index)),
         lambda index: blocks[index].acts,
     )
     for wants in wanted:
@@ -162,7 +162,7 @@ def choose_script(blocks: Sequence[Block]) -> int:
     return len(blocks) - 1
 
 
-def with_earlier(blocks: Sequence[Block], index: int) -> list[Block]:
+def with_earlier_blocks(blocks: Sequence[Block], index: int) -> list[Block]:
     """A block after those earlier ones that define what it lacks."""
     found, missing = [blocks[index]], set(blocks[index].missing)
     for block in reversed(blocks[:index]):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aurify.sandbox.texts import strip_fence
+from aurify.sandbox.texts import strip_test_fence
 from aurify.types import Task
 
 PAIRS = ("inputs", "outputs")
@@ -59,60 +59,60 @@ class CodeTests:
     hint: str | None = None  # the function's name as the question writes it, where the columns do not name it
 
 
-def has_tests(info: Mapping[str, Any]) -> bool:
-    return next(find_columns(info), None) is not None
+def has_code_tests(info: Mapping[str, Any]) -> bool:
+    return next(find_code_test_columns(info), None) is not None
 
 
-def find_columns(info: Mapping[str, Any]) -> Iterator[list[str]]:
+def find_code_test_columns(info: Mapping[str, Any]) -> Iterator[list[str]]:
     """Columns of tests that are not empty."""
-    if all(is_filled(info.get(name)) for name in PAIRS):
+    if all(is_filled_test(info.get(name)) for name in PAIRS):
         yield list(PAIRS)
     for names in COLUMNS:
-        if found := [name for name in names if is_filled(info.get(name))]:
+        if found := [name for name in names if is_filled_test(info.get(name))]:
             yield found
 
 
-def list_empty_columns(info: Mapping[str, Any]) -> list[str]:
+def list_empty_test_columns(info: Mapping[str, Any]) -> list[str]:
     """Columns of tests that are there, but empty. One that is null does not count."""
     names = [*PAIRS, *(name for names in COLUMNS for name in names)]
-    return [name for name in names if info.get(name) is not None and not is_filled(info[name])]
+    return [name for name in names if info.get(name) is not None and not is_filled_test(info[name])]
 
 
-def is_filled(value: Any) -> bool:
+def is_filled_test(value: Any) -> bool:
     if isinstance(value, str):
         return value.strip() not in ("", "[]", "{}", '""', "null")
     if isinstance(value, Mapping):
-        return any(map(is_filled, value.values()))
+        return any(map(is_filled_test, value.values()))
     return value is not None and value is not False and (not hasattr(value, "__len__") or len(value) > 0)
 
 
-def read_tests(task: Task) -> CodeTests | None:
+def read_code_tests(task: Task) -> CodeTests | None:
     """None: the task has none. ValueError: they cannot be read."""
-    columns = next(find_columns(task.info), None)
+    columns = next(find_code_test_columns(task.info), None)
     if columns is None:
         return None
     try:
-        found = read_columns(task.info, columns)
+        found = read_test_columns(task.info, columns)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"the column {columns[0]!r} {error}") from None
-    named = first_name(task.info)
+    named = first_function_name(task.info)
     return replace(
         found,
-        texts=tuple(map(strip_fence, found.texts)),
-        setup="\n".join(line for name in SETUP for line in as_lines(task.info.get(name))),
+        texts=tuple(map(strip_test_fence, found.texts)),
+        setup="\n".join(line for name in SETUP for line in as_test_lines(task.info.get(name))),
         entry_point=found.entry_point or named,
-        hint=find_function_name(task),
+        hint=find_tested_function(task),
     )
 
 
-def read_columns(info: Mapping[str, Any], columns: list[str]) -> CodeTests:
-    values = [unpack_tests(as_plain(info[name])) for name in columns]
-    named = first_name(info)
+def read_test_columns(info: Mapping[str, Any], columns: list[str]) -> CodeTests:
+    values = [unpack_tests(as_plain_test(info[name])) for name in columns]
+    named = first_function_name(info)
     if columns == list(PAIRS):
-        return read_pairs(*as_pairs(*values), named)
+        return read_test_pairs(*as_test_pairs(*values), named)
     if isinstance(values[0], str) and columns[0] in TEXTS:
         return CodeTests(texts=(values[0],))
-    parts = [read_value(value, named) for value in values]
+    parts = [read_test_value(value, named) for value in values]
     if len({bool(part.calls) for part in parts}) > 1:
         raise ValueError("holds calls of a function, and its companions inputs of a script")
     return replace(
@@ -123,22 +123,24 @@ def read_columns(info: Mapping[str, Any], columns: list[str]) -> CodeTests:
     )
 
 
-def read_value(value: Any, named: str | None) -> CodeTests:
+def read_test_value(value: Any, named: str | None) -> CodeTests:
     """Tests as a list of texts, a list of {input, output}, or {input: [...], output: [...]}."""
     if isinstance(value, Mapping):
-        own = first_name(value) or named
-        given, expected = first_known(value, GIVEN), first_known(value, EXPECTED)
+        own = first_function_name(value) or named
+        given, expected = first_test_column(value, GIVEN), first_test_column(value, EXPECTED)
         if given is not None and expected is not None:
-            return replace(read_pairs(*as_pairs(unpack_tests(given), unpack_tests(expected)), own), entry_point=own)
-        inner = next(find_columns(value), None)
+            return replace(
+                read_test_pairs(*as_test_pairs(unpack_tests(given), unpack_tests(expected)), own), entry_point=own
+            )
+        inner = next(find_code_test_columns(value), None)
         if inner is None and all(isinstance(text, str) and CHECKS.search(text) for text in value.values()):
             return CodeTests(texts=tuple(value.values()))  # {"test_a": "assert ..."}
         if inner is None:
             raise ValueError(f"has the keys {', '.join(map(str, value))}; expected {GIVEN[0]!r} and {EXPECTED[0]!r}")
-        return read_columns({**value, "entry_point": own}, inner)
+        return read_test_columns({**value, "entry_point": own}, inner)
     if not isinstance(value, list):
         raise ValueError(f"is {str(value)[:60]!r}; expected Python text, a list of texts, or inputs and outputs")
-    entries = [read_code(unpack_tests(entry)) for entry in value]
+    entries = [read_test_code(unpack_tests(entry)) for entry in value]
     if all(isinstance(entry, str) for entry in entries):
         return CodeTests(texts=tuple(entries))
     if not all(isinstance(entry, Mapping) for entry in entries):
@@ -146,10 +148,12 @@ def read_value(value: Any, named: str | None) -> CodeTests:
     return read_code_test_entries(entries, named)
 
 
-def read_code(entry: Any) -> Any:
+def read_test_code(entry: Any) -> Any:
     """The text of {"code": "assert ..."}; other entries as they are."""
     found = (
-        first_known(entry, ("code", "test", "test_code", "assertion", "assert")) if isinstance(entry, Mapping) else None
+        first_test_column(entry, ("code", "test", "test_code", "assertion", "assert"))
+        if isinstance(entry, Mapping)
+        else None
     )
     return found if isinstance(found, str) and CHECKS.search(found) else entry
 
@@ -157,44 +161,44 @@ def read_code(entry: Any) -> Any:
 def read_code_test_entries(entries: Sequence[Mapping[str, Any]], named: str | None) -> CodeTests:
     """A list of {input, output}, as in LiveCodeBench: `testtype` says whether the input is for a function."""
     inputs, outputs = (
-        [first_known(entry, GIVEN) for entry in entries],
-        [first_known(entry, EXPECTED) for entry in entries],
+        [first_test_column(entry, GIVEN) for entry in entries],
+        [first_test_column(entry, EXPECTED) for entry in entries],
     )
     for entry, given, expected in zip(entries, inputs, outputs, strict=True):
         if given is None or expected is None:
             raise ValueError(f"has an entry with the keys {', '.join(map(str, entry))}; expected 'input' and 'output'")
     kinds = {str(entry.get("testtype") or entry.get("type") or "") for entry in entries}
-    own = next(filter(None, map(first_name, entries)), named)
+    own = next(filter(None, map(first_function_name, entries)), named)
     if any("stdin" in kind for kind in kinds):
-        return read_pairs(inputs, outputs, None)
+        return read_test_pairs(inputs, outputs, None)
     calls = any("func" in kind for kind in kinds)
-    return replace(read_pairs(inputs, outputs, own, calls=calls), entry_point=own)
+    return replace(read_test_pairs(inputs, outputs, own, calls=calls), entry_point=own)
 
 
-def as_pairs(inputs: Any, outputs: Any) -> tuple[list[Any], list[Any]]:
+def as_test_pairs(inputs: Any, outputs: Any) -> tuple[list[Any], list[Any]]:
     """Lists of inputs and outputs. A text, a number and the like are one of each."""
     if not (isinstance(inputs, list) and isinstance(outputs, list)):
-        inputs, outputs = [pack_again(inputs)], [pack_again(outputs)]
+        inputs, outputs = [pack_test_again(inputs)], [pack_test_again(outputs)]
     return inputs, outputs
 
 
-def pack_again(value: Any) -> Any:
+def pack_test_again(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list) else value
 
 
-def read_pairs(inputs: list[Any], outputs: list[Any], named: str | None, *, calls: bool = False) -> CodeTests:
+def read_test_pairs(inputs: list[Any], outputs: list[Any], named: str | None, *, calls: bool = False) -> CodeTests:
     if len(inputs) != len(outputs):
         raise ValueError(f"has {len(inputs)} inputs and {len(outputs)} outputs")
     if not inputs:
         raise ValueError("has no inputs")
-    if named or calls or is_for_function(inputs, outputs):
+    if named or calls or is_function_test(inputs, outputs):
         return CodeTests(calls=tuple(read_call_tests(inputs, outputs)))
     return CodeTests(
-        scripts=tuple((as_input(given), as_input(out)) for given, out in zip(inputs, outputs, strict=True))
+        scripts=tuple((as_test_input(given), as_test_input(out)) for given, out in zip(inputs, outputs, strict=True))
     )
 
 
-def is_for_function(inputs: list[Any], outputs: list[Any]) -> bool:
+def is_function_test(inputs: list[Any], outputs: list[Any]) -> bool:
     """Lists of arguments that are no lines of text, with results that are no text."""
     arguments = all(isinstance(given, list | Mapping) for given in inputs)
     lines = all(isinstance(given, list) and all(isinstance(line, str) for line in given) for given in inputs)
@@ -202,7 +206,7 @@ def is_for_function(inputs: list[Any], outputs: list[Any]) -> bool:
     return arguments and not lines and not results and not all(isinstance(out, str) for out in outputs)
 
 
-def as_input(value: Any) -> str:
+def as_test_input(value: Any) -> str:
     """Text as a script reads or prints it: a list has a line for each entry."""
     if isinstance(value, list):
         return "\n".join(" ".join(map(str, entry)) if isinstance(entry, list) else str(entry) for entry in value)
@@ -216,15 +220,15 @@ def read_call_tests(inputs: list[Any], outputs: list[Any]) -> Iterator[Call]:
     wrapped = all(isinstance(out, list) and len(out) == 1 for out in outputs)
     for given, out in zip(inputs, outputs, strict=True):
         if isinstance(given, str):
-            arguments = [read_literal(line) for line in given.split("\n") if line.strip()]
-            yield Call(arguments, {}, [read_literal(out) if isinstance(out, str) else out])
+            arguments = [read_test_literal(line) for line in given.split("\n") if line.strip()]
+            yield Call(arguments, {}, [read_test_literal(out) if isinstance(out, str) else out])
         else:
             named = dict(given) if isinstance(given, Mapping) else {}
             arguments = [] if named else given if isinstance(given, list) else [given]
             yield Call(arguments, named, [out, out[0]] if wrapped else [out])
 
 
-def read_literal(text: str) -> Any:
+def read_test_literal(text: str) -> Any:
     """A value written as JSON or Python; otherwise the text."""
     for read in (json.loads, ast.literal_eval):
         try:
@@ -234,14 +238,14 @@ def read_literal(text: str) -> Any:
     return text
 
 
-def as_plain(value: Any) -> Any:
+def as_plain_test(value: Any) -> Any:
     """Lists and dicts out of arrays, tuples and the like."""
     if hasattr(value, "tolist"):
-        return as_plain(value.tolist())
+        return as_plain_test(value.tolist())
     if isinstance(value, list | tuple):
-        return [as_plain(entry) for entry in value]
+        return [as_plain_test(entry) for entry in value]
     if isinstance(value, Mapping):
-        return {key: as_plain(entry) for key, entry in value.items()}
+        return {key: as_plain_test(entry) for key, entry in value.items()}
     return value
 
 
@@ -251,13 +255,13 @@ def unpack_tests(value: Any) -> Any:
         return value
     text = value.strip()
     if text[:1] in ("[", "{", '"'):
-        found = read_literal(text)
+        found = read_test_literal(text)
         if isinstance(found, list | dict):
             return found
         if isinstance(found, str) and text[0] == '"' and not text.startswith('"""') and found != text:
             return unpack_tests(found)
     if re.fullmatch(r"eJ[A-Za-z0-9+/=\s]{20,}", text):
-        return unpack_tests(unzip(text))
+        return unpack_tests(unzip_tests(text))
     return value
 
 
@@ -268,7 +272,7 @@ class TextUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is in it; only text is unpacked")
 
 
-def unzip(text: str) -> str:
+def unzip_tests(text: str) -> str:
     """The private tests of LiveCodeBench: JSON, pickled, compressed, in base 64."""
     reader = zlib.decompressobj()
     try:
@@ -280,25 +284,25 @@ def unzip(text: str) -> str:
     return found
 
 
-def first_known(values: Mapping[str, Any], names: Sequence[str]) -> Any:
+def first_test_column(values: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((values[name] for name in names if values.get(name) is not None), None)
 
 
-def first_name(info: Mapping[str, Any]) -> str | None:
+def first_function_name(info: Mapping[str, Any]) -> str | None:
     """The function that the tests are for, from the columns themselves or from `metadata`."""
-    found = first_known(info, NAMES)
-    if found is None and is_filled(info.get("metadata")):
+    found = first_test_column(info, NAMES)
+    if found is None and is_filled_test(info.get("metadata")):
         metadata = unpack_tests(info["metadata"])
-        found = first_known(metadata, NAMES) if isinstance(metadata, Mapping) else None
+        found = first_test_column(metadata, NAMES) if isinstance(metadata, Mapping) else None
     return str(found) if found else None
 
 
-def as_lines(value: Any) -> list[str]:
-    value = unpack_tests(as_plain(value))
+def as_test_lines(value: Any) -> list[str]:
+    value = unpack_tests(as_plain_test(value))
     return [str(line) for line in value] if isinstance(value, list) else [str(value)] if value else []
 
 
-def find_function_name(task: Task) -> str | None:
+def find_tested_function(task: Task) -> str | None:
     """The last function that the starter code, the question or a known solution defines."""
     asked = [message.get("content") for message in reversed(task.prompt)]
     known = [*(task.info.get(name) for name in ("code", "canonical_solution", "solution")), task.answer]

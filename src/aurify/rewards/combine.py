@@ -11,7 +11,7 @@ The sign of a principal component is arbitrary; ours points to where rewards ris
 another ("pca" would then pay for getting worse at it) the group falls back to "uniform". Deviations have divisor n.
 
 The columns are all rewards that any answer of the group has, an environment's too; those of weight 0 are left out. The
-penalty of `truncated: penalise` is no column: it is taken off what was combined (see `penalise`),
+penalty of `truncated: penalise` is no column: it is taken off what was combined (see `penalise_truncated_answer`),
 so that it costs the same however rewards are combined."""
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def combine_rewards(trajectories: Sequence[Trajectory], weights: Mapping[str, fl
     if how == "l2" and (table < 0).any():
         name = names[int(np.argwhere((table < 0).any(0))[0, 0])]
         raise UserError(f"combine_rewards: l2 squares, but reward {name!r} is negative; choose std, pca or uniform")
-    for trajectory, value in zip(scored, combine_table(table, how), strict=True):
+    for trajectory, value in zip(scored, combine_reward_table(table, how), strict=True):
         trajectory.reward = float(value)
 
 
-def penalise(trajectory: Trajectory, penalty: float) -> None:
+def penalise_truncated_answer(trajectory: Trajectory, penalty: float) -> None:
     """A completion cut by a token limit costs `penalty`, whatever else it earned and however rewards were combined. The
     cost stands among the rewards under its own name, with 0 for the others: a method that takes the rewards one by one
     compares them."""
@@ -56,7 +56,7 @@ def penalise(trajectory: Trajectory, penalty: float) -> None:
         trajectory.reward -= cost
 
 
-def combine_table(table: np.ndarray, how: Combination) -> np.ndarray:
+def combine_reward_table(table: np.ndarray, how: Combination) -> np.ndarray:
     """[answers, rewards] -> [answers]"""
     if how == "sum":
         return table.sum(1)

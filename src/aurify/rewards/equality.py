@@ -38,7 +38,7 @@ class Comparer:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
-        self.close = weakref.finalize(self, end_process, self.process)
+        self.close = weakref.finalize(self, end_answer_comparer, self.process)
         if self.read_line(START_SECONDS) != "ready":
             self.close()
             raise RuntimeError("the process that compares expressions did not start")
@@ -68,7 +68,7 @@ class Comparer:
             return self.process.stdout.readline().strip() if selector.select(seconds) else ""
 
 
-def end_process(process: subprocess.Popen[str]) -> None:
+def end_answer_comparer(process: subprocess.Popen[str]) -> None:
     process.kill()
     process.wait()
     for stream in (process.stdin, process.stdout):
@@ -102,7 +102,7 @@ _comparers: Comparers | None = None
 _lock = threading.Lock()
 
 
-def open_comparers() -> Comparers:
+def open_answer_comparers() -> Comparers:
     global _comparers
     with _lock:
         if _comparers is None:
@@ -110,7 +110,7 @@ def open_comparers() -> Comparers:
         return _comparers
 
 
-def serve_comparisons() -> None:
+def serve_answer_comparisons() -> None:
     """The worker: one JSON line in, [golds, answer]; one out."""
     from math_verify import LatexExtractionConfig, parse
 
@@ -134,16 +134,16 @@ def serve_comparisons() -> None:
             reply: dict[str, object] = {"problem": f"the expected answer {unreadable[0]!r} is no expression"}
         else:
             read = read_latex(f"${answer}$", parsing_timeout=None)
-            reply = {"equal": any(equal_expressions(known[gold], read) for gold in golds)}
+            reply = {"equal": any(equal_answer_expressions(known[gold], read) for gold in golds)}
         report.write(json.dumps(reply) + "\n")
         report.flush()
 
 
-def equal_expressions(gold: list[Any], answer: list[Any]) -> bool:
+def equal_answer_expressions(gold: list[Any], answer: list[Any]) -> bool:
     """By math-verify; beyond it, inequalities equal the sets that they describe, and "4 = 3" equals nothing."""
     from math_verify import verify
 
-    if not answer or is_false(answer[0]) or far_apart(gold[0], answer[0]):
+    if not answer or is_false_answer(answer[0]) or are_answers_far_apart(gold[0], answer[0]):
         return False
     if verify(gold, answer, timeout_seconds=None, allow_set_relation_comp=True):
         return True
@@ -151,13 +151,13 @@ def equal_expressions(gold: list[Any], answer: list[Any]) -> bool:
     return None not in regions and regions[0] == regions[1]
 
 
-def far_apart(gold: Any, answer: Any) -> bool:
+def are_answers_far_apart(gold: Any, answer: Any) -> bool:
     """Numbers, or lists of them, that differ by more than a hundred-thousandth. math-verify rounds to six decimals, so
     10^{-8} and 10^{-9} are the same to it."""
     from sympy import N, Tuple
 
     if isinstance(gold, Tuple) and isinstance(answer, Tuple) and len(gold) == len(answer):
-        return any(map(far_apart, gold, answer))
+        return any(map(are_answers_far_apart, gold, answer))
     if not (getattr(gold, "is_number", False) and getattr(answer, "is_number", False)):
         return False
     one, other = N(gold, 30), N(answer, 30)
@@ -166,7 +166,7 @@ def far_apart(gold: Any, answer: Any) -> bool:
     return bool(abs(one - other) > 1e-5 * max(abs(one), abs(other)))
 
 
-def is_false(expression: Any) -> bool:
+def is_false_answer(expression: Any) -> bool:
     """A statement about numbers alone that does not hold."""
     from sympy import And, Rel, false
 

@@ -26,7 +26,7 @@ def tags(
 
     def score(task: Task, trajectory: Trajectory) -> float:
         text = wanted[0] * opened + trajectory.text
-        right, complete = walk(splitter.split(text), wanted)
+        right, complete = walk_reply_tags(splitter.split(text), wanted)
         if partial:
             given = int(opened)
             return max(0, right - given) / (len(wanted) - given)
@@ -35,7 +35,7 @@ def tags(
     return score
 
 
-def walk(parts: Sequence[str], wanted: Sequence[str]) -> tuple[int, bool]:
+def walk_reply_tags(parts: Sequence[str], wanted: Sequence[str]) -> tuple[int, bool]:
     """How many tags stand as they should, and whether that is all there is. parts: text, tag, text, tag, ..., text.
 
     State k: k tags were read. It is inside where k is odd; there text must stand, elsewhere none may."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from aurify.rewards.answers import take_answer, to_list
-from aurify.rows.values import parse_json, parse_python
+from aurify.rewards.answers import take_answer, to_answer_list
+from aurify.rows.values import parse_json_value, parse_printed_value
 from aurify.tools.calls import Call, read_call, read_calls, read_message_calls, unpack_calls
-from aurify.tools.schema import find_violation, read_schemas
+from aurify.tools.schema import find_schema_violation, read_tool_schemas
 from aurify.types import Task, Trajectory
 
 T = TypeVar("T")
@@ -21,14 +21,14 @@ T = TypeVar("T")
 def call_valid(task: Task, trajectory: Trajectory) -> float | None:
     """The share of the calls that name a tool of the task and satisfy its schema; 0 without any call, unless none is
     wanted. None for tasks without tools."""
-    schemas = read_schemas(offered_tools(task, trajectory))
+    schemas = read_tool_schemas(offered_tools(task, trajectory))
     if not schemas:
         return None
-    calls = calls_in(task, trajectory)
+    calls = list_judged_calls(task, trajectory)
     if not calls:
-        return float(wanted_calls(task) == [])
+        return float(read_gold_calls(task) == [])
     valid = [
-        not call.problem and call.name in schemas and not find_violation(call.arguments, schemas[call.name])
+        not call.problem and call.name in schemas and not find_schema_violation(call.arguments, schemas[call.name])
         for call in calls
     ]
     return sum(valid) / len(valid)
@@ -36,14 +36,20 @@ def call_valid(task: Task, trajectory: Trajectory) -> float | None:
 
 def call_name(task: Task, trajectory: Trajectory) -> float | None:
     """How well the names of the calls agree with those wanted, in any order: the F1 of both lists."""
-    wanted = wanted_calls(task)
-    return None if wanted is None else agreement(calls_in(task, trajectory), wanted, lambda a, b: a.name == b.name)
+    wanted = read_gold_calls(task)
+    return (
+        None
+        if wanted is None
+        else rate_call_agreement(list_judged_calls(task, trajectory), wanted, lambda a, b: a.name == b.name)
+    )
 
 
 def call_arguments(task: Task, trajectory: Trajectory) -> float | None:
     """How well whole calls, names with all arguments, agree with those wanted, in any order: the F1 of both lists."""
-    wanted = wanted_calls(task)
-    return None if wanted is None else agreement(calls_in(task, trajectory), wanted, equal_calls)
+    wanted = read_gold_calls(task)
+    return (
+        None if wanted is None else rate_call_agreement(list_judged_calls(task, trajectory), wanted, equals_gold_call)
+    )
 
 
 def function_call(task: Task, trajectory: Trajectory) -> float | None:
@@ -52,7 +58,7 @@ def function_call(task: Task, trajectory: Trajectory) -> float | None:
     return None if agreed is None else float(agreed == 1.0)
 
 
-def calls_in(task: Task, trajectory: Trajectory) -> list[Call]:
+def list_judged_calls(task: Task, trajectory: Trajectory) -> list[Call]:
     """Every call that the policy made. A thought that never ends counts as one that cannot be read."""
     tools, replies = offered_tools(task, trajectory), trajectory.replies
     unfinished = take_answer(trajectory) is None and not replies[-1].get("tool_calls")
@@ -60,21 +66,23 @@ def calls_in(task: Task, trajectory: Trajectory) -> list[Call]:
     return [*calls, Call("", {}, "the thought never ends")] if unfinished else calls
 
 
-def wanted_calls(task: Task) -> list[Call] | None:
+def read_gold_calls(task: Task) -> list[Call] | None:
     """None where the task says nothing about calls."""
-    given = to_list(task.info.get("calls"))
+    given = to_answer_list(task.info.get("calls"))
     if given is None:
         answer = (task.answer or "").strip()
         calls = read_calls(answer) if answer else []
         if not calls and answer != "[]":
             return None
     else:
-        found = parse_json(given)
+        found = parse_json_value(given)
         if isinstance(found, str) and found.lstrip()[:1] in ("[", "{"):
-            found = parse_python(found)
+            found = parse_printed_value(found)
         found = [found] if isinstance(found, Mapping) else found
         if isinstance(found, list):
-            calls = [call for entry in unpack_calls(list(map(parse_json, found))) for call in read_wanted(entry)]
+            calls = [
+                call for entry in unpack_calls(list(map(parse_json_value, found))) for call in read_gold_call(entry)
+            ]
         elif not isinstance(given, str) or not (calls := read_calls(given)):
             raise ValueError(f"task {task.id!r}: its calls are {given!r}; expected a list of calls")
     problems = [call.problem for call in calls if call.problem]
@@ -87,7 +95,7 @@ class Accepted(dict[str, list[Any]]):
     """The values that each argument may have. "" among them: it may be left out."""
 
 
-def read_wanted(entry: Any) -> list[Call]:
+def read_gold_call(entry: Any) -> list[Call]:
     """The call in an entry; those that a text of Python makes. {"f": {"a": [1, 2]}} is one of BFCL, which lists the
     values that an argument may have."""
     if isinstance(entry, str) and (calls := read_calls(entry)):
@@ -102,11 +110,11 @@ def read_wanted(entry: Any) -> list[Call]:
 
 def offered_tools(task: Task, trajectory: Trajectory) -> Any:
     """Those of the task's column, else of the environment."""
-    tools = to_list(task.info.get("tools"))
+    tools = to_answer_list(task.info.get("tools"))
     return trajectory.tools if tools is None else tools
 
 
-def agreement(made: Sequence[T], wanted: Sequence[T], equal: Callable[[T, T], bool]) -> float:
+def rate_call_agreement(made: Sequence[T], wanted: Sequence[T], equal: Callable[[T, T], bool]) -> float:
     """2 * (entries in both) / (entries of both); 1 where both are empty."""
     if not made and not wanted:
         return 1.0
@@ -118,36 +126,37 @@ def agreement(made: Sequence[T], wanted: Sequence[T], equal: Callable[[T, T], bo
     return 2 * (len(wanted) - len(left)) / (len(made) + len(wanted))
 
 
-def equal_calls(made: Call, wanted: Call) -> bool:
+def equals_gold_call(made: Call, wanted: Call) -> bool:
     """An argument that is null counts as left out: parquet fills with nulls what a call does not have."""
     same_name = not made.problem and made.name == wanted.name
+    given = drop_null_arguments(made.arguments)
     if isinstance(wanted.arguments, Accepted):
-        given = drop_nulls(made.arguments)
         known = given.keys() <= wanted.arguments.keys()
-        return same_name and known and all(accepts(name, given, each) for name, each in wanted.arguments.items())
-    return same_name and equal_values(drop_nulls(made.arguments), drop_nulls(wanted.arguments))
+        accepted = (accepts_gold_argument(name, given, each) for name, each in wanted.arguments.items())
+        return same_name and known and all(accepted)
+    return same_name and equals_gold_argument(given, drop_null_arguments(wanted.arguments))
 
 
-def accepts(name: str, given: Mapping[str, Any], accepted: Sequence[Any]) -> bool:
+def accepts_gold_argument(name: str, given: Mapping[str, Any], accepted: Sequence[Any]) -> bool:
     if name not in given:
         return "" in accepted
-    return any(equal_values(given[name], value) for value in accepted)
+    return any(equals_gold_argument(given[name], value) for value in accepted)
 
 
-def drop_nulls(value: Any) -> Any:
+def drop_null_arguments(value: Any) -> Any:
     """Without entries that are null, or hold nulls alone, at any depth."""
     if isinstance(value, list):
-        return [drop_nulls(entry) for entry in value]
+        return [drop_null_arguments(entry) for entry in value]
     if not isinstance(value, Mapping):
         return value
-    kept = {key: (drop_nulls(entry), entry) for key, entry in value.items() if entry is not None}
+    kept = {key: (drop_null_arguments(entry), entry) for key, entry in value.items() if entry is not None}
     return {key: plain for key, (plain, entry) in kept.items() if plain != {} or entry == {}}
 
 
-def equal_values(a: Any, b: Any) -> bool:
+def equals_gold_argument(a: Any, b: Any) -> bool:
     """Equality of JSON values, where true is not 1."""
     if isinstance(a, Mapping) and isinstance(b, Mapping):
-        return a.keys() == b.keys() and all(equal_values(value, b[key]) for key, value in a.items())
+        return a.keys() == b.keys() and all(equals_gold_argument(value, b[key]) for key, value in a.items())
     if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(equal_values, a, b))
+        return len(a) == len(b) and all(map(equals_gold_argument, a, b))
     return isinstance(a, bool) == isinstance(b, bool) and a == b

@@ -22,7 +22,7 @@ from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.config import prefix_errors
 from aurify.errors import UserError
 from aurify.files import cache_folder, replace_text, require
-from aurify.http import TryAgain, post
+from aurify.http import TryAgain, post_with_retries
 from aurify.rewards.answers import take_answer
 from aurify.threads import PerLoop
 from aurify.types import Message, Task, Trajectory
@@ -103,7 +103,7 @@ class JudgeReward(Checked):
         body = self.build_request(task, reply)
         key = hashlib.sha256(json.dumps([self.url, body], sort_keys=True).encode()).hexdigest()
         path = self.folder / key[:2] / f"{key}.json"
-        verdict = read_stored(path)
+        verdict = read_stored_judgements(path)
         if verdict is None:
             async with self.permits.get():
                 verdict = await self.ask(client, body)
@@ -130,7 +130,7 @@ class JudgeReward(Checked):
             except (ValueError, LookupError, TypeError) as error:
                 raise TryAgain(f"no verdict in {response.text[:300]!r}: {error}") from error
 
-        return await post(client, url, body, read, retries=self.retries, max_pause=30.0, error=JudgeError)
+        return await post_with_retries(client, url, body, read, retries=self.retries, max_pause=30.0, error=JudgeError)
 
     def read_verdict(self, text: str) -> dict[str, Any]:
         """The JSON object that the judge's text ends with, perhaps fenced."""
@@ -149,7 +149,7 @@ class JudgeReward(Checked):
         raise ValueError("it is no JSON object")
 
 
-def read_stored(path: Path) -> dict[str, Any] | None:
+def read_stored_judgements(path: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text()))
     except (OSError, ValueError):  # not there, or cut short: asked again

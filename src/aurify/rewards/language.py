@@ -66,12 +66,12 @@ def language(code: str = "en") -> Callable[[Task, Trajectory], float | None]:
         share = sum(unicodedata.name(character, "").startswith(scripts) for character in letters) / len(letters)
         if code == "ja" and not any(unicodedata.name(c, "").startswith(("HIRAGANA", "KATAKANA")) for c in letters):
             return 0.0  # Chinese
-        return share * likely(code, text) if code in WORDS else share
+        return share * rate_language(code, text) if code in WORDS else share
 
     return score
 
 
-def likely(code: str, text: str) -> float:
+def rate_language(code: str, text: str) -> float:
     words = re.findall(r"\w+", text.lower())
     counts = {language: sum(word in common for word in words) for language, common in WORDS.items()}
     return float(len(words) < LATIN_ENOUGH or counts[code] == max(counts.values()))

@@ -12,21 +12,21 @@ from aurify.rewards.answers import (
     Extract,
     extract_answer,
     final_answer,
-    read_boxes,
-    read_short_reply,
-    references,
-    strip_marks,
+    read_answer_boxes,
+    read_gold_answers,
+    read_short_answer,
+    strip_answer_marks,
     take_answer,
 )
-from aurify.rewards.equality import open_comparers
+from aurify.rewards.equality import open_answer_comparers
 from aurify.rewards.notation import compare_answers
-from aurify.rewards.numbers import last_number, numbers_in
+from aurify.rewards.numbers import last_number, list_numbers
 from aurify.types import Task, Trajectory
 
 
 def number_match(task: Task, trajectory: Trajectory) -> float | None:
     """1 if the last number of the reply, where people put their answer, is the answer (18 = 18.0), else 0."""
-    golds = references(task)
+    golds = read_gold_answers(task)
     if not golds:
         return None
     expected = [last_number(gold) for gold in golds]
@@ -40,10 +40,10 @@ def numbers_match(task: Task, trajectory: Trajectory) -> float | None:
     """1 if the reply ends with the numbers of the answer in their order, however they are separated."""
     if task.answer is None:
         return None
-    expected = numbers_in(task.answer)
+    expected = list_numbers(task.answer)
     if not expected:
         raise ValueError(f"the answer {task.answer!r} of task {task.id!r} holds no number; use exact_match")
-    return float(numbers_in(take_answer(trajectory) or "")[-len(expected) :] == expected)
+    return float(list_numbers(take_answer(trajectory) or "")[-len(expected) :] == expected)
 
 
 def math(extract: Extract = "any", seconds: float = 5.0) -> Callable[[Task, Trajectory], Awaitable[float | None]]:
@@ -56,11 +56,11 @@ def math(extract: Extract = "any", seconds: float = 5.0) -> Callable[[Task, Traj
     require("math_verify", "math", "to compare_answers answers as mathematics")
 
     async def equals(task: Task, trajectory: Trajectory) -> float | None:
-        golds = [extract_gold(gold) for gold in references(task)]
+        golds = [extract_gold(gold) for gold in read_gold_answers(task)]
         if not golds:
             return None
         reply = take_answer(trajectory) or ""
-        whole = read_short_reply(reply) if extract == "any" else None
+        whole = read_short_answer(reply) if extract == "any" else None
         if whole and any(compare_answers(whole, gold) is True for gold in golds):
             return 1.0
         answer = extract_answer(reply, extract)
@@ -74,7 +74,7 @@ def math(extract: Extract = "any", seconds: float = 5.0) -> Callable[[Task, Traj
             if settled:
                 unsettled[settled[0]].append(settled[1])
         for said, wanted in unsettled.items():
-            if await asyncio.to_thread(open_comparers().equal, wanted, said, seconds):
+            if await asyncio.to_thread(open_answer_comparers().equal, wanted, said, seconds):
                 return 1.0
         return 0.0
 
@@ -84,4 +84,4 @@ def math(extract: Extract = "any", seconds: float = 5.0) -> Callable[[Task, Traj
 def extract_gold(text: str) -> str:
     """The answer in a right answer, which may be a whole solution."""
     text = final_answer(text) or text
-    return read_boxes(text) or strip_marks(text.rpartition("####")[2])
+    return read_answer_boxes(text) or strip_answer_marks(text.rpartition("####")[2])

@@ -7,7 +7,15 @@ import re
 import unicodedata
 from fractions import Fraction
 
-from aurify.rewards.numbers import LOWERED, PLAIN_DIGITS, RAISED, SCALES, SEPARATORS, read_exact, read_words
+from aurify.rewards.numbers import (
+    LOWERED,
+    PLAIN_DIGITS,
+    RAISED,
+    SCALES,
+    SEPARATORS,
+    read_exact_number,
+    read_number_in_words,
+)
 
 SYMBOLS = {
     "\u2212": "-", "\u2013": "-", "\u00d7": r"\times ", "\u00b7": r"\cdot ", "\u22c5": r"\cdot ", "\u00f7": "/",
@@ -105,18 +113,18 @@ UNIT = re.compile(
 )
 
 
-def rewrite(text: str) -> str:
+def rewrite_answer(text: str) -> str:
     """Unicode, plain-text mathematics and thousands as LaTeX."""
-    text = move_currency(text.strip())
+    text = move_answer_currency(text.strip())
     text = re.sub(f"[{RAISED}]+", lambda m: "^{" + m[0].translate(PLAIN_DIGITS) + "}", text)
     text = re.sub(f"[{LOWERED}]+", lambda m: "_{" + m[0].translate(PLAIN_DIGITS) + "}", text)
-    text = "".join(SYMBOLS.get(c) or rewrite_character(c) for c in SEPARATORS.sub("", text))
+    text = "".join(SYMBOLS.get(c) or rewrite_answer_character(c) for c in SEPARATORS.sub("", text))
     for pattern, by in REWRITES:
         text = pattern.sub(by, text)
     return SCALE.sub(lambda m: f" \\times 10^{{{SCALES[m[1].lower()]}}}", text).strip()
 
 
-def move_currency(text: str) -> str:
+def move_answer_currency(text: str) -> str:
     r"""\$18 as 18 dollar, so that its unit is known."""
     if found := CURRENCY_BEHIND.fullmatch(text):
         return f"{found[1]} {CURRENCIES[found[2]]}"
@@ -127,7 +135,7 @@ def move_currency(text: str) -> str:
     return f"{found[1] or found[3]}{found[4]} {unit}"
 
 
-def rewrite_character(character: str) -> str:
+def rewrite_answer_character(character: str) -> str:
     if character.isascii():
         return character
     if unicodedata.decomposition(character).startswith("<fraction>"):
@@ -141,34 +149,34 @@ def rewrite_character(character: str) -> str:
 
 def compare_answers(answer: str, gold: str) -> bool | tuple[str, str]:
     """Whether they are equal; or both as LaTeX, where only mathematics can tell."""
-    answer, gold = rewrite(answer), rewrite(gold)
-    if squeeze(answer) == squeeze(gold):
+    answer, gold = rewrite_answer(answer), rewrite_answer(gold)
+    if squeeze_answer(answer) == squeeze_answer(gold):
         return True
-    if DOTS.search(answer + gold) or {find_brackets(answer), find_brackets(gold)} == {"set", "pair"}:
+    if DOTS.search(answer + gold) or {find_answer_brackets(answer), find_answer_brackets(gold)} == {"set", "pair"}:
         return False
-    letters = compare_choices(answer, gold)
+    letters = compare_answer_choices(answer, gold)
     if letters is not None:
         return letters
-    if (based := read_base(gold)) or read_base(answer):
-        return based is not None and based == read_base(answer)
-    said, wanted = flatten(answer), flatten(gold)
+    if (based := read_number_base(gold)) or read_number_base(answer):
+        return based is not None and based == read_number_base(answer)
+    said, wanted = flatten_answer(answer), flatten_answer(gold)
     if re.search(r"(?<![\\a-z])[a-z]{3}", wanted) and said == wanted:
         return True
-    if (number := read_words(wanted)) is not None:
+    if (number := read_number_in_words(wanted)) is not None:
         gold = wanted = str(number)
-    if (number := read_words(said)) is not None:
+    if (number := read_number_in_words(said)) is not None:
         answer = said = str(number)
     if WORDS.fullmatch(wanted) or (TEXT.fullmatch(gold) and wanted.isalpha()):
         return said == wanted
     if TEXT.fullmatch(answer):
         answer = TEXT.sub(r"\1", answer).strip()
-    gold, unit = split_unit(gold)
-    answer, other = split_unit(answer, loose=read_exact(gold) is not None)
+    gold, unit = split_answer_unit(gold)
+    answer, other = split_answer_unit(answer, loose=read_exact_number(gold) is not None)
     if unit and other and unit != other:
         return False
-    if PERCENT.search(answer + gold) and (shares := compare_shares(answer, gold)) is not None:
+    if PERCENT.search(answer + gold) and (shares := compare_answer_percents(answer, gold)) is not None:
         return shares
-    one, two = read_exact(answer), read_exact(gold)
+    one, two = read_exact_number(answer), read_exact_number(gold)
     if one is None or two is None:
         return answer == gold or (answer, gold)
     # 0.0833333333333333 is 1/12; whole numbers are compared to the last digit
@@ -176,10 +184,10 @@ def compare_answers(answer: str, gold: str) -> bool | tuple[str, str]:
     return abs(one - two) <= near
 
 
-def compare_shares(answer: str, gold: str) -> bool | None:
+def compare_answer_percents(answer: str, gold: str) -> bool | None:
     """Where one has a percent sign: 25% is 0.25, and 25 where that is what was asked for. None where they are no
     numbers."""
-    said, wanted = (read_exact(PERCENT.sub("", text)) for text in (answer, gold))
+    said, wanted = (read_exact_number(PERCENT.sub("", text)) for text in (answer, gold))
     if said is None or wanted is None:
         return None
     if PERCENT.search(answer) and PERCENT.search(gold):
@@ -189,18 +197,18 @@ def compare_shares(answer: str, gold: str) -> bool | None:
     return said == wanted * 100 or (said == wanted and abs(wanted) >= 1)
 
 
-def flatten(text: str) -> str:
+def flatten_answer(text: str) -> str:
     """Words without styles, spaces of LaTeX, capitals, articles and a full stop."""
     plain = re.sub(r"\\[ ,;!]", " ", TEXT.sub(r" \1 ", text)).casefold()
     return re.sub(r"^(?:the|an?) (?=[a-z]{2})", "", " ".join(plain.split()).rstrip(" ."))
 
 
-def squeeze(text: str) -> str:
+def squeeze_answer(text: str) -> str:
     """Without white space that separates nothing."""
     return re.sub(r"(?<!\w)\s+|\s+(?!\w)", "", text)
 
 
-def find_brackets(text: str) -> str:
+def find_answer_brackets(text: str) -> str:
     """Whether braces or brackets stand around a list: a set is no pair and no interval."""
     text = text.strip()
     if text.startswith("\\{"):
@@ -208,12 +216,12 @@ def find_brackets(text: str) -> str:
     return "pair" if re.fullmatch(r"[(\[][^()\[\]]*[,;][^()\[\]]*[)\]]", text) else ""
 
 
-def compare_choices(answer: str, gold: str) -> bool | tuple[str, str] | None:
+def compare_answer_choices(answer: str, gold: str) -> bool | tuple[str, str] | None:
     r"""For answers such as "\textbf{(C)}\ 12": by their letters and, where both have it, by what follows. None where
     neither is one."""
     said, wanted = CHOICE.fullmatch(answer), CHOICE.fullmatch(gold)
     if said and wanted:
-        if letter_in(said) != letter_in(wanted):
+        if read_answer_letter(said) != read_answer_letter(wanted):
             return False
         return compare_answers(said[3], wanted[3]) if said[3] and wanted[3] else True
     if not said and not wanted:
@@ -221,17 +229,17 @@ def compare_choices(answer: str, gold: str) -> bool | tuple[str, str] | None:
     choice, other = (said, gold) if said else (wanted, answer)
     assert choice is not None
     if letter := LETTER.fullmatch(other):
-        return (letter[1] or letter[2]) == letter_in(choice)
+        return (letter[1] or letter[2]) == read_answer_letter(choice)
     if not choice[3]:
         return False
     return compare_answers(choice[3], gold) if said else compare_answers(answer, choice[3])
 
 
-def letter_in(choice: re.Match[str]) -> str:
+def read_answer_letter(choice: re.Match[str]) -> str:
     return choice[1] or choice[2]
 
 
-def read_base(text: str) -> int | None:
+def read_number_base(text: str) -> int | None:
     """The value of a number with a base, such as 1011_2; None for all others."""
     found = BASED.fullmatch(text)
     base = found and found[2]
@@ -244,7 +252,7 @@ def read_base(text: str) -> int | None:
         return None
 
 
-def split_unit(text: str, loose: bool = False) -> tuple[str, str]:
+def split_answer_unit(text: str, loose: bool = False) -> tuple[str, str]:
     """A number without its unit, and the unit: "" where there is none that is known. "12 dollars" -> 12, dollar.
 
     loose: a single letter behind a space is a unit, too. Else "5 m" is a product, and only \\text{m} a unit."""

@@ -7,7 +7,7 @@ import unicodedata
 from decimal import Decimal
 from fractions import Fraction
 
-from aurify.rewards.words import strip_markdown
+from aurify.rewards.words import strip_answer_markdown
 
 Number = Decimal | Fraction
 MAX_DIGITS = 50  # of a number that is divided, or raised to a power
@@ -46,7 +46,7 @@ PART = re.compile(
 )  # a number after it is a part of something else
 
 
-def numbers_in(text: str) -> list[Decimal]:
+def list_numbers(text: str) -> list[Decimal]:
     """One after the other, each for itself: "1/10" holds 1 and 10."""
     return [to_decimal(found) for found in NUMBER.findall(SEPARATORS.sub("", text))]
 
@@ -54,7 +54,7 @@ def numbers_in(text: str) -> list[Decimal]:
 def last_number(text: str) -> Number | None:
     """The value of the last number: "1/2" is a half, "10^6" a million; the 2 of "5 cm^2" is none."""
     text = VULGAR.sub(
-        lambda m: f"{m[1]} {unicodedata.normalize('NFKC', m[2])}", SEPARATORS.sub("", strip_markdown(text))
+        lambda m: f"{m[1]} {unicodedata.normalize('NFKC', m[2])}", SEPARATORS.sub("", strip_answer_markdown(text))
     )
     text = FRACTION.sub(write_fraction, text.replace("\u2044", "/"))
     text = POWER.sub(lambda m: "^" + m[0].translate(PLAIN_DIGITS), OWED.sub(r"\1", text))
@@ -64,7 +64,7 @@ def last_number(text: str) -> Number | None:
         before = PART.search(text[max(0, found.start() - 8) : found.start()])
         if before is None:
             is_date = found["divisor"] and text[: found.start()].endswith("/")  # 1/2/2023
-            return to_decimal(found["divisor"]) if is_date else evaluate_expression(found)
+            return to_decimal(found["divisor"]) if is_date else evaluate_number_expression(found)
         if "^" not in before[0]:
             return None  # a root, or a number in another base
     return None
@@ -76,7 +76,7 @@ def write_fraction(found: re.Match[str]) -> str:
     return f"{space}{found[1] or found[2]}/{found[3] or found[4]}"
 
 
-def evaluate_expression(found: re.Match[str]) -> Number | None:
+def evaluate_number_expression(found: re.Match[str]) -> Number | None:
     base = to_decimal(found["base"])
     if found["divisor"] and (divisor := to_decimal(found["divisor"])):
         if max(map(len, found.groups(""))) > MAX_DIGITS:
@@ -92,7 +92,7 @@ def evaluate_expression(found: re.Match[str]) -> Number | None:
     return Fraction(base) * Fraction(10) ** ten if ten else base
 
 
-def read_exact(text: str) -> Fraction | None:
+def read_exact_number(text: str) -> Fraction | None:
     r"""The value of a whole text that is a number: 1,200, \frac{1}{2}, 3\frac12, 6.02 \times 10^{23}, 10^{6}."""
     text = TIMES_TEN.sub("e", SEPARATORS.sub("", text).strip().strip("$").strip())
     text = FRACTION.sub(write_fraction, text.replace("\u2212", "-"))
@@ -103,11 +103,11 @@ def read_exact(text: str) -> Fraction | None:
         value = Fraction(int(front + again) - int(front or 0), 10 ** len(repeating[3]) * (10 ** len(again) - 1))
         return -value if repeating[1] else value
     found = VALUE.fullmatch(text)
-    number = evaluate_expression(found) if found else None
+    number = evaluate_number_expression(found) if found else None
     return None if number is None else Fraction(number)
 
 
-def read_words(text: str) -> int | None:
+def read_number_in_words(text: str) -> int | None:
     """The value of a number in English words, below a hundred, or a round hundred or thousand: twenty-one."""
     parts = text.casefold().replace("-", " ").split()
     values = [WORDS.get(part) for part in parts]

@@ -27,14 +27,14 @@ from aurify.errors import UserError
 from aurify.rewards.trl import (
     TrainerState,
     WrongReturn,
-    build_arguments,
-    explain_error,
-    is_trl,
-    list_rewards,
-    name_function,
+    build_trl_arguments,
+    explain_reward_error,
+    is_trl_reward,
+    list_trl_rewards,
+    name_reward_function,
 )
 from aurify.signatures import call_with_options, takes_completions
-from aurify.threads import PerLoop, TimeLimit, Worker, in_thread, wait_for
+from aurify.threads import PerLoop, TimeLimit, Worker, call_in_thread, wait_with_limit
 from aurify.types import Task, Trajectory
 
 RewardFunction = Callable[..., Any]
@@ -64,7 +64,7 @@ class Caller:
 
         try:
             value = await self._call(seconds, call)
-            return await wait_for(value, seconds, "the reward") if inspect.isawaitable(value) else value
+            return await wait_with_limit(value, seconds, "the reward") if inspect.isawaitable(value) else value
         except UserError as error:
             if isinstance(error, TimeLimit):
                 return error
@@ -75,7 +75,7 @@ class Caller:
     async def _call(self, seconds: float | None, call: Callable[[], Any]) -> Any:
         if self.threaded:
             async with self.side_by_side.get():
-                return await in_thread(call, seconds, "the reward")
+                return await call_in_thread(call, seconds, "the reward")
         if self.threaded is False or self.needs_main_thread or self.is_async:
             return call()
         async with self.turn.get():
@@ -97,7 +97,7 @@ class Reward:
 
     def __post_init__(self) -> None:
         if not self.name:
-            object.__setattr__(self, "name", name_function(self.function))
+            object.__setattr__(self, "name", name_reward_function(self.function))
         # ours may have a method `batch`, to judge a whole group in one call
         object.__setattr__(self, "caller", Caller(getattr(self.function, "batch", self.function)))
 
@@ -112,14 +112,14 @@ class Reward:
         catch = partial(self.caller.catch, seconds)
         if hasattr(self.function, "batch"):
             values = await catch(task, trajectories)
-        elif is_trl(self.function):
-            arguments = build_arguments(self.function, task, trajectories, state or TrainerState())
+        elif is_trl_reward(self.function):
+            arguments = build_trl_arguments(self.function, task, trajectories, state or TrainerState())
             values = await catch(**arguments)
         else:
             return await asyncio.gather(*(catch(task, trajectory) for trajectory in trajectories))
         if not isinstance(values, Exception):
             try:
-                return list_rewards(values, len(trajectories))
+                return list_trl_rewards(values, len(trajectories))
             except WrongReturn as error:
                 values = error
         return [values] * len(trajectories)
@@ -156,7 +156,7 @@ class Rubric:
             trajectory.reward = math.fsum(given) if given else None
         every = await asyncio.gather(*(reward(task, trajectories, self.seconds, self.state) for reward in self.rewards))
         for reward, values in zip(self.rewards, every, strict=True):
-            problems = [describe_failure(value, task) for value in values]
+            problems = [describe_reward_failure(value, task) for value in values]
             for trajectory, value, problem in zip(trajectories, values, problems, strict=True):
                 valid = None if problem or value is None else float(value)
                 trajectory.rewards[reward.name] = valid
@@ -167,7 +167,7 @@ class Rubric:
     def check_tasks(self, tasks: Iterable[Task]) -> None:
         """Refuses tasks that a reward could never judge. A reward that can tell has `check_task(task)`, which raises a
         ValueError; plain functions of Aurify raise one themselves."""
-        checks = [(reward.name, find_check(reward)) for reward in self.rewards]
+        checks = [(reward.name, find_reward_check(reward)) for reward in self.rewards]
         problems: list[str] = []
         if any(check for _, check in checks):
             for task in tasks:
@@ -204,13 +204,13 @@ class Rubric:
             )
 
 
-def find_check(reward: Reward) -> Callable[[Task], Any] | None:
+def find_reward_check(reward: Reward) -> Callable[[Task], Any] | None:
     """What raises a ValueError for a task that a reward could never judge."""
     function = reward.function
     if hasattr(function, "check_task"):
         check: Callable[[Task], Any] = function.check_task
         return check
-    plain = inspect.isfunction(function) and not reward.caller.is_async and not is_trl(function)
+    plain = inspect.isfunction(function) and not reward.caller.is_async and not is_trl_reward(function)
     return (lambda task: function(task, Trajectory([], [], 0))) if plain and reward.caller.is_ours else None
 
 
@@ -224,10 +224,10 @@ def mean_rewards(trajectories: Sequence[Trajectory]) -> dict[str, float]:
     return means
 
 
-def describe_failure(value: Any, task: Task) -> str | None:
+def describe_reward_failure(value: Any, task: Task) -> str | None:
     """What is wrong with a reward; None if it is a finite number, or None."""
     if isinstance(value, Exception):
-        return explain_error(value, task)
+        return explain_reward_error(value, task)
     if value is None:
         return None
     if isinstance(value, str):
@@ -255,7 +255,7 @@ def build_reward(entry: Any) -> Reward:
     if not isinstance(entry, Mapping) or "name" not in entry:
         raise UserError(f"reward {entry!r}: expected a name, [name, weight] or {{name: ..., weight: ...}}")
     options = {key: value for key, value in entry.items() if key not in ("name", "weight")}
-    weight, found = entry.get("weight", 1.0), registry.get("reward", entry["name"])
+    weight, found = entry.get("weight", 1.0), registry.get_entry("reward", entry["name"])
     name = str(entry["name"]).rpartition(":")[2]
     if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise UserError(f"reward {name!r}: its weight is {weight!r}; expected a number")

@@ -9,7 +9,7 @@ import string
 from collections import Counter
 from collections.abc import Callable
 
-from aurify.rewards.answers import references, take_answer
+from aurify.rewards.answers import read_gold_answers, take_answer
 from aurify.types import Task, Trajectory
 
 ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
@@ -17,7 +17,7 @@ TAGS = re.compile(r"(</?(?:think|search|information|answer)>)")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
-def last_answer(trajectory: Trajectory) -> str | None:
+def read_last_answer(trajectory: Trajectory) -> str | None:
     """Of the last complete answer element behind the thoughts; None where there is none."""
     found = ANSWER.findall(take_answer(trajectory) or "")
     return found[-1].strip() if found else None
@@ -31,7 +31,7 @@ def normalise_answer(text: str) -> str:
 
 def answer_em(task: Task, trajectory: Trajectory) -> float | None:
     """1 if the answer equals one of the right ones, both normalised."""
-    golds, answer = references(task), last_answer(trajectory)
+    golds, answer = read_gold_answers(task), read_last_answer(trajectory)
     if not golds:
         return None
     return float(answer is not None and normalise_answer(answer) in map(normalise_answer, golds))
@@ -39,7 +39,7 @@ def answer_em(task: Task, trajectory: Trajectory) -> float | None:
 
 def answer_sub_em(task: Task, trajectory: Trajectory) -> float | None:
     """1 if one of the right answers stands in the answer, as whole words."""
-    golds, answer = references(task), last_answer(trajectory)
+    golds, answer = read_gold_answers(task), read_last_answer(trajectory)
     if not golds:
         return None
     text = f" {normalise_answer(answer or '')} "
@@ -48,14 +48,14 @@ def answer_sub_em(task: Task, trajectory: Trajectory) -> float | None:
 
 def answer_f1(task: Task, trajectory: Trajectory) -> float | None:
     """The F1 of the words of the answer with the right one; with several, the best."""
-    golds, answer = references(task), last_answer(trajectory)
+    golds, answer = read_gold_answers(task), read_last_answer(trajectory)
     if not golds:
         return None
     words = Counter(normalise_answer(answer or "").split())
-    return max(overlap(words, Counter(normalise_answer(gold).split())) for gold in golds)
+    return max(rate_answer_overlap(words, Counter(normalise_answer(gold).split())) for gold in golds)
 
 
-def overlap(said: Counter[str], gold: Counter[str]) -> float:
+def rate_answer_overlap(said: Counter[str], gold: Counter[str]) -> float:
     total = said.total() + gold.total()
     return 2 * (said & gold).total() / total if total else 0.0
 
@@ -70,19 +70,19 @@ def search_format(
         right = answer_em(task, trajectory)
         if right is None:
             return None
-        valid = is_well_formed(whole_turn(trajectory))
+        valid = is_well_formed_search_answer(join_search_turn(trajectory))
         if right:
             return 1.0 if valid else 1.0 - structure
         if valid:
             return structure + (retrieval if retrieval_hit(task, trajectory) else 0.0)
-        return final if last_answer(trajectory) is not None else 0.0
+        return final if read_last_answer(trajectory) is not None else 0.0
 
     return reward
 
 
 def retrieval_hit(task: Task, trajectory: Trajectory) -> float | None:
     """1 if a right answer stands in something that was retrieved."""
-    golds = [normalise_answer(gold) for gold in references(task)]
+    golds = [normalise_answer(gold) for gold in read_gold_answers(task)]
     if not golds:
         return None
     found = [m["content"] for m in trajectory.completion if m["role"] != "assistant" or not m.get("weight", 1.0)]
@@ -90,12 +90,12 @@ def retrieval_hit(task: Task, trajectory: Trajectory) -> float | None:
     return float(any(f" {gold} " in text for gold in golds if gold))
 
 
-def whole_turn(trajectory: Trajectory) -> str:
+def join_search_turn(trajectory: Trajectory) -> str:
     """The turn as the model saw it, with what was put into it."""
     return "".join(message["content"] for message in trajectory.completion)
 
 
-def is_well_formed(text: str) -> bool:
+def is_well_formed_search_answer(text: str) -> bool:
     """think -> (search -> information -> think)* -> answer, with nothing but white space between the elements."""
     state = "start"
     following = {"start": {"think"}, "think": {"search", "answer"}, "search": {"information"}, "information": {"think"}}

@@ -36,18 +36,18 @@ class TrainerState:
         return getattr(Full(global_step=self.global_step, max_steps=self.max_steps), name)
 
 
-def is_trl(function: Callable[..., Any]) -> bool:
+def is_trl_reward(function: Callable[..., Any]) -> bool:
     return takes_completions(inspect.signature(function))
 
 
-def name_function(function: Any) -> str:
+def name_reward_function(function: Any) -> str:
     """The name of a function, of what a `partial` wraps, or of the class of a callable object."""
     while isinstance(function, functools.partial):
         function = function.func
     return str(getattr(function, "__name__", type(function).__name__))
 
 
-def build_arguments(
+def build_trl_arguments(
     function: Callable[..., Any], task: Task, trajectories: Sequence[Trajectory], state: TrainerState
 ) -> dict[str, Any]:
     """Those of TRL's keyword arguments that the function takes."""
@@ -80,7 +80,7 @@ def build_arguments(
     return {parameter.name: known[parameter.name] for parameter in parameters if parameter.name in known}
 
 
-def list_rewards(given: Any, num: int) -> list[Any]:
+def list_trl_rewards(given: Any, num: int) -> list[Any]:
     """One value for each completion, of a list, an array, a tensor or a generator. Raises for everything else."""
     if hasattr(given, "tolist"):
         given = given.tolist()
@@ -93,7 +93,7 @@ def list_rewards(given: Any, num: int) -> list[Any]:
     return values
 
 
-def explain_error(error: Exception, task: Task) -> str:
+def explain_reward_error(error: Exception, task: Task) -> str:
     """An error, and what a person may do about it."""
     if isinstance(error, WrongReturn):
         return str(error)

@@ -37,7 +37,7 @@ def fold_text(text: str) -> str:
     return " ".join("".join(c for c in POINTS.sub("", plain) if unicodedata.category(c) != "Cf").split())
 
 
-def normalise(text: str) -> str:
+def normalise_words(text: str) -> str:
     """Folded, without punctuation at the end and quotes around all of it."""
     text = fold_text(text)
     text = END.sub("", text) or text
@@ -47,7 +47,7 @@ def normalise(text: str) -> str:
     return text.strip()
 
 
-def strip_markdown(text: str) -> str:
+def strip_answer_markdown(text: str) -> str:
     """Without emphasis, code marks, headings and a fence around it: "**Paris**" -> "Paris"; "2*3*4" stays."""
     fenced = FENCED.fullmatch(text)
     text, num = HEADING.sub("", fenced[1] if fenced else text), 1

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from aurify.rows.row import is_missing
+from aurify.rows.row import is_missing_value
 
 CHAT = ("messages", "conversations", "conversation", "dialogue", "dialog", "chat")
 PROMPT = ("prompt", "question", "query", "problem", "instruction", "input")
@@ -33,4 +33,4 @@ def find_column(row: Mapping[str, Any], names: Iterable[str], *kinds: type) -> s
     """The first of the names whose column holds something of these kinds. A column may be written with capitals."""
     columns = {str(name).lower(): str(name) for name in row} | {str(name): str(name) for name in row}
     found = (columns[name] for name in names if name in columns)
-    return next((name for name in found if isinstance(row[name], kinds) and not is_missing(row[name])), None)
+    return next((name for name in found if isinstance(row[name], kinds) and not is_missing_value(row[name])), None)

@@ -14,14 +14,14 @@ from aurify.config import join_names
 from aurify.errors import UserError
 from aurify.rows.columns import CHAT, PROMPT
 from aurify.rows.row import BadRow
-from aurify.rows.values import MESSAGES, has_keys
+from aurify.rows.values import MESSAGES, row_has_keys
 
 Entries = Iterator[tuple[str, Any]]  # location, and what stands there; a BadRow where it cannot be read
 ROW_COLUMNS = (*CHAT, *PROMPT, "chosen", "completions")  # an object with one of these is a row itself
 BEGUN = re.compile(r'\{\s*("[^"]*"\s*:\s*[\[{]?\s*)?')  # the first line of an object over several lines
 
 
-def read_json(path: Path, lines: IO[str], head: str) -> Entries:
+def read_json_rows(path: Path, lines: IO[str], head: str) -> Entries:
     first, _, more = head.partition("\n")
     if first.startswith("["):
         return (
@@ -42,16 +42,16 @@ def is_complete_json(text: str) -> bool:
     return True
 
 
-def parse_strictly(text: str) -> Any:
+def parse_strict_json(text: str) -> Any:
     """Raises ValueError, also for a key that stands twice: one of its values would be lost."""
-    return json.loads(text, object_pairs_hook=unique)
+    return json.loads(text, object_pairs_hook=refuse_double_keys)
 
 
 class RepeatedKey(ValueError):
     pass
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def refuse_double_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -71,7 +71,7 @@ def read_json_lines(path: Path, lines: Iterable[str]) -> Entries:
         if line.strip():
             location = f"{path}:{number}"
             try:
-                yield location, parse_strictly(line)
+                yield location, parse_strict_json(line)
             except (ValueError, RecursionError) as error:
                 kind = "a key that stands twice in one object" if isinstance(error, RepeatedKey) else "not JSON"
                 yield location, BadRow(location, f"{describe_json_error(error)}: {line.rstrip()[:80]!r}", kind)
@@ -79,7 +79,7 @@ def read_json_lines(path: Path, lines: Iterable[str]) -> Entries:
 
 def read_json_list(path: Path, lines: IO[str]) -> Entries:
     try:
-        entries = parse_strictly(lines.read())
+        entries = parse_strict_json(lines.read())
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}") from None
     except (RecursionError, ValueError) as error:
@@ -95,13 +95,13 @@ def read_json_object(path: Path, text: str) -> Entries:
     """One object: the rows that it holds, or a row by itself; or several objects, each over several lines. Other text
     is read line by line, so that the error names the line."""
     try:
-        whole = parse_strictly(text)
+        whole = parse_strict_json(text)
     except (ValueError, RecursionError):
-        objects = read_objects(text)
+        objects = read_json_objects(text)
         return number_rows(path, objects) if objects else read_json_lines(path, io.StringIO(text))
-    if rows := transpose_columns(whole):
+    if rows := transpose_row_columns(whole):
         return number_rows(path, rows)
-    lists = {name: value for name, value in whole.items() if is_rows(value)}
+    lists = {name: value for name, value in whole.items() if is_list_of_rows(value)}
     if lists and not any(name in whole for name in ROW_COLUMNS):
         if len(lists) > 1:
             raise UserError(f"{path}: the file holds several lists of rows ({join_names(lists)}); write each to a file")
@@ -109,13 +109,15 @@ def read_json_object(path: Path, text: str) -> Entries:
     return iter([(f"{path}: row 1" if "\n" in text.strip() else f"{path}:1", whole)])
 
 
-def is_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and not has_keys(value[0], MESSAGES)
+def is_list_of_rows(value: Any) -> bool:
+    return (
+        isinstance(value, list) and bool(value) and isinstance(value[0], dict) and not row_has_keys(value[0], MESSAGES)
+    )
 
 
-def read_objects(text: str) -> list[Any]:
+def read_json_objects(text: str) -> list[Any]:
     """Objects one after the other; none where something else stands between them."""
-    decoder, found, index = json.JSONDecoder(object_pairs_hook=unique), list[Any](), 0
+    decoder, found, index = json.JSONDecoder(object_pairs_hook=refuse_double_keys), list[Any](), 0
     while rest := text[index:].lstrip(" \t\r\n,"):
         index = len(text) - len(rest)
         try:
@@ -126,7 +128,7 @@ def read_objects(text: str) -> list[Any]:
     return found if len(found) > 1 else []
 
 
-def transpose_columns(whole: Mapping[str, Any]) -> list[dict[str, Any]]:
+def transpose_row_columns(whole: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The rows of a table that was written by its columns, as pandas ({"0": ..., "1": ...}) and datasets do; none for
     other objects."""
     columns = list(whole.values())

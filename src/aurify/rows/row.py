@@ -44,7 +44,7 @@ class Row(dict[str, Any]):
             renamed = f"maps: [{{name: rename, columns: {{OLD: {column}}}}}]"
             raise self.bad(f"no column {column!r}{known}", f"no column {column!r}", f"{renamed}, or {SKIP}")
         value = self[column]
-        if is_missing(value):
+        if is_missing_value(value):
             problem = f"column {column!r} is empty"
             raise self.bad(f"{problem} ({value!r}); fill it or remove the row", problem)
         return value
@@ -60,7 +60,7 @@ class Row(dict[str, Any]):
     def number(self, column: str) -> float | None:
         """The finite number in a column. None: the column is empty or not there."""
         value = self.get(column)
-        if value is None or is_missing(value):
+        if value is None or is_missing_value(value):
             return None
         try:
             number = float(value)
@@ -72,16 +72,16 @@ class Row(dict[str, Any]):
         return number
 
 
-def is_missing(value: Any) -> bool:
+def is_missing_value(value: Any) -> bool:
     """Nothing, nothing that anybody can see, or what pandas writes for it."""
     if isinstance(value, float):
         return math.isnan(value)
     if isinstance(value, str):
-        return value in NANS or not drop_invisible(value).strip()
+        return value in NANS or not drop_invisible_characters(value).strip()
     return value is None or value == []
 
 
-def drop_invisible(text: str) -> str:
+def drop_invisible_characters(text: str) -> str:
     """Without characters of no width."""
     return text if text.isascii() else "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from aurify.errors import UserError
 from aurify.files import require
 from aurify.http import hub_answers, offline_hub
-from aurify.rows.files import ENDINGS, build_row, read_file
+from aurify.rows.files import ENDINGS, build_row, read_row_file
 from aurify.rows.row import BadRow, Row
-from aurify.rows.values import prune
+from aurify.rows.values import drop_nulls_in_objects
 
 Entries = Iterable[Row | BadRow]
 KINDS = (".jsonl", ".json", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".txt")  # files of a folder
@@ -56,7 +56,7 @@ class Kept:
 KEPT: dict[str, Kept] = {}
 
 
-def keep(name: str, state: object, read: Callable[[], Iterator[Row | BadRow]]) -> Kept:
+def keep_rows(name: str, state: object, read: Callable[[], Iterator[Row | BadRow]]) -> Kept:
     """The rows kept under a name, as long as the state they were read in is the same."""
     if name not in KEPT or KEPT[name].state != state:
         KEPT[name] = Kept(state, read())
@@ -71,16 +71,16 @@ def forget_rows() -> None:
 # ---------------------------------------------------------------------- files and the hub
 
 
-def open_file(path: str | Path) -> Entries:
+def open_file_rows(path: str | Path) -> Entries:
     """The rows of a file; for one that cannot be read, the error that says why."""
     path = Path(path).expanduser()
     if not path.is_file():
-        return read_file(path)  # says what is missing
+        return read_row_file(path)  # says what is missing
     stat = path.stat()
-    return keep(str(path), (stat.st_ino, stat.st_mtime_ns, stat.st_size), lambda: read_file(path))
+    return keep_rows(str(path), (stat.st_ino, stat.st_mtime_ns, stat.st_size), lambda: read_row_file(path))
 
 
-def open_hub(name: str, subset: str | None, split: str, *, stream: bool = False) -> Entries:
+def open_hub_rows(name: str, subset: str | None, split: str, *, stream: bool = False) -> Entries:
     """A data set of the Hugging Face hub (extra `hub`). stream: rows come over the network as they are asked for."""
 
     def read() -> Iterator[Row | BadRow]:
@@ -92,35 +92,37 @@ def open_hub(name: str, subset: str | None, split: str, *, stream: bool = False)
             with nullcontext() if answers else offline_hub(datasets.config, constants):
                 rows = datasets.load_dataset(name, subset, split=split, streaming=stream)
             for number, row in enumerate(rows):
-                yield build_row({key: prune(value) for key, value in row.items()}, f"{name}/{split}: row {number}")
+                yield build_row(
+                    {key: drop_nulls_in_objects(value) for key, value in row.items()}, f"{name}/{split}: row {number}"
+                )
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             problem = f"did not give it ({reason})" if answers else "does not answer, and the data set is not cached"
             raise UserError(f"data set {name!r}: the hub {problem}; give a JSONL file as path") from error
 
-    return keep(f"{name} {subset} {split} {stream}", "hub", read)
+    return keep_rows(f"{name} {subset} {split} {stream}", "hub", read)
 
 
-def open_source(path: str, *, subset: str | None = None, split: str = "train", stream: bool = False) -> Entries:
+def open_rows(path: str, *, subset: str | None = None, split: str = "train", stream: bool = False) -> Entries:
     """The rows that a path means: of a file, a pattern, a folder or a data set of the hub."""
-    if is_hub_id(path):
-        return open_hub(path, subset, split, stream=stream)
-    return (entry for file in find_files(path, split) for entry in open_file(file))
+    if is_hub_rows_id(path):
+        return open_hub_rows(path, subset, split, stream=stream)
+    return (entry for file in find_row_files(path, split) for entry in open_file_rows(file))
 
 
 def load_rows(path: str | Path) -> list[Row]:
     """All rows of a file. Raises for the first that cannot be read, and where there is none."""
-    rows = list(map(raise_bad, open_file(path)))
+    rows = list(map(raise_bad_row, open_file_rows(path)))
     if not rows:
         raise UserError(f"{path}: {NO_ROWS}")
     return rows
 
 
-def load_hub(name: str, subset: str | None, split: str) -> list[Row]:
-    return list(map(raise_bad, open_hub(name, subset, split)))
+def load_hub_rows(name: str, subset: str | None, split: str) -> list[Row]:
+    return list(map(raise_bad_row, open_hub_rows(name, subset, split)))
 
 
-def raise_bad(entry: Row | BadRow) -> Row:
+def raise_bad_row(entry: Row | BadRow) -> Row:
     if isinstance(entry, BadRow):
         raise entry
     return entry
@@ -129,20 +131,20 @@ def raise_bad(entry: Row | BadRow) -> Row:
 # ---------------------------------------------------------------------- what a path means
 
 
-def is_hub_id(path: str) -> bool:
+def is_hub_rows_id(path: str) -> bool:
     """`owner/name` that is no file here."""
     if not HUB_ID.fullmatch(path) or path.lower().endswith(SUFFIXES):
         return False
     return not Path(path).exists() and not Path(path).parent.is_dir()
 
 
-def is_one_file(path: str) -> bool:
+def is_one_row_file(path: str) -> bool:
     """No pattern, no folder and no data set of the hub. The file itself may be missing."""
     file = Path(path).expanduser()
-    return file.is_file() or not (file.is_dir() or glob.has_magic(path) or is_hub_id(path))
+    return file.is_file() or not (file.is_dir() or glob.has_magic(path) or is_hub_rows_id(path))
 
 
-def find_files(path: str, split: str) -> list[Path]:
+def find_row_files(path: str, split: str) -> list[Path]:
     """The files that a path means: one, those of a pattern, or those of a folder whose names hold the split."""
     whole = Path(path).expanduser()
     if whole.is_dir():

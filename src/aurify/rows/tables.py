@@ -17,7 +17,7 @@ HEADER_FIELD = re.compile(r"[\w .:/()-]{1,60}")
 DELIMITERS = ",;\t|"
 
 
-def find_delimiter(head: str, suffix: str) -> str | None:
+def find_row_delimiter(head: str, suffix: str) -> str | None:
     """What separates the columns, if the text begins like a table: names of columns, and as many values below; or if
     the name of the file says that it is one."""
     first = head.partition("\n")[0].rstrip("\r")
@@ -25,12 +25,12 @@ def find_delimiter(head: str, suffix: str) -> str | None:
         return ","
     for delimiter in sorted(DELIMITERS, key=first.count, reverse=True):
         names = first.split(delimiter)
-        if len(names) > 1 and (suffix in (".csv", ".tsv") or begins_table(head, delimiter)):
+        if len(names) > 1 and (suffix in (".csv", ".tsv") or begins_row_table(head, delimiter)):
             return delimiter
     return "," if suffix in (".csv", ".tsv") else None
 
 
-def begins_table(head: str, delimiter: str) -> bool:
+def begins_row_table(head: str, delimiter: str) -> bool:
     records = csv.reader(io.StringIO(head, newline=""), delimiter=delimiter)
     try:
         names, *following = [record for record, _ in zip(records, range(6), strict=False) if record]
@@ -42,7 +42,7 @@ def begins_table(head: str, delimiter: str) -> bool:
     return sum(len(record) == len(names) for record in following) * 2 >= len(following) > 0
 
 
-def read_table(path: Path, lines: IO[str], delimiter: str) -> Entries:
+def read_table_rows(path: Path, lines: IO[str], delimiter: str) -> Entries:
     """A first column without a name, in which pandas numbers the rows, is left out."""
     csv.field_size_limit(sys.maxsize)
     records = csv.reader(lines, delimiter=delimiter)
@@ -66,7 +66,7 @@ def read_table(path: Path, lines: IO[str], delimiter: str) -> Entries:
             yield location, BadRow(location, f"{problem}: {mend}", "another number of fields than columns")
 
 
-def read_paragraphs(path: Path, lines: IO[str]) -> Entries:
+def read_paragraph_rows(path: Path, lines: IO[str]) -> Entries:
     """Plain text: what blank lines separate."""
     paragraph: list[str] = []
     begin = 1

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from aurify.engine.attention import Forest, Path, dense_attention
 from aurify.engine.packing import Row
-from aurify.engine.upload import upload
+from aurify.engine.upload import upload_arrays
 from aurify.hardware import usable_memory
 
 ROUND = 64  # capacities are multiples of it
@@ -21,11 +21,11 @@ KEPT_SHARE = 1 / 20  # of a card's memory: a cache up to this size stays between
 Shape = tuple[int, int, int]  # of a layer: key-value heads, dimensions of a key, of a value
 
 
-def round_up(number: int, multiple: int) -> int:
+def round_up_cache(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
 
 
-def default_budget(device: torch.device) -> int:
+def default_cache_bytes(device: torch.device) -> int:
     """Bytes for keys and values. On a CPU this is a bound: memory that no token has reached yet is not taken."""
     return int(CACHE_SHARE * usable_memory(device))
 
@@ -61,7 +61,7 @@ class SlotCache:
 
     def extend(self, length: int) -> None:
         """Zeroes positions up to `length` before they are read: a masked key must still be a number."""
-        length = min(round_up(length, ROUND), self.capacity)
+        length = min(round_up_cache(length, ROUND), self.capacity)
         if length > self.ready:
             for layer in (*self.keys.values(), *self.values.values()):
                 layer[:, :, self.ready : length].zero_()
@@ -172,7 +172,7 @@ class Extension:
         self.cache, self.sizes = cache, [len(tokens) for tokens in new]
         self.ranges = [(slot, start, start + size) for slot, start, size in zip(slots, starts, self.sizes, strict=True)]
         positions = [np.arange(start, stop) for _, start, stop in self.ranges]
-        self.tokens, self.positions, self.into_slots = upload(
+        self.tokens, self.positions, self.into_slots = upload_arrays(
             [np.concatenate([*new])[None], np.concatenate(positions)[None], np.repeat(slots, self.sizes)], cache.device
         )
         self.masks: dict[int | None, list[Tensor]] = {}

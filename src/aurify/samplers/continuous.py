@@ -18,11 +18,17 @@ from aurify.engine.engine import Engine
 from aurify.engine.packing import Division
 from aurify.errors import UserError
 from aurify.hardware import return_freed_memory
-from aurify.samplers.cache import KEPT_SHARE, ROUND, Decoding, SlotCache, default_budget, round_up
-from aurify.samplers.executors import CoresExecutor, GraphExecutor, StepExecutor, batch_bucket, capture_graph
+from aurify.samplers.cache import KEPT_SHARE, ROUND, Decoding, SlotCache, default_cache_bytes, round_up_cache
+from aurify.samplers.executors import (
+    CoresExecutor,
+    GraphExecutor,
+    StepExecutor,
+    capture_decode_graph,
+    decode_batch_bucket,
+)
 from aurify.samplers.request import Sequence
 from aurify.samplers.sessions import Sessions
-from aurify.samplers.slots import Slots, StepOptions, pair_moves
+from aurify.samplers.slots import Slots, StepOptions, pair_slot_moves
 from aurify.samplers.step import Step, prefill, prefill_new
 
 PREFILL_TOKENS = 4096  # of prompts computed at once: bounds their memory
@@ -41,7 +47,7 @@ class Continuous:
     ) -> None:  # fmt: skip
         self.engine, self.decoder, self.cache, self.step = engine, decoder, cache, step
         self.max_batch, device = max_batch, cache.device
-        self.budget = default_budget(device) if cache_bytes is None else cache_bytes
+        self.budget = default_cache_bytes(device) if cache_bytes is None else cache_bytes
         self.sessions, self.session_bytes = Sessions(cache), 0  # of the budget
         self.kept_bytes = 0
         if device.type == "cuda":
@@ -49,7 +55,7 @@ class Continuous:
             # process: a context manager around the call would switch it for other threads too.
             torch.backends.cuda.enable_cudnn_sdp(False)
             self.kept_bytes = int(KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory)
-            executor = executor or GraphExecutor(capture_graph)
+            executor = executor or GraphExecutor(capture_decode_graph)
         self.executor: StepExecutor = executor or CoresExecutor(max_batch)
         self.slots = Slots(max_batch, self.executor.steps, device)
         self.active: list[Sequence] = []  # sequence k is in slot k
@@ -125,7 +131,7 @@ class Continuous:
         for slot, sequence in enumerate(self.active):
             if finished[slot]:
                 self.sessions.keep(sequence, slot, room)
-        sources, targets = pair_moves(finished)
+        sources, targets = pair_slot_moves(finished)
         moved = [self.active[source] for source in sources]
         if moved:
             self.cache.move(sources, targets, max(sequence.length for sequence in moved))
@@ -164,7 +170,7 @@ class Continuous:
             return_freed_memory()
 
     def _bytes(self, num: int, length: int) -> int:
-        return num * round_up(length, ROUND) * self.cache.token_bytes
+        return num * round_up_cache(length, ROUND) * self.cache.token_bytes
 
     def _check(self, sequence: Sequence) -> None:
         needed = self._bytes(1, sequence.max_length)
@@ -179,8 +185,8 @@ class Continuous:
     def _reserve(self) -> None:
         """Room for the sequences in flight and all that they may still write, in buckets, within the budget."""
         cache, num = self.cache, len(self.active)
-        slots = min(batch_bucket(num), self.max_batch)
-        length = round_up(max(sequence.max_length for sequence in self.active), ROUND)
+        slots = min(decode_batch_bucket(num), self.max_batch)
+        length = round_up_cache(max(sequence.max_length for sequence in self.active), ROUND)
         if num <= cache.num_slots and length <= cache.capacity:
             return
         if not cache.num_slots and cache.device.type == "cpu":

@@ -9,12 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from aurify.engine.logprobs import exponentials
+from aurify.engine.logprobs import logit_exponentials
 
 BLOCK = 256  # tokens
 
 
-def draw(
+def draw_tokens(
     logits: Tensor,
     uniforms: Tensor,
     *,
@@ -29,17 +29,17 @@ def draw(
     if temperature is not None:
         logits = logits.div_(temperature[:, None])
     if filters is not None:
-        logits = keep_likely(logits, *filters)
+        logits = keep_likely_tokens(logits, *filters)
     best = logits.argmax(1) if greedy is not None else None
-    weights, total, _ = exponentials(logits, keep=False)
-    tokens = invert(weights, uniforms)
+    weights, total, _ = logit_exponentials(logits, keep=False)
+    tokens = draw_by_cumulative(weights, uniforms)
     if greedy is not None and best is not None:
         tokens = torch.where(greedy, best, tokens)
     logprobs = (weights.gather(1, tokens[:, None]) / total).log()
     return tokens, logprobs.squeeze(1)
 
 
-def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
+def draw_by_cumulative(weights: Tensor, uniforms: Tensor) -> Tensor:
     """The token at which the cumulative distribution passes the uniform number. weights [rows, vocabulary] in
     proportion to probabilities, uniforms [rows] -> [rows] int64"""
     rows, size = weights.shape
@@ -59,7 +59,7 @@ def invert(weights: Tensor, uniforms: Tensor) -> Tensor:
     return (block * BLOCK + within).squeeze(1)
 
 
-def keep_likely(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+def keep_likely_tokens(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """Top-k (0 is off), then top-p, then min-p, each on what the one before left. The rest becomes -inf.
 
     logits [rows, vocabulary]; the others [rows]. A row without filters keeps its bits."""

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from aurify.cores import Cores, Item, Result
-from aurify.samplers.cache import round_up
+from aurify.samplers.cache import round_up_cache
 from aurify.samplers.slots import State, StepOptions
 
 log = logging.getLogger("aurify")
@@ -25,14 +25,14 @@ LEAST = 2  # sequences that a part needs for each part there is, since every par
 Decode = Callable[[int, int, int, StepOptions], None]  # first slot, stop, length of the keys, options: one step
 
 
-def batch_bucket(num: int) -> int:
+def decode_batch_bucket(num: int) -> int:
     """1, 2, 4, 8, 16, 32, 64, then multiples of 32: few sizes, so few graphs."""
-    return 1 << (num - 1).bit_length() if num <= 64 else round_up(num, 32)
+    return 1 << (num - 1).bit_length() if num <= 64 else round_up_cache(num, 32)
 
 
-def length_bucket(length: int) -> int:
+def decode_length_bucket(length: int) -> int:
     """Multiples of 256; above 2,048, four lengths between a power of two and the next."""
-    return round_up(length, max(256, (1 << length.bit_length()) // 8))
+    return round_up_cache(length, max(256, (1 << length.bit_length()) // 8))
 
 
 class StepExecutor(Protocol):
@@ -64,7 +64,7 @@ class CoresExecutor:
         self.cores: Cores | None = None  # made when there is enough for several
 
     def round_length(self, length: int) -> int:
-        return round_up(length, 8)
+        return round_up_cache(length, 8)
 
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
         """Each item on its own cores; a single item has all of them."""
@@ -108,13 +108,13 @@ class GraphExecutor:
         self.pool: Any = None  # of memory, one for all graphs: only one of them runs at a time
 
     def round_length(self, length: int) -> int:
-        return length_bucket(length)
+        return decode_length_bucket(length)
 
     def map(self, function: Callable[[Item], Result], items: list[Item]) -> list[Result]:
         return [function(item) for item in items]
 
     def run(self, decode: Decode, state: State, num: int, length: int, options: StepOptions, steps: int) -> None:
-        key = Key(min(batch_bucket(num), state.positions.shape[0]), length, options)
+        key = Key(min(decode_batch_bucket(num), state.positions.shape[0]), length, options)
         if key not in self.graphs and self.capture is not None:
             self._capture(key, decode, state)
         step = self.graphs.get(key) or self._step(key, decode)
@@ -148,7 +148,7 @@ class GraphExecutor:
         self.forget()
 
 
-def capture_graph(step: Callable[[], None], pool: Any) -> Callable[[], None]:
+def capture_decode_graph(step: Callable[[], None], pool: Any) -> Callable[[], None]:
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):  # loads kernels and makes workspaces before the capture

@@ -30,12 +30,12 @@ from torch import Tensor
 from aurify.engine.engine import Engine
 from aurify.engine.weights import Weights
 from aurify.errors import UserError
-from aurify.models.embeddings import check_token_ids
+from aurify.models.embeddings import check_embedding_ids
 from aurify.samplers.continuous import Continuous, Drawn
 from aurify.samplers.recurrent import SameLength
 from aurify.samplers.request import Request, Sequence
 from aurify.samplers.sampler import current_session, request_order
-from aurify.samplers.step import choose_step, prepare_layouts
+from aurify.samplers.step import choose_decode_step, prepare_layouts
 from aurify.types import Completion, SamplingParams
 
 log = logging.getLogger("aurify")
@@ -104,7 +104,7 @@ class InProcessSampler:
         self.cache_bytes = cache_bytes
         self.decoder: Decoder | None = None  # see `prepare`
         self.weights = (self.version, engine.version)  # with which the last step was made
-        self.stop_tokens = find_end_tokens(engine)
+        self.stop_tokens = find_stop_tokens(engine)
         self.seeds = np.random.default_rng(seed)  # for requests without a seed
         self.arriving: list[Sequence] = []  # of the callers of this moment; see `_hand_over`
         self.waiting: deque[Sequence] = deque()
@@ -130,7 +130,7 @@ class InProcessSampler:
                 f"the prompt has {len(prompt)} tokens; the context has room for 1 to {self.max_context - 1}: "
                 "shorten the prompt, or raise sampler.max_context if the model allows more"
             )
-        check_token_ids(prompt, self.engine.vocabulary, f"{self.engine.name}: the prompt")
+        check_embedding_ids(prompt, self.engine.vocabulary, f"{self.engine.name}: the prompt")
         loop = asyncio.get_running_loop()
         session = current_session.get() if n == 1 else None
         request = Request(loop, loop.create_future(), n, on_token, request_order.get(), session)
@@ -199,7 +199,7 @@ class InProcessSampler:
                 if layouts is None:
                     self.decoder = SameLength(self.engine, self.max_batch)
                 else:
-                    step = choose_step(self.engine, *layouts)
+                    step = choose_decode_step(self.engine, *layouts)
                     self.decoder = Continuous(self.engine, *layouts, step, self.max_batch, self.cache_bytes)
             return self.decoder
 
@@ -338,7 +338,7 @@ class InProcessSampler:
             request.fail(error)
 
 
-def find_end_tokens(engine: Engine) -> frozenset[int]:
+def find_stop_tokens(engine: Engine) -> frozenset[int]:
     """Ids that end a completion: those of the generation config and of the tokenizer."""
     generation = getattr(engine.module, "generation_config", None)
     found = [

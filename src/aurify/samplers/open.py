@@ -14,7 +14,7 @@ from aurify.bounds import Checked, Ge, PositiveInt
 from aurify.config import did_you_mean
 from aurify.errors import UserError
 from aurify.samplers.sampler import StreamingSampler
-from aurify.signatures import options_for
+from aurify.signatures import convert_call_options
 
 if TYPE_CHECKING:
     from aurify.engine.engine import Engine
@@ -41,7 +41,7 @@ class SamplerOptions(Checked):
         module, _, name = KINDS[self.kind].partition(":")
         kind = getattr(import_module(module), name)
         values = {"max_batch": self.max_batch, "max_context": self.max_context, "seed": seed, **self.options}
-        return kind, options_for(f"sampler {self.kind!r}", kind, values, num_given=1)
+        return kind, convert_call_options(f"sampler {self.kind!r}", kind, values, num_given=1)
 
 
 def open_sampler(options: SamplerOptions, engine: Engine, *, seed: int = 0) -> StreamingSampler:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from aurify.engine.packing import Ints, common_prefix
+from aurify.engine.packing import Ints, common_token_prefix
 from aurify.samplers.cache import SlotCache
 from aurify.samplers.request import Sequence
 from aurify.samplers.sampler import Session
@@ -45,7 +45,7 @@ class Sessions:
     def count_known(self, sequence: Sequence) -> int:
         """How many tokens of a prompt need not be computed. The last one must be: it predicts what follows."""
         kept, prompt = self.find(sequence.request.session), sequence.prompt
-        return 0 if kept is None else min(common_prefix(kept.tokens, np.asarray(prompt)), len(prompt) - 1)
+        return 0 if kept is None else min(common_token_prefix(kept.tokens, np.asarray(prompt)), len(prompt) - 1)
 
     def keep(self, sequence: Sequence, slot: int, room: int) -> None:
         """After a turn. room: bytes for all sessions. If there is none left, those that wait already keep theirs: when

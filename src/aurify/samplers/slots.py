@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from aurify.samplers.draw import draw
+from aurify.samplers.draw import draw_tokens
 from aurify.samplers.request import Sequence
 
 TOKEN, POSITION, LEFT, COUNT, GREEDY, TOP_K, STOPS = range(7)  # rows of the integers
@@ -53,7 +53,7 @@ class State:
         integers, numbers = self.integers, self.numbers
         left, counts = integers[LEFT], integers[COUNT]
         filters = (integers[TOP_K], numbers[TOP_P], numbers[MIN_P]) if options.filters else None
-        tokens, logprobs = draw(
+        tokens, logprobs = draw_tokens(
             logits,
             numbers[UNIFORMS:].gather(0, counts[None]).squeeze(0),
             temperature=numbers[TEMPERATURE].float() if options.temperature else None,
@@ -125,7 +125,7 @@ class Slots:
         self.integers[:, first:] = 0
 
 
-def pair_moves(finished: list[bool]) -> tuple[list[int], list[int]]:
+def pair_slot_moves(finished: list[bool]) -> tuple[list[int], list[int]]:
     """Which slots move where, so that those in use are the first ones again. finished: one entry a slot in use."""
     num = finished.count(False)
     targets = [slot for slot in range(num) if finished[slot]]

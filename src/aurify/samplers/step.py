@@ -79,8 +79,8 @@ def prepare_layouts(engine: Engine) -> tuple[Any, SlotCache] | None:
         if packs:
             return decoder, cache
         expected = trainer_logprobs(engine)
-        gap = mean_kl(expected, step_logprobs(engine, decoder, PlainStep(decoder), cache))
-        bound = max(rounding_kl(expected, cache.dtype, units=8), 1e-9)
+        gap = mean_decode_kl(expected, step_logprobs(engine, decoder, PlainStep(decoder), cache))
+        bound = max(decode_rounding_kl(expected, cache.dtype, units=8), 1e-9)
         reason = f"decoded token by token its distributions differ (KL {gap:.2g}, rounding explains {bound:.2g})"
         if gap <= bound:
             return decoder, cache
@@ -101,18 +101,18 @@ def copy_for_layouts(module: Any) -> Any:
     return copied.base_model
 
 
-def choose_step(engine: Engine, decoder: Any, cache: SlotCache) -> Step:
+def choose_decode_step(engine: Engine, decoder: Any, cache: SlotCache) -> Step:
     """The short step, if there is one and it gives what the model's own code gives."""
     plain, config = PlainStep(decoder), engine.module.config.get_text_config()
     if config.model_type not in ALIKE or config.hidden_act != "silu":
         return plain
     try:
         short, expected = LlamaStep(decoder), trainer_logprobs(engine)
-        usual, gap = (mean_kl(expected, step_logprobs(engine, decoder, step, cache)) for step in (plain, short))
+        usual, gap = (mean_decode_kl(expected, step_logprobs(engine, decoder, step, cache)) for step in (plain, short))
     except (AttributeError, TypeError, RuntimeError) as reason:
         log.warning("sampling by the model's own code, which is slower: %s", reason)
         return plain
-    if not gap <= SPREAD * usual + rounding_kl(expected, cache.dtype, units=1):
+    if not gap <= SPREAD * usual + decode_rounding_kl(expected, cache.dtype, units=1):
         log.warning(
             "sampling by the model's own code, which is slower: the short step is %.2g from the trainer (KL), the "
             "model's own %.2g",
@@ -133,7 +133,7 @@ def trainer_logprobs(engine: Engine) -> Tensor:
     tokens = sample_tokens(engine)
     row = pack_row([list(map(int, sequence)) for sequence in tokens], range(len(tokens)), share=False)
     nodes = np.stack([path[-COMPARED:] for path in row.nodes])
-    return head_logprobs(engine, engine.body.hidden(row)[torch.from_numpy(nodes).to(engine.device)])
+    return decode_head_logprobs(engine, engine.body.hidden(row)[torch.from_numpy(nodes).to(engine.device)])
 
 
 def step_logprobs(engine: Engine, decoder: Any, step: Step, cache: SlotCache) -> Tensor:
@@ -147,18 +147,18 @@ def step_logprobs(engine: Engine, decoder: Any, step: Step, cache: SlotCache) ->
     for position, column in enumerate(torch.from_numpy(rest).to(cache.device).unbind(1), prompts.shape[1]):
         found.append(step(column, Decoding(cache, torch.full_like(column, position), 0, ROUND)))
     cache.free()
-    return head_logprobs(engine, torch.stack(found, dim=1))
+    return decode_head_logprobs(engine, torch.stack(found, dim=1))
 
 
-def head_logprobs(engine: Engine, hidden: Tensor) -> Tensor:
+def decode_head_logprobs(engine: Engine, hidden: Tensor) -> Tensor:
     return engine.head.logits(hidden).double().log_softmax(-1)  # type: ignore[union-attr]
 
 
-def mean_kl(expected: Tensor, found: Tensor) -> float:
+def mean_decode_kl(expected: Tensor, found: Tensor) -> float:
     """Mean KL from log-probs to log-probs, in nats."""
     return float((expected.exp() * (expected - found)).sum(-1).mean())
 
 
-def rounding_kl(expected: Tensor, dtype: torch.dtype, units: int) -> float:
+def decode_rounding_kl(expected: Tensor, dtype: torch.dtype, units: int) -> float:
     """The KL that errors of so many units in the last digit of a usual logit make."""
     return float((units * torch.finfo(dtype).eps * expected.std(-1).mean()).square() / 2)

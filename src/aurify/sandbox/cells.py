@@ -37,16 +37,16 @@ def run_cell(code: str, file: str, namespace: dict[str, Any]) -> None:
     sys.stdout = sys.stderr = open(1, "w", encoding="utf-8", errors="replace", buffering=1 << 16, closefd=False)  # noqa: SIM115
     linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)  # for tracebacks
     try:
-        for part in compile_parts(code, file):
+        for part in compile_cell(code, file):
             exec(part, namespace)
     except BaseException as error:
-        print_error(error)
+        print_cell_error(error)
     stream: Any = sys.stdout
     if not stream.closed:
         stream.flush()
 
 
-def compile_parts(code: str, file: str) -> Iterator[types.CodeType]:
+def compile_cell(code: str, file: str) -> Iterator[types.CodeType]:
     """The statements, and apart from them an expression at the end, whose value is printed unless it is None."""
     body = ast.parse(code, file).body
     last = [body.pop()] if body and isinstance(body[-1], ast.Expr) else []
@@ -56,7 +56,7 @@ def compile_parts(code: str, file: str) -> Iterator[types.CodeType]:
     yield from compiled
 
 
-def print_error(error: BaseException) -> None:
+def print_cell_error(error: BaseException) -> None:
     """As Python does, but only with the lines of the code that was sent."""
     told = traceback.TracebackException.from_exception(error)
     errors: list[Any] = [told]

@@ -20,7 +20,7 @@ SCOPES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def blocks(statement: ast.AST) -> Iterator[list[ast.stmt]]:
+def statement_blocks(statement: ast.AST) -> Iterator[list[ast.stmt]]:
     """The blocks of a compound statement."""
     for _, value in ast.iter_fields(statement):
         if isinstance(value, list) and value and isinstance(value[0], ast.stmt):
@@ -31,7 +31,7 @@ def blocks(statement: ast.AST) -> Iterator[list[ast.stmt]]:
                     yield entry.body
 
 
-def expressions(statement: ast.AST) -> Iterator[ast.AST]:
+def statement_expressions(statement: ast.AST) -> Iterator[ast.AST]:
     """The nodes of a statement that run with it: not its blocks, and no function or class that it defines."""
     waiting = [node for node in ast.iter_child_nodes(statement) if not isinstance(node, ast.stmt | ast.ExceptHandler)]
     if isinstance(statement, SCOPES):
@@ -44,63 +44,65 @@ def expressions(statement: ast.AST) -> Iterator[ast.AST]:
             waiting += ast.iter_child_nodes(node)
 
 
-def called_name(node: ast.AST) -> str:
+def read_called_name(node: ast.AST) -> str:
     """The last part of the name that a call calls."""
     function = node.func if isinstance(node, ast.Call) else None
     return getattr(function, "attr", getattr(function, "id", ""))
 
 
-def is_check(statement: ast.stmt) -> bool:
+def is_test_check(statement: ast.stmt) -> bool:
     if isinstance(statement, SCOPES):
         return False
     if isinstance(statement, ast.Assert):  # `assert (a == b, "text")` is always true
         return not isinstance(statement.test, ast.Constant | ast.Tuple)
-    return any(ASSERTING.search(called_name(node)) for node in expressions(statement))
+    return any(ASSERTING.search(read_called_name(node)) for node in statement_expressions(statement))
 
 
-def always_fails(statement: ast.stmt) -> bool:
+def statement_always_fails(statement: ast.stmt) -> bool:
     """`raise X`, `assert False`, `fail()`, `exit(1)`"""
     if isinstance(statement, ast.Raise):
         return statement.exc is not None
     if isinstance(statement, ast.Assert):
         return isinstance(statement.test, ast.Constant) and not statement.test.value
-    calls = [node for node in expressions(statement) if isinstance(node, ast.Call)]
-    return any(called_name(call) == "fail" or (called_name(call) in EXITS and has_exit_code(call)) for call in calls)
+    calls = [node for node in statement_expressions(statement) if isinstance(node, ast.Call)]
+    return any(
+        read_called_name(call) == "fail" or (read_called_name(call) in EXITS and has_exit_code(call)) for call in calls
+    )
 
 
 def has_exit_code(call: ast.Call) -> bool:
     return any(not isinstance(code, ast.Constant) or bool(code.value) for code in call.args)
 
 
-def fails_inside(statement: ast.stmt) -> bool:
+def statement_fails_inside(statement: ast.stmt) -> bool:
     """Whether it decides over something that only happens on failure. A loop decides only with its `else`."""
     if not isinstance(statement, (*BRANCHES, *LOOPS)):
         return False
-    inner = [statement.orelse] if isinstance(statement, LOOPS) else blocks(statement)
-    return any(always_fails(child) or fails_inside(child) for block in inner for child in block)
+    inner = [statement.orelse] if isinstance(statement, LOOPS) else statement_blocks(statement)
+    return any(statement_always_fails(child) or statement_fails_inside(child) for block in inner for child in block)
 
 
-def fails_later(block: Sequence[ast.AST]) -> bool:
+def block_fails_later(block: Sequence[ast.AST]) -> bool:
     """Whether it is left early, or else fails."""
-    return any(isinstance(statement, ast.stmt) and always_fails(statement) for statement in block[1:])
+    return any(isinstance(statement, ast.stmt) and statement_always_fails(statement) for statement in block[1:])
 
 
-def mark(block: list[ast.stmt], *, fails: bool = False, swallowed: bool = False) -> None:
-    """Puts a call of MARK before each check of a block and of the blocks in it. fails: see `fails_later`. swallowed: an
-    error in the block does not get out."""
+def mark_test_checks(block: list[ast.stmt], *, fails: bool = False, swallowed: bool = False) -> None:
+    """Puts a call of MARK before each check of a block and of the blocks in it. fails: see `block_fails_later`.
+    swallowed: an error in the block does not get out."""
     for index in reversed(range(len(block))):
         statement = block[index]
-        for inner in blocks(statement):
-            inner_fails = isinstance(statement, (*FUNCTIONS, *LOOPS)) and fails_later(inner)
+        for inner in statement_blocks(statement):
+            inner_fails = isinstance(statement, (*FUNCTIONS, *LOOPS)) and block_fails_later(inner)
             inherits = swallowed and not isinstance(statement, SCOPES)
-            mark(inner, fails=inner_fails, swallowed=inherits or swallows(statement, inner))
+            mark_test_checks(inner, fails=inner_fails, swallowed=inherits or swallows_failed_assert(statement, inner))
         if swallowed and isinstance(statement, ast.Assert | ast.Raise) and is_failed_assert(statement):
-            block[index : index + 1] = [build_call(OPEN, statement), statement, build_call(HELD, statement)]
-        if is_check(statement) or fails_inside(statement) or (fails and index == 0):
-            block.insert(index, build_call(MARK, statement))
+            block[index : index + 1] = [build_mark_call(OPEN, statement), statement, build_mark_call(HELD, statement)]
+        if is_test_check(statement) or statement_fails_inside(statement) or (fails and index == 0):
+            block.insert(index, build_mark_call(MARK, statement))
 
 
-def build_call(name: str, beside: ast.stmt) -> ast.stmt:
+def build_mark_call(name: str, beside: ast.stmt) -> ast.stmt:
     call = ast.Expr(ast.Call(ast.Name(name, ast.Load()), [], []))
     return ast.fix_missing_locations(ast.copy_location(call, beside))
 
@@ -110,30 +112,30 @@ def is_failed_assert(statement: ast.Assert | ast.Raise) -> bool:
     return isinstance(statement, ast.Assert) or "AssertionError" in ast.unparse(statement)
 
 
-def swallows(statement: ast.AST, block: list[ast.stmt]) -> bool:
+def swallows_failed_assert(statement: ast.AST, block: list[ast.stmt]) -> bool:
     """Whether a failed assert in a block of the statement would pass unnoticed: under `suppress`, or in a `try`."""
     if isinstance(statement, ast.With | ast.AsyncWith):
-        return any(called_name(item.context_expr) == "suppress" for item in statement.items)
+        return any(read_called_name(item.context_expr) == "suppress" for item in statement.items)
     if not isinstance(statement, ast.Try) or block is not statement.body:
         return False
     caught = "AssertionError|Exception"
     return any(handler.type is None or re.search(caught, ast.unparse(handler.type)) for handler in statement.handlers)
 
 
-def is_skip(statement: ast.AST) -> bool:
+def is_test_skip(statement: ast.AST) -> bool:
     """`pytest.skip()` or `self.skipTest()`: what comes after it does not run."""
-    return isinstance(statement, ast.Expr) and called_name(statement.value) in ("skip", "skipTest")
+    return isinstance(statement, ast.Expr) and read_called_name(statement.value) in ("skip", "skipTest")
 
 
-def write_out_empty_lists(tree: ast.Module) -> None:
+def write_out_empty_test_lists(tree: ast.Module) -> None:
     """Writes `[]` where a loop or `parametrize` names a list that is always empty."""
     nodes = list(ast.walk(tree))
     for statement in tree.body:
-        if not (isinstance(statement, ast.Assign) and is_empty(statement.value)):
+        if not (isinstance(statement, ast.Assign) and is_empty_list_node(statement.value)):
             continue
         name = ast.unparse(statement.targets[0])
         loops = [node for node in nodes if isinstance(node, ast.For) and ast.unparse(node.iter) == name]
-        marks = [node for node in nodes if isinstance(node, ast.Call) and called_name(node) == "parametrize"]
+        marks = [node for node in nodes if isinstance(node, ast.Call) and read_called_name(node) == "parametrize"]
         calls = [call for call in marks if name in map(ast.unparse, call.args[1:2])]
         mentions = sum(getattr(node, "id", "") == name for node in nodes)
         if mentions == 1 + len(loops) + len(calls):  # nothing else could fill it
@@ -143,51 +145,51 @@ def write_out_empty_lists(tree: ast.Module) -> None:
                 call.args[1] = statement.value
 
 
-def never_runs(statement: ast.AST) -> bool:
+def statement_never_runs(statement: ast.AST) -> bool:
     """`if False:` and loops over nothing, and functions and classes that are skipped or have no parameters."""
     if isinstance(statement, ast.If):
         return isinstance(statement.test, ast.Constant) and not statement.test.value and not statement.orelse
     if isinstance(statement, ast.For):
-        return is_empty(statement.iter)
+        return is_empty_list_node(statement.iter)
     for decorator in getattr(statement, "decorator_list", ()):
         name, arguments = ast.unparse(decorator).split("(")[0], getattr(decorator, "args", [])
         skipped = name.endswith(("mark.skip", "mark.xfail", "unittest.skip", "expectedFailure"))
         if name.endswith(("skipif", "skipIf", "xfail")) and arguments:
             skipped = isinstance(arguments[0], ast.Constant) and bool(arguments[0].value)
-        if skipped or (name.endswith("parametrize") and any(map(is_empty, arguments[1:2]))):
+        if skipped or (name.endswith("parametrize") and any(map(is_empty_list_node, arguments[1:2]))):
             return True
     return False
 
 
-def is_empty(node: ast.AST) -> bool:
+def is_empty_list_node(node: ast.AST) -> bool:
     return isinstance(node, ast.List | ast.Tuple) and not node.elts
 
 
-def leads_to_check(block: Sequence[ast.AST], checking: set[str]) -> bool:
+def leads_to_test_check(block: Sequence[ast.AST], checking: set[str]) -> bool:
     """Whether running the block may run a check. checking: names of functions that check something."""
     for statement in block:
-        if is_skip(statement):
+        if is_test_skip(statement):
             return False
-        if never_runs(statement):
+        if statement_never_runs(statement):
             continue
-        if isinstance(statement, ast.stmt) and (is_check(statement) or fails_inside(statement)):
+        if isinstance(statement, ast.stmt) and (is_test_check(statement) or statement_fails_inside(statement)):
             return True
-        for node in expressions(statement):
+        for node in statement_expressions(statement):
             if getattr(node, "id", getattr(node, "attr", "")) in checking:
                 return True
-        for inner in () if isinstance(statement, FUNCTIONS) else blocks(statement):
-            if leads_to_check(inner, checking) or (isinstance(statement, LOOPS) and fails_later(inner)):
+        for inner in () if isinstance(statement, FUNCTIONS) else statement_blocks(statement):
+            if leads_to_test_check(inner, checking) or (isinstance(statement, LOOPS) and block_fails_later(inner)):
                 return True
     return False
 
 
-def checking_functions(trees: Sequence[ast.AST]) -> set[str]:
+def find_checking_functions(trees: Sequence[ast.AST]) -> set[str]:
     """The names of functions and methods that check something themselves, or use such a function."""
     functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, FUNCTIONS)]
     found: set[str] = set()
     while True:
         left = [node for node in functions if node.name not in found]
-        more = {node.name for node in left if fails_later(node.body) or leads_to_check(node.body, found)}
+        more = {node.name for node in left if block_fails_later(node.body) or leads_to_test_check(node.body, found)}
         if not more:
             return found
         found |= more

@@ -13,10 +13,10 @@ NOBODY = 65534
 THIS_PROCESS = 0x7ABCDEF0  # the same as in `seccomp.py`
 
 
-def confine(options: dict[str, Any]) -> None:
+def confine_sandbox(options: dict[str, Any]) -> None:
     """Sets limits that cannot be raised again. Without bubblewrap, sets up Landlock and the filter too."""
     if options["landlock"]:
-        forbid_files(options["readable"])
+        forbid_sandbox_files(options["readable"])
     elif os.getuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -34,7 +34,7 @@ def confine(options: dict[str, Any]) -> None:
     for limit, value in limits.items():
         resource.setrlimit(limit, (value, value))
     if options["landlock"]:
-        refuse_calls(bytes.fromhex(options["filter"]))
+        refuse_system_calls(bytes.fromhex(options["filter"]))
 
 
 def system_call(number: int, *arguments: Any) -> int:
@@ -47,7 +47,7 @@ def system_call(number: int, *arguments: Any) -> int:
     return int(result)
 
 
-def forbid_files(readable: list[str]) -> None:
+def forbid_sandbox_files(readable: list[str]) -> None:
     """Landlock (system calls 444 to 446): files may only be read, and only below the given paths; no TCP; no signal to
     a process outside."""
     import ctypes
@@ -74,7 +74,7 @@ def forbid_files(readable: list[str]) -> None:
     os.close(ruleset)
 
 
-def refuse_calls(code: bytes) -> None:
+def refuse_system_calls(code: bytes) -> None:
     """Gives up all capabilities, and installs the filter of system calls."""
     import ctypes
 

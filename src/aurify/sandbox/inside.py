@@ -17,7 +17,7 @@ import sys
 import types
 from typing import Any
 
-from aurify.sandbox.confine import confine
+from aurify.sandbox.confine import confine_sandbox
 from aurify.sandbox.peer import Peer, ProgramEnded
 from aurify.sandbox.values import OPERATIONS, Remote
 
@@ -26,10 +26,10 @@ MAX_PRINTED = 1 << 20
 
 def execute_script(options: dict[str, Any]) -> None:
     """A program that reads standard input and prints."""
-    run_module(options["code"], "__main__")
+    run_program_module(options["code"], "__main__")
 
 
-def run_module(code: str, name: str) -> dict[str, Any]:
+def run_program_module(code: str, name: str) -> dict[str, Any]:
     """Executes the code as a module of that name. It inherits `annotations` from the future of this file: annotations
     are not evaluated, so that `List` need not be imported."""
     module = types.ModuleType(name)
@@ -76,17 +76,17 @@ def execute_program(options: dict[str, Any]) -> None:
     builtins.input = lambda prompt="": peer.ask("input", str(prompt))
 
     def load() -> list[list[Any]]:
-        peer.errors = run_module(options["code"], "solution")
-        return list_definitions(peer.errors)
+        peer.errors = run_program_module(options["code"], "solution")
+        return list_program_definitions(peer.errors)
 
     peer.operations["load"] = load
-    peer.operations["candidate"] = lambda name, required: find_candidate(peer.errors, name, required)
+    peer.operations["candidate"] = lambda name, required: find_tested_candidate(peer.errors, name, required)
     with contextlib.suppress(ProgramEnded):
         while True:
             peer.serve(peer.receive())
 
 
-def list_definitions(names: dict[str, Any]) -> list[list[Any]]:
+def list_program_definitions(names: dict[str, Any]) -> list[list[Any]]:
     """[name, kind, content] of what a program defines. The content of a module is its name; that of an error class is
     the class and the names of its bases."""
     found: list[list[Any]] = []
@@ -102,7 +102,7 @@ def list_definitions(names: dict[str, Any]) -> list[list[Any]]:
     return found
 
 
-def find_candidate(names: dict[str, Any], name: str | None, required: bool) -> Any:
+def find_tested_candidate(names: dict[str, Any], name: str | None, required: bool) -> Any:
     """The function of that name, or the method of the class `Solution`. Without such a name: the last function that the
     program defines, or the last method of that class."""
     solution: Any = names.get("Solution")
@@ -112,16 +112,16 @@ def find_candidate(names: dict[str, Any], name: str | None, required: bool) -> A
         return getattr(solution(), name)
     if required:
         raise NameError(f"the program defines no {name!r}")
-    own = [value for key, value in names.items() if is_public_function(key, value) and value.__module__ == "solution"]
+    own = [value for key, value in names.items() if is_tested_function(key, value) and value.__module__ == "solution"]
     if own:
         return own[-1]
-    methods = [key for key, value in vars(solution).items() if is_public_function(key, value)] if solution else []
+    methods = [key for key, value in vars(solution).items() if is_tested_function(key, value)] if solution else []
     if not methods:
         raise NameError("the program defines no function")
     return getattr(solution(), methods[-1])
 
 
-def is_public_function(name: str, value: Any) -> bool:
+def is_tested_function(name: str, value: Any) -> bool:
     return isinstance(value, types.FunctionType) and not name.startswith("_")
 
 
@@ -131,8 +131,8 @@ def is_public_function(name: str, value: Any) -> bool:
 def execute_tests(options: dict[str, Any]) -> None:
     """Runs the tests and reports each of them on standard output, one JSON line each. Nothing else writes there."""
     from aurify.sandbox.items import Broken
-    from aurify.sandbox.runner import Runner, describe
-    from aurify.sandbox.texts import imported_from_program, parse_all
+    from aurify.sandbox.runner import Runner, describe_test_error
+    from aurify.sandbox.texts import list_tested_imports, parse_test_texts
 
     report = os.fdopen(os.dup(1), "w")
     null = os.open("/dev/null", os.O_WRONLY)
@@ -154,17 +154,17 @@ def execute_tests(options: dict[str, Any]) -> None:
     entry_point, hint = options["entry_point"], options["hint"]
     all_text = "\n".join([options["setup"], *options["tests"]])
     try:
-        texts = parse_all(options["tests"], options["setup"])
+        texts = parse_test_texts(options["tests"], options["setup"])
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        say(broken=describe(error))
+        say(broken=describe_test_error(error))
         return
     say(count=sum(text.count() for text in texts) + len(options["calls"]))
     try:
-        solution = load_solution(peer, {str(entry_point), str(hint)} | imported_from_program(all_text))
+        solution = load_solution(peer, {str(entry_point), str(hint)} | list_tested_imports(all_text))
     except BaseException as error:
-        say(refused=describe(error))
+        say(refused=describe_test_error(error))
         return
-    namespace = make_module(solution, {entry_point, hint} - {None}, all_text)
+    namespace = make_test_module(solution, {entry_point, hint} - {None}, all_text)
 
     def make_candidate() -> Any:
         if entry_point and not entry_point.isidentifier():
@@ -205,7 +205,7 @@ def load_solution(peer: Peer, named: set[str]) -> types.ModuleType:
     return module
 
 
-def make_module(solution: types.ModuleType, named: set[str], all_text: str) -> dict[str, Any]:
+def make_test_module(solution: types.ModuleType, named: set[str], all_text: str) -> dict[str, Any]:
     """The namespace of the tests. It starts with what the program defines. named: its function, after which people call
     the module as well."""
     from aurify.sandbox.texts import PROGRAM_MODULES
@@ -244,6 +244,6 @@ def main(options: dict[str, Any]) -> None:
     for name in ("exit", "quit"):
         setattr(builtins, name, sys.exit)
     sys.set_int_max_str_digits(0)
-    confine(options)
+    confine_sandbox(options)
     roles = {"script": execute_script, "program": execute_program, "tests": execute_tests, "cells": execute_cells}
     roles[options["role"]](options)

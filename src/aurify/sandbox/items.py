@@ -53,19 +53,19 @@ class Item:
 # collecting
 
 
-def build_items(new: dict[str, Any], namespace: dict[str, Any]) -> list[Item]:
+def build_test_items(new: dict[str, Any], namespace: dict[str, Any]) -> list[Item]:
     """The tests among new names of a module. Classes of unittest are left out."""
-    module_marks = as_marks(namespace.get("pytestmark"))
+    module_marks = list_pytest_marks(namespace.get("pytestmark"))
     found: list[Item] = []
     for name, value in new.items():
         if isinstance(value, types.FunctionType) and name.startswith("test"):
-            found.append(Item(value, None, False, module_marks + as_marks(vars(value).get("pytestmark"))))
+            found.append(Item(value, None, False, module_marks + list_pytest_marks(vars(value).get("pytestmark"))))
         elif is_test_class(name, value):
-            found += class_items(value, module_marks)
-    return [item for base in found for item in expand(base, Lookup(namespace, base.owner))]
+            found += build_class_items(value, module_marks)
+    return [item for base in found for item in expand_test_item(base, Lookup(namespace, base.owner))]
 
 
-def as_marks(value: Any) -> list[Mark]:
+def list_pytest_marks(value: Any) -> list[Mark]:
     found = value if isinstance(value, list | tuple) else [value]
     return [mark for mark in found if isinstance(mark, Mark)]
 
@@ -79,25 +79,25 @@ def is_test_class(name: str, value: Any) -> bool:
     )
 
 
-def class_items(owner: type, marks: list[Mark]) -> Iterator[Item]:
+def build_class_items(owner: type, marks: list[Mark]) -> Iterator[Item]:
     lineage = [kind for kind in reversed(owner.__mro__) if kind is not object]
     members = {name: value for kind in lineage for name, value in vars(kind).items()}
-    own_marks = marks + [mark for kind in lineage for mark in as_marks(vars(kind).get("pytestmark"))]
+    own_marks = marks + [mark for kind in lineage for mark in list_pytest_marks(vars(kind).get("pytestmark"))]
     for name, value in members.items():
         function = getattr(value, "__func__", value)
         if isinstance(function, types.FunctionType) and name.startswith("test"):
             bound = not isinstance(value, staticmethod)
-            yield Item(function, owner, bound, own_marks + as_marks(vars(function).get("pytestmark")))
+            yield Item(function, owner, bound, own_marks + list_pytest_marks(vars(function).get("pytestmark")))
         elif is_test_class(name, value):
-            yield from class_items(value, own_marks)
+            yield from build_class_items(value, own_marks)
 
 
-def expand(item: Item, lookup: Lookup) -> list[Item]:
+def expand_test_item(item: Item, lookup: Lookup) -> list[Item]:
     """One item for each combination of its parameters, and of those of the fixtures that it uses."""
     items = [item]
     for mark in item.marks:
         if mark.name == "parametrize":
-            sets = list(parameter_sets(mark))
+            sets = list(list_test_parameters(mark))
             items = [each.with_values(*values) for values in sets for each in items]
     for fixture in lookup.used_by(item):
         if fixture.params is not None and items and fixture.name not in items[0].for_fixtures:
@@ -108,7 +108,7 @@ def expand(item: Item, lookup: Lookup) -> list[Item]:
     return items
 
 
-def parameter_sets(mark: Mark) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[Mark]]]:
+def list_test_parameters(mark: Mark) -> Iterator[tuple[dict[str, Any], dict[str, Any], list[Mark]]]:
     """For each row of `parametrize`: values for arguments, values for fixtures, and marks."""
     keywords = dict(zip(("argnames", "argvalues"), mark.args, strict=False)) | mark.kwargs
     names = keywords["argnames"]
@@ -130,7 +130,7 @@ def parameter_sets(mark: Mark) -> Iterator[tuple[dict[str, Any], dict[str, Any],
         yield direct, {name: named[name] for name in to_fixtures}, marks
 
 
-def argument_names(function: Any, bound: bool) -> list[str]:
+def list_test_arguments(function: Any, bound: bool) -> list[str]:
     """The arguments that a function needs: those without defaults, `self`, and mocks that `patch` puts in."""
     patched = [each for each in getattr(function, "patchings", ()) if each.attribute_name is None]
     num_mocks = sum(type(each.new).__name__ == "_SentinelObject" for each in patched)
@@ -157,12 +157,12 @@ class Lookup:
         self.own = {fixture.name for fixture in own}
 
     def arguments(self, fixture: Fixture) -> list[str]:
-        return argument_names(fixture.function, fixture.name in self.own)
+        return list_test_arguments(fixture.function, fixture.name in self.own)
 
     def direct_names(self, item: Item) -> list[str]:
         names = [fixture.name for fixture in self.fixtures.values() if fixture.autouse]
         names += [str(name) for mark in item.marks if mark.name == "usefixtures" for name in mark.args]
-        return names + argument_names(item.function, item.bound)
+        return names + list_test_arguments(item.function, item.bound)
 
     def used_by(self, item: Item) -> list[Fixture]:
         names = self.direct_names(item)
@@ -192,42 +192,42 @@ class Session:
             if item.owner:
                 self.set_up("class", lambda name: getattr(item.owner, name, None), item.owner)
                 item.instance = item.owner()
-                prepare("method", lambda name: find_method(item.instance, name), item.function, stack)
+                run_test_setup("method", lambda name: find_setup_method(item.instance, name), item.function, stack)
             else:
-                prepare("function", self.namespace.get, item.function, stack)
+                run_test_setup("function", self.namespace.get, item.function, stack)
             values = Values(self, item, stack)
             arguments = {name: values.get(name) for name in values.lookup.direct_names(item)}
-            names = argument_names(item.function, item.bound)
+            names = list_test_arguments(item.function, item.bound)
             function = item.function.__get__(item.instance) if item.bound else item.function
-            wait_for_result(function(**{name: arguments[name] for name in names}))
+            await_test_result(function(**{name: arguments[name] for name in names}))
 
     def set_up(self, kind: str, find: Callable[[str], Any], owner: Any) -> None:
         if (kind, owner) not in self.kept:
             self.kept[kind, owner] = True
-            prepare(kind, find, owner, self.lasting)
+            run_test_setup(kind, find, owner, self.lasting)
 
 
-def prepare(kind: str, find: Callable[[str], Any], argument: Any, stack: contextlib.ExitStack) -> None:
+def run_test_setup(kind: str, find: Callable[[str], Any], argument: Any, stack: contextlib.ExitStack) -> None:
     """Calls `setup_KIND`, and `teardown_KIND` when the stack ends."""
     before, after = find(f"setup_{kind}"), find(f"teardown_{kind}")
     if isinstance(before, types.FunctionType | types.MethodType):
-        call_with(before, argument)
+        call_test_setup(before, argument)
     if isinstance(after, types.FunctionType | types.MethodType):
-        stack.callback(call_with, after, argument)
+        stack.callback(call_test_setup, after, argument)
 
 
-def find_method(instance: Any, name: str) -> Any:
+def find_setup_method(instance: Any, name: str) -> Any:
     """`setup_method`; also `setup`, as nose and older versions of pytest call it."""
     return getattr(instance, name, None) or getattr(instance, name.removesuffix("_method"), None)
 
 
-def call_with(function: Any, argument: Any) -> Any:
+def call_test_setup(function: Any, argument: Any) -> Any:
     """Calls a function with the argument if it takes one."""
     bound = getattr(function, "__self__", None) is not None
-    return function(*[argument][: len(argument_names(getattr(function, "__func__", function), bound))])
+    return function(*[argument][: len(list_test_arguments(getattr(function, "__func__", function), bound))])
 
 
-def wait_for_result(result: Any) -> Any:
+def await_test_result(result: Any) -> Any:
     """Waits for the result of an async function."""
     if isinstance(result, types.CoroutineType):
         return importlib.import_module("asyncio").run(result)
@@ -262,7 +262,7 @@ class Values:
         names = self.lookup.arguments(fixture)
         arguments = {name: request if name == "request" else self.get(name) for name in names}
         function = fixture.function.__get__(self.item.instance) if fixture.name in self.lookup.own else fixture.function
-        result = wait_for_result(function(**arguments))
+        result = await_test_result(function(**arguments))
         if isinstance(result, types.GeneratorType):
             value = next(result)
             stack.callback(next, result, None)

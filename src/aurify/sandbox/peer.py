@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from aurify.sandbox.values import Remote, pack_value, unpack_value
+from aurify.sandbox.values import Remote, pack_peer_value, unpack_peer_value
 
 MAX_MESSAGE = 8 << 20
 
@@ -108,7 +108,7 @@ class Peer:
 
     def ask(self, operation: str, *arguments: Any) -> Any:
         self.num_asked += 1
-        self.send({"do": operation, "with": [pack_value(self, argument) for argument in arguments]})
+        self.send({"do": operation, "with": [pack_peer_value(self, argument) for argument in arguments]})
         while True:
             message = self.receive()
             if "do" in message:
@@ -116,12 +116,12 @@ class Peer:
             elif "error" in message:
                 raise self.decode_error(*message["error"])
             else:
-                return unpack_value(self, message.get("value"))
+                return unpack_peer_value(self, message.get("value"))
 
     def serve(self, message: dict[str, Any]) -> None:
         try:
-            arguments = [unpack_value(self, value) for value in message["with"]]
-            answer = {"value": pack_value(self, self.operations[message["do"]](*arguments))}
+            arguments = [unpack_peer_value(self, value) for value in message["with"]]
+            answer = {"value": pack_peer_value(self, self.operations[message["do"]](*arguments))}
         except ProgramEnded:
             raise
         except BaseException as error:
@@ -141,7 +141,7 @@ class Peer:
         arguments = [arg if isinstance(arg, str | int | float | None) else str(arg)[:1000] for arg in error.args]
         if self.deciding or type(error).__module__ == "builtins":
             return [name, text, arguments, None]
-        return [name, text, arguments, pack_value(self, error)]
+        return [name, text, arguments, pack_peer_value(self, error)]
 
     def decode_error(self, name: Any, text: Any, arguments: Any, remote: Any) -> BaseException:
         if name == "SystemExit":
@@ -154,7 +154,7 @@ class Peer:
         except Exception:  # it takes other arguments
             return ProgramError(f"{name}: {text}")
         if isinstance(error, ProgramError):
-            error.remote = unpack_value(self, remote)
+            error.remote = unpack_peer_value(self, remote)
         return error
 
     def add_error_class(self, name: str, remote: Remote, bases: list[str]) -> type:

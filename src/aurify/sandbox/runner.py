@@ -14,19 +14,19 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from aurify.sandbox.checks import HELD, MARK, OPEN, mark
-from aurify.sandbox.items import Broken, Session, build_items
+from aurify.sandbox.checks import HELD, MARK, OPEN, mark_test_checks
+from aurify.sandbox.items import Broken, Session, build_test_items
 from aurify.sandbox.peer import Peer, ProgramEnded, ProgramExit
 from aurify.sandbox.pytest_stand_in import Skipped, XFailed
 from aurify.sandbox.texts import ParsedText
 
 
-def skips(error: BaseException) -> bool:
+def skips_test(error: BaseException) -> bool:
     unittest = type(error).__module__ == "unittest.case" and type(error).__name__ == "SkipTest"
     return unittest or isinstance(error, Skipped | XFailed)
 
 
-def describe(error: BaseException) -> str:
+def describe_test_error(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:500]
 
 
@@ -54,13 +54,13 @@ class Runner:
         """Runs what the tests need. False: it needs something that the program does not have."""
         try:
             tree = ast.parse(code)
-            mark(tree.body)
+            mark_test_checks(tree.body)
             self.execute(tree.body)
         except BaseException as error:
             self.refuse_broken(error)
             if not (self.peer.num_asked or isinstance(error, NameError | ImportError)):
-                raise Broken(describe(error)) from None
-            self.say(refused=describe(error))
+                raise Broken(describe_test_error(error)) from None
+            self.say(refused=describe_test_error(error))
             return False
         return True
 
@@ -89,9 +89,9 @@ class Runner:
             run()
         except BaseException as error:
             self.refuse_broken(error)
-            if skips(error):
+            if skips_test(error):
                 return False
-            problem = describe(error)
+            problem = describe_test_error(error)
         self.judge(name, problem, can_check, self.num_checked > checked, self.peer.num_asked > asked)
         return True
 
@@ -121,7 +121,7 @@ class Runner:
 
     def run_text(self, text: ParsedText) -> None:
         before = dict(self.namespace)
-        mark(text.tree.body)
+        mark_test_checks(text.tree.body)
         if not self.run_statements(text):
             return
         if text.has_candidate:
@@ -131,7 +131,7 @@ class Runner:
         new = {name: value for name, value in self.namespace.items() if before.get(name, self) is not value}
         checking = {name.rpartition(".")[2] for name in text.functions}
         session = Session(self.namespace, self.make_candidate)
-        for item in build_items(new, self.namespace):
+        for item in build_test_items(new, self.namespace):
             if item.wants_to_run(self.namespace):
                 self.attempt(item.name, partial(session.run, item), can_check=item.name in checking)
         self.attempt("teardown", session.close, can_check=False)
@@ -177,7 +177,7 @@ class Runner:
         unittest = sys.modules["unittest"]
         suite = unittest.TestLoader().loadTestsFromTestCase(case)
         num_reported, num_tests = self.num_reported, suite.countTestCases()
-        result = build_result(self, checking)
+        result = build_test_result(self, checking)
         suite.run(result)
         self.refuse_broken(result.broken)
         if result.setup_problem:  # of the class, so that none of its tests ran
@@ -192,7 +192,7 @@ class Runner:
     def run_call(self, arguments: list[Any], named: dict[str, Any], accepted: list[Any]) -> None:
         result = self.make_candidate()(*arguments, **named)
         self.count_check()
-        if not any(same_value(result, value) for value in accepted):
+        if not any(equals_test_value(result, value) for value in accepted):
             raise AssertionError("the function returns another value")
 
 
@@ -201,7 +201,7 @@ def is_test_case(value: Any) -> bool:
     return unittest is not None and isinstance(value, type) and issubclass(value, unittest.TestCase)
 
 
-def build_result(runner: Runner, checking: set[str]) -> Any:
+def build_test_result(runner: Runner, checking: set[str]) -> Any:
     """What unittest reports to. Made here, since most tests do without unittest and its import takes a while."""
 
     class Result(sys.modules["unittest"].TestResult):  # type: ignore[misc]
@@ -213,12 +213,12 @@ def build_result(runner: Runner, checking: set[str]) -> Any:
 
         def addError(self, test: Any, error: Any) -> None:
             self.broken = self.broken or error[1]
-            self.problem = describe(error[1])
+            self.problem = describe_test_error(error[1])
             if not hasattr(test, "_testMethodName"):
                 self.setup_problem = self.problem
 
         def addFailure(self, test: Any, error: Any) -> None:
-            self.problem = describe(error[1])
+            self.problem = describe_test_error(error[1])
 
         def addSubTest(self, test: Any, subtest: Any, error: Any) -> None:
             if error is not None:
@@ -243,16 +243,16 @@ def build_result(runner: Runner, checking: set[str]) -> Any:
     return Result()
 
 
-def same_value(result: Any, expected: Any) -> bool:
+def equals_test_value(result: Any, expected: Any) -> bool:
     """Equal as JSON: tuples are lists, keys are text. A float may differ by a millionth."""
     if isinstance(expected, list | tuple):
         same = isinstance(result, list | tuple) and len(result) == len(expected)
-        return same and all(map(same_value, result, expected))
+        return same and all(map(equals_test_value, result, expected))
     if isinstance(expected, dict):
         if not isinstance(result, dict) or len(result) != len(expected):
             return False
         found = {str(key): value for key, value in result.items()}
-        return all(str(key) in found and same_value(found[str(key)], value) for key, value in expected.items())
+        return all(str(key) in found and equals_test_value(found[str(key)], value) for key, value in expected.items())
     if isinstance(expected, float) and isinstance(result, int | float) and not isinstance(result, bool):
         return result == expected or math.isclose(result, expected, rel_tol=1e-6, abs_tol=1e-9)
     return bool(result == expected)

@@ -1,10 +1,11 @@
 """Runs code that nobody has read: no network, no files of the host, no new processes; bounded time, memory, disk and
 output.
 
-With bubblewrap (`bwrap`) a run has its own view of files, processes, network and users: it can read the interpreter's
-folders, write a small /tmp in memory, and nothing else. Some distributions and containers forbid that, or have no
-bubblewrap. There the kernel's Landlock takes over, with the same limits and filter of system calls: the interpreter's
-folders to read, nothing to write. A process could then still learn whether a path exists. Without either, no code runs.
+With bubblewrap (`find_bubblewrap`) a run has its own view of files, processes, network and users: it can read the
+interpreter's folders, write a small /tmp in memory, and nothing else. Some distributions and containers forbid that, or
+have no bubblewrap. There the kernel's Landlock takes over, with the same limits and filter of system calls: the
+interpreter's folders to read, nothing to write. A process could then still learn whether a path exists. Without either,
+no code runs.
 
 This is our own code because no library does it: those that were looked at need Docker, are young, or run another
 Python."""
@@ -31,8 +32,15 @@ from typing import Annotated, Any, Literal
 
 from aurify.bounds import Checked, Ge, PositiveInt
 from aurify.errors import UserError
-from aurify.sandbox.seccomp import seccomp_filter, supported
-from aurify.sandbox.view import DEVICES, bubblewrap_command, bwrap, interpreter, package_folders, readable_paths
+from aurify.sandbox.seccomp import is_seccomp_supported, seccomp_filter
+from aurify.sandbox.view import (
+    DEVICES,
+    bubblewrap_command,
+    find_bubblewrap,
+    find_sandbox_interpreter,
+    list_sandbox_packages,
+    list_sandbox_paths,
+)
 
 Backend = Literal["bubblewrap", "landlock"]
 BOOT = """\
@@ -73,8 +81,8 @@ class Outcome:
 
 def run_script(code: str, stdin: str = "", limits: Limits = Limits()) -> Outcome:
     """Runs a program as `python program.py < stdin` would."""
-    process = start({"role": "script", "code": code}, limits, stdin=stdin.encode())
-    return read_outcome(process, limits)
+    process = start_sandbox({"role": "script", "code": code}, limits, stdin=stdin.encode())
+    return read_sandbox_outcome(process, limits)
 
 
 @dataclass(frozen=True)
@@ -101,21 +109,21 @@ def run_tests(
     ours, theirs = socket.socketpair()
     with ours, theirs:
         options = {"role": "program", "code": code, "descriptor": theirs.fileno()}
-        program = start(options, limits, inherited=[theirs.fileno()], quiet=True)
+        program = start_sandbox(options, limits, inherited=[theirs.fileno()], quiet=True)
         try:
             theirs.close()
             options = {"role": "tests", "tests": list(tests), "calls": list(calls), "setup": setup}
             options |= {"entry_point": entry_point, "hint": hint, "descriptor": ours.fileno()}
-            judge = start(options, limits, inherited=[ours.fileno()])
+            judge = start_sandbox(options, limits, inherited=[ours.fileno()])
             ours.close()
-            outcome = read_outcome(judge, limits)
+            outcome = read_sandbox_outcome(judge, limits)
         finally:
             program.kill()
             program.wait()
-    return read_report(outcome)
+    return read_test_report(outcome)
 
 
-def read_report(outcome: Outcome) -> TestReport:
+def read_test_report(outcome: Outcome) -> TestReport:
     """From the lines that the side of the tests has written. What it had no time for has not passed."""
     lines = [json.loads(line) for line in outcome.stdout.splitlines() if line.endswith("}")]
     said: dict[str, Any] = {}
@@ -134,7 +142,7 @@ def read_report(outcome: Outcome) -> TestReport:
     return TestReport(passed, total, (problems or [""])[0])
 
 
-def start(
+def start_sandbox(
     options: dict[str, Any],
     limits: Limits,
     *,
@@ -144,20 +152,20 @@ def start(
     using: Backend | None = None,
 ) -> subprocess.Popen[bytes]:
     """Starts a role of `inside.py`. quiet: its output goes nowhere."""
-    chosen = using or backend()
+    chosen = using or find_sandbox_backend()
     options = options | {
         "memory_mb": limits.memory_mb,
         "cpu_seconds": math.ceil(limits.seconds),
         "disk_mb": limits.disk_mb,
         "landlock": chosen == "landlock",
-        "readable": [*readable_paths(), *DEVICES],
-        "packages": package_folders(),
+        "readable": [*list_sandbox_paths(), *DEVICES],
+        "packages": list_sandbox_packages(),
         "filter": seccomp_filter(namespaces=False).hex() if chosen == "landlock" else "",
     }
-    order = sealed(marshal.dumps({"modules": inside_modules(options["role"]), "options": options}))
-    given = sealed(stdin)
-    kernel_filter = sealed(seccomp_filter(namespaces=True))
-    command = [interpreter(), "-I", "-S", "-B", "-c", BOOT, str(order)]
+    order = seal_sandbox_file(marshal.dumps({"modules": compile_sandbox_modules(options["role"]), "options": options}))
+    given = seal_sandbox_file(stdin)
+    kernel_filter = seal_sandbox_file(seccomp_filter(namespaces=True))
+    command = [find_sandbox_interpreter(), "-I", "-S", "-B", "-c", BOOT, str(order)]
     if chosen == "bubblewrap":
         command = [*bubblewrap_command(limits.disk_mb), "--seccomp", str(kernel_filter), "--", *command]
     try:
@@ -176,7 +184,7 @@ def start(
             os.close(descriptor)
 
 
-def read_outcome(process: subprocess.Popen[bytes], limits: Limits) -> Outcome:
+def read_sandbox_outcome(process: subprocess.Popen[bytes], limits: Limits) -> Outcome:
     """Reads what the process writes until it ends. Ends it when its time is up or it has written too much."""
     assert process.stdout is not None and process.stderr is not None
     read: dict[Any, bytearray] = {process.stdout: bytearray(), process.stderr: bytearray()}
@@ -208,7 +216,7 @@ def read_outcome(process: subprocess.Popen[bytes], limits: Limits) -> Outcome:
     return Outcome(stdout, stderr, process.returncode, stopped)
 
 
-def sealed(data: bytes) -> int:
+def seal_sandbox_file(data: bytes) -> int:
     """A file in memory that nobody can change any more, not even through /proc. Returns its descriptor."""
     descriptor = os.memfd_create("aurify", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
     with open(descriptor, "wb", closefd=False) as file:
@@ -220,7 +228,7 @@ def sealed(data: bytes) -> int:
 
 
 @functools.cache
-def inside_modules(role: str) -> dict[str, types.CodeType]:
+def compile_sandbox_modules(role: str) -> dict[str, types.CodeType]:
     """What runs inside, compiled once. The last module has `main`."""
     more = {"tests": TESTING, "cells": ["cells"]}.get(role, [])
     names = ["confine", "values", "peer", *more, "inside"]
@@ -229,9 +237,9 @@ def inside_modules(role: str) -> dict[str, types.CodeType]:
 
 
 @functools.cache
-def backend() -> Backend:
+def find_sandbox_backend() -> Backend:
     """The kind of sandbox that works on this machine. Runs something in it to find out."""
-    if sys.platform != "linux" or not supported():
+    if sys.platform != "linux" or not is_seccomp_supported():
         raise UserError(
             f"running generated code needs a sandbox, which Aurify has for Linux on x86-64 and ARM64 only; this is "
             f"{sys.platform}. Train there, or leave the reward 'code' out"
@@ -239,22 +247,22 @@ def backend() -> Backend:
     problems: list[str] = []
     candidates: list[Backend] = ["bubblewrap", "landlock"]
     for candidate in candidates:
-        problem = works(candidate)
+        problem = explain_sandbox_failure(candidate)
         if not problem:
             return candidate
         problems.append(f"{candidate}: {problem}")
     raise UserError(f"running generated code needs a sandbox, and none works here ({'; '.join(problems)}); {MEND}")
 
 
-def works(candidate: Backend) -> str:
+def explain_sandbox_failure(candidate: Backend) -> str:
     """Why it does not work here; empty if it does."""
-    if candidate == "bubblewrap" and bwrap() is None:
+    if candidate == "bubblewrap" and find_bubblewrap() is None:
         return "it is not installed"
     if candidate == "landlock" and ctypes.CDLL(None).syscall(444, None, ctypes.c_size_t(0), ctypes.c_uint(1)) < 1:
         return "this kernel has none"
     limits = Limits(10.0)
-    outcome = read_outcome(
-        start({"role": "script", "code": "import fractions; print('ok')"}, limits, using=candidate), limits
+    outcome = read_sandbox_outcome(
+        start_sandbox({"role": "script", "code": "import fractions; print('ok')"}, limits, using=candidate), limits
     )
     if outcome.stdout == "ok\n":
         return ""

@@ -54,7 +54,7 @@ ALLOW, ERROR, KILL_PROCESS = 0x7FFF0000, 0x00050000, 0x80000000
 NUMBER, ARCHITECTURE, ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data
 
 
-def supported() -> bool:
+def is_seccomp_supported() -> bool:
     return platform.machine() in ARCHITECTURES
 
 
@@ -65,36 +65,46 @@ def seccomp_filter(*, namespaces: bool) -> bytes:
     program = [(LOAD, 0, 0, ARCHITECTURE), (EQUAL, 1, 0, architecture), (RETURN, 0, 0, KILL_PROCESS)]
     program.append((LOAD, 0, 0, NUMBER))
     if column == 0:
-        program += [(AT_LEAST, 0, 1, 0x40000000), refuse(errno.EPERM)]  # x32 has other numbers for the same calls
-    for number in read_call_numbers(EVEN_WITH_NAMESPACES + ("" if namespaces else WITHOUT_NAMESPACES), column):
-        program += [(EQUAL, 0, 1, number), refuse(errno.EPERM)]
-    program += [(EQUAL, 0, 1, CLONE3[column]), refuse(errno.ENOSYS)]  # its flags cannot be read; libc then uses clone
-    program += on_argument(CLONE[column], 0, [(HAS_BIT, 1, 0, CLONE_THREAD), refuse(errno.EPERM)])
-    program += on_argument(PRLIMIT[column], 0, [(EQUAL, 1, 0, 0), refuse(errno.EPERM)])  # of itself alone
-    program += on_argument(IOCTL[column], 1, unless_any_of(TERMINAL))
+        program += [
+            (AT_LEAST, 0, 1, 0x40000000),
+            refuse_system_call(errno.EPERM),
+        ]  # x32 has other numbers for the same calls
+    for number in read_system_call_numbers(EVEN_WITH_NAMESPACES + ("" if namespaces else WITHOUT_NAMESPACES), column):
+        program += [(EQUAL, 0, 1, number), refuse_system_call(errno.EPERM)]
+    program += [
+        (EQUAL, 0, 1, CLONE3[column]),
+        refuse_system_call(errno.ENOSYS),
+    ]  # its flags cannot be read; libc then uses clone
+    program += filter_call_argument(CLONE[column], 0, [(HAS_BIT, 1, 0, CLONE_THREAD), refuse_system_call(errno.EPERM)])
+    program += filter_call_argument(
+        PRLIMIT[column], 0, [(EQUAL, 1, 0, 0), refuse_system_call(errno.EPERM)]
+    )  # of itself alone
+    program += filter_call_argument(IOCTL[column], 1, unless_any_of(TERMINAL))
     if not namespaces:
         for number in (KILL[column], TGKILL[column]):
-            program += on_argument(number, 0, [(EQUAL, 1, 0, THIS_PROCESS), refuse(errno.EPERM)])
-        program += on_argument(FCNTL[column], 1, unless_any_of(OWNERS))
+            program += filter_call_argument(number, 0, [(EQUAL, 1, 0, THIS_PROCESS), refuse_system_call(errno.EPERM)])
+        program += filter_call_argument(FCNTL[column], 1, unless_any_of(OWNERS))
     program.append((RETURN, 0, 0, ALLOW))
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in program)
 
 
-def read_call_numbers(table: str, column: int) -> list[int]:
+def read_system_call_numbers(table: str, column: int) -> list[int]:
     """The numbers of the system calls in a table, for one architecture."""
     entries = [entry.partition("=")[2].split(",")[column] for entry in table.split()]
     return [int(entry) for entry in entries if entry != "-"]
 
 
-def refuse(error: int) -> tuple[int, int, int, int]:
+def refuse_system_call(error: int) -> tuple[int, int, int, int]:
     return RETURN, 0, 0, ERROR | error
 
 
 def unless_any_of(values: tuple[int, ...]) -> list[tuple[int, int, int, int]]:
-    return [line for value in values for line in ((EQUAL, 0, 1, value), refuse(errno.EPERM))]
+    return [line for value in values for line in ((EQUAL, 0, 1, value), refuse_system_call(errno.EPERM))]
 
 
-def on_argument(number: int, argument: int, body: list[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
+def filter_call_argument(
+    number: int, argument: int, body: list[tuple[int, int, int, int]]
+) -> list[tuple[int, int, int, int]]:
     """For one system call: loads the low half of an argument, runs `body`, and allows what that has not refused."""
     lines = [(LOAD, 0, 0, ARGUMENTS + 8 * argument), *body, (RETURN, 0, 0, ALLOW)]
     return [(EQUAL, 0, len(lines), number), *lines]

@@ -16,7 +16,7 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 from aurify.sandbox.cells import MAX_CODE, READY, TOKEN_BYTES
-from aurify.sandbox.sandbox import Limits, SandboxError, start
+from aurify.sandbox.sandbox import Limits, SandboxError, start_sandbox
 
 START_SECONDS = 60.0  # many may start at once, on a busy machine
 LOST = "variables, imports and functions are lost"
@@ -101,9 +101,9 @@ class PythonSession:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             options = {"role": "cells", "descriptor": theirs.fileno()}
-            starting = open_sandbox_thread().submit(start, options, self.limits, inherited=[theirs.fileno()])
+            starting = open_sandbox_thread().submit(start_sandbox, options, self.limits, inherited=[theirs.fileno()])
             self.process = starting.result()
-        self.end = weakref.finalize(self, end_interpreter, self.process, self.control)
+        self.end = weakref.finalize(self, end_sandbox_interpreter, self.process, self.control)
         assert self.process.stdout is not None and self.process.stderr is not None
         self.control.setblocking(False)
         os.set_blocking(self.process.stdout.fileno(), False)
@@ -175,7 +175,7 @@ class PythonSession:
         return f"signal {number}" if number > 0 else f"exit code {code}"
 
 
-def end_interpreter(process: subprocess.Popen[bytes], control: socket.socket) -> None:
+def end_sandbox_interpreter(process: subprocess.Popen[bytes], control: socket.socket) -> None:
     with process, control:
         process.kill()
 

@@ -28,7 +28,7 @@ class CannotSend(TypeError):
     """The tests hand the program something that is neither plain data nor a function."""
 
 
-def pack_value(peer: Any, value: Any) -> Any:
+def pack_peer_value(peer: Any, value: Any) -> Any:
     """The value as JSON. Values of subclasses of plain types become plain."""
     if value is None or isinstance(value, bool):
         return value
@@ -39,9 +39,11 @@ def pack_value(peer: Any, value: Any) -> Any:
         return {"yours": object.__getattribute__(value, "_number")}
     for kind in (list, tuple, set, frozenset):
         if isinstance(value, kind):
-            return {kind.__name__: [pack_value(peer, entry) for entry in value]}
+            return {kind.__name__: [pack_peer_value(peer, entry) for entry in value]}
     if isinstance(value, dict):
-        return {"dict": [[pack_value(peer, key), pack_value(peer, entry)] for key, entry in dict.items(value)]}
+        return {
+            "dict": [[pack_peer_value(peer, key), pack_peer_value(peer, entry)] for key, entry in dict.items(value)]
+        }
     if isinstance(value, bytes | bytearray):
         return {type(value).__name__: value.hex()}
     if isinstance(value, complex):
@@ -50,20 +52,20 @@ def pack_value(peer: Any, value: Any) -> Any:
         return {"range": [value.start, value.stop, value.step]}
     if isinstance(value, type) and TYPES.get(value.__name__) is value:
         return {"type": value.__name__}
-    return pack_object(peer, value)
+    return pack_peer_object(peer, value)
 
 
-def pack_object(peer: Any, value: Any) -> Any:
+def pack_peer_object(peer: Any, value: Any) -> Any:
     module, name = type(value).__module__, type(value).__name__
     if WRITTEN.get(name, ("",))[0] == module:
         return {name: value.isoformat() if module == "datetime" else str(value)}
     if (module, name) == ("datetime", "timedelta"):
         return {name: [value.days, value.seconds, value.microseconds]}
     if module == "numpy" and hasattr(value, "tolist"):
-        return pack_value(peer, value.tolist())
+        return pack_peer_value(peer, value.tolist())
     remote = vars(value).get("remote") if isinstance(value, type) else None  # a class of the program's own errors
     if isinstance(remote, Remote):
-        return pack_value(peer, remote)
+        return pack_peer_value(peer, remote)
     if peer.deciding and not callable(value):
         peer.cannot_send = f"the tests hand a {name} to the program; only plain data and functions pass"
         raise CannotSend(peer.cannot_send)
@@ -71,14 +73,14 @@ def pack_object(peer: Any, value: Any) -> Any:
     return {"coroutine" if isinstance(value, types.CoroutineType) else "object": id(value)}
 
 
-def unpack_value(peer: Any, value: Any) -> Any:
+def unpack_peer_value(peer: Any, value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     [(kind, content)] = value.items()
     if kind in CONTAINERS:
-        return getattr(builtins, kind)(unpack_value(peer, entry) for entry in content)
+        return getattr(builtins, kind)(unpack_peer_value(peer, entry) for entry in content)
     if kind == "dict":
-        return {unpack_value(peer, key): unpack_value(peer, entry) for key, entry in content}
+        return {unpack_peer_value(peer, key): unpack_peer_value(peer, entry) for key, entry in content}
     if kind in ("bytes", "bytearray"):
         return getattr(builtins, kind).fromhex(content)
     if kind in ("complex", "range"):
@@ -96,11 +98,11 @@ def unpack_value(peer: Any, value: Any) -> Any:
     if kind == "object":
         return peer.remotes.setdefault(content, Remote(peer, content))
     if kind == "coroutine":
-        return await_value(Remote(peer, content))
+        return await_peer_value(Remote(peer, content))
     raise ValueError(f"unknown kind of value {kind!r}")
 
 
-async def await_value(remote: Remote) -> Any:
+async def await_peer_value(remote: Remote) -> Any:
     """Stands for a coroutine of the other side, which runs there when it is awaited here."""
     return remote._ask("await")
 
@@ -120,7 +122,7 @@ class Remote:
     def __call__(self, *positional: Any, **named: Any) -> Any:
         result, changed = self._ask("call", list(positional), named)
         for old, new in zip(positional, changed, strict=False):
-            replace_content(old, new)
+            replace_peer_content(old, new)
         return result
 
     def __getattr__(self, name: str) -> Any:
@@ -162,7 +164,7 @@ class Remote:
         return str(self._ask("repr"))
 
 
-def replace_content(old: Any, new: Any) -> None:
+def replace_peer_content(old: Any, new: Any) -> None:
     """Gives an argument the content that it has on the other side after the call."""
     if type(old) is not type(new) or old == new:
         return
@@ -173,13 +175,13 @@ def replace_content(old: Any, new: Any) -> None:
         old.update(new)
 
 
-def call(function: Any, positional: list[Any], named: dict[str, Any]) -> list[Any]:
+def call_peer_function(function: Any, positional: list[Any], named: dict[str, Any]) -> list[Any]:
     """The result; and the arguments again where there is no result, since the function may have changed them."""
     result = function(*positional, **named)
     return [result, positional if result is None else []]
 
 
-def wait(coroutine: Any) -> Any:
+def wait_for_peer_coroutine(coroutine: Any) -> Any:
     """Runs a coroutine in the one event loop of this side."""
     if "loop" not in EVENT_LOOP:
         EVENT_LOOP["loop"] = importlib.import_module("asyncio").new_event_loop()
@@ -201,7 +203,7 @@ class Iteration:
 
 EVENT_LOOP: dict[str, Any] = {}
 OPERATIONS = {
-    "call": call,
+    "call": call_peer_function,
     "get": getattr,
     "set": setattr,
     "item": lambda value, key: value[key],
@@ -214,5 +216,5 @@ OPERATIONS = {
     "bool": bool,
     "str": str,
     "repr": repr,
-    "await": wait,
+    "await": wait_for_peer_coroutine,
 }

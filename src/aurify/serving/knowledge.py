@@ -67,7 +67,7 @@ class Refusal(Exception):
         self.status = status
 
 
-def replace_surrogates(value: Any) -> Any:
+def replace_request_surrogates(value: Any) -> Any:
     return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
@@ -76,12 +76,12 @@ class RetrieveRequest(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    queries: list[Annotated[str, BeforeValidator(replace_surrogates)]]
+    queries: list[Annotated[str, BeforeValidator(replace_request_surrogates)]]
     topk: int | None = None
     return_scores: bool = False
 
 
-def build_application(
+def build_service(
     search: Search,
     options: ServiceOptions = ServiceOptions(),
     facts: Mapping[str, Any] | None = None,
@@ -96,8 +96,8 @@ def build_application(
     line = Line(search, options)
 
     async def retrieve(request: Request) -> Response:
-        check_host(request, options)
-        question = parse_request(await receive_body(request, options), options)
+        check_request_host(request, options)
+        question = parse_request(await receive_request_body(request, options), options)
         return Response(await line.answer(question), media_type="application/json")
 
     async def health(request: Request) -> Response:
@@ -140,7 +140,7 @@ class Line:
 
     async def work(self) -> None:
         while batch := self.take_batch():
-            found = await asyncio.to_thread(answer_together, self.search, [question for question, _ in batch])
+            found = await asyncio.to_thread(answer_requests_together, self.search, [question for question, _ in batch])
             for (_, answer), body in zip(batch, found, strict=True):
                 if answer.done():  # the client is gone
                     continue
@@ -164,14 +164,14 @@ class Line:
         return batch
 
 
-def check_host(request: Request, options: ServiceOptions) -> None:
+def check_request_host(request: Request, options: ServiceOptions) -> None:
     """A web page may point a name of its own at this machine; a service for this machine does not answer to it."""
     if options.local and request.url.hostname not in LOOPBACK:
         asked = request.headers.get("host", "")
         raise Refusal(421, f"host {asked!r} is not this machine; ask for http://{options.host}, or serve with --host")
 
 
-async def receive_body(request: Request, options: ServiceOptions) -> bytes:
+async def receive_request_body(request: Request, options: ServiceOptions) -> bytes:
     body = bytearray()
     try:
         async with asyncio.timeout(options.seconds):
@@ -189,7 +189,7 @@ def parse_request(body: bytes, options: ServiceOptions) -> RetrieveRequest:
     try:
         question = RetrieveRequest.model_validate(json.loads(body))
     except ValidationError as error:
-        raise Refusal(400, describe_mistake(error, options)) from None
+        raise Refusal(400, describe_request_mistake(error, options)) from None
     except (ValueError, RecursionError):
         raise Refusal(400, f"the body is no JSON: {body[:60]!r}; {FORM}") from None
     if len(question.queries) > options.max_queries:
@@ -203,7 +203,7 @@ def parse_request(body: bytes, options: ServiceOptions) -> RetrieveRequest:
     return question.model_copy(update={"topk": topk})
 
 
-def describe_mistake(error: ValidationError, options: ServiceOptions) -> str:
+def describe_request_mistake(error: ValidationError, options: ServiceOptions) -> str:
     expected = {"topk": f"null or a number from 1 to {options.max_topk}", "return_scores": "true or false"}
     first = min(error.errors(), key=lambda mistake: mistake["type"] != "extra_forbidden")  # a misspelt key, above all
     name, value = str(first["loc"][0])[:60] if first["loc"] else "", first["input"]
@@ -216,29 +216,29 @@ def describe_mistake(error: ValidationError, options: ServiceOptions) -> str:
     return f"queries is no list of texts; {FORM}"
 
 
-def answer_together(search: Search, questions: Sequence[RetrieveRequest]) -> list[bytes | Exception]:
+def answer_requests_together(search: Search, questions: Sequence[RetrieveRequest]) -> list[bytes | Exception]:
     """The body of each answer. When a search fails, each question is asked alone: only those that cannot be answered
     get the failure."""
     try:
         asked = [query for question in questions for query in question.queries if query.strip()]
         found = iter(search(asked, questions[0].topk or 0) if asked else [])
-        return [build_body(question, found) for question in questions]
+        return [build_response_body(question, found) for question in questions]
     except Exception as error:
         if len(questions) == 1:
             return [error]
-        return [body for question in questions for body in answer_together(search, [question])]
+        return [body for question in questions for body in answer_requests_together(search, [question])]
 
 
-def build_body(question: RetrieveRequest, found: Iterator[Sequence[Hit]]) -> bytes:
+def build_response_body(question: RetrieveRequest, found: Iterator[Sequence[Hit]]) -> bytes:
     """A blank query finds nothing."""
     result = [
-        [build_entry(hit, question.return_scores) for hit in next(found)] if query.strip() else []
+        [build_response_entry(hit, question.return_scores) for hit in next(found)] if query.strip() else []
         for query in question.queries
     ]
     return json.dumps({"result": result}, ensure_ascii=False).encode(errors="replace")
 
 
-def build_entry(hit: Hit, with_score: bool) -> dict[str, Any]:
+def build_response_entry(hit: Hit, with_score: bool) -> dict[str, Any]:
     title = " ".join((hit.chunk.title or hit.chunk.document).split())
     text = hit.chunk.text
     document = {"id": hit.chunk.id, "contents": f'"{title}"\n{text}', "title": title, "text": text}
@@ -250,15 +250,15 @@ def run_service(
 ) -> None:
     """Answers until it is interrupted. ready: called with the URL once it listens."""
     uvicorn = require("uvicorn", "serve", "to serve a knowledge base")
-    app = build_application(search, options, facts)
+    app = build_service(search, options, facts)
     settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_keep_alive=30)
-    listener = listen(options)
+    listener = listen_for_requests(options)
     host = f"[{options.host}]" if ":" in options.host else options.host
     ready(f"http://{host}:{listener.getsockname()[1]}/retrieve")
     uvicorn.Server(settings).run(sockets=[listener])
 
 
-def listen(options: ServiceOptions) -> socket.socket:
+def listen_for_requests(options: ServiceOptions) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in options.host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

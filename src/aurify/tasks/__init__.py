@@ -32,7 +32,7 @@ def make(name: str, **options: Any) -> TaskSet:
         replaced = {key: options.pop(key) for key in REPLACED if key in options}
         taskset = gym(rest, **options)
     else:
-        function = registry.get("task", name)
+        function = registry.get_entry("task", name)
         known = inspect.signature(function).parameters
         replaced = {key: options.pop(key) for key in REPLACED if key in options and key not in known}
         taskset = call_with_options(f"task {name!r}", function, options)
@@ -45,10 +45,10 @@ def make(name: str, **options: Any) -> TaskSet:
     if replaced.get("tools") is not None:
         taskset = offer_tools(taskset, replaced["tools"])
     if "sop" in replaced:
-        from aurify.procedures.library import open_library
+        from aurify.procedures.library import open_procedure_library
         from aurify.procedures.tasks import with_procedures
 
-        taskset = with_procedures(taskset, open_library(replaced["sop"]))
+        taskset = with_procedures(taskset, open_procedure_library(replaced["sop"]))
     return taskset
 
 

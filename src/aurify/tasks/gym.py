@@ -9,7 +9,7 @@ from aurify.config import did_you_mean
 from aurify.errors import UserError
 from aurify.files import require
 from aurify.rewards.rubric import Rubric
-from aurify.tasks.taskset import TaskSet, digest, question
+from aurify.tasks.taskset import TaskSet, digest_task_prompt, question
 from aurify.types import Task, Trajectory
 
 HELDOUT_SEED = 1_000_003
@@ -33,7 +33,7 @@ def gym(dataset: str, num_heldout: int = 100, **options: Any) -> TaskSet:
 
     def task(entry: dict[str, Any]) -> Task:
         prompt = question(entry["question"].strip())
-        return Task(f"{name}/{digest(prompt)}", prompt, entry["answer"], {"entry": entry})
+        return Task(f"{name}/{digest_task_prompt(prompt)}", prompt, entry["answer"], {"entry": entry})
 
     problems = create(HELDOUT_SEED, num_heldout)
     heldout = list({made.id: made for made in map(task, problems)}.values())

@@ -12,10 +12,10 @@ from itertools import count
 from typing import Any
 
 from aurify.environments.env import Environment
-from aurify.environments.hosting import is_threaded, takes_seed
+from aurify.environments.hosting import environment_takes_seed, is_threaded_environment
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
-from aurify.rewards.rubric import SECONDS, Reward, Rubric, find_check
+from aurify.rewards.rubric import SECONDS, Reward, Rubric, find_reward_check
 from aurify.rewards.trl import TrainerState
 from aurify.tasks import make
 from aurify.tasks.taskset import TaskSet
@@ -34,7 +34,7 @@ class Part:
 def mix(tasks: Sequence[Mapping[str, Any]]) -> TaskSet:
     """Draws from several tasks by their ratios. tasks: each {name: ..., ratio: 1, label: its name, and the options of
     that task}."""
-    parts = [build_part(entry, number) for number, entry in enumerate(tasks)]
+    parts = [build_mix_part(entry, number) for number, entry in enumerate(tasks)]
     labels = [part.label for part in parts]
     if len(parts) < 2:
         raise UserError(f"task: a list of {len(parts)}; write two or more tasks, or one without the list")
@@ -53,8 +53,8 @@ def mix(tasks: Sequence[Mapping[str, Any]]) -> TaskSet:
 
     return TaskSet(
         " + ".join(labels),
-        lambda seed: interleave(parts, [endless(part, seed) for part in parts]),
-        list(interleave(parts, [map(mark_source(part), part.taskset.heldout) for part in parts])),
+        lambda seed: interleave_tasks(parts, [repeat_tasks(part, seed) for part in parts]),
+        list(interleave_tasks(parts, [map(mark_task_source(part), part.taskset.heldout) for part in parts])),
         Rubric(mix_rewards(parts)),
         mix_environments(known),
         demonstrate,
@@ -63,7 +63,7 @@ def mix(tasks: Sequence[Mapping[str, Any]]) -> TaskSet:
     )
 
 
-def build_part(entry: Any, number: int) -> Part:
+def build_mix_part(entry: Any, number: int) -> Part:
     if isinstance(entry, str):
         entry = {"name": entry}
     if not isinstance(entry, Mapping) or "name" not in entry:
@@ -79,23 +79,23 @@ def build_part(entry: Any, number: int) -> Part:
 # ---------------------------------------------------------------------- tasks
 
 
-def mark_source(part: Part) -> Callable[[Task], Task]:
+def mark_task_source(part: Part) -> Callable[[Task], Task]:
     """Ids stay unique, whatever sets are mixed: they are the keys of groups."""
     return lambda task: replace(task, id=f"{part.label}/{task.id}", part=part.label)
 
 
-def endless(part: Part, seed: int) -> Iterator[Task]:
+def repeat_tasks(part: Part, seed: int) -> Iterator[Task]:
     for epoch in count():
         number = random.Random(f"{seed}/{part.label}/{epoch}").getrandbits(62)
         empty = True
         for task in part.taskset.train(number if epoch else seed):
             empty = False
-            yield mark_source(part)(task)
+            yield mark_task_source(part)(task)
         if empty:
             raise UserError(f"task {part.label!r}: there is no training task; look at its options")
 
 
-def interleave(parts: Sequence[Part], streams: Sequence[Iterator[Task]]) -> Iterator[Task]:
+def interleave_tasks(parts: Sequence[Part], streams: Sequence[Iterator[Task]]) -> Iterator[Task]:
     """The next task is that of the part which is furthest behind its ratio. A stream that ends drops out."""
     taken, left = [0] * len(parts), set(range(len(parts)))
     while left:
@@ -119,9 +119,9 @@ def mix_environments(known: Mapping[str, TaskSet]) -> Callable[..., Environment]
 
     def open_environment(task: Task, seed: int | None = None) -> Environment:
         factory = factories[task.part]
-        return factory(task, seed=seed) if seed is not None and takes_seed(factory) else factory(task)  # type: ignore[call-arg]
+        return factory(task, seed=seed) if seed is not None and environment_takes_seed(factory) else factory(task)  # type: ignore[call-arg]
 
-    open_environment.threaded = any(map(is_threaded, factories.values()))  # type: ignore[attr-defined]
+    open_environment.threaded = any(map(is_threaded_environment, factories.values()))  # type: ignore[attr-defined]
     return open_environment
 
 
@@ -135,7 +135,7 @@ class Chosen:
         return self.parts[task.part].function(task, trajectory)
 
     def check_task(self, task: Task) -> None:
-        check = find_check(self.parts[task.part]) if task.part in self.parts else None
+        check = find_reward_check(self.parts[task.part]) if task.part in self.parts else None
         if check is not None:
             check(task)
 

@@ -29,14 +29,14 @@ WORDS = [
 # fmt: on
 
 
-def check_range(name: str, value: int, low: int, high: int) -> None:
+def check_task_range(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise UserError(f"task.{name}: {value} is out of range; it must be from {low} to {high}")
 
 
 def largest_number(count: int = 5, maximum: int = 99, num_heldout: int = 200) -> TaskSet:
     """The largest of `count` different numbers from 1 to `maximum`."""
-    check_range("count", count, 2, maximum)
+    check_task_range("count", count, 2, maximum)
 
     def make(generator: random.Random) -> Problem:
         numbers = generator.sample(range(1, maximum + 1), count)
@@ -48,7 +48,7 @@ def largest_number(count: int = 5, maximum: int = 99, num_heldout: int = 200) ->
 
 def arithmetic(digits: int = 1, operators: str = "+", num_heldout: int | None = None) -> TaskSet:
     """a op b with numbers of up to `digits` digits; operators: some of + - *. Held out: a fifth, at most 200."""
-    check_range("digits", digits, 1, 9)
+    check_task_range("digits", digits, 1, 9)
     known = {"+": operator.add, "-": operator.sub, "*": operator.mul}
     if not operators or set(operators) - set(known):
         raise UserError(f"task.operators: {operators!r} must be made of some of '+', '-' and '*', such as '+-'")
@@ -65,7 +65,7 @@ def arithmetic(digits: int = 1, operators: str = "+", num_heldout: int | None = 
 
 def addition(digits: int = 3, num_heldout: int = 200) -> TaskSet:
     """a + b with numbers of exactly `digits` digits. Its demonstration adds column by column, from the right."""
-    check_range("digits", digits, 1, 9)
+    check_task_range("digits", digits, 1, 9)
     num_heldout = min(num_heldout, (9 * 10 ** (digits - 1)) ** 2 // 5)
 
     def make(generator: random.Random) -> Problem:
@@ -73,10 +73,10 @@ def addition(digits: int = 3, num_heldout: int = 200) -> TaskSet:
         return Problem(f"What is {a} + {b}? Add digit by digit from the right, then give the sum.", str(a + b))
 
     taskset = generated("addition", make, num_heldout=num_heldout)
-    return replace(taskset, demonstration=columns_added)
+    return replace(taskset, demonstration=add_by_columns)
 
 
-def columns_added(task: Task) -> str:
+def add_by_columns(task: Task) -> str:
     """247 + 385 -> "7+5=12, 4+8+1=13, 2+3+1=6, so 632": short, and each part says what the next one needs."""
     a, b = re.findall(r"\d+", task.prompt[-1]["content"])[:2]
     parts, carry = [], 0
@@ -90,7 +90,7 @@ def columns_added(task: Task) -> str:
 def multiplication(digits: int = 3, num_heldout: int = 200) -> TaskSet:
     """a * b with numbers of exactly `digits` digits: what a small model cannot do in its head, and a tool can. With
     `tools` its demonstration calls the first tool that takes an expression or two numbers."""
-    check_range("digits", digits, 1, 9)
+    check_task_range("digits", digits, 1, 9)
     num_heldout = min(num_heldout, (9 * 10 ** (digits - 1)) ** 2 // 5)
 
     def make(generator: random.Random) -> Problem:
@@ -98,10 +98,10 @@ def multiplication(digits: int = 3, num_heldout: int = 200) -> TaskSet:
         return Problem(f"What is {a} times {b}?", str(a * b))
 
     taskset = generated("multiplication", make, num_heldout=num_heldout)
-    return replace(taskset, tool_demonstration=product_by_tool)
+    return replace(taskset, tool_demonstration=demonstrate_product)
 
 
-def product_by_tool(task: Task, tools: Sequence[dict[str, Any]]) -> list[Message] | None:
+def demonstrate_product(task: Task, tools: Sequence[dict[str, Any]]) -> list[Message] | None:
     """A call, its result, and the answer. None: no tool takes an expression, or two numbers and nothing else."""
     a, b = map(int, re.findall(r"\d+", task.prompt[-1]["content"])[:2])
     for tool in tools:
@@ -123,7 +123,7 @@ def product_by_tool(task: Task, tools: Sequence[dict[str, Any]]) -> list[Message
 
 def sorting(count: int = 4, maximum: int = 99, num_heldout: int = 200) -> TaskSet:
     """`count` different numbers from 1 to `maximum` in ascending order."""
-    check_range("count", count, 2, maximum)
+    check_task_range("count", count, 2, maximum)
 
     def make(generator: random.Random) -> Problem:
         numbers = generator.sample(range(1, maximum + 1), count)
@@ -136,7 +136,7 @@ def sorting(count: int = 4, maximum: int = 99, num_heldout: int = 200) -> TaskSe
 
 def count_letters(words: int = 2, num_heldout: int = 200) -> TaskSet:
     """How often a letter stands in a few words. All counts that occur are equally likely, so that no guess pays."""
-    check_range("words", words, 1, len(WORDS))
+    check_task_range("words", words, 1, len(WORDS))
 
     def make(generator: random.Random) -> Problem:
         text = " ".join(generator.sample(WORDS, words))
@@ -150,7 +150,7 @@ def count_letters(words: int = 2, num_heldout: int = 200) -> TaskSet:
 
 def reverse_words(count: int = 3, num_heldout: int = 200) -> TaskSet:
     """`count` words in reverse order."""
-    check_range("count", count, 2, len(WORDS))
+    check_task_range("count", count, 2, len(WORDS))
 
     def make(generator: random.Random) -> Problem:
         words = generator.sample(WORDS, count)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from aurify.data.prompts import build_task, question, read_gold, read_question
+from aurify.data.prompts import build_row_task, question, read_gold_column, read_question_column
 from aurify.rewards.math import number_match
 from aurify.rewards.rubric import Rubric, build_rubric
 from aurify.rows.columns import PROMPT, find_column
-from aurify.rows.gsm8k import join_answer, split_answer
+from aurify.rows.gsm8k import join_gsm8k_answer, split_gsm8k_answer
 from aurify.rows.row import Row
-from aurify.rows.sources import load_hub, load_rows
+from aurify.rows.sources import load_hub_rows, load_rows
 from aurify.tasks.taskset import TaskSet, listed
 from aurify.types import Task
 
@@ -31,13 +31,17 @@ def gsm8k(
 
     def read(row: Row) -> Task:
         answer = row.text("answer")
-        parts = split_answer(answer)
+        parts = split_gsm8k_answer(answer)
         if parts is None:
             raise row.bad(f"'answer' ends in {answer[-40:]!r}; expected '#### number' at its end")
-        return Task(row.location, question(row.text("question"), system), parts[1], {"solution": join_answer(*parts)})
+        return Task(
+            row.location, question(row.text("question"), system), parts[1], {"solution": join_gsm8k_answer(*parts)}
+        )
 
-    heldout = load_rows(heldout_path) if heldout_path else load_hub(GSM8K, "main", "test") if path is None else None
-    rows = load_hub(GSM8K, "main", "train") if path is None else load_rows(path)
+    heldout = (
+        load_rows(heldout_path) if heldout_path else load_hub_rows(GSM8K, "main", "test") if path is None else None
+    )
+    rows = load_hub_rows(GSM8K, "main", "train") if path is None else load_rows(path)
     taskset = read_tasks("gsm8k", rows, heldout, num_heldout, read, Rubric([number_match]))
     return replace(taskset, demonstration=lambda task: task.info["solution"])
 
@@ -64,11 +68,11 @@ def jsonl(
     known = {asked, answer_column} & {"prompt", "answer"}
 
     def read(row: Row) -> Task:
-        prompt = read_question(row, asked, system)
-        given = None if answer_column is None or answer_column in row else read_gold(row)
+        prompt = read_question_column(row, asked, system)
+        given = None if answer_column is None or answer_column in row else read_gold_column(row)
         answer = row.text(answer_column) if answer_column and given is None else given
         plain = system is None and isinstance(row.get(asked), str)
-        return replace(build_task(row, prompt, answer, but=[str(name) for name in known]), plain=plain)
+        return replace(build_row_task(row, prompt, answer, but=[str(name) for name in known]), plain=plain)
 
     heldout = load_rows(heldout_path) if heldout_path else None
     return read_tasks(path, rows, heldout, num_heldout, read, build_rubric(reward))

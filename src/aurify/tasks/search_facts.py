@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Literal
 
 from aurify.data.prompts import question
-from aurify.environments.search_r1 import MAX_CHARS, SHORT_INSTRUCTIONS, SearchR1, inform
+from aurify.environments.search_r1 import MAX_CHARS, SHORT_INSTRUCTIONS, SearchR1, write_information
 from aurify.errors import UserError
 from aurify.files import cache_folder, replace_folder
 from aurify.knowledge.knowledge_base import KnowledgeBase
 from aurify.knowledge.types import Document
 from aurify.rewards.rubric import Rubric
 from aurify.rewards.search import answer_em
-from aurify.tasks.taskset import TaskSet, digest
+from aurify.tasks.taskset import TaskSet, digest_task_prompt
 from aurify.tools.search import Passage
 from aurify.types import Task
 
@@ -86,7 +86,9 @@ def search_facts(
     def ask(person: Person, generator: random.Random) -> Task:
         asked, query, answer = generator.choice(person.questions())
         prompt = question(SHORT_INSTRUCTIONS + asked)
-        return Task(f"search_facts/{digest(prompt)}", prompt, answer, {"query": query, "person": person.name})
+        return Task(
+            f"search_facts/{digest_task_prompt(prompt)}", prompt, answer, {"query": query, "person": person.name}
+        )
 
     def train(seed: int) -> Iterator[Task]:
         generator = random.Random(f"search_facts/{facts_seed}/train/{seed}")
@@ -101,10 +103,10 @@ def search_facts(
         generator = random.Random(task.id)
         person = by_name[task.info["person"]]
         others = [person, *generator.sample([other for other in known if other != person], topk - 1)]
-        found = inform([Passage(p.name, p.text) for p in others] if knowledge == "full" else [], MAX_CHARS)
+        found = write_information([Passage(p.name, p.text) for p in others] if knowledge == "full" else [], MAX_CHARS)
         return f"<search> {task.info['query']} </search>{found}{final}"
 
-    kb = None if knowledge == "none" else str(make_knowledge_base(everybody if knowledge == "full" else [], facts_seed))
+    kb = None if knowledge == "none" else str(make_facts_base(everybody if knowledge == "full" else [], facts_seed))
     environment = partial(SearchR1, kb=kb, topk=topk, max_searches=max_searches, instructions="")
     return TaskSet(
         "search_facts",
@@ -116,7 +118,7 @@ def search_facts(
     )
 
 
-def make_knowledge_base(persons: list[Person], seed: int) -> Path:
+def make_facts_base(persons: list[Person], seed: int) -> Path:
     """A folder of the cache, made once: a document a person."""
     from filelock import FileLock
 

@@ -45,7 +45,7 @@ class TaskSet:
     tasks: Sequence[Task] | None = None  # all training tasks, where there is an end of them
 
 
-def digest(prompt: Sequence[Message]) -> str:
+def digest_task_prompt(prompt: Sequence[Message]) -> str:
     """Ids made of it agree only for equal prompts, whatever sets are merged, and are the same in every run."""
     return hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -82,7 +82,7 @@ def generated(
 
     def task(problem: Problem) -> Task:
         prompt = question(problem.question, system)
-        return Task(f"{name}/{digest(prompt)}", prompt, problem.answer)
+        return Task(f"{name}/{digest_task_prompt(prompt)}", prompt, problem.answer)
 
     def train(seed: int) -> Iterator[Task]:
         generator, num_misses = random.Random(f"{name}/train/{seed}"), 0
@@ -113,7 +113,7 @@ def listed(
     if heldout is None:
         digests: dict[str, str] = {}  # of the first prompt of each question
         for task, key in zip(tasks, questions, strict=True):
-            digests.setdefault(key, digest(task.prompt))
+            digests.setdefault(key, digest_task_prompt(task.prompt))
         prompts = sorted(digests.values())
         num_heldout = max(1, len(prompts) // 10) if num_heldout is None else num_heldout
         if not 0 < num_heldout < len(prompts):
@@ -138,7 +138,7 @@ def listed(
     return TaskSet(name, train, list(heldout), rubric, demonstration=demonstration, tasks=kept)
 
 
-def fit_prompts(
+def fit_task_prompts(
     taskset: TaskSet, renderer: Renderer, max_context: int, overlong: Literal["error", "drop"] = "error"
 ) -> TaskSet:
     """The same tasks, less those whose prompt leaves no room to answer; with "error" the first of them is an error.

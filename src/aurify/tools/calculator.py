@@ -37,34 +37,34 @@ def calculator(expression: str) -> str:
     if len(text) > MAX_CHARS:
         raise CallError(f"the expression has {len(text)} characters; at most {MAX_CHARS} are allowed")
     try:
-        value = evaluate_node(ast.parse(text.strip(), mode="eval").body)
+        value = calculate_node(ast.parse(text.strip(), mode="eval").body)
     except SyntaxError:
         raise CallError(f"{expression!r} is no arithmetic expression; write one such as 12 * (3 + 4)") from None
     except (ArithmeticError, ValueError, TypeError) as error:
         raise CallError(f"{expression!r} has no result: {error}") from None
-    return write_number(value)
+    return write_calculated(value)
 
 
-def evaluate_node(node: ast.AST) -> Any:
+def calculate_node(node: ast.AST) -> Any:
     match node:
         case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
             return value
         case ast.BinOp(op=ast.Pow()):
-            return power(evaluate_node(node.left), evaluate_node(node.right))
+            return calculate_power(calculate_node(node.left), calculate_node(node.right))
         case ast.BinOp() if type(node.op) in OPERATORS:
-            return OPERATORS[type(node.op)](evaluate_node(node.left), evaluate_node(node.right))
+            return OPERATORS[type(node.op)](calculate_node(node.left), calculate_node(node.right))
         case ast.UnaryOp() if type(node.op) in OPERATORS:
-            return OPERATORS[type(node.op)](evaluate_node(node.operand))
+            return OPERATORS[type(node.op)](calculate_node(node.operand))
         case ast.Name() if node.id in CONSTANTS:
             return CONSTANTS[node.id]
         case ast.Call(func=ast.Name(id=name)) if name in FUNCTIONS and not node.keywords:
-            return FUNCTIONS[name](*map(evaluate_node, node.args))
+            return FUNCTIONS[name](*map(calculate_node, node.args))
     raise CallError(
         f"{ast.unparse(node)!r} is not allowed; use numbers, + - * / // % **, parentheses and {', '.join(FUNCTIONS)}"
     )
 
 
-def power(base: Any, exponent: Any) -> Any:
+def calculate_power(base: Any, exponent: Any) -> Any:
     if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * abs(exponent) > MAX_BITS:
         raise CallError(f"{base}**{exponent} is too large")
     result = base**exponent
@@ -73,7 +73,7 @@ def power(base: Any, exponent: Any) -> Any:
     return result
 
 
-def write_number(value: Any) -> str:
+def write_calculated(value: Any) -> str:
     """Whole results without ".0"; others with the digits that a float keeps, without its noise: 0.1 + 0.2 is 0.3."""
     if isinstance(value, float):
         if not math.isfinite(value):

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from aurify.rows.values import parse_json
+from aurify.rows.values import parse_json_value
 from aurify.thoughts import final_answer
-from aurify.tools.forms import DECODER, Properties, read_form, read_json_calls, read_named_calls, read_python_calls
-from aurify.tools.schema import read_schemas
+from aurify.tools.forms import DECODER, Properties, read_call_form, read_json_calls, read_named_calls, read_python_calls
+from aurify.tools.schema import read_tool_schemas
 
 OPENING = re.compile(
     r"(?<!`)(?:<(?:\w+:)?tool_calls?>|<function_?calls?>|<TOOLCALL>|<atem:function_calls>|\[TOOL_CALLS\]|<\|python_tag\|>"
@@ -51,11 +51,13 @@ def read_call(value: Any) -> Call:
     entry = entry if isinstance(entry, Mapping) else {}
     name = next((entry[key] for key in NAMES if entry.get(key)), None)
     if not isinstance(name, str):
-        return Call("", {}, f"the call {shorten_repr(value)} has no name; expected {FORM}")
+        return Call("", {}, f"the call {shorten_call_repr(value)} has no name; expected {FORM}")
     given: Any = next((entry[key] for key in ARGUMENTS if entry.get(key) is not None), {})
-    arguments = {} if isinstance(given, str) and not given.strip() else parse_json(given)
+    arguments = {} if isinstance(given, str) and not given.strip() else parse_json_value(given)
     if not isinstance(arguments, Mapping):
-        return Call(name, arguments, f"the arguments of {name!r} are {shorten_repr(given)}; expected a JSON object")
+        return Call(
+            name, arguments, f"the arguments of {name!r} are {shorten_call_repr(given)}; expected a JSON object"
+        )
     return Call(name, dict(arguments))
 
 
@@ -65,17 +67,17 @@ def read_calls(text: str, tools: Any = (), opened: bool = False) -> list[Call]:
     answer = final_answer(text, opened)
     if answer is None:
         return []
-    properties = {name: schema.get("properties", {}) for name, schema in read_schemas(tools).items()}
-    marked = find_marked(answer)
+    properties = {name: schema.get("properties", {}) for name, schema in read_tool_schemas(tools).items()}
+    marked = find_marked_calls(answer)
     if not marked:
-        return read_unmarked(answer, properties)
+        return read_unmarked_calls(answer, properties)
     calls: list[Call] = []
     for body in marked:
-        entries = read_form(body, properties)
+        entries = read_call_form(body, properties)
         if entries is None:
-            calls.append(Call("", {}, f"the call {shorten_repr(body.strip())} cannot be read; expected {FORM}"))
+            calls.append(Call("", {}, f"the call {shorten_call_repr(body.strip())} cannot be read; expected {FORM}"))
         else:
-            calls += [read_call(name_by_key(entry, properties)) for entry in unpack_calls(entries)]
+            calls += [read_call(read_call_by_key(entry, properties)) for entry in unpack_calls(entries)]
     return calls
 
 
@@ -97,7 +99,7 @@ def read_tool_calls(text: str, tools: Any = (), opened: bool = False) -> list[di
     return calls
 
 
-def find_marked(text: str) -> list[str]:
+def find_marked_calls(text: str) -> list[str]:
     """What stands after each opening mark, up to a closing one, the next opening one or the end."""
     bodies = []
     openings = list(OPENING.finditer(text))
@@ -109,24 +111,24 @@ def find_marked(text: str) -> list[str]:
     return bodies
 
 
-def read_unmarked(text: str, properties: Properties) -> list[Call]:
+def read_unmarked_calls(text: str, properties: Properties) -> list[Call]:
     """JSON or Python that is the whole text, or whole fences; else lines of Python that call a known tool, or every
     JSON value with name and arguments."""
     for pieces in (FENCE.findall(text), [text], PYTHON_LINE.findall(text) if properties else []):
-        calls = [call for piece in pieces for call in read_piece(piece, properties)]
+        calls = [call for piece in pieces for call in read_call_piece(piece, properties)]
         if calls:
             return calls
     if found := REACT.search(text):
         entries = read_json_calls(text[found.end() :].partition("\nObservation")[0], properties)
         return [read_call({"name": found[1], "arguments": arguments}) for arguments in entries or []]
-    return [read_call(entry) for entry in find_values(text)]
+    return [read_call(entry) for entry in find_call_values(text)]
 
 
-def read_piece(piece: str, properties: Properties) -> list[Call]:
+def read_call_piece(piece: str, properties: Properties) -> list[Call]:
     entries = read_json_calls(piece, properties)
     if entries:
-        entries = [name_by_key(entry, properties) for entry in unpack_calls(entries)]
-        calls = [read_call(entry) for entry in entries if looks_like_call(entry) or is_bare_name(entry, properties)]
+        entries = [read_call_by_key(entry, properties) for entry in unpack_calls(entries)]
+        calls = [read_call(entry) for entry in entries if looks_like_call(entry) or is_bare_call(entry, properties)]
         return calls if len(calls) == len(entries) else []
     entries = read_python_calls(piece, properties) or []
     named = read_named_calls(piece, properties) or []  # a name before JSON (GLM-4)
@@ -134,21 +136,21 @@ def read_piece(piece: str, properties: Properties) -> list[Call]:
     return [read_call(entry) for entry in entries]
 
 
-def name_by_key(entry: Any, properties: Properties) -> Any:
+def read_call_by_key(entry: Any, properties: Properties) -> Any:
     """{"f": {...}} as a call of the tool f."""
     if isinstance(entry, Mapping) and len(entry) == 1 and (name := next(iter(entry))) in properties:
         return {"name": name, "arguments": entry[name]}
     return entry
 
 
-def is_bare_name(entry: Any, properties: Properties) -> bool:
+def is_bare_call(entry: Any, properties: Properties) -> bool:
     """A call without arguments, of a known tool if any are known."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get("name"), str):
         return False
     return entry.keys() <= {"name", "type", "id"} and (entry["name"] in properties or not properties)
 
 
-def find_values(text: str) -> list[Any]:
+def find_call_values(text: str) -> list[Any]:
     found: list[Any] = []
     index, openings = 0, re.compile(r"[{\[]")
     while opening := openings.search(text, index):
@@ -184,6 +186,6 @@ def looks_like_call(entry: Any) -> bool:
     return named and any(key in inner for key in ARGUMENTS) and not is_schema
 
 
-def shorten_repr(value: Any) -> str:
+def shorten_call_repr(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -46,7 +46,7 @@ WORDS = {"true": True, "false": False, "null": None, "True": True, "False": Fals
 DECODER = json.JSONDecoder()
 
 
-def read_form(text: str, properties: Properties) -> Entries | None:
+def read_call_form(text: str, properties: Properties) -> Entries | None:
     """Entries in the first form that fits; None where none does."""
     fenced = FENCED.fullmatch(text)
     text = fenced[1] if fenced else text
@@ -70,7 +70,7 @@ def read_json_calls(text: str, properties: Properties) -> Entries | None:
     return entries
 
 
-def read_quoted_arguments(text: str, properties: Properties) -> Entries | None:
+def read_quoted_call_arguments(text: str, properties: Properties) -> Entries | None:
     found = QUOTED_ARGUMENTS.match(text)
     return [{"name": found[1], "arguments": found[2].replace("\\'", "'")}] if found else None
 
@@ -82,7 +82,7 @@ def read_xml_calls(text: str, properties: Properties) -> Entries | None:
         if not given and body.strip():
             entries.append({"name": name, "arguments": body.strip()})
             continue
-        arguments = type_values([(key, value) for key, _, value in given], properties.get(name, {}))
+        arguments = type_call_arguments([(key, value) for key, _, value in given], properties.get(name, {}))
         arguments |= {key: value for key, attributes, value in given if 'string="true"' in attributes}  # DeepSeek V3.2
         entries.append({"name": name, "arguments": arguments})
     return entries
@@ -93,7 +93,7 @@ def read_key_calls(text: str, properties: Properties) -> Entries | None:
     pairs = KEY_AND_VALUE.findall(text)
     if not found or not (pairs or found[1] in properties):  # any single word may be a name
         return None
-    return [{"name": found[1], "arguments": type_values(pairs, properties.get(found[1], {}))}]
+    return [{"name": found[1], "arguments": type_call_arguments(pairs, properties.get(found[1], {}))}]
 
 
 def read_named_calls(text: str, properties: Properties) -> Entries | None:
@@ -133,8 +133,8 @@ def read_python_call(call: ast.expr, properties: Properties) -> dict[str, Any]:
     name = ast.unparse(call.func).removesuffix(".call")
     if not re.fullmatch(r"[\w.]+", name):
         raise ValueError("no name")
-    keywords = {str(keyword.arg): evaluate_literal(keyword.value) for keyword in call.keywords}
-    given = [evaluate_literal(value) for value in call.args]
+    keywords = {str(keyword.arg): evaluate_call_argument(keyword.value) for keyword in call.keywords}
+    given = [evaluate_call_argument(value) for value in call.args]
     if len(given) == 1 and isinstance(given[0], dict) and not keywords:
         return {"name": name, "arguments": given[0]}
     names = list(properties.get(name, {}))
@@ -150,19 +150,19 @@ class Words(ast.NodeTransformer):
         return ast.Constant(WORDS[node.id]) if node.id in WORDS else node
 
 
-def evaluate_literal(node: ast.expr) -> Any:
+def evaluate_call_argument(node: ast.expr) -> Any:
     """As a JSON value: tuples become lists. Raises for everything that JSON cannot write."""
     return json.loads(json.dumps(ast.literal_eval(Words().visit(node))))
 
 
-def type_values(pairs: Sequence[tuple[str, str]], schemas: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.strip(): type_value(value, schemas.get(key.strip(), {})) for key, value in pairs}
+def type_call_arguments(pairs: Sequence[tuple[str, str]], schemas: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.strip(): type_call_argument(value, schemas.get(key.strip(), {})) for key, value in pairs}
 
 
-def type_value(text: str, schema: Any) -> Any:
+def type_call_argument(text: str, schema: Any) -> Any:
     """XML has no types: "1" is a text where the schema says so, else a number."""
     text = text.removeprefix("\n").removesuffix("\n")
-    kinds, word = set(list_types(schema)), text.strip()
+    kinds, word = set(list_argument_types(schema)), text.strip()
     if "string" in kinds and not (word == "null" and "null" in kinds):
         return text
     if word in WORDS:
@@ -173,17 +173,17 @@ def type_value(text: str, schema: Any) -> Any:
         return text
 
 
-def list_types(schema: Any) -> Iterator[str]:
+def list_argument_types(schema: Any) -> Iterator[str]:
     if isinstance(schema, Mapping):
         kinds = schema.get("type", ())
         yield from [kinds] if isinstance(kinds, str) else kinds
         for part in schema.get("anyOf", ()):
-            yield from list_types(part)
+            yield from list_argument_types(part)
 
 
 READERS: tuple[Callable[[str, Properties], Entries | None], ...] = (
     read_json_calls,
-    read_quoted_arguments,
+    read_quoted_call_arguments,
     read_xml_calls,
     read_named_calls,
     read_python_calls,

@@ -131,7 +131,7 @@ class Connection:
                 raise CallError(f"the server of {name} ended during the call; the next call starts it again") from None
 
         result = await self._room().run(called, None, name)
-        text = read_result(result)
+        text = read_mcp_result(result)
         if getattr(result, "is_error", False):
             raise CallError(text)
         return text
@@ -170,7 +170,7 @@ class Connection:
                     await asyncio.wait_for(asyncio.shield(ready), START_SECONDS)
                 except Exception as error:
                     await self._shut()
-                    raise ConnectionError(f"{self.where} does not answer ({describe_first_error(error)})") from None
+                    raise ConnectionError(f"{self.where} does not answer ({describe_mcp_error(error)})") from None
             return self.session
 
     async def _keep(self, ready: asyncio.Future[None], ended: asyncio.Event) -> None:
@@ -184,7 +184,7 @@ class Connection:
                 await ended.wait()
         except BaseException as error:
             if not ready.done():
-                ready.set_exception(ConnectionError(describe_first_error(error)))
+                ready.set_exception(ConnectionError(describe_mcp_error(error)))
         finally:
             self.session = None
 
@@ -234,14 +234,14 @@ class Connection:
         return f"; it wrote: {lines[-1]}" if lines else ""
 
 
-def describe_first_error(error: BaseException) -> str:
+def describe_mcp_error(error: BaseException) -> str:
     """The first error of a group says more than the group."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-def read_result(result: Any) -> str:
+def read_mcp_result(result: Any) -> str:
     """The text of a result; other parts are named, not shown: a text model cannot see them."""
     parts = []
     for block in result.content:

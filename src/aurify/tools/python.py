@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from aurify.bounds import Checked, Ge, PositiveFloat, PositiveInt
-from aurify.sandbox.sandbox import Limits, backend
+from aurify.sandbox.sandbox import Limits, find_sandbox_backend
 from aurify.sandbox.session import PythonSession, SessionEnded
-from aurify.sandbox.texts import strip_fence
+from aurify.sandbox.texts import strip_test_fence
 from aurify.tools.tool import CallError
 
 
@@ -24,7 +24,7 @@ class Python(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        backend()  # a machine without a sandbox is told before the run
+        find_sandbox_backend()  # a machine without a sandbox is told before the run
         limits = Limits(self.cpu_seconds, self.memory_mb, output_kb=self.output_kb)
         self.session = PythonSession(self.seconds, limits)
 
@@ -36,7 +36,7 @@ class Python(Checked):
             code: of Python, of one or more lines
         """
         try:
-            return await self.session.run(strip_fence(code))
+            return await self.session.run(strip_test_fence(code))
         except (SessionEnded, ValueError) as error:
             raise CallError(str(error)) from None
 

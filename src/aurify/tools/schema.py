@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any
 
 from aurify.files import require
-from aurify.rows.values import parse_json, parse_python
+from aurify.rows.values import parse_json_value, parse_printed_value
 
 TYPES = {  # of other dialects -> of JSON Schema; "" = any
     **dict.fromkeys(("dict", "map", "mapping", "hashmap", "struct", "record"), "object"),
@@ -38,19 +38,19 @@ LIMITS = ("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems"
 KEYWORDS = {*NAMED, *LISTED, "type", "$ref", "required", "additionalProperties", "items", "enum"}
 
 
-def read_schemas(tools: Any) -> dict[str, dict[str, Any]]:
+def read_tool_schemas(tools: Any) -> dict[str, dict[str, Any]]:
     """The schema of each tool's arguments."""
     schemas = {}
-    for function in list_functions(tools):
+    for function in list_tool_functions(tools):
         keys = ("parameters", "input_schema", "inputSchema", "arguments")
         given: Any = next((function[key] for key in keys if function.get(key)), {})
         if isinstance(given, Mapping) and list(given) == ["json"]:  # Bedrock
             given = given["json"]
-        schemas[function["name"]] = read_parameters(given, function["name"])
+        schemas[function["name"]] = read_tool_parameters(given, function["name"])
     return schemas
 
 
-def list_functions(tools: Any) -> list[Mapping[str, Any]]:
+def list_tool_functions(tools: Any) -> list[Mapping[str, Any]]:
     """What tools say of their functions, without what wraps them. tools: a list, or one tool, or JSON text of either,
     or of each."""
     given = unpack_tools(tools)
@@ -62,7 +62,9 @@ def list_functions(tools: Any) -> list[Mapping[str, Any]]:
         part for entry, parts in unpacked for part in (parts if isinstance(parts, list) and parts else [entry])
     ]:
         function = (
-            parse_json(tool.get("function") or tool.get("toolSpec") or tool) if isinstance(tool, Mapping) else None
+            parse_json_value(tool.get("function") or tool.get("toolSpec") or tool)
+            if isinstance(tool, Mapping)
+            else None
         )
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             form = '{"name": ..., "parameters": {...}}'
@@ -73,49 +75,52 @@ def list_functions(tools: Any) -> list[Mapping[str, Any]]:
 
 def unpack_tools(given: Any) -> Any:
     """A list of tools out of what holds them: text, one a line too, one tool alone, and objects around them."""
-    found = parse_json(given)
+    found = parse_json_value(given)
     if isinstance(text := found, str) and text.strip():
-        found = parse_python(text)
+        found = parse_printed_value(text)
         if found is text:
-            found = [parse_json(line) for line in text.splitlines() if line.strip()]
+            found = [parse_json_value(line) for line in text.splitlines() if line.strip()]
             found = found if all(isinstance(line, Mapping) for line in found) else given
     if not isinstance(found, Mapping):
         return found or []
     if inner := next((found[key] for key in WRAPPERS if found.get(key)), None):
-        return parse_json(inner)
+        return parse_json_value(inner)
     if "name" not in found and len(found) == 1 and isinstance(tool := next(iter(found.values())), Mapping):
         name = next(iter(found))
         return [found if name in ("function", "toolSpec") else {"name": name, **tool}]
     return [found]
 
 
-def read_parameters(given: Any, tool: str) -> dict[str, Any]:
-    schema = parse_json(given) or {}
-    if is_named_list(schema):
+def read_tool_parameters(given: Any, tool: str) -> dict[str, Any]:
+    schema = parse_json_value(given) or {}
+    if is_parameter_list(schema):
         schema = {"properties": schema}
     if not isinstance(schema, Mapping):
         raise ValueError(f"tool {tool!r}: its parameters are {str(given)[:60]!r}; expected a JSON schema")
-    if is_property_list(schema):
-        schema = {"properties": schema, "required": [name for name, part in schema.items() if is_needed(part)]}
+    if is_property_parameters(schema):
+        schema = {
+            "properties": schema,
+            "required": [name for name, part in schema.items() if is_needed_parameter(part)],
+        }
     try:
-        return {"type": "object", **standardise(schema)}
+        return {"type": "object", **standardise_schema(schema)}
     except ValueError as error:
         raise ValueError(f"tool {tool!r}: {error}") from None
 
 
-def is_named_list(given: Any) -> bool:
+def is_parameter_list(given: Any) -> bool:
     """[{"name": "a", "type": ...}]"""
     return isinstance(given, list) and all(isinstance(part, Mapping) and "name" in part for part in given)
 
 
-def is_property_list(given: Mapping[str, Any]) -> bool:
+def is_property_parameters(given: Mapping[str, Any]) -> bool:
     """xLAM names the parameters where others have a schema. A parameter may itself be called "type"."""
     values = [value for value in given.values() if value is not None]
     keywords = any(key in KEYWORDS and not isinstance(given[key], Mapping) for key in given if given[key] is not None)
     return bool(values) and not keywords and "properties" not in given and all(isinstance(v, Mapping) for v in values)
 
 
-def is_needed(parameter: Any) -> bool:
+def is_needed_parameter(parameter: Any) -> bool:
     """Of xLAM: no default, and not called optional."""
     return (
         isinstance(parameter, Mapping)
@@ -124,51 +129,53 @@ def is_needed(parameter: Any) -> bool:
     )
 
 
-def standardise(schema: Any) -> Any:
+def standardise_schema(schema: Any) -> Any:
     """The same schema in plain JSON Schema."""
-    schema = parse_json(schema)
+    schema = parse_json_value(schema)
     if isinstance(schema, str):
-        return read_type(schema)
+        return read_schema_type(schema)
     if not isinstance(schema, Mapping):
         return schema  # true and false are schemas, too
-    schema = read_keywords(schema)
+    schema = read_schema_keywords(schema)
     plain = {key: value for key, value in schema.items() if value is not None}
     for key in NAMED:
         if isinstance(plain.get(key), Mapping):
-            plain[key] = {name: standardise(part) for name, part in plain[key].items() if part is not None}
+            plain[key] = {name: standardise_schema(part) for name, part in plain[key].items() if part is not None}
     for key in (*LISTED, *SINGLE):
         if key in plain:
             part = plain[key]
-            plain[key] = [standardise(p) for p in part] if isinstance(part, list | tuple) else standardise(part)
+            plain[key] = (
+                [standardise_schema(p) for p in part] if isinstance(part, list | tuple) else standardise_schema(part)
+            )
     if isinstance(plain.get("required"), bool):  # said by the parameter itself, for the object that it belongs to
         del plain["required"]
     parts = schema.get("properties") or {}
     if needed := [name for name, part in parts.items() if isinstance(part, Mapping) and part.get("required") is True]:
         plain["required"] = [*plain.get("required", []), *needed]
     if "type" in plain:
-        plain = {**read_type(plain.pop("type")), **plain}
+        plain = {**read_schema_type(plain.pop("type")), **plain}
     if plain.pop("nullable", False):
         plain = {"anyOf": [plain, {"type": "null"}]}
     return plain
 
 
-def read_keywords(schema: Mapping[str, Any]) -> dict[str, Any]:
+def read_schema_keywords(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A schema whose keywords have the form that they should: no JSON text, no empty choice, no limit as text."""
     plain = dict(schema)
     for key in ("properties", "required", "enum"):
         if isinstance(plain.get(key), str):
-            found = parse_json(plain[key])
+            found = parse_json_value(plain[key])
             plain[key] = [found] if isinstance(found, str) else found
-    if is_named_list(plain.get("properties")):
+    if is_parameter_list(plain.get("properties")):
         plain["properties"] = {part["name"]: {**part, "name": None} for part in plain["properties"]}
     for key in ("enum", "items", *LISTED):
         if plain.get(key) == []:
             del plain[key]
     if isinstance(plain.get("enum"), list) and str(plain.get("type")).lower() in NUMERIC:
-        plain["enum"] = [parse_json(value) for value in plain["enum"]]
+        plain["enum"] = [parse_json_value(value) for value in plain["enum"]]
     for key in LIMITS:
         if isinstance(plain.get(key), str):
-            plain[key] = parse_json(plain[key])
+            plain[key] = parse_json_value(plain[key])
     if re.search("draft-0[34]", str(plain.get("$schema"))):
         del plain["$schema"]
     for key, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
@@ -179,19 +186,19 @@ def read_keywords(schema: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def read_type(kind: Any) -> dict[str, Any]:
+def read_schema_type(kind: Any) -> dict[str, Any]:
     """A type of any dialect as a schema: "OBJECT", "int, optional", "List[str]", "Union[int, str]", "str | None"."""
     if isinstance(kind, list | tuple):
-        return join_types([read_type(one) for one in kind])
+        return join_schemas([read_schema_type(one) for one in kind])
     text = re.sub(r",?\s*(?:optional|required)\s*$", "", str(kind).strip(), flags=re.IGNORECASE)
     text = re.sub(r"\s*\([^()]*\)$", "", text.removeprefix("typing.")).replace("<", "[").replace(">", "]")
     text = re.sub(r"^(list|array)s? of (.+)$", r"\1[\2]", re.sub(r"\s+or\s+", "|", text), flags=re.IGNORECASE)
-    if len(parts := split_type(text, "|")) > 1:
-        return join_types([read_type(part) for part in parts])
+    if len(parts := split_schema_type(text, "|")) > 1:
+        return join_schemas([read_schema_type(part) for part in parts])
     if text.endswith("[]"):
-        return {"type": "array", "items": read_type(text[:-2])}
+        return {"type": "array", "items": read_schema_type(text[:-2])}
     if generic := re.fullmatch(r"(\w+)\[(.*)\]", text, re.DOTALL):
-        return read_generic(generic[1].lower(), split_type(generic[2], ","))
+        return read_generic_schema(generic[1].lower(), split_schema_type(generic[2], ","))
     name = text.lower()
     if name not in TYPES:
         known = "object, array, string, integer, number, boolean, null"
@@ -199,23 +206,23 @@ def read_type(kind: Any) -> dict[str, Any]:
     return {"type": TYPES[name]} if TYPES[name] else {}
 
 
-def read_generic(name: str, parts: list[str]) -> dict[str, Any]:
+def read_generic_schema(name: str, parts: list[str]) -> dict[str, Any]:
     if name == "literal":
         return {"enum": [json.loads(part.replace("'", '"')) for part in parts]}
     if name in ("optional", "union"):
-        return join_types([read_type(part) for part in (*parts, *(["null"] if name == "optional" else []))])
-    base = read_type(name)
+        return join_schemas([read_schema_type(part) for part in (*parts, *(["null"] if name == "optional" else []))])
+    base = read_schema_type(name)
     if base == {"type": "array"} and len(parts) == 1:
-        return {**base, "items": read_type(parts[0])}
+        return {**base, "items": read_schema_type(parts[0])}
     return base
 
 
-def join_types(schemas: list[dict[str, Any]]) -> dict[str, Any]:
+def join_schemas(schemas: list[dict[str, Any]]) -> dict[str, Any]:
     """One that any of them satisfies."""
     return schemas[0] if len(schemas) == 1 else {"anyOf": schemas} if all(schemas) else {}
 
 
-def split_type(text: str, separator: str) -> list[str]:
+def split_schema_type(text: str, separator: str) -> list[str]:
     """At separators that stand in no bracket."""
     parts, depth = [""], 0
     for character in text:
@@ -227,11 +234,11 @@ def split_type(text: str, separator: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def find_violation(arguments: Any, schema: Mapping[str, Any]) -> str | None:
-    """The first thing in which arguments break a schema of `read_schemas`, with its path; None if there is none."""
+def find_schema_violation(arguments: Any, schema: Mapping[str, Any]) -> str | None:
+    """The first thing in which arguments break a schema of `read_tool_schemas`, with its path, or None."""
     jsonschema = require("jsonschema", "tools", "to check calls against the schemas of tools")
     referencing = require("referencing", "tools", "to check calls against the schemas of tools")
-    validator = build_validator(json.dumps(schema))
+    validator = build_schema_validator(json.dumps(schema))
     try:
         error = jsonschema.exceptions.best_match(validator.iter_errors(arguments))
     except (referencing.exceptions.Unresolvable, re.error, RecursionError) as problem:
@@ -243,7 +250,7 @@ def find_violation(arguments: Any, schema: Mapping[str, Any]) -> str | None:
 
 
 @lru_cache(maxsize=4096)
-def build_validator(schema: str) -> Any:
+def build_schema_validator(schema: str) -> Any:
     from jsonschema import Draft202012Validator, SchemaError
     from jsonschema.validators import validator_for
     from referencing import Registry

@@ -34,7 +34,7 @@ class Search:
         if topk < 1:
             raise UserError(f"search: topk is {topk}; it must be at least 1")
         self.topk = topk
-        self.retrieve = from_knowledge_base(kb) if kb is not None else from_service(str(url))
+        self.retrieve = open_kb_tool(kb) if kb is not None else open_service_tool(str(url))
 
     async def call(self, query: str) -> str:
         """Search for passages that answer a question.
@@ -42,7 +42,7 @@ class Search:
         Args:
             query: what to look for, in words
         """
-        return write_passages(await self.find(query))
+        return write_tool_passages(await self.find(query))
 
     async def find(self, query: str) -> list[Passage]:
         if not query.strip():
@@ -50,13 +50,13 @@ class Search:
         return await self.retrieve(query.strip(), self.topk)
 
 
-def write_passages(passages: list[Passage]) -> str:
+def write_tool_passages(passages: list[Passage]) -> str:
     """One line a passage, as Search-R1 writes them."""
     lines = [f"Doc {rank}(Title: {p.title}) {' '.join(p.text.split())}" for rank, p in enumerate(passages, 1)]
     return "\n".join(lines) or NOTHING
 
 
-def from_knowledge_base(folder: str) -> Retrieve:
+def open_kb_tool(folder: str) -> Retrieve:
     """Searches run one at a time, in a thread: the embedder is one model."""
     from aurify.knowledge.knowledge_base import KnowledgeBase
 
@@ -73,7 +73,7 @@ def from_knowledge_base(folder: str) -> Retrieve:
     return retrieve
 
 
-def from_service(url: str) -> Retrieve:
+def open_service_tool(url: str) -> Retrieve:
     from aurify.knowledge.client import RetrieverClient, RetrieverOptions
 
     options = RetrieverOptions(url)

@@ -71,9 +71,9 @@ def make_tool(function: Callable[..., Any], *, name: str | None = None, close: C
     except Exception as error:  # pydantic has several for types that it cannot describe
         problem = str(error).partition("\n")[0]
         raise UserError(f"tool {name!r}: its parameters have no JSON schema ({problem}); use plain types") from None
-    description, about = read_docstring(function.__doc__ or "")
-    parameters = tidy_schema(inline_refs(schema))
-    for parameter, text in (about | read_annotations(function)).items():
+    description, about = read_tool_docstring(function.__doc__ or "")
+    parameters = tidy_schema(inline_schema_refs(schema))
+    for parameter, text in (about | read_argument_notes(function)).items():
         if parameter in parameters["properties"]:
             parameters["properties"][parameter].setdefault("description", text)
 
@@ -81,14 +81,14 @@ def make_tool(function: Callable[..., Any], *, name: str | None = None, close: C
         try:
             values = checked(**arguments)
         except ValidationError as error:
-            expected = describe_signature(name, parameters)
-            raise CallError(f"{describe_problems(error.errors())}. Expected: {expected}") from None
+            expected = describe_tool_signature(name, parameters)
+            raise CallError(f"{describe_argument_problems(error.errors())}. Expected: {expected}") from None
         return function(**values)
 
     return Tool(name, description, parameters, call, close, blocking=not inspect.iscoroutinefunction(function))
 
 
-def write_result(result: Any) -> str:
+def write_tool_result(result: Any) -> str:
     if result is None or result == "":
         return EMPTY
     return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
@@ -97,7 +97,7 @@ def write_result(result: Any) -> str:
 # ---------------------------------------------------------------------- schemas
 
 
-def inline_refs(schema: dict[str, Any]) -> dict[str, Any]:
+def inline_schema_refs(schema: dict[str, Any]) -> dict[str, Any]:
     """The schema without `$ref`: chat templates write parameters as they are, and small models read no references.
     A type that contains itself stays a plain object where it begins again."""
     definitions = schema.get("$defs", {})
@@ -144,28 +144,28 @@ def tidy_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "properties": {}, **tidy(schema)}
 
 
-def describe_signature(name: str, parameters: Mapping[str, Any]) -> str:
+def describe_tool_signature(name: str, parameters: Mapping[str, Any]) -> str:
     """`multiply(a: integer, b: integer)`, for errors that the model reads."""
     required = set(parameters.get("required", ()))
     arguments = [
-        f"{key}: {describe_type(schema)}{'' if key in required else ' (optional)'}"
+        f"{key}: {describe_argument_type(schema)}{'' if key in required else ' (optional)'}"
         for key, schema in parameters.get("properties", {}).items()
     ]
     return f"{name}({', '.join(arguments)})"
 
 
-def describe_type(schema: Mapping[str, Any]) -> str:
+def describe_argument_type(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return " or ".join(json.dumps(value, ensure_ascii=False) for value in schema["enum"])
     if "anyOf" in schema:
-        return " or ".join(describe_type(option) for option in schema["anyOf"])
+        return " or ".join(describe_argument_type(option) for option in schema["anyOf"])
     kind = schema.get("type", "anything")
     if kind == "array":
-        return f"list of {describe_type(schema.get('items', {}))}"
+        return f"list of {describe_argument_type(schema.get('items', {}))}"
     return str(kind)
 
 
-def describe_problems(problems: Sequence[Mapping[str, Any]]) -> str:
+def describe_argument_problems(problems: Sequence[Mapping[str, Any]]) -> str:
     """pydantic's findings in a sentence: "'b' is missing; 'a': Input should be a valid integer, not 'x'"."""
     told = []
     for problem in problems:
@@ -183,7 +183,7 @@ def describe_problems(problems: Sequence[Mapping[str, Any]]) -> str:
 # ---------------------------------------------------------------------- docstrings
 
 
-def read_docstring(text: str) -> tuple[str, dict[str, str]]:
+def read_tool_docstring(text: str) -> tuple[str, dict[str, str]]:
     """The first paragraph, and what is said of parameters (Google's `Args:`, or `:param a:`)."""
     lines = inspect.cleandoc(text).splitlines()
     about = {m[1]: m[2].strip() for line in lines if (m := re.match(r"\s*:param (\w+):(.*)", line))}
@@ -206,7 +206,7 @@ def read_docstring(text: str) -> tuple[str, dict[str, str]]:
     return " ".join(first), about
 
 
-def read_annotations(function: Callable[..., Any]) -> dict[str, str]:
+def read_argument_notes(function: Callable[..., Any]) -> dict[str, str]:
     """Plain texts in `Annotated[...]`, by parameter."""
     try:
         hints = typing.get_type_hints(function, include_extras=True)

@@ -14,9 +14,9 @@ from typing import Any
 
 from aurify import registry
 from aurify.errors import UserError
-from aurify.signatures import options_for, split_options
-from aurify.threads import TimeLimit, in_thread, settle, wait_for
-from aurify.tools.tool import CallError, Tool, make_tool, write_result
+from aurify.signatures import convert_call_options, split_options
+from aurify.threads import TimeLimit, call_in_thread, settle_call, wait_with_limit
+from aurify.tools.tool import CallError, Tool, make_tool, write_tool_result
 
 Open = Callable[[], Sequence[Tool]]  # makes the tools of a trajectory
 CALL_SECONDS = 30.0
@@ -45,10 +45,10 @@ class Toolbox:
             return self.fail("unknown", f"there is no tool {name!r}; the tools are: {', '.join(self.tools)}")
         try:
             if tool.blocking:
-                result = await in_thread(partial(tool.function, arguments), self.seconds, f"{name}()")
+                result = await call_in_thread(partial(tool.function, arguments), self.seconds, f"{name}()")
             else:
-                result = await wait_for(tool.function(arguments), self.seconds, f"{name}()")
-            return write_result(result)
+                result = await wait_with_limit(tool.function(arguments), self.seconds, f"{name}()")
+            return write_tool_result(result)
         except CallError as error:
             return self.fail("arguments", f"{name}: {error}")
         except TimeLimit as error:
@@ -68,7 +68,7 @@ class Toolbox:
         failures = []
         for close in dict.fromkeys(closing):  # several tools may share a connection
             try:
-                await settle(close)
+                await settle_call(close)
             except (Exception, asyncio.CancelledError) as error:
                 failures.append(error)
         if failures:
@@ -79,29 +79,29 @@ def build_tools(entries: Any) -> Open:
     """From a recipe: a list of registered names, or {name: ..., options of it}. Options are checked here, once."""
     if isinstance(entries, (str, Mapping)) or not isinstance(entries, Sequence):
         raise UserError(f"tools: {entries!r}; expected a list of names, such as [calculator, python]")
-    sources = [build_source(entry) for entry in entries]
+    sources = [build_tool_source(entry) for entry in entries]
     opened = [tool for source in sources for tool in source()]
     Toolbox(opened)  # names that clash are told before anything runs
     return lambda: [tool for source in sources for tool in source()]
 
 
-def build_source(entry: Any) -> Open:
+def build_tool_source(entry: Any) -> Open:
     name, options = split_options("tool", entry)
-    found = registry.get("tool", name)
+    found = registry.get_entry("tool", name)
     if not inspect.isclass(found):
         if options:
             raise UserError(f"tool {name!r} is a function and has no option {next(iter(options))!r}")
         tool = make_tool(found, name=name)
         return lambda: [tool]
-    make = partial(found, **options_for(f"tool {name!r}", found, options))
+    make = partial(found, **convert_call_options(f"tool {name!r}", found, options))
     if hasattr(found, "tools"):  # several: the object says for each trajectory which
         source: Any = make()
         return lambda: list(source.tools())
     if getattr(found, "shared", False):
         only = make()
-        return lambda: [open_instance(name, only)]
-    return lambda: [open_instance(name, make())]
+        return lambda: [open_tool_instance(name, only)]
+    return lambda: [open_tool_instance(name, make())]
 
 
-def open_instance(name: str, instance: Any) -> Tool:
+def open_tool_instance(name: str, instance: Any) -> Tool:
     return make_tool(instance.call, name=name, close=getattr(instance, "close", None))

@@ -7,24 +7,24 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def format_number(value: float | None) -> str:
+def format_heldout_number(value: float | None) -> str:
     """A held-out number."""
     return "-" if value is None else f"{value:.3f}"
 
 
-def format_error(details: Mapping[str, Any]) -> str:
+def format_heldout_error(details: Mapping[str, Any]) -> str:
     """The standard error of a held-out number; empty where there is none."""
     return f"±{details['error']:.3f}" if details.get("error") else ""
 
 
-def format_estimate(value: float, details: Mapping[str, Any]) -> str:
+def format_heldout_estimate(value: float, details: Mapping[str, Any]) -> str:
     """`0.312 ±0.041 (64), margin +0.210 ±0.013`: a held-out number, its error, of how many, and its margin."""
-    text = " ".join(filter(None, (format_number(value), format_error(details))))
+    text = " ".join(filter(None, (format_heldout_number(value), format_heldout_error(details))))
     text += f" ({details['num']:,})" if "num" in details else ""
     return text + (f", margin {details['margin']:+.3f} ±{details['margin_error']:.3f}" if "margin" in details else "")
 
 
-def judge_change(result: Mapping[str, Any]) -> tuple[float | None, str]:
+def judge_heldout_change(result: Mapping[str, Any]) -> tuple[float | None, str]:
     """How far a stage moved its held-out number, and whether that is "better", "worse" or "same": no more than its
     standard error. A loss improves when it falls."""
     before, after = result.get("before"), result.get("after")
@@ -34,20 +34,20 @@ def judge_change(result: Mapping[str, Any]) -> tuple[float | None, str]:
     change = after - before
     if abs(change) < max(5e-4, math.hypot(*errors)) or not math.isfinite(change):
         return change, "same"
-    return change, "better" if (change > 0) != is_loss(result) else "worse"
+    return change, "better" if (change > 0) != is_heldout_loss(result) else "worse"
 
 
-def is_loss(result: Mapping[str, Any]) -> bool:
+def is_heldout_loss(result: Mapping[str, Any]) -> bool:
     return str(result.get("measure", "")).endswith("loss")
 
 
-def is_share(result: Mapping[str, Any]) -> bool:
+def is_heldout_share(result: Mapping[str, Any]) -> bool:
     """Whether the held-out number goes from 0 to 1, with 1 the best."""
     known = [value for key in ("before", "after") if (value := result.get(key)) is not None]
-    return bool(known) and not is_loss(result) and all(0 <= value <= 1 for value in known)
+    return bool(known) and not is_heldout_loss(result) and all(0 <= value <= 1 for value in known)
 
 
-def format_short(value: float) -> str:
+def format_short_number(value: float) -> str:
     """Three or four digits that say the size: 0.0123, 12.3, 1234, 65.3k, 1.2M, 3e-5."""
     size = abs(value)
     if not math.isfinite(value):

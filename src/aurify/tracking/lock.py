@@ -19,13 +19,13 @@ SAME_START = 60.0  # seconds: the time at which a process began is computed from
 
 
 @contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_run_folder(folder: Path) -> Iterator[None]:
     """Raises where a living process holds the folder. The lock of a dead one is taken over."""
     from filelock import FileLock
 
     file = folder / LOCK
     with FileLock(folder / ".lock"):  # of two that come at once, one looks first
-        if holder := find_holder(folder):
+        if holder := find_run_holder(folder):
             known = holder["host"] == socket.gethostname()
             mend = "wait for it or stop it" if known else f"wait for it or stop it. If it is gone, remove {file}"
             raise UserError(
@@ -34,16 +34,16 @@ def lock_folder(folder: Path) -> Iterator[None]:
             )
         process = psutil.Process()
         began, since = process.create_time(), time.strftime("%Y-%m-%d %H:%M:%S")
-        jsonl.write_object(file, {"pid": process.pid, "host": socket.gethostname(), "began": began, "since": since})
+        jsonl.write_run_file(file, {"pid": process.pid, "host": socket.gethostname(), "began": began, "since": since})
     try:
         yield
     finally:
         file.unlink(missing_ok=True)
 
 
-def find_holder(folder: Path) -> dict[str, Any] | None:
+def find_run_holder(folder: Path) -> dict[str, Any] | None:
     """Who works in a folder. A process of another host counts as alive: nobody here can tell."""
-    holder = jsonl.read_object(folder / LOCK)
+    holder = jsonl.read_run_file(folder / LOCK)
     if not holder:
         return None
     if holder["host"] != socket.gethostname():

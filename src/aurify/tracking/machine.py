@@ -19,23 +19,23 @@ from aurify import __version__
 PACKAGES = ("torch", "transformers", "safetensors", "numpy")
 
 
-def describe_start(seed: Any) -> dict[str, Any]:
+def describe_run_start(seed: Any) -> dict[str, Any]:
     return {
-        "started": show_time(),
+        "started": format_run_time(),
         "command": sys.argv,
         "seed": seed,
         "python": platform.python_version(),
         "versions": {"aurify": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
-        "hardware": describe_hardware(),
-        "git": describe_commit(),
+        "hardware": describe_run_hardware(),
+        "git": describe_run_commit(),
     }
 
 
-def show_time() -> str:
+def format_run_time() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def describe_hardware() -> dict[str, Any]:
+def describe_run_hardware() -> dict[str, Any]:
     found: dict[str, Any] = {
         "machine": platform.machine(),
         "cpu": read_proc("cpuinfo", "model name") or platform.processor(),
@@ -48,7 +48,7 @@ def describe_hardware() -> dict[str, Any]:
     return found
 
 
-def describe_commit() -> str | None:
+def describe_run_commit() -> str | None:
     """The commit of the working folder, marked if files differ from it; None outside of a repository."""
     try:
         result = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, timeout=5)
@@ -57,7 +57,7 @@ def describe_commit() -> str | None:
     return result.stdout.strip() or None
 
 
-def read_peak_memory() -> float:
+def read_run_memory() -> float:
     """GiB: of the GPU where one is used, else of the process."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

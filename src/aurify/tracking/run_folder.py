@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from aurify.config import dump_config
-from aurify.errors import UserError, explain_refusal
+from aurify.errors import UserError, explain_os_error
 from aurify.files import replace_text
 from aurify.tracking import jsonl
-from aurify.tracking.lock import find_holder, lock_folder
-from aurify.tracking.machine import describe_start, show_time
+from aurify.tracking.lock import find_run_holder, lock_run_folder
+from aurify.tracking.machine import describe_run_start, format_run_time
 
 TRACEBACK_FRAMES = 4
 
@@ -55,7 +55,7 @@ class RunFolder:
         folder = RunFolder(root / f"{time.strftime('%Y%m%d_%H%M%S')}_{secrets.token_hex(2)}")
         folder.path.mkdir(parents=True)
         replace_text(folder.recipe, dump_config(recipe))
-        jsonl.write_object(folder.info, describe_start(recipe.get("seed", 0)))
+        jsonl.write_run_file(folder.info, describe_run_start(recipe.get("seed", 0)))
         return folder
 
     @staticmethod
@@ -75,36 +75,36 @@ class RunFolder:
 
     def results(self) -> dict[str, dict[str, Any]]:
         """What each stage came to: status, method, and held-out numbers before and after."""
-        return jsonl.read_object(self.path / "results.json")
+        return jsonl.read_run_file(self.path / "results.json")
 
     def record(self, stage: str, **values: Any) -> None:
         """Adds to a stage's results; a value that is None is taken out."""
         results = self.results()
         known = results.get(stage, {}) | values
         results[stage] = {name: value for name, value in known.items() if value is not None}
-        jsonl.write_object(self.path / "results.json", results)
+        jsonl.write_run_file(self.path / "results.json", results)
 
     def record_engine(self, stage: str, facts: Mapping[str, Any]) -> None:
         """On what a stage runs: device, dtype, attention, seed as they really were."""
-        info = jsonl.read_object(self.info)
+        info = jsonl.read_run_file(self.info)
         info["stages"] = info.get("stages", {}) | {stage: dict(facts)}
-        jsonl.write_object(self.info, info)
+        jsonl.write_run_file(self.info, info)
 
     def record_leg(self, recipe: Mapping[str, Any], changes: Mapping[str, str], steps: Mapping[str, int]) -> None:
         """The run goes on with another recipe; the one it had is kept beside it. steps: how many each stage has done
         that has begun."""
-        info = jsonl.read_object(self.info)
+        info = jsonl.read_run_file(self.info)
         legs = info.setdefault("legs", {})
         told = {"changes": dict(changes), "steps": dict(steps)}
-        legs[str(len(legs) + 2)] = {"started": show_time(), "command": sys.argv, **told}
+        legs[str(len(legs) + 2)] = {"started": format_run_time(), "command": sys.argv, **told}
         replace_text(self.path / f"recipe.{len(legs)}.yaml", self.recipe.read_text(encoding="utf-8"))
         replace_text(self.recipe, dump_config(recipe))
-        jsonl.write_object(self.info, info)
+        jsonl.write_run_file(self.info, info)
 
     def describe_legs(self, stage: str | None = None) -> list[str]:
         """With what other options the run went on, and after which step; only those of a stage where one is named."""
         lines = []
-        for number, leg in jsonl.read_object(self.info).get("legs", {}).items():
+        for number, leg in jsonl.read_run_file(self.info).get("legs", {}).items():
             changes = leg["changes"].items()
             told = [
                 f"{key}: {change}" for key, change in changes if stage is None or key.startswith(f"stages.{stage}.")
@@ -116,7 +116,7 @@ class RunFolder:
 
     def lock(self) -> AbstractContextManager[None]:
         """For as long as a process works in this folder. Raises where another one does."""
-        return lock_folder(self.path)
+        return lock_run_folder(self.path)
 
     @contextmanager
     def attempt(self, stage: str) -> Iterator[None]:
@@ -128,7 +128,7 @@ class RunFolder:
             self.record(stage, status="interrupted")
             raise
         except Exception as error:
-            told = describe_error(error)
+            told = describe_run_error(error)
             self.record(stage, status="failed", error=told)
             if not isinstance(error, UserError):  # the stage has told those
                 self.stage(stage).log("failed: " + "\n".join(told.values()))
@@ -137,10 +137,10 @@ class RunFolder:
     def status(self, stage: str) -> str:
         """not started, running, finished, failed, interrupted, or killed: the process that ran it has gone."""
         status = str(self.results().get(stage, {}).get("status", "not started"))
-        return "killed" if status == "running" and find_holder(self.path) is None else status
+        return "killed" if status == "running" and find_run_holder(self.path) is None else status
 
     def is_locked(self) -> bool:
-        return find_holder(self.path) is not None
+        return find_run_holder(self.path) is not None
 
     def has_work(self) -> bool:
         """Whether anything was measured, sampled or trained that a resumed run would go on with."""
@@ -148,12 +148,12 @@ class RunFolder:
         return bool(files) or any("before" in result for result in self.results().values())
 
 
-def describe_error(error: Exception) -> dict[str, str]:
+def describe_run_error(error: Exception) -> dict[str, str]:
     """What happened, the mend where it is known, and for other errors where it happened."""
     if isinstance(error, UserError):
         return {"text": str(error)}
     told = {"text": f"{type(error).__name__}: {error}"}
-    if mend := explain_refusal(error):
+    if mend := explain_os_error(error):
         return told | {"mend": mend}
     frames = traceback.format_exception(error)[-TRACEBACK_FRAMES - 1 : -1]
     return told | {"traceback": "".join(frames).rstrip()}

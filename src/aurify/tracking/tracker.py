@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from aurify.tracking.machine import read_peak_memory
+from aurify.tracking.machine import read_run_memory
 from aurify.tracking.run_folder import StageFolder
 from aurify.tracking.trackers import Tracker
 from aurify.tracking.trackers.console import Console
@@ -42,7 +42,7 @@ class StageTracker:
     def step(self, step: int, metrics: Metrics) -> None:
         """What differs between two runs of one recipe is named `time/` or `memory/`."""
         metrics = {name: float(value) for name, value in {**metrics, **self.also()}.items()}
-        metrics["memory/peak_gb"] = read_peak_memory()
+        metrics["memory/peak_gb"] = read_run_memory()
         self.last_step = step
         for tracker in self.trackers:
             tracker.step(step, metrics)

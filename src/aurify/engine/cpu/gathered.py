@@ -32,9 +32,9 @@ class Gathered:
     blocks: list[QueryBlock]
 
 
-def gather_blocks(row: Row, window: int | None, dtype: torch.dtype, device: torch.device) -> Gathered:
+def gather_key_blocks(row: Row, window: int | None, dtype: torch.dtype, device: torch.device) -> Gathered:
     gathered, blocks, start = [], [], 0
-    for size in block_sizes(row):
+    for size in attention_block_sizes(row):
         stop = start + size
         keys = np.flatnonzero(row.end[:stop] > start)
         queries = np.arange(start, stop)[:, None]
@@ -68,7 +68,7 @@ def gathered_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, 
     return torch.cat(outputs, dim=2)
 
 
-def block_sizes(row: Row) -> list[int]:
+def attention_block_sizes(row: Row) -> list[int]:
     """Cuts a row into blocks of BLOCK to 2 x BLOCK queries, at the beginning of a branch if there is one, so that few
     keys are gathered."""
     total = len(row.tokens)

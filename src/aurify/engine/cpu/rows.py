@@ -20,7 +20,7 @@ from aurify.hardware import machine_memory
 MEMORY_SHARE = 1 / 8  # of the machine's, that further gradients may take
 
 
-def choose_executor(device: torch.device, parameters: Sequence[nn.Parameter], *, dropout: bool) -> Executor:
+def choose_row_executor(device: torch.device, parameters: Sequence[nn.Parameter], *, dropout: bool) -> Executor:
     """Rows go side by side on a CPU with several cores, if the memory affords a set of gradients for each. parameters:
     those that are trained. Dropout draws from one generator, so its rows need a fixed order."""
     most = torch.get_num_threads()
@@ -40,7 +40,7 @@ class SideBySide(Executor):
 
     def run(self, rows: Sequence[Row], function: Callable[[Row], Result], max_tokens: int) -> Iterator[Result]:
         parts = self.parts(max_tokens)
-        for together, abreast in side_by_side(rows, max_tokens, parts):
+        for together, abreast in run_rows_side_by_side(rows, max_tokens, parts):
             if abreast < 2:  # with all cores
                 yield from map(function, together)
                 continue
@@ -59,7 +59,7 @@ class SideBySide(Executor):
             self.cores.close()
 
 
-def side_by_side(rows: Sequence[Row], max_tokens: int, parts: int) -> Iterator[tuple[list[Row], int]]:
+def run_rows_side_by_side(rows: Sequence[Row], max_tokens: int, parts: int) -> Iterator[tuple[list[Row], int]]:
     """Rows in their order, and how many of them may be under way at once: `max_tokens` together. A row too large to
     share the machine runs alone."""
     for _, run in groupby(rows, lambda row: 2 * len(row.tokens) <= max_tokens):

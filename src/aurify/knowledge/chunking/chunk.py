@@ -13,16 +13,18 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from aurify.knowledge.chunking.code import CodeCutter, summarize_file
-from aurify.knowledge.chunking.outline import LANGUAGES, read_outline
+from aurify.knowledge.chunking.code import CodeCutter, summarize_code_document
+from aurify.knowledge.chunking.outline import LANGUAGES, read_code_outline
 from aurify.knowledge.chunking.pieces import ChunkOptions, Piece
 from aurify.knowledge.chunking.prose import cut_prose
 from aurify.knowledge.types import Chunk, Document
 
-__all__ = ["ChunkOptions", "chunk"]
+__all__ = ["ChunkOptions", "chunk_document"]
 
 
-def chunk(document: Document, options: ChunkOptions, count_tokens: Callable[[Sequence[str]], list[int]]) -> list[Chunk]:
+def chunk_document(
+    document: Document, options: ChunkOptions, count_tokens: Callable[[Sequence[str]], list[int]]
+) -> list[Chunk]:
     """In the order of the text; code begins with the anchor of its file. `count_tokens` may count special tokens, such
     as the two around each text; it must not stop at the model's window."""
     text, title = document.text, document.title or document.id
@@ -37,9 +39,9 @@ def chunk(document: Document, options: ChunkOptions, count_tokens: Callable[[Seq
 
     newlines = [match.start() for match in re.finditer("\n", text)]
     if document.format not in LANGUAGES:
-        return to_chunks(document, document.title, cut_prose(document, options, count), newlines)
-    outline = read_outline(text, document.format)
-    summary = summarize_file(text, outline, options.max_tokens - count([title])[0], count)
+        return pieces_to_chunks(document, document.title, cut_prose(document, options, count), newlines)
+    outline = read_code_outline(text, document.format)
+    summary = summarize_code_document(text, outline, options.max_tokens - count([title])[0], count)
     anchor = Chunk(
         document=document.id,
         index=0,
@@ -53,15 +55,15 @@ def chunk(document: Document, options: ChunkOptions, count_tokens: Callable[[Seq
         num_tokens=count([summary])[0],
     )
     pieces = CodeCutter(text, title, outline, options, count).cut()
-    return [anchor, *to_chunks(document, title, pieces, newlines, first=1)]
+    return [anchor, *pieces_to_chunks(document, title, pieces, newlines, first=1)]
 
 
-def to_chunks(
+def pieces_to_chunks(
     document: Document, title: str, pieces: Sequence[Piece], newlines: Sequence[int], first: int = 0
 ) -> list[Chunk]:
     chunks: list[Chunk] = []
     for piece in pieces:
-        start, end = trim(document.text, piece)
+        start, end = trim_chunk(document.text, piece)
         if start == end:
             continue
         chunks.append(
@@ -83,7 +85,7 @@ def to_chunks(
     return chunks
 
 
-def trim(text: str, piece: Piece) -> tuple[int, int]:
+def trim_chunk(text: str, piece: Piece) -> tuple[int, int]:
     """Without white space at the ends. Code keeps the indentation of its first line."""
     span = text[piece.start : piece.end]
     end = piece.start + len(span.rstrip())

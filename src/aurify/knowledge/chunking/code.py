@@ -18,10 +18,10 @@ from aurify.knowledge.chunking.pieces import (
     Count,
     Kind,
     Piece,
-    bundle,
-    cut,
-    merge_small,
-    split_lines,
+    bundle_pieces,
+    cut_pieces,
+    merge_small_pieces,
+    split_document_lines,
 )
 
 MAX_LINE = 200  # characters of a line in an anchor
@@ -32,7 +32,7 @@ class CodeCutter:
 
     def __init__(self, text: str, title: str, outline: Outline, options: ChunkOptions, count: Count):
         self.text, self.outline, self.options, self.count = text, outline, options, count
-        self.lines = [text[start:end] for start, end in split_lines(text)]
+        self.lines = [text[start:end] for start, end in split_document_lines(text)]
         self.contexts = outline.contexts()
         paths, contexts = list(self.contexts), list(self.contexts.values())
         numbers = count([*contexts, *(f"{title}\n{' > '.join(path)}" for path in paths), *self.lines])
@@ -46,7 +46,7 @@ class CodeCutter:
 
     def cut(self) -> list[Piece]:
         found = list(self.cut_along(self.outline.definitions, 0, len(self.lines), ()))
-        merged = merge_small(found, self.options.min_tokens, self.fits)
+        merged = merge_small_pieces(found, self.options.min_tokens, self.fits)
         return [
             replace(piece, context="\n".join(filter(None, (self.contexts[piece.breadcrumb], piece.context))))
             for piece in merged
@@ -91,7 +91,7 @@ class CodeCutter:
         def fits(start: int, end: int, tokens: int) -> bool:
             return self.fits(Piece(start, end, tokens, breadcrumb), head_tokens)
 
-        parts = bundle(cut(self.text, units, fits, self.count), fits, self.options.overlap)
+        parts = bundle_pieces(cut_pieces(self.text, units, fits, self.count), fits, self.options.overlap)
         for number, part in enumerate(parts):
             context = self.lines[head].strip() if number and head is not None else ""
             tokens = part.tokens + (head_tokens if context else 0)
@@ -111,7 +111,7 @@ class CodeCutter:
         )
 
 
-def summarize_file(text: str, outline: Outline, room: int, count: Count) -> str:
+def summarize_code_document(text: str, outline: Outline, room: int, count: Count) -> str:
     """What a file is about, in few lines: how it begins, what it defines, what it imports."""
     lines = text.split("\n")
     start = min([definition.first for definition in outline.definitions] + outline.imports, default=len(lines))

@@ -115,43 +115,43 @@ class Outline:
 
 
 @cache
-def load_grammar(format: str) -> Any:
+def load_code_grammar(format: str) -> Any:
     spec = LANGUAGES[format]
     purpose = f"to cut {format} code with {spec.module.replace('_', '-')}"
     tree_sitter = require("tree_sitter", "memory", purpose)
     return tree_sitter.Language(getattr(require(spec.module, "memory", purpose), spec.function)())
 
 
-def read_outline(text: str, format: str) -> Outline:
+def read_code_outline(text: str, format: str) -> Outline:
     """Empty where nothing can be parsed; the file is then cut at its lines. Walks the tree without recursion, since a
     file may be nested as deep as its author likes."""
     spec = LANGUAGES[format]
     definitions, imports, values = (set(names.split()) for names in (spec.definitions, spec.imports, spec.values))
-    grammar = load_grammar(format)
-    from tree_sitter import Parser  # load_grammar says what is missing
+    grammar = load_code_grammar(format)
+    from tree_sitter import Parser  # load_code_grammar says what is missing
 
     root = Parser(grammar).parse(text.encode("utf-8", "surrogatepass")).root_node
     lines = text.split("\n")
-    outline = Outline([], [], read_about(lines, int(text.startswith("#!"))))
+    outline = Outline([], [], read_outline_comment(lines, int(text.startswith("#!"))))
     stack: list[tuple[Any, list[Definition], int, int]] = [(root, outline.definitions, 0, 0)]
     while stack:
         node, siblings, first, depth = stack.pop()
         if node.type in imports:
             outline.imports.append(node.start_point.row)
             continue
-        if depth < MAX_DEPTH and (name := find_defined_name(node, definitions, values)):
+        if depth < MAX_DEPTH and (name := find_outline_name(node, definitions, values)):
             row = node.start_point.row
-            about = read_about(lines, first) or read_about(lines, row + 1)
-            definition = Definition(name, first, last_row(node) + 1, row, about)
+            about = read_outline_comment(lines, first) or read_outline_comment(lines, row + 1)
+            definition = Definition(name, first, last_node_row(node) + 1, row, about)
             siblings.append(definition)
             siblings, depth = definition.inside, depth + 1
         if node.child_count:
             around = first if node.type in AROUND else None
-            stack += [(child, siblings, row, depth) for child, row in reversed(list_children(node, around))]
+            stack += [(child, siblings, row, depth) for child, row in reversed(list_node_children(node, around))]
     return outline
 
 
-def list_children(node: Any, around: int | None) -> list[tuple[Any, int]]:
+def list_node_children(node: Any, around: int | None) -> list[tuple[Any, int]]:
     """The children and the row where each begins: with the comments directly above it, or `around`, the row of the node
     that surrounds it."""
     result, lead, lead_end = [], None, -1
@@ -159,7 +159,7 @@ def list_children(node: Any, around: int | None) -> list[tuple[Any, int]]:
         row = child.start_point.row
         if child.type.endswith(ABOVE):
             lead = row if lead is None or row > lead_end + 1 else lead
-            lead_end = last_row(child)
+            lead_end = last_node_row(child)
             continue
         first = lead if lead is not None and row <= lead_end + 1 else row
         result.append((child, first if around is None else min(around, first)))
@@ -167,13 +167,13 @@ def list_children(node: Any, around: int | None) -> list[tuple[Any, int]]:
     return result
 
 
-def last_row(node: Any) -> int:
+def last_node_row(node: Any) -> int:
     """A node whose last character is a line break ends, for tree-sitter, in the next row."""
     end = node.end_point
     return max(node.start_point.row, end.row - (end.column == 0))
 
 
-def find_defined_name(node: Any, definitions: set[str], values: set[str]) -> str | None:
+def find_outline_name(node: Any, definitions: set[str], values: set[str]) -> str | None:
     """The name that a node defines; None where it defines none."""
     if node.type in values:
         value = node.child_by_field_name("value") or node.child_by_field_name("right")
@@ -196,7 +196,7 @@ def find_defined_name(node: Any, definitions: set[str], values: set[str]) -> str
     return f"{receiver[1]}.{name}" if receiver and name else name
 
 
-def read_about(lines: Sequence[str], row: int) -> str:
+def read_outline_comment(lines: Sequence[str], row: int) -> str:
     """The first sentence of the docstring or comment that begins in a line; empty where none does."""
     opening = REMARK.match(lines[row]) if row < len(lines) else None
     if opening is None:

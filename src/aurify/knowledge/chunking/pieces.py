@@ -56,7 +56,7 @@ class Piece:
     context: str = ""
 
 
-def split_lines(text: str) -> Iterator[tuple[int, int]]:
+def split_document_lines(text: str) -> Iterator[tuple[int, int]]:
     """Lines as editors and parsers count them, each with its end: str.splitlines would also cut at form feeds."""
     start = 0
     while start < len(text):
@@ -65,25 +65,25 @@ def split_lines(text: str) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def cut(text: str, pieces: Sequence[Piece], fits: Fits, count: Count) -> Sequence[Piece]:
+def cut_pieces(text: str, pieces: Sequence[Piece], fits: Fits, count: Count) -> Sequence[Piece]:
     """The same spans, where those that do not fit have become sentences, then words, then halves of words."""
     for boundary in (SENTENCE_END, WORD_END):
-        pieces = cut_unfit(text, pieces, fits, count, partial(find_ends, text, boundary))
+        pieces = cut_unfit_pieces(text, pieces, fits, count, partial(find_piece_ends, text, boundary))
     while any(piece.end - piece.start > 1 and not fits(piece.start, piece.end, piece.tokens) for piece in pieces):
-        pieces = cut_unfit(text, pieces, fits, count, find_middle)
+        pieces = cut_unfit_pieces(text, pieces, fits, count, find_piece_middle)
     return pieces
 
 
-def find_ends(text: str, boundary: re.Pattern[str], start: int, end: int) -> list[int]:
+def find_piece_ends(text: str, boundary: re.Pattern[str], start: int, end: int) -> list[int]:
     """Where the parts of a span end, before its own end. White space belongs to the part before it."""
     return [match.end() for match in boundary.finditer(text, start, end) if start < match.end() < end]
 
 
-def find_middle(start: int, end: int) -> list[int]:
+def find_piece_middle(start: int, end: int) -> list[int]:
     return [(start + end) // 2] if end - start > 1 else []
 
 
-def cut_unfit(
+def cut_unfit_pieces(
     text: str, pieces: Sequence[Piece], fits: Fits, count: Count, find: Callable[[int, int], list[int]]
 ) -> list[Piece]:
     """Cuts the pieces that do not fit where `find` says; all parts are counted in one call."""
@@ -101,14 +101,14 @@ def cut_unfit(
     return result
 
 
-def bundle(units: Sequence[Piece], fits: Fits, overlap: int = 0) -> Iterator[Piece]:
+def bundle_pieces(units: Sequence[Piece], fits: Fits, overlap: int = 0) -> Iterator[Piece]:
     """Joins neighbours from the front for as long as they fit. The next piece repeats up to `overlap` tokens."""
     run: list[Piece] = []
     tokens = 0
     for unit in units:
         if run and not fits(run[0].start, unit.end, tokens + unit.tokens):
             yield join_pieces(run)
-            run = pick_overlap(run, unit, fits, overlap)
+            run = pick_piece_overlap(run, unit, fits, overlap)
             tokens = sum(piece.tokens for piece in run)
         run.append(unit)
         tokens += unit.tokens
@@ -116,7 +116,7 @@ def bundle(units: Sequence[Piece], fits: Fits, overlap: int = 0) -> Iterator[Pie
         yield join_pieces(run)
 
 
-def pick_overlap(run: Sequence[Piece], unit: Piece, fits: Fits, overlap: int) -> list[Piece]:
+def pick_piece_overlap(run: Sequence[Piece], unit: Piece, fits: Fits, overlap: int) -> list[Piece]:
     """The last pieces of a run, never all of it, that may stand before the next unit once more."""
     kept: list[Piece] = []
     for piece in reversed(run[1:]):
@@ -131,7 +131,7 @@ def join_pieces(run: Sequence[Piece]) -> Piece:
     return replace(run[0], end=run[-1].end, tokens=sum(piece.tokens for piece in run))
 
 
-def merge_small(pieces: Sequence[Piece], min_tokens: int, fits: Callable[[Piece], bool]) -> list[Piece]:
+def merge_small_pieces(pieces: Sequence[Piece], min_tokens: int, fits: Callable[[Piece], bool]) -> list[Piece]:
     """Joins a piece below `min_tokens` to the one before or after it, if the two fit together. The rest of a cut
     definition joins no other definition: neither would be found under its name."""
     result: list[Piece] = []
@@ -139,14 +139,14 @@ def merge_small(pieces: Sequence[Piece], min_tokens: int, fits: Callable[[Piece]
         last = result[-1] if result else None
         small = last is not None and min(last.tokens, piece.tokens) < min_tokens
         apart = last is not None and last.context and last.breadcrumb != piece.breadcrumb
-        if last is not None and small and not apart and fits(both := merge_neighbours(last, piece)):
+        if last is not None and small and not apart and fits(both := merge_neighbour_pieces(last, piece)):
             result[-1] = both
         else:
             result.append(piece)
     return result
 
 
-def merge_neighbours(one: Piece, two: Piece) -> Piece:
+def merge_neighbour_pieces(one: Piece, two: Piece) -> Piece:
     """Two neighbours as one, under the breadcrumb that holds for both. A heading, or a line between definitions, takes
     the breadcrumb of its neighbour."""
     short, long = sorted((one.breadcrumb, two.breadcrumb), key=len)

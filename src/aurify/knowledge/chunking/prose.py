@@ -10,10 +10,10 @@ from aurify.knowledge.chunking.pieces import (
     ChunkOptions,
     Count,
     Piece,
-    bundle,
-    cut,
-    merge_small,
-    split_lines,
+    bundle_pieces,
+    cut_pieces,
+    merge_small_pieces,
+    split_document_lines,
 )
 from aurify.knowledge.reading.refusals import FRONT_MATTER
 from aurify.knowledge.types import Document
@@ -30,7 +30,7 @@ def cut_prose(document: Document, options: ChunkOptions, count: Count) -> list[P
     """`count` is without special tokens. A section is cut where it is too long, and joined to its neighbour where it is
     very short."""
     text = document.text
-    paragraphs = list(split_markdown(text) if document.format == "markdown" else split_paragraphs(text))
+    paragraphs = list(split_markdown(text) if document.format == "markdown" else split_document_paragraphs(text))
     if not paragraphs:
         return []
     crumbs = list(dict.fromkeys(breadcrumb for _, _, breadcrumb in paragraphs))
@@ -52,14 +52,14 @@ def cut_prose(document: Document, options: ChunkOptions, count: Count) -> list[P
         def fits(start: int, end: int, tokens: int, room: int = room) -> bool:
             return tokens <= room
 
-        pieces += bundle(cut(text, list(section), fits, count), fits, options.overlap)
-    return merge_small(pieces, options.min_tokens, lambda piece: piece.tokens <= budget(piece.breadcrumb))
+        pieces += bundle_pieces(cut_pieces(text, list(section), fits, count), fits, options.overlap)
+    return merge_small_pieces(pieces, options.min_tokens, lambda piece: piece.tokens <= budget(piece.breadcrumb))
 
 
-def split_paragraphs(text: str) -> Iterator[Paragraph]:
+def split_document_paragraphs(text: str) -> Iterator[Paragraph]:
     """Paragraphs between blank lines; the blank lines go with the one before."""
     begin, blank = 0, False
-    for start, end in split_lines(text):
+    for start, end in split_document_lines(text):
         empty = not text[start:end].strip()
         if blank and not empty:
             if text[begin:start].strip():
@@ -78,14 +78,14 @@ def split_markdown(text: str) -> Iterator[Paragraph]:
     front = FRONT_MATTER.match(text)
     front_end = front.end() if front else 0
     heading_only = False  # since `begin` there was only a heading: the next paragraph joins it
-    for start, end in split_lines(text):
+    for start, end in split_document_lines(text):
         line = text[start:end].rstrip("\n")
         if end <= front_end:
             continue
         if fence:
-            fence = "" if closes(line, fence) else fence
+            fence = "" if closes_markdown_fence(line, fence) else fence
             continue
-        found = read_heading(text, line, end)
+        found = read_markdown_heading(text, line, end)
         if found or (blank and line.strip() and not heading_only):
             if text[begin:start].strip():
                 yield begin, start, tuple(name for _, name in path)
@@ -100,12 +100,12 @@ def split_markdown(text: str) -> Iterator[Paragraph]:
         yield begin, len(text), tuple(name for _, name in path)
 
 
-def closes(line: str, fence: str) -> bool:
+def closes_markdown_fence(line: str, fence: str) -> bool:
     mark = line.strip()
     return len(mark) >= len(fence) and set(mark) == {fence[0]}
 
 
-def read_heading(text: str, line: str, end: int) -> tuple[int, str] | None:
+def read_markdown_heading(text: str, line: str, end: int) -> tuple[int, str] | None:
     """(level, name) of `# name`, and of a line that the next one underlines."""
     if match := HEADING.match(line):
         return len(match[1]), match[2][:MAX_HEADING]

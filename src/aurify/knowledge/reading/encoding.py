@@ -43,10 +43,10 @@ MOST_SYMBOLS = 0.1  # of what is not ASCII
 UNKNOWN = "text in an encoding that cannot be told: save it as UTF-8"
 
 
-def decode_text(data: bytes, declared: str | None = None) -> str:
+def decode_document(data: bytes, declared: str | None = None) -> str:
     """Tries the byte order mark, the declared encoding, UTF-8 and detection, in this order. Raises `Refused`."""
     head = data[:HEAD]
-    marked = find_mark(head)
+    marked = find_byte_order_mark(head)
     if marked in (None, "utf-8-sig") and (b"\0" in head or len(head.translate(None, PRINTABLE)) * 10 > len(head)):
         raise Refused("binary file")
     escaped = "iso2022_jp" if b"\x1b$B" in head else None
@@ -56,10 +56,10 @@ def decode_text(data: bytes, declared: str | None = None) -> str:
                 return data.decode(codec)
             except (LookupError, ValueError):
                 continue
-    return data.decode(detect_codec(data), "replace")
+    return data.decode(detect_document_codec(data), "replace")
 
 
-def find_mark(head: bytes) -> str | None:
+def find_byte_order_mark(head: bytes) -> str | None:
     """The encoding that the first bytes of a text name, or that its zeros tell."""
     marked = next((codec for mark, codec in MARKS.items() if head.startswith(mark)), None)
     return marked or find_unmarked_utf16(head)
@@ -78,10 +78,10 @@ def find_unmarked_utf16(head: bytes) -> str | None:
 def decode_html(data: bytes, charset: str | None = None) -> str:
     """`charset` is what the web server says; else the page itself may name one."""
     found = CHARSET.search(data[:HEAD])
-    return decode_text(data, charset or (found[1].decode("ascii") if found else None))
+    return decode_document(data, charset or (found[1].decode("ascii") if found else None))
 
 
-def detect_codec(data: bytes) -> str:
+def detect_document_codec(data: bytes) -> str:
     """The encoding of text that is not UTF-8. Raises `Refused` where none is likely."""
     as_utf8 = data.decode("utf-8", "replace")
     if as_utf8.count("\ufffd") < MAX_DAMAGE * sum(not letter.isascii() for letter in as_utf8):
@@ -95,12 +95,12 @@ def detect_codec(data: bytes) -> str:
         from charset_normalizer import from_bytes
 
         best = from_bytes(data, cp_exclusion=RARE.split()).best()
-        if best is not None and (best.multi_byte_usage or is_likely(best)):
+        if best is not None and (best.multi_byte_usage or is_likely_codec(best)):
             return "euc_jp" if best.multi_byte_usage and is_euc_jp(sample) else best.encoding
     raise Refused(UNKNOWN)
 
 
-def is_likely(match: CharsetMatch) -> bool:
+def is_likely_codec(match: CharsetMatch) -> bool:
     """Encodings of one byte a letter fit any bytes: damaged Korean would become Cyrillic or Thai."""
     return match.chaos <= MOST_CHAOS and match.coherence >= LEAST_COHERENCE
 

@@ -26,7 +26,7 @@ from aurify.bounds import Checked, NonNegativeFloat, NonNegativeInt, PositiveInt
 from aurify.files import cache_folder, replaced_file, require
 from aurify.http import WORTH_ANOTHER_TRY
 from aurify.knowledge.reading.refusals import Refused
-from aurify.knowledge.reading.webpage import join_url
+from aurify.knowledge.reading.webpage import join_page_url
 
 if TYPE_CHECKING:
     import httpx
@@ -118,7 +118,7 @@ class Fetcher:
             answer = self.exchange(url)
             if answer.status not in REDIRECTS:
                 return answer
-            url = join_url(url, answer.headers.get("location", ""))
+            url = join_page_url(url, answer.headers.get("location", ""))
         raise Refused("too many redirects")
 
     def read_robots(self, url: str) -> Protego:
@@ -157,7 +157,7 @@ class Fetcher:
         except (OSError, UnicodeError):
             raise Refused(f"host that cannot be found{self.no_proxy}", transient=True) from None
         addresses = [str(entry[4][0]) for entry in found]
-        if not self.options.allow_private and not all(map(is_public, addresses)):
+        if not self.options.allow_private and not all(map(is_public_address, addresses)):
             raise Refused(PRIVATE)
         return addresses[0]
 
@@ -193,7 +193,7 @@ class Fetcher:
                 return answer
             if answer.type.startswith(MEDIA):
                 raise Refused(f"{answer.type}: no text")
-            return replace(answer, body=read_body(response))
+            return replace(answer, body=read_web_body(response))
 
     def wait_for_turn(self, host: str) -> None:
         self.num_requests[host] += 1
@@ -224,7 +224,7 @@ class Fetcher:
             scratch.write_bytes(json.dumps(facts).encode() + b"\n" + answer.body)
 
 
-def read_body(response: httpx.Response) -> bytes:
+def read_web_body(response: httpx.Response) -> bytes:
     """Unpacked bit by bit: httpx would unpack each part whole, to a thousand times its size and more."""
     deadline = time.monotonic() + MAX_SECONDS
     encoding = response.headers.get("content-encoding", "identity").strip().lower()
@@ -244,14 +244,14 @@ def read_body(response: httpx.Response) -> bytes:
     return bytes(body)
 
 
-def is_public(address: str) -> bool:
+def is_public_address(address: str) -> bool:
     """An IPv6 address that stands for an IPv4 one is as public as that one."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
-            return is_public(str(ip.ipv4_mapped))
+            return is_public_address(str(ip.ipv4_mapped))
         inner = [ip.sixtofour, *(ip.teredo or ()), ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in NAT64 else None]
-        if any(other is not None and not is_public(str(other)) for other in inner):
+        if any(other is not None and not is_public_address(str(other)) for other in inner):
             return False
     return ip.is_global and not ip.is_multicast
 

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from aurify.knowledge.reading.encoding import HEAD, decode_html, decode_text, find_mark
+from aurify.knowledge.reading.encoding import HEAD, decode_document, decode_html, find_byte_order_mark
 from aurify.knowledge.reading.pdf import read_pdf
-from aurify.knowledge.reading.refusals import FRONT_MATTER, Refusals, Refused, clean
-from aurify.knowledge.reading.rows import ReadOptions, parse_rows
-from aurify.knowledge.reading.webpage import NO_TEXT, read_page
+from aurify.knowledge.reading.refusals import FRONT_MATTER, Refusals, Refused, clean_document_text
+from aurify.knowledge.reading.rows import ReadOptions, parse_row_documents
+from aurify.knowledge.reading.webpage import NO_TEXT, read_web_html
 from aurify.knowledge.types import Document
 
 MB = 1_000_000
@@ -76,35 +76,35 @@ def parse_documents(
 ) -> Iterator[Document]:
     """`charset` is what a web server says of a text. Raises `Refused`."""
     name = PurePosixPath(id)
-    kind = find_kind(file.peek(HEAD), name)
+    kind = find_document_kind(file.peek(HEAD), name)
     if kind == "gzip":
         limit = max(options.max_bytes, RATIO * file.seek(0, os.SEEK_END))
         file.seek(0)
         file = io.BufferedReader(cast(Any, BoundedGzip(file, limit)))
         name = name.with_suffix("") if name.suffix == ".gz" else name
-        kind = find_kind(file.peek(HEAD), name)
+        kind = find_document_kind(file.peek(HEAD), name)
     if kind in ("table", "rows"):
         prefix = "" if own_ids else f"{id}:"
-        yield from parse_rows(file, id, prefix, options, refusals, is_table=kind == "table")
+        yield from parse_row_documents(file, id, prefix, options, refusals, is_table=kind == "table")
         return
     limit = MAX_PDF_BYTES if kind == "pdf" else options.max_bytes
     data = file.read(limit + 1)
     if len(data) > limit:
         raise Refused(f"larger than {limit // MB if limit >= MB else limit / MB} MB")
     if kind == "text":
-        yield build_text(decode_text(data, charset), id, name)
+        yield build_text_document(decode_document(data, charset), id, name)
         return
     if kind == "pdf":
         text, title = read_pdf(data, options.max_bytes)
     else:
-        page = read_page(decode_html(data, charset))
+        page = read_web_html(decode_html(data, charset))
         text, title = page.text, page.title
     if not text:
         raise Refused(NO_TEXT)
-    yield Document(id, clean(text), clean(title) or name.stem.replace("_", " "), "markdown")
+    yield Document(id, clean_document_text(text), clean_document_text(title) or name.stem.replace("_", " "), "markdown")
 
 
-def find_kind(data: bytes, name: PurePosixPath) -> str:
+def find_document_kind(data: bytes, name: PurePosixPath) -> str:
     """One of pdf, gzip, html, table (CSV), rows (JSON lines) and text. Raises `Refused` for everything else."""
     head, suffix = data[:HEAD], name.suffix.lower()
     if b"%PDF-" in head[:1024]:
@@ -115,7 +115,7 @@ def find_kind(data: bytes, name: PurePosixPath) -> str:
         raise Refused("ZIP archive or office document: unpack it, or save it as PDF or text")
     if head.startswith(ARCHIVES):
         raise Refused("archive: unpack it")
-    if b"\0" in head and find_mark(head) is None:
+    if b"\0" in head and find_byte_order_mark(head) is None:
         raise Refused("binary file")
     if suffix in TABLES:
         return "table"
@@ -124,21 +124,21 @@ def find_kind(data: bytes, name: PurePosixPath) -> str:
     return "html" if suffix in PAGES or (suffix not in FORMATS and HTML_START.match(head)) else "text"
 
 
-def build_text(text: str, id: str, name: PurePosixPath) -> Document:
+def build_text_document(text: str, id: str, name: PurePosixPath) -> Document:
     """Markdown, source code or plain text."""
-    text = clean(text)
+    text = clean_document_text(text)
     format = FORMATS.get(name.suffix.lower(), "text")
     if format == "text" and (found := SHEBANG.match(text)):
         format = SHEBANGS[found[1]]
     if name.suffix.lower() == ".h" and IS_CPP.search(text):
         format = "cpp"
-    title = find_title(text) if format == "markdown" else ""
+    title = find_document_title(text) if format == "markdown" else ""
     if format in ("text", "markdown"):
         title = title or name.stem.replace("_", " ")
     return Document(id, text, title, format)
 
 
-def find_title(markdown: str) -> str:
+def find_document_title(markdown: str) -> str:
     """The title in the front matter, else the first heading."""
     front = FRONT_MATTER.match(markdown)
     if front and (found := re.search(r"^title:[ \t]*[\"']?(.+?)[\"']?[ \t]*$", front[1], re.MULTILINE)):

@@ -40,7 +40,7 @@ def read_pdf(data: bytes, max_chars: int, seconds: float = SECONDS) -> tuple[str
     return "\n\n".join(f"# Page {number}\n\n{text}" for number, text in pages if text), answer["title"]
 
 
-def extract_pages(data: bytes, max_chars: int) -> dict[str, object]:
+def extract_pdf_pages(data: bytes, max_chars: int) -> dict[str, object]:
     from pypdf import PdfReader
     from pypdf.errors import LimitReachedError
 
@@ -73,7 +73,7 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     except ImportError:  # Windows: there the time limit alone holds
         pass
-    json.dump(extract_pages(sys.stdin.buffer.read(), max_chars), sys.stdout)
+    json.dump(extract_pdf_pages(sys.stdin.buffer.read(), max_chars), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -30,22 +30,24 @@ class Refusals:
         self.counts[reason] += 1
         self.first.setdefault(reason, name)
         if transient:
-            self.incomplete = self.incomplete or f"{to_line(name)}: {reason}"
+            self.incomplete = self.incomplete or f"{to_refusal_line(name)}: {reason}"
 
     def lines(self) -> list[str]:
-        return [f"{num:,} x {reason} (the first: {to_line(self.first[reason])})" for reason, num in self.by_number()]
+        return [
+            f"{num:,} x {reason} (the first: {to_refusal_line(self.first[reason])})" for reason, num in self.by_number()
+        ]
 
     def by_number(self) -> list[tuple[str, int]]:
         return sorted(self.counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def clean(text: str) -> str:
+def clean_document_text(text: str) -> str:
     """Lines end in a newline alone; control characters go; lone surrogates are replaced."""
     text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     return CONTROL.sub("", text).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def to_line(text: str, width: int = 100) -> str:
+def to_refusal_line(text: str, width: int = 100) -> str:
     """One short line out of a foreign text."""
-    line = " ".join(clean(text).split())
+    line = " ".join(clean_document_text(text).split())
     return line if len(line) <= width else line[: width - 1] + "…"

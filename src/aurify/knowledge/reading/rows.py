@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aurify.bounds import Checked, PositiveInt
-from aurify.knowledge.reading.encoding import detect_codec
-from aurify.knowledge.reading.refusals import Refusals, Refused, clean
+from aurify.knowledge.reading.encoding import detect_document_codec
+from aurify.knowledge.reading.refusals import Refusals, Refused, clean_document_text
 from aurify.knowledge.types import Document, Value
 from aurify.rows.columns import ID, TEXT, TITLE
 
@@ -49,16 +49,16 @@ class ReadOptions(Checked):
     max_bytes: PositiveInt = 10_000_000  # of a text, unpacked; of a line of JSON lines or CSV
 
 
-def parse_rows(
+def parse_row_documents(
     file: io.BufferedReader[Any], name: str, prefix: str, options: ReadOptions, refusals: Refusals, *, is_table: bool
 ) -> Iterator[Document]:
     """`name` is the file's, for refusals and for rows without an id; `prefix` goes before the ids of rows."""
-    columns, read = options.columns, csv_rows if is_table else json_rows
+    columns, read = options.columns, read_csv_document_rows if is_table else read_json_document_rows
     for number, row in read(file, options.max_bytes):
         location = f"{name}:{number}"
         if isinstance(row, str):
             refusals.add(location, row)
-        elif (document := row_document(row, location, prefix, columns)) is not None:
+        elif (document := build_row_document(row, location, prefix, columns)) is not None:
             yield document
         else:
             wanted = repr(columns.text) if columns.text else f"any of {', '.join(TEXTS)}"
@@ -66,7 +66,7 @@ def parse_rows(
             refusals.add(shown, f"row without text in {wanted}: name the column with --text")
 
 
-def json_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
+def read_json_document_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
     number = 0
     while line := file.readline(max_bytes + 1):
         number += 1
@@ -75,10 +75,10 @@ def json_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
                 pass
             yield number, f"line of more than {max_bytes:,} bytes"
         elif line.strip(BLANK):
-            yield number, parse_json_line(line)
+            yield number, parse_json_document_line(line)
 
 
-def parse_json_line(line: bytes) -> dict[str, Any] | str:
+def parse_json_document_line(line: bytes) -> dict[str, Any] | str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):  # ValueError: also text that is not UTF-8, numbers of thousands of digits
@@ -86,11 +86,11 @@ def parse_json_line(line: bytes) -> dict[str, Any] | str:
     return row if isinstance(row, dict) else "line that is not an object"
 
 
-def csv_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
+def read_csv_document_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
     """The first line names the columns and shows the delimiter. A quoted cell may have several lines; where one does
     not end, or a line is too long, it is not known where rows begin, and the rest is refused."""
     csv.field_size_limit(max(csv.field_size_limit(), max_bytes))
-    lines = csv_lines(file, max_bytes)
+    lines = read_csv_document_lines(file, max_bytes)
     start, header = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (0, ""))
     delimiter = max(DELIMITERS, key=header.count)
     names = [name.strip() for name in next(csv.reader([header], delimiter=delimiter), [])]
@@ -110,7 +110,7 @@ def csv_rows(file: io.BufferedReader[Any], max_bytes: int) -> Rows:
             yield number, {name: cell for name, cell in zip(names, cells, strict=True) if cell}
 
 
-def csv_lines(file: io.BufferedReader[Any], max_bytes: int) -> Iterator[str]:
+def read_csv_document_lines(file: io.BufferedReader[Any], max_bytes: int) -> Iterator[str]:
     codec = ""
     if file.peek(2).startswith(UTF16):
         raise Refused("CSV in UTF-16: save it as UTF-8")
@@ -121,32 +121,34 @@ def csv_lines(file: io.BufferedReader[Any], max_bytes: int) -> Iterator[str]:
             text = line.decode()
         except UnicodeDecodeError:
             following = file.peek()
-            codec = codec or detect_codec(line + following[: following.rfind(b"\n") + 1])
+            codec = codec or detect_document_codec(line + following[: following.rfind(b"\n") + 1])
             text = line.decode(codec, "replace")
         yield text.removeprefix("\ufeff")
 
 
-def row_document(row: Mapping[str, Any], location: str, prefix: str, columns: Columns) -> Document | None:
+def build_row_document(row: Mapping[str, Any], location: str, prefix: str, columns: Columns) -> Document | None:
     text, title, key = columns.choose(row)
     if text is None or not isinstance(row.get(text), str):
         return None
     others = [name for name in row if name not in (text, title, key)] if columns.metadata is None else columns.metadata
-    metadata = {clean(name): value for name in others if (value := to_value(row.get(name))) is not None}
+    metadata = {
+        clean_document_text(name): value for name in others if (value := to_metadata_value(row.get(name))) is not None
+    }
     row_id = row.get(key) if key else None
     return Document(
-        id=f"{prefix}{clean(str(row_id))}" if row_id not in (None, "") else location,
-        text=clean(row[text]),
-        title=clean(str(row.get(title) or "")) if title else "",
+        id=f"{prefix}{clean_document_text(str(row_id))}" if row_id not in (None, "") else location,
+        text=clean_document_text(row[text]),
+        title=clean_document_text(str(row.get(title) or "")) if title else "",
         metadata=metadata,
     )
 
 
-def to_value(value: Any) -> Value | None:
+def to_metadata_value(value: Any) -> Value | None:
     """Lists and objects are kept as JSON; what is absent or no number is left out."""
     if isinstance(value, str):
-        return clean(value)
+        return clean_document_text(value)
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if value is None or isinstance(value, bool | int | float):
         return value
-    return clean(json.dumps(value, ensure_ascii=False))
+    return clean_document_text(json.dumps(value, ensure_ascii=False))

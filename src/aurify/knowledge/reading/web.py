@@ -17,10 +17,10 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 from aurify.knowledge.reading.encoding import decode_html
 from aurify.knowledge.reading.fetch import Fetcher, WebAnswer, WebOptions, normalize_url
-from aurify.knowledge.reading.files import find_kind, parse_documents
-from aurify.knowledge.reading.refusals import Refusals, Refused, clean
+from aurify.knowledge.reading.files import find_document_kind, parse_documents
+from aurify.knowledge.reading.refusals import Refusals, Refused, clean_document_text
 from aurify.knowledge.reading.rows import ReadOptions
-from aurify.knowledge.reading.webpage import NO_TEXT, parse_sitemap, read_page
+from aurify.knowledge.reading.webpage import NO_TEXT, parse_sitemap, read_web_html
 from aurify.knowledge.types import Document
 
 URL = re.compile(r"https?://", re.IGNORECASE)
@@ -80,30 +80,30 @@ def read_web_page(
 ) -> Generator[Document, None, list[Link]]:
     """The documents of a page, and the links to follow."""
     if (listed := parse_sitemap(answer.body)) is not None:
-        urls = urls_within(listed, urljoin(answer.url, "/"))  # a sitemap speaks for its own host alone
+        urls = list_site_urls(listed, urljoin(answer.url, "/"))  # a sitemap speaks for its own host alone
         for _ in range(len(listed) - len(urls)):
             refusals.add(answer.url, "URL of a sitemap on another host")
         return [Link(url, link.depth, link.site) for url in urls]
     name = PurePosixPath(unquote(urlsplit(answer.url).path)).name or urlsplit(answer.url).netloc
-    kind = find_kind(answer.body, PurePosixPath(name))
+    kind = find_document_kind(answer.body, PurePosixPath(name))
     if kind in ("pdf", "gzip") or (kind != "html" and answer.type not in HTML):
         file = io.BufferedReader(io.BytesIO(answer.body))
         yield from parse_documents(file, answer.url, options, refusals, charset=answer.charset)
         return []
-    page = read_page(decode_html(answer.body, answer.charset), answer.url)
+    page = read_web_html(decode_html(answer.body, answer.charset), answer.url)
     if page.robots & {"noindex", "none"}:
         raise Refused("page that asks not to be indexed")
     if page.text:
-        yield Document(answer.url, clean(page.text), clean(page.title) or name, "markdown")
+        yield Document(answer.url, clean_document_text(page.text), clean_document_text(page.title) or name, "markdown")
     else:
         refusals.add(answer.url, NO_TEXT)
     if link.depth >= max_depth or page.robots & {"nofollow", "none"}:
         return []
     site = link.site or answer.url.partition("?")[0].rpartition("/")[0] + "/"  # the folder that the page lies in
-    return [Link(url, link.depth + 1, site) for url in urls_within(page.links, site)]
+    return [Link(url, link.depth + 1, site) for url in list_site_urls(page.links, site)]
 
 
-def urls_within(links: Sequence[str], site: str) -> list[str]:
+def list_site_urls(links: Sequence[str], site: str) -> list[str]:
     urls = []
     for link in links:
         with suppress(Refused):  # mailto:, javascript: and the like: nowhere to go

@@ -51,17 +51,17 @@ class Block(NamedTuple):
     in_form: bool
 
 
-def read_page(html: str, url: str = "") -> Page:
+def read_web_html(html: str, url: str = "") -> Page:
     etree = require("lxml.etree", "memory", "to read HTML")
     reader = PageReader(url)
     parser = etree.HTMLParser(target=reader, encoding="utf-8")
     parser.feed(html.encode("utf-8", "replace"))
     with suppress(etree.XMLSyntaxError):  # there is no element at all
         parser.close()
-    blocks = choose_blocks(reader.blocks)
+    blocks = choose_page_blocks(reader.blocks)
     title = " ".join(reader.title.split())
     title = title or next((text.lstrip("# ") for text in blocks if text.startswith("#")), "")
-    return Page(title, join_blocks(blocks), list(reader.links), frozenset(reader.robots))
+    return Page(title, join_page_blocks(blocks), list(reader.links), frozenset(reader.robots))
 
 
 class PageReader:
@@ -83,14 +83,14 @@ class PageReader:
 
     def start(self, tag: str, attributes: dict[str, str]) -> None:
         if tag == "base" and attributes.get("href"):
-            self.base = join_url(self.base, attributes["href"])
+            self.base = join_page_url(self.base, attributes["href"])
         elif tag == "meta" and attributes.get("name", "").lower() == "robots":
             self.robots |= {word.strip() for word in attributes.get("content", "").lower().split(",")}
         elif tag == "a" and attributes.get("href") and "nofollow" not in attributes.get("rel", "").lower():
-            self.links.setdefault(join_url(self.base, attributes["href"]))
+            self.links.setdefault(join_page_url(self.base, attributes["href"]))
         if tag in BLOCK_TAGS:
             self.end_block()
-        left_out = is_left_out(tag, attributes)
+        left_out = is_skipped_page_tag(tag, attributes)
         self.open.append(left_out)
         self.num_left_out += left_out
         self.inside[tag] += 1
@@ -137,36 +137,36 @@ class PageReader:
         self.blocks.append(Block(text, in_main, in_form=self.inside["form"] > 0))
 
 
-def is_left_out(tag: str, attributes: dict[str, str]) -> bool:
+def is_skipped_page_tag(tag: str, attributes: dict[str, str]) -> bool:
     if tag in ("html", "body"):  # a hidden page waits for a script to show it
         return False
     return tag in LEFT_OUT_TAGS or "hidden" in attributes or bool(HIDDEN.search(attributes.get("style", "")))
 
 
-def choose_blocks(blocks: list[Block]) -> list[str]:
+def choose_page_blocks(blocks: list[Block]) -> list[str]:
     """The main part, where the page marks one. A form is left out unless it holds most of the text: some sites wrap
     whole pages into a form."""
     main = [block for block in blocks if block.in_main]
-    if num_chars(main) >= max(LEAST_MAIN, LEAST_SHARE * num_chars(blocks)):
+    if num_page_chars(main) >= max(LEAST_MAIN, LEAST_SHARE * num_page_chars(blocks)):
         blocks = main
     outside = [block for block in blocks if not block.in_form]
-    return [block.text for block in (blocks if num_chars(blocks) > 2 * num_chars(outside) else outside)]
+    return [block.text for block in (blocks if num_page_chars(blocks) > 2 * num_page_chars(outside) else outside)]
 
 
-def num_chars(blocks: list[Block]) -> int:
+def num_page_chars(blocks: list[Block]) -> int:
     return sum(len(block.text) for block in blocks)
 
 
-def join_blocks(blocks: list[str]) -> str:
+def join_page_blocks(blocks: list[str]) -> str:
     """A blank line between blocks, none between the items of a list."""
     parts = blocks[:1]
     for previous, block in pairwise(blocks):
-        tight = is_item(previous.rpartition("\n")[2]) and is_item(block)
+        tight = is_page_item(previous.rpartition("\n")[2]) and is_page_item(block)
         parts += ["\n" if tight else "\n\n", block]
     return "".join(parts)
 
 
-def is_item(line: str) -> bool:
+def is_page_item(line: str) -> bool:
     return line.lstrip().startswith(("- ", "1. "))
 
 
@@ -177,7 +177,7 @@ def parse_sitemap(body: bytes) -> list[str] | None:
     return list(dict.fromkeys(unescape(url.decode("utf-8", "replace")) for url in LOC.findall(body)))
 
 
-def join_url(base: str, link: str) -> str:
+def join_page_url(base: str, link: str) -> str:
     try:
         return urljoin(base, link.strip())
     except ValueError:  # such as http://[

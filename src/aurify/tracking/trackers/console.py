@@ -21,11 +21,11 @@ from rich.text import Text
 
 from aurify.tracking.figures import (
     format_duration,
-    format_error,
-    format_number,
-    format_short,
-    is_share,
-    judge_change,
+    format_heldout_error,
+    format_heldout_number,
+    format_short_number,
+    is_heldout_share,
+    judge_heldout_change,
 )
 from aurify.tracking.trackers import Tracker
 from aurify.types import Group, Metrics, Trajectory
@@ -114,8 +114,8 @@ class Console(Tracker):
         known = [name for name in COLUMNS if name in metrics or name in self.columns]
         if known != self.columns or self.num_lines % HEADINGS_EVERY == 0:
             self.columns, self.num_lines = known, 0
-            self.print(Text(format_headings(known, self.total), style="dim"))
-        self.print(format_step(step, self.total, metrics, known))
+            self.print(Text(format_console_headings(known, self.total), style="dim"))
+        self.print(format_console_step(step, self.total, metrics, known))
         self.num_lines += 1
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], completed=step)
@@ -125,18 +125,20 @@ class Console(Tracker):
     def samples(self, step: int, groups: Sequence[Group]) -> None:
         """The best and the worst trajectory of the first groups."""
         for group in groups[:GROUPS_SHOWN] if self.show_samples else ():
-            shown = pick_best_and_worst([t for t in group.trajectories if t.source == "policy"])
+            shown = pick_console_samples([t for t in group.trajectories if t.source == "policy"])
             if not shown:
                 continue
             expected = f"   expected: {group.task.answer}" if group.task.answer else ""
-            question = clean_text(group.task.prompt[-1]["content"], 160) + clean_text(expected)
+            question = clean_console_text(group.task.prompt[-1]["content"], 160) + clean_console_text(expected)
             self.print(Text("  " + question, style="dim"))
             grid = Table.grid(padding=(0, 2, 0, 0))
             grid.add_column(justify="right", style="bold", min_width=8)
             grid.add_column(overflow="fold")
             for trajectory in shown:
                 cut = Text(" (cut off)", style="red") if trajectory.truncated else ""
-                grid.add_row(f"{trajectory.reward:+.2f}", Text.assemble(clean_text(trajectory.text.strip()), cut))
+                grid.add_row(
+                    f"{trajectory.reward:+.2f}", Text.assemble(clean_console_text(trajectory.text.strip()), cut)
+                )
             self.print(grid)
 
     def event(self, text: str, *, quiet: bool) -> None:
@@ -166,18 +168,18 @@ class Console(Tracker):
             table.add_column("", no_wrap=True)
         table.add_column("time", justify="right", no_wrap=True)
         for stage, result in results.items():
-            change, verdict = judge_change(result)
+            change, verdict = judge_heldout_change(result)
             colour = {"better": "green", "worse": "red", "same": "dim"}[verdict]
             cells: list[str | Text] = [
                 Text(stage, style="bold"),
                 Text(str(result.get("method", ""))),
-                Text(describe_measure(result)),
+                Text(describe_console_measure(result)),
                 self.format_measured(result, "before"),
                 self.format_measured(result, "after"),
                 Text("-" if change is None else f"{change:+.3f}", style=colour),
             ]
             if bars:
-                cells.append(draw_share(result))
+                cells.append(draw_console_bar(result))
             cells.append(format_duration(result["seconds"]) if "seconds" in result else "-")
             table.add_row(*cells)
         self.print()
@@ -185,25 +187,25 @@ class Console(Tracker):
 
     def format_measured(self, result: Mapping[str, Any], when: str) -> Text:
         """A number with its error, which stands below the number where the terminal is narrow."""
-        error = format_error(result.get(f"details_{when}") or {})
+        error = format_heldout_error(result.get(f"details_{when}") or {})
         gap = " " if self.rich.width >= BARS_FROM else "\n"
-        number = Text(format_number(result.get(when)), style="bold" if when == "after" else "")
+        number = Text(format_heldout_number(result.get(when)), style="bold" if when == "after" else "")
         return Text.assemble(number, (f"{gap}{error}" if error else "", "dim"))
 
 
-def describe_measure(result: Mapping[str, Any]) -> str:
+def describe_console_measure(result: Mapping[str, Any]) -> str:
     """What was measured, on how many."""
     details = result.get("details_after") or result.get("details_before") or {}
     name = str(result.get("measure", "-")).removeprefix("held-out ")
     return f"{name} ({details['num']:,})" if "num" in details else name
 
 
-def format_headings(columns: Sequence[str], total: int) -> str:
+def format_console_headings(columns: Sequence[str], total: int) -> str:
     first = "step".rjust(2 * len(str(total)) + 1)
     return first + "".join(f"{COLUMNS[name][0]:>{COLUMNS[name][1]}}" for name in columns)
 
 
-def format_step(step: int, total: int, metrics: Metrics, columns: Sequence[str]) -> Text:
+def format_console_step(step: int, total: int, metrics: Metrics, columns: Sequence[str]) -> Text:
     """One value under each heading; "-" for what this step does not have."""
     first = f"{step:>{len(str(total))}}/{total}".rjust(len("step"))
     line = Text(first)
@@ -216,15 +218,15 @@ def format_step(step: int, total: int, metrics: Metrics, columns: Sequence[str])
         elif not math.isfinite(value):
             cell, style = str(value), "bold red"
         else:
-            cell = format_short(value) if form == "short" else format(value, form)
+            cell = format_short_number(value) if form == "short" else format(value, form)
             style = "green" if name.startswith("reward/") else "dim" if name.startswith(("time/", "memory/")) else ""
         line.append(" " + cell.rjust(width - 1), style=style)
     return line
 
 
-def draw_share(result: Mapping[str, Any], width: int = 20) -> Text:
+def draw_console_bar(result: Mapping[str, Any], width: int = 20) -> Text:
     """A bar: the share before, and what the stage won or lost, out of all."""
-    if not is_share(result) or judge_change(result)[0] is None:
+    if not is_heldout_share(result) or judge_heldout_change(result)[0] is None:
         return Text("")
     before, after = round(result["before"] * width), round(result["after"] * width)
     kept, moved = min(before, after), abs(after - before)
@@ -232,7 +234,7 @@ def draw_share(result: Mapping[str, Any], width: int = 20) -> Text:
     return Text.assemble(("━" * kept, "dim"), (sign * moved, colour), ("·" * (width - kept - moved), "dim"))
 
 
-def pick_best_and_worst(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+def pick_console_samples(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     """The best one first; one alone where all earned the same; none where nothing was judged."""
     judged = sorted((t for t in trajectories if t.reward is not None), key=lambda t: t.reward or 0.0)
     if not judged:
@@ -240,7 +242,7 @@ def pick_best_and_worst(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     return [judged[-1]] if judged[0].reward == judged[-1].reward else [judged[-1], judged[0]]
 
 
-def clean_text(text: str, limit: int = MAX_SHOWN) -> str:
+def clean_console_text(text: str, limit: int = MAX_SHOWN) -> str:
     """A model's text, cut to one screen, without characters that steer a terminal."""
     text = text if len(text) <= limit else text[:limit] + " …"
     text = text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair

@@ -19,34 +19,34 @@ class Files(Tracker):
 
     def start(self, total: int, start: int) -> None:
         for file in (self.folder.metrics, self.folder.ledger, self.folder.samples):
-            jsonl.drop_after(file, start)
+            jsonl.drop_log_after(file, start)
 
     def step(self, step: int, metrics: Metrics) -> None:
         """The area `ledger` has a file of its own."""
-        values = null_infinite(metrics)
+        values = null_infinite_metrics(metrics)
         counted = {name: value for name, value in values.items() if name.startswith("ledger/")}
         measured = {name: value for name, value in values.items() if name not in counted}
-        jsonl.append(self.folder.metrics, {"step": step, **measured})
+        jsonl.append_log(self.folder.metrics, {"step": step, **measured})
         if counted:
-            jsonl.append(self.folder.ledger, {"step": step, **counted})
+            jsonl.append_log(self.folder.ledger, {"step": step, **counted})
 
     def heldout(self, step: int, metrics: Metrics) -> None:
-        jsonl.append(self.folder.heldout, {"step": step, **null_infinite(metrics)})
+        jsonl.append_log(self.folder.heldout, {"step": step, **null_infinite_metrics(metrics)})
 
     def samples(self, step: int, groups: Sequence[Group]) -> None:
         records = (record_sample(group, trajectory) for group in groups for trajectory in group.trajectories)
-        jsonl.append(self.folder.samples, *({"step": step, **record} for record in records))
+        jsonl.append_log(self.folder.samples, *({"step": step, **record} for record in records))
 
     def event(self, text: str, *, quiet: bool) -> None:
         self.folder.log(" ".join(text.splitlines()))
 
 
-def null_infinite(metrics: Metrics) -> dict[str, float | None]:
+def null_infinite_metrics(metrics: Metrics) -> dict[str, float | None]:
     """JSON has no word for NaN and infinity: they become null."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
-def record_turn(turn: Turn) -> dict[str, Any]:
+def record_sample_turn(turn: Turn) -> dict[str, Any]:
     """As with metrics, what differs between two runs of one recipe is named `time/`."""
     return {
         "tokens": turn.num_tokens,
@@ -67,7 +67,7 @@ def record_sample(group: Group, trajectory: Trajectory) -> dict[str, Any]:
         "tokens": trajectory.num_policy_tokens,
         "truncated": trajectory.truncated,
         "outcome": trajectory.outcome,
-        "turns": [record_turn(turn) for turn in trajectory.turns],
+        "turns": [record_sample_turn(turn) for turn in trajectory.turns],
         "source": trajectory.source,
         **({"extra": trajectory.extra} if trajectory.extra else {}),
     }
