@@ -24,8 +24,8 @@ STANDARD_LIBRARY = [sysconfig.get_path(name, sysconfig.get_default_scheme()) for
 # Each call needs an extra, and says which. The packages of an extra that core dependencies bring are none of its own.
 NEEDS_AN_EXTRA = """
 def hub_data_set():
-    from aurify.rows.sources import load_hub
-    load_hub("someone/rows", None, "train")
+    from aurify.rows.sources import load_hub_rows
+    load_hub_rows("someone/rows", None, "train")
 
 def parquet_file():
     from aurify.rows.files import read_parquet
@@ -44,12 +44,12 @@ def judge():
     JudgeReward("http://localhost", "m", "Be right.")
 
 def call_schema():
-    from aurify.tools.schema import find_violation
-    find_violation({}, {"type": "object"})
+    from aurify.tools.schema import find_schema_violation
+    find_schema_violation({}, {"type": "object"})
 
 def knowledge_base():
-    from aurify.knowledge.store import connect
-    connect(Path("kb"))
+    from aurify.knowledge.store import connect_lancedb
+    connect_lancedb(Path("kb"))
 
 def embedder():
     from aurify.knowledge.embedding import load_embedder
@@ -57,20 +57,20 @@ def embedder():
     load_embedder(str(Path.cwd()))
 
 def web_page():
-    from aurify.knowledge.reading.webpage import read_page
-    read_page("<p>text</p>")
+    from aurify.knowledge.reading.webpage import read_web_html
+    read_web_html("<p>text</p>")
 
 def pdf():
     from aurify.knowledge.reading.pdf import read_pdf
     read_pdf(b"", 1)
 
 def code():
-    from aurify.knowledge.chunking.outline import load_grammar
-    load_grammar("python")
+    from aurify.knowledge.chunking.outline import load_code_grammar
+    load_code_grammar("python")
 
 def server():
-    from aurify.serving.knowledge import build_application
-    build_application(lambda queries, topk: [])
+    from aurify.serving.knowledge import build_service
+    build_service(lambda queries, topk: [])
 
 def chroma():
     from aurify.knowledge.adapters import open_chroma

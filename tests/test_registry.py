@@ -129,7 +129,7 @@ def test_a_file_may_be_a_program_and_its_own_plugin(plugin):
     plugin(
         "import aurify\nfrom aurify import registry\n@aurify.reward\ndef mine(task, trajectory): return 0.5\n"
         "if __name__ == '__main__':\n    registry.load_plugins(['plugin.py'])\n"
-        "    print(registry.get('reward', 'mine'))\n"
+        "    print(registry.get_entry('reward', 'mine'))\n"
     )
     done = subprocess.run([sys.executable, "plugin.py"], capture_output=True, text=True)
     assert done.returncode == 0 and "<function mine" in done.stdout, done.stderr

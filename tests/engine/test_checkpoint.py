@@ -75,7 +75,7 @@ from aurify.engine import checkpoint
 def write(folder):
     (folder / "weights").write_bytes(b"x" * 1000)
     os.kill(os.getpid(), 9)
-checkpoint.save(pathlib.Path({str(tmp_path)!r}), 5, write)
+checkpoint.save_checkpoint(pathlib.Path({str(tmp_path)!r}), 5, write)
 """
     assert subprocess.run([sys.executable, "-c", code]).returncode == -9
     assert [p.name.startswith(".step_000005") for p in tmp_path.iterdir()] == [True]

@@ -19,7 +19,7 @@ sys.path[:0] = {paths!r}
 from test_properties import CASES, make_data, make_engine, prepared_data
 from aurify.algorithms.aot import AOT
 from aurify.algorithms.grpo import GRPO
-from aurify.algorithms.kto import KTO, estimate_divergence
+from aurify.algorithms.kto import KTO, estimate_mismatched_kl
 from aurify.algorithms.sft import SFT
 torch.set_num_threads(1)
 rank = int(sys.argv[1])
@@ -42,7 +42,7 @@ engine.keep_reference()
 for _ in range(3):  # now a policy of its own, the same on both ranks
     engine.forward_backward(make_data()[share], SFT())
     engine.optim_step(3e-2)
-results["divergence"] = [estimate_divergence(make_data()[part], engine, 1.0) for part in (share, slice(0, 6))]
+results["divergence"] = [estimate_mismatched_kl(make_data()[part], engine, 1.0) for part in (share, slice(0, 6))]
 torch.save(results, sys.argv[3] + str(rank))
 dist.destroy_process_group()
 """

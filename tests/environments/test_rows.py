@@ -25,6 +25,7 @@ from aurify.loops.rollouts import Rollouts
 from aurify.models.model import ModelConfig, load_model
 from aurify.pipeline.recipe import OnlineStage, ReplayOptions
 from aurify.renderer import Renderer
+from aurify.renderer.survey import Survey
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.tasks.taskset import TaskSet
@@ -97,6 +98,14 @@ def test_results_of_tools_stay_in_the_row_because_the_template_keeps_thoughts_th
     first, second = texts(trajectory, renderer)
     assert first.count(THOUGHT) == 3 and THOUGHT not in second
     assert second.count("it rains") == first.count("it rains") == 2
+
+
+def test_the_survey_is_asked_once_a_turn(monkeypatch):
+    asked, extends = [], Survey.extends
+    monkeypatch.setattr(Survey, "extends", lambda *arguments: asked.append(extends(*arguments)) or asked[-1])
+    replies = [THOUGHT + "call", THOUGHT + "done", "end"]
+    play("qwen3", replies, Says([RESULT], "and now?", tools=[TOOL]))
+    assert asked == [True, False]
 
 
 def test_an_empty_thought_of_the_prompt_alone_begins_a_row():

@@ -234,12 +234,12 @@ from pathlib import Path
 from words import WordEmbedder
 from aurify.knowledge import knowledge_base as knowledge
 from aurify.knowledge.ingest import IngestOptions, ingest
-from aurify.knowledge.knowledge_base import KnowledgeBase, exists
+from aurify.knowledge.knowledge_base import KnowledgeBase, kb_exists
 knowledge.CHUNKS_AT_ONCE, knowledge.COMMITS_BETWEEN_TIDYING = 16, 4
 print("ready", flush=True)
 sys.stdin.readline()
 folder, place = Path(sys.argv[2]), sys.argv[3]
-kb = KnowledgeBase.open(folder, WordEmbedder(16)) if exists(folder) else KnowledgeBase.create(folder, WordEmbedder(16))
+kb = KnowledgeBase.open(folder, WordEmbedder(16)) if kb_exists(folder) else KnowledgeBase.create(folder, WordEmbedder(16))
 summary = ingest(kb, place, IngestOptions(prune=True))
 print(summary.added.added, summary.added.replaced, summary.added.unchanged, summary.removed, flush=True)
 os._exit(0)  # at once: to tear down all modules takes longer than the work

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from aurify.algorithms.dpo import DPO
 from aurify.algorithms.sft import SFT
+from aurify.engine.adapter_files import read_adapter
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.engine.merge import merge_adapter
@@ -371,6 +372,17 @@ def test_rank_alpha_and_targets_of_the_recipe_are_those_of_the_adapter(tmp_path)
     with pytest.raises(UserError, match=r"lora\.targets: .*q_proj, v_proj.*leave targets out"):
         load(adapter, lora=LoraConfig(RANK, ALPHA, targets=["q_proj"]))
     load(adapter, lora=LoraConfig(RANK, ALPHA, targets=["v_proj", "q_proj"]))
+
+
+def test_the_header_of_an_adapter_tells_its_form_without_its_weights(tmp_path):
+    adapter, _ = make_kind(KINDS["all-linear"], tmp_path)
+    saved, header = read_adapter(adapter), read_adapter(adapter, header=True)
+    assert header.layers().keys() == saved.layers().keys() and (header.rank, header.alpha) == (RANK, ALPHA)
+    assert {n: t.shape for n, t in header.tensors.items()} == {n: t.shape for n, t in saved.tensors.items()}
+    assert all(tensor.is_meta for tensor in header.tensors.values())
+    edit_config(adapter, peft_type="IA3")
+    with pytest.raises(UserError, match="peft_type IA3 is not supported; merge it into its base with"):
+        read_adapter(adapter, header=True)
 
 
 def test_adapters_of_another_base_are_errors(tmp_path):

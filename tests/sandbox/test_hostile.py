@@ -180,10 +180,10 @@ def test_a_sandbox_dies_with_its_owner(kind, host):
     """kill -9 of the process that runs sandboxes leaves none behind."""
     lines = (
         "from aurify.sandbox import sandbox",
-        "from aurify.sandbox.sandbox import Limits, start",
+        "from aurify.sandbox.sandbox import Limits, start_sandbox",
         f"sandbox.BOOT = {sandbox.BOOT!r}",
         "order = {'role': 'script', 'code': 'import time; time.sleep(60)'}",
-        f"process = start(order, Limits(), using={kind!r})",
+        f"process = start_sandbox(order, Limits(), using={kind!r})",
         "print(process.pid, flush=True)",
         "process.wait()",
     )

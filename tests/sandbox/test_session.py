@@ -260,7 +260,7 @@ def test_no_interpreter_outlives_this_process(number, kind):
     lines = (
         "import asyncio",
         "from aurify.sandbox import sandbox",
-        f"sandbox.backend, sandbox.BOOT = lambda: {kind!r}, {sandbox.BOOT!r}",
+        f"sandbox.find_sandbox_backend, sandbox.BOOT = lambda: {kind!r}, {sandbox.BOOT!r}",
         "from aurify.tools.toolbox import Toolbox, build_tools",
         "async def main():",
         "    box = Toolbox(build_tools(['python'])())",

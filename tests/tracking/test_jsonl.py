@@ -16,7 +16,7 @@ import os, signal, sys
 from pathlib import Path
 from aurify.tracking import jsonl
 for step in range(1, 6):
-    jsonl.append(Path(sys.argv[1]), {"step": step, "loss": 1 / step})
+    jsonl.append_log(Path(sys.argv[1]), {"step": step, "loss": 1 / step})
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -19,10 +19,10 @@ HOLD = """
 import sys
 from pathlib import Path
 from aurify.errors import UserError
-from aurify.tracking.lock import lock_folder
+from aurify.tracking.lock import lock_run_folder
 sys.stdin.readline()
 try:
-    with lock_folder(Path(sys.argv[1])):
+    with lock_run_folder(Path(sys.argv[1])):
         print("held", flush=True)
         sys.stdin.readline()
 except UserError as error:

@@ -149,7 +149,7 @@ def test_tensorboard_files_hold_the_metrics(tmp_path):
 def test_peak_memory_is_that_of_the_process_alone_in_gib():
     """Started from this one, which is much larger."""
     code = (
-        "from aurify.tracking.machine import read_peak_memory as peak",
+        "from aurify.tracking.machine import read_run_memory as peak",
         "before = peak(); held = b'x' * 2**28; during = peak(); del held; print(before, during, peak())",
     )
     result = subprocess.run([sys.executable, "-c", "\n".join(code)], capture_output=True, check=True)

@@ -15,8 +15,8 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from aurify.errors import UserError
@@ -46,6 +46,14 @@ KNOWN = {
 PROMPTS = ("PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING", "ADAPTION_PROMPT", "CPT")
 EMBEDDINGS = ("lm_head", "embed_out", "embed_tokens", "embed_in", "wte", "word_embeddings")
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # these ways to begin take the adapter off the base
+
+
+class NeedsMerging(UserError):
+    """We cannot train on the adapter, and peft may be able to merge it."""
+
+    def __init__(self, problem: str, folder: Path) -> None:
+        super().__init__(f"{problem}; merge it into its base with: aurify merge {folder} {folder.name}-merged")
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +101,27 @@ class SavedAdapter:
         return any(f"{name}." in f"{module}." for name in self.description.get("modules_to_save") or ())
 
 
-def read_adapter(folder: Path) -> SavedAdapter:
-    """Reads an adapter of peft or ours. One that we cannot train on is refused with the command that merges it."""
+def read_adapter(folder: Path, *, header: bool = False) -> SavedAdapter:
+    """Reads an adapter of peft or ours. One that we cannot train on is refused with the command that merges it. header:
+    a safetensors file gives names and shapes alone, by tensors on PyTorch's device "meta"."""
     try:
         description = json.loads((folder / CONFIG_FILE).read_text())
         if (folder / WEIGHTS_FILE).exists():
-            tensors = load_file(folder / WEIGHTS_FILE)
+            with safe_open(folder / WEIGHTS_FILE, "pt") as file:
+                names = list(file.keys())
+                if header:
+                    tensors = {n: torch.empty(file.get_slice(n).get_shape(), device="meta") for n in names}
+                else:
+                    tensors = {n: file.get_tensor(n) for n in names}
         else:
             tensors = torch.load(folder / OLD_WEIGHTS_FILE, map_location="cpu", weights_only=True)
     except (OSError, ValueError, SafetensorError, RuntimeError, UnpicklingError) as error:
         raise UserError(f"adapter {str(folder)!r} cannot be read: {error}; copy the whole folder again") from error
     if reason := find_unsupported_adapter(description, tensors):
-        raise UserError(f"{folder / CONFIG_FILE}: {reason} is not supported; {find_adapter_mend(description, folder)}")
+        problem = f"{folder / CONFIG_FILE}: {reason} is not supported"
+        if lost := explain_unmergeable(description):
+            raise UserError(f"{problem}; it cannot be merged either, for {lost}")
+        raise NeedsMerging(problem, folder)
     return SavedAdapter(folder, description, {plain_adapter_key(key): tensor for key, tensor in tensors.items()})
 
 
@@ -137,22 +154,16 @@ def find_unsupported_adapter(description: Mapping[str, Any], tensors: Mapping[st
     return f"'use_dora' on {head}" if head else ""
 
 
-def find_adapter_mend(description: Mapping[str, Any], folder: Path) -> str:
-    """The command that merges the adapter, or why none can."""
+def explain_unmergeable(description: Mapping[str, Any]) -> str:
+    """Why not even peft can merge the adapter, with the mend; "" if it may."""
     if description.get("peft_type") in PROMPTS:
-        return "it cannot be merged either, for it adds to the prompt and not to the weights: train a LoRA on its base"
+        return "it adds to the prompt and not to the weights: train a LoRA on its base"
     if str(description.get("init_lora_weights")).startswith("pissa_niter"):
         return (
-            "it cannot be merged either, for it changed its base at random: save it anew with peft's "
-            "path_initial_model_for_weight_conversion, which makes a plain LoRA of it"
+            "it changed its base at random: save it anew with peft's path_initial_model_for_weight_conversion, which "
+            "makes a plain LoRA of it"
         )
-    if description.get("layer_replication"):
-        return "it cannot be merged either, for it adds layers to its base: train a LoRA on its base"
-    return merge_adapter_hint(folder)
-
-
-def merge_adapter_hint(folder: Path) -> str:
-    return f"merge it into its base with: aurify merge {folder} {folder.name}-merged"
+    return "it adds layers to its base: train a LoRA on its base" if description.get("layer_replication") else ""
 
 
 def write_adapter(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from aurify.engine.adapter_files import CONFIG_FILE, EMBEDDINGS, PREFIX
+from aurify.engine.adapter_files import CONFIG_FILE, EMBEDDINGS, PREFIX, NeedsMerging
 from aurify.engine.restore import open_adapter, untie_embedding
 from aurify.errors import UserError
 from aurify.files import require
@@ -39,10 +39,8 @@ def merge_adapter(adapter: Path, folder: Path) -> None:
     try:
         open_adapter(loaded, None, seed=0)
         module = loaded.module
-    except UserError as reason:
-        if "; merge it" not in str(reason):
-            raise
-        log.info("%s", str(reason).partition("; merge it")[0])
+    except NeedsMerging as error:
+        log.info("%s", error.problem)
         module = merge_with_peft(load().module, adapter)
     save_model(cast_weights(module, read_model_dtype(resolve_model(str(adapter)))), loaded.tokenizer, folder)
 

@@ -20,7 +20,7 @@ from aurify.engine.adapter import (
     train_new_embedding_rows,
     train_score_head,
 )
-from aurify.engine.adapter_files import PREFIX, TOKENS, SavedAdapter, merge_adapter_hint, read_adapter
+from aurify.engine.adapter_files import PREFIX, TOKENS, NeedsMerging, SavedAdapter, read_adapter
 from aurify.engine.lora import AdapterState, LoraConfig, LoraEmbedding, LoraLinear
 from aurify.errors import UserError
 from aurify.models.model import LoadedModel
@@ -76,9 +76,7 @@ def get_adapted_layer(module: nn.Module, name: str, folder: Path) -> Any:
             "base model"
         ) from None
     if not is_linear_layer(layer) and type(layer) is not nn.Embedding:
-        raise UserError(
-            f"{folder}: an adapter on {type(layer).__name__} ({name}) is not supported; {merge_adapter_hint(folder)}"
-        )
+        raise NeedsMerging(f"{folder}: an adapter on {type(layer).__name__} ({name}) is not supported", folder)
     return layer
 
 

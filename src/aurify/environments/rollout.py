@@ -237,12 +237,13 @@ class Play:
         before, reply = self.history, self.renderer.parse(self.turn)
         self.history = [*before, reply, *messages]
         self.messages += messages
-        if self.rewrites and not self.renderer.survey.extends(before, reply, messages, self.tools):
+        extends = self.renderer.survey.extends(before, reply, messages, self.tools) if self.rewrites else None
+        if extends is False:
             self.tokens = self.renderer.prompt(self.history, self.tools)
             self.segments.append(Segment(self.tokens, "prompt"))
             num_tokens = sum(len(self.renderer.continuation(message["content"])) for message in messages)
         else:
-            num_tokens = self._extend(self.renderer.delta(before, self.turn, messages, self.tools))
+            num_tokens = self._extend(self.renderer.delta(before, self.turn, messages, self.tools, extends=extends))
         self.turn = []
         return num_tokens
 

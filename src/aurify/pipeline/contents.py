@@ -193,7 +193,7 @@ def find_stage_adapter(plan: Plan, stage: PlannedStage, model: LoadedModel) -> A
     if earlier is not None:
         begun = find_stage_adapter(plan, plan.stages[earlier], model)
     elif model.adapter is not None:
-        saved = read_adapter(model.adapter)
+        saved = read_adapter(model.adapter, header=True)
         begun = AdapterForm(saved.rank, saved.alpha, saved.layers(), str(model.adapter))
     else:
         begun = None

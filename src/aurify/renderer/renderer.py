@@ -129,10 +129,13 @@ class Renderer:
         reply_tokens: Sequence[int],
         new_messages: Sequence[Message],
         tools: Sequence[dict[str, Any]] = (),
+        *,
+        extends: bool | None = None,
     ) -> list[int]:
         """What the template puts after a sampled turn: its end (unless the policy sampled it), `new_messages`, and the
         opening of the next assistant turn. Raises if the template would lose one of the messages, or write earlier
-        ones differently: then the sampled tokens would not belong to the conversation."""
+        ones differently: then the sampled tokens would not belong to the conversation. extends: what the survey has
+        said of these messages, where it was asked."""
         form = self.survey.check_delta(before, new_messages, tools)
         shield = Shield(self.template.patterns, new_messages)
         reply = find_unused_mark("aurifyreply", new_messages)
@@ -140,8 +143,9 @@ class Renderer:
         following = self.survey.following(form, before, hidden, tools, reply)
         span = self.template.find_end(following, call=form.calls)
         self.survey.check_contents(form, before, hidden, tools, following[span[1] if span else 0 :])
-        said = self.parse(reply_tokens)
-        if self.template.drops_thoughts and not self.survey.extends(before, said, new_messages, tools):
+        if self.template.drops_thoughts and extends is None:
+            extends = self.survey.extends(before, self.parse(reply_tokens), new_messages, tools)
+        if extends is False:
             warn_template_once(THOUGHTS_DROPPED.format(name=self.template.name))
         last = reply_tokens[-1] if reply_tokens else None
         if last is not None and self._is_end(last):

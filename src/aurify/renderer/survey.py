@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 from aurify.errors import UserError
-from aurify.renderer.template import CALL_ID, MARK, TOOL, Template, describe_roles, template_call
+from aurify.renderer.template import CALL_ID, MARK, TOOL, Template, TemplateRefusal, describe_roles, template_call
 from aurify.types import Message
 
 Tools = Sequence[dict[str, Any]]
@@ -24,7 +24,10 @@ MEND = (
 REPLY = "aurifyreply"
 NAME = "aurifyname"
 THOUGHT = "aurifythought"
-REWRITES = "writes earlier turns in another way"
+
+
+class RewritesEarlier(UserError):
+    """The template writes what came before a reply in another way once messages follow it."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Survey:
     def __init__(self, template: Template, fold: Fold, tools_as_text: bool) -> None:
         self.template, self.fold, self.tools_as_text = template, fold, tools_as_text
         self._messages: dict[Any, str | None] = {}  # by sequence of roles: why it is refused; None: it is not
-        self._deltas: dict[Any, ReplyForm | str] = {}
+        self._deltas: dict[Any, ReplyForm | UserError] = {}
 
     # ------------------------------------------------------------------ whole conversations
 
@@ -102,8 +105,8 @@ class Survey:
         if key not in self._deltas:
             self._deltas[key] = self._form(before, new, tools)
         form = self._deltas[key]
-        if isinstance(form, str):
-            raise UserError(f"{form} ({describe_roles([*before, {'role': 'assistant'}, *new])})")
+        if isinstance(form, UserError):
+            raise type(form)(f"{form} ({describe_roles([*before, {'role': 'assistant'}, *new])})")
         return form
 
     def extends(self, before: Sequence[Message], reply: Message, new: Sequence[Message], tools: Tools) -> bool:
@@ -111,16 +114,16 @@ class Survey:
         Raises where the template loses one of `new`."""
         try:
             form = self.check_delta(before, new, tools)
-        except UserError as error:
-            if REWRITES in str(error) and self._writes([*before, reply, *new], tools):
-                return False
-            raise
+        except RewritesEarlier:
+            if not self._writes([*before, reply, *new], tools):
+                raise
+            return False
         said = mark_template_thought(reply, REPLY)
         prompt = self._text(form, before, None, tools, REPLY, thoughts=True)
         text = self._text(form, before, new, tools, said, thoughts=True)
         return text.startswith(prompt) and (said == REPLY or THOUGHT in text[len(prompt) :])
 
-    def _form(self, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> ReplyForm | str:
+    def _form(self, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> ReplyForm | UserError:
         answers = any(message["role"] == "tool" for message in (*before, *new)) and not self.tools_as_text
         forms = [ReplyForm(False), ReplyForm(True)] if answers else [ReplyForm(False)]
         reasons = [self._trouble(form, before, new, tools) for form in forms]
@@ -129,9 +132,11 @@ class Survey:
                 return form
         plain, last = reasons[0], reasons[-1]
         assert plain is not None and last is not None
-        return last if " refuses " in plain else plain
+        return last if isinstance(plain, TemplateRefusal) else plain
 
-    def _trouble(self, form: ReplyForm, before: Sequence[Message], new: Sequence[Message], tools: Tools) -> str | None:
+    def _trouble(
+        self, form: ReplyForm, before: Sequence[Message], new: Sequence[Message], tools: Tools
+    ) -> UserError | None:
         marked = [mark_template_message(message, len(before) + 1 + k) for k, message in enumerate(new)]
         roles = " and ".join(dict.fromkeys(message["role"] for message in new)) or "no"
         tooled = template_uses_tools([*before, *new], tools)
@@ -142,24 +147,24 @@ class Survey:
             text = self._text(form, before, marked, tools, REPLY)
             prompt = self._text(form, before, None, tools, REPLY)
         except UserError as error:
-            return f"{error}; {mend}"
+            return type(error)(f"{error}; {mend}")
         for k, message in enumerate(new):
             if f"{MARK}{len(before) + 1 + k}z" not in following[span[1] if span else 0 :]:
-                return f"{self._whose()} loses the {message['role']} message after a sampled turn; {mend}"
+                return UserError(f"{self._whose()} loses the {message['role']} message after a sampled turn; {mend}")
         if NAME in following:
-            return (
+            return UserError(
                 f"{self._whose()} writes a function's name before its result; give the environment's tool messages a "
                 "'name', or set tools_as_text: true"
             )
         marks = [mark for k in range(len(before)) if (mark := f"{MARK}{k}z") in prompt]
         if marks and text.partition(marks[-1])[:2] != prompt.partition(marks[-1])[:2]:
-            return (
-                f"{self._whose()} {REWRITES} when {roles} messages follow, and tokens that "
+            return RewritesEarlier(
+                f"{self._whose()} writes earlier turns in another way when {roles} messages follow, and tokens that "
                 f"were sampled after them cannot change; {mend}"
             )
         names = {name_template_result(message, tools) for message in new if message["role"] == "tool"}
         if form.calls and len(names) > 1 and self._names_one_call(before, new):
-            return f"{self._whose()} writes one call a turn, and these are results of {len(names)}; {mend}"
+            return UserError(f"{self._whose()} writes one call a turn, and these are results of {len(names)}; {mend}")
         return None
 
     def _names_one_call(self, before: Sequence[Message], new: Sequence[Message]) -> bool:

@@ -46,6 +46,10 @@ OTHER_ENDS = ("<|eom_id|>",)
 FIXED = ("messages", "tools", "add_generation_prompt", "tokenize", "chat_template")  # no template_options
 
 
+class TemplateRefusal(UserError):
+    """The template raises an error for these messages."""
+
+
 class Template:
     def __init__(self, tokenizer: Any, options: Mapping[str, Any]) -> None:
         self.tokenizer, self.options = tokenizer, dict(options)
@@ -70,7 +74,7 @@ class Template:
                 )
             )
         except Exception as error:
-            raise UserError(f"{self.name} refuses {describe_roles(messages)}: {error}") from error
+            raise TemplateRefusal(f"{self.name} refuses {describe_roles(messages)}: {error}") from error
 
     def writes(self, messages: Sequence[Message], *marks: str, tools: Sequence[dict[str, Any]] = ()) -> bool:
         """Whether it takes the messages, and all marks stand in what it writes."""

@@ -33,10 +33,10 @@ class Comparer:
     """One process. It ends when its standard input is closed, so also when we are killed."""
 
     def __init__(self) -> None:
-        command = [sys.executable, "-c", "from aurify.rewards.equality import serve_comparisons; serve_comparisons()"]
+        code = "from aurify.rewards import equality; equality.serve_answer_comparisons()"
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
+            [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
         )
         self.close = weakref.finalize(self, end_answer_comparer, self.process)
         if self.read_line(START_SECONDS) != "ready":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from aurify.tools.forms import strip_fence
+
 ALIKE = str.maketrans(
     dict.fromkeys("\u2018\u2019\u201a\u201b\u2032\u02bc\u00b4`", "'")
     | dict.fromkeys("\u201c\u201d\u201e\u201f\u2033\u00ab\u00bb\u300c\u300d\u300e\u300f", '"')
@@ -17,7 +19,6 @@ KEPT = ("<super>", "<sub>", "<fraction>")  # characters that mean something else
 END = re.compile(r"(?:[.\u3002\u2026,;:\u3001\u060c\u061b\u061f\u06d4\u0964\u0965]|(?<!\d)[!?])+$")  # "5!" is no five
 EMPHASIS = re.compile(r"(?<![\w*])(\*{1,3}|_{1,3}|~~|`+)(?=\S)(.+?)(?<=\S)\1(?![\w*])", re.DOTALL)
 HEADING = re.compile(r"^\s{0,3}(?:#{1,6}|>|[-*+](?=\s+[^\W\d]))\s+", re.MULTILINE)  # and list items, quotations
-FENCED = re.compile(r"\s*```\w*\n(.*?)\n?```\s*", re.DOTALL)
 
 # scripts without spaces between words: Thai, Lao, Burmese, Khmer, Japanese, Chinese
 UNSPACED = (
@@ -49,8 +50,7 @@ def normalise_words(text: str) -> str:
 
 def strip_answer_markdown(text: str) -> str:
     """Without emphasis, code marks, headings and a fence around it: "**Paris**" -> "Paris"; "2*3*4" stays."""
-    fenced = FENCED.fullmatch(text)
-    text, num = HEADING.sub("", fenced[1] if fenced else text), 1
+    text, num = HEADING.sub("", strip_fence(text)), 1
     while num:
         text, num = EMPHASIS.subn(r"\2", text)
     return text

@@ -31,6 +31,8 @@ ID = ("id", "_id", "doc_id", "docid", "uid")
 
 def find_column(row: Mapping[str, Any], names: Iterable[str], *kinds: type) -> str | None:
     """The first of the names whose column holds something of these kinds. A column may be written with capitals."""
-    columns = {str(name).lower(): str(name) for name in row} | {str(name): str(name) for name in row}
-    found = (columns[name] for name in names if name in columns)
-    return next((name for name in found if isinstance(row[name], kinds) and not is_missing_value(row[name])), None)
+    capitals = {str(name).lower(): name for name in row if not str(name).islower()}
+    found = (name if name in row else capitals.get(name) for name in names)
+    return next(
+        (name for name in found if name and isinstance(row[name], kinds) and not is_missing_value(row[name])), None
+    )

@@ -41,15 +41,20 @@ QUOTED_ARGUMENTS = re.compile(  # {"name": "f", "arguments": '{"a": 1}'} (Glaive
     r"""\s*\{\s*["']name["']\s*:\s*["']([^"']+)["']\s*,\s*["']arguments["']\s*:\s*'(.*)'\s*\}\s*\Z""", re.DOTALL
 )
 PYTHON = re.compile(r"\s*\[?\s*[A-Za-z_][\w.]*\s?\(")
-FENCED = re.compile(r"\s*```\w*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
+FENCED = re.compile(r"\s*```[ \t]*\w*[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
 DECODER = json.JSONDecoder()
 
 
+def strip_fence(text: str) -> str:
+    """Without a fence of Markdown around all of it."""
+    fenced = FENCED.fullmatch(text)
+    return fenced[1] if fenced else text
+
+
 def read_call_form(text: str, properties: Properties) -> Entries | None:
     """Entries in the first form that fits; None where none does."""
-    fenced = FENCED.fullmatch(text)
-    text = fenced[1] if fenced else text
+    text = strip_fence(text)
     for reader in READERS:
         if entries := reader(text, properties):
             return entries

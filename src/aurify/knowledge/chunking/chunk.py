@@ -1,7 +1,7 @@
 """A document to chunks: code by its definitions, all else by headings, paragraphs and sentences.
 
-    from aurify.knowledge.chunking.chunk import ChunkOptions, chunk
-    chunks = chunk(Document("notes.md", text, format="markdown"), ChunkOptions(), embedder.count_tokens)
+    from aurify.knowledge.chunking.chunk import ChunkOptions, chunk_document
+    chunks = chunk_document(Document("notes.md", text, format="markdown"), ChunkOptions(), embedder.count_tokens)
 
 Nothing but white space is left out: every other character of the text lies in a chunk.
 """
