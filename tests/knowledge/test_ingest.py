@@ -239,7 +239,7 @@ knowledge.CHUNKS_AT_ONCE, knowledge.COMMITS_BETWEEN_TIDYING = 16, 4
 print("ready", flush=True)
 sys.stdin.readline()
 folder, place = Path(sys.argv[2]), sys.argv[3]
-kb = KnowledgeBase.open(folder, WordEmbedder(16)) if kb_exists(folder) else KnowledgeBase.create(folder, WordEmbedder(16))
+kb = (KnowledgeBase.open if kb_exists(folder) else KnowledgeBase.create)(folder, WordEmbedder(16))
 summary = ingest(kb, place, IngestOptions(prune=True))
 print(summary.added.added, summary.added.replaced, summary.added.unchanged, summary.removed, flush=True)
 os._exit(0)  # at once: to tear down all modules takes longer than the work
