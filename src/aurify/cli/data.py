@@ -30,7 +30,7 @@ def describe_data_commands() -> None:
     """Look at data before training on it."""
 
 
-@data.command()
+@data.command(name="inspect")
 def inspect_data(
     path: Annotated[str, typer.Argument(help="A file, a pattern, a folder, or owner/name of the hub.")],
     model: Annotated[
@@ -90,7 +90,7 @@ def inspect_data(
     print_findings(console, tally)
 
 
-@data.command()
+@data.command(name="medquad")
 def make_medquad_files(
     path: Annotated[str, typer.Argument(help="A file or folder with MedQuAD's rows, or owner/name of the hub.")] = HUB,
     out: Annotated[Path, typer.Option(help="The folder that is written.")] = Path("medquad"),

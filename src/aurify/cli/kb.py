@@ -54,7 +54,7 @@ def list_kbs() -> None:
         typer.echo(f"{folder.name}: {len(base.digests())} documents, {base.store.num_chunks()} passages")
 
 
-@kb.command()
+@kb.command(name="info")
 def print_kb_info(name: Name = "", bare: Bare = "", as_json: Json = False) -> None:
     """Say what a knowledge base holds and how it is searched."""
     base = open_kb_argument(name, bare)
@@ -77,7 +77,7 @@ def print_kb_info(name: Name = "", bare: Bare = "", as_json: Json = False) -> No
         typer.echo(f"{key:10} {words}")
 
 
-@kb.command()
+@kb.command(name="serve")
 def serve_kb(
     name: Name = "",
     bare: Bare = "",

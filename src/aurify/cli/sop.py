@@ -25,7 +25,7 @@ def print_procedures(folder: Folder) -> None:
     Console().print(table)
 
 
-@sop.command()
+@sop.command(name="show")
 def print_procedure(folder: Folder, name: str) -> None:
     """One procedure, as a model reads it."""
     from aurify.procedures.library import SOPLibrary, SOPOptions
@@ -33,7 +33,7 @@ def print_procedure(folder: Folder, name: str) -> None:
     typer.echo(SOPLibrary(SOPOptions(str(folder), embedder=None))[name].prompt())
 
 
-@sop.command()
+@sop.command(name="check")
 def print_sop_problems(folder: Folder) -> None:
     """Everything that is wrong with the procedures of a folder."""
     from aurify.procedures.library import check_procedure_folder
