@@ -28,6 +28,7 @@ from aurify.engine.budget import Checkpointing, plan_memory, retreat
 from aurify.engine.cpu.rows import choose_executor
 from aurify.engine.divergence import check_teacher, linear_divergence
 from aurify.engine.executor import Grads, Result, sum_terms
+from aurify.engine.footprint import Training, gradient_bytes, optimizer_bytes, read_training
 from aurify.engine.forward import Body
 from aurify.engine.inputs import Inputs, build_inputs, select_trained
 from aurify.engine.logprobs import Head, linear_logprobs
@@ -43,7 +44,6 @@ from aurify.models.model import LoadedModel, read_max_context, read_vocabulary
 from aurify.types import Algorithm, Datum, Metrics, Outputs, count_units
 
 STATE_FILE = "engine.pt"
-OPTIMIZER_BYTES = 16  # a trained parameter: gradient, two moments, and the master of a weight that is not fp32
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -90,9 +90,10 @@ class Engine:
             self.optimizer = MasterAdamW(self.trainable, optim or OptimConfig(), rows)
         self.dropout = self.adapter is not None and self.adapter.dropout > 0
         self.module.eval()
-        num_trained = sum(parameter.numel() for parameter in self.trainable)
+        training = read_training(self.module) if trainable else Training(0, whole=False)
+        needed = gradient_bytes(training) + optimizer_bytes(training, self.dtype.itemsize)
         wanted = checkpointing if trainable else False  # without gradients nothing is saved
-        plan = plan_memory(self.module, self.device, OPTIMIZER_BYTES * num_trained, micro_batch_tokens, wanted)
+        plan = plan_memory(self.module, self.device, needed, micro_batch_tokens, wanted)
         self.micro_batch_tokens, self.checkpointing = plan.micro_batch_tokens, plan.checkpointing
         if plan.checkpointing and not recompute_layers(self.module, self.adapter):
             self.checkpointing = False

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from aurify.engine.footprint import Shape, Training
 from aurify.pipeline.recipe import DataOptions, OfflineStage, OnlineStage, Recipe
 from aurify.rows.sources import is_hub_id
 
@@ -27,6 +28,40 @@ class KeptUnits:
     vocabulary: int
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of a model, read off a skeleton. edges: inputs and outputs of the layers that an adapter of the stage is on, or
+    would be on, added up."""
+
+    shape: Shape
+    edges: int
+    num_adapted: int
+    adapted: int  # weights of those layers
+    score: int = 0  # parameters of a scalar head
+
+    def training(self, rank: int | None, *, merges: bool) -> Training:
+        """rank: of the adapter; None: all weights are trained. merges: adapted layers keep merged weights."""
+        if rank is None:
+            return Training(self.shape.parameters, whole=True)
+        adapter, ranks = rank * self.edges, 0 if merges else rank * self.num_adapted
+        return Training(adapter + self.score, False, ranks, adapter, self.adapted if merges else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """How large all is that a stage computes with. See pipeline/memory.py."""
+
+    sizes: Sizes
+    others: Mapping[str, Sizes]  # models that judge or teach, by the option that names them
+    rank: int | None  # of the adapter that is trained
+    goes_on: bool  # with an adapter that was there before
+    heaviest: Sequence[Datum]  # the rows of the step with the most tokens, where they exist
+    prompt: int  # tokens of the longest prompt
+    room: int  # tokens that the model can read
+    turns: int  # that a conversation may have, at most; 0: no end
+    evaluated: int  # held-out tasks that are answered before and after
+
+
 @dataclass
 class PlannedStage:
     name: str
@@ -41,6 +76,7 @@ class PlannedStage:
     lines: list[str] = field(default_factory=list)  # what became of its rows and prompts
     example: Datum | None = None  # the first, to be looked at
     notes: Sequence[str] = ()  # on it
+    bulk: Bulk | None = None  # what its memory plan is made of
 
     @property
     def scores(self) -> bool:
