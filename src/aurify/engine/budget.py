@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from aurify.engine.executor import Result
-from aurify.engine.footprint import Shape, Training, read_shape, read_training, token_bytes
+from aurify.engine.footprint import Activations, Shape, Training, read_shape, read_training, token_bytes
 from aurify.hardware import is_out_of_memory, usable_memory
 
 if TYPE_CHECKING:
@@ -27,14 +27,18 @@ MOST_TOKENS = {"cpu": 2048, "cuda": 16384}  # more brings nothing
 ENOUGH_TOKENS = {"cpu": 1024, "cuda": 4096}  # with fewer, recomputing pays
 LEAST_TOKENS = 256
 
-Checkpointing = bool | Literal["auto"]
+Checkpointing = bool | Literal["auto", "offload"]
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     micro_batch_tokens: int
-    checkpointing: bool
+    activations: Activations
     token_bytes: int  # saved activations of one token
+
+    @property
+    def checkpointing(self) -> bool:
+        return self.activations != "kept"
 
 
 def plan_memory(
@@ -53,14 +57,16 @@ def choose_micro_batch(
     checkpointing: Checkpointing,
 ) -> MemoryPlan:  # fmt: skip
     """room: bytes that are free beside weights, gradients and optimiser."""
-    kept, recomputed = (token_bytes(shape, width, training, recompute) for recompute in (False, True))
     room = max(0, round(MEMORY_SHARE * room))
     most, enough = MOST_TOKENS.get(device_type, 4096), ENOUGH_TOKENS.get(device_type, 1024)
-    recompute = room < kept * (tokens or enough) if checkpointing == "auto" else checkpointing
-    size = recomputed if recompute else kept
+    kept = token_bytes(shape, width, training, "kept")
+    recompute = room < kept * (tokens or enough) if checkpointing == "auto" else bool(checkpointing)
+    offload = checkpointing == "offload" and device_type != "cpu"
+    activations: Activations = "offloaded" if offload else "recomputed" if recompute else "kept"
+    size = token_bytes(shape, width, training, activations)
     if tokens is None:
         tokens = max(LEAST_TOKENS, min(most, room // size // 128 * 128))
-    return MemoryPlan(tokens, recompute, size)
+    return MemoryPlan(tokens, activations, size)
 
 
 class Retreating(Protocol):

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from aurify.engine.logprobs import chunk_rows
 
 MASTER, MOMENTS, GRADIENT = 4, 8, 4  # bytes of a trained weight: its fp32 copy, AdamW's two moments, the gradient
+Activations = Literal["kept", "recomputed", "offloaded"]
 QUANTISED_BITS = {"nf4": 4.127, "int8": 8.0}  # nf4: with a byte for 64 weights, and four for 256 of those bytes
 
 
@@ -147,11 +148,14 @@ def layer_bytes(shape: Shape, width: int, training: Training, keys: float = 1.0)
     return round(width * numbers + 4 * shape.norms + 4 * shape.heads + width * training.ranks / shape.layers)
 
 
-def token_bytes(shape: Shape, width: int, training: Training, checkpointing: bool, keys: float = 1.0) -> int:
-    """What autograd saves of a token in the whole decoder. checkpointing: the input of each layer, and one layer."""
-    layer = layer_bytes(shape, width, training, keys)
+def token_bytes(shape: Shape, width: int, training: Training, activations: Activations, keys: float = 1.0) -> int:
+    """What autograd saves of a token in the whole decoder. recomputed: the input of each layer, and one layer;
+    offloaded: two inputs are on the device at a time."""
+    layer, inputs = layer_bytes(shape, width, training, keys), width * shape.hidden
     last = (4 + width + (width if training.whole else 0)) * shape.hidden  # the last norm, and what the head takes in
-    return last + (shape.layers * width * shape.hidden + layer if checkpointing else shape.layers * layer)
+    if activations == "kept":
+        return last + shape.layers * layer
+    return last + layer + inputs * (2 if activations == "offloaded" else shape.layers)
 
 
 def backward_bytes(shape: Shape, width: int) -> int:
@@ -168,10 +172,16 @@ def forward_bytes(shape: Shape, width: int) -> int:
 # ---------------------------------------------------------------------- head, keys and values
 
 
-def head_bytes(shape: Shape, width: int, device_type: str, positions: int, *, trained: bool, entropy: bool = False) -> int:
+def head_bytes(
+    shape: Shape, width: int, device_type: str, positions: int, *, trained: bool, entropy: bool = False
+) -> int:
     """The logits of a chunk in fp32 (once more for the entropy), and in the model's dtype. A trained head has a
     gradient that adds up in fp32."""
-    chunk = chunk_positions(shape, device_type, positions) * shape.vocabulary * (4 * (2 if entropy else 1) + (width if width < 4 else 0))
+    chunk = (
+        chunk_positions(shape, device_type, positions)
+        * shape.vocabulary
+        * (4 * (2 if entropy else 1) + (width if width < 4 else 0))
+    )
     weight = shape.vocabulary * shape.hidden * (4 + (2 * width if width < 4 else 0)) if trained else 0
     return chunk + weight
 

@@ -52,7 +52,9 @@ def choose_card(model: ModelConfig, wish: str | None = None) -> Card:
     if device.type == "cuda":
         return Card(torch.cuda.get_device_name(device), "cuda", usable_memory(device), width)
     libraries = psutil.Process().memory_info().rss
-    return Card(f"the RAM of this machine ({machine_memory() / GIB:.1f} GiB)", "cpu", machine_memory() - libraries, width)
+    return Card(
+        f"the RAM of this machine ({machine_memory() / GIB:.1f} GiB)", "cpu", machine_memory() - libraries, width
+    )
 
 
 def read_size(wish: str) -> int:

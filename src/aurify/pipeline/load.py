@@ -13,8 +13,10 @@ from aurify.data.mixing import Mixture
 from aurify.engine.cpu.gathered import count_gathered
 from aurify.engine.cpu.rows import side_by_side
 from aurify.engine.packing import PART_TOKENS, Row, pack_rows
+from aurify.environments.rollout import Limits
 from aurify.loops.batches import gather_batch, indices_at, num_steps
-from aurify.pipeline.recipe import OfflineStage, OnlineStage, PairSampling
+from aurify.pipeline.plan import Bulk
+from aurify.pipeline.recipe import EvaluationOptions, OfflineStage, OnlineStage, PairSampling
 from aurify.types import Datum, SamplingParams
 
 MOST_STEPS = 20_000  # that are looked at
@@ -41,10 +43,11 @@ class Asked:
     num: int
     prompt: int
     answer: int
-    of_trained: bool = True  # by the model that is trained, beside its optimiser
 
 
-def heaviest_step(units: Sequence[tuple[Datum, ...]], stage: OfflineStage, seed: int, mixture: Mixture | None) -> list[Datum]:
+def heaviest_step(
+    units: Sequence[tuple[Datum, ...]], stage: OfflineStage, seed: int, mixture: Mixture | None
+) -> list[Datum]:
     """The data of the step with the most tokens."""
     num = len(units) if mixture is None else mixture.num_rows
     sizes = [sum(len(datum.tokens) for datum in unit) for unit in units]
@@ -52,13 +55,17 @@ def heaviest_step(units: Sequence[tuple[Datum, ...]], stage: OfflineStage, seed:
     return gather_batch(units, max(steps, key=lambda indices: sum(sizes[index] for index in indices)))
 
 
-def imagine_step(groups: int, answers: int, prompt: int, answer: int, most: int, *, pairs: bool) -> list[list[Datum]]:
-    """Groups of answers that do not exist yet, all of full length. most: tokens in all; more than a few micro-batches
-    show nothing new. pairs: the answers of a group stay together."""
-    fresh = count()
+def imagine_step(
+    prompts: Sequence[list[int]], groups: int, answers: int, answer: int, most: int, *, pairs: bool
+) -> list[list[Datum]]:
+    """Groups of answers that do not exist yet, all of full length. prompts: the longest ones first. most: tokens in
+    all; more than a few micro-batches show nothing new. pairs: the answers of a group stay together."""
+    fresh = count(1 << 40)  # no token twice: answers share nothing
     data: list[list[Datum]] = []
-    for group in range(max(1, min(groups, most // (prompt + answers * answer)))):
-        asked, weights, unit = list(islice(fresh, prompt)), [0.0] * prompt + [1.0] * answer, group if pairs else -1
+    longest = len(prompts[0])
+    for group in range(max(1, min(groups, most // (longest + answers * answer)))):
+        asked = prompts[group] if group < len(prompts) else list(islice(fresh, longest))
+        weights, unit = [0.0] * len(asked) + [1.0] * answer, group if pairs else -1
         data.append([Datum(asked + list(islice(fresh, answer)), weights, unit=unit) for _ in range(answers)])
     return data
 
@@ -89,43 +96,40 @@ def count_predicted(row: Row, data: Sequence[Datum]) -> int:
     return len(np.unique(np.concatenate(trained)))
 
 
-def train_load(
-    stage: OfflineStage | OnlineStage, heaviest: Sequence[Datum], prompt: int, max_tokens: int, abreast: int
-) -> Load:
-    """heaviest: the data of the heaviest step, where they exist. prompt: tokens of the longest one, where they do
-    not."""
-    if heaviest:
-        return measure_load(heaviest, max_tokens, abreast)
+def train_load(stage: OfflineStage | OnlineStage, bulk: Bulk, max_tokens: int, abreast: int) -> Load:
+    if bulk.heaviest:
+        return measure_load(bulk.heaviest, max_tokens, abreast)
     if isinstance(stage, OnlineStage):
         groups, answers, params = stage.prompts_per_step, stage.completions_per_prompt, stage.sampling
         groups = -(-groups // stage.num_minibatches)
     else:
         groups, answers = stage.batch_size, 2
         params = (stage.data.sample or PairSampling()).sampling
-    answer = limit_answer(stage, prompt, params)
     pairs = isinstance(stage, OfflineStage)
-    made = imagine_step(groups, answers, prompt, answer, FOLD * max_tokens, pairs=pairs)
+    answer = limit_answer(stage, bulk, params, stage.limits)
+    made = imagine_step(bulk.prompts, groups, answers, answer, FOLD * max_tokens, pairs=pairs)
     load = measure_load([datum for group in made for datum in group], max_tokens, abreast, exact=False)
     return replace(load, micro_batches=-(-load.micro_batches * groups // len(made)))
 
 
-def limit_answer(stage: OfflineStage | OnlineStage, prompt: int, params: SamplingParams) -> int:
-    limit = stage.sampler.max_context
-    return max(1, params.max_tokens if limit is None else min(params.max_tokens, limit - prompt))
+def limit_answer(stage: OfflineStage | OnlineStage, bulk: Bulk, params: SamplingParams, limits: Limits) -> int:
+    """Tokens of the longest answer. A conversation may fill the context: what an environment says is not known."""
+    room = max(1, min(stage.sampler.max_context or bulk.context, bulk.context) - bulk.prompt)
+    if bulk.converses:
+        return room
+    return min(room, params.max_tokens, limits.turn_tokens or room, limits.tokens or room)
 
 
-def list_asked(
-    stage: OfflineStage | OnlineStage, prompt: int, evaluated: int, evaluation: SamplingParams
-) -> list[Asked]:
-    """All that the stage samples. evaluated: held-out tasks that are answered."""
+def list_asked(stage: OfflineStage | OnlineStage, bulk: Bulk, evaluation: EvaluationOptions) -> list[Asked]:
+    """All that the stage samples."""
     asked = []
     if isinstance(stage, OnlineStage):
         num = stage.prompts_per_step * stage.completions_per_prompt
-        asked.append(Asked(num, prompt, limit_answer(stage, prompt, stage.sampling)))
-    elif stage.data.sample is not None:
-        sample = stage.data.sample
+        asked.append(Asked(num, bulk.prompt, limit_answer(stage, bulk, stage.sampling, stage.limits)))
+    elif (sample := stage.data.sample) is not None:
         num = sample.num_tasks * sample.group_size
-        asked.append(Asked(num, prompt, limit_answer(stage, prompt, sample.sampling), of_trained=False))
-    if evaluated:
-        asked.append(Asked(evaluated, prompt, limit_answer(stage, prompt, evaluation)))
+        asked.append(Asked(num, bulk.prompt, limit_answer(stage, bulk, sample.sampling, stage.limits)))
+    if bulk.evaluated:
+        limits = evaluation.limits or stage.limits
+        asked.append(Asked(bulk.evaluated, bulk.prompt, limit_answer(stage, bulk, evaluation.sampling, limits)))
     return asked

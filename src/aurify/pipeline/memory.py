@@ -12,10 +12,10 @@ from typing import Any, Literal
 from aurify.engine import footprint
 from aurify.engine.budget import MemoryPlan, choose_micro_batch
 from aurify.engine.cpu.rows import most_abreast
-from aurify.engine.footprint import Shape, Training
-from aurify.pipeline.card import Card
+from aurify.engine.footprint import Activations, Shape, Training
+from aurify.pipeline.card import GIB, Card
 from aurify.pipeline.load import Asked, Load, list_asked, train_load
-from aurify.pipeline.plan import Plan, PlannedStage
+from aurify.pipeline.plan import Bulk, Plan, PlannedStage
 from aurify.pipeline.recipe import OnlineStage
 from aurify.samplers.cache import CACHE_SHARE, KEPT_SHARE, ROUND, round_up
 from aurify.samplers.continuous import PREFILL_TOKENS
@@ -41,7 +41,7 @@ class StageMemory:
     card: Card
     parts: list[Held]
     micro_batch_tokens: int
-    checkpointing: bool
+    activations: Activations
 
     def during(self, phase: Phase) -> int:
         return sum(part.size for part in self.parts if phase in part.phases)
@@ -64,34 +64,17 @@ class StageMemory:
         return {"peak": self.peak, "phase": self.fullest, "parts": parts, "card": self.card.name}
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What the plan of a stage needs to know of its model, read off a skeleton. edges: inputs and outputs of the layers
-    that an adapter of the stage is on, or would be on, added up."""
-
-    shape: Shape
-    edges: int
-    num_adapted: int
-    adapted: int  # weights of those layers
-    score: int = 0  # parameters of a scalar head
-
-    def adapter(self, rank: int) -> int:
-        return rank * self.edges
-
-    def training(self, rank: int | None, merges: bool) -> Training:
-        """rank: of the adapter; None: all weights are trained. merges: adapted layers keep merged weights."""
-        if rank is None:
-            return Training(self.shape.parameters, whole=True)
-        adapter, ranks = self.adapter(rank), 0 if merges else rank * self.num_adapted
-        return Training(adapter + self.score, False, ranks, adapter, self.adapted if merges else 0)
+def format_bytes(size: int) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
 def plan_stage(plan: Plan, stage: PlannedStage, card: Card) -> StageMemory:
     """stage: one that `Contents` has been through."""
-    options, sizes, width = stage.options, stage.sizes, card.width
-    assert sizes is not None
+    bulk, options, width = stage.bulk, stage.options, card.width
+    assert bulk is not None, "Contents goes through a stage first"
+    sizes = bulk.sizes
     shape, merges = sizes.shape, card.device_type == "cpu" and width == 4
-    training = sizes.training(stage.rank, merges)
+    training = sizes.training(bulk.rank, merges=merges)
     quantize = getattr(options.model, "quantize", None)
     weights = footprint.weight_bytes(shape, width, quantize)
     adapter = footprint.adapter_bytes(training, width)
@@ -102,18 +85,22 @@ def plan_stage(plan: Plan, stage: PlannedStage, card: Card) -> StageMemory:
     )  # fmt: skip
     dropout = options.lora is not None and options.lora.dropout > 0
     most = most_abreast(card.device_type, training.parameters, dropout=dropout)
-    load = train_load(options, stage.heaviest, stage.prompt, chosen.micro_batch_tokens, most)
+    load = train_load(options, bulk, chosen.micro_batch_tokens, most)
     bits = footprint.QUANTISED_BITS.get(quantize or "")
     held = [
-        Held("weights", weights, f"{shape.parameters:,} x {width} B" + (f", {shape.linear:,} of them in {bits:g} bits" if bits else "")),
+        Held(
+            "weights",
+            weights,
+            f"{shape.parameters:,} x {width} B" + (f", {shape.linear:,} of them in {bits:g} bits" if bits else ""),
+        ),
         *hold_adapter(training, adapter, width),
-        *hold_others(plan, stage, training, card),
-        *hold_optimizer(stage, training, optimizer, gradients, width, load),
-        *hold_activations(stage, sizes.shape, training, width, card, chosen, load),
+        *hold_others(stage, bulk, training, card),
+        *hold_optimizer(stage, bulk, training, optimizer, gradients, width, load),
+        *hold_activations(stage, shape, training, width, card, chosen, load),
     ]
     base = sum(part.size for part in held if part.phases == ALWAYS)
-    held += hold_sampling(plan, stage, card, shape, base, optimizer)
-    return StageMemory(card, [part for part in held if part.size], chosen.micro_batch_tokens, chosen.checkpointing)
+    held += hold_sampling(plan, stage, bulk, card, base + optimizer)
+    return StageMemory(card, [part for part in held if part.size], chosen.micro_batch_tokens, chosen.activations)
 
 
 def hold_adapter(training: Training, size: int, width: int) -> list[Held]:
@@ -122,29 +109,31 @@ def hold_adapter(training: Training, size: int, width: int) -> list[Held]:
     return [Held("adapter", size, f"{training.adapter:,} x 4 B{rounded}{merged}")]
 
 
-def hold_others(plan: Plan, stage: PlannedStage, training: Training, card: Card) -> list[Held]:
+def hold_others(stage: PlannedStage, bulk: Bulk, training: Training, card: Card) -> list[Held]:
     """Further models: a reference where no adapter can be switched off, a judge, a teacher."""
     held = []
-    if training.whole and isinstance(stage.options, OnlineStage) and "ref_logprobs" in stage.algorithm.needs:
+    kept = "ref_logprobs" if isinstance(stage.options, OnlineStage) else "reference"  # others are computed beforehand
+    if training.whole and kept in stage.algorithm.needs:
         size = training.parameters * card.width
         held.append(Held("reference", size, f"a copy of {training.parameters:,} weights x {card.width} B"))
-    elif training.whole and "reference" in stage.algorithm.needs:
-        size = training.parameters * card.width
-        held.append(Held("reference", size, f"a copy of {training.parameters:,} weights x {card.width} B"))
-    for name, sizes in stage.others.items():
+    elif bulk.goes_on and not training.whole:
+        held.append(
+            Held("reference", 4 * training.adapter, f"a copy of the adapter it begins with: {training.adapter:,} x 4 B")
+        )
+    for name, sizes in bulk.others.items():
         size = footprint.weight_bytes(sizes.shape, card.width)
         held.append(Held(name, size, f"{sizes.shape.parameters:,} x {card.width} B"))
     return held
 
 
 def hold_optimizer(
-    stage: PlannedStage, training: Training, optimizer: int, gradients: int, width: int, load: Load
+    stage: PlannedStage, bulk: Bulk, training: Training, optimizer: int, gradients: int, width: int, load: Load
 ) -> list[Held]:
     """Gradients are complete before the update; while activations are there they exist if the step has further
     micro-batches."""
     masters = training.parameters - training.adapter if width < 4 else 0
     text = f"{training.parameters:,} x 8 B" + (f" + masters {masters:,} x 4 B" if masters else "")
-    samples_before = not isinstance(stage.options, OnlineStage) and not stage.evaluated
+    samples_before = not isinstance(stage.options, OnlineStage) and not bulk.evaluated
     several = load.micro_batches > load.abreast
     held = [
         Held("optimiser", optimizer, text, TRAINING if samples_before else ALWAYS),
@@ -162,10 +151,13 @@ def hold_activations(
 ) -> list[Held]:
     blocks = card.device_type == "cpu"
     keys = load.gathered / load.nodes if blocks else 1.0
-    token = footprint.token_bytes(shape, width, training, chosen.checkpointing, keys)
+    token = footprint.token_bytes(shape, width, training, chosen.activations, keys)
     layer = footprint.layer_bytes(shape, width, training, keys)
     masks = load.masked * width if blocks else 0
-    how = f"inputs of {shape.layers} layers and one layer whole" if chosen.checkpointing else f"{shape.layers} layers"
+    how = f"{shape.layers} layers"
+    if chosen.activations != "kept":
+        inputs = "two inputs" if chosen.activations == "offloaded" else f"inputs of {shape.layers} layers"
+        how = f"{inputs} and one layer"
     known = "" if load.exact else ", if all answers are as long as they may be"
     formula = f"{load.nodes:,} tokens x {token / 1024:,.0f} KiB ({how} of {layer / 1024:.1f} KiB){known}"
     held = [
@@ -185,15 +177,13 @@ def hold_activations(
     return held
 
 
-def hold_sampling(
-    plan: Plan, stage: PlannedStage, card: Card, shape: Shape, base: int, optimizer: int
-) -> list[Held]:
-    """The cache and what a step of the sampler needs, for the largest of what the stage samples."""
-    options, width = stage.options, card.width
-    num_evaluated = stage.evaluated
-    cases = list_asked(options, stage.prompt, num_evaluated, plan.recipe.evaluation.sampling)
+def hold_sampling(plan: Plan, stage: PlannedStage, bulk: Bulk, card: Card, held: int) -> list[Held]:
+    """The cache and what a step of the sampler needs, for the largest of what the stage samples. held: by the model
+    and its optimiser."""
+    options, width, shape = stage.options, card.width, bulk.sizes.shape
+    cases = list_asked(options, bulk, plan.recipe.evaluation)
     given = options.sampler.options.get("cache_bytes")
-    budget = int(given if given is not None else CACHE_SHARE * max(0, card.cache_room(base + optimizer)))
+    budget = int(given if given is not None else CACHE_SHARE * max(0, card.cache_room(held)))
     found: list[Held] = []
     for asked in cases:
         length = round_up(asked.prompt + asked.answer, ROUND)
@@ -204,7 +194,9 @@ def hold_sampling(
             "keys and values", slots * one,
             f"{slots} sequences x {length:,} tokens x {shape.cached * width / 1024:.1f} KiB", ("sampling",),
         )  # fmt: skip
-        found = max(found, [cache, hold_step(shape, card, asked, slots, length)], key=lambda both: sum(h.size for h in both))
+        found = max(
+            found, [cache, hold_step(shape, card, asked, slots, length)], key=lambda both: sum(h.size for h in both)
+        )
     kept = card.device_type == "cuda" and found and found[0].size <= KEPT_SHARE * card.size
     return [Held(found[0].name, found[0].size, found[0].formula), *found[1:]] if kept else found
 

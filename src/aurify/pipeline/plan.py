@@ -56,10 +56,15 @@ class Bulk:
     rank: int | None  # of the adapter that is trained
     goes_on: bool  # with an adapter that was there before
     heaviest: Sequence[Datum]  # the rows of the step with the most tokens, where they exist
-    prompt: int  # tokens of the longest prompt
-    room: int  # tokens that the model can read
-    turns: int  # that a conversation may have, at most; 0: no end
+    prompts: Sequence[list[int]]  # in tokens, the longest first; as many as a step may have
+    context: int  # tokens that the model can read
+    converses: bool  # with an environment that answers
     evaluated: int  # held-out tasks that are answered before and after
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the longest one."""
+        return len(self.prompts[0]) if self.prompts else 0
 
 
 @dataclass

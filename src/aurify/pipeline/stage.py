@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from aurify.engine.optim import OptimConfig
 from aurify.environments.player import RolloutOptions
 from aurify.errors import UserError
 from aurify.files import replace_folder
+from aurify.hardware import return_freed_memory
 from aurify.loops.examples import Examples, Units, demonstrate, encode_examples
 from aurify.loops.guidance import Guide
 from aurify.loops.offline import train_offline
@@ -20,8 +22,10 @@ from aurify.loops.online import train_online
 from aurify.loops.progress import Checkpoints, fingerprint, seed_everything
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts
+from aurify.pipeline.card import GIB, choose_card
 from aurify.pipeline.heldout import describe_split, without_heldout
 from aurify.pipeline.measure import choose_measure, measure_after, measure_before
+from aurify.pipeline.memory import StageMemory, format_bytes, plan_stage
 from aurify.pipeline.pairs import gather_pairs
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, make_renderer, reference
 from aurify.pipeline.start import (
@@ -33,11 +37,13 @@ from aurify.pipeline.start import (
     open_other,
 )
 from aurify.samplers.open import open_sampler
+from aurify.tracking.machine import begin_peak, read_peak_memory
 
 
 def run_stage(run: StageRun) -> None:
     """Does all of a stage; what was done before a kill is not done again."""
     began, options = time.perf_counter(), run.stage.options
+    planned, before = plan_stage(run.plan, run.stage, choose_card(options.model)), begin_stage_peak()
     run.record(status="running", method=options.method, model=options.model.name, task=options.task)
     for note in run.taskset.notes if run.taskset else ():
         run.tracker.event(note)
@@ -45,6 +51,7 @@ def run_stage(run: StageRun) -> None:
         engine = train_by_sampling(run) if isinstance(options, OnlineStage) else train_on_data(run)
         run.run_folder.record_engine(run.name, engine.describe())
         engine.close()
+        report_peak(run, planned, before)
         for line in run.guard.lines():
             run.tracker.event(line)
     except UserError as error:
@@ -53,6 +60,23 @@ def run_stage(run: StageRun) -> None:
     finally:
         run.tracker.finish()
     run.record(status="finished", seconds=round(time.perf_counter() - began, 1))
+
+
+def begin_stage_peak() -> float | None:
+    """Lets go of what earlier stages left, so that the peak is that of this stage. See `begin_peak`."""
+    gc.collect()
+    return_freed_memory()
+    return begin_peak()
+
+
+def report_peak(run: StageRun, planned: StageMemory, before: float | None) -> None:
+    """before: GiB that were held when the stage began."""
+    facts = planned.describe()
+    if before is not None:
+        facts["measured"] = round((read_peak_memory() - before) * GIB)
+    run.record(memory=facts)
+    told = f"; measured {format_bytes(facts['measured'])}" if "measured" in facts else ""
+    run.tracker.event(f"memory: planned {format_bytes(planned.peak)} ({planned.fullest}){told}")
 
 
 # ---------------------------------------------------------------------- offline
