@@ -24,6 +24,7 @@ from aurify.cli.help import explain
 from aurify.cli.ingest import ingest
 from aurify.cli.kb import kb
 from aurify.cli.list import list_names
+from aurify.cli.memory import plan_recipe
 from aurify.cli.merge import merge
 from aurify.cli.models import models
 from aurify.cli.report import report
@@ -116,6 +117,7 @@ def options(
 
 app.command()(demo)
 app.command(cls=TrainCommand)(train)
+app.command(name="plan")(plan_recipe)
 app.command(name="eval")(evaluate_model)
 app.command()(sample)
 app.command()(chat)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aurify.cli.memory import show_memory
 from aurify.config import prefix_errors
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def show_plan(plan: Plan) -> None:
         trained = f"{row['method']} of {row['model']} ({row['weights']})"
         table.add_row(row["stage"], trained, f"{row['learns from']}, {row['length']}")
     console.print(table)
+    for override in plan.fitted:
+        console.print(f"memory: auto sets {override}", markup=False)
+    show_memory(plan, console, parts=False)
     for name, stage in plan.stages.items():
         with prefix_errors(f"stages.{name}"):
             for line in stage.lines:

@@ -19,9 +19,12 @@ from aurify.errors import UserError
 from aurify.hardware import choose_device
 from aurify.loops.examples import Examples, read_examples
 from aurify.models.names import resolve_model
+from aurify.pipeline.card import choose_card
 from aurify.pipeline.check_online import check_online
 from aurify.pipeline.contents import Contents, Tell
+from aurify.pipeline.fit import apply_changes, suggest_changes
 from aurify.pipeline.heldout import collect_heldout, holds_rows_out, without_heldout
+from aurify.pipeline.memory import format_bytes, plan_stage
 from aurify.pipeline.plan import Plan, PlannedStage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm, reference
 from aurify.rows.sources import is_one_file
@@ -35,10 +38,10 @@ MAX_CHECKED = 10_000  # training tasks, of a set without end
 
 
 def check_recipe(
-    recipe: Recipe, *, done: Collection[str] = (), keep: bool = True, tell: Tell = lambda line: None
+    recipe: Recipe, *, done: Collection[str] = (), keep: bool = True, fit: bool = True, tell: Tell = lambda line: None
 ) -> Plan:
     """Raises a UserError for the first thing that cannot work. done: stages that are finished, and are not run again.
-    keep: rows in tokens, to train on them. tell: is told how far it is."""
+    keep: rows in tokens, to train on them. fit: `memory: auto` may change the recipe. tell: is told how far it is."""
     stages: dict[str, PlannedStage] = {}
     for name, options in recipe.stages.items():
         tell(f"{name}: its options and files")
@@ -51,9 +54,31 @@ def check_recipe(
                 stage.examples = without_heldout(stage.examples, heldout, stage)
     plan = Plan(recipe, stages, heldout)
     Contents(plan, tell, keep).check(done)
+    if fit and recipe.memory == "auto" and (fitted := fit_recipe(plan, done)):
+        changed, overrides = fitted
+        plan = check_recipe(changed, done=done, keep=keep, tell=tell)
+        plan.fitted = [*overrides, *plan.fitted]
+        return plan
     for caution in plan.cautions:
         log.warning("%s", caution)
     return plan
+
+
+def fit_recipe(plan: Plan, done: Collection[str]) -> tuple[Recipe, list[str]] | None:
+    """The recipe with what makes its first stage fit that does not, and the overrides. None: nothing is to be done, or
+    nothing helps."""
+    for name, stage in plan.stages.items():
+        card = choose_card(stage.options.model)
+        if name in done or plan_stage(plan, stage, card).fits:
+            continue
+        changes, memory = suggest_changes(plan, stage, card)
+        if memory.fits:
+            return apply_changes(plan.recipe, name, changes)
+        plan.cautions.append(
+            f"stages.{name}: it needs {format_bytes(memory.peak)} even with all that memory: auto can change, and "
+            f"there are {format_bytes(card.size)}; take a smaller model, or shorter rows"
+        )
+    return None
 
 
 def check_stage(

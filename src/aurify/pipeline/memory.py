@@ -1,8 +1,8 @@
 """The memory plan of a stage: what it will hold, when, and its peak, before any weight is loaded.
 
 Each line has its bytes and the formula that they come from (engine/footprint.py). A stage goes through four phases, and
-its peak is that of the fullest: sampling; the loss, where all activations of a micro-batch are there and the head works;
-backward; the update. Not counted: what Python keeps of rows and texts, and what an allocator cannot use again."""
+its peak is that of the fullest: sampling; the loss, where all activations of a micro-batch are there and the head is at
+work; backward; the update. Not counted: what Python keeps of rows and texts, and what an allocator cannot use again."""
 
 from __future__ import annotations
 

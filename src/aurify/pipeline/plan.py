@@ -105,6 +105,7 @@ class Plan:
     stages: dict[str, PlannedStage]
     heldout: HeldOut  # what all stages together are measured on
     cautions: list[str] = field(default_factory=list)  # what may go wrong
+    fitted: list[str] = field(default_factory=list)  # the overrides that `memory: auto` has made
 
 
 def describe_stage(stage: PlannedStage) -> dict[str, str]:
