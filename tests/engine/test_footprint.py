@@ -159,3 +159,25 @@ def test_the_head_is_counted_by_chunks():
     assert footprint.head_bytes(shape, 2, "cpu", 10**6, trained=False) == 2048 * 300 * 6
     assert footprint.head_bytes(shape, 4, "cpu", 10, trained=True) == 10 * 300 * 4 + 300 * 256 * 4
     assert Training(5, whole=True).adapter == 0
+
+
+def test_the_table_of_the_docs_is_what_the_script_makes_of_the_models_own_configurations():
+    import importlib.util
+    from pathlib import Path
+
+    import transformers
+
+    root = Path(__file__).parents[2]
+    spec = importlib.util.spec_from_file_location("memory_table", root / "scripts" / "memory_table.py")
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    assert table.make_table() in (root / "docs" / "memory-plan.md").read_text(encoding="utf-8")
+    for name, family in (("Qwen2.5-0.5B", "Qwen2"), ("Qwen3-8B", "Qwen3"), ("Llama-3.1-8B", "Llama")):
+        layers, hidden, inner, heads, kv_heads, size, vocabulary, tied, _, _ = table.FAMILIES[name]
+        config = getattr(transformers, f"{family}Config")(
+            num_hidden_layers=layers, hidden_size=hidden, intermediate_size=inner, num_attention_heads=heads,
+            num_key_value_heads=kv_heads, head_dim=size, vocab_size=vocabulary, tie_word_embeddings=tied,
+        )  # fmt: skip
+        with torch.device("meta"):
+            module = getattr(transformers, f"{family}ForCausalLM")(config)
+        assert table.make_shape(name)[0] == footprint.read_shape(module), name

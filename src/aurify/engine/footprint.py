@@ -113,6 +113,11 @@ def weight_bytes(shape: Shape, width: int, quantize: str | None = None) -> int:
     return round((shape.parameters - shape.linear) * width + shape.linear * bits / 8)
 
 
+def dequantised_bytes(shape: Shape, width: int, quantize: str | None) -> int:
+    """The largest linear layer in the dtype of the model: one at a time is dequantised for its product."""
+    return width * shape.hidden * max(shape.intermediate, shape.queries) if quantize else 0
+
+
 def adapter_bytes(training: Training, width: int) -> int:
     """fp32 adapters, with their copies in the dtype of the model, or the merged weights that are kept instead."""
     rounded = width * training.adapter if width < 4 and training.ranks else 0

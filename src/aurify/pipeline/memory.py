@@ -87,12 +87,11 @@ def plan_stage(plan: Plan, stage: PlannedStage, card: Card) -> StageMemory:
     most = most_abreast(card.device_type, training.parameters, dropout=dropout)
     load = train_load(options, bulk, chosen.micro_batch_tokens, most)
     bits = footprint.QUANTISED_BITS.get(quantize or "")
+    few = f", {shape.linear:,} of them in {bits:g} bits" if bits else ""
+    dequantised = footprint.dequantised_bytes(shape, width, quantize)
     held = [
-        Held(
-            "weights",
-            weights,
-            f"{shape.parameters:,} x {width} B" + (f", {shape.linear:,} of them in {bits:g} bits" if bits else ""),
-        ),
+        Held("weights", weights, f"{shape.parameters:,} x {width} B{few}"),
+        Held("dequantised layer", dequantised, "the largest, one at a time"),
         *hold_adapter(training, adapter, width),
         *hold_others(stage, bulk, training, card),
         *hold_optimizer(stage, bulk, training, optimizer, gradients, width, load),
