@@ -46,7 +46,7 @@ def plan_memory(
 ) -> MemoryPlan:
     """optimizer_bytes: what gradients and optimiser will take; the weights are in memory already. tokens and
     checkpointing: what the user asked for; None and "auto" are chosen here."""
-    width, room = next(module.parameters()).element_size(), usable_memory(device) - optimizer_bytes
+    width, room = module.get_input_embeddings().weight.element_size(), usable_memory(device) - optimizer_bytes
     return choose_micro_batch(
         read_shape(module), read_training(module), width, device.type, room, tokens, checkpointing
     )

@@ -55,19 +55,26 @@ class Training:
 def read_shape(module: Any) -> Shape:
     """module: a causal language model or a reward model; its weights may be missing (device "meta")."""
     config, embedding = module.config.get_text_config(), module.get_input_embeddings().weight
-    hidden, heads = int(config.hidden_size), int(config.num_attention_heads)
-    size = int(getattr(config, "head_dim", None) or hidden // heads)
-    queries, keys = heads * size, int(getattr(config, "num_key_value_heads", None) or heads) * size
-    intermediate = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    if (experts := getattr(config, "num_experts_per_tok", None)) and hasattr(config, "moe_intermediate_size"):
-        intermediate = int(experts) * int(config.moe_intermediate_size)
+    hidden = int(config.hidden_size)
+    heads = read_number(config, "num_attention_heads", 1)
+    size = read_number(config, "head_dim", hidden // heads)
+    queries, keys = heads * size, read_number(config, "num_key_value_heads", heads) * size
+    intermediate = read_number(config, "intermediate_size", 4 * hidden)
+    if experts := read_number(config, "num_experts_per_tok", 0):
+        intermediate = experts * read_number(config, "moe_intermediate_size", intermediate)
     own = {id(parameter): parameter for name, parameter in module.named_parameters() if ".lora_" not in name}
     linear = [own[id(part.weight)] for part in find_linears(module)]
     layers = int(config.num_hidden_layers)
     return Shape(
-        layers, hidden, intermediate, heads, queries, keys, count_norms(module, hidden, queries, keys, layers),
+        layers, hidden, intermediate, heads, queries, keys, count_norms(module, hidden, queries, keys),
         int(embedding.shape[0]), sum(p.numel() for p in own.values()), sum(p.numel() for p in linear),
     )  # fmt: skip
+
+
+def read_number(config: Any, name: str, default: int) -> int:
+    """Some models have a number for each layer: then the largest."""
+    value = getattr(config, name, None)
+    return int(max(value) if isinstance(value, list | tuple) else value or default)
 
 
 def find_linears(module: Any) -> Iterable[Any]:
@@ -77,15 +84,15 @@ def find_linears(module: Any) -> Iterable[Any]:
     )
 
 
-def count_norms(module: Any, hidden: int, queries: int, keys: int, layers: int) -> int:
-    """Numbers of a token that the norms of one layer take in: some models also normalise queries and keys."""
+def count_norms(module: Any, hidden: int, queries: int, keys: int) -> int:
+    """Numbers of a token that the norms of the first layer take in: some models also normalise queries and keys."""
     widths = {"q_norm": queries, "k_norm": keys}
-    total = 0
-    for name, part in module.base_model.named_modules():
-        last = name.rpartition(".")[2]
-        if "norm" in type(part).__name__.lower() and ".layers." in f".{name}":
-            total += widths.get(last, hidden)
-    return total // layers or 2 * hidden
+    norms = [
+        name.rpartition(".")[2]
+        for name, part in module.base_model.named_modules()
+        if "norm" in type(part).__name__.lower() and ".layers.0." in f".{name}"
+    ]
+    return sum(widths.get(name, hidden) for name in norms) or 2 * hidden
 
 
 def read_training(module: Any) -> Training:

@@ -21,7 +21,8 @@ MOST_PROMPTS = 64
 def read_sizes(model: LoadedModel, lora: LoraConfig | None = None, layers: Iterable[str] = ()) -> Sizes:
     """layers: those of the adapter; else those that `lora` would be on."""
     module = model.module
-    chosen: list[Any] = [module.get_submodule(name) for name in layers] or [
+    known = dict(module.named_modules())
+    chosen: list[Any] = [known[name] for name in layers if name in known] or [
         *choose_layers(module, lora or LoraConfig()).values()
     ]
     score = getattr(module, "score", None)
