@@ -108,7 +108,9 @@ def test_all_weights_are_offered_an_adapter():
 
 def test_a_plan_that_does_not_fit_says_what_to_change_and_fails(monkeypatch):
     monkeypatch.setattr(cards, "RESERVED", 0)
-    result = run_command("plan", "recipe.yaml", "stages.grpo.engine={checkpointing: false}", "--card", "0.02")
+    result = run_command(
+        "plan", "recipe.yaml", "stages.grpo.engine={micro_batch_tokens: 4096, checkpointing: false}", "--card", "0.02"
+    )
     assert result.exit_code == 1, result.output
     assert "grpo: it does not fit; it fits with" in result.output and "stages.grpo.engine." in result.output
 

@@ -68,6 +68,20 @@ class Contents:
             self.check_rows(stage, model, renderer)
         if stage.taskset is not None and judges_answers(self.plan, stage):
             self.check_tasks(stage, model, renderer)
+        if isinstance(stage.options, OfflineStage):
+            self.take_over_pairs(stage)
+
+    def take_over_pairs(self, stage: PlannedStage) -> None:
+        """For its memory plan: how the pairs are made, by this stage or by the one that it has them from."""
+        owner = self.plan.stages[reference(stage.offline.data.stage) or stage.name]
+        assert stage.bulk is not None
+        given = owner.bulk or stage.bulk  # a stage that is finished has none
+        stage.bulk = replace(
+            stage.bulk,
+            heaviest=stage.bulk.heaviest or given.heaviest,
+            prompts=stage.bulk.prompts or given.prompts,
+            sampled=owner.offline.data.sample,
+        )
 
     def open_skeleton(self, model: ModelConfig, *, scalar_head: bool = False) -> LoadedModel:
         """Of the model which the chain of stages begins with: training does not change its layers and its tokenizer."""

@@ -72,23 +72,21 @@ def imagine_step(
 
 def measure_load(data: Sequence[Datum], max_tokens: int, abreast: int, *, exact: bool = True) -> Load:
     """data: of a step. abreast: rows that may be computed side by side."""
-    parts = max(1, min(abreast, max_tokens // PART_TOKENS)) if abreast > 1 else 1
+    parts = max(1, min(abreast, max_tokens // PART_TOKENS))
     rows = pack_rows(data, max_tokens, True, parts)
-    together = [1] * len(rows)
-    if parts > 1:
-        together = [most for run, most in side_by_side(rows, max_tokens, parts) for _ in run]
-    loads = []
-    for index, most in enumerate(together):
-        chosen = sorted(rows[index:], key=lambda row: -len(row.tokens))[: max(1, most)]
-        counted = [count_gathered(row) for row in chosen]
-        loads.append(
-            Load(
-                sum(len(row.tokens) for row in chosen), sum(count_predicted(row, data) for row in chosen),
-                sum(keys for keys, _ in counted), sum(entries for _, entries in counted), len(chosen),
-                len(rows), exact,
-            )
-        )  # fmt: skip
-    return max(loads, key=lambda load: load.nodes)
+    runs = side_by_side(rows, max_tokens, parts) if parts > 1 else [(rows, 1)]
+    largest = [sorted(run, key=lambda row: -len(row.tokens))[: max(1, most)] for run, most in runs]
+    chosen = max(largest, key=lambda together: sum(len(row.tokens) for row in together))
+    counted = [count_gathered(row) for row in chosen]
+    return Load(
+        nodes=sum(len(row.tokens) for row in chosen),
+        positions=sum(count_predicted(row, data) for row in chosen),
+        gathered=sum(keys for keys, _ in counted),
+        masked=sum(entries for _, entries in counted),
+        abreast=len(chosen),
+        micro_batches=len(rows),
+        exact=exact,
+    )
 
 
 def count_predicted(row: Row, data: Sequence[Datum]) -> int:
@@ -104,10 +102,10 @@ def train_load(stage: OfflineStage | OnlineStage, bulk: Bulk, max_tokens: int, a
         groups = -(-groups // stage.num_minibatches)
     else:
         groups, answers = stage.batch_size, 2
-        params = (stage.data.sample or PairSampling()).sampling
+        params = (bulk.sampled or PairSampling()).sampling
     pairs = isinstance(stage, OfflineStage)
     answer = limit_answer(stage, bulk, params, stage.limits)
-    made = imagine_step(bulk.prompts, groups, answers, answer, FOLD * max_tokens, pairs=pairs)
+    made = imagine_step(bulk.prompts or [[0]], groups, answers, answer, FOLD * max_tokens, pairs=pairs)
     load = measure_load([datum for group in made for datum in group], max_tokens, abreast, exact=False)
     return replace(load, micro_batches=-(-load.micro_batches * groups // len(made)))
 

@@ -97,8 +97,8 @@ def plan_stage(plan: Plan, stage: PlannedStage, card: Card) -> StageMemory:
         *hold_optimizer(stage, bulk, training, optimizer, gradients, width, load),
         *hold_activations(stage, shape, training, width, card, chosen, load),
     ]
-    base = sum(part.size for part in held if part.phases == ALWAYS)
-    held += hold_sampling(plan, stage, bulk, card, base + optimizer)
+    base = sum(part.size for part in held if part.phases == ALWAYS or part.name == "optimiser")
+    held += hold_sampling(plan, stage, bulk, card, base)
     return StageMemory(card, [part for part in held if part.size], chosen.micro_batch_tokens, chosen.activations)
 
 
@@ -119,9 +119,10 @@ def hold_others(stage: PlannedStage, bulk: Bulk, training: Training, card: Card)
         held.append(
             Held("reference", 4 * training.adapter, f"a copy of the adapter it begins with: {training.adapter:,} x 4 B")
         )
+    phases: tuple[Phase, ...] = ALWAYS if isinstance(stage.options, OnlineStage) else ("sampling",)
     for name, sizes in bulk.others.items():
         size = footprint.weight_bytes(sizes.shape, card.width)
-        held.append(Held(name, size, f"{sizes.shape.parameters:,} x {card.width} B"))
+        held.append(Held(name, size, f"{sizes.shape.parameters:,} x {card.width} B", phases))
     return held
 
 

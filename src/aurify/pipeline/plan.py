@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from aurify.engine.footprint import Shape, Training
-from aurify.pipeline.recipe import DataOptions, OfflineStage, OnlineStage, Recipe
+from aurify.pipeline.recipe import DataOptions, OfflineStage, OnlineStage, PairSampling, Recipe
 from aurify.rows.sources import is_hub_id
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Bulk:
     context: int  # tokens that the model can read
     converses: bool  # with an environment that answers
     evaluated: int  # held-out tasks that are answered before and after
+    sampled: PairSampling | None = None  # how the pairs are made that it learns from
 
     @property
     def prompt(self) -> int:
