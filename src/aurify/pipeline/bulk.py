@@ -36,8 +36,9 @@ def read_sizes(model: LoadedModel, lora: LoraConfig | None = None, layers: Itera
 
 
 def longest_prompts(tasks: Sequence[Task], taskset: TaskSet, renderer: Renderer) -> list[list[int]]:
-    """In tokens; chosen by characters."""
-    long = sorted(tasks, key=lambda task: -sum(len(message["content"]) for message in task.prompt))[:MOST_PROMPTS]
+    """In tokens; chosen by characters. An environment may write prompts of its own in place of an empty one."""
+    written = [task for task in tasks if task.prompt]
+    long = sorted(written, key=lambda task: -sum(len(message["content"]) for message in task.prompt))[:MOST_PROMPTS]
     return sorted((renderer.prompt(task.prompt, taskset.tools) for task in long), key=len, reverse=True)
 
 
