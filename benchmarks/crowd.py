@@ -234,7 +234,7 @@ def kill_and_resume(folder: Path, kinds: dict[str, int], **options: Any) -> dict
     seconds = time.monotonic() - began
     killed = folder / "killed"
     recipe = make_recipe(killed, kinds, **options)
-    record = kill_in_mid_round(killed, recipe, num=3 * GROUP * sum(kinds.values()) // 2)
+    record = kill_in_mid_round(killed, recipe, num=5 * GROUP * sum(kinds.values()) // 4)
     [run] = (killed / "runs").iterdir()
     resumed = run_to_the_end(killed, "--resume", str(run))
     num_answers = [len((folder / name / "trace").read_text().splitlines()) for name in ("straight", "killed")]
