@@ -252,6 +252,8 @@ def paint_sample(sample: Sample) -> Text:
             text.append(clean_text(" · ".join([block.role, *block.facts])) + "\n", style="italic dim")
         text.append_text(paint_block(block, largest))
         text.append("\n" if several else "")
+    if not several and "spans" in sample:
+        text.append(f" ({blocks[0].facts[0]})", style="dim")
     if sample["truncated"] or several:
         text.append(f"{'' if several else ' '}({say_outcome(sample)})", style="red" if sample["truncated"] else "dim")
     return text
