@@ -158,3 +158,12 @@ def test_an_environment_that_does_not_answer_is_given_up(dry_run, start, step, c
     message = refusal(dry_run(start, step, "rollouts.step_seconds=0.2"))
     assert f"stages.grpo: environment 'Acting': {call} took longer than 0.2 seconds" in message
     assert time.monotonic() - began < 8, "before it would have answered"
+
+
+def test_what_was_found_out_about_the_template_is_told_once(dry_run):
+    stage = "{method: sft, data: {demonstrations: 4}, steps: 1}"
+    shown = " ".join(dry_run("()", RESULT, f"stages.sft={stage}").stdout.split())
+    assert shown.count("found in the chat template: system prompt: in place; tools: none; tools_as_text: true") == 1
+    assert "turns end with: <|im_end|>" in shown
+    shown = " ".join(dry_run(TOOLS, RESULT, "tools_as_text=true").stdout.split())
+    assert "tools: written into the text" in shown and '"name": "search"' in shown, "the rendered prompt has the tools"
