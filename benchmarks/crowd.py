@@ -207,8 +207,8 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
         num_equal = sum(a == b for a, b in zip_longest(ours, theirs))
         record[name] = {"rows": max(len(ours), len(theirs)), "equal": num_equal}
     record["metrics.jsonl"]["differ"] = find_differences(*rows["metrics.jsonl"])
-    record["tasks_equal"] = [[(row["step"], row["task"]) for row in part] for part in samples]
-    record["tasks_equal"] = record["tasks_equal"][0] == record["tasks_equal"][1]
+    asked = [[(row["step"], row["task"]) for row in part] for part in samples]
+    record["tasks_equal"] = asked[0] == asked[1]
     record["messages_equal"] = sum(a["messages"] == b["messages"] for a, b in zip(*samples, strict=False))
     [weights] = [file.name for file in (one / "final").glob("*.safetensors")]
     ours, theirs = (load_file(folder / "final" / weights) for folder in (one, other))
