@@ -111,6 +111,7 @@ class Trajectory:
     source: Source = "policy"
     tools: Sequence[dict[str, Any]] = ()  # that the environment offered
     problems: list[str] = field(default_factory=list)  # what the environment gave that could not be used
+    environment: Any = field(default=None, repr=False, compare=False)  # for rewards of TRL, until they have judged
 
     @property
     def truncated(self) -> bool:

@@ -3,7 +3,8 @@
     def reward(prompts, completions, completion_ids, solution, trainer_state, log_metric, **columns) -> list[float]
 
 By the form of the prompt, completions are texts or lists of messages. Every column of the task comes under its own
-name, one entry for each completion."""
+name, one entry for each completion. Beside the environment `trl` there is `environments`, the instance that each
+completion was played in."""
 
 from __future__ import annotations
 
@@ -52,14 +53,17 @@ def build_arguments(
 ) -> dict[str, Any]:
     """Those of TRL's keyword arguments that the function takes."""
     num = len(trajectories)
-    columns = {"solution": task.answer, "answer": task.answer, **task.info}
-    known: dict[str, Any] = {name: [value] * num for name, value in columns.items() if name not in OWN}
-    if task.plain:
+    known: dict[str, Any] = {name: [value] * num for name, value in list_values(task).items() if name not in OWN}
+    played = [trajectory.environment is not None for trajectory in trajectories]
+    if task.plain and not any(played):
         known["prompts"] = [task.prompt[-1]["content"]] * num
         known["completions"] = [trajectory.text for trajectory in trajectories]
-    else:
-        known["prompts"] = [list(task.prompt) for _ in trajectories]
+    else:  # an environment of TRL speaks messages, and adds what it shows first to the prompt
+        prompts = [t.messages[: t.num_prompt_messages] if t.environment else task.prompt for t in trajectories]
+        known["prompts"] = [list(prompt) for prompt in prompts]
         known["completions"] = [list(trajectory.completion) for trajectory in trajectories]
+    if any(played):
+        known["environments"] = [t.environment and t.environment.shown_to_rewards for t in trajectories]
     known["completion_ids"] = [
         [token for segment in trajectory.segments if segment.origin == "policy" for token in segment.tokens]
         for trajectory in trajectories
@@ -78,6 +82,11 @@ def build_arguments(
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return known
     return {parameter.name: known[parameter.name] for parameter in parameters if parameter.name in known}
+
+
+def list_values(task: Task) -> dict[str, Any]:
+    """The columns of a task, but its prompt; the answer is the solution, too."""
+    return {"solution": task.answer, "answer": task.answer, **task.info}
 
 
 def list_rewards(given: Any, num: int) -> list[Any]:
@@ -108,6 +117,8 @@ def explain_error(error: Exception, task: Task) -> str:
             f"{text} (the prompts are lists of messages, so completions are such lists, as with TRL; read "
             "completion[0]['content'], or write the prompts as texts)"
         )
+    if isinstance(error, (TypeError, KeyError)) and "'environments'" in text:
+        return f"{text} (environments are there beside `environment: {{name: trl, factory: ...}}` alone)"
     if isinstance(error, TypeError) and "required" in text and "argument" in text:
         return f"{text} (the columns of the task are {', '.join(sorted({'answer', 'solution', *task.info}))})"
     return text
