@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Any
 from zlib import crc32
 
 from aurify.thoughts import final_answer
@@ -24,6 +25,12 @@ def read_seed(task: Task) -> int:
     """That of the task, so that all answers of a group begin in the same state."""
     seed = task.info.get("seed")
     return seed if isinstance(seed, int) else crc32(task.id.encode())
+
+
+def read_columns(task: Task) -> dict[str, Any]:
+    """What else an environment may want to know of a task."""
+    answer = {} if task.answer is None else {"answer": task.answer}
+    return {**answer, **{name: value for name, value in task.info.items() if name != "seed"}}
 
 
 def read_action(message: Message) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from aurify import registry
 from aurify.environments.env import Step
-from aurify.environments.episode import extend_prompt, read_action, read_seed
+from aurify.environments.episode import extend_prompt, read_action, read_columns, read_seed
 from aurify.environments.multi_turn import MultiTurnEnvironment
 from aurify.errors import UserError
 from aurify.files import require
@@ -43,10 +43,7 @@ class Gymnasium(MultiTurnEnvironment):
         self.parse = registry.load_object(WHAT, parse) if parse else choose_parser(self.env.action_space, actions, env)
 
     def begin(self) -> list[Message]:
-        columns = {name: value for name, value in self.task.info.items() if name != "seed"}
-        if self.task.answer is not None:
-            columns.setdefault("answer", self.task.answer)
-        observation, _ = self.env.reset(seed=read_seed(self.task), options=columns or None)
+        observation, _ = self.env.reset(seed=read_seed(self.task), options=read_columns(self.task) or None)
         return extend_prompt(self.task.prompt, self._show(observation))
 
     def step(self, message: Message) -> Step:

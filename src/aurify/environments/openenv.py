@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from aurify.environments.env import Step
-from aurify.environments.episode import extend_prompt, read_action, read_seed
+from aurify.environments.episode import extend_prompt, read_action, read_columns, read_seed
 from aurify.environments.tool_use import ToolUse
 from aurify.errors import UserError
 from aurify.files import require
@@ -24,6 +24,7 @@ from aurify.types import Message, Metrics, Task
 WHAT = "environment 'openenv'"
 NOT_SHOWN = ("metadata", "reward", "done")  # of an observation
 ANSWERS = ("VALIDATION_ERROR", "EXECUTION_ERROR")  # what a server says to an action; others are about the session
+EMPTY: tuple[Any, ...] = (None, "", [], {})
 LOCAL = ("localhost", "127.0.0.1", "::1")
 SCHEMAS: dict[str, dict[str, Any]] = {}  # of actions, by url
 
@@ -55,36 +56,31 @@ class OpenEnv(ToolUse):
         action = await read_action_schema(self.url, self.toolbox.seconds)
         fields = action["properties"]
         self.expected = describe_signature("action", action)
+        tools: list[Tool] = []
         try:
             await self.client.connect()
-            result = await self.client.reset(**{**self.task.info, "seed": read_seed(self.task)})
+            result = await self.client.reset(**{**read_columns(self.task), "seed": read_seed(self.task)})
             if self.field is None and {"tool_name", "arguments"} <= fields.keys():
                 listed = await self.client.step({"type": "list_tools"})
-                self.toolbox = Toolbox(
-                    [self._make_tool(tool) for tool in listed.observation["tools"]], self.toolbox.seconds
-                )
+                tools = [self._make_tool(tool) for tool in listed.observation["tools"]]
             elif self.field is None and len(fields) > 1:
-                self.toolbox = Toolbox(
-                    [Tool("act", "Take an action.", action, self._act, blocking=False)], self.toolbox.seconds
-                )
+                tools = [Tool("act", "Take an action.", action, self._act, blocking=False)]
         except Exception as error:
             hint = "a server needs max_concurrent_envs of at least the trajectories that are played at a time"
             raise UserError(f"{WHAT}: {self.url} gives no episode: {type(error).__name__}: {error} ({hint})") from error
-        if not self.toolbox.tools:
+        if not tools:
             self.field = self.field or next(iter(fields), "")
             if self.field not in fields:
                 raise UserError(f"{WHAT}: {self.url} has no action field {self.field!r}; it takes {self.expected}")
+        self.toolbox = Toolbox(tools, self.toolbox.seconds)
         self.tools = self.toolbox.schemas
         return extend_prompt(self.task.prompt, self._describe(result.observation))
 
     async def step(self, message: Message) -> Step:
         self.reward, self.num_steps = 0.0, 0
-        if self.toolbox.tools:
-            step = await super().step(message)
-        else:
-            step = await self._answer_text(message)
+        step = await (super().step(message) if self.tools else self._answer_text(message))
         if self.lost:
-            raise UserError(f"{WHAT}: the connection to {self.url} is lost: {self.lost}")
+            raise UserError(self.lost)  # a tool's answer hides it
         metrics = {**step.metrics, "steps": float(self.num_steps)}
         return replace(step, done=step.done or self.done, rewards={REWARD: self.reward}, metrics=metrics)
 
@@ -128,8 +124,8 @@ class OpenEnv(ToolUse):
             result = await self.client.step(dict(action))
         except Exception as error:
             if not any(code in str(error) for code in ANSWERS):
-                self.lost = f"{type(error).__name__}: {error}"
-                raise
+                self.lost = f"{WHAT}: the session on {self.url} is lost: {type(error).__name__}: {error}"
+                raise UserError(self.lost) from error
             raise CallError(f"{error}. Expected: {self.expected}") from None
         self.num_steps += 1
         self.reward += float(result.reward or 0.0)
@@ -137,15 +133,14 @@ class OpenEnv(ToolUse):
         return result.observation  # type: ignore[no-any-return]
 
     def _describe(self, observation: Mapping[str, Any]) -> str:
-        if self.show is not None and self.show not in observation:
-            raise UserError(
-                f"{WHAT}: an observation of {self.url} has no field {self.show!r}; it has {', '.join(observation)}"
-            )
-        names = [self.show] if self.show else [name for name in observation if name not in NOT_SHOWN]
-        filled = {name: observation[name] for name in names if observation[name] not in (None, "", [], {})}
-        if len(filled) == 1:
-            return write_result(next(iter(filled.values())))
-        return json.dumps(filled, ensure_ascii=False) if filled else ""
+        fields = {name: value for name, value in observation.items() if name not in NOT_SHOWN}
+        if self.show is not None and self.show not in fields:
+            known = ", ".join(fields)
+            raise UserError(f"{WHAT}: observations of {self.url} have no field {self.show!r}; they have {known}")
+        shown = [fields[self.show]] if self.show else [value for value in fields.values() if value not in EMPTY]
+        if len(shown) == 1:
+            return write_result(shown[0])
+        return json.dumps({k: v for k, v in fields.items() if v not in EMPTY}, ensure_ascii=False) if shown else ""
 
 
 async def read_action_schema(url: str, seconds: float) -> dict[str, Any]:

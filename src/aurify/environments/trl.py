@@ -133,28 +133,21 @@ def give_back(seat: Seat, idle: list[Seat]) -> None:
 
 def fit_columns(instance: Any, columns: dict[str, Any], task: Task) -> dict[str, Any]:
     """Those that reset() takes."""
-    parameters = inspect.signature(instance.reset).parameters.values()
-    lacking = [
-        p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-    ]
-    if missing := [name for name in lacking if name not in columns]:
-        raise UserError(
-            f"{WHAT}: {type(instance).__name__}.reset() needs {', '.join(missing)}, and task {task.id!r} has the columns "
-            f"{', '.join(columns)}"
-        )
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return columns
-    return {parameter.name: columns[parameter.name] for parameter in parameters if parameter.name in columns}
+    signature = inspect.signature(instance.reset)
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+        columns = {name: value for name, value in columns.items() if name in signature.parameters}
+    try:
+        signature.bind(**columns)
+    except TypeError as error:
+        known = f"the columns of task {task.id!r} are {', '.join(['prompt', *task.info])}"
+        raise UserError(f"{WHAT}: {type(instance).__name__}.reset(): {error}; {known}") from error
+    return columns
 
 
 def read_blocks(value: Any) -> Any:
-    """Text blocks as one text."""
-    if (
-        not isinstance(value, list)
-        or not value
-        or not all(isinstance(part, Mapping) and "type" in part for part in value)
-    ):
+    """Blocks of text as one text; other values as they are."""
+    if not isinstance(value, list) or not all(isinstance(part, Mapping) and "type" in part for part in value):
         return value
     if other := [part["type"] for part in value if part["type"] != "text"]:
         raise UserError(f"{WHAT}: it shows a block of type {other[0]!r}; texts alone can be shown")
-    return "".join(part["text"] for part in value)
+    return "".join(part["text"] for part in value) if value else value

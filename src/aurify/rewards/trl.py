@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aurify.signatures import takes_completions
-from aurify.types import Task, Trajectory
+from aurify.tools.calls import read_tool_calls
+from aurify.types import Message, Task, Trajectory
 
 
 class WrongReturn(ValueError):
@@ -61,7 +62,7 @@ def build_arguments(
     else:  # an environment of TRL speaks messages, and adds what it shows first to the prompt
         prompts = [t.messages[: t.num_prompt_messages] if t.environment else task.prompt for t in trajectories]
         known["prompts"] = [list(prompt) for prompt in prompts]
-        known["completions"] = [list(trajectory.completion) for trajectory in trajectories]
+        known["completions"] = [spell_calls(trajectory) for trajectory in trajectories]
     if any(played):
         known["environments"] = [t.environment and t.environment.shown_to_rewards for t in trajectories]
     known["completion_ids"] = [
@@ -82,6 +83,15 @@ def build_arguments(
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return known
     return {parameter.name: known[parameter.name] for parameter in parameters if parameter.name in known}
+
+
+def spell_calls(trajectory: Trajectory) -> list[Message]:
+    """The messages after the prompt, with `tool_calls` where tools are called."""
+    said = list(trajectory.completion)
+    for index, message in enumerate(said if trajectory.tools else ()):
+        if message["role"] == "assistant" and (calls := read_tool_calls(message["content"], trajectory.tools)):
+            said[index] = {**message, "tool_calls": calls}
+    return said
 
 
 def list_values(task: Task) -> dict[str, Any]:
