@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +12,7 @@ from typing import Any
 
 import pytest
 import tokenizers_in_code as made
+from openenv_servers import count_sessions, open_servers
 
 from aurify.environments.openenv import OpenEnv
 from aurify.environments.player import Player
@@ -27,42 +23,15 @@ from aurify.rewards.rubric import build_rubric
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import SamplingParams, Task
 
-SERVER = str(Path(__file__).with_name("openenv_server.py"))
 ASK = [{"role": "user", "content": "Play."}]
 TASK = Task("t", ASK, None, {"seed": 3, "level": 2})
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]]:
-    """Starts a server, and ends all of them with the module."""
     pytest.importorskip("openenv.core", reason="openenv is not installed: pip install 'aurify[openenv]'")
-    processes, folder = [], tmp_path_factory.mktemp("openenv")
-
-    def begin(kind: str, max_sessions: int = 8) -> tuple[str, Path, Any]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        log = folder / f"{kind}-{port}.log"
-        log.touch()
-        process = subprocess.Popen(
-            [sys.executable, SERVER, kind, str(port), str(max_sessions)],
-            env={**os.environ, "OPENENV_LOG": str(log)},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        processes.append(process)
-        for _ in range(1200):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    return f"http://127.0.0.1:{port}", log, process
-            assert process.poll() is None, "the server ended"
-            time.sleep(0.05)
-        raise AssertionError("the server does not start")
-
-    yield begin
-    for process in processes:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    with open_servers(tmp_path_factory.mktemp("openenv")) as begin:
+        yield begin
 
 
 @pytest.fixture(scope="module")
@@ -88,17 +57,9 @@ def call(name: str, **arguments: Any) -> str:
     return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
 
 
-def sessions(log: Path) -> tuple[int, int]:
-    """Episodes that began, and sessions that ended, once the last of them has."""
-    deadline = time.monotonic() + 10
-    while (lines := log.read_text().split()).count("reset") > lines.count("close") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return lines.count("reset"), lines.count("close")
-
-
 def test_an_action_of_one_field_is_the_answer(numbers: Any) -> None:
     url, log, _ = numbers
-    before = sessions(log)[0]
+    before = count_sessions(log)[0]
     trajectory = play(["seven", "<think>7?</think> 2", "99", "<action>3</action>"], OpenEnv(TASK, url))
     assert trajectory.messages[0]["content"] == "Play.\n\nGuess my number, level 2."
     answers = said(trajectory)
@@ -106,12 +67,12 @@ def test_an_action_of_one_field_is_the_answer(numbers: Any) -> None:
     assert answers[1] == "no" and "from 0 to 9, please" in answers[2]
     assert trajectory.outcome == "done" and trajectory.reward == 0.75 and trajectory.tools == []
     assert trajectory.metrics == {"steps": 2.0, "calls_failed": 2.0}
-    assert sessions(log) == (before + 1, before + 1), "the session of the trajectory is closed"
+    assert count_sessions(log) == (before + 1, before + 1), "the session of the trajectory is closed"
 
 
 def test_all_of_a_group_play_the_same_episode_each_in_a_session_of_its_own(numbers: Any) -> None:
     url, log, _ = numbers
-    before = sessions(log)[0]
+    before = count_sessions(log)[0]
     tokenizer = made.byte_level()
     sampler = ScriptedSampler(lambda prompt: "3" if "\nno" in tokenizer.decode(prompt) else "1", tokenizer)
     player = Player(partial(OpenEnv, url=url), sampler, Renderer(tokenizer))
@@ -121,7 +82,7 @@ def test_all_of_a_group_play_the_same_episode_each_in_a_session_of_its_own(numbe
 
     played = asyncio.run(group())
     assert [trajectory.rewards for trajectory in played] == [{"environment": 0.75}] * 4
-    assert sessions(log) == (before + 4, before + 4)
+    assert count_sessions(log) == (before + 4, before + 4)
 
 
 def test_an_episode_without_a_step_earned_nothing(numbers: Any) -> None:
