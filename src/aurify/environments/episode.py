@@ -27,7 +27,7 @@ def read_seed(task: Task) -> int:
     return seed if isinstance(seed, int) else crc32(task.id.encode())
 
 
-def read_columns(task: Task) -> dict[str, Any]:
+def pick_columns(task: Task) -> dict[str, Any]:
     """What else an environment may want to know of a task."""
     answer = {} if task.answer is None else {"answer": task.answer}
     return {**answer, **{name: value for name, value in task.info.items() if name != "seed"}}

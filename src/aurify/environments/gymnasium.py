@@ -10,7 +10,7 @@ from typing import Any
 
 from aurify import registry
 from aurify.environments.env import Step
-from aurify.environments.episode import extend_prompt, read_action, read_columns, read_seed
+from aurify.environments.episode import extend_prompt, pick_columns, read_action, read_seed
 from aurify.environments.multi_turn import MultiTurnEnvironment
 from aurify.errors import UserError
 from aurify.files import require
@@ -43,7 +43,7 @@ class Gymnasium(MultiTurnEnvironment):
         self.parse = registry.load_object(WHAT, parse) if parse else choose_parser(self.env.action_space, actions, env)
 
     def begin(self) -> list[Message]:
-        observation, _ = self.env.reset(seed=read_seed(self.task), options=read_columns(self.task) or None)
+        observation, _ = self.env.reset(seed=read_seed(self.task), options=pick_columns(self.task) or None)
         return extend_prompt(self.task.prompt, self._show(observation))
 
     def step(self, message: Message) -> Step:
@@ -82,7 +82,7 @@ def open_env(env: str, options: dict[str, Any]) -> Any:
 def choose_parser(space: Any, actions: Sequence[str], env: str) -> Callable[[str], Any]:
     spaces = require("gymnasium.spaces", "gymnasium", f"for the {WHAT}")
     if isinstance(space, spaces.Text) and not actions:
-        return partial(check_text, space)
+        return partial(check_action_text, space)
     if not isinstance(space, spaces.Discrete):
         given = "names of actions are given" if actions else "no text can be read as one"
         raise UserError(f"{WHAT}: the actions of {env} are {space}, and {given}; give parse: file.py:function")
@@ -90,11 +90,11 @@ def choose_parser(space: Any, actions: Sequence[str], env: str) -> Callable[[str
     if actions and len(actions) != num:
         raise UserError(f"{WHAT}: {env} has {num} actions, and actions names {len(actions)}: {', '.join(actions)}")
     return partial(
-        read_choice, dict(zip(actions or map(str, range(first, first + num)), range(first, first + num), strict=True))
+        match_action, dict(zip(actions or map(str, range(first, first + num)), range(first, first + num), strict=True))
     )
 
 
-def check_text(space: Any, text: str) -> str:
+def check_action_text(space: Any, text: str) -> str:
     if space.contains(text):
         return text
     if wrong := sorted(set(text) - space.character_set):
@@ -102,7 +102,7 @@ def check_text(space: Any, text: str) -> str:
     raise CallError(f"an action has {space.min_length} to {space.max_length} characters; yours has {len(text)}")
 
 
-def read_choice(known: dict[str, int], text: str) -> int:
+def match_action(known: dict[str, int], text: str) -> int:
     """The one action that a text names."""
     found = {name for name in known if re.search(rf"(?<![\w-]){re.escape(name)}(?!\w)", text, re.IGNORECASE)}
     if len(found) == 1:

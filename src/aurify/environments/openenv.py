@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from aurify.environments.env import Step
-from aurify.environments.episode import extend_prompt, read_action, read_columns, read_seed
+from aurify.environments.episode import extend_prompt, pick_columns, read_action, read_seed
 from aurify.environments.tool_use import ToolUse
 from aurify.errors import UserError
 from aurify.files import require
@@ -59,7 +59,7 @@ class OpenEnv(ToolUse):
         tools: list[Tool] = []
         try:
             await self.client.connect()
-            result = await self.client.reset(**{**read_columns(self.task), "seed": read_seed(self.task)})
+            result = await self.client.reset(**{**pick_columns(self.task), "seed": read_seed(self.task)})
             if self.field is None and {"tool_name", "arguments"} <= fields.keys():
                 listed = await self.client.step({"type": "list_tools"})
                 tools = [self._make_tool(tool) for tool in listed.observation["tools"]]

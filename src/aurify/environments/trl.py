@@ -24,7 +24,7 @@ from aurify.environments.episode import extend_prompt
 from aurify.environments.tool_use import ToolUse
 from aurify.errors import UserError
 from aurify.rewards.environment import REWARD
-from aurify.rewards.trl import list_values
+from aurify.rewards.trl import join_columns
 from aurify.threads import Room, TimeLimit, settle
 from aurify.tools.tool import Tool, make_tool
 from aurify.tools.toolbox import CALL_SECONDS, Toolbox
@@ -60,7 +60,7 @@ class TRL(ToolUse):
 
     def __init__(self, task: Task, factory: Any, seconds: float = CALL_SECONDS, max_calls: int = 8) -> None:
         super().__init__(task, list, seconds, max_calls)
-        given = {name: value for name, value in list_values(task).items() if value is not None or name in task.info}
+        given = {name: value for name, value in join_columns(task).items() if value is not None or name in task.info}
         self.columns = {"prompt": list(task.prompt), **given}
         self.factory = choose_factory(factory, self.columns, task)
         self.seat: Seat | None = None

@@ -54,7 +54,7 @@ def build_arguments(
 ) -> dict[str, Any]:
     """Those of TRL's keyword arguments that the function takes."""
     num = len(trajectories)
-    known: dict[str, Any] = {name: [value] * num for name, value in list_values(task).items() if name not in OWN}
+    known: dict[str, Any] = {name: [value] * num for name, value in join_columns(task).items() if name not in OWN}
     played = [trajectory.environment is not None for trajectory in trajectories]
     if task.plain and not any(played):
         known["prompts"] = [task.prompt[-1]["content"]] * num
@@ -94,7 +94,7 @@ def spell_calls(trajectory: Trajectory) -> list[Message]:
     return said
 
 
-def list_values(task: Task) -> dict[str, Any]:
+def join_columns(task: Task) -> dict[str, Any]:
     """The columns of a task, but its prompt; the answer is the solution, too."""
     return {"solution": task.answer, "answer": task.answer, **task.info}
 
