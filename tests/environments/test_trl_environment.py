@@ -248,6 +248,13 @@ def test_blocks_of_text_are_text_and_pictures_are_refused() -> None:
 
     trajectory, _ = play(["x"], TRL(task(blocks=[{"type": "text", "text": " b"}]), Blocks))
     assert trajectory.messages[0]["content"] == "Use the tools. a b" and trajectory.tools == []
+    with pytest.raises(UserError, match=r"Numbers.reset\(\) gave 3; expected a text or None"):
+
+        class Numbers:
+            def reset(self, **columns: Any) -> int:
+                return 3
+
+        play(["x"], TRL(task(), Numbers))
     with pytest.raises(UserError, match="block of type 'image'; texts alone"):
         play(["x"], TRL(task(blocks=[{"type": "image", "image": 1}]), Blocks))
 

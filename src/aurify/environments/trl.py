@@ -72,7 +72,10 @@ class TRL(ToolUse):
         self.toolbox = Toolbox(seat.tools, self.toolbox.seconds)
         self.tools, self.shown_to_rewards = self.toolbox.schemas, seat.instance
         shown = await seat.call(seat.instance.reset, **fit_columns(seat.instance, self.columns, self.task))
-        return list(self.task.prompt) if shown is None else extend_prompt(self.task.prompt, read_blocks(shown), "")
+        shown = "" if shown is None else read_blocks(shown)
+        if not isinstance(shown, str):
+            raise UserError(f"{WHAT}: {type(seat.instance).__name__}.reset() gave {shown!r}; expected a text or None")
+        return extend_prompt(self.task.prompt, shown, "")
 
     async def step(self, message: Message) -> Step:
         step = await super().step(message)
