@@ -140,7 +140,7 @@ def test_texts_are_actions_as_they_are(file: str) -> None:
     replies = ["Ab!", "x", "a word that is too long", "hello", "stop"]
     trajectory, environment = play(replies, task, env=f"{file}:Words", options={"first": "Now a word"})
     first = trajectory.messages[0]["content"]
-    assert first.startswith("Now a word (") and first.endswith(", {'level': 2, 'answer': 'gold'})")
+    assert first.startswith("Now a word (") and first.endswith(", {'answer': 'gold', 'level': 2})")
     assert said(trajectory) == [
         "Error: an action must not have '!' 'A' in it",
         "Error: an action has 2 to 12 characters; yours has 1",
