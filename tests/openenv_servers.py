@@ -34,7 +34,7 @@ def open_servers(folder: Path) -> Iterator[Callable[..., Any]]:
             stderr=subprocess.DEVNULL,
         )
         processes.append(process)
-        for _ in range(1200):
+        for _ in range(6000):  # five minutes: its package takes ten seconds of a whole core to import
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     return f"http://127.0.0.1:{port}", log, process
