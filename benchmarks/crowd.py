@@ -211,9 +211,9 @@ def compare(one: Path, other: Path) -> dict[str, Any]:
     record["tasks_equal"] = asked[0] == asked[1]
     record["messages_equal"] = sum(a["messages"] == b["messages"] for a, b in zip(*samples, strict=False))
     [weights] = [file.name for file in (one / "final").glob("*.safetensors")]
-    ours, theirs = (load_file(folder / "final" / weights) for folder in (one, other))
-    record["weights_equal"] = all(ours[name].equal(theirs[name]) for name in ours)
-    record["weights_differ_by"] = max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+    mine, yours = (load_file(folder / "final" / weights) for folder in (one, other))
+    record["weights_equal"] = all(mine[name].equal(yours[name]) for name in mine)
+    record["weights_differ_by"] = max(float((mine[name] - yours[name]).abs().max()) for name in mine)
     return record
 
 

@@ -109,7 +109,7 @@ def binds(signature: inspect.Signature, *given: Any) -> bool:
 def takes_completions(signature: inspect.Signature) -> bool:
     """Whether it is a reward in TRL's form, which may also take nothing but **columns."""
     names, kinds = set(signature.parameters), {parameter.kind for parameter in signature.parameters.values()}
-    named = bool(names & {"prompts", "completions", "completion_ids"})
+    named = bool(names & {"prompts", "completions", "completion_ids", "environments"})
     return "trajectory" not in names and (named or kinds == {inspect.Parameter.VAR_KEYWORD})
 
 

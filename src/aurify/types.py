@@ -122,6 +122,7 @@ class Trajectory:
     problems: list[str] = field(default_factory=list)  # what the environment gave that could not be used
     advantages: list[float] | None = None  # of each of `tokens`; None: it was not trained
     spans: list[Span] = field(default_factory=list)  # where it is shown to people
+    environment: Any = field(default=None, repr=False, compare=False)  # for rewards of TRL, until they have judged
 
     @property
     def truncated(self) -> bool:

@@ -34,6 +34,7 @@ EXTRAS = {  # module -> (extra, what it gives)
     "tensorboard": ("tensorboard", "TensorBoard files of each stage"),
     "datasets": ("hub", "data sets from the hub"),
     "reasoning_gym": ("gym", "the tasks gym:*"),
+    "gymnasium": ("gymnasium", "environments of Gymnasium"),
     "math_verify": ("math", "answers compared as mathematics"),
     "httpx": ("judge", "a language model as a judge"),
     "lancedb": ("memory", "knowledge bases"),

@@ -112,6 +112,7 @@ async def rollout(
         source="guidance" if guidance or trace else "policy",
         tools=first.tools,
         problems=answers.problems,
+        environment=unwrap(environment) if hasattr(unwrap(environment), "shown_to_rewards") else None,
     )
 
 
