@@ -40,6 +40,8 @@ from aurify.engine.weights import Weights, share_weights
 from aurify.errors import UserError
 from aurify.models.loading import save_model
 from aurify.models.model import LoadedModel, read_max_context, read_vocabulary
+from aurify.models.quantize import HEADER
+from aurify.models.quantized_linear import count_bytes
 from aurify.types import Algorithm, Datum, Metrics, Outputs, count_units
 
 STATE_FILE = "engine.pt"
@@ -77,6 +79,12 @@ class Engine:
         self.dtype, self.dtype_reason = self.module.get_input_embeddings().weight.dtype, model.dtype_reason
         self.device = next(self.module.parameters()).device
         self.share, self.version = share, 0
+        self.quantized = model.quantized
+        if trainable and lora is None and self.quantized is not None:
+            raise UserError(
+                f"{self.name}: its weights are in {self.quantized} and cannot be trained; add lora (`lora: {{rank: 16}}` "
+                "in a recipe), or load the model without quantize"
+            )
         self.lock = threading.RLock()  # held while weights change; the sampler takes it for each of its steps
         self.score: nn.Linear | None = getattr(self.module, "score", None)
         self.adapter: Adapter | None = open_adapter(model, lora, seed)
@@ -272,7 +280,7 @@ class Engine:
             save_model(self.module, self.tokenizer, Path(folder))
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.adapter.save(Path(folder), self.name, self.origin)
+        self.adapter.save(Path(folder), self.name, {"origin": self.origin, HEADER: self.quantized or ""})
         self.tokenizer.save_pretrained(folder)
 
     def describe(self) -> dict[str, Any]:
@@ -283,6 +291,8 @@ class Engine:
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "dtype_reason": self.dtype_reason,
+            "quantized": self.quantized,
+            "weight_bytes": count_bytes(self.module),
             "seed": self.seed,
             "micro_batch_tokens": self.micro_batch_tokens,
             "checkpointing": self.checkpointing,
