@@ -32,7 +32,7 @@ from aurify.engine.forward import Body
 from aurify.engine.inputs import Inputs, build_inputs, select_trained
 from aurify.engine.logprobs import Head, linear_logprobs
 from aurify.engine.lora import LoraConfig
-from aurify.engine.optim import MasterAdamW, OptimConfig
+from aurify.engine.optim import MasterAdamW, OptimConfig, bytes_per_parameter
 from aurify.engine.packing import Row, pack_rows
 from aurify.engine.recompute import recompute_layers
 from aurify.engine.restore import open_adapter
@@ -45,7 +45,6 @@ from aurify.models.quantized_linear import count_bytes
 from aurify.types import Algorithm, Datum, Metrics, Outputs, count_units
 
 STATE_FILE = "engine.pt"
-OPTIMIZER_BYTES = 16  # a trained parameter: gradient, two moments, and the master of a weight that is not fp32
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -93,14 +92,15 @@ class Engine:
             raise UserError(f"{self.name}: the output head of {type(self.module).__name__} is no plain linear layer")
         self.trainable = [p for p in self.module.parameters() if p.requires_grad] if trainable else []
         self.optimizer: MasterAdamW | None = None
+        optim = optim or OptimConfig()
         if trainable:
             rows = self.adapter.trained_rows() if self.adapter is not None else {}
-            self.optimizer = MasterAdamW(self.trainable, optim or OptimConfig(), rows)
+            self.optimizer = MasterAdamW(self.trainable, optim, rows)
         self.dropout = self.adapter is not None and self.adapter.dropout > 0
         self.module.eval()
-        num_trained = sum(parameter.numel() for parameter in self.trainable)
+        optimizer_bytes = bytes_per_parameter(optim) * sum(parameter.numel() for parameter in self.trainable)
         wanted = checkpointing if trainable else False  # without gradients nothing is saved
-        plan = plan_memory(self.module, self.device, OPTIMIZER_BYTES * num_trained, micro_batch_tokens, wanted)
+        plan = plan_memory(self.module, self.device, optimizer_bytes, micro_batch_tokens, wanted)
         self.micro_batch_tokens, self.checkpointing = plan.micro_batch_tokens, plan.checkpointing
         if plan.checkpointing and not recompute_layers(self.module, self.adapter):
             self.checkpointing = False

@@ -113,8 +113,8 @@ def as_folder(files: ModelFiles, scalar_head: bool, seed: int) -> Iterator[Model
         yield ModelFiles(str(Path(scratch) / "model"))
 
 
-def quantize_model(name: str, folder: Path, kind: str) -> None:
-    """Writes a folder with quantised weights, which plain transformers loads as well."""
+def quantize_model(name: str, folder: Path, kind: str) -> int:
+    """Writes a folder with quantised weights, which plain transformers loads as well. Returns their bytes."""
     check_kind(kind, "--to")
     if folder.exists():
         raise UserError(f"{folder} is there already; name a new folder")
@@ -124,6 +124,7 @@ def quantize_model(name: str, folder: Path, kind: str) -> None:
     if stored := read_quantization(files):
         raise UserError(f"model {name!r}: its weights are in {stored} already; give the model that they were made from")
     save_model(load_codes(files, kind, torch.device("cpu"), False, 0), read_tokenizer(files), folder)
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
 def describe_for_transformers(kind: str, dtype: torch.dtype) -> Any:
