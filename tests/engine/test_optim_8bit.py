@@ -68,7 +68,7 @@ def test_moments_of_another_kind_are_refused(tmp_path):
     engine = open_engine("adamw", "float32")
     train(engine, 1)
     engine.save(tmp_path)
-    with pytest.raises(UserError, match="optim.kind: 'adamw_8bit' cannot go on with the moments of 'adamw'"):
+    with pytest.raises(UserError, match=r"optim.kind: 'adamw_8bit' cannot go on with the moments of 'adamw'"):
         open_engine("adamw_8bit", "float32").load(tmp_path)
 
 

@@ -46,7 +46,7 @@ def test_a_missing_extra_is_named(monkeypatch):
 
 
 def test_an_unknown_kind_is_an_error_before_anything_is_read():
-    with pytest.raises(UserError, match="model.quantize: 'nf5' is not known; give nf4 or int8; did you mean 'nf4'"):
+    with pytest.raises(UserError, match=r"model.quantize: 'nf5' is not known; give nf4 or int8; did you mean 'nf4'"):
         load_model(ModelConfig("random:tiny", quantize="nf5"))
 
 
@@ -129,14 +129,14 @@ class TestWithBitsandbytes:
         made = tiny_model(vocab_size=len(tiny_model().tokenizer) + 1)
         path = tmp_path / "tiny.gguf"
         write_gguf(made.module.float(), made.tokenizer, path)
-        with pytest.raises(UserError, match="only read as a whole. Quantise it once, with: aurify quantize"):
+        with pytest.raises(UserError, match=r"only read as a whole. Quantise it once, with: aurify quantize"):
             load_model(ModelConfig(str(path), quantize="nf4"))
         quantize_model(str(path), tmp_path / "out", "nf4")
         assert load_model(str(tmp_path / "out")).quantized == "nf4"
 
     def test_what_cannot_be_quantised_is_refused(self, base, tmp_path):
         quantize_model(base, tmp_path / "out", "nf4")
-        with pytest.raises(UserError, match="asks for int8, but its files are in nf4; leave model.quantize out"):
+        with pytest.raises(UserError, match=r"asks for int8, but its files are in nf4; leave model.quantize out"):
             load_model(ModelConfig(str(tmp_path / "out"), quantize="int8"))
         with pytest.raises(UserError, match="in nf4 already"):
             quantize_model(str(tmp_path / "out"), tmp_path / "again", "nf4")

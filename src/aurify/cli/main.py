@@ -25,8 +25,8 @@ from aurify.cli.ingest import ingest
 from aurify.cli.kb import kb
 from aurify.cli.list import list_names
 from aurify.cli.merge import merge
-from aurify.cli.quantize import quantize
 from aurify.cli.models import models
+from aurify.cli.quantize import quantize
 from aurify.cli.report import report
 from aurify.cli.runs import runs
 from aurify.cli.sample import sample

@@ -81,8 +81,8 @@ class Engine:
         self.quantized = model.quantized
         if trainable and lora is None and self.quantized is not None:
             raise UserError(
-                f"{self.name}: its weights are in {self.quantized} and cannot be trained; add lora (`lora: {{rank: 16}}` "
-                "in a recipe), or load the model without quantize"
+                f"{self.name}: its weights are in {self.quantized} and cannot be trained; add lora (in a recipe "
+                "`lora: {rank: 16}`), or load the model without quantize"
             )
         self.lock = threading.RLock()  # held while weights change; the sampler takes it for each of its steps
         self.score: nn.Linear | None = getattr(self.module, "score", None)

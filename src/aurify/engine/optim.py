@@ -1,4 +1,5 @@
-"""AdamW on fp32 master weights, with moments in fp32 or (by bitsandbytes) in 8 bits, and the learning-rate schedules."""
+"""AdamW on fp32 master weights, by bitsandbytes where its moments have 8 bits or are paged, and the schedules of the
+learning rate."""
 
 from __future__ import annotations
 
@@ -154,8 +155,8 @@ class MasterAdamW:
         the device never holds a second state."""
         if (kind := state.get("kind", "adamw")) != self.config.kind:
             raise UserError(
-                f"optim.kind: {self.config.kind!r} cannot go on with the moments of {kind!r}, which the checkpoint has; "
-                f"give {kind!r}"
+                f"optim.kind: {self.config.kind!r} cannot go on with the moments of {kind!r}, which are in the "
+                f"checkpoint; give {kind!r}"
             )
         for master, saved in zip(self.masters, state["masters"], strict=True):
             master.copy_(saved)
