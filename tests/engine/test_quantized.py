@@ -267,6 +267,8 @@ def test_what_cannot_be_is_refused_with_the_mend(load, kind, dtype, tmp_path):
     with pytest.raises(UserError, match="cannot be trained; add lora"):
         Engine(load_model(ModelConfig(str(tmp_path / "out"), dtype=dtype)))
     sampler = InProcessSampler(Engine(load(), trainable=False))
+    with pytest.raises(UserError, match="nothing new to write"):
+        sampler.engine.export(tmp_path / "none")
     whole = Engine(plain(load()), trainable=False)
     with pytest.raises(UserError, match="is quantised; load them into a whole one"):
         asyncio.run(sampler.load_weights(whole.weights(), 1))

@@ -276,6 +276,8 @@ class Engine:
 
     def export(self, folder: Path | str) -> None:
         """Writes the model as a folder that plain transformers (or peft, for an adapter) loads."""
+        if self.adapter is None and self.quantized is not None:
+            raise UserError(f"{self.name}: in {self.quantized} and without an adapter there is nothing new to write")
         if self.adapter is None:
             save_model(self.module, self.tokenizer, Path(folder))
             return
