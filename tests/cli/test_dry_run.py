@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers_in_code as made
@@ -158,3 +161,39 @@ def test_an_environment_that_does_not_answer_is_given_up(dry_run, start, step, c
     message = refusal(dry_run(start, step, "rollouts.step_seconds=0.2"))
     assert f"stages.grpo: environment 'Acting': {call} took longer than 0.2 seconds" in message
     assert time.monotonic() - began < 8, "before it would have answered"
+
+
+GUIDED = """
+model: random:tiny
+task: {name: gsm8k, path: facts.jsonl, num_heldout: 1}
+evaluation: {num_tasks: 0}
+stages:
+  first: {method: sft, data: {demonstrations: 4}}
+  luffy: {method: luffy, steps: 1, prompts_per_step: 1, completions_per_prompt: 2, guidance: {path: traces.jsonl}}
+"""
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_traces_are_read_before_the_first_stage(tmp_path, monkeypatch, dry):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("aurify.pipeline.contents.TRIED_TRACES", 3)
+    facts = [{"question": f"what is {k}?", "answer": f"#### {k}"} for k in range(9)]
+    Path("facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    Path("guided.yaml").write_text(GUIDED)
+    command = ["train", "guided.yaml", *(["--dry-run"] if dry else [])]
+
+    def train(wrong: int) -> Any:
+        rows = [{"prompt": f"{k}?", "trace": str(k + (k < wrong)), "answer": str(k)} for k in range(9)]
+        Path("traces.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        result = CliRunner().invoke(app, command)
+        return result.exit_code, " ".join(result.output.split())
+
+    if not dry:
+        code, said = train(wrong=9)
+        assert code == 2 and "stages.luffy: traces.jsonl: 0 traces for 0 questions; refused: 9 judged wrong" in said
+        assert not Path("runs").exists()
+        return
+    code, said = train(wrong=1)
+    assert code == 0, said
+    refused = "refused: 1 judged wrong (first: traces.jsonl:1); the first 3 were judged"
+    assert f"traces.jsonl: 8 traces for 8 questions; {refused}" in said

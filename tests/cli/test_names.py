@@ -61,8 +61,15 @@ def test_the_model_of_a_run_is_its_last_finished_stage_that_can_write(runs):
 
 
 @pytest.mark.parametrize("name", ["random:tiny", "owner/name", "smollm2-135m-instruct", "model.gguf"])
-def test_other_names_are_left_to_the_engine(runs, name):
-    assert find_model(name, runs) == NamedModel(name)
+def test_other_names_are_left_to_the_engine(runs, name, caplog):
+    caplog.set_level("INFO", "aurify")
+    assert find_model(name, runs) == NamedModel(name) and not caplog.messages
+
+
+def test_a_bare_name_may_have_been_meant_for_a_run(runs, caplog):
+    caplog.set_level("INFO", "aurify")
+    assert find_model("nosuch", runs) == NamedModel("nosuch")
+    assert caplog.messages == [f"no run in {runs}/ begins with 'nosuch'; looking for a model of that name"]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from io import StringIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,11 +15,10 @@ from aurify.data.example import Example, Text
 from aurify.data.forms import detect
 from aurify.errors import UserError
 from aurify.loops.examples import Examples, read_examples, save_pairs, split
-from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline.check import check_recipe
 from aurify.pipeline.heldout import Guard
 from aurify.pipeline.recipe import Recipe, build_recipe
-from aurify.pipeline.stage import gather_examples, read_guide
+from aurify.pipeline.stage import gather_examples
 from aurify.pipeline.start import StageRun, start_stage
 from aurify.rows.row import Row, Tally
 from aurify.tasks.taskset import TaskSet, question
@@ -154,12 +152,11 @@ def test_traces_for_another_stage_s_held_out_tasks_are_refused(tmp_path):
     values = build_recipe({"model": "random:tiny", "stages": {"first": luffy, "later": later}})
     heldout = heldout_questions(build_recipe({"model": "random:tiny", "stages": {"first": later}}), tmp_path / "run")
     run = run_of(values, tmp_path / "run")
-    engine = SimpleNamespace(max_context=500, tokenizer=byte_tokenizer())
-    guide = read_guide(run, engine)  # type: ignore[arg-type]
-    assert guide.traces is not None
+    traces = run.stage.traces
+    assert traces is not None
     own = {task.prompt[0]["content"] for task in run.taskset.heldout} if run.taskset else set()
-    assert set(guide.traces.by_question) == {row["question"] for row in FACTS} - heldout - own
-    assert guide.traces.tally.rejected == {"for a held-out task": len(heldout | own)}
+    assert set(traces.by_question) == {row["question"] for row in FACTS} - heldout - own
+    assert traces.tally.rejected == {"for a held-out task": len(heldout | own)}
 
 
 def test_saved_pairs_of_another_stage_are_filtered(tmp_path):

@@ -8,6 +8,7 @@ a folder written with a slash.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,9 @@ import typer
 
 from aurify.config import did_you_mean
 from aurify.errors import UserError
+from aurify.models.catalog import KNOWN
 
+log = logging.getLogger(__name__)
 ModelName = Annotated[
     str, typer.Argument(help="A run, RUN:stage, a folder, a GGUF file, a catalogue name or a hub id.")
 ]
@@ -112,6 +115,8 @@ def find_model(name: str, runs: Path = RUNS) -> NamedModel:
         return find_stage_model(run, writers[-1])
     if folder.is_dir() and is_reward_model(folder):
         raise UserError(f"{folder} is a reward model: it scores answers and cannot write any")
+    if not any(c in name for c in "/:.") and name not in KNOWN and not folder.exists():
+        log.info("no run in %s/ begins with %r; looking for a model of that name", runs, name)
     return NamedModel(name)
 
 

@@ -56,6 +56,7 @@ class Traces:
     by_question: dict[str, list[Trace]] = field(default_factory=dict)
     recorded: dict[tuple[int, ...], array[float]] = field(default_factory=dict)  # log-probs, by the tokens of a trace
     tally: Tally = field(default_factory=Tally)
+    num_judged: int = 0
 
     def of(self, messages: Sequence[Message]) -> list[Trace]:
         """The traces for a prompt, whatever its system prompt says."""
@@ -86,12 +87,16 @@ async def load_traces(
     success: float = 1.0,
     split: Callable[[str], list[Message]] = one_message,
     tools: Sequence[dict[str, Any]] = (),
+    max_judged: int | None = None,
 ) -> Traces:
     """Reads a file and keeps the traces that the first reward of `rubric` gives at least `success`. Refused are those
     for held-out tasks, those above `max_tokens` (of the guide) or, with all the rest, `max_context`, copies, and traces
-    without an answer to judge them by. split: the messages of a trace that is a text. tools: that the task offers."""
+    without an answer to judge them by. split: the messages of a trace that is a text. tools: that the task offers.
+    max_judged: traces after the first so many are kept unjudged."""
     traces = Traces(path)
-    check = TraceCheck(renderer, rubric, heldout or HeldOut(), max_tokens, max_context, success, split, tools)
+    check = TraceCheck(
+        renderer, rubric, heldout or HeldOut(), max_tokens, max_context, success, split, tools, max_judged
+    )
     for row in open_file(path):
         if isinstance(row, BadRow):
             traces.tally.reject("that cannot be read", str(row))
@@ -122,8 +127,11 @@ async def keep_traces(row: Row, traces: Traces, check: TraceCheck) -> None:
             recorded = [*recorded, 0.0]  # the end token, which a guide's text does not show
         if recorded is not None and (len(recorded) != num_tokens or is_messages(trace)):
             reason = "with log-probs of other tokens"
-        else:
-            reason = "a copy" if trace in known else await check.refuse_trace(task, trajectory, num_tokens)
+        elif trace in known:
+            reason = "a copy"
+        elif not (reason := check.refuse_length(trajectory, num_tokens)) and traces.num_judged != check.max_judged:
+            traces.num_judged += 1
+            reason = await check.refuse_answer(task, trajectory)
         if reason:
             traces.tally.reject(reason, row.location)
             continue
@@ -134,7 +142,7 @@ async def keep_traces(row: Row, traces: Traces, check: TraceCheck) -> None:
 
 @dataclass(frozen=True)
 class TraceCheck:
-    """What a trace must pass. Both methods say why it does not."""
+    """What a trace must pass. What refuses says why."""
 
     renderer: Renderer
     rubric: Rubric
@@ -144,6 +152,7 @@ class TraceCheck:
     success: float
     split: Callable[[str], list[Message]]
     tools: Sequence[dict[str, Any]]
+    max_judged: int | None
 
     def refuse_row(self, task: Task, texts: Sequence[str | list[Message]]) -> str | None:
         if not texts:
@@ -163,10 +172,13 @@ class TraceCheck:
         segments = render_trace(task.prompt, messages, self.tools, self.renderer)
         return messages, Trajectory(segments, [*task.prompt, *messages], num, source="guidance", tools=self.tools)
 
-    async def refuse_trace(self, task: Task, trajectory: Trajectory, num_tokens: int) -> str | None:
+    def refuse_length(self, trajectory: Trajectory, num_tokens: int) -> str | None:
         for limit, length in ((self.max_tokens, num_tokens), (self.max_context, len(trajectory.tokens))):
             if limit is not None and length > limit:
                 return "too long"
+        return None
+
+    async def refuse_answer(self, task: Task, trajectory: Trajectory) -> str | None:
         await self.rubric.score(task, [trajectory])
         return None if self.rubric.succeeded(trajectory, self.success) else "judged wrong"
 

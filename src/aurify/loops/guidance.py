@@ -100,10 +100,15 @@ def max_trace_tokens(stage: OnlineStage) -> int:
 
 
 async def open_guide(
-    stage: OnlineStage, taskset: TaskSet, renderer: Renderer, max_context: int, heldout: HeldOut | None = None
+    stage: OnlineStage,
+    taskset: TaskSet,
+    renderer: Renderer,
+    max_context: int,
+    heldout: HeldOut | None = None,
+    max_judged: int | None = None,
 ) -> Guide:
     """Reads the traces of the stage's file, if it has one, and has the task's rewards judge them. heldout: of the whole
-    recipe; None: the task set's own."""
+    recipe; None: the task set's own. max_judged: see `load_traces`."""
     options = stage.guidance
     assert options is not None
     if options.path is None:
@@ -118,5 +123,6 @@ async def open_guide(
         success=options.success,
         split=partial(as_messages, environment=taskset.environment),
         tools=taskset.tools,
+        max_judged=max_judged,
     )
     return Guide(stage, renderer, taskset, traces)

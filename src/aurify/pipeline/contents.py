@@ -18,6 +18,8 @@ from aurify.engine.adapter_files import read_adapter
 from aurify.engine.divergence import check_teacher
 from aurify.engine.restore import check_same_adapter
 from aurify.loops.examples import Examples, choose_encoding, demonstrate, encode_examples
+from aurify.loops.guidance import open_guide
+from aurify.loops.interrupt import run_async
 from aurify.loops.offline import check_batch_size
 from aurify.loops.progress import derive_seed
 from aurify.models.model import LoadedModel, ModelConfig, load_skeleton
@@ -31,6 +33,7 @@ from aurify.types import Task
 
 MAX_KEPT = 20_000_000  # tokens, of 45 bytes each
 TOLD_EVERY = 200  # rows
+TRIED_TRACES = 64
 Tell = Callable[[str], None]
 
 
@@ -127,6 +130,20 @@ class Contents:
             self.plan.cautions += trial.cautions
         if samples_answers(stage):
             stage.example, stage.notes = trial.datum, trial.notes
+        if isinstance(options, OnlineStage) and options.guidance and options.guidance.path:
+            self.check_traces(stage, renderer, limit_context(options, model.max_context))
+
+    def check_traces(self, stage: PlannedStage, renderer: Renderer, max_context: int) -> None:
+        """Reads the guide's file. Rewards may be slow, so a dry run has only the first traces judged."""
+        assert stage.taskset is not None
+        self.tell(f"{stage.name}: the traces are read and judged")
+        num = None if self.keep else TRIED_TRACES
+        guide = run_async(open_guide(stage.online, stage.taskset, renderer, max_context, self.plan.heldout, num))
+        assert guide.traces is not None
+        partly = f"; the first {num} were judged" if guide.traces.num_judged == num else ""
+        stage.lines.append(guide.traces.report() + partly)
+        if self.keep:
+            stage.traces = guide.traces
 
 
 # ---------------------------------------------------------------------- what a stage has

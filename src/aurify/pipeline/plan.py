@@ -12,6 +12,7 @@ from aurify.rows.sources import is_hub_id
 
 if TYPE_CHECKING:
     from aurify.data.heldout import HeldOut
+    from aurify.data.traces import Traces
     from aurify.loops.examples import Examples, Units
     from aurify.tasks.taskset import TaskSet
     from aurify.types import Datum
@@ -37,6 +38,7 @@ class PlannedStage:
     examples: Examples | None = None  # of a stage that reads files or functions, less what is held out
     num_rows: int = 0  # that it reads and can use, held-out ones included
     kept: KeptUnits | None = None  # the same in tokens, as far as they are kept
+    traces: Traces | None = None  # of guidance.path, judged
     lines: list[str] = field(default_factory=list)  # what became of its rows and prompts
     example: Datum | None = None  # the first, to be looked at
     notes: Sequence[str] = ()  # on it
@@ -45,10 +47,6 @@ class PlannedStage:
     def scores(self) -> bool:
         """Whether it trains a reward model: one with a scalar head, which cannot write."""
         return "scores" in self.algorithm.needs
-
-    @property
-    def reads_traces(self) -> bool:
-        return isinstance(self.options, OnlineStage) and bool(self.options.guidance and self.options.guidance.path)
 
     @property
     def offline(self) -> OfflineStage:

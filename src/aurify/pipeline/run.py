@@ -28,8 +28,7 @@ def run_pipeline(
     checkpoint."""
     console = console or Console()
     plan = check_recipe(recipe) if isinstance(recipe, Recipe) else recipe
-    if not any(stage.reads_traces for stage in plan.stages.values()):
-        forget_rows()  # all that was to be read is in the plan
+    forget_rows()  # all that was to be read is in the plan
     try:
         with folder.lock(), terminable():
             for number, stage in enumerate(plan.stages.values(), 1):
@@ -41,7 +40,7 @@ def run_pipeline(
                     console.header(title, summarise_stage(stage) + legs)
                     with folder.attempt(stage.name):
                         run_stage(start_stage(plan, stage.name, folder, console, show_samples=show_samples))
-                stage.examples = stage.kept = None
+                stage.examples = stage.kept = stage.traces = None
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(
             f"{str(error) or 'interrupted'}; go on with: {name_program()} train --resume {folder.path}"

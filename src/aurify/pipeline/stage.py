@@ -14,8 +14,7 @@ from aurify.environments.player import RolloutOptions
 from aurify.errors import UserError
 from aurify.files import replace_folder
 from aurify.loops.examples import Examples, Units, demonstrate, encode_examples
-from aurify.loops.guidance import Guide, open_guide
-from aurify.loops.interrupt import run_async
+from aurify.loops.guidance import Guide
 from aurify.loops.offline import train_offline
 from aurify.loops.online import train_online
 from aurify.loops.progress import Checkpoints, fingerprint, seed_everything
@@ -129,13 +128,16 @@ def train_by_sampling(run: StageRun) -> Engine:
     measure = choose_measure(run, engine)
     measure_before(run, measure)
     judge = open_other(run, stage.reward.model, scalar_head=True) if stage.reward else None
-    guide = read_guide(run, engine) if stage.guidance else None
+    renderer = make_renderer(stage, engine.tokenizer)
+    guide = Guide(stage, renderer, taskset, run.stage.traces) if stage.guidance else None
+    if run.stage.traces is not None:
+        run.tracker.event(run.stage.traces.report())
     teacher = open_other(run, stage.teacher) if stage.teacher else None
     if teacher is not None:
         engine.follow(teacher)
     rollouts = Rollouts(
         open_sampler(run.stage.options.sampler, engine, seed=run.seed),
-        make_renderer(stage, engine.tokenizer),
+        renderer,
         taskset,
         build_stage_rubric(run, judge),
         stage,
@@ -153,19 +155,6 @@ def train_by_sampling(run: StageRun) -> Engine:
     export(run, engine)
     measure_after(run, measure)
     return engine
-
-
-def read_guide(run: StageRun, engine: Engine) -> Guide:
-    """The traces of a file are judged here, once, by rewards whose failures are counted apart."""
-    stage, taskset = run.stage.online, run.taskset
-    assert taskset is not None
-    limit = stage.sampler.max_context or engine.max_context
-    with run.show_waiting("reading and judging traces"):
-        renderer = make_renderer(stage, engine.tokenizer)
-        guide = run_async(open_guide(stage, taskset, renderer, limit, run.plan.heldout))
-    if guide.traces is not None:
-        run.tracker.event(guide.traces.report())
-    return guide
 
 
 # ---------------------------------------------------------------------- what it leaves

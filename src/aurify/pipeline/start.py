@@ -108,6 +108,7 @@ def announce_engine(run: StageRun, engine: Engine) -> None:
     run.run_folder.record_engine(run.name, facts)
     weights = f"{facts['weight_bytes'] / 2**20:,.0f} MiB of weights, the base's in {facts['quantized']}, "
     recomputed = ", activations recomputed" if facts["checkpointing"] else ""
+    recomputed += ", layer inputs in host memory" if facts["checkpointing"] == "offload" else ""
     run.tracker.event(
         f"on {facts['device']} in {facts['dtype']} ({facts['dtype_reason']}), "
         f"{weights if facts['quantized'] else ''}{facts['micro_batch_tokens']} tokens a micro-batch{recomputed}"
