@@ -167,10 +167,10 @@ class MasterAdamW:
         parameters = [(p, (group, p, g, k)) for g, group in groups for k, p in enumerate(group["params"])]
         if unknown := set(moments) - set(range(len(parameters))):
             raise ValueError(f"the optimiser state is of {max(unknown) + 1} parameters; here are {len(parameters)}")
-        for index, (parameter, place) in enumerate(parameters):
+        for index, (parameter, arguments) in enumerate(parameters):
             mine = self.adamw.state[parameter]
             if index in moments and not mine and self.config.kind != "adamw":
-                self.adamw.init_state(*place)  # so that paged moments are paged again
+                self.adamw.init_state(*arguments)  # so that paged moments are paged again
             for name, saved in moments.get(index, {}).items():
                 if isinstance(mine.get(name), Tensor):
                     mine[name].copy_(saved)
