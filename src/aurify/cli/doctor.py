@@ -42,6 +42,7 @@ EXTRAS = {  # module -> (extra, what it gives)
     "jsonschema": ("tools", "the reward call_valid"),
     "mcp": ("mcp", "tools of MCP servers"),
     "starlette": ("serve", "a knowledge base over HTTP"),
+    "bitsandbytes": ("quantize", "base weights and optimiser states in 4 and 8 bits"),
 }
 SUBJECT_WIDTH = max(map(len, EXTRAS))
 GIB = 1024**3

@@ -26,6 +26,7 @@ from aurify.cli.kb import kb
 from aurify.cli.list import list_names
 from aurify.cli.merge import merge
 from aurify.cli.models import models
+from aurify.cli.quantize import quantize
 from aurify.cli.report import report
 from aurify.cli.runs import runs
 from aurify.cli.sample import sample
@@ -127,6 +128,7 @@ app.command()(ingest)
 app.command()(search)
 app.command()(models)
 app.command()(merge)
+app.command()(quantize)
 app.command()(doctor)
 app.add_typer(data, name="data")
 app.add_typer(kb, name="kb")

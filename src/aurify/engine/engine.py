@@ -33,7 +33,7 @@ from aurify.engine.inputs import Inputs, build_inputs, select_trained
 from aurify.engine.logprobs import Head, linear_logprobs
 from aurify.engine.lora import LoraConfig
 from aurify.engine.offload import HostStore
-from aurify.engine.optim import MasterAdamW, OptimConfig
+from aurify.engine.optim import MasterAdamW, OptimConfig, bytes_per_parameter
 from aurify.engine.packing import Row, pack_rows
 from aurify.engine.recompute import recompute_layers
 from aurify.engine.restore import open_adapter
@@ -41,10 +41,11 @@ from aurify.engine.weights import Weights, share_weights
 from aurify.errors import UserError
 from aurify.models.loading import save_model
 from aurify.models.model import LoadedModel, read_max_context, read_vocabulary
+from aurify.models.quantize import HEADER
+from aurify.models.quantized_linear import count_bytes
 from aurify.types import Algorithm, Datum, Metrics, Outputs, count_units
 
 STATE_FILE = "engine.pt"
-OPTIMIZER_BYTES = 16  # a trained parameter: gradient, two moments, and the master of a weight that is not fp32
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -78,6 +79,12 @@ class Engine:
         self.dtype, self.dtype_reason = self.module.get_input_embeddings().weight.dtype, model.dtype_reason
         self.device = next(self.module.parameters()).device
         self.share, self.version = share, 0
+        self.quantized = model.quantized
+        if trainable and lora is None and self.quantized is not None:
+            raise UserError(
+                f"{self.name}: its weights are in {self.quantized} and cannot be trained; add lora (in a recipe "
+                "`lora: {rank: 16}`), or load the model without quantize"
+            )
         self.lock = threading.RLock()  # held while weights change; the sampler takes it for each of its steps
         self.score: nn.Linear | None = getattr(self.module, "score", None)
         self.adapter: Adapter | None = open_adapter(model, lora, seed)
@@ -86,14 +93,15 @@ class Engine:
             raise UserError(f"{self.name}: the output head of {type(self.module).__name__} is no plain linear layer")
         self.trainable = [p for p in self.module.parameters() if p.requires_grad] if trainable else []
         self.optimizer: MasterAdamW | None = None
+        optim = optim or OptimConfig()
         if trainable:
             rows = self.adapter.trained_rows() if self.adapter is not None else {}
-            self.optimizer = MasterAdamW(self.trainable, optim or OptimConfig(), rows)
+            self.optimizer = MasterAdamW(self.trainable, optim, rows)
         self.dropout = self.adapter is not None and self.adapter.dropout > 0
         self.module.eval()
-        num_trained = sum(parameter.numel() for parameter in self.trainable)
+        optimizer_bytes = bytes_per_parameter(optim) * sum(parameter.numel() for parameter in self.trainable)
         wanted = checkpointing if trainable else False  # without gradients nothing is saved
-        plan = plan_memory(self.module, self.device, OPTIMIZER_BYTES * num_trained, micro_batch_tokens, wanted)
+        plan = plan_memory(self.module, self.device, optimizer_bytes, micro_batch_tokens, wanted)
         self.micro_batch_tokens, self.checkpointing = plan.micro_batch_tokens, plan.checkpointing
         self.store = HostStore() if wanted == "offload" and self.device.type != "cpu" else None
         if plan.checkpointing and not recompute_layers(self.module, self.adapter, self.store):
@@ -270,11 +278,13 @@ class Engine:
 
     def export(self, folder: Path | str) -> None:
         """Writes the model as a folder that plain transformers (or peft, for an adapter) loads."""
+        if self.adapter is None and self.quantized is not None:
+            raise UserError(f"{self.name}: in {self.quantized} and without an adapter there is nothing new to write")
         if self.adapter is None:
             save_model(self.module, self.tokenizer, Path(folder))
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.adapter.save(Path(folder), self.name, self.origin)
+        self.adapter.save(Path(folder), self.name, {"origin": self.origin, HEADER: self.quantized or ""})
         self.tokenizer.save_pretrained(folder)
 
     def describe(self) -> dict[str, Any]:
@@ -285,6 +295,8 @@ class Engine:
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "dtype_reason": self.dtype_reason,
+            "quantized": self.quantized,
+            "weight_bytes": count_bytes(self.module),
             "seed": self.seed,
             "micro_batch_tokens": self.micro_batch_tokens,
             "checkpointing": self.checkpointing and (self.store is None or "offload"),

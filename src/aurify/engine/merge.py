@@ -17,6 +17,7 @@ from aurify.files import require
 from aurify.models.loading import cast_weights, read_adapter_header, read_stored_dtype, save_model
 from aurify.models.model import LoadedModel, load_model
 from aurify.models.names import resolve_model
+from aurify.models.quantized_linear import dequantize_layers
 
 # whole weights that peft may save beside an adapter of any kind
 WHOLE_EMBEDDINGS = tuple(f"{name}{base}.weight" for name in EMBEDDINGS for base in ("", ".base_layer"))
@@ -33,7 +34,10 @@ def merge_adapter(adapter: Path, folder: Path) -> None:
     is_reward_model = json.loads((adapter / CONFIG_FILE).read_text()).get("task_type") == "SEQ_CLS"
 
     def load() -> LoadedModel:
-        return load_model(str(adapter), dtype="float32", device="cpu", scalar_head=is_reward_model)
+        loaded = load_model(str(adapter), dtype="float32", device="cpu", scalar_head=is_reward_model)
+        dequantize_layers(loaded.module)  # the adapter was trained on the rounded weights, and is merged into them
+        loaded.quantized = None
+        return loaded
 
     loaded = load()
     try:

@@ -38,12 +38,13 @@ class ModelFiles:
         return str(self.folder or self.base)
 
 
-def load_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: int) -> Any:
-    """Loads a folder or hub id. scalar_head: as a reward model, whose head is new if the files have none."""
+def load_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: int, **options: Any) -> Any:
+    """Loads a folder or hub id. scalar_head: as a reward model, whose head is new if the files have none. options: of
+    transformers."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
-    options: dict[str, Any] = {"num_labels": 1} if scalar_head else {}
+    options |= {"num_labels": 1} if scalar_head else {}
     with quiet_transformers(), explain_load_error(files.base):
         module, info = kind.from_pretrained(
             files.source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options

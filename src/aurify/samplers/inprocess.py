@@ -163,6 +163,8 @@ class InProcessSampler:
         """Takes the new version of the engine's own weights; others are copied into the model."""
         with self.engine.lock, torch.no_grad():
             shared = isinstance(weights, Weights) and weights.module is self.engine.module
+            if not shared and self.engine.quantized is not None:
+                raise UserError(f"the sampler's model {self.engine.name} is quantised; load them into a whole one")
             if not shared and self.engine.adapter is not None:
                 raise UserError(
                     f"the sampler's model {self.engine.name} has an adapter, which would be added to them; load other "
