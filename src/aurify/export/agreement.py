@@ -29,7 +29,7 @@ QUESTIONS = ("What is 3 + 4?", "Name two colours of the sky.")
 CONTINUED = 8  # tokens that the trained model adds to each
 LIKELY = 50  # tokens that are compared at each position
 # The root mean square difference of their log-probs, as a share of the spread of these log-probs. Measured with
-# SmolLM2-135M: f32 0.1%, f16 0.2%, bf16 0.8%, q8_0 5.5% (its weights alone: 3.4%; llama.cpp rounds activations as well),
+# SmolLM2-135M: f32 0.1%, f16 0.2%, bf16 0.8%, q8_0 5.5% (its weights alone 3.4%; llama.cpp rounds activations as well),
 # q4_k_m 20%.
 TOLERANCES = {
     "the same weights": 1e-4,
@@ -40,7 +40,7 @@ TOLERANCES = {
     "f16": 0.01,
     "bf16": 0.03,
     "q8_0": 0.1,
-    "q4_k_m": 0.4,
+    "q4_k_m": 0.5,
 }
 Said = Sequence[dict[int, float]]  # position -> log-probs of the likely next tokens
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from aurify.export.agreement import Agreement, read_trained
 from aurify.export.card import Origin, write_card
-from aurify.export.folders import MAX_SHARD_SIZE, write_adapter, write_folder
+from aurify.export.folders import MAX_SHARD_SIZE, check_size, write_adapter, write_folder
 from aurify.export.gguf import check_types, write_gguf
 from aurify.export.ollama import NO_TEMPLATE, write_modelfile
 from aurify.files import new_folder, replace_text
@@ -32,9 +32,10 @@ def export_model(
 ) -> dict[str, Agreement]:
     """Returns of each file or form how well it agrees with the trained model. types: of GGUF; the Modelfile is about
     the first one."""
+    check_size(max_shard_size)
+    if format in ("gguf", "ollama"):
+        check_types(types)
     with new_folder(folder) as scratch:
-        if format in ("gguf", "ollama"):
-            check_types(types)
         trained = read_trained(origin.name)
         if format == "folder":
             found = {"safetensors": write_folder(origin.name, trained, scratch, max_shard_size)}

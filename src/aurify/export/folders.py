@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 from pathlib import Path
 
@@ -29,17 +30,16 @@ def write_folder(name: str, trained: Trained, folder: Path, max_shard_size: str 
 def write_plain(name: str, folder: Path, max_shard_size: str = MAX_SHARD_SIZE) -> None:
     """A model with its adapter merged, in the dtype of its base."""
     files = resolve_model(name)
-    try:
-        if files.adapter is not None:
-            merge_adapter(files.adapter, folder, max_shard_size)
-        else:
-            loaded = load_model(name, dtype="float32", device="cpu")
-            module = cast_weights(loaded.module, read_stored_dtype(files))
-            save_model(module, loaded.tokenizer, folder, max_shard_size)
-    except ValueError as error:  # of transformers
-        if isinstance(error, UserError) or "size" not in str(error):
-            raise
-        raise UserError(f"--max-shard-size {max_shard_size}: {error}; write it as 500MB or 5GB") from None
+    if files.adapter is not None:
+        merge_adapter(files.adapter, folder, max_shard_size)
+    else:
+        loaded = load_model(name, dtype="float32", device="cpu")
+        save_model(cast_weights(loaded.module, read_stored_dtype(files)), loaded.tokenizer, folder, max_shard_size)
+
+
+def check_size(text: str) -> None:
+    if not re.fullmatch(r"[1-9]\d*\s*[KMGT]B", text, re.IGNORECASE):
+        raise UserError(f"--max-shard-size {text!r}: write it as 500MB or 5GB")
 
 
 def write_adapter(name: str, trained: Trained, folder: Path) -> Agreement:
