@@ -25,8 +25,8 @@ class Frames:
 
     around: Mapping[str, tuple[str, str]]  # role -> before and after its content
     opening: str  # of a reply
-    beginning: str = ""  # before all
-    system: str = ""  # that the template adds where there is none
+    beginning: str  # before all
+    system: str  # that the template adds where there is none
 
     def write(self, messages: Sequence[Message]) -> str:
         if self.system and messages[0]["role"] != "system":
@@ -71,51 +71,53 @@ def quote(text: str) -> str:
 
 
 def find_frames(template: Template) -> Frames | None:
-    """None where the template does more than to frame messages."""
+    """None where the template does more than to frame messages (and to cut spaces around them)."""
     try:
         frames = read_frames(template)
     except (UserError, ValueError):  # it does not take these messages, or the marks do not stand where they should
         return None
-    said = (*frames.around["user"], *frames.around["assistant"], *frames.around.get("system", ()), frames.opening)
+    said = (*frames.around["user"], *frames.around["assistant"], *frames.around["system"], frames.opening)
     if any("{{" in text or "}}" in text for text in (*said, frames.beginning, frames.system)):
         return None
     turns: list[Message] = [
-        {"role": "user", "content": " Hello\n"},
+        {"role": "user", "content": "Hello"},
         {"role": "assistant", "content": "Yes?"},
         {"role": "user", "content": "1 + 1?"},
         {"role": "assistant", "content": "2"},
         {"role": "user", "content": "Thanks."},
     ]
-    conversations = [turns[:1], turns[:3], turns]
-    if "system" in frames.around:
-        conversations += [[{"role": "system", "content": "Be brief."}, *turns[:num]] for num in (1, 3, 5)]
+    system: Message = {"role": "system", "content": "Be brief."}
+    conversations = [[*before, *turns[:num]] for before in ([], [system]) for num in (1, 3, 5)]
     same = all(frames.write(messages) == template.text(messages, generate=True) for messages in conversations)
     return frames if same else None
 
 
 def read_frames(template: Template) -> Frames:
+    if not template.keeps_system:
+        raise ValueError("a system prompt would be lost")
     first: Message = {"role": "user", "content": FIRST}
     reply: Message = {"role": "assistant", "content": SECOND}
     head, after_user = cut(template.text([first]), FIRST)
-    opened = template.text([first], generate=True)
-    opening = opened.removeprefix(head + FIRST + after_user)
+    opening = template.text([first], generate=True).removeprefix(head + FIRST + after_user)
     after_reply = cut(template.text([first, reply]), SECOND)[1]
     between, rest = cut(cut(template.text([first, reply, {"role": "user", "content": THIRD}]), FIRST)[1], SECOND)
-    before_reply = remove(between, after_user, "")
     before_user = remove(cut(rest, THIRD)[0], after_reply, "")
-    around = {"user": (before_user, after_user), "assistant": (before_reply, after_reply)}
-    beginning = remove(head, "", before_user)
-    if not template.keeps_system:
-        return Frames(around, opening, beginning)
-    bos = str(template.tokenizer.bos_token or "")
     start, middle = cut(cut(template.text([{"role": "system", "content": SECOND}, first]), FIRST)[0], SECOND)
-    bos = (
-        bos if start.startswith(bos) and not before_user.startswith(bos) else ""
-    )  # ChatML's start may be the bos token
+    bos = str(template.tokenizer.bos_token or "")
+    if before_user.startswith(bos) or not start.startswith(bos):  # in ChatML it may be what begins each message
+        bos = ""
     before_system, after_system = start.removeprefix(bos), remove(middle, "", before_user)
-    around = {"system": (before_system, after_system), **around}
-    added = remove(beginning, bos, "")  # a system prompt of the template's own
-    return Frames(around, opening, bos, remove(added, before_system, after_system) if added else "")
+    added = remove(head, bos, before_user)  # a system prompt of the template's own
+    return Frames(
+        {
+            "system": (before_system, after_system),
+            "user": (before_user, after_user),
+            "assistant": (remove(between, after_user, ""), after_reply),
+        },
+        opening,
+        beginning=bos,
+        system=remove(added, before_system, after_system) if added else "",
+    )
 
 
 def cut(text: str, mark: str) -> tuple[str, str]:
