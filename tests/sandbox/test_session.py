@@ -24,7 +24,7 @@ from aurify.environments.tool_use import ToolUse
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
-from aurify.sandbox import sandbox
+from aurify.sandbox import sandbox, view
 from aurify.sandbox.sandbox import Limits
 from aurify.sandbox.session import LOST, PythonSession, SessionEnded
 from aurify.tools.toolbox import Toolbox, build_tools
@@ -284,6 +284,34 @@ def test_wrong_options_are_told_before_the_run():
         build_tools([{"name": "python", "memory_mb": 3}])
     with pytest.raises(UserError, match="tool 'python'"):
         build_tools([{"name": "python", "second": 3}])
+
+
+def test_ipython_has_its_magics_and_the_rest_is_as_without_it(kind, monkeypatch):
+    """The tests' own environment has IPython. The sandbox shows it only here."""
+    folder = str(Path(pytest.importorskip("IPython").__file__).parents[1])
+    paths = (*view.readable_paths(), folder)
+    for module in (view, sandbox):
+        monkeypatch.setattr(module, "readable_paths", lambda: paths)
+        monkeypatch.setattr(module, "package_folders", lambda: [folder])
+    monkeypatch.setattr("aurify.tools.python.has_module", lambda name: True)
+
+    async def run(*codes):
+        box = Toolbox(build_tools([{"name": "python", "ipython": True, "seconds": 60}])())
+        answers = [await box.call("python", {"code": code}) for code in codes]
+        await box.close()
+        return answers
+
+    value, magic, error, name = asyncio.run(run("x = 5\nx * 2", "%time y = x + 1\ny", "%nosuch", "x, y"))
+    assert value == "10" and name == "(5, 6)"
+    assert "Wall time" in magic and magic.endswith("\n6")
+    assert "%nosuch` not found" in error
+    assert gone(set())
+
+
+def test_ipython_that_the_sandbox_lacks_is_told_before_the_run(monkeypatch):
+    monkeypatch.setattr("aurify.tools.python.has_module", lambda name: False)
+    with pytest.raises(UserError, match=r"has no IPython; `.* -m pip install ipython` installs it"):
+        build_tools([{"name": "python", "ipython": True}])
 
 
 def play(replies, environment):
