@@ -7,6 +7,7 @@ import ctypes
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 
 from aurify.errors import UserError
@@ -18,7 +19,6 @@ ALTERNATIVES = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # for rows that are no multiple
 
 
 def quantise(wide: Path, file: Path) -> None:
-    gguf: Any = require("gguf", "gguf", "to quantise GGUF files")
     reader = gguf.GGUFReader(wide)
     writer = gguf.GGUFWriter(file, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
