@@ -20,6 +20,7 @@ from aurify.cli.data import data
 from aurify.cli.demo import demo
 from aurify.cli.doctor import doctor
 from aurify.cli.evaluate import evaluate_model
+from aurify.cli.export import export, push_folder
 from aurify.cli.help import explain
 from aurify.cli.ingest import ingest
 from aurify.cli.kb import kb
@@ -129,6 +130,8 @@ app.command()(search)
 app.command()(models)
 app.command()(merge)
 app.command()(quantize)
+app.command()(export)
+app.command(name="push")(push_folder)
 app.command()(doctor)
 app.add_typer(data, name="data")
 app.add_typer(kb, name="kb")

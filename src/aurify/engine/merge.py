@@ -25,7 +25,7 @@ RTOL, ATOL = 1e-2, 1e-2  # of a logit in fp32, before and after merging
 log = logging.getLogger("aurify")
 
 
-def merge_adapter(adapter: Path, folder: Path) -> None:
+def merge_adapter(adapter: Path, folder: Path, max_shard_size: str = "50GB") -> None:
     """Computes in fp32 and writes in the dtype of the base."""
     if not (adapter / CONFIG_FILE).exists():
         raise UserError(f"{adapter} is no adapter folder: it has no {CONFIG_FILE}")
@@ -48,7 +48,8 @@ def merge_adapter(adapter: Path, folder: Path) -> None:
             raise
         log.info("%s", str(reason).partition("; merge it")[0])
         module = merge_with_peft(load().module, adapter)
-    save_model(cast_weights(module, read_stored_dtype(resolve_model(str(adapter)))), loaded.tokenizer, folder)
+    stored = read_stored_dtype(resolve_model(str(adapter)))
+    save_model(cast_weights(module, stored), loaded.tokenizer, folder, max_shard_size)
 
 
 @torch.no_grad()

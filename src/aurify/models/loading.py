@@ -183,7 +183,7 @@ def choose_other_padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def save_model(module: Any, tokenizer: Any, folder: Path) -> None:
+def save_model(module: Any, tokenizer: Any, folder: Path, max_shard_size: str = "50GB") -> None:
     """Writes a plain folder that transformers loads, complete or not there at all."""
     scratch = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -194,7 +194,7 @@ def save_model(module: Any, tokenizer: Any, folder: Path) -> None:
         except ValueError:  # models on the hub name a temperature without do_sample; transformers will not save that
             generation.do_sample = True
     with quiet_transformers():
-        module.save_pretrained(scratch)
+        module.save_pretrained(scratch, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(scratch)
     config = json.loads((scratch / "config.json").read_text())
     if config.pop("_attn_implementation", None) or config.pop("attn_implementation", None):
