@@ -317,14 +317,12 @@ def check_room(task: Task, tokens: Sequence[int], max_context: int | None, rende
 
 async def observe(environment: Environment) -> Observation:
     """What the environment shows first, as a copy: it may go on with its own lists."""
+    where = f"{describe_environment(environment)}: start()"
     with report_crashes(describe_environment(environment), type(unwrap(environment))):
         first: object = await settle(environment.start)
     if not isinstance(first, Observation):
-        raise UserError(
-            f"{describe_environment(environment)}: start() gave a {type(first).__name__}; it must return an "
-            "aurify.Observation"
-        )
-    check_messages(first.messages, f"{describe_environment(environment)}: start()")
+        raise UserError(f"{where} gave a {type(first).__name__}; it must return an aurify.Observation")
+    check_messages(first.messages, where)
     return replace(first, messages=deepcopy(list(first.messages)), tools=deepcopy(list(first.tools)))
 
 

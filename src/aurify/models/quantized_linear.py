@@ -55,12 +55,13 @@ class QuantizedLinear(nn.Linear):
         state = getattr(layer.weight, "quant_state", None)
         outer = None if state is None else state.state2
         self.kind = "int8" if state is None else state.quant_type
-        self.block, self.scale_block = (0, 0) if state is None else (state.blocksize, outer.blocksize if outer else 0)
+        self.block: int = 0 if state is None else state.blocksize
+        self.scale_block: int = outer.blocksize if outer else 0
         self.register_buffer("codes", layer.weight.data)
         self.register_buffer("scales", layer.weight.SCB if state is None else state.absmax)
         self.register_buffer("scale_scales", outer.absmax if outer else None)
         self.register_buffer("scale_code", outer.code if outer else None)
-        self.register_buffer("scale_offset", state.offset if outer else None)
+        self.register_buffer("scale_offset", state.offset if state is not None and outer else None)
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
