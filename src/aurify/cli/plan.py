@@ -25,7 +25,9 @@ def show_plan(plan: Plan) -> None:
     from rich.table import Table
 
     from aurify.pipeline.plan import describe_stage
+    from aurify.renderer.features import list_features
 
+    told = ""
     console = Console(highlight=False)
     colours = console.color_system is not None and not console.no_color
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -45,7 +47,10 @@ def show_plan(plan: Plan) -> None:
             if stage.example is None:
                 continue
             renderer = open_renderer(plan, stage)
-            num_tokens = len(stage.example.tokens)
+            found = "; ".join(f"{feature}: {finding}" for feature, finding in list_features(renderer).items())
+            if found != told:
+                console.print(f"{name}: found in the chat template: {found}", markup=False)
+            told, num_tokens = found, len(stage.example.tokens)
             console.rule(f"the first example of {name} ({num_tokens} tokens)", align="left", style="dim")
             console.print(cut_middle(highlight(renderer, stage.example, colours)))
             for note in stage.notes:

@@ -15,6 +15,7 @@ from torch import nn
 from aurify.engine.logprobs import chunk_rows
 
 MASTER, MOMENTS, GRADIENT = 4, 8, 4  # bytes of a trained weight: its fp32 copy, AdamW's two moments, the gradient
+MOMENTS_8BIT = 2
 Activations = Literal["kept", "recomputed", "offloaded"]
 QUANTISED_BITS = {"nf4": 4.127, "int8": 8.0}  # nf4: with a byte for 64 weights, and four for 256 of those bytes
 
@@ -131,10 +132,10 @@ def adapter_bytes(training: Training, width: int) -> int:
     return 4 * training.adapter + rounded + width * training.merged
 
 
-def optimizer_bytes(training: Training, width: int) -> int:
-    """Moments, and masters of weights that are not fp32 themselves. Adapters are."""
+def optimizer_bytes(training: Training, width: int, kind: str = "adamw") -> int:
+    """Moments, and masters of weights that are not fp32 themselves. Adapters are. kind: as `optim.kind`."""
     masters = MASTER * (training.parameters - training.adapter) if width < 4 else 0
-    return MOMENTS * training.parameters + masters
+    return (MOMENTS_8BIT if kind.endswith("8bit") else MOMENTS) * training.parameters + masters
 
 
 def gradient_bytes(training: Training) -> int:

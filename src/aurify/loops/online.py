@@ -24,6 +24,7 @@ from aurify.loops.interrupt import Interrupt, Interrupted
 from aurify.loops.ledger import means_by_source, rollout_metrics
 from aurify.loops.progress import Checkpoints, derive_seed
 from aurify.loops.rollouts import Rollouts, Round
+from aurify.loops.spans import write_spans
 from aurify.loops.units import join_units, split_advantages
 from aurify.rewards.trl import TrainerState
 from aurify.types import Datum, Group, Metrics, OnlineAlgorithm, Trajectory, prepared
@@ -79,6 +80,7 @@ def train_online(
                 for line in made.lines:
                     tracker.event(line)
                 if stage.samples_every and (step % stage.samples_every == 0 or step + 1 == stage.steps):
+                    write_spans(made.groups, rollouts.renderer.tokenizer)
                     tracker.samples(step + 1, made.groups)
                 checkpoints.after(step + 1, engine, interrupt)
         finally:
@@ -122,7 +124,10 @@ def learn(engine: Engine, algorithm: OnlineAlgorithm, made: Round, rollouts: Rol
         joined, told = hook(algorithm, "revise_advantages")(rewards, [join_units(row) for row in data])
         data = [split_advantages(*pair) for pair in zip(data, joined, strict=True)]
         lr, seed = lr_at(stage.optim, step, stage.steps), derive_seed(rollouts.seed, "minibatches", step)
-        metrics |= told | means_by_source(update(engine, algorithm, data, stage, lr=lr, seed=seed))
+        learned: dict[int, Datum] = {}
+        metrics |= told | means_by_source(update(engine, algorithm, data, stage, lr=lr, seed=seed, learned=learned))
+        for group, indices, row in zip(groups, chosen, data, strict=True):
+            note_advantages(group, indices, [learned.get(id(datum), datum) for datum in row])
     if rollouts.buffer is not None:
         known = [old_logprobs(*entry) for entry in zip(groups, chosen, joined, strict=True)]
         known += [[None] * len(group.trajectories) for group in made.discarded]
@@ -135,6 +140,12 @@ def old_logprobs(group: Group, chosen: Sequence[int], data: Sequence[Datum]) -> 
     trained. data: one for each that was."""
     known = {index: datum.old_logprobs for index, datum in zip(chosen, data, strict=True)}
     return [known.get(index) for index in range(len(group.trajectories))]
+
+
+def note_advantages(group: Group, chosen: Sequence[int], data: Sequence[Datum]) -> None:
+    """Leaves the advantages of tokens with the trajectories, to be looked at."""
+    for index, datum in zip(chosen, join_units(data), strict=True):
+        group.trajectories[index].advantages = list(datum.advantages or ())
 
 
 # ---------------------------------------------------------------------- which trajectories of a group are trained
@@ -231,12 +242,16 @@ def update(
     *,
     lr: float,
     seed: int,
+    learned: dict[int, Datum],
 ) -> Metrics:
-    """Takes the optimiser steps of a round. Metrics are means over them, ledger entries sums."""
+    """Takes the optimiser steps of a round. Metrics are means over them, ledger entries sums. learned: gets, by the id
+    of each of the data, what the algorithm first made of it."""
     temperature = stage.sampling.temperature
     results = []
-    for batch in minibatches([group for group in groups if group], stage, seed):
-        batch = prepared(algorithm, batch, engine, temperature)
+    for given in minibatches([group for group in groups if group], stage, seed):
+        batch = prepared(algorithm, given, engine, temperature)
+        if len(batch) == len(given):
+            learned |= {id(datum): made for datum, made in zip(given, batch, strict=True) if id(datum) not in learned}
         metrics = engine.forward_backward(batch, algorithm, temperature=temperature)
         results.append(metrics | engine.optim_step(lr))
     names = {name for metrics in results for name in metrics}

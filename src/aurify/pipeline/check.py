@@ -19,6 +19,8 @@ from aurify.errors import UserError
 from aurify.hardware import choose_device
 from aurify.loops.examples import Examples, read_examples
 from aurify.models.names import resolve_model
+from aurify.models.quantize import choose_quantization
+from aurify.models.quantized_linear import import_bitsandbytes
 from aurify.pipeline.card import choose_card
 from aurify.pipeline.check_online import check_online
 from aurify.pipeline.contents import Contents, Tell
@@ -30,6 +32,7 @@ from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algo
 from aurify.rows.sources import is_one_file
 
 if TYPE_CHECKING:
+    from aurify.models.loading import ModelFiles
     from aurify.tasks.taskset import TaskSet
 
 log = logging.getLogger("aurify")
@@ -96,10 +99,9 @@ def check_stage(
     for key, target in targets.items():
         check_reference(stage, key, earlier[target])
     check_files(options)
-    for model in name_models(options).values():
-        if reference(model) is None:
-            resolve_model(model)
+    files = {key: resolve_model(model) for key, model in name_models(options).items() if reference(model) is None}
     choose_device(options.model.device)
+    stage.quantized = check_quantized(options, files.get("model"), earlier)
     stage.taskset, stage.holder = resolve_taskset(stage, earlier)
     if stage.taskset is not None and not any(other.taskset is stage.taskset for other in earlier.values()):
         every = stage.taskset.tasks or islice(stage.taskset.train(0), MAX_CHECKED)
@@ -112,6 +114,28 @@ def check_stage(
         examples = read_examples(options.data, algorithm.learns_from, recipe.seed, hold_out=holds_rows_out(stage))
         stage.examples, stage.num_rows = examples, count_usable_rows(examples, options)
     return stage
+
+
+def check_quantized(
+    options: OfflineStage | OnlineStage, files: ModelFiles | None, earlier: Mapping[str, PlannedStage]
+) -> str | None:
+    """How the stage's base is quantised. files: of its model; None if an earlier stage makes it."""
+    asked, target = options.model.quantize, reference(options.model.name)
+    if files is not None:
+        kind = choose_quantization(asked, files)
+    else:
+        trained = earlier[target or ""].quantized
+        if asked is not None and trained not in (None, asked):
+            raise UserError(f"model.quantize: {asked!r}, but '@{target}' is trained on a base in {trained}; give that")
+        kind = asked or trained
+    if kind is not None and options.lora is None:
+        raise UserError(
+            f"model.quantize: weights in {kind} cannot be trained, and without lora all are; add `lora: {{rank: 16}}`, "
+            "or take a model that is not quantised"
+        )
+    if kind is not None or options.optim.kind != "adamw":
+        import_bitsandbytes()
+    return kind
 
 
 # ---------------------------------------------------------------------- what a stage names

@@ -75,10 +75,11 @@ def plan_stage(plan: Plan, stage: PlannedStage, card: Card) -> StageMemory:
     sizes = bulk.sizes
     shape, merges = sizes.shape, card.device_type == "cpu" and width == 4
     training = sizes.training(bulk.rank, merges=merges)
-    quantize = getattr(options.model, "quantize", None)
+    quantize = stage.quantized
     weights = footprint.weight_bytes(shape, width, quantize)
     adapter = footprint.adapter_bytes(training, width)
-    optimizer, gradients = footprint.optimizer_bytes(training, width), footprint.gradient_bytes(training)
+    optimizer = footprint.optimizer_bytes(training, width, options.optim.kind)
+    gradients = footprint.gradient_bytes(training)
     chosen = choose_micro_batch(
         shape, training, width, card.device_type, card.room(weights + adapter, optimizer + gradients),
         options.engine.micro_batch_tokens, options.engine.checkpointing,

@@ -73,6 +73,7 @@ class PlannedStage:
     name: str
     options: OfflineStage | OnlineStage
     algorithm: Any
+    quantized: str | None = None  # how the base is
     taskset: TaskSet | None = None  # stages of the same task share it
     holder: str = ""  # what the task set is called among those that hold questions out
     examples: Examples | None = None  # of a stage that reads files or functions, less what is held out
@@ -111,12 +112,12 @@ class Plan:
 
 def describe_stage(stage: PlannedStage) -> dict[str, str]:
     """A row of a table: what a stage starts from, what it learns from, how long."""
-    options = stage.options
+    options, on_codes = stage.options, f" on {stage.quantized}" if stage.quantized else ""
     return {
         "stage": stage.name,
         "method": options.method,
         "model": options.model.name,
-        "weights": "all" if options.lora is None else f"LoRA rank {options.lora.rank}",
+        "weights": "all" if options.lora is None else f"LoRA rank {options.lora.rank}{on_codes}",
         "learns from": describe_answers(options) if isinstance(options, OnlineStage) else describe_data(stage),
         "length": describe_length(options),
     }
