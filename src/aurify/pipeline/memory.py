@@ -133,7 +133,8 @@ def hold_optimizer(
     """Gradients are complete before the update; while activations are there they exist if the step has further
     micro-batches."""
     masters = training.parameters - training.adapter if width < 4 else 0
-    text = f"{training.parameters:,} x 8 B" + (f" + masters {masters:,} x 4 B" if masters else "")
+    moments = footprint.MOMENTS_8BIT if stage.options.optim.kind.endswith("8bit") else footprint.MOMENTS
+    text = f"{training.parameters:,} x {moments} B" + (f" + masters {masters:,} x 4 B" if masters else "")
     samples_before = not isinstance(stage.options, OnlineStage) and not bulk.evaluated
     several = load.micro_batches > load.abreast
     held = [
