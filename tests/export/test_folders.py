@@ -130,8 +130,8 @@ def test_a_damaged_export_is_refused(trained, tmp_path, monkeypatch, format, dam
         damage(next(iter(sorted(folder.glob("*.safetensors")))))
         return plain(trained_model, folder, kind)
 
-    plain = folders.check_folder
-    monkeypatch.setattr(folders, "check_folder", damaged)
+    plain = folders.check_exported_folder
+    monkeypatch.setattr(folders, "check_exported_folder", damaged)
     before = exports_left(tmp_path)
     with pytest.raises(UserError, match="the export is refused, and nothing of it is left"):
         export_model(format, Origin(str(trained / "adapter")), tmp_path / "out")

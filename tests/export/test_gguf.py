@@ -9,7 +9,7 @@ from llama_tokenizer import llama_tokenizer
 
 from aurify.errors import UserError
 from aurify.export import gguf
-from aurify.export.agreement import TOLERANCES, go_on, say
+from aurify.export.agreement import TOLERANCES, compute_log_probs, go_on
 from aurify.export.card import Origin
 from aurify.export.export import export_model
 from aurify.models.loading import save_model
@@ -71,7 +71,7 @@ def test_plain_transformers_reads_the_files_as_well(exported, model):
     tokens = go_on(own, [5, 300, 290, 280])
     for kind, bound in (("f32", 1e-4), ("q8_0", 0.03), ("q4_k_m", 0.5)):
         module = load_model(str(exported[0] / f"tiny-{kind}.gguf"), dtype="float32", device="cpu").module
-        expected, found = say(own, tokens), say(module, tokens)
+        expected, found = compute_log_probs(own, tokens), compute_log_probs(module, tokens)
         assert (found - expected).std() < bound * expected.std(), kind
 
 
@@ -102,8 +102,8 @@ def test_a_damaged_file_is_refused(model, tmp_path, monkeypatch, damage, said):
         convert(plain, file, kind)
         damage(file)
 
-    convert = gguf.convert
-    monkeypatch.setattr(gguf, "convert", damaged)
+    convert = gguf.convert_to_gguf
+    monkeypatch.setattr(gguf, "convert_to_gguf", damaged)
     with pytest.raises(UserError, match=f"refused, and nothing of it is left: .*{said}"):
         export_model("gguf", Origin(str(model)), tmp_path / "out")
     assert [*tmp_path.iterdir()] == []

@@ -11,6 +11,7 @@ from medquad import stand_in_for_medquad
 
 from aurify.config import load_config
 from aurify.errors import UserError
+from aurify.models.loading import ModelFiles
 from aurify.models.model import tiny_model
 from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline import check, contents
@@ -137,7 +138,8 @@ def test_a_stage_name_is_a_folder_name():
 def test_recipes_that_come_along_are_fine(path, monkeypatch, tmp_path):
     """As far as that can be said without a model hub: models are not looked for, GSM8K and MedQuAD are stood in
     for, and no knowledge is put into the knowledge base of search_facts."""
-    monkeypatch.setattr(check, "resolve_model", lambda name: None)
+    monkeypatch.setattr(check, "resolve_model", ModelFiles)
+    monkeypatch.setattr(check, "choose_quantization", lambda asked, files: asked)
     monkeypatch.setattr(
         contents, "load_skeleton", lambda config, **head: tiny_model(max_position_embeddings=9999, **head)
     )

@@ -58,7 +58,7 @@ def export(
         types=read_types(types, format),
         max_shard_size=max_shard_size,
         system=find_system(named) if system is None else system,
-        parameters=read_parameters(parameter or []),
+        parameters=read_ollama_parameters(parameter or []),
     )
     for kind, agreement in found.items():
         typer.echo(f"{kind}: {agreement}")
@@ -113,7 +113,7 @@ def find_system(named: NamedModel) -> str:
     return str((task if isinstance(task, dict) else {}).get("system") or "")
 
 
-def read_parameters(given: list[str]) -> dict[str, Any]:
+def read_ollama_parameters(given: list[str]) -> dict[str, Any]:
     pairs = [text.partition("=") for text in given]
     for name, equals, value in pairs:
         if not (name.strip() and equals and value.strip()):

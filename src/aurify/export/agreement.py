@@ -123,7 +123,7 @@ def read_trained(name: str) -> Trained:
             loaded.module = merge_with_peft(loaded.module, loaded.adapter)
     prompts = write_prompts(loaded.tokenizer)
     probes = [go_on(loaded.module, prompt) for prompt in prompts.values()]
-    logprobs = [say(loaded.module, probe) for probe in probes]
+    logprobs = [compute_log_probs(loaded.module, probe) for probe in probes]
     return Trained(loaded.name, loaded.tokenizer, loaded.vocabulary, prompts, probes, logprobs)
 
 
@@ -139,24 +139,24 @@ def write_prompts(tokenizer: Any) -> dict[str, list[int]]:
 
 def go_on(module: Any, tokens: list[int]) -> list[int]:
     for _ in range(CONTINUED):
-        tokens = [*tokens, int(say(module, tokens)[-1].argmax())]
+        tokens = [*tokens, int(compute_log_probs(module, tokens)[-1].argmax())]
     return tokens
 
 
 @torch.no_grad()
-def say(module: Any, tokens: list[int]) -> Tensor:
+def compute_log_probs(module: Any, tokens: list[int]) -> Tensor:
     """[positions, vocabulary]: log-probs of the next token."""
     logits: Tensor = module(torch.tensor([tokens])).logits[0]
     return logits.float().log_softmax(-1)
 
 
-def check_folder(trained: Trained, folder: Path, kind: str) -> Agreement:
+def check_exported_folder(trained: Trained, folder: Path, kind: str) -> Agreement:
     """Loads an exported folder as anybody would, and compares."""
     again = load_again(str(folder))
     trained.check_tokens(write_prompts(again.tokenizer), "the exported tokenizer")
     said = []
     for probe in trained.probes:
-        values, tokens = say(again.module, probe).topk(min(LIKELY, again.vocabulary))
+        values, tokens = compute_log_probs(again.module, probe).topk(min(LIKELY, again.vocabulary))
         said.append([dict(zip(t.tolist(), v.tolist(), strict=True)) for t, v in zip(tokens, values, strict=True)])
     return trained.compare(said, kind)
 

@@ -53,7 +53,7 @@ def write_card(folder: Path, title: str, origin: Origin, found: Mapping[str, Agr
         "\n".join(f"- {kind}: {agreement}" for kind, agreement in found.items()),
     ]
     if origin.run is not None:
-        parts += describe_run(RunFolder(origin.run))
+        parts += describe_training_run(RunFolder(origin.run))
     head = {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["aurify"]}
     if not Path(base).exists() and base.count("/") == 1:  # a name of the hub
         head["base_model"] = base
@@ -80,12 +80,12 @@ def describe_use(folder: Path, title: str, base: str, found: Iterable[str]) -> I
         yield f"```\nllama-cli -m {files[0]}\n```"
 
 
-def describe_run(run: RunFolder) -> list[str]:
+def describe_training_run(run: RunFolder) -> list[str]:
     recipe = run.recipe.read_text(encoding="utf-8")
     planned = yaml.safe_load(recipe).get("stages") or {}
     info, results = jsonl.read_object(run.info), run.results()
-    rows = [describe_result(name, results.get(name, {})) for name in planned]
-    data = [describe_data(name, results.get(name, {}), options or {}) for name, options in planned.items()]
+    rows = [describe_heldout_result(name, results.get(name, {})) for name in planned]
+    data = [describe_training_data(name, results.get(name, {}), options or {}) for name, options in planned.items()]
     versions = info.get("versions", {})
     hardware = info.get("hardware", {})
     machine = hardware.get("gpu") or f"{hardware.get('cpu', 'unknown')}, {hardware.get('cores', '?')} cores"
@@ -108,7 +108,7 @@ def describe_run(run: RunFolder) -> list[str]:
     ]
 
 
-def describe_result(stage: str, result: Mapping[str, Any]) -> str:
+def describe_heldout_result(stage: str, result: Mapping[str, Any]) -> str:
     cells = [stage, str(result.get("method", "")), str(result.get("measure", ""))]
     for when in ("before", "after"):
         cells.append(f"{format_number(result.get(when))} {format_error(result.get(f'details_{when}') or {})}".strip())
@@ -116,7 +116,7 @@ def describe_result(stage: str, result: Mapping[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def describe_data(stage: str, result: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def describe_training_data(stage: str, result: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     sources = [f"{key} {compact(value)}" for key, value in (("data", options.get("data")), ("task", result.get("task")))
                if value]  # fmt: skip
     return f"- {stage}: {'; '.join(sources) or 'none of its own'}"

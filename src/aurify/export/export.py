@@ -10,7 +10,7 @@ from typing import Literal
 
 from aurify.export.agreement import Agreement, read_trained
 from aurify.export.card import Origin, write_card
-from aurify.export.folders import MAX_SHARD_SIZE, check_size, write_adapter, write_folder
+from aurify.export.folders import MAX_SHARD_SIZE, check_size, export_adapter, write_folder
 from aurify.export.gguf import check_types, write_gguf
 from aurify.export.ollama import NO_TEMPLATE, write_modelfile
 from aurify.files import new_folder, replace_text
@@ -40,7 +40,7 @@ def export_model(
         if format == "folder":
             found = {"safetensors": write_folder(origin.name, trained, scratch, max_shard_size)}
         elif format == "adapter":
-            found = {"adapter": write_adapter(origin.name, trained, scratch)}
+            found = {"adapter": export_adapter(origin.name, trained, scratch)}
         else:
             found = write_gguf(origin.name, trained, scratch, types, origin.stem)
         if format == "ollama":

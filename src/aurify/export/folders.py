@@ -11,7 +11,7 @@ from pathlib import Path
 from aurify.engine.adapter_files import CONFIG_FILE
 from aurify.engine.merge import merge_adapter
 from aurify.errors import UserError
-from aurify.export.agreement import Agreement, Trained, check_folder
+from aurify.export.agreement import Agreement, Trained, check_exported_folder
 from aurify.models.loading import cast_weights, read_stored_dtype, save_model
 from aurify.models.model import load_model
 from aurify.models.names import resolve_model
@@ -24,7 +24,7 @@ def write_folder(name: str, trained: Trained, folder: Path, max_shard_size: str 
     files = resolve_model(name)
     changed = files.adapter is not None or files.gguf is not None
     write_plain(name, folder, max_shard_size)
-    return check_folder(trained, folder, str(read_stored_dtype(files)) if changed else "the same weights")
+    return check_exported_folder(trained, folder, str(read_stored_dtype(files)) if changed else "the same weights")
 
 
 def write_plain(name: str, folder: Path, max_shard_size: str = MAX_SHARD_SIZE) -> None:
@@ -42,7 +42,7 @@ def check_size(text: str) -> None:
         raise UserError(f"--max-shard-size {text!r}: write it as 500MB or 5GB")
 
 
-def write_adapter(name: str, trained: Trained, folder: Path) -> Agreement:
+def export_adapter(name: str, trained: Trained, folder: Path) -> Agreement:
     """An adapter as it is, without its base."""
     source = resolve_model(name).adapter
     if source is None:
@@ -51,4 +51,4 @@ def write_adapter(name: str, trained: Trained, folder: Path) -> Agreement:
     base = str(json.loads((folder / CONFIG_FILE).read_text())["base_model_name_or_path"])
     if Path(base).exists():
         log.info("the adapter's base is a folder of this machine: %s; `aurify export folder` merges it in", base)
-    return check_folder(trained, folder, "the same weights")
+    return check_exported_folder(trained, folder, "the same weights")

