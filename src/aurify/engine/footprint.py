@@ -63,12 +63,14 @@ def read_shape(module: Any) -> Shape:
     intermediate = read_number(config, "intermediate_size", 4 * hidden)
     if experts := read_number(config, "num_experts_per_tok", 0):
         intermediate = experts * read_number(config, "moe_intermediate_size", intermediate)
-    own = {id(parameter): parameter for name, parameter in module.named_parameters() if ".lora_" not in name}
-    linear = [own[id(part.weight)] for part in find_linears(module)]
+    own = {id(p): p for name, p in module.named_parameters() if ".lora_" not in name}
+    linears = {id(part): (part, part.in_features * part.out_features) for part in find_linears(module)}
+    packed = sum(num for part, num in linears.values() if "weight" not in part._parameters)  # quantised: no parameters
     layers = int(config.num_hidden_layers)
     return Shape(
         layers, hidden, intermediate, heads, queries, keys, count_norms(module, hidden, queries, keys),
-        int(embedding.shape[0]), sum(p.numel() for p in own.values()), sum(p.numel() for p in linear),
+        int(embedding.shape[0]), sum(p.numel() for p in own.values()) + packed,
+        sum(num for _, num in linears.values()),
     )  # fmt: skip
 
 

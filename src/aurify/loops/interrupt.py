@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -106,10 +107,16 @@ def terminable() -> Iterator[None]:
         ARRIVED.set()
         raise KeyboardInterrupt
 
+    def tell_dropped(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            tell(dropped)
+
+    tell, sys.unraisablehook = sys.unraisablehook, tell_dropped
     previous = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
+        sys.unraisablehook = tell
         for number, handler in previous.items():
             signal.signal(number, handler)
         ARRIVED.clear()
