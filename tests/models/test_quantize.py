@@ -102,6 +102,7 @@ class TestWithBitsandbytes:
 
         monkeypatch.setattr(bnb.nn.Params4bit, "_quantize", watched)
         load_model(ModelConfig("random:tiny", quantize="nf4"))  # imports what it needs
+        load_model(ModelConfig(str(tmp_path / "base"), quantize="nf4", dtype="bfloat16"))  # what allocators keep
         seen.clear()
         return_freed_memory()
         before = own_bytes()

@@ -122,7 +122,7 @@ def little_ram(monkeypatch):
     needed = max(plan_stage(plan, stage, choose_card(stage.options.model)).peak for stage in plan.stages.values())
     limit = round(0.6 * needed)
     real = cards.choose_card
-    for module in ("card", "check", "stage"):
+    for module in ("card", "fit", "stage"):
         monkeypatch.setattr(
             f"aurify.pipeline.{module}.choose_card", lambda model, wish=None: replace(real(model, wish), size=limit)
         )

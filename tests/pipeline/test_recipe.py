@@ -14,7 +14,7 @@ from aurify.errors import UserError
 from aurify.models.loading import ModelFiles
 from aurify.models.model import tiny_model
 from aurify.models.tiny import byte_tokenizer
-from aurify.pipeline import check, contents
+from aurify.pipeline import check, check_quantized, contents
 from aurify.pipeline.check import check_recipe, find_references
 from aurify.pipeline.plan import describe_stage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, make_renderer
@@ -139,7 +139,7 @@ def test_recipes_that_come_along_are_fine(path, monkeypatch, tmp_path):
     """As far as that can be said without a model hub: models are not looked for, GSM8K and MedQuAD are stood in
     for, and no knowledge is put into the knowledge base of search_facts."""
     monkeypatch.setattr(check, "resolve_model", ModelFiles)
-    monkeypatch.setattr(check, "choose_quantization", lambda asked, files: asked)
+    monkeypatch.setattr(check_quantized, "choose_quantization", lambda asked, files: asked)
     monkeypatch.setattr(
         contents, "load_skeleton", lambda config, **head: tiny_model(max_position_embeddings=9999, **head)
     )

@@ -17,22 +17,18 @@ from aurify.config import prefix_errors, suggest_neighbour
 from aurify.data.sources import check_part
 from aurify.errors import UserError
 from aurify.hardware import choose_device
-from aurify.loops.examples import Examples, read_examples
+from aurify.loops.examples import read_examples
 from aurify.models.names import resolve_model
-from aurify.models.quantize import choose_quantization
-from aurify.models.quantized_linear import import_bitsandbytes
-from aurify.pipeline.card import choose_card
 from aurify.pipeline.check_online import check_online
+from aurify.pipeline.check_quantized import check_quantized
 from aurify.pipeline.contents import Contents, Tell
-from aurify.pipeline.fit import apply_changes, suggest_changes
-from aurify.pipeline.heldout import collect_heldout, holds_rows_out, without_heldout
-from aurify.pipeline.memory import format_bytes, plan_stage
+from aurify.pipeline.fit import fit_recipe
+from aurify.pipeline.heldout import collect_heldout, count_usable_rows, holds_rows_out, without_heldout
 from aurify.pipeline.plan import Plan, PlannedStage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_algorithm, reference
 from aurify.rows.sources import is_one_file
 
 if TYPE_CHECKING:
-    from aurify.models.loading import ModelFiles
     from aurify.tasks.taskset import TaskSet
 
 log = logging.getLogger("aurify")
@@ -67,23 +63,6 @@ def check_recipe(
     return plan
 
 
-def fit_recipe(plan: Plan, done: Collection[str]) -> tuple[Recipe, list[str]] | None:
-    """The recipe with what makes its first stage fit that does not, and the overrides. None: nothing is to be done, or
-    nothing helps."""
-    for name, stage in plan.stages.items():
-        card = choose_card(stage.options.model)
-        if name in done or plan_stage(plan, stage, card).fits:
-            continue
-        changes, memory = suggest_changes(plan, stage, card)
-        if memory.fits:
-            return apply_changes(plan.recipe, name, changes)
-        plan.cautions.append(
-            f"stages.{name}: it needs {format_bytes(memory.peak)} even with all that memory: auto can change, and "
-            f"there are {format_bytes(card.size)}; take a smaller model, or shorter rows"
-        )
-    return None
-
-
 def check_stage(
     recipe: Recipe, name: str, options: OfflineStage | OnlineStage, earlier: Mapping[str, PlannedStage]
 ) -> PlannedStage:
@@ -114,28 +93,6 @@ def check_stage(
         examples = read_examples(options.data, algorithm.learns_from, recipe.seed, hold_out=holds_rows_out(stage))
         stage.examples, stage.num_rows = examples, count_usable_rows(examples, options)
     return stage
-
-
-def check_quantized(
-    options: OfflineStage | OnlineStage, files: ModelFiles | None, earlier: Mapping[str, PlannedStage]
-) -> str | None:
-    """How the stage's base is quantised. files: of its model; None if an earlier stage makes it."""
-    asked, target = options.model.quantize, reference(options.model.name)
-    if files is not None:
-        kind = choose_quantization(asked, files)
-    else:
-        trained = earlier[target or ""].quantized
-        if asked is not None and trained not in (None, asked):
-            raise UserError(f"model.quantize: {asked!r}, but '@{target}' is trained on a base in {trained}; give that")
-        kind = asked or trained
-    if kind is not None and options.lora is None:
-        raise UserError(
-            f"model.quantize: weights in {kind} cannot be trained, and without lora all are; add `lora: {{rank: 16}}`, "
-            "or take a model that is not quantised"
-        )
-    if kind is not None or options.optim.kind != "adamw":
-        import_bitsandbytes()
-    return kind
 
 
 # ---------------------------------------------------------------------- what a stage names
@@ -226,9 +183,3 @@ def check_offline(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) 
         )
     if data.demonstrations and taskset is not None and taskset.demonstration(taskset.heldout[0]) is None:
         raise UserError(f"data.demonstrations: the task {taskset.name!r} cannot write its own answers; give data.path")
-
-
-def count_usable_rows(examples: Examples, stage: OfflineStage) -> int:
-    """The usable rows of `path`, `dataset` or `mix`. One row may be several examples."""
-    own = [*examples.train, *(examples.heldout if stage.data.heldout_path is None else ())]
-    return len({(example.part, example.location) for example in own})

@@ -3,15 +3,15 @@ shows them. What costs time comes before what changes the result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from aurify.engine.budget import LEAST_TOKENS
 from aurify.engine.lora import LoraConfig
 from aurify.models.model import ModelConfig
-from aurify.pipeline.card import Card
-from aurify.pipeline.memory import StageMemory, plan_stage
+from aurify.pipeline.card import Card, choose_card
+from aurify.pipeline.memory import StageMemory, format_bytes, plan_stage
 from aurify.pipeline.plan import Plan, PlannedStage
 from aurify.pipeline.recipe import INHERITED, OfflineStage, OnlineStage, Recipe
 
@@ -127,3 +127,20 @@ def write_override(prefix: str, change: Change) -> str:
         return f"{prefix}={{rank: {change.value.rank}}}"
     value = str(change.value).lower() if isinstance(change.value, bool) else change.value
     return f"{prefix}.{change.key}={value}"
+
+
+def fit_recipe(plan: Plan, done: Collection[str]) -> tuple[Recipe, list[str]] | None:
+    """The recipe with what makes its first stage fit that does not, and the overrides. None: nothing is to be done, or
+    nothing helps."""
+    for name, stage in plan.stages.items():
+        card = choose_card(stage.options.model)
+        if name in done or plan_stage(plan, stage, card).fits:
+            continue
+        changes, memory = suggest_changes(plan, stage, card)
+        if memory.fits:
+            return apply_changes(plan.recipe, name, changes)
+        plan.cautions.append(
+            f"stages.{name}: it needs {format_bytes(memory.peak)} even with all that memory: auto can change, and "
+            f"there are {format_bytes(card.size)}; take a smaller model, or shorter rows"
+        )
+    return None
