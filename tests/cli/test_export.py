@@ -10,35 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from small_recipe import RECIPE
 from typer.testing import CliRunner
 
 from aurify.cli.main import app
 from aurify.config import load_config
 
 ROOT = Path(__file__).parents[2]
-RECIPE = """
-name: small
-model: random:tiny
-task: {name: largest_number, count: 2, maximum: 9, num_heldout: 12}
-evaluation: {num_tasks: 4, sampling: {max_tokens: 2, temperature: 0.0}}
-stages:
-  sft: {method: sft, data: {demonstrations: 16}, steps: 2, batch_size: 4, optim: {lr: 3e-3}}
-  grpo:
-    method: grpo
-    model: "@sft"
-    lora: {rank: 2}
-    steps: 1
-    prompts_per_step: 2
-    completions_per_prompt: 2
-    sampling: {max_tokens: 2}
-  scorer: {method: reward_model, data: {path: pairs.jsonl}, steps: 1, batch_size: 2}
-"""
+SCORER = "  scorer: {method: reward_model, data: {path: pairs.jsonl}, steps: 1, batch_size: 2}\n"
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
-    (folder / "small.yaml").write_text(RECIPE)
+    (folder / "small.yaml").write_text(RECIPE + SCORER)
     pairs = [{"prompt": f"{n} or 1?", "chosen": str(n), "rejected": "1"} for n in range(2, 9)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     with pytest.MonkeyPatch.context() as patch:

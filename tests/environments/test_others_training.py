@@ -14,21 +14,16 @@ from typing import Any
 import pytest
 import yaml
 from openenv_servers import count_sessions, open_servers
-from recorder import Recorder
+from scripted_training import train_scripted
 from typer.testing import CliRunner
 
 from aurify import tasks
-from aurify.algorithms.grpo import GRPO
 from aurify.cli.main import app
 from aurify.engine.engine import Engine
 from aurify.environments.rollout import Limits
 from aurify.errors import UserError
-from aurify.loops.online import train_online
-from aurify.loops.progress import Checkpoints
-from aurify.loops.rollouts import Rollouts
 from aurify.models.model import ModelConfig, load_model
 from aurify.pipeline.recipe import OnlineStage
-from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
 
 DOCS = (Path(__file__).parents[2] / "docs" / "tools.md").read_text()
@@ -126,11 +121,7 @@ def test_a_step_learns_from_what_it_gives(kind: str, log: Any, tmp_path: Path) -
         method="grpo", model=ModelConfig("random:tiny"), steps=1, prompts_per_step=2, completions_per_prompt=4,
         limits=Limits(turns=8),
     )  # fmt: skip
-    renderer = Renderer(engine.tokenizer, tools_as_text=True)
-    rollouts = Rollouts(sampler, renderer, taskset, taskset.rubric, stage, seed=1)
-    recorder = Recorder()
-    checkpoints = Checkpoints(tmp_path, every=0, keep=1, identity="x")
-    train_online(engine, GRPO(), rollouts, tracker=recorder, checkpoints=checkpoints)  # type: ignore[arg-type]
+    recorder = train_scripted(engine, taskset, sampler, stage, tmp_path)
     [row] = recorder.rows
     assert row["ledger/trajectories"] == 8 and row["reward/std"] > 0 and row["optim/grad_norm"] > 0
     assert row["ledger/tokens_environment"] > 0

@@ -79,8 +79,7 @@ class Engine:
         self.tokenizer, self.name, self.origin, self.seed = model.tokenizer, model.name, model.origin, seed
         self.dtype, self.dtype_reason = self.module.get_input_embeddings().weight.dtype, model.dtype_reason
         self.device = next(self.module.parameters()).device
-        self.share, self.version = share, 0
-        self.quantized = model.quantized
+        self.share, self.version, self.quantized = share, 0, model.quantized
         if trainable and lora is None and self.quantized is not None:
             raise UserError(
                 f"{self.name}: its weights are in {self.quantized} and cannot be trained; add lora (in a recipe "
