@@ -17,7 +17,7 @@ with TemporaryDirectory() as folder:
     base = KnowledgeBase.create(f"{folder}/docs")
     pages = sorted((HERE.parent / "docs").glob("*.md"))
     print(base.add(Document(page.name, page.read_text(), page.stem, "markdown") for page in pages))
-    for hit in base.search("How is generated code kept away from my files?", limit=3):
+    for hit in base.search("What is a sandbox: which files of the host can generated code read?", limit=3):
         print(f"\n{hit.chunk.document}, line {hit.chunk.first_line}: {' > '.join(hit.chunk.breadcrumb)}")
         stages = (f"{stage} {score:.3f} (rank {hit.ranks.get(stage, '-')})" for stage, score in hit.scores.items())
         print(f"score {hit.score:.3f}: {', '.join(stages)}\n{hit.chunk.text[:200]}")

@@ -21,7 +21,8 @@ import pytest
 import torch
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE / name) for name in ("", "algorithms", "knowledge", "models", "sandbox")]  # words.py, ...
+FOLDERS = ("", "algorithms", "export", "knowledge", "models", "sandbox")
+sys.path[:0] = [str(HERE / name) for name in FOLDERS]  # words.py, ...
 torch.set_num_threads(1)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job: children would not hear Ctrl-C either
     signal.signal(signal.SIGINT, signal.default_int_handler)

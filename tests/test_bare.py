@@ -80,15 +80,28 @@ def faiss():
     from aurify.knowledge.adapters import open_faiss
     open_faiss("index", "passages", None)
 
+def quantised_base():
+    from aurify.models.model import ModelConfig, load_model
+    load_model(ModelConfig("random:tiny", quantize="nf4"))
+
+def optimiser_in_8_bits():
+    from aurify.engine.optim import MasterAdamW, OptimConfig
+    MasterAdamW([], OptimConfig(kind="adamw_8bit"))
+
 def tensorboard():
     from aurify.tracking.trackers.tensorboard import open_summary_writer
     open_summary_writer(Path.cwd(), 1)  # a stage goes on without; its events.log says so
+
+def gguf_export():
+    from aurify.export.gguf import check_types
+    check_types(["q8_0"])
 
 WANTED = {
     hub_data_set: "hub", parquet_file: "hub", gym_task: "gym", math_reward: "math", judge: "judge",
     call_schema: "tools",
     knowledge_base: "memory", embedder: "memory", web_page: "memory", pdf: "memory", code: "memory",
     server: "serve", chroma: "chroma", faiss: "faiss", tensorboard: "tensorboard",
+    quantised_base: "quantize", optimiser_in_8_bits: "quantize", gguf_export: "gguf",
 }
 """
 

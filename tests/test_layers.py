@@ -24,7 +24,7 @@ LAYERS = (
     {"evaluation"},
     {"pipeline.recipe"},
     {"loops"},
-    {"pipeline", "serving"},
+    {"pipeline", "serving", "export"},
     {"cli"},
 )
 HEAVY = {

@@ -170,7 +170,7 @@ class Mine:
         ("environment", ENVIRONMENT, None),
         ("environment", ENVIRONMENT.replace("self, task", "self"), "takes (); expected (task, ...options)"),
         ("environment", ENVIRONMENT.replace("close", "end"), "has no close(); expected"),
-        ("environment", ENVIRONMENT.replace("async def step", "def step"), "has a step() that is not async"),
+        ("environment", ENVIRONMENT.replace("async def", "def"), None),
         ("environment", ENVIRONMENT.replace("self, message", "self"), "has step(self); expected"),
         ("algorithm", ALGORITHM, None),
         ("algorithm", ALGORITHM.replace("@dataclass(frozen=True)", ""), "is not a dataclass; expected a dataclass"),

@@ -15,6 +15,7 @@ from aurify.environments.env import Observation, Step
 from aurify.environments.rollout import build_data, build_datum, rollout
 from aurify.errors import UserError
 from aurify.renderer import Renderer
+from aurify.renderer.features import list_features
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.types import SamplingParams, Task
 
@@ -187,6 +188,12 @@ def test_mistral_cannot_ask_again_with_tools_because_its_template_moves_them(ren
         UserError, match=r"writes earlier turns in another way when user messages follow.*tools_as_text"
     ):
         play(renderers["mistral", False], ["it rains"])
+    answer = {"role": "assistant", "content": "it rains"}
+    messages = [QUESTION, answer, THANKS, answer]
+    with pytest.raises(UserError, match="train_on: last, or tools_as_text: true if it is the tools"):
+        renderers["mistral", False].conversation(messages, [TOOL])
+    renderers["mistral", False].conversation(messages, [TOOL], train="last")
+    renderers["mistral", True].conversation(messages, [TOOL])
 
 
 CHATML_QUESTION = "\n<|im_start|>user\nand tomorrow?<|im_end|>\n<|im_start|>assistant\n"
@@ -400,3 +407,37 @@ def test_a_call_that_the_template_does_not_close_loses_nothing_after_it(renderer
     text = renderer.tokenizer.decode(tokens)
     assert [text.count(part) for part in ("it rains", "and tomorrow?", "rain <|im_end|>")] == [1, 1, 1]
     assert sum(weights) > 0 and '{"q": "rain' in text
+
+
+NO_TOOLS = "none; tools_as_text: true would write them into the text"
+AS_TEXT = "written into the text (tools_as_text)"
+FEATURES = {  # system prompt, tools, thoughts of earlier turns, turns end with
+    "smollm2": ("in place", NO_TOOLS, "kept", "<|im_end|>"),
+    "qwen2.5": ("in place", "a form of its own", "kept", "<|im_end|>"),
+    "qwen3": ("in place", "a form of its own", "dropped when a question follows", "<|im_end|>"),
+    "llama3.1": ("in place", "a form of its own", "kept", "<|eot_id|>"),
+    "mistral": ("at the beginning of the next user message", "a form of its own", "kept", "</s>"),
+    "gemma": ("at the beginning of the next user message", NO_TOOLS, "kept", "<end_of_turn>"),
+    "phi3": ("in place", NO_TOOLS, "kept", "<|end|>"),
+    "glm": ("in place", "a form of its own", "kept", "<|user|> or <|observation|>"),
+    "gpt-oss": ("in place", "a form of its own", "dropped when a question follows, taken as 'thinking'",
+                "<|return|> or <|call|>"),
+    "deepseek": ("in place", NO_TOOLS, "dropped when a question follows", "<\uff5cend\u2581of\u2581sentence\uff5c>"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", made.FAMILIES)
+def test_the_features_of_a_template_are_found_out(family, renderers):
+    """Issue 16: the dry run shows them."""
+    known = list_features(renderers[family, False])
+    names = ("system prompt", "tools", "thoughts of earlier turns", "turns end with")
+    assert tuple(known[name] for name in names) == FEATURES[family]
+    assert known["replies begin"] == "plainly"
+    assert list_features(renderers[family, True])["tools"] == AS_TEXT
+
+
+def test_a_template_that_opens_a_thought_or_takes_one_question_says_so():
+    assert list_features(Renderer(made.byte_level(made.THINKING)))["replies begin"] == "in a thought"
+    strict = "{% if messages | length > 2 %}{{ raise_exception('one question') }}{% endif %}" + made.CHATML
+    found = list_features(Renderer(made.byte_level(strict)))
+    assert found["thoughts of earlier turns"] == "no further question is taken"

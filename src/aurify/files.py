@@ -61,6 +61,20 @@ def replace_folder(scratch: Path, folder: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A scratch path to make a folder at, which is moved to `folder` at the end. After an error nothing is left."""
+    if folder.exists():
+        raise UserError(f"{folder} is there already; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        yield scratch
+        replace_folder(scratch, folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
 def sync_file(path: Path) -> None:
     if os.name == "nt" and path.is_dir():  # Windows opens no folder
         return

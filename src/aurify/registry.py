@@ -76,6 +76,7 @@ declare_entries(
         "search_facts": "aurify.tasks.search_facts:search_facts",
         "gsm8k": "aurify.tasks.rows:gsm8k",
         "jsonl": "aurify.tasks.rows:jsonl",
+        "episodes": "aurify.tasks.episodes:episodes",
     },
 )
 declare_entries(
@@ -109,6 +110,7 @@ declare_entries(
         "retrieval_mrr": "aurify.environments.retrieval:retrieval_mrr",
         "answer_similarity": "aurify.environments.retrieval:answer_similarity",
         "procedure": "aurify.procedures.reward:procedure",
+        "environment": "aurify.rewards.environment:environment",
         "code": "aurify.rewards.code:code",
         "code_syntax": "aurify.rewards.code:code_syntax",
         "code_docstrings": "aurify.rewards.code:code_docstrings",
@@ -136,6 +138,9 @@ declare_entries(
         "single_turn": "aurify.environments.single_turn:SingleTurn",
         "tool_use": "aurify.environments.tool_use:ToolUse",
         "search_r1": "aurify.environments.search_r1:SearchR1",
+        "trl": "aurify.environments.trl:TRL",
+        "gymnasium": "aurify.environments.gymnasium:Gymnasium",
+        "openenv": "aurify.environments.openenv:OpenEnv",
     },
 )
 declare_entries(
@@ -248,13 +253,21 @@ def load_plugins(paths: Iterable[str | Path]) -> None:
             raise UserError(f"plugin {path} registers nothing; put one of {decorators} above a function or class in it")
 
 
-def load_plugin_function(kind: Kind, name: str) -> Any:
+def load_object(what: str, name: str) -> Any:
+    """What `file.py:name` or `module:name` stands for. what: names it in errors."""
     path, _, attribute = name.rpartition(":")
-    module = load_plugin_module(path, kind)
+    if not path:
+        raise UserError(f"{what} {name!r}: write file.py:name or module:name")
+    module = load_plugin_module(path, what)
     found = getattr(module, attribute, None)
     if found is None:
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(f"{kind} {name!r}: {path} has no {attribute!r}{did_you_mean(attribute, known)}")
+        raise UserError(f"{what} {name!r}: {path} has no {attribute!r}{did_you_mean(attribute, known)}")
+    return found
+
+
+def load_plugin_function(kind: Kind, name: str) -> Any:
+    found = load_object(kind, name)
     if problem := find_signature_problem(kind, found):
         raise UserError(f"{kind} {name!r} {problem}; expected {EXPECTED[kind]}")
     return found

@@ -23,7 +23,7 @@ EXPECTED = {
     "dataset": "a function of its options that returns rows, or one of (row, ...options) that changes or judges one",
     "reward": "(task, trajectory), (prompts, completions, ...), or only options, to return one of those two",
     "tool": "a function with typed, named parameters, or a class of its options with a method call(...) of that kind",
-    "environment": "(task, ...options), with the async methods start(), step(message) and close()",
+    "environment": "(task, ...options), with the methods start(), step(message) and close(), plain or async",
     "algorithm": "a dataclass with learns_from, needs, per and loss(out, batch); put the decorator above @dataclass",
 }
 NO_OPTIONS = ("task", "prompt", "completion", "response")  # a reward's parameters that no recipe can give
@@ -65,8 +65,6 @@ def find_environment_problem(entry: Any, signature: inspect.Signature) -> str | 
         method = getattr(entry, name, None)
         if method is None:
             return f"has no {name}()"
-        if not inspect.iscoroutinefunction(method):
-            return f"has a {name}() that is not async; write `async def {name}`"
         if not binds_arguments(inspect.signature(method), None, *given):
             return f"has {name}{inspect.signature(method)}"
     return None
@@ -111,7 +109,7 @@ def binds_arguments(signature: inspect.Signature, *given: Any) -> bool:
 def takes_completions(signature: inspect.Signature) -> bool:
     """Whether it is a reward in TRL's form, which may also take nothing but **columns."""
     names, kinds = set(signature.parameters), {parameter.kind for parameter in signature.parameters.values()}
-    named = bool(names & {"prompts", "completions", "completion_ids"})
+    named = bool(names & {"prompts", "completions", "completion_ids", "environments"})
     return "trajectory" not in names and (named or kinds == {inspect.Parameter.VAR_KEYWORD})
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, TypedDict
 
 from aurify.bounds import Checked, Interval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
@@ -20,6 +20,7 @@ Metrics = dict[str, float]
 Sums = dict[str, "float | Tensor"]  # of a row; tensors are read from the device once, with those of all rows
 Origin = Literal["prompt", "policy", "environment", "guidance"]
 Source = Literal["data", "policy", "guidance", "replay"]
+Author = Literal["policy", "environment", "guidance", "template"]
 # how a trajectory ended: by itself; after so many turns; a turn had no tokens left, or the whole; the context was full;
 # it took too long; too many calls of tools failed
 Outcome = Literal["done", "turn_limit", "token_limit", "context", "time_limit", "tool_errors"]
@@ -94,6 +95,14 @@ class Turn:
     rewards: Mapping[str, float | None] = field(default_factory=dict)  # of this turn alone
 
 
+class Span(NamedTuple):
+    """Text after the prompt that one author wrote and that got one advantage, for people to look at."""
+
+    text: str
+    author: Author
+    advantage: float | None = None  # None: it was not trained
+
+
 @dataclass(slots=True)
 class Trajectory:
     """One rollout: tokens and who wrote them, the same conversation as messages, and what it earned."""
@@ -111,6 +120,9 @@ class Trajectory:
     source: Source = "policy"
     tools: Sequence[dict[str, Any]] = ()  # that the environment offered
     problems: list[str] = field(default_factory=list)  # what the environment gave that could not be used
+    advantages: list[float] | None = None  # of each of `tokens`; None: it was not trained
+    spans: list[Span] = field(default_factory=list)  # where it is shown to people
+    environment: Any = field(default=None, repr=False, compare=False)  # for rewards of TRL, until they have judged
 
     @property
     def truncated(self) -> bool:

@@ -197,3 +197,15 @@ def test_traces_are_read_before_the_first_stage(tmp_path, monkeypatch, dry):
     assert code == 0, said
     refused = "refused: 1 judged wrong (first: traces.jsonl:1); the first 3 were judged"
     assert f"traces.jsonl: 8 traces for 8 questions; {refused}" in said
+
+
+def test_what_was_found_out_about_the_template_is_told_once(dry_run):
+    stage = "{method: sft, data: {demonstrations: 4}, steps: 1}"
+    shown = " ".join(dry_run("()", RESULT, f"stages.sft={stage}").stdout.split())
+    assert shown.count("found in the chat template: system prompt: in place; tools: none; tools_as_text: true") == 1
+    assert "turns end with: <|im_end|>" in shown
+
+
+def test_the_rendered_prompt_has_the_tools_and_it_is_told_how_they_are_written(dry_run):
+    shown = " ".join(dry_run(TOOLS, RESULT, "tools_as_text=true").stdout.split())
+    assert "tools: written into the text" in shown and '"name": "search"' in shown

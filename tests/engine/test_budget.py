@@ -47,7 +47,7 @@ def shape():
 
 
 @pytest.mark.parametrize(
-    ("gib", "tokens", "recompute"), [(80, 16384, False), (24, 9856, False), (12, 4864, False), (6, 16384, True)]
+    ("gib", "tokens", "recompute"), [(80, 16384, False), (24, 10496, False), (12, 5248, False), (6, 16384, True)]
 )
 def test_the_micro_batch_fits_the_card(shape, gib, tokens, recompute, monkeypatch):
     monkeypatch.setattr(budget, "usable_memory", lambda device: gib * GIB)

@@ -18,17 +18,13 @@ from typing import Any
 import psutil
 import pytest
 from recorder import Recorder
+from scripted_training import train_scripted
 
-from aurify.algorithms.grpo import GRPO
 from aurify.engine.engine import Engine
 from aurify.environments.rollout import Limits
 from aurify.environments.tool_use import ToolUse
-from aurify.loops.online import train_online
-from aurify.loops.progress import Checkpoints
-from aurify.loops.rollouts import Rollouts
 from aurify.models.model import ModelConfig, load_model
 from aurify.pipeline.recipe import OnlineStage
-from aurify.renderer import Renderer
 from aurify.rewards.rubric import Rubric
 from aurify.samplers.scripted import ScriptedSampler
 from aurify.tasks.taskset import TaskSet, question
@@ -106,12 +102,7 @@ def train(
         method="grpo", model=ModelConfig("random:tiny"), steps=steps, prompts_per_step=len(names),
         completions_per_prompt=4, limits=Limits(turns=3, tool_errors=0),
     )  # fmt: skip
-    renderer = Renderer(engine.tokenizer, tools_as_text=True)
-    rollouts = Rollouts(sampler, renderer, taskset, taskset.rubric, stage, seed=1)
-    recorder = Recorder()
-    checkpoints = Checkpoints(tmp_path, every=0, keep=1, identity="x")
-    train_online(engine, GRPO(), rollouts, tracker=recorder, checkpoints=checkpoints)  # type: ignore[arg-type]
-    return recorder
+    return train_scripted(engine, taskset, sampler, stage, tmp_path)
 
 
 def test_a_server_of_one_trajectory_that_dies_ends_that_trajectory_alone(tmp_path):

@@ -11,9 +11,10 @@ from medquad import stand_in_for_medquad
 
 from aurify.config import load_config
 from aurify.errors import UserError
+from aurify.models.loading import ModelFiles
 from aurify.models.model import tiny_model
 from aurify.models.tiny import byte_tokenizer
-from aurify.pipeline import check, contents
+from aurify.pipeline import check, check_quantized, contents
 from aurify.pipeline.check import check_recipe, find_stage_references
 from aurify.pipeline.plan import describe_stage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, build_stage_renderer
@@ -139,7 +140,8 @@ def test_a_stage_name_is_a_folder_name():
 def test_recipes_that_come_along_are_fine(path, monkeypatch, tmp_path):
     """As far as that can be said without a model hub: models are not looked for, GSM8K and MedQuAD are stood in
     for, and no knowledge is put into the knowledge base of search_facts."""
-    monkeypatch.setattr(check, "resolve_model", lambda name: None)
+    monkeypatch.setattr(check, "resolve_model", ModelFiles)
+    monkeypatch.setattr(check_quantized, "choose_quantization", lambda asked, files: asked)
     monkeypatch.setattr(
         contents, "load_skeleton", lambda config, **head: tiny_model(max_position_embeddings=9999, **head)
     )

@@ -6,110 +6,16 @@ import json
 import math
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from report_pages import EVIL, RECIPE, Page, page_of, sample
 
 from aurify.files import replace_text
 from aurify.report.report import write_report
 from aurify.tracking import jsonl
 from aurify.tracking.run_folder import RunFolder
-
-EVIL = "</pre></script><script>alert('x')</script><img src=x onerror=alert(1)>\"'&amp; \u2028 \ud83d"
-VOID = {"meta", "br", "img", "link", "input", "hr"}
-RECIPE = {
-    "name": "quick & <b>start</b>",
-    "model": {"name": "smollm2-135m-instruct"},
-    "task": {"name": "largest_number"},
-    "stages": {
-        "sft": {"method": "sft", "steps": 30},
-        "pairs": {"method": "dpo"},
-        "grpo": {"method": "grpo", "steps": 30},
-    },
-}
-
-
-class Page(HTMLParser):
-    """Fails on tags that do not nest; gathers what a browser would show, run or fetch."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
-        self.scripts: list[str] = []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open and self.open[-1] == "script":
-            self.scripts.append(data)
-        elif self.open and self.open[-1] != "style":
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(self.words)
-
-    def attributes(self, name: str) -> list[str]:
-        return [value or "" for _, attributes in self.tags for key, value in attributes.items() if key == name]
-
-    def titles(self) -> list[str]:
-        return [attributes.get("aria-label") or "" for tag, attributes in self.tags if tag == "svg"]
-
-
-def sample(step: int, reward: float | None, text: str = "41") -> dict:
-    messages = [{"role": "user", "content": "which?"}, {"role": "assistant", "content": text}]
-    return {
-        "step": step, "task": "t", "answer": "41", "messages": messages, "reward": reward, "rewards": {"match": reward},
-        "tokens": 3, "truncated": False,
-    }  # fmt: skip
-
-
-@pytest.fixture
-def run(tmp_path) -> RunFolder:
-    """A run of three stages: two finished, one under way."""
-    folder = RunFolder.create(tmp_path, RECIPE)
-    for name in RECIPE["stages"]:
-        stage = folder.stage(name)
-        for step in range(1, 31):
-            row = {"step": step, "loss": 2 / step, "optim/grad_norm": 1.0, "time/step": 0.5, "memory/peak_gb": 1.5}
-            if name == "grpo":
-                row |= {"reward/mean": step / 30, "reward/std": 0.3, "mine/own_metric": float(step)}
-            jsonl.append_log(stage.metrics, row)
-            jsonl.append_log(stage.ledger, {"step": step, "ledger/tokens_trained": 100.0, "ledger/groups": 4.0})
-        stage.events.write_text("2026-01-01 00:00:00 all is well\n")
-    for step in (1, 10, 20, 30):
-        jsonl.append_log(
-            folder.stage("grpo").samples, sample(step, 0.0, "worst words"), sample(step, 1.0, "best words")
-        )
-    pair = {"prompt": [{"role": "user", "content": "which one?"}], "chosen": "this one", "rejected": "that one"}
-    jsonl.append_log(folder.stage("pairs").path / "pairs.jsonl", pair)
-    task = {"name": "largest_number"}
-    numbers = {"sft": ("accuracy", 0.086, 0.344), "pairs": ("accuracy", 0.344, 0.531)}
-    for name, (measure, before, after) in numbers.items():
-        folder.record(name, status="finished", method=RECIPE["stages"][name]["method"], task=task, seconds=75.0,
-                      measure=measure, before=before, after=after, details_after={"error": 0.027})  # fmt: skip
-    folder.record("grpo", status="running", method="grpo", model="@pairs", task=task, measure="accuracy", before=0.531)
-    return folder
-
-
-def page_of(run: RunFolder) -> Page:
-    return Page(write_report(run.path).read_text(encoding="utf-8"))
 
 
 def test_the_page_tells_the_whole_run(run):

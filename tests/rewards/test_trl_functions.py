@@ -17,7 +17,7 @@ import torch
 from aurify.errors import UserError
 from aurify.rewards.rubric import Rubric, build_rubric
 from aurify.rewards.trl import TrainerState
-from aurify.tracking.trackers.files import record_sample
+from aurify.tracking.samples import record_sample
 from aurify.types import Group, Segment, Task, Trajectory
 
 QUESTION = "What is 3 + 4?"

@@ -95,7 +95,7 @@ def test_samples_say_what_was_written_and_earned(folder):
         "step": 4, "task": "t1", "answer": "41", "reward": 1.0, "rewards": {"match": 1.0}, "tokens": 2,
         "truncated": False,
         "outcome": "done",
-        "turns": [], "source": "policy", "messages": [
+        "turns": [], "source": "policy", "num_prompt_messages": 1, "messages": [
             {"role": "user", "content": "the largest of 7, 41?"}, {"role": "assistant", "content": "41"},
         ],
     }  # fmt: skip

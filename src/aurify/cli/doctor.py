@@ -34,6 +34,7 @@ EXTRAS = {  # module -> (extra, what it gives)
     "tensorboard": ("tensorboard", "TensorBoard files of each stage"),
     "datasets": ("hub", "data sets from the hub"),
     "reasoning_gym": ("gym", "the tasks gym:*"),
+    "gymnasium": ("gymnasium", "environments of Gymnasium"),
     "math_verify": ("math", "answers compared as mathematics"),
     "httpx": ("judge", "a language model as a judge"),
     "lancedb": ("memory", "knowledge bases"),
@@ -41,6 +42,7 @@ EXTRAS = {  # module -> (extra, what it gives)
     "jsonschema": ("tools", "the reward call_valid"),
     "mcp": ("mcp", "tools of MCP servers"),
     "starlette": ("serve", "a knowledge base over HTTP"),
+    "bitsandbytes": ("quantize", "base weights and optimiser states in 4 and 8 bits"),
 }
 SUBJECT_WIDTH = max(map(len, EXTRAS))
 GIB = 1024**3

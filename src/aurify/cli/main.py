@@ -20,12 +20,15 @@ from aurify.cli.data import data
 from aurify.cli.demo import demo
 from aurify.cli.doctor import doctor
 from aurify.cli.evaluate import evaluate_model
+from aurify.cli.export import export, push_folder
 from aurify.cli.help import explain
 from aurify.cli.ingest import ingest
 from aurify.cli.kb import kb
 from aurify.cli.list import list_names
+from aurify.cli.memory import plan_recipe
 from aurify.cli.merge import merge
 from aurify.cli.models import models
+from aurify.cli.quantize import quantize
 from aurify.cli.report import report
 from aurify.cli.runs import runs
 from aurify.cli.sample import sample
@@ -116,6 +119,7 @@ def set_global_flags(
 
 app.command()(demo)
 app.command(cls=TrainCommand)(train)
+app.command(name="plan")(plan_recipe)
 app.command(name="eval")(evaluate_model)
 app.command()(sample)
 app.command()(chat)
@@ -127,6 +131,9 @@ app.command()(ingest)
 app.command()(search)
 app.command()(models)
 app.command()(merge)
+app.command()(quantize)
+app.command()(export)
+app.command(name="push")(push_folder)
 app.command()(doctor)
 app.add_typer(data, name="data")
 app.add_typer(kb, name="kb")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from aurify.cli.memory import show_memory
 from aurify.config import prefix_errors
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ def print_plan(plan: Plan) -> None:
     from rich.table import Table
 
     from aurify.pipeline.plan import describe_stage
+    from aurify.renderer.features import list_features
 
+    told = ""
     console = Console(highlight=False)
     colours = console.color_system is not None and not console.no_color
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -34,6 +37,9 @@ def print_plan(plan: Plan) -> None:
         trained = f"{row['method']} of {row['model']} ({row['weights']})"
         table.add_row(row["stage"], trained, f"{row['learns from']}, {row['length']}")
     console.print(table)
+    for override in plan.fitted:
+        console.print(f"memory: auto sets {override}", markup=False)
+    show_memory(plan, console, parts=False)
     for name, stage in plan.stages.items():
         with prefix_errors(f"stages.{name}"):
             for line in stage.lines:
@@ -41,7 +47,10 @@ def print_plan(plan: Plan) -> None:
             if stage.example is None:
                 continue
             renderer = open_renderer(plan, stage)
-            num_tokens = len(stage.example.tokens)
+            found = "; ".join(f"{feature}: {finding}" for feature, finding in list_features(renderer).items())
+            if found != told:
+                console.print(f"{name}: found in the chat template: {found}", markup=False)
+            told, num_tokens = found, len(stage.example.tokens)
             console.rule(f"the first example of {name} ({num_tokens} tokens)", align="left", style="dim")
             console.print(cut_screen_middle(highlight_trained(renderer, stage.example, colours)))
             for note in stage.notes:

@@ -80,8 +80,16 @@ def run_recipe(
 
         recipe, done = build_recipe(values), find_finished_stages(resume, values) if resume else []
         plan = check_recipe(
-            recipe, done=done, keep=not dry_run, tell=lambda line: status.update(f"checking the recipe: {line} ...")
-        )
+            recipe, done=done, keep=not dry_run, fit=resume is None,
+            tell=lambda line: status.update(f"checking the recipe: {line} ..."),
+        )  # fmt: skip
+        if plan.fitted:  # the run keeps the recipe that it runs
+            values = config.load_config(path, [*overrides, *plan.fitted])
+            if build_recipe(values) != plan.recipe:
+                raise UserError(
+                    f"memory: auto would set {' '.join(plan.fitted)}, but a stage repeats what stands at the top of "
+                    "the recipe; leave it out of the stage, or set it there by hand"
+                )
     if dry_run:
         from aurify.cli.plan import print_plan
 
@@ -96,6 +104,8 @@ def run_recipe(
     except OSError as error:
         raise UserError(f"no run can be kept in {runs}/ ({error}); give another folder with --runs") from error
     typer.echo(f"{'Going on with' if resume else 'Run'} {folder.path}")
+    for override in plan.fitted:
+        typer.echo(f"memory: auto sets {override}")
     try:
         run_pipeline(plan, folder, show_samples=samples)
     except Exception:

@@ -3,7 +3,7 @@ whole weights (`modules_to_save`, biases) and single rows of embeddings (`traina
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from aurify.engine.adapter_files import TOKENS, write_adapter
 from aurify.engine.lora import AdapterState, LoraConfig, LoraEmbedding, LoraLinear, Use
 from aurify.errors import UserError
+from aurify.models.quantized_linear import QuantizedLinear
 
 HEADS = ("score", "lm_head")  # never adapted unless an adapter from elsewhere does
 
@@ -87,8 +88,8 @@ class Adapter:
                 if tensor is not None:
                     yield f"{name} {layer.scale} {part}", tensor
 
-    def save(self, folder: Path, base_name: str, origin: str = "") -> None:
-        """Writes what peft reads. origin: see `write_adapter`."""
+    def save(self, folder: Path, base_name: str, header: Mapping[str, str]) -> None:
+        """Writes what peft reads. header: see `write_adapter`."""
         tensors: dict[str, Tensor] = {
             f"{name}.{suffix}": parameter
             for name, layer in self.layers.items()
@@ -96,7 +97,7 @@ class Adapter:
         }
         tensors |= {extra.key: extra.tensor() for extra in self.extras}
         description = self.description | {"base_model_name_or_path": base_name, "inference_mode": True}
-        write_adapter(folder, description, tensors, origin)
+        write_adapter(folder, description, tensors, header)
 
 
 def replace_layer(module: nn.Module, name: str, part: nn.Module) -> None:
@@ -106,7 +107,7 @@ def replace_layer(module: nn.Module, name: str, part: nn.Module) -> None:
 
 def is_linear_layer(layer: nn.Module) -> bool:
     """Conv1D is a linear layer of GPT-2 and its kind."""
-    return type(layer) is nn.Linear or type(layer).__name__ == "Conv1D"
+    return type(layer) in (nn.Linear, QuantizedLinear) or type(layer).__name__ == "Conv1D"
 
 
 def find_lm_head(module: Any) -> nn.Module | None:

@@ -166,10 +166,13 @@ def explain_unmergeable(description: Mapping[str, Any]) -> str:
     return "it adds layers to its base: train a LoRA on its base" if description.get("layer_replication") else ""
 
 
-def write_adapter(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], origin: str) -> None:
-    """origin: the name under which Aurify finds the base, if that is not what `base_model_name_or_path` says."""
+def write_adapter(
+    folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor], header: Mapping[str, str]
+) -> None:
+    """header: what Aurify is to know of the base beside `base_model_name_or_path`: the name under which it finds it
+    (`origin`), and how it was quantised. Empty ones are left out."""
     named = {f"{PREFIX}{name}": tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(named, folder / WEIGHTS_FILE, metadata={"format": "pt", **({"origin": origin} if origin else {})})
+    save_file(named, folder / WEIGHTS_FILE, metadata={"format": "pt"} | {k: v for k, v in header.items() if v})
     if not description.get("task_type") and not description.get("auto_mapping"):  # peft asks for one of them
         description = {**description, "task_type": "CAUSAL_LM"}
     (folder / CONFIG_FILE).write_text(json.dumps(description, indent=2) + "\n")

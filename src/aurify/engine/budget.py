@@ -1,13 +1,6 @@
 """How many tokens a micro-batch may have, and recomputing activations where they would not fit.
 
-Saved activations decide it. Per token and decoder layer we count, in the dtype of the model,
-
-    12 x hidden + 4.5 x intermediate     without checkpointing
-    hidden                               with it, and the above once, for the layer that is recomputed
-    2 x hidden, once                     instead of `hidden`, with layer inputs in host memory
-
-The two factors fit what was counted on Llama and Qwen2 shapes with LoRA (58 KiB a token and layer for a 0.5B, 109 for
-a 1B, in bf16). Other models differ; if memory runs out all the same, `retry_with_less_memory` halves the
+Saved activations decide it: `footprint.py` counts them. If memory runs out all the same, `retry_with_less_memory` halves the
 micro-batch."""
 
 from __future__ import annotations
@@ -21,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from aurify.engine.executor import Result
+from aurify.engine.footprint import Activations, Shape, Training, read_shape, read_training, token_bytes
 from aurify.hardware import is_out_of_memory, usable_memory
 
 if TYPE_CHECKING:
@@ -28,7 +22,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("aurify")
 
-HIDDEN_FACTOR, INTERMEDIATE_FACTOR = 12.0, 4.5
 MEMORY_SHARE = 0.6  # of what is usable: the rest is for the head's chunks, gradients and fragmentation
 MOST_TOKENS = {"cpu": 2048, "cuda": 16384}  # more brings nothing
 ENOUGH_TOKENS = {"cpu": 1024, "cuda": 4096}  # with fewer, recomputing pays
@@ -40,8 +33,12 @@ Checkpointing = bool | Literal["auto", "offload"]
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
     micro_batch_tokens: int
-    checkpointing: bool
+    activations: Activations
     token_bytes: int  # saved activations of one token
+
+    @property
+    def checkpointing(self) -> bool:
+        return self.activations != "kept"
 
 
 def plan_training_memory(
@@ -49,22 +46,27 @@ def plan_training_memory(
 ) -> MemoryPlan:
     """optimizer_bytes: what gradients and optimiser will take; the weights are in memory already. tokens and
     checkpointing: what the user asked for; None and "auto" are chosen here."""
-    config = module.config.get_text_config()
-    width = next(module.parameters()).element_size()
-    hidden = int(config.hidden_size)
-    intermediate = int(getattr(config, "intermediate_size", None) or 4 * hidden)
-    layers = int(config.num_hidden_layers)
-    layer = round(width * (HIDDEN_FACTOR * hidden + INTERMEDIATE_FACTOR * intermediate))
-    kept, recomputed = layers * layer, layers * width * hidden + layer
-    room = max(0.0, MEMORY_SHARE * (usable_memory(device) - optimizer_bytes))
-    most, enough = MOST_TOKENS.get(device.type, 4096), ENOUGH_TOKENS.get(device.type, 1024)
+    width, room = module.get_input_embeddings().weight.element_size(), usable_memory(device) - optimizer_bytes
+    return choose_micro_batch(
+        read_shape(module), read_training(module), width, device.type, room, tokens, checkpointing
+    )
+
+
+def choose_micro_batch(
+    shape: Shape, training: Training, width: int, device_type: str, room: int, tokens: int | None,
+    checkpointing: Checkpointing,
+) -> MemoryPlan:  # fmt: skip
+    """room: bytes that are free beside weights, gradients and optimiser."""
+    room = max(0, round(MEMORY_SHARE * room))
+    most, enough = MOST_TOKENS.get(device_type, 4096), ENOUGH_TOKENS.get(device_type, 1024)
+    kept = token_bytes(shape, width, training, "kept")
     recompute = room < kept * (tokens or enough) if checkpointing == "auto" else bool(checkpointing)
-    if checkpointing == "offload" and device.type != "cpu":
-        recomputed = 2 * width * hidden + layer
-    token_bytes = recomputed if recompute else kept
+    offload = checkpointing == "offload" and device_type != "cpu"
+    activations: Activations = "offloaded" if offload else "recomputed" if recompute else "kept"
+    size = token_bytes(shape, width, training, activations)
     if tokens is None:
-        tokens = max(LEAST_TOKENS, min(most, int(room / token_bytes) // 128 * 128))
-    return MemoryPlan(tokens, recompute, token_bytes)
+        tokens = max(LEAST_TOKENS, min(most, room // size // 128 * 128))
+    return MemoryPlan(tokens, activations, size)
 
 
 class Retreating(Protocol):

@@ -130,7 +130,7 @@ def linear_divergence(
     exist at the same time, twice."""
     size = min(len(head.weight), len(teacher.weight))
     head, teacher = first_head_rows(head, size), first_head_rows(teacher, size)
-    chunk = chunk or logit_chunk_rows(head.weight, copies=2)
+    chunk = chunk or logit_chunk_rows(head.weight.shape[0], head.weight.device.type, copies=2)
     rest = taught.detach(), teacher, temperature, kind, beta, chunk
     if hidden.requires_grad and not head.trained:
         return frozen_head_divergence(hidden, head, *rest)

@@ -28,6 +28,7 @@ from aurify.engine.budget import Checkpointing, plan_training_memory, retry_with
 from aurify.engine.cpu.rows import choose_row_executor
 from aurify.engine.divergence import check_teacher_head, linear_divergence
 from aurify.engine.executor import Grads, Result, sum_loss_terms
+from aurify.engine.footprint import Training, gradient_bytes, optimizer_bytes, read_training
 from aurify.engine.forward import Body
 from aurify.engine.inputs import Inputs, build_row_inputs, select_trained
 from aurify.engine.logprobs import Head, linear_logprobs
@@ -41,10 +42,11 @@ from aurify.engine.weights import Weights, share_weights
 from aurify.errors import UserError
 from aurify.models.loading import save_model
 from aurify.models.model import LoadedModel, read_max_context, read_model_vocabulary
+from aurify.models.quantize import HEADER
+from aurify.models.quantized_linear import count_bytes
 from aurify.types import Algorithm, Datum, Metrics, Outputs, count_units
 
 STATE_FILE = "engine.pt"
-OPTIMIZER_BYTES = 16  # a trained parameter: gradient, two moments, and the master of a weight that is not fp32
 Key = TypeVar("Key", bound=Hashable)
 
 
@@ -77,7 +79,12 @@ class Engine:
         self.tokenizer, self.name, self.origin, self.seed = model.tokenizer, model.name, model.origin, seed
         self.dtype, self.dtype_reason = self.module.get_input_embeddings().weight.dtype, model.dtype_reason
         self.device = next(self.module.parameters()).device
-        self.share, self.version = share, 0
+        self.share, self.version, self.quantized = share, 0, model.quantized
+        if trainable and lora is None and self.quantized is not None:
+            raise UserError(
+                f"{self.name}: its weights are in {self.quantized} and cannot be trained; add lora (in a recipe "
+                "`lora: {rank: 16}`), or load the model without quantize"
+            )
         self.lock = threading.RLock()  # held while weights change; the sampler takes it for each of its steps
         self.score: nn.Linear | None = getattr(self.module, "score", None)
         self.adapter: Adapter | None = open_adapter(model, lora, seed)
@@ -86,14 +93,16 @@ class Engine:
             raise UserError(f"{self.name}: the output head of {type(self.module).__name__} is no plain linear layer")
         self.trainable = [p for p in self.module.parameters() if p.requires_grad] if trainable else []
         self.optimizer: MasterAdamW | None = None
+        optim = optim or OptimConfig()
         if trainable:
             rows = self.adapter.trained_rows() if self.adapter is not None else {}
-            self.optimizer = MasterAdamW(self.trainable, optim or OptimConfig(), rows)
+            self.optimizer = MasterAdamW(self.trainable, optim, rows)
         self.dropout = self.adapter is not None and self.adapter.dropout > 0
         self.module.eval()
-        num_trained = sum(parameter.numel() for parameter in self.trainable)
+        training = read_training(self.module) if trainable else Training(0, whole=False)
+        needed = gradient_bytes(training) + optimizer_bytes(training, self.dtype.itemsize, optim.kind)
         wanted = checkpointing if trainable else False  # without gradients nothing is saved
-        plan = plan_training_memory(self.module, self.device, OPTIMIZER_BYTES * num_trained, micro_batch_tokens, wanted)
+        plan = plan_training_memory(self.module, self.device, needed, micro_batch_tokens, wanted)
         self.micro_batch_tokens, self.checkpointing = plan.micro_batch_tokens, plan.checkpointing
         self.store = HostStore() if wanted == "offload" and self.device.type != "cpu" else None
         if plan.checkpointing and not recompute_layers(self.module, self.adapter, self.store):
@@ -270,11 +279,13 @@ class Engine:
 
     def export(self, folder: Path | str) -> None:
         """Writes the model as a folder that plain transformers (or peft, for an adapter) loads."""
+        if self.adapter is None and self.quantized is not None:
+            raise UserError(f"{self.name}: in {self.quantized} and without an adapter there is nothing new to write")
         if self.adapter is None:
             save_model(self.module, self.tokenizer, Path(folder))
             return
         Path(folder).mkdir(parents=True, exist_ok=True)
-        self.adapter.save(Path(folder), self.name, self.origin)
+        self.adapter.save(Path(folder), self.name, {"origin": self.origin, HEADER: self.quantized or ""})
         self.tokenizer.save_pretrained(folder)
 
     def describe(self) -> dict[str, Any]:
@@ -285,6 +296,8 @@ class Engine:
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type,
             "dtype": str(self.dtype).removeprefix("torch."),
             "dtype_reason": self.dtype_reason,
+            "quantized": self.quantized,
+            "weight_bytes": count_bytes(self.module),
             "seed": self.seed,
             "micro_batch_tokens": self.micro_batch_tokens,
             "checkpointing": self.checkpointing and (self.store is None or "offload"),

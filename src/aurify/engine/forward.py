@@ -16,6 +16,7 @@ from aurify.engine.backbone import Backbone
 from aurify.engine.check import Check, Checker
 from aurify.engine.logprobs import Head
 from aurify.engine.packing import Row, pack_row
+from aurify.models.quantized_linear import QuantizedLinear
 
 log = logging.getLogger("aurify")
 
@@ -39,6 +40,8 @@ class Body(Backbone):
         super().__init__(module, head)
         embedding = module.get_input_embeddings().weight
         products = sum(parameter.numel() for parameter in self.decoder.parameters() if parameter is not embedding)
+        codes = [layer for layer in self.decoder.modules() if isinstance(layer, QuantizedLinear)]
+        products += sum(layer.in_features * layer.out_features for layer in codes)
         self.head_cost = 0.0 if head is None else head.weight.numel() / products  # of a token, to that of its layers
         self.reason = ""  # why it is not the first path of the ladder
         self.checks: list[Check] = []

@@ -203,10 +203,10 @@ def logprob_gradient(
     return grad.scatter_add_(1, targets, grad_logprobs)
 
 
-def logit_chunk_rows(weight: Tensor, copies: int = 1) -> int:
+def logit_chunk_rows(vocabulary: int, device_type: str, copies: int = 1) -> int:
     """Positions whose logits exist at the same time, `copies` times over."""
-    size = CHUNK_BYTES.get(weight.device.type, CHUNK_BYTES["cpu"])
-    return max(16, min(MOST_ROWS, size // (4 * copies * weight.shape[0])))
+    size = CHUNK_BYTES.get(device_type, CHUNK_BYTES["cpu"])
+    return max(16, min(MOST_ROWS, size // (4 * copies * vocabulary)))
 
 
 def equal_slices(total: int, size: int) -> list[slice]:
@@ -227,7 +227,7 @@ def linear_logprobs(
     """Log-prob of each target and entropy of its distribution (zeros unless asked for), at `temperature`.
 
     hidden [n, hidden], targets [n] int64 -> two [n] fp32. chunk: positions whose logits exist at the same time."""
-    chunk = chunk or logit_chunk_rows(head.weight)
+    chunk = chunk or logit_chunk_rows(head.weight.shape[0], head.weight.device.type)
     if hidden.requires_grad and not head.trained:
         return frozen_head_logprobs(hidden, head, targets, temperature, entropy, chunk)
     return LinearLogProb.apply(hidden, head.weight, head.bias, targets, head, temperature, entropy, chunk)

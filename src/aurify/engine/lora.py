@@ -6,7 +6,8 @@ base's matrix product (`addmm`), which adds in fp32 and rounds once. Then an upd
 share of outputs.
 
 In fp32 on a CPU we keep the merged weight W + s B A instead and compute one product, with a backward of our own that
-gives the exact gradients of A and B. Elsewhere there is no second copy of a weight.
+gives the exact gradients of A and B. Elsewhere there is no second copy of a weight, and a quantised one is made anew
+for each product.
 
 Trainer, sampler and reference take the same path. So their log-probs agree, and the log-probs of a fresh adapter are
 those of its reference, bit for bit."""
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurify.bounds import Checked, Interval, PositiveInt
+from aurify.models.quantized_linear import QuantizedLinear, QuantizedProduct
 
 Use = Literal["adapter", "reference"]
 
@@ -120,6 +122,10 @@ class LoraLinear(nn.Module):
         return self.base.weight
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.base.dtype if isinstance(self.base, QuantizedLinear) else self.base.weight.dtype
+
+    @property
     def matrix(self) -> Tensor:
         """[out, in] the base's weight"""
         return self.base.weight if isinstance(self.base, nn.Linear) else self.base.weight.t()
@@ -127,10 +133,11 @@ class LoraLinear(nn.Module):
     @property
     def merging_pays(self) -> bool:
         """On a CPU in fp32. In bf16 the merged weight would round small updates away, and on a GPU the thin products
-        cost less than the memory of a second weight. The head alone is always merged: its product is computed by
-        chunks, from its weight."""
-        on_cpu = self.base.weight.dtype == torch.float32 and self.base.weight.device.type == "cpu"
-        return self.is_head or (on_cpu and self.lora_magnitude is None)
+        cost less than the memory of a second weight, which a quantised layer is to save. The head alone is always
+        merged: its product is computed by chunks, from its weight."""
+        if self.is_head or isinstance(self.base, QuantizedLinear) or self.lora_magnitude is not None:
+            return self.is_head
+        return self.dtype == torch.float32 and self.base.weight.device.type == "cpu"
 
     def parameters_by_suffix(self) -> dict[str, nn.Parameter]:
         """As peft names them, after the name of the layer."""
@@ -149,7 +156,7 @@ class LoraLinear(nn.Module):
     def merged_weight(self, factors: Factors) -> Tensor:
         """[out, in] in the dtype of W"""
         weight = self.matrix.float() + (factors.b @ factors.a).mul_(self.scale)
-        return (weight if factors.stretch is None else weight * factors.stretch[:, None]).to(self.base.weight.dtype)
+        return (weight if factors.stretch is None else weight * factors.stretch[:, None]).to(self.dtype)
 
     @torch.no_grad()
     def plain_weight(self) -> Tensor:
@@ -167,15 +174,14 @@ class LoraLinear(nn.Module):
     @torch.no_grad()
     def merge(self) -> None:
         """After A or B changed: brings what was made of them up to date, in place, as a CUDA graph may read it."""
-        weight = self.base.weight
         if self.lora_magnitude is not None:
             norm = (self.matrix.float() + (self.lora_B @ self.lora_A).mul_(self.scale)).norm(dim=1)
             self.norm = norm if self.norm is None else self.norm.copy_(norm)
         if self.merging_pays:
             merged = self.merged_weight(self.factors())
             self.merged = merged if self.merged is None else self.merged.copy_(merged)
-        elif weight.dtype != torch.float32 and self.rounded is None:
-            self.rounded = self.lora_A.to(weight.dtype), self.lora_B.to(weight.dtype)
+        elif self.dtype != torch.float32 and self.rounded is None:
+            self.rounded = self.lora_A.to(self.dtype), self.lora_B.to(self.dtype)
         elif self.rounded is not None:
             self.rounded[0].copy_(self.lora_A)
             self.rounded[1].copy_(self.lora_B)
@@ -185,26 +191,30 @@ class LoraLinear(nn.Module):
         self.reference = Factors(*(None if each is None else each.detach().clone() for each in self.factors()))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, bias = self.matrix, self.base.bias
+        bias = self.base.bias
         reference = self.state.use == "reference"
         dropping = self.state.dropping and self.dropout > 0 and not reference
         if self.merged is not None and not dropping:
             if reference:
-                return F.linear(x, weight if self.reference is None else self.merged_weight(self.reference), bias)
+                return F.linear(x, self.matrix if self.reference is None else self.merged_weight(self.reference), bias)
             if not torch.is_grad_enabled():
                 return F.linear(x, self.merged, bias)
             return MergedProduct.apply(x, self.lora_A, self.lora_B, self.merged, bias, self.scale)
         rows = x.reshape(-1, x.shape[-1])
         stretch: Tensor | None = None
         if reference and self.reference is None:  # zeros, so that the same kernel runs as with the adapter
-            added = x.new_zeros(len(rows), weight.shape[0])
+            added = x.new_zeros(len(rows), len(self.lora_B))
         else:
             a, b, stretch = self.reference if reference and self.reference else self.factors()
             if self.rounded is not None and not reference and not torch.is_grad_enabled():
                 a, b = self.rounded
             dropped = F.dropout(rows, self.dropout) if dropping else rows
             added = F.linear(F.linear(dropped, a.to(x.dtype)).mul(self.scale), b.to(x.dtype))
-        output = torch.addmm(added, rows, weight.t()).view(*x.shape[:-1], -1)
+        if isinstance(self.base, QuantizedLinear):
+            output = QuantizedProduct.apply(rows, added, self.base)
+        else:
+            output = torch.addmm(added, rows, self.matrix.t())
+        output = output.view(*x.shape[:-1], -1)
         if stretch is not None:
             output = output * stretch.to(x.dtype)
         # not into `added`: beside a large bias a small product would be rounded away

@@ -17,6 +17,7 @@ from aurify.files import require
 from aurify.models.loading import cast_weights, read_adapter_header, read_model_dtype, save_model
 from aurify.models.model import LoadedModel, load_model
 from aurify.models.names import resolve_model
+from aurify.models.quantized_linear import dequantize_layers
 
 # whole weights that peft may save beside an adapter of any kind
 WHOLE_EMBEDDINGS = tuple(f"{name}{base}.weight" for name in EMBEDDINGS for base in ("", ".base_layer"))
@@ -24,7 +25,7 @@ RTOL, ATOL = 1e-2, 1e-2  # of a logit in fp32, before and after merging
 log = logging.getLogger("aurify")
 
 
-def merge_adapter(adapter: Path, folder: Path) -> None:
+def merge_adapter(adapter: Path, folder: Path, max_shard_size: str = "50GB") -> None:
     """Computes in fp32 and writes in the dtype of the base."""
     if not (adapter / CONFIG_FILE).exists():
         raise UserError(f"{adapter} is no adapter folder: it has no {CONFIG_FILE}")
@@ -33,7 +34,10 @@ def merge_adapter(adapter: Path, folder: Path) -> None:
     is_reward_model = json.loads((adapter / CONFIG_FILE).read_text()).get("task_type") == "SEQ_CLS"
 
     def load() -> LoadedModel:
-        return load_model(str(adapter), dtype="float32", device="cpu", scalar_head=is_reward_model)
+        loaded = load_model(str(adapter), dtype="float32", device="cpu", scalar_head=is_reward_model)
+        dequantize_layers(loaded.module)  # the adapter was trained on the rounded weights, and is merged into them
+        loaded.quantized = None
+        return loaded
 
     loaded = load()
     try:
@@ -42,7 +46,8 @@ def merge_adapter(adapter: Path, folder: Path) -> None:
     except NeedsMerging as error:
         log.info("%s", error.problem)
         module = merge_with_peft(load().module, adapter)
-    save_model(cast_weights(module, read_model_dtype(resolve_model(str(adapter)))), loaded.tokenizer, folder)
+    stored = read_model_dtype(resolve_model(str(adapter)))
+    save_model(cast_weights(module, stored), loaded.tokenizer, folder, max_shard_size)
 
 
 @torch.no_grad()

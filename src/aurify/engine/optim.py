@@ -1,7 +1,9 @@
-"""AdamW on fp32 master weights, and the learning-rate schedules."""
+"""AdamW on fp32 master weights, by bitsandbytes where its moments have 8 bits or are paged, and the schedules of the
+learning rate."""
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +15,15 @@ from torch import Tensor, nn
 
 from aurify.bounds import Checked, NonNegativeInt, PositiveFloat
 from aurify.errors import UserError
+from aurify.models.quantized_linear import import_bitsandbytes
+
+log = logging.getLogger("aurify")
 
 
 @dataclass(frozen=True)
 class OptimConfig(Checked):
+    # 8bit: moments in 8 bits (arXiv 2110.02861); paged: they move to the host where a GPU has no room for them
+    kind: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
     lr: PositiveFloat = 1e-4  # learning rate at its highest
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rate after the warm-up
     warmup_steps: NonNegativeInt = 0  # in which the learning rate rises from 0
@@ -47,7 +54,8 @@ class MasterAdamW:
     Gradients of several backward passes add up in the masters' fp32 gradients (`collect`), so accumulation does not
     round either. A gradient in bf16 is added to its master's as soon as it is made.
 
-    Bytes for a parameter of a bf16 model: 2 for the weight, 4 for its master, 8 for the moments, 4 for the gradient."""
+    Bytes for a parameter of a bf16 model: 2 for the weight, 4 for its master, 8 for the moments (2 if they are in 8
+    bits), 4 for the gradient."""
 
     def __init__(
         self, parameters: Iterable[nn.Parameter], config: OptimConfig, rows: Mapping[nn.Parameter, Tensor] | None = None
@@ -60,16 +68,8 @@ class MasterAdamW:
         self.masters = [make_master_weight(p, chosen) for p, chosen in zip(self.parameters, self.rows, strict=True)]
         decayed = [m for m in self.masters if m.ndim >= 2]
         others = [m for m in self.masters if m.ndim < 2]
-        self.adamw = torch.optim.AdamW(
-            [
-                {"params": decayed, "weight_decay": config.weight_decay},
-                {"params": others, "weight_decay": 0.0},
-            ],
-            lr=config.lr,
-            betas=(config.beta1, config.beta2),
-            eps=config.eps,
-            fused=True,
-        )
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+        self.adamw = make_adamw(groups, config, on_cpu=all(m.device.type == "cpu" for m in self.masters))
         for parameter, master, chosen in zip(self.parameters, self.masters, self.rows, strict=True):
             if parameter is not master:
                 parameter.register_post_accumulate_grad_hook(partial(move_grad_to_master, master, chosen))
@@ -140,30 +140,51 @@ class MasterAdamW:
             parameter.grad = None
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"masters": [m.detach() for m in self.masters], "adamw": self.adamw.state_dict()}
-        return state | {"skipped": self.skipped}
+        adamw = torch.optim.Optimizer.state_dict(self.adamw)  # bitsandbytes' own is wrapped, for FSDP
+        masters = [m.detach() for m in self.masters]
+        return {"masters": masters, "adamw": adamw, "skipped": self.skipped, "kind": self.config.kind}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """state: as saved, on the CPU (it may be a mapped file). Each tensor is copied into the one that is there, so
         the device never holds a second state."""
+        if (kind := state.get("kind", "adamw")) != self.config.kind:
+            raise UserError(
+                f"optim.kind: {self.config.kind!r} cannot go on with the moments of {kind!r}, which are in the "
+                f"checkpoint; give {kind!r}"
+            )
         for master, saved in zip(self.masters, state["masters"], strict=True):
             master.copy_(saved)
         self.copy_masters()
         self.skipped = state.get("skipped", 0)
         moments = state["adamw"]["state"]
-        parameters = [p for group in self.adamw.param_groups for p in group["params"]]
+        groups = enumerate(self.adamw.param_groups)
+        parameters = [(p, (group, p, g, k)) for g, group in groups for k, p in enumerate(group["params"])]
         if unknown := set(moments) - set(range(len(parameters))):
             raise ValueError(f"the optimiser state is of {max(unknown) + 1} parameters; here are {len(parameters)}")
-        for index, parameter in enumerate(parameters):
+        for index, (parameter, arguments) in enumerate(parameters):
+            mine = self.adamw.state[parameter]
+            if index in moments and not mine and self.config.kind != "adamw":
+                self.adamw.init_state(*arguments)  # so that paged moments are paged again
             for name, saved in moments.get(index, {}).items():
-                mine = self.adamw.state[parameter].get(name)
-                if mine is not None and isinstance(mine, Tensor):
-                    mine.copy_(saved)
+                if isinstance(mine.get(name), Tensor):
+                    mine[name].copy_(saved)
                 else:  # as AdamW makes them: moments like the parameter, the count of steps beside it
-                    self.adamw.state[parameter][name] = saved.to(parameter.device, copy=True)
+                    mine[name] = saved.to(parameter.device, copy=True) if isinstance(saved, Tensor) else saved
         for group, saved_group in zip(self.adamw.param_groups, state["adamw"]["param_groups"], strict=True):
             group.update({name: value for name, value in saved_group.items() if name != "params"})
+
+
+def make_adamw(groups: list[dict[str, Any]], config: OptimConfig, *, on_cpu: bool) -> Any:
+    options: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps}
+    if config.kind == "adamw":
+        return torch.optim.AdamW(groups, fused=True, **options)
+    kinds, paged = import_bitsandbytes().optim, config.kind.startswith("paged")
+    if paged and on_cpu:
+        log.warning("optim.kind: %s has nothing to page on a CPU, where all is in the host's memory", config.kind)
+    if config.kind.endswith("8bit"):
+        return kinds.AdamW8bit(groups, is_paged=paged and not on_cpu, **options)
+    return kinds.AdamW(groups, is_paged=paged and not on_cpu, **options)
 
 
 def make_master_weight(parameter: nn.Parameter, rows: Tensor | None) -> nn.Parameter:

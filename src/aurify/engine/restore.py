@@ -145,7 +145,8 @@ def untie_embedding(module: Any, changed: Collection[str]) -> None:
 
 def open_adapter(model: LoadedModel, lora: LoraConfig | None, seed: int) -> Adapter | None:
     """The adapter that is trained: a fresh one, or that of the model's adapter folder. Without `lora` the folder's is
-    merged into the module, and all weights are trained."""
+    merged into the module, and all weights are trained; a quantised module, which is only read then, keeps it beside
+    its weights."""
     module, folder, score = model.module, model.adapter, getattr(model.module, "score", None)
     if folder is None:
         if lora is None:
@@ -156,7 +157,10 @@ def open_adapter(model: LoadedModel, lora: LoraConfig | None, seed: int) -> Adap
         return adapter
     saved = read_adapter(folder)
     if lora is None:
-        restore_adapter(module, saved, 0.0, score).merge_for_good(module)
+        adapter = restore_adapter(module, saved, 0.0, score)
+        if model.quantized is not None:
+            return adapter
+        adapter.merge_for_good(module)
         return None
     check_same_adapter(lora, saved.rank, saved.alpha, saved.layers(), str(folder))
     return restore_adapter(module, saved, lora.dropout, score)

@@ -10,11 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from aurify.engine.adapter import Adapter
+from aurify.models.quantized_linear import QuantizedLinear
 
 
 class Weights:
     """Yields (name, tensor) for each weight, under the names of the model without adapter. An adapted weight that has
-    no merged copy is merged when its turn comes."""
+    no merged copy is merged when its turn comes, and a quantised one is made."""
 
     def __init__(self, module: Any, adapter: Adapter | None) -> None:
         self.module, self.adapter = module, adapter
@@ -28,6 +29,10 @@ class Weights:
                 yield plain, layer.plain_weight()
             elif not name.rpartition(".")[2].startswith("lora_"):
                 yield name.replace(".base.bias", ".bias"), parameter.detach()
+        for name, part in self.module.named_modules():
+            if isinstance(part, QuantizedLinear):
+                plain = name.removesuffix(".base")
+                yield f"{plain}.weight", layers[plain].plain_weight() if plain in layers else part.weight
 
 
 def share_weights(module: Any, own: Collection[Tensor] = ()) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 MAX_IGNORED = 3  # signals, while work is being cancelled
+ARRIVED = threading.Event()  # a signal, inside `interrupt_on_sigterm` and outside of a loop
 
 
 class Interrupted(KeyboardInterrupt):
@@ -41,6 +43,8 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():
+            if ARRIVED.is_set():
+                raise KeyboardInterrupt
             self.previous = {number: signal.signal(number, self.handle) for number in SIGNALS}
         return self
 
@@ -93,12 +97,26 @@ def run_loop_async(work: Coroutine[Any, Any, T]) -> T:
 
 @contextmanager
 def interrupt_on_sigterm() -> Iterator[None]:
-    """Inside, SIGTERM is what Ctrl-C is: a KeyboardInterrupt, and not the end of the process without a word."""
+    """Inside, SIGTERM is what Ctrl-C is: a KeyboardInterrupt, and not the end of the process without a word. Python
+    drops it if it comes in a `__del__`, as during imports. Then the next loop raises it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        ARRIVED.set()
+        raise KeyboardInterrupt
+
+    def tell_dropped(dropped: Any) -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            tell(dropped)
+
+    tell, sys.unraisablehook = sys.unraisablehook, tell_dropped
+    previous = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        sys.unraisablehook = tell
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        ARRIVED.clear()

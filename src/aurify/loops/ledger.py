@@ -94,6 +94,7 @@ def conversation_metrics(own: Sequence[Trajectory]) -> Metrics:
     metrics = {
         "rollout/turns": statistics.fmean(len(trajectory.turns) for trajectory in own),
         "rollout/environment_share": num_environment / max(1, num_environment + count_rollout_tokens(own)),
+        "ledger/turns": float(sum(len(trajectory.turns) for trajectory in own)),
         "ledger/tokens_environment": float(num_environment),
         "time/environment": sum(turn.environment_seconds for t in own for turn in t.turns) / len(own),
     }

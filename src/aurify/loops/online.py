@@ -24,6 +24,7 @@ from aurify.loops.interrupt import Interrupt, Interrupted
 from aurify.loops.ledger import means_by_source, rollout_metrics
 from aurify.loops.progress import Checkpoints, derive_seed
 from aurify.loops.rollouts import Rollouts, Round
+from aurify.loops.spans import write_spans
 from aurify.loops.units import join_rollout_units, split_rollout_advantages
 from aurify.rewards.trl import TrainerState
 from aurify.types import Datum, Group, Metrics, OnlineAlgorithm, Trajectory, prepared
@@ -79,6 +80,7 @@ def train_online(
                 for line in made.lines:
                     tracker.event(line)
                 if stage.samples_every and (step % stage.samples_every == 0 or step + 1 == stage.steps):
+                    write_spans(made.groups, rollouts.renderer.tokenizer)
                     tracker.samples(step + 1, made.groups)
                 checkpoints.after(step + 1, engine, interrupt)
         finally:
@@ -125,7 +127,12 @@ def learn(engine: Engine, algorithm: OnlineAlgorithm, made: Round, rollouts: Rol
         )
         data = [split_rollout_advantages(*pair) for pair in zip(data, joined, strict=True)]
         lr, seed = lr_at(stage.optim, step, stage.steps), derive_seed(rollouts.seed, "minibatches", step)
-        metrics |= told | means_by_source(update_policy(engine, algorithm, data, stage, lr=lr, seed=seed))
+        learned: dict[int, Datum] = {}
+        metrics |= told | means_by_source(
+            update_policy(engine, algorithm, data, stage, lr=lr, seed=seed, learned=learned)
+        )
+        for group, indices, row in zip(groups, chosen, data, strict=True):
+            note_advantages(group, indices, [learned.get(id(datum), datum) for datum in row])
     if rollouts.buffer is not None:
         known = [group_old_logprobs(*entry) for entry in zip(groups, chosen, joined, strict=True)]
         known += [[None] * len(group.trajectories) for group in made.discarded]
@@ -138,6 +145,12 @@ def group_old_logprobs(group: Group, chosen: Sequence[int], data: Sequence[Datum
     trained. data: one for each that was."""
     known = {index: datum.old_logprobs for index, datum in zip(chosen, data, strict=True)}
     return [known.get(index) for index in range(len(group.trajectories))]
+
+
+def note_advantages(group: Group, chosen: Sequence[int], data: Sequence[Datum]) -> None:
+    """Leaves the advantages of tokens with the trajectories, to be looked at."""
+    for index, datum in zip(chosen, join_rollout_units(data), strict=True):
+        group.trajectories[index].advantages = list(datum.advantages or ())
 
 
 # ---------------------------------------------------------------------- which trajectories of a group are trained
@@ -234,12 +247,16 @@ def update_policy(
     *,
     lr: float,
     seed: int,
+    learned: dict[int, Datum],
 ) -> Metrics:
-    """Takes the optimiser steps of a round. Metrics are means over them, ledger entries sums."""
+    """Takes the optimiser steps of a round. Metrics are means over them, ledger entries sums. learned: gets, by the id
+    of each of the data, what the algorithm first made of it."""
     temperature = stage.sampling.temperature
     results = []
-    for batch in split_round_minibatches([group for group in groups if group], stage, seed):
-        batch = prepared(algorithm, batch, engine, temperature)
+    for given in split_round_minibatches([group for group in groups if group], stage, seed):
+        batch = prepared(algorithm, given, engine, temperature)
+        if len(batch) == len(given):
+            learned |= {id(datum): made for datum, made in zip(given, batch, strict=True) if id(datum) not in learned}
         metrics = engine.forward_backward(batch, algorithm, temperature=temperature)
         results.append(metrics | engine.optim_step(lr))
     names = {name for metrics in results for name in metrics}

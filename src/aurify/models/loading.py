@@ -38,12 +38,13 @@ class ModelFiles:
         return str(self.folder or self.base)
 
 
-def load_model_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: int) -> Any:
-    """Loads a folder or hub id. scalar_head: as a reward model, whose head is new if the files have none."""
+def load_model_folder(files: ModelFiles, dtype: torch.dtype, scalar_head: bool, seed: int, **options: Any) -> Any:
+    """Loads a folder or hub id. scalar_head: as a reward model, whose head is new if the files have none. options: of
+    transformers."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     kind = AutoModelForSequenceClassification if scalar_head else AutoModelForCausalLM
-    options: dict[str, Any] = {"num_labels": 1} if scalar_head else {}
+    options |= {"num_labels": 1} if scalar_head else {}
     with quiet_transformers(), explain_load_error(files.base):
         module, info = kind.from_pretrained(
             files.source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
@@ -182,7 +183,7 @@ def choose_other_padding(tokenizer: Any) -> Any:
     return tokenizer
 
 
-def save_model(module: Any, tokenizer: Any, folder: Path) -> None:
+def save_model(module: Any, tokenizer: Any, folder: Path, max_shard_size: str = "50GB") -> None:
     """Writes a plain folder that transformers loads, complete or not there at all."""
     scratch = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -193,7 +194,7 @@ def save_model(module: Any, tokenizer: Any, folder: Path) -> None:
         except ValueError:  # models on the hub name a temperature without do_sample; transformers will not save that
             generation.do_sample = True
     with quiet_transformers():
-        module.save_pretrained(scratch)
+        module.save_pretrained(scratch, max_shard_size=max_shard_size)
         tokenizer.save_pretrained(scratch)
     config = json.loads((scratch / "config.json").read_text())
     if config.pop("_attn_implementation", None) or config.pop("attn_implementation", None):

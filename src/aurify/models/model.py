@@ -24,6 +24,7 @@ from aurify.models.loading import (
     read_tokenizer,
 )
 from aurify.models.names import resolve_model
+from aurify.models.quantize import Quantization, choose_quantization, load_quantized
 from aurify.models.tiny import byte_tokenizer, random_llama
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -35,6 +36,7 @@ class ModelConfig:
     name: str  # a catalogue name, a hub id, a folder, a GGUF file or an adapter folder
     dtype: Dtype = "auto"  # auto: bfloat16 where the hardware multiplies it
     device: Device = "auto"  # auto: the GPU where there is one
+    quantize: Quantization | None = None  # the base's layers, in 4 bits (nf4) or 8 (int8); needs lora
     resize_embeddings: bool = False  # give tokens that were added to the tokenizer rows of the embedding
 
 
@@ -47,6 +49,7 @@ class LoadedModel:
     dtype_reason: str = "as given"  # why the weights have their dtype
     origin: str = ""  # the catalogue's name of a model that it made; its weights are near those of the hub
     num_new_rows: int = 0  # of the embedding, for tokens that were added
+    quantized: str | None = None  # nf4, fp4 or int8: the layers' weights are codes
 
     @property
     def vocabulary(self) -> int:
@@ -74,8 +77,11 @@ def load_model(
     if device is not None:
         config = replace(config, device=device)
     target, files = choose_device(config.device), resolve_model(config.name)
-    choice = choose_dtype(config.dtype, target)
-    if files.base == RANDOM_TINY:
+    choice, kind = choose_dtype(config.dtype, target), choose_quantization(config.quantize, files)
+    if kind is not None:
+        tokenizer = read_tokenizer(files)
+        module = load_quantized(files, kind, choice.dtype, target, scalar_head, seed)
+    elif files.base == RANDOM_TINY:
         loaded = tiny_model(scalar_head=scalar_head, seed=seed)
         module, tokenizer = cast_weights(loaded.module, choice.dtype), loaded.tokenizer
     else:
@@ -91,7 +97,7 @@ def load_model(
     # transformers gives the padding token's embedding no gradient; where that is the end token, it has to be trained.
     module.get_input_embeddings().padding_idx = None
     module = module.to(target).eval()
-    return LoadedModel(module, tokenizer, files.base, files.adapter, choice.reason, files.origin, num_new)
+    return LoadedModel(module, tokenizer, files.base, files.adapter, choice.reason, files.origin, num_new, kind)
 
 
 def load_skeleton(config: ModelConfig, *, scalar_head: bool = False) -> LoadedModel:

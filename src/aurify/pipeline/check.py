@@ -17,11 +17,18 @@ from aurify.config import prefix_errors, suggest_neighbour
 from aurify.data.sources import check_data_source
 from aurify.errors import UserError
 from aurify.hardware import choose_device
-from aurify.loops.examples import Examples, read_training_examples
+from aurify.loops.examples import read_training_examples
 from aurify.models.names import resolve_model
 from aurify.pipeline.check_online import check_online_stage
+from aurify.pipeline.check_quantized import check_quantized
 from aurify.pipeline.contents import Contents, Tell
-from aurify.pipeline.heldout import collect_recipe_heldout, drop_heldout_examples, stage_holds_rows_out
+from aurify.pipeline.fit import fit_recipe
+from aurify.pipeline.heldout import (
+    collect_recipe_heldout,
+    count_usable_rows,
+    drop_heldout_examples,
+    stage_holds_rows_out,
+)
 from aurify.pipeline.plan import Plan, PlannedStage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_stage_algorithm, read_stage_reference
 from aurify.rows.sources import is_one_row_file
@@ -35,10 +42,10 @@ MAX_CHECKED = 10_000  # training tasks, of a set without end
 
 
 def check_recipe(
-    recipe: Recipe, *, done: Collection[str] = (), keep: bool = True, tell: Tell = lambda line: None
+    recipe: Recipe, *, done: Collection[str] = (), keep: bool = True, fit: bool = True, tell: Tell = lambda line: None
 ) -> Plan:
     """Raises a UserError for the first thing that cannot work. done: stages that are finished, and are not run again.
-    keep: rows in tokens, to train on them. tell: is told how far it is."""
+    keep: rows in tokens, to train on them. fit: `memory: auto` may change the recipe. tell: is told how far it is."""
     stages: dict[str, PlannedStage] = {}
     for name, options in recipe.stages.items():
         tell(f"{name}: its options and files")
@@ -51,6 +58,11 @@ def check_recipe(
                 stage.examples = drop_heldout_examples(stage.examples, heldout, stage)
     plan = Plan(recipe, stages, heldout)
     Contents(plan, tell, keep).check(done)
+    if fit and recipe.memory == "auto" and (fitted := fit_recipe(plan, done)):
+        changed, overrides = fitted
+        plan = check_recipe(changed, done=done, keep=keep, tell=tell)
+        plan.fitted = [*overrides, *plan.fitted]
+        return plan
     for caution in plan.cautions:
         log.warning("%s", caution)
     return plan
@@ -71,10 +83,13 @@ def check_stage(
     for key, target in targets.items():
         check_stage_reference(stage, key, earlier[target])
     check_stage_files(options)
-    for model in name_stage_models(options).values():
-        if read_stage_reference(model) is None:
-            resolve_model(model)
+    files = {
+        key: resolve_model(model)
+        for key, model in name_stage_models(options).items()
+        if read_stage_reference(model) is None
+    }
     choose_device(options.model.device)
+    stage.quantized = check_quantized(options, files.get("model"), earlier)
     stage.taskset, stage.holder = resolve_stage_taskset(stage, earlier)
     if stage.taskset is not None and not any(other.taskset is stage.taskset for other in earlier.values()):
         every = stage.taskset.tasks or islice(stage.taskset.train(0), MAX_CHECKED)
@@ -87,7 +102,7 @@ def check_stage(
         examples = read_training_examples(
             options.data, algorithm.learns_from, recipe.seed, hold_out=stage_holds_rows_out(stage)
         )
-        stage.examples, stage.num_rows = examples, count_stage_rows(examples, options)
+        stage.examples, stage.num_rows = examples, count_usable_rows(examples, options)
     return stage
 
 
@@ -179,9 +194,3 @@ def check_offline_stage(stage: OfflineStage, algorithm: Any, taskset: TaskSet | 
         )
     if data.demonstrations and taskset is not None and taskset.demonstration(taskset.heldout[0]) is None:
         raise UserError(f"data.demonstrations: the task {taskset.name!r} cannot write its own answers; give data.path")
-
-
-def count_stage_rows(examples: Examples, stage: OfflineStage) -> int:
-    """The usable rows of `path`, `dataset` or `mix`. One row may be several examples."""
-    own = [*examples.train, *(examples.heldout if stage.data.heldout_path is None else ())]
-    return len({(example.part, example.location) for example in own})

@@ -23,8 +23,10 @@ from aurify.loops.interrupt import run_loop_async
 from aurify.loops.offline import check_batch_size
 from aurify.loops.progress import derive_seed
 from aurify.models.model import LoadedModel, ModelConfig, load_skeleton
+from aurify.pipeline.bulk import converses, longest_prompts, read_sizes
 from aurify.pipeline.heldout import Guard, describe_stage_split, drop_heldout_examples
-from aurify.pipeline.plan import KeptUnits, Plan, PlannedStage
+from aurify.pipeline.load import heaviest_step
+from aurify.pipeline.plan import Bulk, KeptUnits, Plan, PlannedStage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_stage_renderer, read_stage_reference
 from aurify.pipeline.trial import MAX_TRIED, Trial, try_stage_tasks
 from aurify.renderer import Renderer
@@ -59,12 +61,27 @@ class Contents:
         self.tell(f"{stage.name}: its tokenizer and layers")
         model = self.open_skeleton(stage.options.model, scalar_head=stage.scores)
         self.check_teacher_tokens(stage, model)
-        find_stage_adapter(self.plan, stage, model)
+        adapter = find_stage_adapter(self.plan, stage, model)
+        stage.bulk = self.size_up(stage, model, adapter)
         renderer = build_stage_renderer(stage.options, model.tokenizer)
         if isinstance(stage.options, OfflineStage) and stage.offline.data.sample is None:
             self.check_rows(stage, model, renderer)
         if stage.taskset is not None and stage_judges_answers(self.plan, stage):
             self.check_tasks(stage, model, renderer)
+        if isinstance(stage.options, OfflineStage):
+            self.take_over_pairs(stage)
+
+    def take_over_pairs(self, stage: PlannedStage) -> None:
+        """For its memory plan: how the pairs are made, by this stage or by the one that it has them from."""
+        owner = self.plan.stages[read_stage_reference(stage.offline.data.stage) or stage.name]
+        assert stage.bulk is not None
+        given = owner.bulk or stage.bulk  # a stage that is finished has none
+        stage.bulk = replace(
+            stage.bulk,
+            heaviest=stage.bulk.heaviest or given.heaviest,
+            prompts=stage.bulk.prompts or given.prompts,
+            sampled=owner.offline.data.sample,
+        )
 
     def open_skeleton(self, model: ModelConfig, *, scalar_head: bool = False) -> LoadedModel:
         """Of the model which the chain of stages begins with: training does not change its layers and its tokenizer."""
@@ -72,6 +89,31 @@ class Contents:
         if key not in self.skeletons:
             self.skeletons[key] = load_skeleton(key[0], scalar_head=scalar_head)
         return self.skeletons[key]
+
+    def size_up(self, stage: PlannedStage, model: LoadedModel, adapter: AdapterForm | None) -> Bulk:
+        """For its memory plan; rows and prompts come later."""
+        options, judge = stage.options, None
+        others = {"teacher": options.teacher} if isinstance(options, OnlineStage) else {}
+        if isinstance(options, OnlineStage):
+            judge = options.reward.model if options.reward else None
+        elif options.data.sample is not None:
+            judge = options.data.sample.reward
+        opened = {"reward model": judge, **others}
+        return Bulk(
+            read_sizes(model, options.lora, adapter.layers if adapter else ()),
+            {
+                key: read_sizes(self.open_skeleton(replace(options.model, name=name), scalar_head=name == judge))
+                for key, name in opened.items()
+                if name is not None
+            },
+            rank=adapter.rank if adapter else None,
+            goes_on=adapter is not None and adapter.owner != f"stages.{stage.name}",
+            heaviest=(),
+            prompts=(),
+            context=model.max_context,
+            converses=converses(stage.taskset),
+            evaluated=0,
+        )
 
     def check_teacher_tokens(self, stage: PlannedStage, model: LoadedModel) -> None:
         name = stage.options.teacher if isinstance(stage.options, OnlineStage) else None
@@ -105,6 +147,8 @@ class Contents:
             stage.lines.append(split)
         said = [message for example in examples.train[:1] if isinstance(example, Chat) for message in example.messages]
         stage.example, stage.notes = units.train[0][0], renderer.notes(said)
+        assert stage.bulk is not None
+        stage.bulk = replace(stage.bulk, heaviest=heaviest_step(units.train, stage.offline, seed, units.mixture))
         if self.keep and (not self.num_kept or self.num_kept + sum(lengths) <= MAX_KEPT):
             self.num_kept += sum(lengths)
             stage.kept = KeptUnits(units, *limits)
@@ -116,10 +160,16 @@ class Contents:
         options, seed = stage.options, derive_seed(self.plan.recipe.seed, stage.name)
         self.tell(f"{stage.name}: the prompts of {stage.taskset.name}")
         guarded = Guard(self.plan.heldout, [stage.holder]).guard(stage.taskset)
+        looked_at: list[Task] = []
         if stage_samples_answers(stage):
             guarded = fit_stage_prompts(options, guarded, renderer, model.max_context)
             looked_at = list(islice(guarded.train(seed), MAX_TRIED if guarded.tasks is None else None))
-            stage.lines += [*guarded.notes, describe_stage_prompts(guarded, looked_at, renderer)]
+        assert stage.bulk is not None
+        prompts = longest_prompts([*guarded.heldout, *looked_at], guarded, renderer)
+        num = 0 if stage.scores else min(self.plan.recipe.evaluation.num_tasks, len(guarded.heldout))
+        stage.bulk = replace(stage.bulk, prompts=prompts, evaluated=num)
+        if stage_samples_answers(stage):
+            stage.lines += [*guarded.notes, describe_stage_prompts(guarded, looked_at, stage.bulk.prompt)]
         written = options.tools_as_text, options.template_options, options.rollouts.history
         key = (id(stage.taskset), id(model), *written, options.limits)
         trial = next((trial for known, trial in self.trials if known == key), None)
@@ -224,10 +274,7 @@ def describe_stage_lengths(lengths: Sequence[int], limit: int | None) -> str:
     return f"{len(lengths):,} sequences of {total:,} tokens; the longest has {longest:,}, and {limit:,} would fit"
 
 
-def describe_stage_prompts(taskset: TaskSet, tasks: Sequence[Task], renderer: Renderer) -> str:
-    every = [*taskset.heldout, *tasks]
-    long = max(every, key=lambda task: sum(len(message["content"]) for message in task.prompt))
+def describe_stage_prompts(taskset: TaskSet, tasks: Sequence[Task], longest: int) -> str:
     endless = "" if taskset.tasks is not None else " of a set without end"
     count = f"{len(tasks):,} tasks{endless} looked at"
-    longest = f"the longest prompt has {len(renderer.prompt(long.prompt, taskset.tools)):,} tokens"
-    return f"{count}; {len(taskset.heldout):,} held out; {longest}"
+    return f"{count}; {len(taskset.heldout):,} held out; the longest prompt has {longest:,} tokens"

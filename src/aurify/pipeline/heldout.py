@@ -13,6 +13,7 @@ from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.loops.examples import Examples
 from aurify.pipeline.plan import PlannedStage
+from aurify.pipeline.recipe import OfflineStage
 from aurify.types import Message, Task
 
 if TYPE_CHECKING:
@@ -131,3 +132,9 @@ class Guard:
     @property
     def num(self) -> int:
         return sum(map(len, self.left_out.values()))
+
+
+def count_usable_rows(examples: Examples, stage: OfflineStage) -> int:
+    """The usable rows of `path`, `dataset` or `mix`. One row may be several examples."""
+    own = [*examples.train, *(examples.heldout if stage.data.heldout_path is None else ())]
+    return len({(example.part, example.location) for example in own})

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from aurify.pipeline.recipe import DataOptions, OfflineStage, OnlineStage, Recipe
+from aurify.engine.footprint import Shape, Training
+from aurify.pipeline.recipe import DataOptions, OfflineStage, OnlineStage, PairSampling, Recipe
 from aurify.rows.sources import is_hub_rows_id
 
 if TYPE_CHECKING:
@@ -27,11 +28,52 @@ class KeptUnits:
     vocabulary: int
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of a model, read off a skeleton. edges: inputs and outputs of the layers that an adapter of the stage is on, or
+    would be on, added up."""
+
+    shape: Shape
+    edges: int
+    num_adapted: int
+    adapted: int  # weights of those layers
+    score: int = 0  # parameters of a scalar head
+
+    def training(self, rank: int | None, *, merges: bool) -> Training:
+        """rank: of the adapter; None: all weights are trained. merges: adapted layers keep merged weights."""
+        if rank is None:
+            return Training(self.shape.parameters, whole=True)
+        adapter, ranks = rank * self.edges, 0 if merges else rank * self.num_adapted
+        return Training(adapter + self.score, False, ranks, adapter, self.adapted if merges else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Bulk:
+    """How large all is that a stage computes with. See pipeline/memory.py."""
+
+    sizes: Sizes
+    others: Mapping[str, Sizes]  # models that judge or teach, by the option that names them
+    rank: int | None  # of the adapter that is trained
+    goes_on: bool  # with an adapter that was there before
+    heaviest: Sequence[Datum]  # the rows of the step with the most tokens, where they exist
+    prompts: Sequence[list[int]]  # in tokens, the longest first; as many as a step may have
+    context: int  # tokens that the model can read
+    converses: bool  # with an environment that answers
+    evaluated: int  # held-out tasks that are answered before and after
+    sampled: PairSampling | None = None  # how the pairs are made that it learns from
+
+    @property
+    def prompt(self) -> int:
+        """Tokens of the longest one."""
+        return len(self.prompts[0]) if self.prompts else 0
+
+
 @dataclass
 class PlannedStage:
     name: str
     options: OfflineStage | OnlineStage
     algorithm: Any
+    quantized: str | None = None  # how the base is
     taskset: TaskSet | None = None  # stages of the same task share it
     holder: str = ""  # what the task set is called among those that hold questions out
     examples: Examples | None = None  # of a stage that reads files or functions, less what is held out
@@ -41,6 +83,7 @@ class PlannedStage:
     lines: list[str] = field(default_factory=list)  # what became of its rows and prompts
     example: Datum | None = None  # the first, to be looked at
     notes: Sequence[str] = ()  # on it
+    bulk: Bulk | None = None  # what its memory plan is made of
 
     @property
     def scores(self) -> bool:
@@ -64,16 +107,17 @@ class Plan:
     stages: dict[str, PlannedStage]
     heldout: HeldOut  # what all stages together are measured on
     cautions: list[str] = field(default_factory=list)  # what may go wrong
+    fitted: list[str] = field(default_factory=list)  # the overrides that `memory: auto` has made
 
 
 def describe_stage(stage: PlannedStage) -> dict[str, str]:
     """A row of a table: what a stage starts from, what it learns from, how long."""
-    options = stage.options
+    options, on_codes = stage.options, f" on {stage.quantized}" if stage.quantized else ""
     return {
         "stage": stage.name,
         "method": options.method,
         "model": options.model.name,
-        "weights": "all" if options.lora is None else f"LoRA rank {options.lora.rank}",
+        "weights": "all" if options.lora is None else f"LoRA rank {options.lora.rank}{on_codes}",
         "learns from": describe_stage_answers(options)
         if isinstance(options, OnlineStage)
         else describe_stage_data(stage),

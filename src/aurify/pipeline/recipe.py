@@ -256,6 +256,8 @@ class Recipe:
     name: str = "run"  # heads the report
     seed: int = 0  # of everything that is drawn
     plugins: list[str] = field(default_factory=list)  # Python files that register tasks, rewards, algorithms
+    # auto: where a stage does not fit the card or the RAM, the options that `aurify plan` would change are changed
+    memory: Literal["plan", "auto"] = "plan"
     evaluation: EvaluationOptions = EvaluationOptions()  # held-out numbers before and after each stage
     model: ModelConfig | None = None  # that stages start from; this and all below hold for stages that say nothing else
     task: dict[str, Any] | None = None  # name, and the options of that task; a list of such, with ratios, mixes them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ from aurify.engine.optim import OptimConfig
 from aurify.environments.player import RolloutOptions
 from aurify.errors import UserError
 from aurify.files import replace_folder
+from aurify.hardware import return_freed_memory
 from aurify.loops.examples import Examples, Units, demonstrate_tasks, encode_training_examples
 from aurify.loops.guidance import Guide
 from aurify.loops.offline import train_offline
@@ -20,8 +22,10 @@ from aurify.loops.online import train_online
 from aurify.loops.progress import Checkpoints, fingerprint_items, seed_everything
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts
+from aurify.pipeline.card import GIB, choose_card
 from aurify.pipeline.heldout import describe_stage_split, drop_heldout_examples
 from aurify.pipeline.measure import choose_stage_measure, measure_stage_after, measure_stage_before
+from aurify.pipeline.memory import StageMemory, format_bytes, plan_stage
 from aurify.pipeline.pairs import gather_stage_pairs
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_stage_renderer, read_stage_reference
 from aurify.pipeline.start import (
@@ -33,11 +37,13 @@ from aurify.pipeline.start import (
     open_stage_engine,
 )
 from aurify.samplers.open import open_sampler
+from aurify.tracking.machine import begin_peak, read_run_memory
 
 
 def run_stage(run: StageRun) -> None:
     """Does all of a stage; what was done before a kill is not done again."""
     began, options = time.perf_counter(), run.stage.options
+    planned, before = plan_stage(run.plan, run.stage, choose_card(options.model)), begin_stage_peak()
     run.record(status="running", method=options.method, model=options.model.name, task=options.task)
     for note in run.taskset.notes if run.taskset else ():
         run.tracker.event(note)
@@ -45,6 +51,7 @@ def run_stage(run: StageRun) -> None:
         engine = train_stage_by_sampling(run) if isinstance(options, OnlineStage) else train_stage_on_data(run)
         run.run_folder.record_engine(run.name, engine.describe())
         engine.close()
+        report_peak(run, planned, before)
         for line in run.guard.lines():
             run.tracker.event(line)
     except UserError as error:
@@ -53,6 +60,23 @@ def run_stage(run: StageRun) -> None:
     finally:
         run.tracker.finish()
     run.record(status="finished", seconds=round(time.perf_counter() - began, 1))
+
+
+def begin_stage_peak() -> float | None:
+    """Lets go of what earlier stages left, so that the peak is that of this stage. See `begin_peak`."""
+    gc.collect()
+    return_freed_memory()
+    return begin_peak()
+
+
+def report_peak(run: StageRun, planned: StageMemory, before: float | None) -> None:
+    """before: GiB that were held when the stage began."""
+    facts = planned.describe()
+    if before is not None:
+        facts["measured"] = round((read_run_memory() - before) * GIB)
+    run.record(memory=facts)
+    told = f"; measured {format_bytes(facts['measured'])}" if "measured" in facts else ""
+    run.tracker.event(f"memory: planned {format_bytes(planned.peak)} ({planned.fullest}){told}")
 
 
 # ---------------------------------------------------------------------- offline
@@ -165,7 +189,7 @@ def train_stage_by_sampling(run: StageRun) -> Engine:
 def open_stage_checkpoints(run: StageRun, items: Iterable[object]) -> Checkpoints:
     """items: what a resumed run must have in common with the first one, beside the seed and the options."""
     stage = run.stage.options
-    limits = RolloutOptions(in_rounds=stage.rollouts.in_rounds)
+    limits = RolloutOptions(in_rounds=stage.rollouts.in_rounds, history=stage.rollouts.history)
     # what may change when a run goes on; see pipeline/resume.py
     free: dict[str, Any] = {"epochs": None} if isinstance(stage, OfflineStage) else {"samples_every": 0}
     free |= {"checkpoint_every": 0, "keep_checkpoints": 1, "rollouts": limits, "optim": OptimConfig(), "steps": 1}

@@ -93,9 +93,10 @@ def open_stage_engine(run: StageRun, *, trainable: bool = True) -> Engine:
 
 
 def open_other_stage_engine(run: StageRun, name: str, *, scalar_head: bool = False) -> Engine:
-    """A model that only judges or teaches: from an earlier stage, or by its name."""
+    """A model that only judges or teaches: from an earlier stage, or by its name. It is quantised if its files are, or
+    if it is an adapter that was trained so."""
     options = run.stage.options
-    config = resolve_stage_reference(run, replace(options.model, name=name))
+    config = resolve_stage_reference(run, replace(options.model, name=name, quantize=None))
     with run.show_waiting(f"loading {name}"):
         loaded = load_model(config, scalar_head=scalar_head)
     return Engine(loaded, trainable=False, micro_batch_tokens=options.engine.micro_batch_tokens)
@@ -105,11 +106,12 @@ def announce_stage_engine(run: StageRun, engine: Engine) -> None:
     """Tells on what the stage runs, and why: on the console, and in run_info.json."""
     facts = engine.describe()
     run.run_folder.record_engine(run.name, facts)
+    weights = f"{facts['weight_bytes'] / 2**20:,.0f} MiB of weights, the base's in {facts['quantized']}, "
     recomputed = ", activations recomputed" if facts["checkpointing"] else ""
     recomputed += ", layer inputs in host memory" if facts["checkpointing"] == "offload" else ""
     run.tracker.event(
         f"on {facts['device']} in {facts['dtype']} ({facts['dtype_reason']}), "
-        f"{facts['micro_batch_tokens']} tokens a micro-batch{recomputed}"
+        f"{weights if facts['quantized'] else ''}{facts['micro_batch_tokens']} tokens a micro-batch{recomputed}"
     )
 
 

@@ -72,6 +72,7 @@ def draw_over_time(stage: StageFolder, rewards: Rewards) -> Path:
         panel.fill_between(steps, below, above, alpha=0.2, linewidth=0)
         panel.plot(steps, means, marker="." if len(steps) < 40 else "")
         panel.set(title=name, xlabel="step")
+        panel.xaxis.get_major_locator().set_params(integer=True)
     return save_picture(figure, stage.path / OVER_TIME)
 
 

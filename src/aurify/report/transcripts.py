@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aurify.report.conversation import build_block, clip, explain_marks
 from aurify.report.markup import html_tag, html_text
 from aurify.tracking.figures import format_short_number
-
-Sample = Mapping[str, Any]
+from aurify.tracking.samples import Block, Sample, find_largest, say_outcome, split_blocks
 
 MAX_STEPS = 4
-MAX_TEXT = 6000  # characters of a message on the page; samples.jsonl has all
 
 
 @dataclass
@@ -24,10 +22,13 @@ class Samples:
     rewards: dict[int, list[float]] = field(default_factory=lambda: defaultdict(list))  # by step
     best: dict[int, Sample] = field(default_factory=dict)
     worst: dict[int, Sample] = field(default_factory=dict)
+    guided: dict[int, Sample] = field(default_factory=dict)  # the first that a guide began, or wrote
 
     def add(self, sample: Sample) -> None:
-        step, reward = sample["step"], sample["reward"]
-        if reward is None or sample.get("source", "policy") != "policy":  # a guide's answers are not the model's
+        step, reward, source = sample["step"], sample["reward"], sample.get("source", "policy")
+        if source == "guidance":
+            self.guided.setdefault(step, sample)
+        if reward is None or source != "policy":  # a guide's answers are not the model's
             return
         self.rewards[step].append(reward)
         if step not in self.best or reward > self.best[step]["reward"]:
@@ -55,61 +56,59 @@ def gather_transcripts(rows: Iterable[Sample]) -> Samples:
 
 def draw_transcripts(samples: Samples) -> str:
     every = [reward for rewards in samples.rewards.values() for reward in rewards]
-    low, high = min(every), max(every)
-    html = ""
-    for step in samples.steps():
-        best, worst = samples.best[step], samples.worst[step]
-        num = len(samples.rewards[step])
-        cards = [draw_card(best, f"best of {num}", low, high)]
-        if worst["reward"] < best["reward"]:
-            cards.append(draw_card(worst, f"worst of {num}", low, high))
-        html += html_tag("h4", f"Step {step}") + html_tag("div", *cards, class_="pair")
+    shown = {step: pick_shown(samples, step) for step in samples.steps()}
+    cards = [(sample, split_blocks(sample)) for row in shown.values() for _, sample in row]
+    blocks = [block for _, part in cards for block in part]
+    largest, rest = find_largest(blocks), iter(cards)
+    html = explain_marks(blocks, largest)
+    for step, row in shown.items():
+        made = (draw_card(*next(rest), which, (min(every), max(every)), largest) for which, _ in row)
+        html += html_tag("h4", f"Step {step}") + html_tag("div", *made, class_="pair")
     return html
 
 
-def draw_card(sample: Sample, which: str, low: float, high: float) -> str:
-    heat = 100 * (sample["reward"] - low) / (high - low) if high > low else 100
+def pick_shown(samples: Samples, step: int) -> list[tuple[str, Sample]]:
+    best, worst, num = samples.best[step], samples.worst[step], len(samples.rewards[step])
+    shown = [(f"best of {num}", best)] + [(f"worst of {num}", worst)] * (worst["reward"] < best["reward"])
+    return shown + ([("with a guide", samples.guided[step])] if step in samples.guided else [])
+
+
+def draw_card(sample: Sample, blocks: Sequence[Block], which: str, ends: tuple[float, float], largest: float) -> str:
+    """ends: the lowest and the highest reward. largest: the size of the largest advantage on the page."""
+    reward, (low, high), turns, tools = sample["reward"], ends, sample.get("turns") or (), sample.get("tools") or ()
     facts = [
         f"{name} {'-' if value is None else format_short_number(value)}" for name, value in sample["rewards"].items()
     ]
     if sample.get("answer"):
-        facts.append(f"expected: {clip_transcript(str(sample['answer']), 80)}")
+        facts.append(f"expected: {clip(str(sample['answer']), 80)}")
     facts.append(f"{sample['tokens']} tokens")
+    facts += [f"{len(turns)} turns"] * (len(turns) > 1) + [f"tools: {clip(', '.join(tools), 200)}"] * bool(tools)
     header = html_tag(
         "header",
-        draw_pill(f"{sample['reward']:+.2f}", heat),
+        draw_pill("no reward" if reward is None else f"{reward:+.2f}", measure_heat(reward, low, high)),
         html_tag("span", which, class_="dim"),
-        html_tag("span", draw_cut_reason(sample), class_="cut") if sample["truncated"] else "",
+        build_outcome(sample) if sample["truncated"] or len(turns) > 1 or tools else "",
         html_tag("span", html_text(" · ".join(facts)), class_="dim facts"),
     )
-    return html_tag("article", header, html_tag("div", *map(draw_turn, sample["messages"]), class_="turns"))
+    return html_tag(
+        "article", header, html_tag("div", *(build_block(block, largest) for block in blocks), class_="turns")
+    )
 
 
-def draw_cut_reason(sample: Sample) -> str:
-    """Why a trajectory ended before it was done; older runs do not say."""
-    reasons = {
-        "turn_limit": "turn limit",
-        "context": "context full",
-        "time_limit": "time limit",
-        "tool_errors": "too many failed calls",
-    }
-    return reasons.get(str(sample.get("outcome")), "cut off")
+def measure_heat(reward: float | None, low: float, high: float) -> float:
+    """From 0, bad, to 100, good. A guide's reward may be outside of the policy's."""
+    if reward is None:
+        return 0
+    return max(0.0, min(100.0, 100 * (reward - low) / (high - low))) if high > low else 100
+
+
+def build_outcome(sample: Sample) -> str:
+    return html_tag("span", html_text(say_outcome(sample)), class_="cut" if sample["truncated"] else "badge")
 
 
 def draw_pill(label: str, heat: float) -> str:
     """`heat` from 0, bad, to 100, good."""
     return html_tag("b", html_text(label), class_="pill", style=f"--heat:{heat:.0f}")
-
-
-def draw_turn(message: Mapping[str, Any]) -> str:
-    role, content = str(message.get("role", "")), message.get("content")
-    said = content if isinstance(content, str) else "" if content is None else json.dumps(content, ensure_ascii=False)
-    if message.get("tool_calls"):
-        said += "\n" + json.dumps(message["tool_calls"], ensure_ascii=False)
-    words = html_tag("div", html_text(clip_transcript(said.strip())), dir="auto")
-    return html_tag(
-        "div", html_tag("small", html_text(role)), words, class_="turn said" if role == "assistant" else "turn asked"
-    )
 
 
 def draw_pairs(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -121,18 +120,11 @@ def draw_pairs(rows: Sequence[Mapping[str, Any]]) -> str:
             html_tag(
                 "article",
                 draw_pill(which, heat),
-                html_tag("div", html_text(clip_transcript(row[which])), class_="turn said", dir="auto"),
+                html_tag("div", html_text(clip(row[which])), class_="turn said", dir="auto"),
             )
             for which, heat in (("chosen", 100), ("rejected", 0))
         )
-        html += html_tag("p", html_text(clip_transcript(prompt, 600)), class_="question", dir="auto") + html_tag(
+        html += html_tag("p", html_text(clip(prompt, 600)), class_="question", dir="auto") + html_tag(
             "div", *cards, class_="pair"
         )
     return html
-
-
-def clip_transcript(words: str, limit: int = MAX_TEXT) -> str:
-    if len(words) <= limit:
-        return words
-    head, tail = limit * 2 // 3, limit // 3
-    return f"{words[:head]}\n[… {len(words) - head - tail:,} characters left out …]\n{words[-tail:]}"

@@ -163,6 +163,8 @@ class Rubric:
                 if valid is not None:
                     trajectory.reward = (trajectory.reward or 0.0) + reward.weight * valid
             self._count(reward.name, task, [problem for problem in problems if problem], len(values))
+        for trajectory in trajectories:
+            trajectory.environment = None  # its instance plays the next task
 
     def check_tasks(self, tasks: Iterable[Task]) -> None:
         """Refuses tasks that a reward could never judge. A reward that can tell has `check_task(task)`, which raises a

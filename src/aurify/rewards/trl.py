@@ -3,7 +3,8 @@
     def reward(prompts, completions, completion_ids, solution, trainer_state, log_metric, **columns) -> list[float]
 
 By the form of the prompt, completions are texts or lists of messages. Every column of the task comes under its own
-name, one entry for each completion."""
+name, one entry for each completion. Beside the environment `trl` there is `environments`, the instance that each
+completion was played in."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from aurify.signatures import takes_completions
-from aurify.types import Task, Trajectory
+from aurify.tools.calls import read_tool_calls
+from aurify.types import Message, Task, Trajectory
 
 
 class WrongReturn(ValueError):
@@ -52,14 +54,17 @@ def build_trl_arguments(
 ) -> dict[str, Any]:
     """Those of TRL's keyword arguments that the function takes."""
     num = len(trajectories)
-    columns = {"solution": task.answer, "answer": task.answer, **task.info}
-    known: dict[str, Any] = {name: [value] * num for name, value in columns.items() if name not in OWN}
-    if task.plain:
+    known: dict[str, Any] = {name: [value] * num for name, value in join_columns(task).items() if name not in OWN}
+    played = [trajectory.environment is not None for trajectory in trajectories]
+    if task.plain and not any(played):
         known["prompts"] = [task.prompt[-1]["content"]] * num
         known["completions"] = [trajectory.text for trajectory in trajectories]
-    else:
-        known["prompts"] = [list(task.prompt) for _ in trajectories]
-        known["completions"] = [list(trajectory.completion) for trajectory in trajectories]
+    else:  # an environment of TRL speaks messages, and adds what it shows first to the prompt
+        prompts = [t.messages[: t.num_prompt_messages] if t.environment else task.prompt for t in trajectories]
+        known["prompts"] = [list(prompt) for prompt in prompts]
+        known["completions"] = [spell_calls(trajectory) for trajectory in trajectories]
+    if any(played):
+        known["environments"] = [t.environment and t.environment.shown_to_rewards for t in trajectories]
     known["completion_ids"] = [
         [token for segment in trajectory.segments if segment.origin == "policy" for token in segment.tokens]
         for trajectory in trajectories
@@ -78,6 +83,20 @@ def build_trl_arguments(
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return known
     return {parameter.name: known[parameter.name] for parameter in parameters if parameter.name in known}
+
+
+def spell_calls(trajectory: Trajectory) -> list[Message]:
+    """The messages after the prompt, with `tool_calls` where tools are called."""
+    said = list(trajectory.completion)
+    for index, message in enumerate(said if trajectory.tools else ()):
+        if message["role"] == "assistant" and (calls := read_tool_calls(message["content"], trajectory.tools)):
+            said[index] = {**message, "tool_calls": calls}
+    return said
+
+
+def join_columns(task: Task) -> dict[str, Any]:
+    """The columns of a task, but its prompt; the answer is the solution, too."""
+    return {"solution": task.answer, "answer": task.answer, **task.info}
 
 
 def list_trl_rewards(given: Any, num: int) -> list[Any]:
@@ -108,6 +127,8 @@ def explain_reward_error(error: Exception, task: Task) -> str:
             f"{text} (the prompts are lists of messages, so completions are such lists, as with TRL; read "
             "completion[0]['content'], or write the prompts as texts)"
         )
+    if isinstance(error, (TypeError, KeyError)) and "'environments'" in text:
+        return f"{text} (environments are there beside `environment: {{name: trl, factory: ...}}` alone)"
     if isinstance(error, TypeError) and "required" in text and "argument" in text:
         return f"{text} (the columns of the task are {', '.join(sorted({'answer', 'solution', *task.info}))})"
     return text

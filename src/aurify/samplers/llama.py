@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from aurify.engine.lora import LoraLinear
+from aurify.models.quantized_linear import QuantizedLinear
 from aurify.samplers.cache import Decoding
 
 ALIKE = ("llama", "mistral", "qwen2", "qwen3")
@@ -29,6 +30,8 @@ Product = Callable[[Tensor], Tensor]
 def own_weight(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
     """Weight and bias of a layer that is one product; None if the layer must be called. They only change in place."""
     base = layer.base if isinstance(layer, LoraLinear) else layer
+    if isinstance(base, QuantizedLinear):
+        return None
     if type(base) is not nn.Linear:
         raise TypeError(f"{type(base).__name__} is no plain linear layer")
     if not isinstance(layer, LoraLinear):

@@ -43,6 +43,10 @@ def make(name: str, **options: Any) -> TaskSet:
     if "environment" in replaced:
         taskset = replace(taskset, environment=build_environment(replaced["environment"]))
     if replaced.get("tools") is not None:
+        if "environment" in replaced:
+            raise UserError(
+                f"task {name!r}: tools and environment are both given, and tools are an environment; keep one"
+            )
         taskset = offer_tools(taskset, replaced["tools"])
     if "sop" in replaced:
         from aurify.procedures.library import open_procedure_library

@@ -68,6 +68,20 @@ def read_run_memory() -> float:
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 
 
+def begin_peak() -> float | None:
+    """From now on the peak is measured anew. GiB that are held now: of the process, or on the GPU where one is used.
+    None where the system cannot begin anew: then the peak is that of the whole process."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return float(torch.cuda.memory_allocated()) / 2**30
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark of resident memory
+    except OSError:
+        return None
+    return psutil.Process().memory_info().rss / 2**30
+
+
 def read_proc(file: str, key: str) -> str:
     """A value of Linux that psutil does not give; empty elsewhere."""
     path = Path("/proc", file)

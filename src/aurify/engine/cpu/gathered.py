@@ -68,6 +68,15 @@ def gathered_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, 
     return torch.cat(outputs, dim=2)
 
 
+def count_gathered(row: Row) -> tuple[int, int]:
+    """Keys that the blocks of a row gather, and entries of their masks, without a window."""
+    keys, entries, start = 0, 0, 0
+    for size in attention_block_sizes(row):
+        seen = int(np.count_nonzero(row.end[: start + size] > start))
+        keys, entries, start = keys + seen, entries + size * seen, start + size
+    return keys, entries
+
+
 def attention_block_sizes(row: Row) -> list[int]:
     """Cuts a row into blocks of BLOCK to 2 x BLOCK queries, at the beginning of a branch if there is one, so that few
     keys are gathered."""

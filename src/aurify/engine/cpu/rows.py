@@ -21,13 +21,18 @@ MEMORY_SHARE = 1 / 8  # of the machine's, that further gradients may take
 
 
 def choose_row_executor(device: torch.device, parameters: Sequence[nn.Parameter], *, dropout: bool) -> Executor:
-    """Rows go side by side on a CPU with several cores, if the memory affords a set of gradients for each. parameters:
-    those that are trained. Dropout draws from one generator, so its rows need a fixed order."""
-    most = torch.get_num_threads()
-    size = sum(4 * parameter.numel() for parameter in parameters)
-    if device.type != "cpu" or dropout or most < 2 or size * (most + 1) > MEMORY_SHARE * machine_memory():
-        return Executor()
-    return SideBySide(most)
+    """parameters: those that are trained."""
+    most = most_abreast(device.type, sum(parameter.numel() for parameter in parameters), dropout=dropout)
+    return SideBySide(most) if most > 1 else Executor()
+
+
+def most_abreast(device_type: str, num_trained: int, *, dropout: bool) -> int:
+    """Rows go side by side on a CPU with several cores, if the memory affords a set of gradients for each. Dropout
+    draws from one generator, so its rows need a fixed order."""
+    most, size = torch.get_num_threads(), 4 * num_trained
+    if device_type != "cpu" or dropout or most < 2 or size * (most + 1) > MEMORY_SHARE * machine_memory():
+        return 1
+    return most
 
 
 class SideBySide(Executor):

@@ -27,6 +27,7 @@ from aurify.tracking.figures import (
     is_heldout_share,
     judge_heldout_change,
 )
+from aurify.tracking.samples import Block, Sample, find_largest, record_sample, say_outcome, split_blocks
 from aurify.tracking.trackers import Tracker
 from aurify.types import Group, Metrics, Trajectory
 
@@ -52,6 +53,7 @@ HEADINGS_EVERY = 40  # lines
 BARS_FROM = 104  # columns of the terminal
 MAX_SHOWN = 600  # characters of a text
 GROUPS_SHOWN = 2  # of the samples of a step
+STYLES = {"environment": "cyan", "guidance": "magenta", "template": "dim"}  # by who wrote it
 
 
 class Console(Tracker):
@@ -135,10 +137,7 @@ class Console(Tracker):
             grid.add_column(justify="right", style="bold", min_width=8)
             grid.add_column(overflow="fold")
             for trajectory in shown:
-                cut = Text(" (cut off)", style="red") if trajectory.truncated else ""
-                grid.add_row(
-                    f"{trajectory.reward:+.2f}", Text.assemble(clean_console_text(trajectory.text.strip()), cut)
-                )
+                grid.add_row(f"{trajectory.reward:+.2f}", paint_sample(record_sample(group, trajectory)))
             self.print(grid)
 
     def event(self, text: str, *, quiet: bool) -> None:
@@ -240,6 +239,40 @@ def pick_console_samples(trajectories: Sequence[Trajectory]) -> list[Trajectory]
     if not judged:
         return []
     return [judged[-1]] if judged[0].reward == judged[-1].reward else [judged[-1], judged[0]]
+
+
+def paint_sample(sample: Sample) -> Text:
+    """What came after the prompt, and how it ended. What the policy wrote is green or red by its advantage, bold where
+    that is large; each turn of a conversation says it in words too."""
+    blocks = split_blocks(sample)[sample["num_prompt_messages"] :]
+    largest, several = find_largest(blocks), len(blocks) > 1
+    text = Text()
+    for block in blocks:
+        if several:
+            text.append(clean_console_text(" · ".join([block.role, *block.facts])) + "\n", style="italic dim")
+        text.append_text(paint_block(block, largest))
+        text.append("\n" if several else "")
+    if not several and "spans" in sample:
+        text.append(f" ({blocks[0].facts[0]})", style="dim")
+    if sample["truncated"] or several:
+        text.append(f"{'' if several else ' '}({say_outcome(sample)})", style="red" if sample["truncated"] else "dim")
+    return text
+
+
+def paint_block(block: Block, largest: float) -> Text:
+    """largest: the size of the largest advantage."""
+    text, room = Text(), MAX_SHOWN
+    for span in block.spans:
+        words = " ".join(span.text.split()) + " " if span.author == "template" and len(block.spans) > 1 else span.text
+        style = STYLES.get(span.author, "")
+        if span.author == "policy" and span.advantage:
+            colour = "green" if span.advantage > 0 else "red"
+            style = f"bold {colour}" if abs(span.advantage) > largest / 2 else colour
+        if room > 0:
+            text.append(clean_console_text(words, room), style=style)
+        room -= len(words)
+    text.rstrip()
+    return text
 
 
 def clean_console_text(text: str, limit: int = MAX_SHOWN) -> str:

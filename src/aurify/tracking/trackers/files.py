@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from aurify.tracking import jsonl
 from aurify.tracking.run_folder import StageFolder
+from aurify.tracking.samples import record_sample
 from aurify.tracking.trackers import Tracker
-from aurify.types import Group, Metrics, Trajectory, Turn
+from aurify.types import Group, Metrics
 
 
 class Files(Tracker):
@@ -44,30 +44,3 @@ class Files(Tracker):
 def null_infinite_metrics(metrics: Metrics) -> dict[str, float | None]:
     """JSON has no word for NaN and infinity: they become null."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-
-
-def record_sample_turn(turn: Turn) -> dict[str, Any]:
-    """As with metrics, what differs between two runs of one recipe is named `time/`."""
-    return {
-        "tokens": turn.num_tokens,
-        "environment_tokens": turn.environment_tokens,
-        "rewards": dict(turn.rewards),
-        "time/sample": round(turn.seconds, 3),
-        "time/environment": round(turn.environment_seconds, 3),
-    }
-
-
-def record_sample(group: Group, trajectory: Trajectory) -> dict[str, Any]:
-    return {
-        "task": group.task.id,
-        "answer": group.task.answer,
-        "messages": trajectory.messages,
-        "reward": trajectory.reward,
-        "rewards": trajectory.rewards,
-        "tokens": trajectory.num_policy_tokens,
-        "truncated": trajectory.truncated,
-        "outcome": trajectory.outcome,
-        "turns": [record_sample_turn(turn) for turn in trajectory.turns],
-        "source": trajectory.source,
-        **({"extra": trajectory.extra} if trajectory.extra else {}),
-    }
