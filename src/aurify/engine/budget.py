@@ -1,7 +1,7 @@
 """How many tokens a micro-batch may have, and recomputing activations where they would not fit.
 
-Saved activations decide it: `footprint.py` counts them. If memory runs out all the same, `retry_with_less_memory` halves the
-micro-batch."""
+Saved activations decide it: `footprint.py` counts them. If memory runs out all the same, `retry_with_less_memory`
+halves the micro-batch."""
 
 from __future__ import annotations
 

@@ -111,9 +111,8 @@ def describe_training_run(run: RunFolder) -> list[str]:
 def describe_heldout_result(stage: str, result: Mapping[str, Any]) -> str:
     cells = [stage, str(result.get("method", "")), str(result.get("measure", ""))]
     for when in ("before", "after"):
-        cells.append(
-            f"{format_heldout_number(result.get(when))} {format_heldout_error(result.get(f'details_{when}') or {})}".strip()
-        )
+        error = format_heldout_error(result.get(f"details_{when}") or {})
+        cells.append(f"{format_heldout_number(result.get(when))} {error}".strip())
     cells.append(str((result.get("details_after") or {}).get("num", "")))
     return f"| {' | '.join(cells)} |"
 
