@@ -51,11 +51,11 @@ def peak(shape: Shape, training: Training, quantize: str | None, micro: int, seq
     held = footprint.weight_bytes(shape, WIDTH, quantize) + footprint.adapter_bytes(training, WIDTH)
     held += footprint.optimizer_bytes(training, WIDTH) + footprint.dequantised_bytes(shape, WIDTH, quantize)
     gradients = footprint.gradient_bytes(training)
-    activations = micro * footprint.token_bytes(shape, WIDTH, training, "recomputed")
-    loss = activations + footprint.head_bytes(shape, WIDTH, "cuda", micro, trained=False)
+    activations = micro * footprint.token_activation_bytes(shape, WIDTH, training, "recomputed")
+    loss = activations + footprint.head_activation_bytes(shape, WIDTH, "cuda", micro, trained=False)
     backward = activations + micro * footprint.backward_bytes(shape, WIDTH)
     training_peak = max(loss, backward) + (gradients if sequences else 0)
-    cache = footprint.cache_bytes(shape, WIDTH, sequences, length)
+    cache = footprint.kv_cache_bytes(shape, WIDTH, sequences, length)
     sampling = cache + sequences * shape.vocabulary * (4 + WIDTH)
     return (held + max(training_peak, gradients, sampling)) / GIB
 
@@ -71,8 +71,8 @@ def list_rows() -> list[tuple[str, ...]]:
             f"{footprint.weight_bytes(shape, WIDTH) / GIB:.2f}",
             f"{footprint.weight_bytes(shape, WIDTH, 'nf4') / GIB:.2f}",
             f"{(added + footprint.gradient_bytes(training)) / GIB:.2f}",
-            f"{footprint.token_bytes(shape, WIDTH, training, 'kept') / KIB:,.0f}",
-            f"{footprint.token_bytes(shape, WIDTH, training, 'recomputed') / KIB:,.0f}",
+            f"{footprint.token_activation_bytes(shape, WIDTH, training, 'kept') / KIB:,.0f}",
+            f"{footprint.token_activation_bytes(shape, WIDTH, training, 'recomputed') / KIB:,.0f}",
             f"{shape.cached * WIDTH / KIB:,.1f}",
             f"{peak(shape, training, None, 1024, 0, 0):.2f}",
             f"{peak(shape, training, 'nf4', 1024, 0, 0):.2f}",

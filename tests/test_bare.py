@@ -93,8 +93,8 @@ def tensorboard():
     open_summary_writer(Path.cwd(), 1)  # a stage goes on without; its events.log says so
 
 def gguf_export():
-    from aurify.export.gguf import check_types
-    check_types(["q8_0"])
+    from aurify.export.gguf import check_gguf_types
+    check_gguf_types(["q8_0"])
 
 WANTED = {
     hub_data_set: "hub", parquet_file: "hub", gym_task: "gym", math_reward: "math", judge: "judge",

@@ -160,7 +160,7 @@ def test_the_commands_of_the_page_are_read(monkeypatch):
 
     monkeypatch.setattr("aurify.export.export.export_model", export_model)
     monkeypatch.setattr("aurify.export.push.describe_push", lambda folder, repo, public: seen.append("push") or [])
-    monkeypatch.setattr("aurify.export.push.push", lambda folder, repo, public: "there")
+    monkeypatch.setattr("aurify.export.push.push_export", lambda folder, repo, public: "there")
     text = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
     commands = re.findall(r"^aurify ((?:export|push) .*)$", text, re.MULTILINE)
     for command in commands:

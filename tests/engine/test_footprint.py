@@ -11,7 +11,7 @@ from models import random_model
 from aurify.algorithms.sft import SFT
 from aurify.engine import footprint
 from aurify.engine.adapter import choose_adapted_layers
-from aurify.engine.cpu.gathered import count_gathered, gather_key_blocks
+from aurify.engine.cpu.gathered import count_gathered_rows, gather_key_blocks
 from aurify.engine.engine import Engine
 from aurify.engine.footprint import Training
 from aurify.engine.lora import LoraConfig
@@ -44,7 +44,11 @@ def nbytes(tensors) -> int:
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=8)])
 def test_weights_optimiser_and_gradients_to_the_byte(architecture, dtype, lora):
     engine = open_engine(architecture, dtype, lora)
-    shape, training, width = footprint.read_shape(engine.module), footprint.read_training(engine.module), dtype.itemsize
+    shape, training, width = (
+        footprint.read_shape(engine.module),
+        footprint.read_training_memory(engine.module),
+        dtype.itemsize,
+    )
     base = [p for name, p in engine.module.named_parameters() if ".lora_" not in name]
     assert footprint.weight_bytes(shape, width) == nbytes(base)
     data = [Datum(list(range(5, 45)), [0.0] * 8 + [1.0] * 32)]
@@ -63,16 +67,16 @@ def test_weights_optimiser_and_gradients_to_the_byte(architecture, dtype, lora):
 def test_the_plan_of_a_skeleton_is_that_of_the_engine():
     """Without weights the adapter's size comes from the layers that it will be on."""
     from aurify.models.model import LoadedModel
-    from aurify.pipeline.bulk import read_sizes
+    from aurify.pipeline.bulk import read_row_sizes
 
     with torch.device("meta"):
         bare = random_model("Qwen2", **WIDE).module
-    sizes = read_sizes(LoadedModel(bare, None, "bare"), LoraConfig(rank=8))
+    sizes = read_row_sizes(LoadedModel(bare, None, "bare"), LoraConfig(rank=8))
     for dtype in DTYPES:
         engine = open_engine("Qwen2", dtype, LoraConfig(rank=8))
-        assert sizes.training(8, merges=dtype == torch.float32) == footprint.read_training(engine.module)
+        assert sizes.training(8, merges=dtype == torch.float32) == footprint.read_training_memory(engine.module)
         assert sizes.shape == footprint.read_shape(engine.module)
-    assert sizes.training(None, merges=False) == footprint.read_training(random_model("Qwen2", **WIDE).module)
+    assert sizes.training(None, merges=False) == footprint.read_training_memory(random_model("Qwen2", **WIDE).module)
     assert sizes.num_adapted == len(choose_adapted_layers(bare, LoraConfig()))
 
 
@@ -84,9 +88,9 @@ def test_activations_are_what_autograd_saves(architecture, dtype, lora):
         row = make_row(num, length)
         saved = count_saved(open_engine(architecture, dtype, lora), row)
         engine = open_engine(architecture, dtype, lora)
-        shape, training = footprint.read_shape(engine.module), footprint.read_training(engine.module)
-        keys, entries = count_gathered(row)
-        token = footprint.token_bytes(shape, dtype.itemsize, training, "kept", keys / len(row.tokens))
+        shape, training = footprint.read_shape(engine.module), footprint.read_training_memory(engine.module)
+        keys, entries = count_gathered_rows(row)
+        token = footprint.token_activation_bytes(shape, dtype.itemsize, training, "kept", keys / len(row.tokens))
         planned = len(row.tokens) * token
         assert saved == pytest.approx(planned + entries * dtype.itemsize, rel=0.025), (num, saved / planned)
 
@@ -96,11 +100,11 @@ def test_recomputed_activations_are_the_inputs_of_layers():
     engine = open_engine("Llama", torch.bfloat16, LoraConfig(rank=8), checkpointing=True)
     inputs = 4 * 2 * 256  # layers, bytes, hidden
     assert count_saved(engine, row) / 512 == pytest.approx(inputs + 256 * 6, rel=0.25)
-    shape, training = footprint.read_shape(engine.module), footprint.read_training(engine.module)
+    shape, training = footprint.read_shape(engine.module), footprint.read_training_memory(engine.module)
     kept, recomputed, offloaded = (
-        footprint.token_bytes(shape, 2, training, how) for how in ("kept", "recomputed", "offloaded")
+        footprint.token_activation_bytes(shape, 2, training, how) for how in ("kept", "recomputed", "offloaded")
     )
-    layer = footprint.layer_bytes(shape, 2, training)
+    layer = footprint.layer_activation_bytes(shape, 2, training)
     assert recomputed == inputs + layer + 256 * 6 and offloaded == recomputed - 2 * 2 * 256 and kept > 3 * layer
 
 
@@ -129,7 +133,7 @@ def test_blocks_are_counted_as_they_are_gathered():
     for row in (make_row(1, 700), make_row(5, 90)):
         gathered = gather_key_blocks(row, None, torch.float32, torch.device("cpu"))
         entries = sum(block.mask.numel() for block in gathered.blocks)
-        assert count_gathered(row) == (len(gathered.keys), entries)
+        assert count_gathered_rows(row) == (len(gathered.keys), entries)
 
 
 @pytest.mark.parametrize("architecture", ["Llama", "Qwen2"])
@@ -138,7 +142,7 @@ def test_keys_and_values_to_the_byte(architecture, dtype):
     engine = open_engine(architecture, dtype, None)
     _, cache = prepare_layouts(engine)
     cache.resize(3, 128)
-    planned = footprint.cache_bytes(footprint.read_shape(engine.module), dtype.itemsize, 3, 128)
+    planned = footprint.kv_cache_bytes(footprint.read_shape(engine.module), dtype.itemsize, 3, 128)
     assert planned == cache.num_bytes == nbytes([*cache.keys.values(), *cache.values.values()])
 
 
@@ -154,10 +158,10 @@ def test_quantised_linear_layers_and_the_rest_in_the_model_s_dtype():
 
 def test_the_head_is_counted_by_chunks():
     shape = footprint.read_shape(random_model("Llama", **WIDE).module)
-    small = footprint.head_bytes(shape, 2, "cpu", 10, trained=False)
-    assert small == 10 * 300 * 6 and footprint.head_bytes(shape, 4, "cpu", 10, trained=False) == 10 * 300 * 4
-    assert footprint.head_bytes(shape, 2, "cpu", 10**6, trained=False) == 2048 * 300 * 6
-    assert footprint.head_bytes(shape, 4, "cpu", 10, trained=True) == 10 * 300 * 4 + 300 * 256 * 4
+    small = footprint.head_activation_bytes(shape, 2, "cpu", 10, trained=False)
+    assert small == 10 * 300 * 6 and footprint.head_activation_bytes(shape, 4, "cpu", 10, trained=False) == 10 * 300 * 4
+    assert footprint.head_activation_bytes(shape, 2, "cpu", 10**6, trained=False) == 2048 * 300 * 6
+    assert footprint.head_activation_bytes(shape, 4, "cpu", 10, trained=True) == 10 * 300 * 4 + 300 * 256 * 4
     assert Training(5, whole=True).adapter == 0
 
 

@@ -9,7 +9,7 @@ from llama_tokenizer import llama_tokenizer
 
 from aurify.errors import UserError
 from aurify.export import gguf
-from aurify.export.agreement import TOLERANCES, compute_log_probs, go_on
+from aurify.export.agreement import TOLERANCES, compute_export_log_probs, continue_probe_prompt
 from aurify.export.card import Origin
 from aurify.export.export import export_model
 from aurify.models.loading import save_model
@@ -68,10 +68,10 @@ def test_each_type_agrees_as_far_as_its_bits_allow(exported):
 def test_plain_transformers_reads_the_files_as_well(exported, model):
     """Its dequantised weights, without llama.cpp: an error of ours in q4_k_m that both would share is not possible."""
     own = load_model(str(model), dtype="float32", device="cpu").module
-    tokens = go_on(own, [5, 300, 290, 280])
+    tokens = continue_probe_prompt(own, [5, 300, 290, 280])
     for kind, bound in (("f32", 1e-4), ("q8_0", 0.03), ("q4_k_m", 0.5)):
         module = load_model(str(exported[0] / f"tiny-{kind}.gguf"), dtype="float32", device="cpu").module
-        expected, found = compute_log_probs(own, tokens), compute_log_probs(module, tokens)
+        expected, found = compute_export_log_probs(own, tokens), compute_export_log_probs(module, tokens)
         assert (found - expected).std() < bound * expected.std(), kind
 
 
@@ -117,4 +117,4 @@ def test_a_tokenizer_that_llama_cpp_does_not_know_is_refused_with_its_reason(tmp
 
 def test_an_unknown_type_is_refused_with_the_command_that_makes_it():
     with pytest.raises(UserError, match=r"--type q5_k_m: known are .*llama-quantize MODEL-bf16.gguf MODEL-q5_k_m.gguf"):
-        gguf.check_types(["q8_0", "q5_k_m"])
+        gguf.check_gguf_types(["q8_0", "q5_k_m"])

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from aurify.errors import UserError
-from aurify.export.gguf import check_types
+from aurify.export.gguf import check_gguf_types
 
 
 def test_without_llama_cpp(monkeypatch):
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
     with pytest.raises(UserError, match=r"to check GGUF files with llama.cpp, install xllamacpp .*aurify\[gguf\]"):
-        check_types(["q8_0"])
+        check_gguf_types(["q8_0"])

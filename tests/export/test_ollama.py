@@ -10,7 +10,7 @@ import subprocess
 import pytest
 from tokenizers_in_code import FAMILIES, TEMPLATES, byte_level, family
 
-from aurify.export.ollama import NO_TEMPLATE, find_frames, write_modelfile
+from aurify.export.ollama import NO_TEMPLATE, find_ollama_frames, write_modelfile
 from aurify.models.tiny import byte_tokenizer
 from aurify.renderer import Renderer
 
@@ -101,7 +101,7 @@ def test_the_template_writes_what_the_chat_template_writes(name, request):
 
 def test_which_can_be_said():
     """The others begin with a date, or have no system prompt: for them Ollama has templates of its own."""
-    assert {name for name, tokenizer in all_tokenizers() if find_frames(Renderer(tokenizer).template)} == FRAMED
+    assert {name for name, tokenizer in all_tokenizers() if find_ollama_frames(Renderer(tokenizer).template)} == FRAMED
 
 
 def test_stop_tokens_are_those_that_end_a_turn():

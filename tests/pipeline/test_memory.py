@@ -14,10 +14,10 @@ from aurify.cli.main import app
 from aurify.config import load_config
 from aurify.errors import UserError
 from aurify.pipeline import card as cards
-from aurify.pipeline.card import GIB, RESERVED, Card, choose_card, read_size
+from aurify.pipeline.card import GIB, RESERVED, Card, choose_memory_card, read_memory_size
 from aurify.pipeline.check import check_recipe
-from aurify.pipeline.fit import Change, apply_changes, suggest_changes
-from aurify.pipeline.memory import plan_stage
+from aurify.pipeline.fit import Change, apply_memory_changes, suggest_memory_changes
+from aurify.pipeline.memory import plan_stage_memory
 from aurify.pipeline.recipe import build_recipe
 
 RECIPE = """
@@ -72,26 +72,26 @@ def test_the_dry_run_has_a_line_a_stage():
 @pytest.mark.parametrize("share", [0.8, 0.5, 0.3])
 def test_what_is_offered_makes_it_fit(share):
     plan = make_plan("stages.grpo.engine={micro_batch_tokens: 4096, checkpointing: false}")
-    whole = plan_stage(plan, plan.stages["grpo"], small_card(GIB)).peak
+    whole = plan_stage_memory(plan, plan.stages["grpo"], small_card(GIB)).peak
     small = small_card(round(share * whole))
-    assert not plan_stage(plan, plan.stages["grpo"], small).fits
-    changes, changed = suggest_changes(plan, plan.stages["grpo"], small)
-    recipe, overrides = apply_changes(plan.recipe, "grpo", changes)
+    assert not plan_stage_memory(plan, plan.stages["grpo"], small).fits
+    changes, changed = suggest_memory_changes(plan, plan.stages["grpo"], small)
+    recipe, overrides = apply_memory_changes(plan.recipe, "grpo", changes)
     assert changes and changed.fits and changed.peak <= small.size
     # the overrides say the same in YAML as the changes do in the recipe, and the plan made anew agrees
     again = make_plan("stages.grpo.engine={micro_batch_tokens: 4096, checkpointing: false}", *overrides)
     assert again.recipe == recipe
-    assert plan_stage(again, again.stages["grpo"], small).peak == changed.peak
+    assert plan_stage_memory(again, again.stages["grpo"], small).peak == changed.peak
     for left_out in range(len(changes)):  # none is needless
         fewer = [change for number, change in enumerate(changes) if number != left_out]
-        other = check_recipe(apply_changes(plan.recipe, "grpo", fewer)[0], keep=False)
-        assert not plan_stage(other, other.stages["grpo"], small).fits
+        other = check_recipe(apply_memory_changes(plan.recipe, "grpo", fewer)[0], keep=False)
+        assert not plan_stage_memory(other, other.stages["grpo"], small).fits
 
 
 def test_what_stages_share_at_the_top_is_changed_at_the_top():
     plan = make_plan("engine={micro_batch_tokens: 4096}")
     changes = [Change("lora", "rank", 4), Change("engine", "checkpointing", True)]
-    recipe, overrides = apply_changes(plan.recipe, "grpo", changes)
+    recipe, overrides = apply_memory_changes(plan.recipe, "grpo", changes)
     assert overrides == ["lora.rank=4", "engine.checkpointing=true"]
     assert [(s.lora.rank, s.lora.alpha, s.engine.checkpointing) for s in recipe.stages.values()] == [(4, 8, True)] * 2
     assert make_plan("engine={micro_batch_tokens: 4096}", *overrides).recipe == recipe
@@ -99,10 +99,12 @@ def test_what_stages_share_at_the_top_is_changed_at_the_top():
 
 def test_all_weights_are_offered_an_adapter():
     plan = make_plan("lora=null")
-    whole = plan_stage(plan, plan.stages["sft"], small_card(GIB))
+    whole = plan_stage_memory(plan, plan.stages["sft"], small_card(GIB))
     held = sum(part.size for part in whole.parts if part.name in ("weights", "optimiser", "gradients"))
-    changes, changed = suggest_changes(plan, plan.stages["sft"], small_card(round(0.75 * held)))
-    assert any(override.endswith("lora={rank: 16}") for override in apply_changes(plan.recipe, "sft", changes)[1])
+    changes, changed = suggest_memory_changes(plan, plan.stages["sft"], small_card(round(0.75 * held)))
+    assert any(
+        override.endswith("lora={rank: 16}") for override in apply_memory_changes(plan.recipe, "sft", changes)[1]
+    )
     assert changed.peak < whole.peak
 
 
@@ -119,9 +121,11 @@ def test_a_plan_that_does_not_fit_says_what_to_change_and_fails(monkeypatch):
 def little_ram(monkeypatch):
     """Of which the tiny model needs most."""
     plan = make_plan()
-    needed = max(plan_stage(plan, stage, choose_card(stage.options.model)).peak for stage in plan.stages.values())
+    needed = max(
+        plan_stage_memory(plan, stage, choose_memory_card(stage.options.model)).peak for stage in plan.stages.values()
+    )
     limit = round(0.6 * needed)
-    real = cards.choose_card
+    real = cards.choose_memory_card
     for module in ("card", "fit", "stage"):
         monkeypatch.setattr(
             f"aurify.pipeline.{module}.choose_card", lambda model, wish=None: replace(real(model, wish), size=limit)
@@ -133,7 +137,7 @@ def test_memory_auto_changes_the_recipe_and_the_run_keeps_what_it_ran(little_ram
     plan = make_plan("memory=auto")
     assert plan.fitted and plan.recipe != make_plan().recipe and not make_plan().fitted
     for stage in plan.stages.values():
-        assert plan_stage(plan, stage, cards.choose_card(stage.options.model)).fits
+        assert plan_stage_memory(plan, stage, cards.choose_memory_card(stage.options.model)).fits
     shown = run_command("train", "recipe.yaml", "memory=auto", "--dry-run").output
     assert all(f"memory: auto sets {override}" in shown for override in plan.fitted)
     result = run_command("train", "recipe.yaml", "memory=auto")
@@ -162,13 +166,13 @@ def test_a_stage_compares_its_plan_with_the_measured_peak():
     ("wish", "gib"), [("8GB", 8), ("8", 8), ("5.5 GiB", 5.5), ("rtx4090", 24), ("RTX 3060", 12), ("NVIDIA H100", 80)]
 )
 def test_cards_by_size_and_by_name(wish, gib):
-    assert read_size(wish) == gib * GIB
+    assert read_memory_size(wish) == gib * GIB
     config = make_plan().stages["sft"].options.model
-    assert choose_card(config, wish).size == gib * GIB - RESERVED
-    assert choose_card(config, wish).width == 4  # the recipe asks for float32
+    assert choose_memory_card(config, wish).size == gib * GIB - RESERVED
+    assert choose_memory_card(config, wish).width == 4  # the recipe asks for float32
 
 
 @pytest.mark.parametrize("wish", ["rtx4091", "much", "0.5GB"])
 def test_other_cards_are_refused(wish):
     with pytest.raises(UserError, match="--card: "):
-        read_size(wish)
+        read_memory_size(wish)

@@ -7,7 +7,15 @@ import re
 import pytest
 from report_pages import EVIL, Page, page_of, sample
 
-from aurify.report.conversation import LEVELS, MAX_TEXT, Run, build_block, build_run, group_spans, shorten_runs
+from aurify.report.conversation import (
+    LEVELS,
+    MAX_TEXT,
+    Run,
+    build_span_markup,
+    build_transcript_block,
+    group_transcript_spans,
+    shorten_transcript,
+)
 from aurify.report.report import write_report
 from aurify.tracking import jsonl
 from aurify.tracking.samples import Block
@@ -91,18 +99,20 @@ def test_hostile_words_in_a_conversation_stay_words(run, where):
 
 def test_neighbours_that_look_alike_are_one_mark():
     spans = [Span("a", "policy", 1.0), Span("b", "policy", 0.9), Span("c", "policy", -0.1), Span("d", "policy", 0.0)]
-    runs = list(group_spans(spans, 1.0))
+    runs = list(group_transcript_spans(spans, 1.0))
     assert [(run.text, run.level) for run in runs] == [("ab", LEVELS), ("c", -1), ("d", 0)]
     assert runs[0].title == "the policy, advantage +0.9 to +1"
-    assert [run.level for run in group_spans([Span("a", "policy", 0.0)], 0.0)] == [0]
-    assert [run.level for run in group_spans([Span("a", "policy")], 1.0)] == [0]
-    assert build_run(Run("\n", "template")) == "\n" and build_run(Run("a", "policy")) == "<span>a</span>"
+    assert [run.level for run in group_transcript_spans([Span("a", "policy", 0.0)], 0.0)] == [0]
+    assert [run.level for run in group_transcript_spans([Span("a", "policy")], 1.0)] == [0]
+    assert (
+        build_span_markup(Run("\n", "template")) == "\n" and build_span_markup(Run("a", "policy")) == "<span>a</span>"
+    )
 
 
 @pytest.mark.parametrize("sizes", [[MAX_TEXT], [MAX_TEXT + 1], [50_000], [1] * 20_000, [3000, 9000, 2], [9000, 9000]])
 def test_a_long_turn_loses_its_middle_whatever_spans_it_has(sizes):
     runs = [Run(chr(97 + k % 26) * size, "policy") for k, size in enumerate(sizes)]
-    whole, kept = "".join(run.text for run in runs), shorten_runs(runs, MAX_TEXT)
+    whole, kept = "".join(run.text for run in runs), shorten_transcript(runs, MAX_TEXT)
     if len(whole) <= MAX_TEXT:
         assert kept == runs
         return
@@ -114,4 +124,4 @@ def test_a_long_turn_loses_its_middle_whatever_spans_it_has(sizes):
 
 def test_a_turn_of_many_tokens_with_advantages_of_their_own_is_a_small_page():
     spans = [Span("word ", "policy", (k * 37 % 101 - 50) / 50) for k in range(20_000)]
-    assert len(build_block(Block("assistant", spans, said=True), 1.0)) < 200_000
+    assert len(build_transcript_block(Block("assistant", spans, said=True), 1.0)) < 200_000

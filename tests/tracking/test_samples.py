@@ -7,7 +7,13 @@ import io
 import pytest
 from rich.console import Console as RichConsole
 
-from aurify.tracking.samples import describe_turn, find_largest, record_sample, say_outcome, split_blocks
+from aurify.tracking.samples import (
+    describe_sample_outcome,
+    describe_sample_turn,
+    find_largest_advantage,
+    record_sample,
+    split_sample_blocks,
+)
 from aurify.tracking.trackers.console import Console
 from aurify.types import Group, Segment, Span, Task, Trajectory, Turn
 
@@ -33,7 +39,7 @@ def conversation(spans=SPANS, **options) -> Trajectory:
 
 
 def blocks(trajectory: Trajectory):
-    return split_blocks(record_sample(Group(TASK, [trajectory]), trajectory))
+    return split_sample_blocks(record_sample(Group(TASK, [trajectory]), trajectory))
 
 
 def show(trajectories, **options) -> str:
@@ -53,7 +59,7 @@ def test_a_conversation_is_told_turn_by_turn():
         [], ["advantage +1.5", "called 1", "5 tokens"], ["7 tokens"], ["advantage -0.25 to +0.5", "6 tokens"]
     ]  # fmt: skip
     assert [span for block in found[1:] for span in block.spans] == SPANS
-    assert find_largest(found) == 1.5 and find_largest([]) == 0
+    assert find_largest_advantage(found) == 1.5 and find_largest_advantage([]) == 0
 
 
 def test_a_line_names_the_tools_and_holds_what_is_shown():
@@ -66,10 +72,10 @@ def test_a_line_of_an_older_run_shows_its_messages():
     line = record_sample(Group(TASK, []), conversation([]))
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}
     old = {key: line[key] for key in ("reward", "rewards", "tokens", "truncated")} | {"messages": [*TASK.prompt, call]}
-    assert [(block.role, block.said, block.spans[0].text) for block in split_blocks(old)] == [
+    assert [(block.role, block.said, block.spans[0].text) for block in split_sample_blocks(old)] == [
         ("user", False, "2 times 3?"), ("assistant", True, '[{"name": "f"}]')
     ]  # fmt: skip
-    assert say_outcome(old) == "done" and say_outcome(old | {"truncated": True}) == "cut off"
+    assert describe_sample_outcome(old) == "done" and describe_sample_outcome(old | {"truncated": True}) == "cut off"
 
 
 def test_what_did_not_fit_into_the_context_is_shown_as_not_read():
@@ -79,7 +85,7 @@ def test_what_did_not_fit_into_the_context_is_shown_as_not_read():
 
 def test_a_replayed_line_has_forgotten_its_turns_and_a_guided_one_says_so():
     assert [block.facts for block in blocks(conversation(turns=[]))][1:3] == [["advantage +1.5"], []]
-    assert describe_turn([Span("x", "policy")], {}) == ["not trained"]
+    assert describe_sample_turn([Span("x", "policy")], {}) == ["not trained"]
     guided = [Span("He ", "guidance", 0.5), *SPANS[1:]]
     assert blocks(conversation(guided, source="guidance"))[1].role == "guide"
     assert blocks(conversation([guided[0], *SPANS], source="guidance"))[1].role == "assistant"
@@ -93,7 +99,7 @@ def test_the_console_shows_a_whole_conversation_and_how_it_ended(outcome):
                  "<|im_start|>user six<|im_end|> <|im_start|>assistant", "It is 6.<|im_end|>",
                  "assistant · advantage -0.25 to +0.5 · 6 tokens"):  # fmt: skip
         assert line in lines
-    assert lines[-1] == f"({say_outcome({'outcome': outcome, 'truncated': True})})" and ESCAPE not in text
+    assert lines[-1] == f"({describe_sample_outcome({'outcome': outcome, 'truncated': True})})" and ESCAPE not in text
 
 
 def test_the_console_colours_tokens_by_origin_and_advantage():

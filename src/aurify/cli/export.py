@@ -43,11 +43,11 @@ def export(
     Each export is loaded again, and must say what the trained model says; one that does not is refused."""
     from aurify.export.card import Origin
     from aurify.export.export import export_model
-    from aurify.export.push import check_name
+    from aurify.export.push import check_hub_name
 
-    check_options(context, format)
+    check_export_options(context, format)
     if push is not None:
-        check_name(push)
+        check_hub_name(push)
     named = resolve_model_argument(model, runs)
     origin = Origin(named.name, named.run, named.stage)
     target = out.expanduser() if out is not None else Path("exports") / f"{origin.stem}-{format}"
@@ -55,9 +55,9 @@ def export(
         format,  # type: ignore[arg-type]
         origin,
         target,
-        types=read_types(types, format),
+        types=read_gguf_types(types, format),
         max_shard_size=max_shard_size,
-        system=find_system(named) if system is None else system,
+        system=find_system_prompt(named) if system is None else system,
         parameters=read_ollama_parameters(parameter or []),
     )
     for kind, agreement in found.items():
@@ -76,19 +76,19 @@ def push_folder(
     public: Public = False,
 ) -> None:
     """Show what a push of an exported folder to the hub would send, or with --yes push it."""
-    from aurify.export.push import describe_push, push
+    from aurify.export.push import describe_push, push_export
 
     folder = folder.expanduser()
     for line in describe_push(folder, repo, public):
         typer.echo(line)
     if yes:
-        typer.echo(f"pushed: {push(folder, repo, public)}")
+        typer.echo(f"pushed: {push_export(folder, repo, public)}")
     else:
         more = " --public" if public else ""
         typer.echo(f"nothing was sent; this sends it: aurify push {folder} {repo} --yes{more}")
 
 
-def check_options(context: typer.Context, format: str) -> None:
+def check_export_options(context: typer.Context, format: str) -> None:
     from aurify.config import did_you_mean
 
     if format not in READS:
@@ -100,14 +100,14 @@ def check_options(context: typer.Context, format: str) -> None:
             raise UserError(f"--{name}: the format {format} does not read it; leave it out")
 
 
-def read_types(text: str, format: str) -> list[str]:
+def read_gguf_types(text: str, format: str) -> list[str]:
     types = list(dict.fromkeys(kind.strip().lower() for kind in text.split(",") if kind.strip()))
     if not types or (format == "ollama" and len(types) > 1):
         raise UserError(f"--type {text!r}: give {'one type' if format == 'ollama' else 'at least one'}, such as q8_0")
     return types
 
 
-def find_system(named: NamedModel) -> str:
+def find_system_prompt(named: NamedModel) -> str:
     """The system prompt of a run's task."""
     task = named.stage_options().get("task")
     return str((task if isinstance(task, dict) else {}).get("system") or "")

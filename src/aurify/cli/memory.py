@@ -45,36 +45,40 @@ def plan_recipe(
 
 def show_memory(plan: Plan, console: Console, wish: str | None = None, *, parts: bool) -> bool:
     """Whether all stages fit. parts: each with its lines; else a line a stage."""
-    from aurify.pipeline.card import choose_card
-    from aurify.pipeline.fit import apply_changes, suggest_changes
-    from aurify.pipeline.memory import format_bytes, plan_stage
+    from aurify.pipeline.card import choose_memory_card
+    from aurify.pipeline.fit import apply_memory_changes, suggest_memory_changes
+    from aurify.pipeline.memory import format_memory, plan_stage_memory
 
     fits = True
     for name, stage in plan.stages.items():
         if stage.bulk is None:  # finished before
             continue
-        chosen = choose_card(stage.options.model, wish)
-        memory = plan_stage(plan, stage, chosen)
-        verdict = f"peak {format_bytes(memory.peak)} ({memory.fullest}) of {format_bytes(chosen.size)} on {chosen.name}"
+        chosen = choose_memory_card(stage.options.model, wish)
+        memory = plan_stage_memory(plan, stage, chosen)
+        verdict = (
+            f"peak {format_memory(memory.peak)} ({memory.fullest}) of {format_memory(chosen.size)} on {chosen.name}"
+        )
         if parts:
-            console.print(list_parts(name, memory))
+            console.print(list_memory_parts(name, memory))
         console.print(f"{name}: {verdict}", soft_wrap=True, markup=False)
         if memory.fits:
             continue
         fits = False
-        changes, changed = suggest_changes(plan, stage, chosen)
-        written = " ".join(map(shlex.quote, apply_changes(plan.recipe, name, changes)[1]))
-        better = f"{'fits' if changed.fits else 'does not fit even'} with {written} (peak {format_bytes(changed.peak)})"
+        changes, changed = suggest_memory_changes(plan, stage, chosen)
+        written = " ".join(map(shlex.quote, apply_memory_changes(plan.recipe, name, changes)[1]))
+        better = (
+            f"{'fits' if changed.fits else 'does not fit even'} with {written} (peak {format_memory(changed.peak)})"
+        )
         told = f"it does not fit; it {better}" if changes else "it does not fit, and no option would help"
         console.print(f"{name}: {told}", style="yellow", soft_wrap=True, markup=False)
     return fits
 
 
-def list_parts(name: str, memory: StageMemory) -> Table:
+def list_memory_parts(name: str, memory: StageMemory) -> Table:
     from rich import box
     from rich.table import Table
 
-    from aurify.pipeline.memory import ALWAYS, format_bytes
+    from aurify.pipeline.memory import ALWAYS, format_memory
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     columns: list[tuple[str, Any]] = [(name, "left"), ("bytes", "right"), ("formula", "left"), ("while", "left")]
@@ -82,5 +86,5 @@ def list_parts(name: str, memory: StageMemory) -> Table:
         table.add_column(heading, justify=justify, overflow="fold", no_wrap=heading == "bytes")
     for part in memory.parts:
         when = "always" if part.phases == ALWAYS else ", ".join(part.phases)
-        table.add_row(part.name, format_bytes(part.size), part.formula, when)
+        table.add_row(part.name, format_memory(part.size), part.formula, when)
     return table

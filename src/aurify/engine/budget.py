@@ -14,7 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from aurify.engine.executor import Result
-from aurify.engine.footprint import Activations, Shape, Training, read_shape, read_training, token_bytes
+from aurify.engine.footprint import (
+    Activations,
+    Shape,
+    Training,
+    read_shape,
+    read_training_memory,
+    token_activation_bytes,
+)
 from aurify.hardware import is_out_of_memory, usable_memory
 
 if TYPE_CHECKING:
@@ -48,7 +55,7 @@ def plan_training_memory(
     checkpointing: what the user asked for; None and "auto" are chosen here."""
     width, room = module.get_input_embeddings().weight.element_size(), usable_memory(device) - optimizer_bytes
     return choose_micro_batch(
-        read_shape(module), read_training(module), width, device.type, room, tokens, checkpointing
+        read_shape(module), read_training_memory(module), width, device.type, room, tokens, checkpointing
     )
 
 
@@ -59,11 +66,11 @@ def choose_micro_batch(
     """room: bytes that are free beside weights, gradients and optimiser."""
     room = max(0, round(MEMORY_SHARE * room))
     most, enough = MOST_TOKENS.get(device_type, 4096), ENOUGH_TOKENS.get(device_type, 1024)
-    kept = token_bytes(shape, width, training, "kept")
+    kept = token_activation_bytes(shape, width, training, "kept")
     recompute = room < kept * (tokens or enough) if checkpointing == "auto" else bool(checkpointing)
     offload = checkpointing == "offload" and device_type != "cpu"
     activations: Activations = "offloaded" if offload else "recomputed" if recompute else "kept"
-    size = token_bytes(shape, width, training, activations)
+    size = token_activation_bytes(shape, width, training, activations)
     if tokens is None:
         tokens = max(LEAST_TOKENS, min(most, room // size // 128 * 128))
     return MemoryPlan(tokens, activations, size)

@@ -28,7 +28,7 @@ from aurify.engine.budget import Checkpointing, plan_training_memory, retry_with
 from aurify.engine.cpu.rows import choose_row_executor
 from aurify.engine.divergence import check_teacher_head, linear_divergence
 from aurify.engine.executor import Grads, Result, sum_loss_terms
-from aurify.engine.footprint import Training, gradient_bytes, optimizer_bytes, read_training
+from aurify.engine.footprint import Training, gradient_bytes, optimizer_bytes, read_training_memory
 from aurify.engine.forward import Body
 from aurify.engine.inputs import Inputs, build_row_inputs, select_trained
 from aurify.engine.logprobs import Head, linear_logprobs
@@ -99,7 +99,7 @@ class Engine:
             self.optimizer = MasterAdamW(self.trainable, optim, rows)
         self.dropout = self.adapter is not None and self.adapter.dropout > 0
         self.module.eval()
-        training = read_training(self.module) if trainable else Training(0, whole=False)
+        training = read_training_memory(self.module) if trainable else Training(0, whole=False)
         needed = gradient_bytes(training) + optimizer_bytes(training, self.dtype.itemsize, optim.kind)
         wanted = checkpointing if trainable else False  # without gradients nothing is saved
         plan = plan_training_memory(self.module, self.device, needed, micro_batch_tokens, wanted)

@@ -57,14 +57,14 @@ def read_shape(module: Any) -> Shape:
     """module: a causal language model or a reward model; its weights may be missing (device "meta")."""
     config, embedding = module.config.get_text_config(), module.get_input_embeddings().weight
     hidden = int(config.hidden_size)
-    heads = read_number(config, "num_attention_heads", 1)
-    size = read_number(config, "head_dim", hidden // heads)
-    queries, keys = heads * size, read_number(config, "num_key_value_heads", heads) * size
-    intermediate = read_number(config, "intermediate_size", 4 * hidden)
-    if experts := read_number(config, "num_experts_per_tok", 0):
-        intermediate = experts * read_number(config, "moe_intermediate_size", intermediate)
+    heads = read_shape_number(config, "num_attention_heads", 1)
+    size = read_shape_number(config, "head_dim", hidden // heads)
+    queries, keys = heads * size, read_shape_number(config, "num_key_value_heads", heads) * size
+    intermediate = read_shape_number(config, "intermediate_size", 4 * hidden)
+    if experts := read_shape_number(config, "num_experts_per_tok", 0):
+        intermediate = experts * read_shape_number(config, "moe_intermediate_size", intermediate)
     own = {id(p): p for name, p in module.named_parameters() if ".lora_" not in name}
-    linears = {id(part): (part, part.in_features * part.out_features) for part in find_linears(module)}
+    linears = {id(part): (part, part.in_features * part.out_features) for part in find_linear_layers(module)}
     packed = sum(num for part, num in linears.values() if "weight" not in part._parameters)  # quantised: no parameters
     layers = int(config.num_hidden_layers)
     return Shape(
@@ -74,13 +74,13 @@ def read_shape(module: Any) -> Shape:
     )  # fmt: skip
 
 
-def read_number(config: Any, name: str, default: int) -> int:
+def read_shape_number(config: Any, name: str, default: int) -> int:
     """Some models have a number for each layer: then the largest."""
     value = getattr(config, name, None)
     return int(max(value) if isinstance(value, list | tuple) else value or default)
 
 
-def find_linears(module: Any) -> Iterable[Any]:
+def find_linear_layers(module: Any) -> Iterable[Any]:
     """The linear layers of the decoder, as they were before an adapter came."""
     return (
         part for name, part in module.base_model.named_modules() if isinstance(part, nn.Linear) and "lora_" not in name
@@ -98,7 +98,7 @@ def count_norms(module: Any, hidden: int, queries: int, keys: int) -> int:
     return sum(widths.get(name, hidden) for name in norms) or 2 * hidden
 
 
-def read_training(module: Any) -> Training:
+def read_training_memory(module: Any) -> Training:
     """Of the module of an engine, with the adapter that it has."""
     adapted = [part for part in module.modules() if hasattr(part, "lora_A")]
     thin = [part for part in adapted if getattr(part, "merged", None) is None]
@@ -147,7 +147,7 @@ def gradient_bytes(training: Training) -> int:
 # ---------------------------------------------------------------------- activations
 
 
-def layer_bytes(shape: Shape, width: int, training: Training, keys: float = 1.0) -> int:
+def layer_activation_bytes(shape: Shape, width: int, training: Training, keys: float = 1.0) -> int:
     """What autograd saves of a token in a decoder layer.
 
         4 intermediate     gate, its activation, up, their product (the input of down)
@@ -163,10 +163,12 @@ def layer_bytes(shape: Shape, width: int, training: Training, keys: float = 1.0)
     return round(width * numbers + 4 * shape.norms + 4 * shape.heads + width * training.ranks / shape.layers)
 
 
-def token_bytes(shape: Shape, width: int, training: Training, activations: Activations, keys: float = 1.0) -> int:
+def token_activation_bytes(
+    shape: Shape, width: int, training: Training, activations: Activations, keys: float = 1.0
+) -> int:
     """What autograd saves of a token in the whole decoder. recomputed: the input of each layer, and one layer;
     offloaded: two inputs are on the device at a time."""
-    layer, inputs = layer_bytes(shape, width, training, keys), width * shape.hidden
+    layer, inputs = layer_activation_bytes(shape, width, training, keys), width * shape.hidden
     last = (4 + width + (width if training.whole else 0)) * shape.hidden  # the last norm, and what the head takes in
     if activations == "kept":
         return last + shape.layers * layer
@@ -187,13 +189,13 @@ def forward_bytes(shape: Shape, width: int) -> int:
 # ---------------------------------------------------------------------- head, keys and values
 
 
-def head_bytes(
+def head_activation_bytes(
     shape: Shape, width: int, device_type: str, positions: int, *, trained: bool, entropy: bool = False
 ) -> int:
     """The logits of a chunk in fp32 (once more for the entropy), and in the model's dtype. A trained head has a
     gradient that adds up in fp32."""
     chunk = (
-        chunk_positions(shape, device_type, positions)
+        count_chunk_positions(shape, device_type, positions)
         * shape.vocabulary
         * (4 * (2 if entropy else 1) + (width if width < 4 else 0))
     )
@@ -201,9 +203,9 @@ def head_bytes(
     return chunk + weight
 
 
-def chunk_positions(shape: Shape, device_type: str, positions: int) -> int:
+def count_chunk_positions(shape: Shape, device_type: str, positions: int) -> int:
     return min(positions, logit_chunk_rows(shape.vocabulary, device_type))
 
 
-def cache_bytes(shape: Shape, width: int, slots: int, length: int) -> int:
+def kv_cache_bytes(shape: Shape, width: int, slots: int, length: int) -> int:
     return slots * length * shape.cached * width

@@ -10,7 +10,12 @@ from typing import Any
 
 from aurify import registry
 from aurify.environments.env import Step
-from aurify.environments.episode import extend_prompt, pick_columns, read_action, read_seed
+from aurify.environments.episode import (
+    extend_episode_prompt,
+    pick_episode_columns,
+    read_environment_action,
+    read_episode_seed,
+)
 from aurify.environments.multi_turn import MultiTurnEnvironment
 from aurify.errors import UserError
 from aurify.files import require
@@ -39,16 +44,20 @@ class Gymnasium(MultiTurnEnvironment):
         parse: str | None = None,
     ) -> None:
         super().__init__(task)
-        self.env = open_env(env, options or {})
-        self.parse = registry.load_object(WHAT, parse) if parse else choose_parser(self.env.action_space, actions, env)
+        self.env = open_gymnasium(env, options or {})
+        self.parse = (
+            registry.load_object(WHAT, parse) if parse else choose_action_parser(self.env.action_space, actions, env)
+        )
 
     def begin(self) -> list[Message]:
-        observation, _ = self.env.reset(seed=read_seed(self.task), options=pick_columns(self.task) or None)
-        return extend_prompt(self.task.prompt, self._show(observation))
+        observation, _ = self.env.reset(
+            seed=read_episode_seed(self.task), options=pick_episode_columns(self.task) or None
+        )
+        return extend_episode_prompt(self.task.prompt, self._show(observation))
 
     def step(self, message: Message) -> Step:
         try:
-            action = self.parse(read_action(message))
+            action = self.parse(read_environment_action(message))
         except (CallError, ValueError) as error:
             return Step([{"role": "user", "content": f"Error: {error}"}], metrics={"invalid_actions": 1})
         observation, reward, terminated, truncated, _ = self.env.step(action)
@@ -68,7 +77,7 @@ class Gymnasium(MultiTurnEnvironment):
         return str(self.env.render() if self.env.render_mode == "ansi" else observation)
 
 
-def open_env(env: str, options: dict[str, Any]) -> Any:
+def open_gymnasium(env: str, options: dict[str, Any]) -> Any:
     gymnasium = require("gymnasium", "gymnasium", f"for the {WHAT}")
     by_file = env.rpartition(":")[0].endswith(".py")
     make = registry.load_object(WHAT, env) if by_file else partial(gymnasium.make, env)
@@ -79,10 +88,10 @@ def open_env(env: str, options: dict[str, Any]) -> Any:
         raise UserError(f"{WHAT}: {env}{shown} cannot be made: {type(error).__name__}: {error}") from error
 
 
-def choose_parser(space: Any, actions: Sequence[str], env: str) -> Callable[[str], Any]:
+def choose_action_parser(space: Any, actions: Sequence[str], env: str) -> Callable[[str], Any]:
     spaces = require("gymnasium.spaces", "gymnasium", f"for the {WHAT}")
     if isinstance(space, spaces.Text) and not actions:
-        return partial(check_action_text, space)
+        return partial(check_environment_action, space)
     if not isinstance(space, spaces.Discrete):
         given = "names of actions are given" if actions else "no text can be read as one"
         raise UserError(f"{WHAT}: the actions of {env} are {space}, and {given}; give parse: file.py:function")
@@ -90,11 +99,12 @@ def choose_parser(space: Any, actions: Sequence[str], env: str) -> Callable[[str
     if actions and len(actions) != num:
         raise UserError(f"{WHAT}: {env} has {num} actions, and actions names {len(actions)}: {', '.join(actions)}")
     return partial(
-        match_action, dict(zip(actions or map(str, range(first, first + num)), range(first, first + num), strict=True))
+        match_environment_action,
+        dict(zip(actions or map(str, range(first, first + num)), range(first, first + num), strict=True)),
     )
 
 
-def check_action_text(space: Any, text: str) -> str:
+def check_environment_action(space: Any, text: str) -> str:
     if space.contains(text):
         return text
     if wrong := sorted(set(text) - space.character_set):
@@ -102,7 +112,7 @@ def check_action_text(space: Any, text: str) -> str:
     raise CallError(f"an action has {space.min_length} to {space.max_length} characters; yours has {len(text)}")
 
 
-def match_action(known: dict[str, int], text: str) -> int:
+def match_environment_action(known: dict[str, int], text: str) -> int:
     """The one action that a text names."""
     found = {name for name in known if re.search(rf"(?<![\w-]){re.escape(name)}(?!\w)", text, re.IGNORECASE)}
     if len(found) == 1:

@@ -12,7 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from aurify.environments.env import Step
-from aurify.environments.episode import extend_prompt, pick_columns, read_action, read_seed
+from aurify.environments.episode import (
+    extend_episode_prompt,
+    pick_episode_columns,
+    read_environment_action,
+    read_episode_seed,
+)
 from aurify.environments.tool_use import ToolUse
 from aurify.errors import UserError
 from aurify.files import require
@@ -60,13 +65,15 @@ class OpenEnv(ToolUse):
         self.reward, self.done, self.num_steps = 0.0, False, 0
 
     async def begin(self) -> list[Message]:
-        action = await read_action_schema(self.url, self.toolbox.seconds)
+        action = await read_environment_schema(self.url, self.toolbox.seconds)
         fields = action["properties"]
         self.expected = describe_tool_signature("action", action)
         tools: list[Tool] = []
         try:
             await self.client.connect()
-            result = await self.client.reset(**{**pick_columns(self.task), "seed": read_seed(self.task)})
+            result = await self.client.reset(
+                **{**pick_episode_columns(self.task), "seed": read_episode_seed(self.task)}
+            )
             if self.field is None and {"tool_name", "arguments"} <= fields.keys():
                 listed = await self.client.step({"type": "list_tools"})
                 tools = [self._make_tool(tool) for tool in listed.observation["tools"]]
@@ -81,7 +88,7 @@ class OpenEnv(ToolUse):
                 raise UserError(f"{WHAT}: {self.url} has no action field {self.field!r}; it takes {self.expected}")
         self.toolbox = Toolbox(tools, self.toolbox.seconds)
         self.tools = self.toolbox.schemas
-        return extend_prompt(self.task.prompt, self._describe(result.observation))
+        return extend_episode_prompt(self.task.prompt, self._describe(result.observation))
 
     async def step(self, message: Message) -> Step:
         self.reward, self.num_steps = 0.0, 0
@@ -99,7 +106,7 @@ class OpenEnv(ToolUse):
 
     async def _answer_text(self, message: Message) -> Step:
         try:
-            text, failed = await self._act({str(self.field): read_action(message)}), 0.0
+            text, failed = await self._act({str(self.field): read_environment_action(message)}), 0.0
         except CallError as error:
             text, failed = f"Error: {error}", 1.0
         return Step([{"role": "user", "content": text}], metrics={"calls_failed": failed})
@@ -151,7 +158,7 @@ class OpenEnv(ToolUse):
         return json.dumps({k: v for k, v in fields.items() if v not in EMPTY}, ensure_ascii=False) if shown else ""
 
 
-async def read_action_schema(url: str, seconds: float) -> dict[str, Any]:
+async def read_environment_schema(url: str, seconds: float) -> dict[str, Any]:
     """Of the actions that a server takes; asked once a process."""
     httpx = require("httpx", "openenv", f"for the {WHAT}")
     if url not in SCHEMAS:

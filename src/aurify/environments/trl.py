@@ -20,11 +20,11 @@ from typing import Any
 
 from aurify import registry
 from aurify.environments.env import Step
-from aurify.environments.episode import extend_prompt
+from aurify.environments.episode import extend_episode_prompt
 from aurify.environments.tool_use import ToolUse
 from aurify.errors import UserError
 from aurify.rewards.environment import REWARD
-from aurify.rewards.trl import join_columns
+from aurify.rewards.trl import join_trl_columns
 from aurify.threads import Room, TimeLimit, settle_call
 from aurify.tools.tool import Tool, make_tool
 from aurify.tools.toolbox import CALL_SECONDS, Toolbox
@@ -60,22 +60,24 @@ class TRL(ToolUse):
 
     def __init__(self, task: Task, factory: Any, seconds: float = CALL_SECONDS, max_calls: int = 8) -> None:
         super().__init__(task, list, seconds, max_calls)
-        given = {name: value for name, value in join_columns(task).items() if value is not None or name in task.info}
+        given = {
+            name: value for name, value in join_trl_columns(task).items() if value is not None or name in task.info
+        }
         self.columns = {"prompt": list(task.prompt), **given}
-        self.factory = choose_factory(factory, self.columns, task)
+        self.factory = choose_environment_factory(factory, self.columns, task)
         self.seat: Seat | None = None
 
     async def begin(self) -> list[Message]:
         idle = IDLE[self.factory]
-        self.seat = seat = idle.pop() if idle else await open_seat(self.factory)
-        weakref.finalize(self, give_back, seat, idle).atexit = False
+        self.seat = seat = idle.pop() if idle else await open_environment_seat(self.factory)
+        weakref.finalize(self, return_environment, seat, idle).atexit = False
         self.toolbox = Toolbox(seat.tools, self.toolbox.seconds)
         self.tools, self.shown_to_rewards = self.toolbox.schemas, seat.instance
-        shown = await seat.call(seat.instance.reset, **fit_columns(seat.instance, self.columns, self.task))
-        shown = "" if shown is None else read_blocks(shown)
+        shown = await seat.call(seat.instance.reset, **fit_reset_columns(seat.instance, self.columns, self.task))
+        shown = "" if shown is None else read_observation_blocks(shown)
         if not isinstance(shown, str):
             raise UserError(f"{WHAT}: {type(seat.instance).__name__}.reset() gave {shown!r}; expected a text or None")
-        return extend_prompt(self.task.prompt, shown, "")
+        return extend_episode_prompt(self.task.prompt, shown, "")
 
     async def step(self, message: Message) -> Step:
         step = await super().step(message)
@@ -92,7 +94,7 @@ class TRL(ToolUse):
         return {REWARD: await seat.call(seat.instance.get_reward)}
 
 
-def choose_factory(given: Any, columns: dict[str, Any], task: Task) -> Callable[[], Any]:
+def choose_environment_factory(given: Any, columns: dict[str, Any], task: Task) -> Callable[[], Any]:
     """A column that chooses is taken out of the columns, as with TRL."""
     if isinstance(given, Mapping):
         name = columns.pop("environment", None)
@@ -105,7 +107,7 @@ def choose_factory(given: Any, columns: dict[str, Any], task: Task) -> Callable[
     return found
 
 
-async def open_seat(factory: Callable[[], Any]) -> Seat:
+async def open_environment_seat(factory: Callable[[], Any]) -> Seat:
     seat = Seat(None, [], Room("aurify-trl"))
     try:
         seat.instance = await seat.call(factory)
@@ -113,28 +115,28 @@ async def open_seat(factory: Callable[[], Any]) -> Seat:
         if "reset" not in methods:
             raise UserError(f"{WHAT}: {type(seat.instance).__name__} has no method reset()")
         names = [name for name in methods if name not in OWN and not name.startswith("_")]
-        seat.tools = [lend_tool(seat, make_tool(getattr(seat.instance, name))) for name in names]
+        seat.tools = [lend_environment_tool(seat, make_tool(getattr(seat.instance, name))) for name in names]
     except BaseException:
         seat.room.leave()
         raise
     return seat
 
 
-def lend_tool(seat: Seat, tool: Tool) -> Tool:
+def lend_environment_tool(seat: Seat, tool: Tool) -> Tool:
     async def call(arguments: Mapping[str, Any]) -> Any:
-        return read_blocks(await seat.call(tool.function, arguments))
+        return read_observation_blocks(await seat.call(tool.function, arguments))
 
     return replace(tool, function=call, blocking=False)
 
 
-def give_back(seat: Seat, idle: list[Seat]) -> None:
+def return_environment(seat: Seat, idle: list[Seat]) -> None:
     if seat.room.late:
         seat.room.leave()
     else:
         idle.append(seat)
 
 
-def fit_columns(instance: Any, columns: dict[str, Any], task: Task) -> dict[str, Any]:
+def fit_reset_columns(instance: Any, columns: dict[str, Any], task: Task) -> dict[str, Any]:
     """Those that reset() takes."""
     signature = inspect.signature(instance.reset)
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
@@ -147,7 +149,7 @@ def fit_columns(instance: Any, columns: dict[str, Any], task: Task) -> dict[str,
     return columns
 
 
-def read_blocks(value: Any) -> Any:
+def read_observation_blocks(value: Any) -> Any:
     """Blocks of text as one text; other values as they are."""
     if not isinstance(value, list) or not all(isinstance(part, Mapping) and "type" in part for part in value):
         return value

@@ -110,7 +110,7 @@ class Trained:
         return [text for text, tokens in self.prompts.items() if encode(text, add_special_tokens=False) == tokens]
 
 
-def read_trained(name: str) -> Trained:
+def load_model_to_export(name: str) -> Trained:
     loaded = load_model(name, dtype="float32", device="cpu")
     if loaded.adapter is not None:
         try:
@@ -121,13 +121,13 @@ def read_trained(name: str) -> Trained:
             loaded = load_model(name, dtype="float32", device="cpu")
             assert loaded.adapter is not None
             loaded.module = merge_with_peft(loaded.module, loaded.adapter)
-    prompts = write_prompts(loaded.tokenizer)
-    probes = [go_on(loaded.module, prompt) for prompt in prompts.values()]
-    logprobs = [compute_log_probs(loaded.module, probe) for probe in probes]
+    prompts = write_probe_prompts(loaded.tokenizer)
+    probes = [continue_probe_prompt(loaded.module, prompt) for prompt in prompts.values()]
+    logprobs = [compute_export_log_probs(loaded.module, probe) for probe in probes]
     return Trained(loaded.name, loaded.tokenizer, loaded.vocabulary, prompts, probes, logprobs)
 
 
-def write_prompts(tokenizer: Any) -> dict[str, list[int]]:
+def write_probe_prompts(tokenizer: Any) -> dict[str, list[int]]:
     prompts = {text: tokenizer.encode(text, add_special_tokens=False) for text in TEXTS}
     try:
         renderer = Renderer(tokenizer)
@@ -137,14 +137,14 @@ def write_prompts(tokenizer: Any) -> dict[str, list[int]]:
     return prompts | {tokenizer.decode(tokens): tokens for tokens in chats}
 
 
-def go_on(module: Any, tokens: list[int]) -> list[int]:
+def continue_probe_prompt(module: Any, tokens: list[int]) -> list[int]:
     for _ in range(CONTINUED):
-        tokens = [*tokens, int(compute_log_probs(module, tokens)[-1].argmax())]
+        tokens = [*tokens, int(compute_export_log_probs(module, tokens)[-1].argmax())]
     return tokens
 
 
 @torch.no_grad()
-def compute_log_probs(module: Any, tokens: list[int]) -> Tensor:
+def compute_export_log_probs(module: Any, tokens: list[int]) -> Tensor:
     """[positions, vocabulary]: log-probs of the next token."""
     logits: Tensor = module(torch.tensor([tokens])).logits[0]
     return logits.float().log_softmax(-1)
@@ -152,16 +152,16 @@ def compute_log_probs(module: Any, tokens: list[int]) -> Tensor:
 
 def check_exported_folder(trained: Trained, folder: Path, kind: str) -> Agreement:
     """Loads an exported folder as anybody would, and compares."""
-    again = load_again(str(folder))
-    trained.check_tokens(write_prompts(again.tokenizer), "the exported tokenizer")
+    again = load_exported(str(folder))
+    trained.check_tokens(write_probe_prompts(again.tokenizer), "the exported tokenizer")
     said = []
     for probe in trained.probes:
-        values, tokens = compute_log_probs(again.module, probe).topk(min(LIKELY, again.vocabulary))
+        values, tokens = compute_export_log_probs(again.module, probe).topk(min(LIKELY, again.vocabulary))
         said.append([dict(zip(t.tolist(), v.tolist(), strict=True)) for t, v in zip(tokens, values, strict=True)])
     return trained.compare(said, kind)
 
 
-def load_again(folder: str) -> LoadedModel:
+def load_exported(folder: str) -> LoadedModel:
     try:
         loaded = load_model(folder, dtype="float32", device="cpu")
         if loaded.adapter is not None:

@@ -40,14 +40,16 @@ class Origin:
         return Path(self.name).name.removesuffix(".gguf").replace(":", "-")
 
 
-def write_card(folder: Path, title: str, origin: Origin, found: Mapping[str, Agreement], trained: Trained) -> None:
+def write_model_card(
+    folder: Path, title: str, origin: Origin, found: Mapping[str, Agreement], trained: Trained
+) -> None:
     """found: of each file or form that was exported, how well it agrees with the trained model."""
     base = trained.base
     parts = [
         f"# {title}",
-        describe_origin(origin, base),
+        describe_card_origin(origin, base),
         "## Use",
-        *describe_use(folder, title, base, found),
+        *describe_card_use(folder, title, base, found),
         "## Checks of the export",
         "Each file was loaded again and compared with the trained model, in fp32 on a CPU (GGUF: by llama.cpp).",
         "\n".join(f"- {kind}: {agreement}" for kind, agreement in found.items()),
@@ -63,13 +65,13 @@ def write_card(folder: Path, title: str, origin: Origin, found: Mapping[str, Agr
     replace_text(folder / "README.md", f"---\n{front}---\n\n" + "\n\n".join(parts) + "\n")
 
 
-def describe_origin(origin: Origin, base: str) -> str:
+def describe_card_origin(origin: Origin, base: str) -> str:
     if origin.run is None:
         return f"Exported by Aurify from `{Path(origin.name).name}`; Aurify has no record of how it was trained."
     return f"Trained by Aurify: stage `{origin.stage}` of run `{origin.run.name}`. Its base model: `{base}`."
 
 
-def describe_use(folder: Path, title: str, base: str, found: Iterable[str]) -> Iterable[str]:
+def describe_card_use(folder: Path, title: str, base: str, found: Iterable[str]) -> Iterable[str]:
     for kind in found:
         if kind in USES:
             yield f"```python\n{USES[kind].format(folder=title, base=base)}\n```"

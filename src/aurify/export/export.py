@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from aurify.export.agreement import Agreement, read_trained
-from aurify.export.card import Origin, write_card
-from aurify.export.folders import MAX_SHARD_SIZE, check_size, export_adapter, write_folder
-from aurify.export.gguf import check_types, write_gguf
+from aurify.export.agreement import Agreement, load_model_to_export
+from aurify.export.card import Origin, write_model_card
+from aurify.export.folders import MAX_SHARD_SIZE, check_export_size, export_adapter, write_export_folder
+from aurify.export.gguf import check_gguf_types, write_gguf
 from aurify.export.ollama import NO_TEMPLATE, write_modelfile
 from aurify.files import new_folder, replace_text
 
@@ -32,13 +32,13 @@ def export_model(
 ) -> dict[str, Agreement]:
     """Returns of each file or form how well it agrees with the trained model. types: of GGUF; the Modelfile is about
     the first one."""
-    check_size(max_shard_size)
+    check_export_size(max_shard_size)
     if format in ("gguf", "ollama"):
-        check_types(types)
+        check_gguf_types(types)
     with new_folder(folder) as scratch:
-        trained = read_trained(origin.name)
+        trained = load_model_to_export(origin.name)
         if format == "folder":
-            found = {"safetensors": write_folder(origin.name, trained, scratch, max_shard_size)}
+            found = {"safetensors": write_export_folder(origin.name, trained, scratch, max_shard_size)}
         elif format == "adapter":
             found = {"adapter": export_adapter(origin.name, trained, scratch)}
         else:
@@ -49,5 +49,5 @@ def export_model(
             if NO_TEMPLATE in text:
                 log.info("%s", NO_TEMPLATE.removeprefix("# "))
         if card:
-            write_card(scratch, folder.name, origin, found, trained)
+            write_model_card(scratch, folder.name, origin, found, trained)
     return found

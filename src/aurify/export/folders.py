@@ -20,14 +20,14 @@ MAX_SHARD_SIZE = "5GB"
 log = logging.getLogger("aurify")
 
 
-def write_folder(name: str, trained: Trained, folder: Path, max_shard_size: str = MAX_SHARD_SIZE) -> Agreement:
+def write_export_folder(name: str, trained: Trained, folder: Path, max_shard_size: str = MAX_SHARD_SIZE) -> Agreement:
     files = resolve_model(name)
     changed = files.adapter is not None or files.gguf is not None
-    write_plain(name, folder, max_shard_size)
+    write_plain_export(name, folder, max_shard_size)
     return check_exported_folder(trained, folder, str(read_model_dtype(files)) if changed else "the same weights")
 
 
-def write_plain(name: str, folder: Path, max_shard_size: str = MAX_SHARD_SIZE) -> None:
+def write_plain_export(name: str, folder: Path, max_shard_size: str = MAX_SHARD_SIZE) -> None:
     """A model with its adapter merged, in the dtype of its base."""
     files = resolve_model(name)
     if files.adapter is not None:
@@ -37,7 +37,7 @@ def write_plain(name: str, folder: Path, max_shard_size: str = MAX_SHARD_SIZE) -
         save_model(cast_weights(loaded.module, read_model_dtype(files)), loaded.tokenizer, folder, max_shard_size)
 
 
-def check_size(text: str) -> None:
+def check_export_size(text: str) -> None:
     if not re.fullmatch(r"[1-9]\d*\s*[KMGT]B", text, re.IGNORECASE):
         raise UserError(f"--max-shard-size {text!r}: write it as 500MB or 5GB")
 

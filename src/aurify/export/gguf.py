@@ -20,8 +20,8 @@ import torch
 
 from aurify.errors import UserError
 from aurify.export.agreement import LIKELY, Agreement, Trained
-from aurify.export.folders import write_plain
-from aurify.export.quantise import quantise
+from aurify.export.folders import write_plain_export
+from aurify.export.quantise import quantise_gguf
 from aurify.files import require
 from aurify.models.loading import read_model_dtype
 from aurify.models.names import resolve_model
@@ -34,7 +34,7 @@ QUANTISED = ("q4_k_m",)
 LLAMA_CPP = Path(__file__).with_name("llama_cpp.py")
 
 
-def check_types(types: Sequence[str]) -> None:
+def check_gguf_types(types: Sequence[str]) -> None:
     for name in types:
         if name not in (*CONVERTED, *QUANTISED):
             raise UserError(
@@ -50,7 +50,7 @@ def write_gguf(name: str, trained: Trained, folder: Path, types: Sequence[str], 
     folder.mkdir()
     with TemporaryDirectory(dir=folder.parent, prefix=".export") as work:
         plain, wide = Path(work) / stem, Path(work) / "wide.gguf"
-        write_plain(name, plain)
+        write_plain_export(name, plain)
         for kind in types:
             file = folder / f"{stem}-{kind}.gguf"
             if kind in CONVERTED:
@@ -60,7 +60,7 @@ def write_gguf(name: str, trained: Trained, folder: Path, types: Sequence[str], 
                     convert_to_gguf(
                         plain, wide, "bf16" if read_model_dtype(resolve_model(name)) is torch.bfloat16 else "f32"
                     )
-                quantise(wide, file)
+                quantise_gguf(wide, file)
             found[kind] = check_gguf(trained, file, kind)
     return found
 
@@ -73,7 +73,7 @@ def convert_to_gguf(plain: Path, file: Path, kind: str) -> None:
     result = subprocess.run([*command, str(plain)], env=values, capture_output=True, text=True)
     if result.returncode != 0 or not file.is_file():
         raise UserError(
-            f"llama.cpp's converter cannot write this model as {kind}: {last_line(result.stderr)}. "
+            f"llama.cpp's converter cannot write this model as {kind}: {read_last_converter_line(result.stderr)}. "
             "`aurify export folder` exports it for everything that reads plain folders"
         )
 
@@ -102,7 +102,7 @@ def check_gguf(trained: Trained, file: Path, kind: str) -> Agreement:
     if result.returncode != 0:
         raise UserError(
             f"the export is refused, and nothing of it is left: llama.cpp cannot run {file.name}: "
-            f"{last_line(result.stderr)}"
+            f"{read_last_converter_line(result.stderr)}"
         )
     answer = json.loads(result.stdout.splitlines()[-1])
     trained.check_tokens(dict(zip(asked["texts"], answer["tokens"], strict=True)), "llama.cpp")
@@ -110,5 +110,5 @@ def check_gguf(trained: Trained, file: Path, kind: str) -> Agreement:
     return trained.compare(said, kind)
 
 
-def last_line(text: str) -> str:
+def read_last_converter_line(text: str) -> str:
     return next((line for line in reversed(text.splitlines()) if line.strip()), "it says nothing")

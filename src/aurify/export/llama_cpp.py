@@ -21,14 +21,14 @@ def main() -> None:
     server = xllamacpp.Server(params)
     plain = asked["probes"][0][0]
     said = [
-        [run_probe(server, probe[: end + 1], asked["num"], plain) for end in range(len(probe))]
+        [run_llama_probe(server, probe[: end + 1], asked["num"], plain) for end in range(len(probe))]
         for probe in asked["probes"]
     ]
-    tokens = [tokenize(server.listening_address, text) for text in asked["texts"]]
+    tokens = [tokenize_for_llama(server.listening_address, text) for text in asked["texts"]]
     print(json.dumps({"said": said, "tokens": tokens}))
 
 
-def run_probe(server: Any, tokens: list[int], num: int, plain: int) -> list[tuple[int, float]]:
+def run_llama_probe(server: Any, tokens: list[int], num: int, plain: int) -> list[tuple[int, float]]:
     """The likeliest next tokens and their log-probs. The server gives none with a token that is a part of a character,
     so it has to choose a plain one; what it says of the others does not depend on that."""
     answer = server.handle_completions({
@@ -38,7 +38,7 @@ def run_probe(server: Any, tokens: list[int], num: int, plain: int) -> list[tupl
     return [(token["id"], token["logprob"]) for token in likely]
 
 
-def tokenize(address: str, text: str) -> list[int]:
+def tokenize_for_llama(address: str, text: str) -> list[int]:
     body = json.dumps({"content": text, "add_special": False, "parse_special": True}).encode()
     request = urllib.request.Request(f"{address}/tokenize", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:

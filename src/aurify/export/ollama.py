@@ -47,7 +47,7 @@ class Frames:
 def write_modelfile(tokenizer: Any, file: str, system: str = "", parameters: Mapping[str, str] | None = None) -> str:
     """file: the GGUF beside it. system: instead of the one that the chat template adds."""
     template = Renderer(tokenizer).template
-    frames = find_frames(template)
+    frames = find_ollama_frames(template)
     lines = [f"FROM ./{file}"]
     if frames is None:
         lines.append(NO_TEMPLATE)
@@ -70,10 +70,10 @@ def quote_for_modelfile(text: str) -> str:
     return f'"""{text}"""'
 
 
-def find_frames(template: Template) -> Frames | None:
+def find_ollama_frames(template: Template) -> Frames | None:
     """None where the template does more than to frame messages (and to cut spaces around them)."""
     try:
-        frames = read_frames(template)
+        frames = read_ollama_frames(template)
     except (UserError, ValueError):  # it does not take these messages, or the marks do not stand where they should
         return None
     said = (*frames.around["user"], *frames.around["assistant"], *frames.around["system"], frames.opening)
@@ -92,7 +92,7 @@ def find_frames(template: Template) -> Frames | None:
     return frames if same else None
 
 
-def read_frames(template: Template) -> Frames:
+def read_ollama_frames(template: Template) -> Frames:
     if not template.keeps_system:
         raise ValueError("a system prompt would be lost")
     first: Message = {"role": "user", "content": FIRST}

@@ -7,7 +7,7 @@ from pathlib import Path
 from aurify.errors import UserError
 
 
-def list_files(folder: Path) -> list[Path]:
+def list_pushed_files(folder: Path) -> list[Path]:
     """What would be pushed. Only a finished export has a model card."""
     if not (folder / "README.md").is_file():
         raise UserError(f"{folder} is no exported folder: it has no README.md; `aurify export folder MODEL` makes one")
@@ -17,21 +17,21 @@ def list_files(folder: Path) -> list[Path]:
 def describe_push(folder: Path, repo: str, public: bool) -> list[str]:
     from huggingface_hub import constants
 
-    check_name(repo)
-    files = list_files(folder)
+    check_hub_name(repo)
+    files = list_pushed_files(folder)
     total = sum(path.stat().st_size for path in files)
     state = "public" if public else "private"
     lines = [f"{constants.ENDPOINT}/{repo}, {state} if it is new: {len(files)} files, {total:,} bytes"]
     return [*lines, *(f"  {path.relative_to(folder).as_posix():40} {path.stat().st_size:>15,}" for path in files)]
 
 
-def push(folder: Path, repo: str, public: bool) -> str:
+def push_export(folder: Path, repo: str, public: bool) -> str:
     """The address of the commit."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
-    check_name(repo)
-    names = [path.relative_to(folder).as_posix() for path in list_files(folder)]
+    check_hub_name(repo)
+    names = [path.relative_to(folder).as_posix() for path in list_pushed_files(folder)]
     api = HfApi()
     try:
         api.create_repo(repo, private=not public, exist_ok=True)
@@ -44,7 +44,7 @@ def push(folder: Path, repo: str, public: bool) -> str:
     return str(commit.commit_url)
 
 
-def check_name(repo: str) -> None:
+def check_hub_name(repo: str) -> None:
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 

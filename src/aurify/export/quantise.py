@@ -18,7 +18,7 @@ BLOCK = 256  # values that Q4_K and Q6_K quantise together
 ALTERNATIVES = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}  # for rows that are no multiple of BLOCK
 
 
-def quantise(wide: Path, file: Path) -> None:
+def quantise_gguf(wide: Path, file: Path) -> None:
     reader = gguf.GGUFReader(wide)
     writer = gguf.GGUFWriter(file, reader.fields["general.architecture"].contents())
     for field in reader.fields.values():
@@ -33,19 +33,21 @@ def quantise(wide: Path, file: Path) -> None:
     names = {tensor.name for tensor in reader.tensors}
     for tensor in reader.tensors:
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        chosen = choose_type(tensor.name, values.shape, num_layers, "output.weight" not in names)
+        chosen = choose_gguf_type(tensor.name, values.shape, num_layers, "output.weight" not in names)
         if chosen == "F32":
             writer.add_tensor(tensor.name, values)
         else:
             kind = gguf.GGMLQuantizationType[chosen]
-            writer.add_tensor(tensor.name, quantise_rows(values, kind, gguf.quant_shape_to_byte_shape), raw_dtype=kind)
+            writer.add_tensor(
+                tensor.name, quantise_gguf_rows(values, kind, gguf.quant_shape_to_byte_shape), raw_dtype=kind
+            )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def choose_type(name: str, shape: tuple[int, ...], num_layers: int, tied: bool) -> str:
+def choose_gguf_type(name: str, shape: tuple[int, ...], num_layers: int, tied: bool) -> str:
     """llama.cpp's choice for Q4_K_M: six bits for the head and, in half of the layers, for values and down
     projections."""
     parts = name.split(".")
@@ -59,7 +61,7 @@ def choose_type(name: str, shape: tuple[int, ...], num_layers: int, tied: bool) 
     return chosen if shape[-1] % BLOCK == 0 else ALTERNATIVES[chosen]
 
 
-def quantise_rows(values: np.ndarray, kind: Any, byte_shape: Any) -> np.ndarray:
+def quantise_gguf_rows(values: np.ndarray, kind: Any, byte_shape: Any) -> np.ndarray:
     library = require("xllamacpp.xllamacpp", "gguf", "to quantise GGUF files").__file__
     try:
         quantise_chunk = ctypes.CDLL(library).ggml_quantize_chunk

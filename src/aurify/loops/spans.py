@@ -32,7 +32,7 @@ def make_spans(trajectory: Trajectory, tokenizer: Any) -> Iterator[Span]:
                 yield Span(decode_after(before, tokens, tokenizer), author, advantage)
                 before = [*before, *tokens][-NUM_BEFORE:]
         elif number:
-            contents = take_contents(messages)
+            contents = take_span_contents(messages)
             if segment.origin == "prompt":
                 yield Span(f"[the template writes the conversation anew: {len(segment.tokens)} tokens]", "template")
                 yield from (part for text in contents for part in (Span("\n", "template"), Span(text, "environment")))
@@ -41,17 +41,17 @@ def make_spans(trajectory: Trajectory, tokenizer: Any) -> Iterator[Span]:
         before = segment.tokens[-NUM_BEFORE:] or before
 
 
-def take_contents(messages: list[Message]) -> list[str]:
+def take_span_contents(messages: list[Message]) -> list[str]:
     """Removes the policy's next message and those that the environment said after it, and returns these."""
-    while messages and is_own(messages[0]):
+    while messages and is_own_span(messages[0]):
         messages.pop(0)
     contents = []
-    while messages and not is_own(messages[0]):
+    while messages and not is_own_span(messages[0]):
         contents.append(messages.pop(0)["content"])
     return contents
 
 
-def is_own(message: Message) -> bool:
+def is_own_span(message: Message) -> bool:
     return message["role"] == "assistant" and bool(message.get("weight", 1.0))
 
 

@@ -18,7 +18,7 @@ from aurify.types import Task
 MOST_PROMPTS = 64
 
 
-def read_sizes(model: LoadedModel, lora: LoraConfig | None = None, layers: Iterable[str] = ()) -> Sizes:
+def read_row_sizes(model: LoadedModel, lora: LoraConfig | None = None, layers: Iterable[str] = ()) -> Sizes:
     """layers: those of the adapter; else those that `lora` would be on."""
     module = model.module
     known = dict(module.named_modules())
@@ -35,13 +35,13 @@ def read_sizes(model: LoadedModel, lora: LoraConfig | None = None, layers: Itera
     )
 
 
-def longest_prompts(tasks: Sequence[Task], taskset: TaskSet, renderer: Renderer) -> list[list[int]]:
+def find_longest_prompts(tasks: Sequence[Task], taskset: TaskSet, renderer: Renderer) -> list[list[int]]:
     """In tokens; chosen by characters. An environment may write prompts of its own in place of an empty one."""
     written = [task for task in tasks if task.prompt]
     long = sorted(written, key=lambda task: -sum(len(message["content"]) for message in task.prompt))[:MOST_PROMPTS]
     return sorted((renderer.prompt(task.prompt, taskset.tools) for task in long), key=len, reverse=True)
 
 
-def converses(taskset: TaskSet | None) -> bool:
+def stage_converses(taskset: TaskSet | None) -> bool:
     """Whether an environment answers, so that the length of a conversation is not known."""
     return taskset is not None and taskset.environment is not SingleTurn

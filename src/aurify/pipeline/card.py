@@ -41,11 +41,11 @@ class Card:
         return self.room(held, 0)
 
 
-def choose_card(model: ModelConfig, wish: str | None = None) -> Card:
+def choose_memory_card(model: ModelConfig, wish: str | None = None) -> Card:
     """wish: a number of GiB or a name, of a card with bf16; None: what this machine has."""
     if wish is not None:
         width = 4 if model.dtype == "float32" else 2
-        size = read_size(wish)
+        size = read_memory_size(wish)
         return Card(f"a card of {size / GIB:g} GiB", "cuda", size - RESERVED, width, present=False)
     device = choose_device(model.device)
     width = choose_dtype(model.dtype, device).dtype.itemsize
@@ -57,7 +57,7 @@ def choose_card(model: ModelConfig, wish: str | None = None) -> Card:
     )
 
 
-def read_size(wish: str) -> int:
+def read_memory_size(wish: str) -> int:
     name = re.sub(r"[^a-z0-9.]", "", wish.lower()).removeprefix("nvidia").removeprefix("geforce")
     number = re.fullmatch(r"(\d+(?:\.\d+)?)(?:gb|gib|g)?", name)
     gib = float(number[1]) if number else CARDS.get(name)

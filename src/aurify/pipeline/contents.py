@@ -23,9 +23,9 @@ from aurify.loops.interrupt import run_loop_async
 from aurify.loops.offline import check_batch_size
 from aurify.loops.progress import derive_seed
 from aurify.models.model import LoadedModel, ModelConfig, load_skeleton
-from aurify.pipeline.bulk import converses, longest_prompts, read_sizes
+from aurify.pipeline.bulk import find_longest_prompts, read_row_sizes, stage_converses
 from aurify.pipeline.heldout import Guard, describe_stage_split, drop_heldout_examples
-from aurify.pipeline.load import heaviest_step
+from aurify.pipeline.load import find_heaviest_step
 from aurify.pipeline.plan import Bulk, KeptUnits, Plan, PlannedStage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_stage_renderer, read_stage_reference
 from aurify.pipeline.trial import MAX_TRIED, Trial, try_stage_tasks
@@ -100,9 +100,9 @@ class Contents:
             judge = options.data.sample.reward
         opened = {"reward model": judge, **others}
         return Bulk(
-            read_sizes(model, options.lora, adapter.layers if adapter else ()),
+            read_row_sizes(model, options.lora, adapter.layers if adapter else ()),
             {
-                key: read_sizes(self.open_skeleton(replace(options.model, name=name), scalar_head=name == judge))
+                key: read_row_sizes(self.open_skeleton(replace(options.model, name=name), scalar_head=name == judge))
                 for key, name in opened.items()
                 if name is not None
             },
@@ -111,7 +111,7 @@ class Contents:
             heaviest=(),
             prompts=(),
             context=model.max_context,
-            converses=converses(stage.taskset),
+            converses=stage_converses(stage.taskset),
             evaluated=0,
         )
 
@@ -148,7 +148,7 @@ class Contents:
         said = [message for example in examples.train[:1] if isinstance(example, Chat) for message in example.messages]
         stage.example, stage.notes = units.train[0][0], renderer.notes(said)
         assert stage.bulk is not None
-        stage.bulk = replace(stage.bulk, heaviest=heaviest_step(units.train, stage.offline, seed, units.mixture))
+        stage.bulk = replace(stage.bulk, heaviest=find_heaviest_step(units.train, stage.offline, seed, units.mixture))
         if self.keep and (not self.num_kept or self.num_kept + sum(lengths) <= MAX_KEPT):
             self.num_kept += sum(lengths)
             stage.kept = KeptUnits(units, *limits)
@@ -165,7 +165,7 @@ class Contents:
             guarded = fit_stage_prompts(options, guarded, renderer, model.max_context)
             looked_at = list(islice(guarded.train(seed), MAX_TRIED if guarded.tasks is None else None))
         assert stage.bulk is not None
-        prompts = longest_prompts([*guarded.heldout, *looked_at], guarded, renderer)
+        prompts = find_longest_prompts([*guarded.heldout, *looked_at], guarded, renderer)
         num = 0 if stage.scores else min(self.plan.recipe.evaluation.num_tasks, len(guarded.heldout))
         stage.bulk = replace(stage.bulk, prompts=prompts, evaluated=num)
         if stage_samples_answers(stage):

@@ -10,7 +10,7 @@ from itertools import count, islice
 import numpy as np
 
 from aurify.data.mixing import Mixture
-from aurify.engine.cpu.gathered import count_gathered
+from aurify.engine.cpu.gathered import count_gathered_rows
 from aurify.engine.cpu.rows import run_rows_side_by_side
 from aurify.engine.packing import PART_TOKENS, Row, pack_rows
 from aurify.environments.rollout import Limits
@@ -45,7 +45,7 @@ class Asked:
     answer: int
 
 
-def heaviest_step(
+def find_heaviest_step(
     units: Sequence[tuple[Datum, ...]], stage: OfflineStage, seed: int, mixture: Mixture | None
 ) -> list[Datum]:
     """The data of the step with the most tokens."""
@@ -58,7 +58,7 @@ def heaviest_step(
     return gather_step_batch(units, max(steps, key=lambda indices: sum(sizes[index] for index in indices)))
 
 
-def imagine_step(
+def imagine_stage_step(
     prompts: Sequence[list[int]], groups: int, answers: int, answer: int, most: int, *, pairs: bool
 ) -> list[list[Datum]]:
     """Groups of answers that do not exist yet, all of full length. prompts: the longest ones first. most: tokens in
@@ -80,7 +80,7 @@ def measure_load(data: Sequence[Datum], max_tokens: int, abreast: int, *, exact:
     runs = run_rows_side_by_side(rows, max_tokens, parts) if parts > 1 else [(rows, 1)]
     largest = [sorted(run, key=lambda row: -len(row.tokens))[: max(1, most)] for run, most in runs]
     chosen = max(largest, key=lambda together: sum(len(row.tokens) for row in together))
-    counted = [count_gathered(row) for row in chosen]
+    counted = [count_gathered_rows(row) for row in chosen]
     return Load(
         nodes=sum(len(row.tokens) for row in chosen),
         positions=sum(count_predicted(row, data) for row in chosen),
@@ -97,7 +97,7 @@ def count_predicted(row: Row, data: Sequence[Datum]) -> int:
     return len(np.unique(np.concatenate(trained)))
 
 
-def train_load(stage: OfflineStage | OnlineStage, bulk: Bulk, max_tokens: int, abreast: int) -> Load:
+def predict_training_load(stage: OfflineStage | OnlineStage, bulk: Bulk, max_tokens: int, abreast: int) -> Load:
     if bulk.heaviest:
         return measure_load(bulk.heaviest, max_tokens, abreast)
     if isinstance(stage, OnlineStage):
@@ -107,13 +107,13 @@ def train_load(stage: OfflineStage | OnlineStage, bulk: Bulk, max_tokens: int, a
         groups, answers = stage.batch_size, 2
         params = (bulk.sampled or PairSampling()).sampling
     pairs = isinstance(stage, OfflineStage)
-    answer = limit_answer(stage, bulk, params, stage.limits)
-    made = imagine_step(bulk.prompts or [[0]], groups, answers, answer, FOLD * max_tokens, pairs=pairs)
+    answer = limit_stage_answer(stage, bulk, params, stage.limits)
+    made = imagine_stage_step(bulk.prompts or [[0]], groups, answers, answer, FOLD * max_tokens, pairs=pairs)
     load = measure_load([datum for group in made for datum in group], max_tokens, abreast, exact=False)
     return replace(load, micro_batches=-(-load.micro_batches * groups // len(made)))
 
 
-def limit_answer(stage: OfflineStage | OnlineStage, bulk: Bulk, params: SamplingParams, limits: Limits) -> int:
+def limit_stage_answer(stage: OfflineStage | OnlineStage, bulk: Bulk, params: SamplingParams, limits: Limits) -> int:
     """Tokens of the longest answer. A conversation may fill the context: what an environment says is not known."""
     room = max(1, min(stage.sampler.max_context or bulk.context, bulk.context) - bulk.prompt)
     if bulk.converses:
@@ -121,16 +121,16 @@ def limit_answer(stage: OfflineStage | OnlineStage, bulk: Bulk, params: Sampling
     return min(room, params.max_tokens, limits.turn_tokens or room, limits.tokens or room)
 
 
-def list_asked(stage: OfflineStage | OnlineStage, bulk: Bulk, evaluation: EvaluationOptions) -> list[Asked]:
+def list_stage_requests(stage: OfflineStage | OnlineStage, bulk: Bulk, evaluation: EvaluationOptions) -> list[Asked]:
     """All that the stage samples."""
     asked = []
     if isinstance(stage, OnlineStage):
         num = stage.prompts_per_step * stage.completions_per_prompt
-        asked.append(Asked(num, bulk.prompt, limit_answer(stage, bulk, stage.sampling, stage.limits)))
+        asked.append(Asked(num, bulk.prompt, limit_stage_answer(stage, bulk, stage.sampling, stage.limits)))
     elif (sample := stage.data.sample) is not None:
         num = sample.num_tasks * sample.group_size
-        asked.append(Asked(num, bulk.prompt, limit_answer(stage, bulk, sample.sampling, stage.limits)))
+        asked.append(Asked(num, bulk.prompt, limit_stage_answer(stage, bulk, sample.sampling, stage.limits)))
     if bulk.evaluated:
         limits = evaluation.limits or stage.limits
-        asked.append(Asked(bulk.evaluated, bulk.prompt, limit_answer(stage, bulk, evaluation.sampling, limits)))
+        asked.append(Asked(bulk.evaluated, bulk.prompt, limit_stage_answer(stage, bulk, evaluation.sampling, limits)))
     return asked

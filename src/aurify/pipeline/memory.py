@@ -14,7 +14,7 @@ from aurify.engine.budget import MemoryPlan, choose_micro_batch
 from aurify.engine.cpu.rows import most_abreast
 from aurify.engine.footprint import Activations, Shape, Training
 from aurify.pipeline.card import GIB, Card
-from aurify.pipeline.load import Asked, Load, list_asked, train_load
+from aurify.pipeline.load import Asked, Load, list_stage_requests, predict_training_load
 from aurify.pipeline.plan import Bulk, Plan, PlannedStage
 from aurify.pipeline.recipe import OnlineStage
 from aurify.samplers.cache import CACHE_SHARE, KEPT_SHARE, ROUND, round_up_cache
@@ -64,11 +64,11 @@ class StageMemory:
         return {"peak": self.peak, "phase": self.fullest, "parts": parts, "card": self.card.name}
 
 
-def format_bytes(size: int) -> str:
+def format_memory(size: int) -> str:
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / 2**20:.1f} MiB"
 
 
-def plan_stage(plan: Plan, stage: PlannedStage, card: Card) -> StageMemory:
+def plan_stage_memory(plan: Plan, stage: PlannedStage, card: Card) -> StageMemory:
     """stage: one that `Contents` has been through."""
     bulk, options, width = stage.bulk, stage.options, card.width
     assert bulk is not None, "Contents goes through a stage first"
@@ -86,30 +86,30 @@ def plan_stage(plan: Plan, stage: PlannedStage, card: Card) -> StageMemory:
     )  # fmt: skip
     dropout = options.lora is not None and options.lora.dropout > 0
     most = most_abreast(card.device_type, training.parameters, dropout=dropout)
-    load = train_load(options, bulk, chosen.micro_batch_tokens, most)
+    load = predict_training_load(options, bulk, chosen.micro_batch_tokens, most)
     bits = footprint.QUANTISED_BITS.get(quantize or "")
     few = f", {shape.linear:,} of them in {bits:g} bits" if bits else ""
     dequantised = footprint.dequantised_bytes(shape, width, quantize)
     held = [
         Held("weights", weights, f"{shape.parameters:,} x {width} B{few}"),
         Held("dequantised layer", dequantised, "the largest, one at a time"),
-        *hold_adapter(training, adapter, width),
-        *hold_others(stage, bulk, training, card),
-        *hold_optimizer(stage, bulk, training, optimizer, gradients, width, load),
-        *hold_activations(stage, shape, training, width, card, chosen, load),
+        *plan_adapter_memory(training, adapter, width),
+        *plan_other_models(stage, bulk, training, card),
+        *plan_optimizer_memory(stage, bulk, training, optimizer, gradients, width, load),
+        *plan_activation_memory(stage, shape, training, width, card, chosen, load),
     ]
     base = sum(part.size for part in held if part.phases == ALWAYS or part.name == "optimiser")
-    held += hold_sampling(plan, stage, bulk, card, base)
+    held += plan_sampling_memory(plan, stage, bulk, card, base)
     return StageMemory(card, [part for part in held if part.size], chosen.micro_batch_tokens, chosen.activations)
 
 
-def hold_adapter(training: Training, size: int, width: int) -> list[Held]:
+def plan_adapter_memory(training: Training, size: int, width: int) -> list[Held]:
     rounded = f" + {width} B rounded" if width < 4 and training.ranks else ""
     merged = f" + {training.merged:,} merged weights x {width} B" if training.merged else ""
     return [Held("adapter", size, f"{training.adapter:,} x 4 B{rounded}{merged}")]
 
 
-def hold_others(stage: PlannedStage, bulk: Bulk, training: Training, card: Card) -> list[Held]:
+def plan_other_models(stage: PlannedStage, bulk: Bulk, training: Training, card: Card) -> list[Held]:
     """Further models: a reference where no adapter can be switched off, a judge, a teacher."""
     held = []
     kept = "ref_logprobs" if isinstance(stage.options, OnlineStage) else "reference"  # others are computed beforehand
@@ -127,7 +127,7 @@ def hold_others(stage: PlannedStage, bulk: Bulk, training: Training, card: Card)
     return held
 
 
-def hold_optimizer(
+def plan_optimizer_memory(
     stage: PlannedStage, bulk: Bulk, training: Training, optimizer: int, gradients: int, width: int, load: Load
 ) -> list[Held]:
     """Gradients are complete before the update; while activations are there they exist if the step has further
@@ -148,13 +148,13 @@ def hold_optimizer(
     return held
 
 
-def hold_activations(
+def plan_activation_memory(
     stage: PlannedStage, shape: Shape, training: Training, width: int, card: Card, chosen: MemoryPlan, load: Load
 ) -> list[Held]:
     blocks = card.device_type == "cpu"
     keys = load.gathered / load.nodes if blocks else 1.0
-    token = footprint.token_bytes(shape, width, training, chosen.activations, keys)
-    layer = footprint.layer_bytes(shape, width, training, keys)
+    token = footprint.token_activation_bytes(shape, width, training, chosen.activations, keys)
+    layer = footprint.layer_activation_bytes(shape, width, training, keys)
     masks = load.masked * width if blocks else 0
     how = f"{shape.layers} layers"
     if chosen.activations != "kept":
@@ -172,38 +172,42 @@ def hold_activations(
     if not stage.scores:
         trained, entropy = training.whole, "entropy" in stage.algorithm.needs
         positions = -(-load.positions // load.abreast)
-        size = footprint.head_bytes(shape, width, card.device_type, positions, trained=trained, entropy=entropy)
-        text = f"logits of a chunk of {footprint.chunk_positions(shape, card.device_type, positions):,} positions"
+        size = footprint.head_activation_bytes(
+            shape, width, card.device_type, positions, trained=trained, entropy=entropy
+        )
+        text = f"logits of a chunk of {footprint.count_chunk_positions(shape, card.device_type, positions):,} positions"
         text += f" x {shape.vocabulary:,}" + (", gradient of the head" if trained else "")
         held.append(Held("head", load.abreast * size, text, ("loss",)))
     return held
 
 
-def hold_sampling(plan: Plan, stage: PlannedStage, bulk: Bulk, card: Card, held: int) -> list[Held]:
+def plan_sampling_memory(plan: Plan, stage: PlannedStage, bulk: Bulk, card: Card, held: int) -> list[Held]:
     """The cache and what a step of the sampler needs, for the largest of what the stage samples. held: by the model
     and its optimiser."""
     options, width, shape = stage.options, card.width, bulk.sizes.shape
-    cases = list_asked(options, bulk, plan.recipe.evaluation)
+    cases = list_stage_requests(options, bulk, plan.recipe.evaluation)
     given = options.sampler.options.get("cache_bytes")
     budget = int(given if given is not None else CACHE_SHARE * max(0, card.cache_room(held)))
     found: list[Held] = []
     for asked in cases:
         length = round_up_cache(asked.prompt + asked.answer, ROUND)
         slots = min(decode_batch_bucket(min(asked.num, options.sampler.max_batch)), options.sampler.max_batch)
-        one = footprint.cache_bytes(shape, width, 1, length)
+        one = footprint.kv_cache_bytes(shape, width, 1, length)
         slots = max(1, min(slots, budget // one))
         cache = Held(
             "keys and values", slots * one,
             f"{slots} sequences x {length:,} tokens x {shape.cached * width / 1024:.1f} KiB", ("sampling",),
         )  # fmt: skip
         found = max(
-            found, [cache, hold_step(shape, card, asked, slots, length)], key=lambda both: sum(h.size for h in both)
+            found,
+            [cache, plan_step_memory(shape, card, asked, slots, length)],
+            key=lambda both: sum(h.size for h in both),
         )
     kept = card.device_type == "cuda" and found and found[0].size <= KEPT_SHARE * card.size
     return [Held(found[0].name, found[0].size, found[0].formula), *found[1:]] if kept else found
 
 
-def hold_step(shape: Shape, card: Card, asked: Asked, slots: int, length: int) -> Held:
+def plan_step_memory(shape: Shape, card: Card, asked: Asked, slots: int, length: int) -> Held:
     """A prefill, or a step of decoding: on a CPU its attention reads a layer's keys in fp32."""
     width = card.width
     prompts = min(PREFILL_TOKENS, slots * asked.prompt)

@@ -22,10 +22,10 @@ from aurify.loops.online import train_online
 from aurify.loops.progress import Checkpoints, fingerprint_items, seed_everything
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts
-from aurify.pipeline.card import GIB, choose_card
+from aurify.pipeline.card import GIB, choose_memory_card
 from aurify.pipeline.heldout import describe_stage_split, drop_heldout_examples
 from aurify.pipeline.measure import choose_stage_measure, measure_stage_after, measure_stage_before
-from aurify.pipeline.memory import StageMemory, format_bytes, plan_stage
+from aurify.pipeline.memory import StageMemory, format_memory, plan_stage_memory
 from aurify.pipeline.pairs import gather_stage_pairs
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_stage_renderer, read_stage_reference
 from aurify.pipeline.start import (
@@ -43,7 +43,7 @@ from aurify.tracking.machine import begin_peak, read_run_memory
 def run_stage(run: StageRun) -> None:
     """Does all of a stage; what was done before a kill is not done again."""
     began, options = time.perf_counter(), run.stage.options
-    planned, before = plan_stage(run.plan, run.stage, choose_card(options.model)), begin_stage_peak()
+    planned, before = plan_stage_memory(run.plan, run.stage, choose_memory_card(options.model)), begin_stage_peak()
     run.record(status="running", method=options.method, model=options.model.name, task=options.task)
     for note in run.taskset.notes if run.taskset else ():
         run.tracker.event(note)
@@ -75,8 +75,8 @@ def report_peak(run: StageRun, planned: StageMemory, before: float | None) -> No
     if before is not None:
         facts["measured"] = round((read_run_memory() - before) * GIB)
     run.record(memory=facts)
-    told = f"; measured {format_bytes(facts['measured'])}" if "measured" in facts else ""
-    run.tracker.event(f"memory: planned {format_bytes(planned.peak)} ({planned.fullest}){told}")
+    told = f"; measured {format_memory(facts['measured'])}" if "measured" in facts else ""
+    run.tracker.event(f"memory: planned {format_memory(planned.peak)} ({planned.fullest}){told}")
 
 
 # ---------------------------------------------------------------------- offline

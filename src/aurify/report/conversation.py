@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from aurify.report.markup import html_tag, html_text
-from aurify.tracking.samples import Block, describe_advantages
+from aurify.tracking.samples import Block, describe_sample_advantages
 from aurify.types import Span
 
 MAX_TEXT = 6000  # characters of a turn on the page; samples.jsonl has all
@@ -27,7 +27,7 @@ class Run:
     title: str = ""
 
 
-def explain_marks(blocks: Sequence[Block], largest: float) -> str:
+def explain_transcript_marks(blocks: Sequence[Block], largest: float) -> str:
     """What the marks on the page mean, as far as there are any. largest: the size of the largest advantage."""
     authors = {span.author for block in blocks for span in block.spans}
     marks = {
@@ -37,29 +37,29 @@ def explain_marks(blocks: Sequence[Block], largest: float) -> str:
         Run("<template>", "template"): "written by the chat template",
     }
     shown = [mark for mark in marks if (largest if mark.level else mark.author in authors)]
-    items = (html_tag("span", build_run(mark), " ", html_text(marks[mark])) for mark in shown)
+    items = (html_tag("span", build_span_markup(mark), " ", html_text(marks[mark])) for mark in shown)
     return html_tag("p", *items, class_="legend dim") if shown else ""
 
 
-def build_block(block: Block, largest: float) -> str:
-    runs = shorten_runs(list(group_spans(block.spans, largest)), MAX_TEXT)
+def build_transcript_block(block: Block, largest: float) -> str:
+    runs = shorten_transcript(list(group_transcript_spans(block.spans, largest)), MAX_TEXT)
     head = html_tag("small", html_text(" · ".join([block.role, *block.facts])))
-    words = html_tag("div", *map(build_run, runs), dir="auto")
+    words = html_tag("div", *map(build_span_markup, runs), dir="auto")
     return html_tag("div", head, words, class_="turn said" if block.said else "turn asked")
 
 
-def group_spans(spans: Sequence[Span], largest: float) -> Iterator[Run]:
+def group_transcript_spans(spans: Sequence[Span], largest: float) -> Iterator[Run]:
     def find_level(span: Span) -> int:
         size = math.ceil(LEVELS * abs(span.advantage or 0.0) / largest) if largest else 0
         return size if (span.advantage or 0.0) > 0 else -size
 
     for (author, level), run in groupby(spans, key=lambda span: (span.author, find_level(span))):
         alike = list(run)
-        title = ", ".join(filter(None, (WRITERS.get(author), describe_advantages(alike))))
+        title = ", ".join(filter(None, (WRITERS.get(author), describe_sample_advantages(alike))))
         yield Run("".join(span.text for span in alike), author, level, title)
 
 
-def build_run(run: Run) -> str:
+def build_span_markup(run: Run) -> str:
     """A rise has a straight line below it and a fall a wavy one, thicker where it is larger."""
     if run.author == "environment" or not run.text.strip():
         return html_text(run.text)
@@ -70,7 +70,7 @@ def build_run(run: Run) -> str:
     return html_tag("span", html_text(run.text), class_=" ".join(kinds) or None, style=style, title=run.title or None)
 
 
-def shorten_runs(runs: Sequence[Run], limit: int) -> list[Run]:
+def shorten_transcript(runs: Sequence[Run], limit: int) -> list[Run]:
     """Without the middle of a text that is too long for the page."""
     total = sum(len(run.text) for run in runs)
     if total <= limit:
@@ -89,5 +89,5 @@ def shorten_runs(runs: Sequence[Run], limit: int) -> list[Run]:
     return kept
 
 
-def clip(words: str, limit: int = MAX_TEXT) -> str:
-    return "".join(run.text for run in shorten_runs([Run(words)], limit))
+def clip_transcript(words: str, limit: int = MAX_TEXT) -> str:
+    return "".join(run.text for run in shorten_transcript([Run(words)], limit))

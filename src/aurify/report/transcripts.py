@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from aurify.report.conversation import build_block, clip, explain_marks
+from aurify.report.conversation import build_transcript_block, clip_transcript, explain_transcript_marks
 from aurify.report.markup import html_tag, html_text
 from aurify.tracking.figures import format_short_number
-from aurify.tracking.samples import Block, Sample, find_largest, say_outcome, split_blocks
+from aurify.tracking.samples import Block, Sample, describe_sample_outcome, find_largest_advantage, split_sample_blocks
 
 MAX_STEPS = 4
 
@@ -56,18 +56,18 @@ def gather_transcripts(rows: Iterable[Sample]) -> Samples:
 
 def draw_transcripts(samples: Samples) -> str:
     every = [reward for rewards in samples.rewards.values() for reward in rewards]
-    shown = {step: pick_shown(samples, step) for step in samples.steps()}
-    cards = [(sample, split_blocks(sample)) for row in shown.values() for _, sample in row]
+    shown = {step: pick_shown_transcripts(samples, step) for step in samples.steps()}
+    cards = [(sample, split_sample_blocks(sample)) for row in shown.values() for _, sample in row]
     blocks = [block for _, part in cards for block in part]
-    largest, rest = find_largest(blocks), iter(cards)
-    html = explain_marks(blocks, largest)
+    largest, rest = find_largest_advantage(blocks), iter(cards)
+    html = explain_transcript_marks(blocks, largest)
     for step, row in shown.items():
         made = (draw_card(*next(rest), which, (min(every), max(every)), largest) for which, _ in row)
         html += html_tag("h4", f"Step {step}") + html_tag("div", *made, class_="pair")
     return html
 
 
-def pick_shown(samples: Samples, step: int) -> list[tuple[str, Sample]]:
+def pick_shown_transcripts(samples: Samples, step: int) -> list[tuple[str, Sample]]:
     best, worst, num = samples.best[step], samples.worst[step], len(samples.rewards[step])
     shown = [(f"best of {num}", best)] + [(f"worst of {num}", worst)] * (worst["reward"] < best["reward"])
     return shown + ([("with a guide", samples.guided[step])] if step in samples.guided else [])
@@ -80,30 +80,36 @@ def draw_card(sample: Sample, blocks: Sequence[Block], which: str, ends: tuple[f
         f"{name} {'-' if value is None else format_short_number(value)}" for name, value in sample["rewards"].items()
     ]
     if sample.get("answer"):
-        facts.append(f"expected: {clip(str(sample['answer']), 80)}")
+        facts.append(f"expected: {clip_transcript(str(sample['answer']), 80)}")
     facts.append(f"{sample['tokens']} tokens")
-    facts += [f"{len(turns)} turns"] * (len(turns) > 1) + [f"tools: {clip(', '.join(tools), 200)}"] * bool(tools)
+    facts += [f"{len(turns)} turns"] * (len(turns) > 1) + [f"tools: {clip_transcript(', '.join(tools), 200)}"] * bool(
+        tools
+    )
     header = html_tag(
         "header",
-        draw_pill("no reward" if reward is None else f"{reward:+.2f}", measure_heat(reward, low, high)),
+        draw_pill("no reward" if reward is None else f"{reward:+.2f}", measure_token_heat(reward, low, high)),
         html_tag("span", which, class_="dim"),
-        build_outcome(sample) if sample["truncated"] or len(turns) > 1 or tools else "",
+        build_transcript_outcome(sample) if sample["truncated"] or len(turns) > 1 or tools else "",
         html_tag("span", html_text(" · ".join(facts)), class_="dim facts"),
     )
     return html_tag(
-        "article", header, html_tag("div", *(build_block(block, largest) for block in blocks), class_="turns")
+        "article",
+        header,
+        html_tag("div", *(build_transcript_block(block, largest) for block in blocks), class_="turns"),
     )
 
 
-def measure_heat(reward: float | None, low: float, high: float) -> float:
+def measure_token_heat(reward: float | None, low: float, high: float) -> float:
     """From 0, bad, to 100, good. A guide's reward may be outside of the policy's."""
     if reward is None:
         return 0
     return max(0.0, min(100.0, 100 * (reward - low) / (high - low))) if high > low else 100
 
 
-def build_outcome(sample: Sample) -> str:
-    return html_tag("span", html_text(say_outcome(sample)), class_="cut" if sample["truncated"] else "badge")
+def build_transcript_outcome(sample: Sample) -> str:
+    return html_tag(
+        "span", html_text(describe_sample_outcome(sample)), class_="cut" if sample["truncated"] else "badge"
+    )
 
 
 def draw_pill(label: str, heat: float) -> str:
@@ -120,11 +126,11 @@ def draw_pairs(rows: Sequence[Mapping[str, Any]]) -> str:
             html_tag(
                 "article",
                 draw_pill(which, heat),
-                html_tag("div", html_text(clip(row[which])), class_="turn said", dir="auto"),
+                html_tag("div", html_text(clip_transcript(row[which])), class_="turn said", dir="auto"),
             )
             for which, heat in (("chosen", 100), ("rejected", 0))
         )
-        html += html_tag("p", html_text(clip(prompt, 600)), class_="question", dir="auto") + html_tag(
+        html += html_tag("p", html_text(clip_transcript(prompt, 600)), class_="question", dir="auto") + html_tag(
             "div", *cards, class_="pair"
         )
     return html

@@ -54,7 +54,7 @@ def build_trl_arguments(
 ) -> dict[str, Any]:
     """Those of TRL's keyword arguments that the function takes."""
     num = len(trajectories)
-    known: dict[str, Any] = {name: [value] * num for name, value in join_columns(task).items() if name not in OWN}
+    known: dict[str, Any] = {name: [value] * num for name, value in join_trl_columns(task).items() if name not in OWN}
     played = [trajectory.environment is not None for trajectory in trajectories]
     if task.plain and not any(played):
         known["prompts"] = [task.prompt[-1]["content"]] * num
@@ -62,7 +62,7 @@ def build_trl_arguments(
     else:  # an environment of TRL speaks messages, and adds what it shows first to the prompt
         prompts = [t.messages[: t.num_prompt_messages] if t.environment else task.prompt for t in trajectories]
         known["prompts"] = [list(prompt) for prompt in prompts]
-        known["completions"] = [spell_calls(trajectory) for trajectory in trajectories]
+        known["completions"] = [spell_trl_calls(trajectory) for trajectory in trajectories]
     if any(played):
         known["environments"] = [t.environment and t.environment.shown_to_rewards for t in trajectories]
     known["completion_ids"] = [
@@ -85,7 +85,7 @@ def build_trl_arguments(
     return {parameter.name: known[parameter.name] for parameter in parameters if parameter.name in known}
 
 
-def spell_calls(trajectory: Trajectory) -> list[Message]:
+def spell_trl_calls(trajectory: Trajectory) -> list[Message]:
     """The messages after the prompt, with `tool_calls` where tools are called."""
     said = list(trajectory.completion)
     for index, message in enumerate(said if trajectory.tools else ()):
@@ -94,7 +94,7 @@ def spell_calls(trajectory: Trajectory) -> list[Message]:
     return said
 
 
-def join_columns(task: Task) -> dict[str, Any]:
+def join_trl_columns(task: Task) -> dict[str, Any]:
     """The columns of a task, but its prompt; the answer is the solution, too."""
     return {"solution": task.answer, "answer": task.answer, **task.info}
 

@@ -56,12 +56,12 @@ def write_tool_passages(passages: list[Passage], max_chars: int | None = None) -
     share are cut, all to the same length, and end with a mark; Search-R1 cuts the last ones first."""
     lines = [f"Doc {rank}(Title: {p.title}) {' '.join(p.text.split())}" for rank, p in enumerate(passages, 1)]
     if max_chars is not None:
-        longest = share_room([len(line) for line in lines], max_chars - len(lines) + 1)
-        lines = [line if len(line) <= longest else cut_line(line, longest) for line in lines]
+        longest = share_result_room([len(line) for line in lines], max_chars - len(lines) + 1)
+        lines = [line if len(line) <= longest else cut_result_line(line, longest) for line in lines]
     return "\n".join(lines) or NOTHING
 
 
-def share_room(lengths: list[int], room: int) -> int:
+def share_result_room(lengths: list[int], room: int) -> int:
     """The largest length to which all can be cut to fit together: what short ones leave over goes to the long ones."""
     for num_left, length in zip(range(len(lengths), 0, -1), sorted(lengths), strict=True):
         if length * num_left > room:
@@ -70,7 +70,7 @@ def share_room(lengths: list[int], room: int) -> int:
     return max(lengths, default=0)
 
 
-def cut_line(line: str, length: int) -> str:
+def cut_result_line(line: str, length: int) -> str:
     return line[: max(0, length - len(CUT))].rstrip() + CUT[:length]
 
 

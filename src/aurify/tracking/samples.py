@@ -22,7 +22,7 @@ OUTCOMES = {
 }
 
 
-def record_turn(turn: Turn) -> dict[str, Any]:
+def record_sample_turn(turn: Turn) -> dict[str, Any]:
     """As with metrics, what differs between two runs of one recipe is named `time/`."""
     return {
         "tokens": turn.num_tokens,
@@ -46,7 +46,7 @@ def record_sample(group: Group, trajectory: Trajectory) -> dict[str, Any]:
         "tokens": trajectory.num_policy_tokens,
         "truncated": trajectory.truncated,
         "outcome": trajectory.outcome,
-        "turns": [record_turn(turn) for turn in trajectory.turns],
+        "turns": [record_sample_turn(turn) for turn in trajectory.turns],
         "source": trajectory.source,
         **({"tools": tools} if tools else {}),
         **({"spans": [list(span) for span in trajectory.spans]} if trajectory.spans else {}),
@@ -71,36 +71,36 @@ class Block:
         return "".join(span.text for span in self.spans)
 
 
-def say_outcome(sample: Sample) -> str:
+def describe_sample_outcome(sample: Sample) -> str:
     """Why a trajectory ended; older runs do not say."""
     outcome = str(sample.get("outcome", "cut off" if sample["truncated"] else "done"))
     return OUTCOMES.get(outcome, "cut off")
 
 
-def split_blocks(sample: Sample) -> list[Block]:
+def split_sample_blocks(sample: Sample) -> list[Block]:
     """The whole conversation. Lines of older runs have no spans: then it is that of the messages."""
     messages = sample["messages"]
     if "spans" not in sample:
-        return [Block(name_role(m), [write_span(m)], said=is_sampled(m)) for m in messages]
+        return [Block(name_sample_role(m), [write_sample_span(m)], said=is_sampled(m)) for m in messages]
     num = sample["num_prompt_messages"]
-    blocks = [Block(name_role(m), [write_span(m)]) for m in messages[:num]]
-    answers, turns, turn, said = list_answers(messages[num:]), sample["turns"], -1, False
+    blocks = [Block(name_sample_role(m), [write_sample_span(m)]) for m in messages[:num]]
+    answers, turns, turn, said = list_sample_answers(messages[num:]), sample["turns"], -1, False
     for said, run in groupby((Span(*span) for span in sample["spans"]), key=lambda span: span.author in WRITERS):
         parts, turn = list(run), turn + said
         known = turns[turn] if 0 <= turn < len(turns) else {}  # replayed ones have forgotten their turns
         if said:
             guide = "" if any(span.author == "policy" for span in parts) else "guide"
-            blocks.append(Block(guide or "assistant", parts, describe_turn(parts, known), said=True))
+            blocks.append(Block(guide or "assistant", parts, describe_sample_turn(parts, known), said=True))
         else:
             facts = [f"{known['environment_tokens']} tokens"] if known.get("environment_tokens") else []
-            roles = dict.fromkeys(map(name_role, answers[turn])) if 0 <= turn < len(answers) else {}
+            roles = dict.fromkeys(map(name_sample_role, answers[turn])) if 0 <= turn < len(answers) else {}
             blocks.append(Block(", ".join(roles) or "template", parts, facts))
     if said and turn < len(answers):
-        blocks += [Block(name_role(m), [write_span(m)], ["not read"]) for m in answers[turn]]
+        blocks += [Block(name_sample_role(m), [write_sample_span(m)], ["not read"]) for m in answers[turn]]
     return blocks
 
 
-def list_answers(messages: Sequence[Message]) -> list[list[Message]]:
+def list_sample_answers(messages: Sequence[Message]) -> list[list[Message]]:
     """What was said to each of the policy's messages."""
     answers: list[list[Message]] = []
     for message in messages:
@@ -115,12 +115,12 @@ def is_sampled(message: Mapping[str, Any]) -> bool:
     return message.get("role") == "assistant" and bool(message.get("weight", 1.0))
 
 
-def name_role(message: Mapping[str, Any]) -> str:
+def name_sample_role(message: Mapping[str, Any]) -> str:
     put_in = message.get("role") == "assistant" and not is_sampled(message)
     return "put in" if put_in and message.get("goes_on") else str(message.get("role", ""))
 
 
-def write_span(message: Mapping[str, Any]) -> Span:
+def write_sample_span(message: Mapping[str, Any]) -> Span:
     """A message whose tokens are not known, with the calls that it holds beside its text."""
     content, calls = message.get("content"), message.get("tool_calls")
     said = content if isinstance(content, str) else "" if content is None else json.dumps(content, ensure_ascii=False)
@@ -128,21 +128,21 @@ def write_span(message: Mapping[str, Any]) -> Span:
     return Span(said.strip(), "policy" if is_sampled(message) else "environment")
 
 
-def describe_turn(spans: Sequence[Span], turn: Mapping[str, Any]) -> list[str]:
+def describe_sample_turn(spans: Sequence[Span], turn: Mapping[str, Any]) -> list[str]:
     """Advantage, rewards of the turn alone, tokens."""
-    facts = [describe_advantages(spans) or "not trained"]
+    facts = [describe_sample_advantages(spans) or "not trained"]
     rewards = turn.get("rewards", {}).items()
     facts += [f"{name} {format_short_number(value)}" for name, value in rewards if value is not None]
     return facts + ([f"{turn['tokens']} tokens"] if turn.get("tokens") else [])
 
 
-def describe_advantages(spans: Sequence[Span]) -> str:
+def describe_sample_advantages(spans: Sequence[Span]) -> str:
     """From the lowest to the highest; "" where nothing was trained."""
     known = [span.advantage for span in spans if span.advantage is not None]
     ends = dict.fromkeys((min(known), max(known))) if known else {}
     return "advantage " + " to ".join(f"{value:+.3g}" for value in ends) if ends else ""
 
 
-def find_largest(blocks: Iterable[Block]) -> float:
+def find_largest_advantage(blocks: Iterable[Block]) -> float:
     """The size of the largest advantage."""
     return max((abs(span.advantage or 0.0) for block in blocks for span in block.spans), default=0.0)

@@ -68,7 +68,7 @@ def gathered_attention(query: Tensor, key: Tensor, value: Tensor, scale: float, 
     return torch.cat(outputs, dim=2)
 
 
-def count_gathered(row: Row) -> tuple[int, int]:
+def count_gathered_rows(row: Row) -> tuple[int, int]:
     """Keys that the blocks of a row gather, and entries of their masks, without a window."""
     keys, entries, start = 0, 0, 0
     for size in attention_block_sizes(row):

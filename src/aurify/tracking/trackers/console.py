@@ -27,7 +27,14 @@ from aurify.tracking.figures import (
     is_heldout_share,
     judge_heldout_change,
 )
-from aurify.tracking.samples import Block, Sample, find_largest, record_sample, say_outcome, split_blocks
+from aurify.tracking.samples import (
+    Block,
+    Sample,
+    describe_sample_outcome,
+    find_largest_advantage,
+    record_sample,
+    split_sample_blocks,
+)
 from aurify.tracking.trackers import Tracker
 from aurify.types import Group, Metrics, Trajectory
 
@@ -137,7 +144,7 @@ class Console(Tracker):
             grid.add_column(justify="right", style="bold", min_width=8)
             grid.add_column(overflow="fold")
             for trajectory in shown:
-                grid.add_row(f"{trajectory.reward:+.2f}", paint_sample(record_sample(group, trajectory)))
+                grid.add_row(f"{trajectory.reward:+.2f}", paint_console_sample(record_sample(group, trajectory)))
             self.print(grid)
 
     def event(self, text: str, *, quiet: bool) -> None:
@@ -241,25 +248,28 @@ def pick_console_samples(trajectories: Sequence[Trajectory]) -> list[Trajectory]
     return [judged[-1]] if judged[0].reward == judged[-1].reward else [judged[-1], judged[0]]
 
 
-def paint_sample(sample: Sample) -> Text:
+def paint_console_sample(sample: Sample) -> Text:
     """What came after the prompt, and how it ended. What the policy wrote is green or red by its advantage, bold where
     that is large; each turn of a conversation says it in words too."""
-    blocks = split_blocks(sample)[sample["num_prompt_messages"] :]
-    largest, several = find_largest(blocks), len(blocks) > 1
+    blocks = split_sample_blocks(sample)[sample["num_prompt_messages"] :]
+    largest, several = find_largest_advantage(blocks), len(blocks) > 1
     text = Text()
     for block in blocks:
         if several:
             text.append(clean_console_text(" · ".join([block.role, *block.facts])) + "\n", style="italic dim")
-        text.append_text(paint_block(block, largest))
+        text.append_text(paint_console_block(block, largest))
         text.append("\n" if several else "")
     if not several and "spans" in sample:
         text.append(f" ({blocks[0].facts[0]})", style="dim")
     if sample["truncated"] or several:
-        text.append(f"{'' if several else ' '}({say_outcome(sample)})", style="red" if sample["truncated"] else "dim")
+        text.append(
+            f"{'' if several else ' '}({describe_sample_outcome(sample)})",
+            style="red" if sample["truncated"] else "dim",
+        )
     return text
 
 
-def paint_block(block: Block, largest: float) -> Text:
+def paint_console_block(block: Block, largest: float) -> Text:
     """largest: the size of the largest advantage."""
     text, room = Text(), MAX_SHOWN
     for span in block.spans:
