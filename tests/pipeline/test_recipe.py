@@ -15,9 +15,10 @@ from aurify.models.loading import ModelFiles
 from aurify.models.model import tiny_model
 from aurify.models.tiny import byte_tokenizer
 from aurify.pipeline import check, check_quantized, contents
-from aurify.pipeline.check import check_recipe, find_stage_references
+from aurify.pipeline.check import check_recipe
 from aurify.pipeline.plan import describe_stage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, build_stage_renderer
+from aurify.pipeline.references import find_stage_references
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
 CHAIN: dict[str, Any] = {

@@ -9,16 +9,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping
 from itertools import chain, islice
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aurify import tasks
-from aurify.config import prefix_errors, suggest_neighbour
-from aurify.data.sources import check_data_source
+from aurify.config import prefix_errors
 from aurify.errors import UserError
 from aurify.hardware import choose_device
 from aurify.loops.examples import read_training_examples
 from aurify.models.names import resolve_model
+from aurify.pipeline.check_offline import check_offline_stage
 from aurify.pipeline.check_online import check_online_stage
 from aurify.pipeline.check_quantized import check_quantized
 from aurify.pipeline.contents import Contents, Tell
@@ -31,7 +30,12 @@ from aurify.pipeline.heldout import (
 )
 from aurify.pipeline.plan import Plan, PlannedStage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, Recipe, build_stage_algorithm, read_stage_reference
-from aurify.rows.sources import is_one_row_file
+from aurify.pipeline.references import (
+    check_stage_files,
+    check_stage_reference,
+    find_stage_references,
+    name_stage_models,
+)
 
 if TYPE_CHECKING:
     from aurify.tasks.taskset import TaskSet
@@ -106,59 +110,6 @@ def check_stage(
     return stage
 
 
-# ---------------------------------------------------------------------- what a stage names
-
-
-def name_stage_models(stage: OfflineStage | OnlineStage) -> dict[str, str]:
-    """The models that a stage uses, by the option that names them."""
-    names: dict[str, str | None] = {"model": stage.model.name}
-    if isinstance(stage, OnlineStage):
-        names |= {"reward": stage.reward.model if stage.reward else None, "teacher": stage.teacher}
-    else:
-        names["data.sample.reward"] = stage.data.sample.reward if stage.data.sample else None
-    return {key: name for key, name in names.items() if name}
-
-
-def find_stage_references(stage: OfflineStage | OnlineStage) -> dict[str, str]:
-    """The earlier stages that this one needs, by the option that names them."""
-    names = name_stage_models(stage)
-    if isinstance(stage, OfflineStage) and (name := stage.data.stage):
-        if not read_stage_reference(name):
-            raise UserError(f"data.stage: {name!r} is no stage; write it with an @: '@{name}'")
-        names["data.stage"] = name
-    return {key: target for key, name in names.items() if (target := read_stage_reference(name)) is not None}
-
-
-def check_stage_reference(stage: PlannedStage, key: str, target: PlannedStage) -> None:
-    """target: what the option `key` names."""
-    if key in ("reward", "data.sample.reward") and not target.scores:
-        method = target.options.method
-        raise UserError(f"{key}: '@{target.name}' trains no reward model (its method is {method})")
-    if key in ("model", "teacher") and target.scores and not stage.scores:
-        raise UserError(
-            f"{key}: '@{target.name}' is a reward model: it has a scalar head and cannot write; name a stage before it"
-        )
-    if key == "data.stage" and target.algorithm.learns_from != "pairs":
-        raise UserError(f"{key}: '@{target.name}' has no preference pairs to take over")
-
-
-def name_stage_files(stage: OfflineStage | OnlineStage) -> dict[str, Path]:
-    """The single files that a stage reads, by the option that names them."""
-    if isinstance(stage, OnlineStage):
-        return {"guidance.path": Path(stage.guidance.path)} if stage.guidance and stage.guidance.path else {}
-    paths = {"data.path": stage.data.path, "data.heldout_path": stage.data.heldout_path}
-    paths |= {f"data.mix.{number}.path": part.path for number, part in enumerate(stage.data.mix or ())}
-    return {key: Path(path) for key, path in paths.items() if path and is_one_row_file(path)}
-
-
-def check_stage_files(stage: OfflineStage | OnlineStage) -> None:
-    for key, path in name_stage_files(stage).items():
-        if not path.is_file():
-            raise UserError(f"{key}: there is no file {str(path)!r}{suggest_neighbour(path)}")
-    for part in stage.data.parts if isinstance(stage, OfflineStage) else ():
-        check_data_source(part)
-
-
 def resolve_stage_taskset(stage: PlannedStage, earlier: Mapping[str, PlannedStage]) -> tuple[TaskSet | None, str]:
     """The stage's task set and holder: those of an earlier stage with the same task, or new ones."""
     task = stage.options.task
@@ -171,26 +122,3 @@ def resolve_stage_taskset(stage: PlannedStage, earlier: Mapping[str, PlannedStag
     if "name" not in options:
         raise UserError(f"task: no name in {options}; write for example `task: {{name: largest_number}}`")
     return tasks.make(options.pop("name"), **options), f"task {task['name']!r} of stages.{stage.name}"
-
-
-def check_offline_stage(stage: OfflineStage, algorithm: Any, taskset: TaskSet | None) -> None:
-    data, pairs = stage.data, algorithm.learns_from == "pairs"
-    if taskset is None and (data.demonstrations or data.sample):
-        raise UserError(
-            "data: demonstrations and samples come from a task: set `task:` in the stage or at the top of the recipe"
-        )
-    if pairs and data.demonstrations:
-        raise UserError(
-            f"data.demonstrations: {stage.method} learns from preference pairs; use data.sample or data.path"
-        )
-    if not pairs and (data.sample or data.stage):
-        raise UserError(
-            f"data: {stage.method} learns from single answers, not from preference pairs; use demonstrations or path"
-        )
-    if algorithm.learns_from == "labels" and data.demonstrations:
-        raise UserError(
-            f"data.demonstrations: {stage.method} learns from desirable and undesirable answers, and these would all "
-            "be desirable; give data.path"
-        )
-    if data.demonstrations and taskset is not None and taskset.demonstration(taskset.heldout[0]) is None:
-        raise UserError(f"data.demonstrations: the task {taskset.name!r} cannot write its own answers; give data.path")
