@@ -19,7 +19,10 @@ from aurify.signatures import options_for
 if TYPE_CHECKING:
     from aurify.engine.engine import Engine
 
-KINDS = {"in_process": "aurify.samplers.inprocess:InProcessSampler"}
+KINDS = {
+    "in_process": "aurify.samplers.inprocess:InProcessSampler",
+    "vllm_server": "aurify.samplers.vllm_server:VllmServerSampler",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
