@@ -195,7 +195,5 @@ def test_traces_are_read_before_the_first_stage(tmp_path, monkeypatch, dry):
         return
     code, said = train(wrong=1)
     assert code == 0, said
-    assert (
-        "traces.jsonl: 8 traces for 8 questions; refused: 1 judged wrong (first: traces.jsonl:1); the first 3 were judged"
-        in said
-    )
+    refused = "refused: 1 judged wrong (first: traces.jsonl:1); the first 3 were judged"
+    assert f"traces.jsonl: 8 traces for 8 questions; {refused}" in said

@@ -38,8 +38,10 @@ class Weights:
 def base_weights(module: Any) -> Iterator[tuple[str, Tensor]]:
     """The weights below the adapter, under the names that they have without it."""
     for name, parameter in module.named_parameters():
+        layer, _, part = name.rpartition(".base.")
+        adapted = layer and hasattr(module.get_submodule(layer), "lora_A")
         if not name.rpartition(".")[2].startswith("lora_"):
-            yield name.replace(".base.", "."), parameter.detach()
+            yield f"{layer}.{part}" if adapted else name, parameter.detach()
 
 
 def write_shards(weights: Iterable[tuple[str, Tensor]], folder: Path, module: Any) -> None:

@@ -1,5 +1,5 @@
-"""Samples from vLLM servers over HTTP: `sampler: {kind: vllm_server, options: {num_servers: 2}}`. Written for vLLM 0.32;
-see docs/vllm.md.
+"""Samples from vLLM servers over HTTP: `sampler: {kind: vllm_server, options: {num_servers: 2}}`. Written for vLLM
+0.32; see docs/vllm.md.
 
 Token ids go in and come out; log-probs are those of the distribution that a token was drawn from. Each new version of
 the weights is written to a folder that the servers read: as a LoRA adapter where the engine trains one, else whole.
@@ -14,14 +14,12 @@ what is wrong with each server."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
 import shutil
 import sys
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -40,39 +38,20 @@ from aurify.engine.lora import LoraLinear
 from aurify.engine.weights import Weights, write_shards
 from aurify.errors import UserError
 from aurify.files import require
-from aurify.http import WORTH_ANOTHER_TRY, TryAgain
+from aurify.http import TryAgain
 from aurify.models.embeddings import check_token_ids
 from aurify.samplers.inprocess import CLOSED, find_end_tokens
 from aurify.samplers.sampler import current_session
-from aurify.samplers.vllm_process import Process, open_servers
+from aurify.samplers.vllm_servers import ADAPTER, COMPLETIONS, Server, open_servers
 from aurify.types import Completion, Datum, SamplingParams
 
 log = logging.getLogger("aurify")
 
-ADAPTER = "aurify"  # what servers call our adapter
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be started for
 BLOCK = 64  # tokens by which beginnings of prompts are compared
 SLACK = 8  # requests that a server may have more than twice those of another, before a prompt leaves it
 ATTEMPTS = 6  # of a request
-MAX_STARTS = 3  # of a server that gives no answer in between
 PROBE, MAX_GAP = 8, 0.5  # tokens, and nats a token: bf16 alone makes about 0.02, another model several
-
-
-@dataclass(eq=False)
-class Server:
-    """What a sampler knows of a server."""
-
-    process: Process | None  # None: somebody else's
-    address: str = ""
-    label: str = ""  # of the weights that it has; "": not known
-    in_flight: int = 0
-    num_sent: int = 0
-    mending: asyncio.Task[None] | None = None
-    lost: UserError | None = None  # why it is given up
-
-    @property
-    def url(self) -> str:
-        return self.process.url if self.process else self.address
 
 
 @dataclass(eq=False)
@@ -106,7 +85,7 @@ class VllmServerSampler(Checked):
         self.seeds = np.random.default_rng(self.seed)
         self.as_adapter = choose_push(self.push, self.engine.adapter)
         self.started = None if urls else open_servers(self.engine, self.num_servers, *self._choose_launch())
-        self.servers = [Server(None, url.rstrip("/")) for url in urls]
+        self.servers = [Server(None, url) for url in urls]
         self.servers += [Server(process) for process in (self.started.processes if self.started else ())]
         parent = self.folder or (self.started.folder if self.started else None)
         self.weights_folder = Path(tempfile.mkdtemp(prefix="aurify-weights-", dir=parent))
@@ -114,6 +93,7 @@ class VllmServerSampler(Checked):
         self.version, self.label, self.own_weights = self.engine.version, "", True
         self.homes: dict[int, Server] = {}  # beginnings of prompts -> where they were sent
         self.num_running, self.gate, self.idle = 0, asyncio.Event(), asyncio.Event()
+        self.pushing = asyncio.Lock()
         self.first_push: asyncio.Task[None] | None = None
         self.client: Any = None
         self.closed = False
@@ -176,14 +156,14 @@ class VllmServerSampler(Checked):
         problem = ""
         for attempt in range(ATTEMPTS):
             if attempt:
-                await asyncio.sleep(min(0.1 * 4**attempt, 10.0) * random.uniform(0.5, 1.0))
+                await asyncio.sleep(pause_before(attempt))
             server = await self._choose(prompt)
             server.in_flight, server.num_sent = server.in_flight + 1, server.num_sent + 1
             try:
                 completion = await self._ask(server, prompt, params, seed, index)
                 if server.process is not None:
                     server.process.starts = 0
-                elif await self._read_label(server) != self.label:
+                elif await server.read_label(self._client()) != self.label:
                     raise TryAgain("it has lost our weights: it was started anew, or has another trainer")
                 return completion
             except (self.httpx.TransportError, TryAgain) as error:
@@ -216,7 +196,9 @@ class VllmServerSampler(Checked):
             "logprobs": 0,  # of the sampled token alone
             "return_token_ids": True,
         }
-        answer = await self._post(server, "/v1/completions", body | ({"model": ADAPTER} if self.as_adapter else {}))
+        if self.as_adapter:
+            body["model"] = ADAPTER
+        answer = await server.post(self._client(), COMPLETIONS, body, self.request_seconds)
         return read_completion(answer, prompt, self.version, server.url)
 
     # ------------------------------------------------------------------ which server
@@ -251,76 +233,64 @@ class VllmServerSampler(Checked):
 
     async def _bring_up(self, server: Server) -> None:
         try:
-            await self._wait_until_healthy(server)
-            if server.process is None:
-                await self._check_foreign(server)
-            while server.label != (label := self.label):
-                if await self._read_label(server) != label:
-                    await self._push(server, label)
-                server.label = label
-        except (UserError, TryAgain, self.httpx.TransportError, KeyError, TypeError) as error:
+            for attempt in range(ATTEMPTS):
+                try:
+                    await self._try_to_bring_up(server)
+                    return
+                except (self.httpx.TransportError, TryAgain) as error:
+                    problem = f"{server.url}: {explain(error)}"
+                if server.process is not None:  # nobody knows what it has of the weights
+                    await asyncio.to_thread(server.process.end)
+                await asyncio.sleep(pause_before(attempt + 1))
+            raise UserError(problem)
+        except (UserError, KeyError, TypeError, ValueError) as error:
             server.lost = error if isinstance(error, UserError) else UserError(f"{server.url}: {explain(error)}")
             log.warning("a vLLM server is given up: %s", server.lost)
         finally:
             server.mending = None
 
-    async def _wait_until_healthy(self, server: Server) -> None:
-        until, pause, process = time.monotonic() + self.start_seconds, 0.1, server.process
-        while True:
-            late = time.monotonic() > until
-            if process is not None and (late or not process.alive):
-                if process.starts >= (MAX_STARTS if process.was_up else 1):
-                    raise UserError(
-                        f"a vLLM server {'is not healthy' if late else 'has ended'} after {process.starts} starts. It "
-                        f"wrote: {process.last_words()}. It needs a python with vllm: see docs/vllm.md"
-                    )
-                if process.was_up:
-                    log.warning("%s: the vLLM server has ended; it is started again", process.url)
-                await asyncio.to_thread(process.start)
-                until = time.monotonic() + self.start_seconds
-            elif late:
-                raise UserError(f"{server.url} was not healthy for {self.start_seconds:g} seconds")
-            with contextlib.suppress(self.httpx.TransportError):
-                if (await self._client().get(f"{server.url}/health", timeout=10.0)).status_code == 200:
-                    if process is not None:
-                        process.was_up = True
-                    return
-            await asyncio.sleep(pause)
-            pause = min(1.5 * pause, 3.0)
-
-    async def _check_foreign(self, server: Server) -> None:
-        """Refuses a server whose answers would not be what a trainer takes them for."""
-        info = (await self._get(server, "/server_info?config_format=json"))["vllm_config"]["model_config"]
-        if (mode := info["logprobs_mode"]) != "processed_logprobs":
-            raise UserError(f"{server.url} gives {mode}; start it with --logprobs-mode processed_logprobs")
-        if (limit := info["max_model_len"]) < self.room:
-            raise UserError(f"{server.url} takes {limit} tokens, and we may send {self.room}: set max_context: {limit}")
+    async def _try_to_bring_up(self, server: Server) -> None:
+        client = self._client()
+        await server.wait_until_healthy(client, self.start_seconds)
+        if server.process is None:
+            await server.check_settings(client, self.room)
+        while server.label != (label := self.label):
+            if await server.read_label(client) != label:
+                folder = (self.weights_folder / label).resolve()
+                await server.load(client, folder, adapter=self.as_adapter, seconds=self.start_seconds)
+                await self._check_push(server)
+                await server.write_label(client, label)
+            server.label = label
 
     # ------------------------------------------------------------------ weights
 
     async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Waits for the requests in flight. A server that does not take the weights is given up; the last one is an
         error."""
-        self.gate.clear()
-        try:
-            while self.num_running:
-                self.idle.clear()
-                await self.idle.wait()
-            label, before = f"{uuid.uuid4().hex[:8]}-{version}", self.label
-            await asyncio.to_thread(self._write, weights, self.weights_folder / label)
-            self.version, self.label = version, label
-            self.homes.clear()
-            for server in self.servers:
-                server.lost = server.lost if server.process is not None else None  # another's may be back
-            waited = [server for server in self.servers if server.label == before]  # not for those that are just ill
-            await self._choose([0])
-            if pushes := [server.mending for server in waited if server.mending is not None]:
-                await asyncio.wait(pushes)
-            for old in self.weights_folder.iterdir():
-                if old.name != label and not any(server.mending for server in self.servers):
-                    shutil.rmtree(old, ignore_errors=True)
-        finally:
-            self.gate.set()
+        async with self.pushing:
+            self.gate.clear()
+            try:
+                await self._load(weights, version)
+            finally:
+                self.gate.set()
+
+    async def _load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        while self.num_running:
+            self.idle.clear()
+            await self.idle.wait()
+        label, before = f"{uuid.uuid4().hex[:8]}-{version}", self.label
+        await asyncio.to_thread(self._write, weights, self.weights_folder / label)
+        self.version, self.label = version, label
+        self.homes.clear()
+        for server in self.servers:
+            server.lost = server.lost if server.process is not None else None  # another's may be back
+        waited = [server for server in self.servers if server.label == before]  # not for those that are just ill
+        await self._choose([0])
+        if pushes := [server.mending for server in waited if server.mending is not None]:
+            await asyncio.wait(pushes)
+        for old in self.weights_folder.iterdir():
+            if old.name != label and not any(server.mending for server in self.servers):
+                shutil.rmtree(old, ignore_errors=True)
 
     def _write(self, weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
         folder.mkdir()
@@ -333,29 +303,11 @@ class VllmServerSampler(Checked):
             else:
                 raise UserError("only the engine's own weights can be pushed as an adapter; set push: full")
 
-    async def _push(self, server: Server, label: str) -> None:
-        folder = str((self.weights_folder / label).resolve())
-        if self.as_adapter:
-            await self._post(
-                server, "/v1/load_lora_adapter", {"lora_name": ADAPTER, "lora_path": folder, "load_inplace": True}
-            )
-        else:
-            call = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
-            await self._post(server, "/collective_rpc", call)
-        for attempt in range(ATTEMPTS):  # refused while it holds blocks of a request that was given up
-            if (await self._post(server, "/reset_prefix_cache", {}))["success"]:
-                break
-            await asyncio.sleep(0.1 * 2**attempt)
-        else:
-            raise UserError(f"{server.url} does not reset its prefix cache: does somebody else ask it?")
-        await self._check_push(server)
-        await self._post(server, "/update_weight_version", {"new_version": label})
-
     async def _check_push(self, server: Server) -> None:
         """Compares a short answer with the trainer: whatever is missing, or wrong on the way, shows up here."""
         if not self.own_weights or self.engine.version != self.version:
             return
-        prompt = self.engine.tokenizer("The answer is", add_special_tokens=False).input_ids
+        prompt = self.engine.tokenizer("The answer is", add_special_tokens=False).input_ids[: self.room // 2]
         answer = await self._ask(server, prompt, SamplingParams(max_tokens=PROBE), 0, 0)
         datum = Datum([*prompt, *answer.tokens], [0.0] * len(prompt) + [1.0] * len(answer.tokens))
         [known] = await asyncio.to_thread(self.engine.logprobs, [datum])
@@ -366,19 +318,6 @@ class VllmServerSampler(Checked):
                 f"{server.url} has taken the weights, and its log-probs differ from the trainer's by {gap:.2f} nats a "
                 f"token: it serves another model than {self.engine.name}, or has not taken all of them"
             )
-
-    async def _read_label(self, server: Server) -> str:
-        return str((await self._get(server, "/weight_info"))["weight_version"])
-
-    # ------------------------------------------------------------------ requests
-
-    async def _post(self, server: Server, path: str, body: Any) -> Any:
-        sampling = path == "/v1/completions"
-        timeout = self.httpx.Timeout(self.request_seconds if sampling else self.start_seconds, connect=10.0)
-        return read_answer(await self._client().post(server.url + path, json=body, timeout=timeout), path)
-
-    async def _get(self, server: Server, path: str) -> Any:
-        return read_answer(await self._client().get(server.url + path, timeout=60.0), path)
 
     def _client(self) -> Any:
         if self.client is None:
@@ -403,24 +342,12 @@ class VllmServerSampler(Checked):
         shutil.rmtree(self.weights_folder, ignore_errors=True)
 
 
+def pause_before(attempt: int) -> float:
+    return min(0.1 * 4**attempt, 10.0) * random.uniform(0.5, 1.0)
+
+
 def explain(error: Exception) -> str:
     return str(error) if isinstance(error, TryAgain) else f"{type(error).__name__}: {error}".rstrip(": ")
-
-
-def read_answer(response: Any, path: str) -> Any:
-    """What a route answers. TryAgain: another server, or the same one when it is mended, may do better."""
-    if response.status_code == 200:
-        return response.json() if "json" in response.headers.get("content-type", "") else {}
-    problem = f"{path.partition('?')[0]} answered with status {response.status_code}: {response.text[:500]}"
-    sampling = path == "/v1/completions"
-    if sampling and response.status_code in (*WORTH_ANOTHER_TRY, 404):  # 404: our adapter is not there
-        raise TryAgain(problem)
-    hint = (
-        ""
-        if sampling or response.status_code not in (404, 405)
-        else ("; start it with --enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and VLLM_SERVER_DEV_MODE=1")
-    )
-    raise UserError(f"{response.url.copy_with(path='/')}: {problem}{hint}")
 
 
 def read_completion(answer: Any, prompt: list[int], version: int, url: str) -> Completion:

@@ -1,28 +1,42 @@
-"""vLLM servers that we start, with a Python of their own, since vLLM wants other versions of torch and transformers.
+"""vLLM servers: what a sampler asks of one, and those that we start.
 
-They belong to an engine and outlive a sampler: a stage measures, trains and measures again with the same ones. They end
-with the engine, when another engine wants servers, and with our process, however that ends."""
+They have a Python of their own, since vLLM wants other versions of torch and transformers. They belong to an engine and
+outlive a sampler: a stage measures, trains and measures again with the same ones. They end with the engine, when
+another engine wants servers, and with our process, however that ends."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aurify.engine.engine import Engine
 from aurify.engine.weights import base_weights, write_shards
+from aurify.errors import UserError
+from aurify.http import WORTH_ANOTHER_TRY, TryAgain
 from aurify.models.loading import quiet_transformers
 from aurify.models.names import resolve_model
 
+if TYPE_CHECKING:
+    import httpx
+
+log = logging.getLogger("aurify")
+
+ADAPTER = "aurify"  # what servers call our adapter
+COMPLETIONS = "/v1/completions"
+MAX_STARTS = 3  # of a server that gives no answer in between
 # The shell ends the server, and all that it has started, when our end of its input closes: when we are killed, too.
 GUARD = (
     'exec 3<&0; trap : TERM; "$@" </dev/null 3<&- & server=$!; '
@@ -84,6 +98,101 @@ class Process:
         lines = self.log.read_text(errors="replace").splitlines()[-200:] if self.log.exists() else []
         errors = [line.strip() for line in lines if "Error" in line or "not found" in line]
         return " | ".join((errors or lines)[-3:])[-1000:] or "nothing"
+
+
+class Server:
+    """A server, as a sampler sees it."""
+
+    def __init__(self, process: Process | None, address: str = "") -> None:
+        self.process, self.address = process, address.rstrip("/")  # process None: it is somebody else's
+        self.label = ""  # of the weights that it has; "": not known
+        self.in_flight = self.num_sent = 0
+        self.mending: asyncio.Task[None] | None = None
+        self.lost: UserError | None = None  # why it is given up
+
+    @property
+    def url(self) -> str:
+        return self.process.url if self.process else self.address
+
+    async def wait_until_healthy(self, client: httpx.AsyncClient, seconds: float) -> None:
+        """Starts it, if it is ours and does not run."""
+        from httpx import TransportError
+
+        until, pause, process = time.monotonic() + seconds, 0.1, self.process
+        while True:
+            late = time.monotonic() > until
+            if process is not None and (late or not process.alive):
+                if process.starts >= (MAX_STARTS if process.was_up else 1):
+                    raise UserError(
+                        f"a vLLM server {'is not healthy' if late else 'has ended'} after {process.starts} starts. It "
+                        f"wrote: {process.last_words()}. It needs a python with vllm: see docs/vllm.md"
+                    )
+                if process.was_up:
+                    log.warning("%s: the vLLM server has ended; it is started again", process.url)
+                await asyncio.to_thread(process.start)
+                until = time.monotonic() + seconds
+            elif late:
+                raise UserError(f"{self.url} was not healthy for {seconds:g} seconds")
+            with contextlib.suppress(TransportError):
+                if (await client.get(f"{self.url}/health", timeout=10.0)).status_code == 200:
+                    if process is not None:
+                        process.was_up = True
+                    return
+            await asyncio.sleep(pause)
+            pause = min(1.5 * pause, 3.0)
+
+    async def check_settings(self, client: httpx.AsyncClient, max_context: int) -> None:
+        """Refuses a server of somebody else whose answers would not be what a trainer takes them for."""
+        info = (await self.get(client, "/server_info?config_format=json"))["vllm_config"]["model_config"]
+        if (mode := info["logprobs_mode"]) != "processed_logprobs":
+            raise UserError(f"{self.url} gives {mode}; start it with --logprobs-mode processed_logprobs")
+        if (limit := info["max_model_len"]) < max_context:
+            raise UserError(
+                f"{self.url} takes {limit} tokens, and we may send {max_context}: set sampler.max_context: {limit}"
+            )
+
+    async def load(self, client: httpx.AsyncClient, folder: Path, *, adapter: bool, seconds: float) -> None:
+        """Reads weights from a folder, and forgets what it has computed with others."""
+        if adapter:
+            body = {"lora_name": ADAPTER, "lora_path": str(folder), "load_inplace": True}
+            await self.post(client, "/v1/load_lora_adapter", body, seconds)
+        else:
+            call = {"method": "reload_weights", "kwargs": {"weights_path": str(folder)}}
+            await self.post(client, "/collective_rpc", call, seconds)
+        for attempt in range(6):  # refused while it holds blocks of a request that was given up
+            if (await self.post(client, "/reset_prefix_cache", {}, seconds))["success"]:
+                return
+            await asyncio.sleep(0.1 * 2**attempt)
+        raise UserError(f"{self.url} does not reset its prefix cache: does somebody else ask it?")
+
+    async def read_label(self, client: httpx.AsyncClient) -> str:
+        """What weights it has; a server that was started anew has none of ours."""
+        return str((await self.get(client, "/weight_info"))["weight_version"])
+
+    async def write_label(self, client: httpx.AsyncClient, label: str) -> None:
+        await self.post(client, "/update_weight_version", {"new_version": label}, 60.0)
+
+    async def get(self, client: httpx.AsyncClient, path: str) -> Any:
+        return read_answer(await client.get(self.url + path, timeout=60.0), path)
+
+    async def post(self, client: httpx.AsyncClient, path: str, body: Any, seconds: float) -> Any:
+        from httpx import Timeout
+
+        timeout = Timeout(seconds, connect=10.0)
+        return read_answer(await client.post(self.url + path, json=body, timeout=timeout), path)
+
+
+def read_answer(response: httpx.Response, path: str) -> Any:
+    """What a route answers. TryAgain: another server, or this one when it is mended, may do better."""
+    if response.status_code == 200:
+        return response.json() if "json" in response.headers.get("content-type", "") else {}
+    problem = f"{path.partition('?')[0]} answered with status {response.status_code}: {response.text[:500]}"
+    sampling = path == COMPLETIONS
+    if response.status_code in WORTH_ANOTHER_TRY or (sampling and response.status_code == 404):  # 404: no adapter
+        raise TryAgain(problem)
+    if not sampling and response.status_code in (404, 405):
+        problem += "; start it with --enable-lora, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True and VLLM_SERVER_DEV_MODE=1"
+    raise UserError(f"{response.url.copy_with(path='/', query=None)}: {problem}")
 
 
 class Servers:
