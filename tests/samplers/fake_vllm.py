@@ -8,17 +8,14 @@ import argparse
 import json
 import os
 import select
-import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import numpy as np
+from tokenizers import Tokenizer
 
-torch.set_num_threads(1)
 FAULTS = json.loads(os.environ.get("FAKE_FAULTS", "{}"))
 
 
@@ -32,43 +29,92 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def read_tensors(folder: Path, pattern: str = "*.safetensors") -> dict[str, Any]:
+    """float32 arrays; bfloat16 is the upper half of float32."""
+    found = {}
+    for file in sorted(folder.glob(pattern)):
+        content = file.read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        for name, entry in json.loads(content[8:start]).items():
+            if name == "__metadata__":
+                continue
+            low, high = (start + offset for offset in entry["data_offsets"])
+            if entry["dtype"] == "BF16":
+                wide = np.frombuffer(content[low:high], np.uint16).astype(np.uint32) << 16
+                value = wide.view(np.float32)
+            else:
+                value = np.frombuffer(content[low:high], {"F32": np.float32, "F16": np.float16}[entry["dtype"]])
+            found[name] = value.reshape(entry["shape"]).astype(np.float32)
+    return found
+
+
+def normalise(x: Any, weight: Any) -> Any:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-6) * weight
+
+
 class Model:
+    """A Llama in numpy: a server has to start in a moment."""
+
     def __init__(self, args: argparse.Namespace) -> None:
-        self.args, self.lock = args, threading.Lock()
-        self.module = AutoModelForCausalLM.from_pretrained(args.model, dtype=getattr(torch, args.dtype)).eval()
-        self.tokenizer = AutoTokenizer.from_pretrained(args.model)
-        self.base = {name: value.clone() for name, value in self.module.state_dict().items()}
+        self.args, folder = args, Path(args.model)
+        self.config = json.loads((folder / "config.json").read_text())
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.base = read_tensors(folder)
+        self.weights = dict(self.base)
         self.adapters: dict[str, Path] = {}
         self.version = "default"
-        self.stats = {"requests": 0, "aborted": 0, "resets": 0, "pushes": 0, "pid": os.getpid()}
-        self.stats["prompts"] = []  # type: ignore[assignment]
+        self.stats: dict[str, Any] = {"requests": 0, "aborted": 0, "resets": 0, "pushes": 0, "prompts": []}
+        self.stats["pid"] = os.getpid()
 
-    @torch.no_grad()
+    def logits(self, tokens: list[int]) -> Any:
+        """[vocabulary] after the last token"""
+        weights, heads, groups = self.weights, self.config["num_attention_heads"], self.config["num_key_value_heads"]
+        x, length = weights["model.embed_tokens.weight"][tokens], len(tokens)
+        size = x.shape[1] // heads
+        angles = np.outer(np.arange(length), 10000.0 ** (-np.arange(0, size, 2) / size))
+        cos, sin = (np.tile(part, 2)[:, None] for part in (np.cos(angles), np.sin(angles)))
+
+        def rotate(y: Any) -> Any:  # [tokens, heads, size]
+            half = np.concatenate([-y[..., size // 2 :], y[..., : size // 2]], -1)
+            return y * cos + half * sin
+
+        for number in range(self.config["num_hidden_layers"]):
+
+            def product(y: Any, name: str, number: int = number) -> Any:
+                return y @ weights[f"model.layers.{number}.{name}.weight"].T
+
+            y = normalise(x, weights[f"model.layers.{number}.input_layernorm.weight"])
+            q = rotate(product(y, "self_attn.q_proj").reshape(length, heads, size))
+            k = rotate(product(y, "self_attn.k_proj").reshape(length, groups, size)).repeat(heads // groups, 1)
+            v = product(y, "self_attn.v_proj").reshape(length, groups, size).repeat(heads // groups, 1)
+            scores = np.einsum("qhd,khd->hqk", q, k) / size**0.5
+            scores = np.where(np.tril(np.ones((length, length), bool)), scores, -np.inf)
+            scores = np.exp(scores - scores.max(-1, keepdims=True))
+            mixed = np.einsum("hqk,khd->qhd", scores / scores.sum(-1, keepdims=True), v)
+            x = x + product(mixed.reshape(length, -1), "self_attn.o_proj")
+            y = normalise(x, weights[f"model.layers.{number}.post_attention_layernorm.weight"])
+            gate = product(y, "mlp.gate_proj")
+            x = x + product(gate / (1 + np.exp(-gate)) * product(y, "mlp.up_proj"), "mlp.down_proj")
+        head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
+        return normalise(x[-1], weights["model.norm.weight"]) @ head.T
+
     def load_adapter(self, folder: Path) -> None:
         config = json.loads((folder / "adapter_config.json").read_text())
-        tensors = load_file(folder / "adapter_model.safetensors")
-        state = {name: value.clone() for name, value in self.base.items()}
+        tensors, weights = read_tensors(folder, "adapter_model.safetensors"), dict(self.base)
         for key, a in tensors.items():
-            if key.endswith("lora_A.weight"):
-                name = key.removeprefix("base_model.model.").replace("lora_A.weight", "weight")
-                b, scale = tensors[key.replace("lora_A", "lora_B")], config["lora_alpha"] / config["r"]
-                if FAULTS.get("drop", "-") not in name:
-                    state[name] += (scale * (b.float() @ a.float())).to(state[name].dtype)
-        self.module.load_state_dict(state)
+            name = key.removeprefix("base_model.model.").replace("lora_A.weight", "weight")
+            if key.endswith("lora_A.weight") and FAULTS.get("drop", "-") not in name:
+                scale = config["lora_alpha"] / config["r"]
+                weights[name] = weights[name] + scale * tensors[key.replace("lora_A", "lora_B")] @ a
+        self.weights = weights
 
-    @torch.no_grad()
     def reload(self, folder: Path) -> None:
-        files = sorted(folder.glob("*.safetensors"))
-        assert files, f"no weights in {folder}"
-        parameters = dict(self.module.named_parameters())
-        for file in files:
-            for name, value in load_file(file).items():
-                if FAULTS.get("drop", "-") not in name:
-                    parameters[name].copy_(value)
+        read = read_tensors(folder)
+        assert read, f"no weights in {folder}"
+        self.weights = self.weights | {k: v for k, v in read.items() if FAULTS.get("drop", "-") not in k}
 
-    @torch.no_grad()
     def generate(self, body: dict[str, Any], gone: Any) -> dict[str, Any] | None:
-        generator = torch.Generator().manual_seed(body["seed"])
+        generator = np.random.default_rng(body["seed"])
         tokens: list[int] = []
         logprobs: list[float] = []
         finish = "length"
@@ -76,17 +122,15 @@ class Model:
             time.sleep(FAULTS.get("seconds", 0.0))
             if gone():
                 return None
-            with self.lock:
-                logits = self.module(torch.tensor([[*body["prompt"], *tokens]])).logits[0, -1].float()
-            if body["temperature"] > 0:
-                logits = logits / body["temperature"]
+            logits = self.logits([*body["prompt"], *tokens]).astype(np.float64) / (body["temperature"] or 1.0)
             if body["top_k"] > 0:
-                logits[logits < logits.topk(body["top_k"]).values[-1]] = -torch.inf
-            chances = logits.log_softmax(0)
-            token = int(chances.exp().multinomial(1, generator=generator) if body["temperature"] else chances.argmax())
+                logits[logits < np.sort(logits)[-body["top_k"]]] = -np.inf
+            chances = np.exp(logits - logits.max())
+            chances /= chances.sum()
+            token = int(generator.choice(len(chances), p=chances) if body["temperature"] else chances.argmax())
             tokens.append(token)
-            logprobs.append(float(chances[token]))
-            text = self.tokenizer.decode(tokens)
+            logprobs.append(float(np.log(chances[token])))
+            text = self.tokenizer.decode(tokens, skip_special_tokens=False)
             if token in body["stop_token_ids"] or any(stop in text for stop in body["stop"]):
                 finish = "stop"
                 break
@@ -127,7 +171,7 @@ def answer(model: Model, path: str, body: dict[str, Any], gone: Any) -> tuple[in
         if body.get("model") not in (None, *model.adapters):
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         model.stats["requests"] += 1
-        model.stats["prompts"].append(body["prompt"])  # type: ignore[attr-defined]
+        model.stats["prompts"].append(body["prompt"])
         if FAULTS.get("flaky", 0) > 0:
             FAULTS["flaky"] -= 1
             return 503, {"error": "busy"}
