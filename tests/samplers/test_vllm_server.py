@@ -18,7 +18,9 @@ import httpx
 import pytest
 import torch
 from models import ATTENTIVE, random_engine, run_sampler
+from safetensors.torch import load_file
 
+from aurify.engine import weights
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
 from aurify.errors import UserError
@@ -156,14 +158,13 @@ def test_a_server_that_does_not_take_all_weights_is_an_error(python, push):
 def test_weights_that_are_missing_or_strange_are_never_pushed(python):
     engine = make_engine(lora=False)
     sampler = open_it(engine, python)
-    weights = dict(engine.weights())
-    name = min(weights)
+    whole = dict(engine.weights())
+    name = min(whole)
+    less = {key: tensor for key, tensor in whole.items() if key != name}
     wrong = {
-        rf"1 weights of LlamaForCausalLM are missing, such as '{name}'": {
-            k: v for k, v in weights.items() if k != name
-        },
-        r"weight 'strange' \[1\] is none of": {**weights, "strange": torch.zeros(1)},
-        rf"weight '{name}' \[2, 2\]": {**weights, name: torch.zeros(2, 2)},
+        rf"1 weights of LlamaForCausalLM are missing, such as '{name}'": less,
+        r"weight 'strange' \[1\] is none of": {**whole, "strange": torch.zeros(1)},
+        rf"weight '{name}' \[2, 2\]": {**whole, name: torch.zeros(2, 2)},
     }
 
     async def body() -> None:
@@ -173,6 +174,18 @@ def test_weights_that_are_missing_or_strange_are_never_pushed(python):
         assert sampler.version == 0 and sampler.servers[0].process.running is None
 
     run_sampler(sampler, body)
+
+
+def test_weights_are_written_in_files_that_are_not_too_large(tmp_path, monkeypatch):
+    engine = make_engine()
+    expected = {name: tensor.clone() for name, tensor in engine.weights()}
+    monkeypatch.setattr(weights, "SHARD", 40_000)
+    weights.write_shards(engine.weights(), tmp_path, engine.module)
+    files = sorted(tmp_path.iterdir())
+    found = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert len(files) > 3 and found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(len(load_file(file)) == 1 or file.stat().st_size < 42_000 for file in files)
 
 
 def test_two_servers_share_the_load_and_a_prompt_has_a_home(python):

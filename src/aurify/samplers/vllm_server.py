@@ -321,7 +321,8 @@ class VllmServerSampler(Checked):
 
     def _client(self) -> Any:
         if self.client is None:
-            limits = self.httpx.Limits(max_connections=None, max_keepalive_connections=64)
+            # vLLM closes idle connections after 5 seconds; one that is used at that moment would break off
+            limits = self.httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=2.0)
             own = all(s.process or urlsplit(s.address).hostname in ("127.0.0.1", "localhost") for s in self.servers)
             self.client = self.httpx.AsyncClient(limits=limits, trust_env=not own)  # never by way of a proxy
         return self.client
