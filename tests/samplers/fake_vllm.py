@@ -1,6 +1,7 @@
 """A server that answers in the form of vLLM 0.32, from a real tiny model of the folder it is given: for tests of the
-client where vLLM is not installed. FAKE_FAULTS, JSON: {"flaky": n} answers n requests with 503, {"drop": name} leaves
-weights out whose names contain it, {"mode": ...} is its --logprobs-mode, {"seconds": s} is what a token takes."""
+client where vLLM is not installed. FAKE_FAULTS, JSON: {"flaky": n} answers n requests after the first with 503,
+{"drop": name} leaves weights out whose names contain it, {"mode": ...} is its --logprobs-mode, {"seconds": s} is what a
+token takes."""
 
 from __future__ import annotations
 
@@ -172,7 +173,7 @@ def answer(model: Model, path: str, body: dict[str, Any], gone: Any) -> tuple[in
             return 404, {"error": {"message": f"The model `{body['model']}` does not exist."}}
         model.stats["requests"] += 1
         model.stats["prompts"].append(body["prompt"])
-        if FAULTS.get("flaky", 0) > 0:
+        if FAULTS.get("flaky", 0) > 0 and model.stats["requests"] > 1:
             FAULTS["flaky"] -= 1
             return 503, {"error": "busy"}
         if len(body["prompt"]) + body["max_tokens"] > model.args.max_model_len:

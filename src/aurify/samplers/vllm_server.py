@@ -239,8 +239,6 @@ class VllmServerSampler(Checked):
                     return
                 except (self.httpx.TransportError, TryAgain) as error:
                     problem = f"{server.url}: {explain(error)}"
-                if server.process is not None:  # nobody knows what it has of the weights
-                    await asyncio.to_thread(server.process.end)
                 await asyncio.sleep(pause_before(attempt + 1))
             raise UserError(problem)
         except (UserError, KeyError, TypeError, ValueError) as error:
