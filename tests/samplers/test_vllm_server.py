@@ -52,7 +52,7 @@ def make_engine(dtype: str = "float32", *, lora: bool = True) -> Engine:
 
 
 def open_it(engine: Engine, python: str, **options: Any) -> Any:
-    values = {"python": python, "start_seconds": 120.0, **options}
+    values = {"python": python, "start_seconds": 600.0, **options}
     if "faults" in values:
         values["environment"] = {"FAKE_FAULTS": values.pop("faults")}
     if "urls" in values:
@@ -484,7 +484,7 @@ def test_servers_end_when_we_are_killed(python, tmp_path):
         "print(read_stats(sampler)[0]['pid'], flush=True)\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
-    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, timeout=120)
+    done = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, timeout=600)
     assert done.returncode == -signal.SIGKILL
     assert_ends(int(done.stdout))
 
