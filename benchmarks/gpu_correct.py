@@ -6,7 +6,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from gpu_finding import (
@@ -159,12 +159,14 @@ def flatten(values: list[list[float]]) -> Tensor:
 
 
 def check_checkpointing(name: str, dtype: str, card: Card, *, lora: bool) -> Finding:
-    """Recomputing activations changes no gradient, and takes less memory (seen on a GPU)."""
+    """Recomputing activations changes no gradient and takes less memory (seen on a GPU), with layer inputs in host
+    memory too."""
     finding = Finding()
     model = make_variant(name, DTYPES[dtype], card.device)
     data = make_data(make_tree(4000 if card.cuda else 900, VOCABULARY))
     gradients, peaks = [], []
-    for checkpointing in (False, True):
+    settings: list[bool | Literal["offload"]] = [False, True, "offload"]
+    for checkpointing in settings:
         engine = Engine(
             copy_model(model), lora=LORA if lora else None, micro_batch_tokens=WHOLE_ROW, checkpointing=checkpointing
         )
@@ -173,11 +175,13 @@ def check_checkpointing(name: str, dtype: str, card: Card, *, lora: bool) -> Fin
         before = card.allocated()
         gradients.append(take_gradients(engine, data))
         peaks.append(card.peak() - before)
-    errors = compare_gradients(*gradients)
+    both = [compare_gradients(gradients[0], other) for other in gradients[1:]]
+    errors = max(both, key=lambda found: found["gradient_max"])
     finding.measured = {**errors, "peak_bytes": peaks}
     # the same kernels on the same numbers; only sums whose order is free may differ
     finding.expect(errors["gradient_max"] <= FLOORS[dtype] / 2, f"gradients differ by {errors['gradient_max']:.2g}")
-    finding.expect(not card.cuda or peaks[1] < peaks[0], f"peak memory {peaks[1]} instead of {peaks[0]} bytes")
+    smaller = max(peaks[1:]) < peaks[0]
+    finding.expect(not card.cuda or smaller, f"peak bytes {peaks}: kept, recomputed, and with inputs in host memory")
     finding.told = f"gradients differ by {errors['gradient_max']:.1e}"
     return finding
 

@@ -4,7 +4,8 @@
 
 Answers are written down beforehand, so what is measured is the way around the model. Environments wait (1 s a turn,
 three turns), call a tool that blocks its thread as long, raise, never answer, or reply with 1 MB. The ideal is what the
-slowest one takes alone: the time limit, twice, for a trajectory that never ends is tried twice."""
+slowest one takes alone: the time limit, twice, for a trajectory that never ends is tried twice. `crowd.py` kills a run
+with such trajectories and resumes it."""
 
 from __future__ import annotations
 

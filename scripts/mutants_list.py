@@ -517,6 +517,19 @@ ENGINE = [
         ("sign of the entropy", "entropies[rows] = -(p * log_p).sum(1)", "entropies[rows] = (p * log_p).sum(1)"),
     ),
     *faults(
+        "engine/offload.py",
+        "engine/test_budget.py",
+        ("another layer's input", "self.start(parked.earlier)", "parked.coming = parked.earlier.host.clone()"),
+        ("layer inputs stay on the device", "Parked(host, tensor.device", "Parked(tensor, tensor.device"),
+        only="layer_inputs",
+    ),
+    *faults(
+        "data/traces.py",
+        "cli/test_dry_run.py data/test_traces.py",
+        ("traces are not judged", "traces.num_judged != check.max_judged", "False"),
+        ("all traces are judged in a dry run", " and traces.num_judged != check.max_judged", ""),
+    ),
+    *faults(
         "engine/divergence.py",
         "engine/test_divergence.py",
         ("forward is reverse", "return kl(log_q, log_p)", "return kl(log_p, log_q)"),

@@ -187,6 +187,12 @@ def test_mistral_cannot_ask_again_with_tools_because_its_template_moves_them(ren
         UserError, match=r"writes earlier turns in another way when user messages follow.*tools_as_text"
     ):
         play(renderers["mistral", False], ["it rains"])
+    answer = {"role": "assistant", "content": "it rains"}
+    messages = [QUESTION, answer, THANKS, answer]
+    with pytest.raises(UserError, match="train_on: last, or tools_as_text: true if it is the tools"):
+        renderers["mistral", False].conversation(messages, [TOOL])
+    renderers["mistral", False].conversation(messages, [TOOL], train="last")
+    renderers["mistral", True].conversation(messages, [TOOL])
 
 
 CHATML_QUESTION = "\n<|im_start|>user\nand tomorrow?<|im_end|>\n<|im_start|>assistant\n"

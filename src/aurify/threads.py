@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import resource
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from queue import SimpleQueue
@@ -141,6 +142,15 @@ def queued(calls: SimpleQueue[Callable[[], None]], function: Callable[[], T]) ->
 
     calls.put(work)
     return future
+
+
+def allow_open_files(num: int) -> None:
+    """Raises the limit of this process to `num`, or as far as the system lets it. Many systems begin with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num if hard == resource.RLIM_INFINITY else min(num, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class EndThread(Exception):

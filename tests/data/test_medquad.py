@@ -20,7 +20,7 @@ from aurify.errors import UserError
 from aurify.models.model import tiny_model
 from aurify.renderer import Renderer
 from aurify.rewards.rubric import build_rubric
-from aurify.tools.search import Passage
+from aurify.tools.search import Passage, write_passages
 from aurify.types import Message, Task, Trajectory
 
 TYPES = ("information", "treatment")
@@ -225,4 +225,23 @@ def test_options_of_the_rewards_are_checked():
 
 
 def test_what_is_put_into_a_turn_is_cut():
-    assert inform([Passage("T", "x" * 100)], 20) == "\n\n<information>Doc 1(Title: T) xxxx</information>\n\n"
+    assert inform([Passage("T", "x" * 100)], 24) == "\n\n<information>Doc 1(Title: T) xxxx ...</information>\n\n"
+
+
+def test_passages_share_the_room_and_what_short_ones_leave_over():
+    passages = [Passage("A", "a" * 900), Passage("B", "bb"), Passage("C", "c" * 200), Passage("D", "d" * 200)]
+    first, second, third, last = write_passages(passages, 400).split("\n")
+    assert second == "Doc 2(Title: B) bb"
+    assert len(first) == len(third) == len(last) == (400 - 3 - len(second)) // 3
+    assert all(line.endswith(" ...") for line in (first, third, last)) and last.startswith("Doc 4(Title: D) ddd")
+
+
+@pytest.mark.parametrize("max_chars", [1, 10, 60, 200, 400, 658, 659, 660])
+def test_passages_never_take_more_than_their_room_and_are_cut_only_for_want_of_it(max_chars):
+    passages = [Passage("T", "x" * length) for length in (300, 2, 200, 90)]
+    whole = write_passages(passages)
+    assert len(whole) == 659
+    shown = write_passages(passages, max_chars)
+    assert len(shown) <= max(max_chars, 3) and (shown == whole) == (max_chars >= len(whole))
+    assert shown.count("\n") == 3
+    assert write_passages([], max_chars) == "Nothing was found."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from aurify.engine import budget, recompute
 from aurify.engine.budget import LEAST_TOKENS, plan_memory
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
+from aurify.engine.offload import HostStore
 from aurify.engine.packing import pack_row
+from aurify.engine.recompute import recompute_layers
 from aurify.errors import UserError
 from aurify.types import Datum
 
@@ -255,3 +258,57 @@ def test_loading_makes_no_second_optimiser_state(tmp_path):
     after = {id(v): v.data_ptr() for state in engine.optimizer.adamw.state.values() for v in state.values()}
     assert before == after, "in place"
     assert engine.logprobs(sequences(2)) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_layer_inputs_in_host_memory_change_no_gradient(dropout, dtype):
+    """Issue 17, Shows 5. What the device would keep for backward, with and without, is counted."""
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 5}
+    found, kept = [], []
+    for offload in (False, True):
+        model = random_model(**sizes)
+        model.module.to(dtype)
+        store = HostStore()
+        engine = Engine(model, lora=LoraConfig(rank=8, dropout=dropout), checkpointing=not offload)
+        for layer in engine.adapter.layers.values():
+            torch.nn.init.normal_(layer.lora_B, generator=torch.Generator().manual_seed(0))
+        engine.adapter.merge()
+        if offload:
+            assert recompute_layers(engine.module, engine.adapter, store)
+        alive = watch_layer_inputs(engine)
+        row = pack_row([sequences(1, 256)[0].tokens], [0])
+        hidden = engine.body.hidden(row)
+        kept.append(sum(nbytes for reference, nbytes in alive if reference() is not None))
+        del hidden
+        for _ in range(2):  # the second call fetches nothing of the first
+            torch.manual_seed(3)
+            engine.forward_backward(sequences(6), SFT())
+        found.append(gradient(engine))
+        if offload:
+            assert store.last is None and store.num_bytes > 0
+    assert torch.equal(*found)
+    inputs = 5 * 256 * 64 * dtype.itemsize
+    assert kept == [inputs, 0]
+
+
+def watch_layer_inputs(engine: Engine) -> list[tuple[weakref.ref, int]]:
+    """Tensors that go into layers from now on, and their sizes."""
+    seen: list[tuple[weakref.ref, int]] = []
+
+    def see(layer, arguments):
+        if torch.is_grad_enabled():
+            storage = arguments[0].untyped_storage()
+            seen.append((weakref.ref(storage), storage.nbytes()))
+
+    for layer in recompute.decoder_layers(engine.module):
+        layer.register_forward_pre_hook(see)
+    return seen
+
+
+def test_on_a_cpu_layer_inputs_stay_where_they_are(shape, monkeypatch):
+    engine = Engine(random_model(), checkpointing="offload")
+    assert engine.store is None and engine.checkpointing and engine.describe()["checkpointing"] is True
+    monkeypatch.setattr(budget, "usable_memory", lambda device: 6 * GIB)
+    plans = [plan_memory(shape, CUDA, 0, None, checkpointing) for checkpointing in (True, "offload")]
+    assert plans[0].token_bytes - plans[1].token_bytes == 22 * 2 * 896

@@ -4,6 +4,8 @@ its section "Conversations" that are about environments."""
 from __future__ import annotations
 
 import asyncio
+import os
+import resource
 import threading
 import time
 from dataclasses import replace
@@ -257,9 +259,10 @@ def test_an_environment_that_never_answers_ends_at_its_time_limit(threaded: bool
     assert player.take_counts()["ledger/failed_time_limit"] == 1
 
 
-def test_a_step_that_blocks_holds_up_no_other_trajectory() -> None:
+@pytest.mark.parametrize("num", [8, 200])
+def test_a_step_that_blocks_holds_up_no_other_trajectory(num: int) -> None:
     """All of them block at the same time: in one thread they would never meet."""
-    together = threading.Barrier(8, timeout=20)
+    together = threading.Barrier(num, timeout=20)
 
     class Blocking(Acting):
         threaded = True
@@ -271,9 +274,44 @@ def test_a_step_that_blocks_holds_up_no_other_trajectory() -> None:
     player = Player(Blocking, ScriptedSampler(["a"], TOKENIZER), Renderer(TOKENIZER))
 
     async def body() -> list[Any]:
-        return await asyncio.gather(*(player.play(TASK, SamplingParams()) for _ in range(8)))
+        return await asyncio.gather(*(player.play(TASK, SamplingParams()) for _ in range(num)))
 
     assert all(trajectory is not None for trajectory in asyncio.run(body()))
+
+
+def test_many_environments_may_open_files_though_a_process_begins_with_a_low_limit() -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(os.listdir("/dev/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (in_use + 40, limits[1]))
+    try:
+        test_a_step_that_blocks_holds_up_no_other_trajectory(50)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_no_more_environments_at_once_than_the_recipe_says() -> None:
+    living, most = set(), []
+
+    class Counted(Acting):
+        threaded = True
+
+        async def start(self) -> Observation:
+            living.add(self)
+            most.append(len(living))
+            await asyncio.sleep(0.01)
+            return await super().start()
+
+        async def close(self) -> None:
+            living.remove(self)
+
+    options = RolloutOptions(max_environments=3)
+    player = Player(Counted, ScriptedSampler(["a"], TOKENIZER), Renderer(TOKENIZER), options)
+
+    async def body() -> list[Any]:
+        return await asyncio.gather(*(player.play(TASK, SamplingParams()) for _ in range(12)))
+
+    assert all(trajectory is not None for trajectory in asyncio.run(body()))
+    assert max(most) == 3 and not living
 
 
 def test_threads_that_never_come_back_are_not_piled_up_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -452,8 +490,11 @@ def test_a_single_turn_needs_no_thread() -> None:
 # ---------------------------------------------------------------------- equal bits
 
 
-@pytest.mark.parametrize("threaded", [True, False])
-def test_in_rounds_conversations_are_equal_to_the_bit_however_long_environments_take(threaded: bool) -> None:
+@pytest.mark.parametrize(("threaded", "rooms"), [(True, 6), (False, 6), (True, 2)])
+def test_in_rounds_conversations_are_equal_to_the_bit_however_long_environments_take(
+    threaded: bool, rooms: int
+) -> None:
+    """rooms: with two for six trajectories, the others wait."""
     engine = Engine(load_model(ModelConfig("random:tiny", dtype="float32")))
     tasks = [Task(f"t{k}", question("say " + "y" * k), str(k)) for k in range(6)]
 
@@ -473,7 +514,7 @@ def test_in_rounds_conversations_are_equal_to_the_bit_however_long_environments_
         async def body() -> Any:
             sampler = InProcessSampler(engine, max_batch=4)
             sampler.stop_tokens = frozenset(range(200, 259))  # so that turns end
-            options = RolloutOptions(in_rounds=True)
+            options = RolloutOptions(in_rounds=True, max_environments=rooms)
             player = Player(Slow, sampler, Renderer(engine.tokenizer), options)
             try:
                 params = SamplingParams(max_tokens=12)
@@ -509,7 +550,7 @@ def test_in_rounds_those_who_fail_or_end_hold_up_nobody() -> None:
         return await asyncio.wait_for(asyncio.gather(*(player.play(t, SamplingParams()) for t in tasks)), 20)
 
     assert [trajectory is None for trajectory in asyncio.run(body())] == [False, True, True, False]
-    assert player.rounds is not None and player.rounds.num_playing == 0 and not player.rounds.arrived
+    assert player.rounds is not None and player.rounds.num_seated == 0 and not player.rounds.arrived
 
 
 @pytest.mark.parametrize("limits", [Limits(), Limits(tool_tokens=20)], ids=["context", "tool_tokens"])
@@ -537,7 +578,7 @@ def test_a_megabyte_is_not_read_whole(monkeypatch: pytest.MonkeyPatch, limits: L
     trajectory = asyncio.run(
         rollout(TASK, Long(TASK), sampler, Renderer(TOKENIZER), params, max_context=900, limits=limits)
     )
-    assert max(read) < 100_000
+    assert max(read) < 12_000 and len(read) < 12
     if limits.tool_tokens is None:
         assert trajectory.outcome == "context" and len(trajectory.messages[-1]["content"]) == 3 * 2**19
         assert [segment.origin for segment in trajectory.segments] == ["prompt", "policy"]

@@ -24,9 +24,9 @@ from aurify.environments.tool_use import ToolUse
 from aurify.errors import UserError
 from aurify.renderer import Renderer
 from aurify.samplers.scripted import ScriptedSampler
-from aurify.sandbox import sandbox
+from aurify.sandbox import sandbox, view
 from aurify.sandbox.sandbox import Limits
-from aurify.sandbox.session import LOST, PythonSession, SessionEnded
+from aurify.sandbox.session import LOST, Output, PythonSession, SessionEnded
 from aurify.tools.toolbox import Toolbox, build_tools
 from aurify.types import SamplingParams, Task
 
@@ -178,22 +178,75 @@ def test_forged_messages_change_nothing(name, kind):
     assert after == ["6", "7", "8"]
 
 
-def test_a_flood_of_forged_messages_keeps_nobody_waiting(kind):
-    """Two sessions on one event loop: one floods its socket and its output, the other gets its answers."""
-    flood = "while True:" + WRITE.format(first=1, data="b'x' * 500,").replace("\n", "\n    ")
+FLOODS = {
+    "socket": """
+import os, stat
+def is_socket(n):
+    try: return stat.S_ISSOCK(os.fstat(n).st_mode)
+    except OSError: return False
+[n] = filter(is_socket, range(3, 64))
+while True: os.write(n, b"x" * 500)""",
+    "output": """
+import os
+while True: os.write(1, b"x" * 4096)""",
+}
+
+
+class Turns:
+    """How much is heard of a session in one turn of the event loop."""
+
+    def __init__(self, control):
+        self.control, self.loop = control, asyncio.get_running_loop()
+        self.now = self.most = self.total = 0
+        self.next_turn()
+
+    def next_turn(self):
+        self.now = 0
+        self.waiting = self.loop.call_soon(self.next_turn)
+
+    def count(self):
+        self.now, self.total = self.now + 1, self.total + 1
+        self.most = max(self.most, self.now)
+
+    def __getattr__(self, name):
+        return getattr(self.control, name)
+
+    def recv(self, num_bytes):
+        self.count()
+        return self.control.recv(num_bytes)
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_of_forged_messages_keeps_nobody_waiting(flood, kind, monkeypatch):
+    """Two sessions on one event loop: one floods its socket, or its output; the other gets its answers meanwhile. In a
+    turn of the loop one message is heard, and one part of the output, so no flood is fast enough to hold it."""
 
     async def run():
-        bad, good = PythonSession(2.0, Limits(10.0)), PythonSession(10.0, Limits(10.0))
-        flooding = asyncio.create_task(bad.run(flood))
-        await asyncio.sleep(0.5)
-        answers = [await good.run(f"{n} * 2") for n in range(20)]
-        assert not flooding.done()
-        with pytest.raises(SessionEnded, match="longer than 2 seconds"):
+        bad, good = PythonSession(3.0, WIDE), PythonSession(10.0, WIDE)
+        assert [await session.run("1") for session in (bad, good)] == ["1", "1"]
+        heard, printed = Turns(bad.control), Turns(None)
+        bad.control, read, flooded = heard, Output.read, bad.process.stdout.fileno()
+
+        def counted(output, descriptor):
+            if descriptor == flooded:
+                printed.count()
+            return read(output, descriptor)
+
+        monkeypatch.setattr(Output, "read", counted)
+        flooding = asyncio.create_task(bad.run(FLOODS[flood]))
+        watched = heard if flood == "socket" else printed
+        while watched.total < 100:
+            await asyncio.sleep(0.01)
+        before, answers = watched.total, [await good.run(f"{n} * 2") for n in range(20)]
+        assert not flooding.done() and watched.total > before + 20, "it goes on between the answers"
+        most = max(heard.most, printed.most)
+        heard.waiting.cancel(), printed.waiting.cancel()
+        with pytest.raises(SessionEnded, match="longer than 3 seconds"):
             await flooding
         bad.close(), good.close()
-        return answers
+        return answers, most
 
-    assert asyncio.run(run()) == [str(2 * n) for n in range(20)]
+    assert asyncio.run(run()) == ([str(2 * n) for n in range(20)], 1)
 
 
 def test_code_that_is_too_long_is_refused():
@@ -284,6 +337,34 @@ def test_wrong_options_are_told_before_the_run():
         build_tools([{"name": "python", "memory_mb": 3}])
     with pytest.raises(UserError, match="tool 'python'"):
         build_tools([{"name": "python", "second": 3}])
+
+
+def test_ipython_has_its_magics_and_the_rest_is_as_without_it(kind, monkeypatch):
+    """The tests' own environment has IPython. The sandbox shows it only here."""
+    folder = str(Path(pytest.importorskip("IPython").__file__).parents[1])
+    paths = (*view.readable_paths(), folder)
+    for module in (view, sandbox):
+        monkeypatch.setattr(module, "readable_paths", lambda: paths)
+        monkeypatch.setattr(module, "package_folders", lambda: [folder])
+    monkeypatch.setattr("aurify.tools.python.has_module", lambda name: True)
+
+    async def run(*codes):
+        box = Toolbox(build_tools([{"name": "python", "ipython": True, "seconds": 60}])())
+        answers = [await box.call("python", {"code": code}) for code in codes]
+        await box.close()
+        return answers
+
+    value, magic, error, name = asyncio.run(run("x = 5\nx * 2", "%time y = x + 1\ny", "%nosuch", "x, y"))
+    assert value == "10" and name == "(5, 6)"
+    assert "Wall time" in magic and magic.endswith("\n6")
+    assert "%nosuch` not found" in error
+    assert gone(set())
+
+
+def test_ipython_that_the_sandbox_lacks_is_told_before_the_run(monkeypatch):
+    monkeypatch.setattr("aurify.tools.python.has_module", lambda name: False)
+    with pytest.raises(UserError, match=r"has no IPython; `.* -m pip install ipython` installs it"):
+        build_tools([{"name": "python", "ipython": True}])
 
 
 def play(replies, environment):

@@ -4,6 +4,7 @@ Saved activations decide it. Per token and decoder layer we count, in the dtype 
 
     12 x hidden + 4.5 x intermediate     without checkpointing
     hidden                               with it, and the above once, for the layer that is recomputed
+    2 x hidden, once                     instead of `hidden`, with layer inputs in host memory
 
 The two factors fit what was counted on Llama and Qwen2 shapes with LoRA (58 KiB a token and layer for a 0.5B, 109 for
 a 1B, in bf16). Other models differ; if memory runs out all the same, `retreat` halves the micro-batch."""
@@ -32,7 +33,7 @@ MOST_TOKENS = {"cpu": 2048, "cuda": 16384}  # more brings nothing
 ENOUGH_TOKENS = {"cpu": 1024, "cuda": 4096}  # with fewer, recomputing pays
 LEAST_TOKENS = 256
 
-Checkpointing = bool | Literal["auto"]
+Checkpointing = bool | Literal["auto", "offload"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,9 @@ def plan_memory(
     kept, recomputed = layers * layer, layers * width * hidden + layer
     room = max(0.0, MEMORY_SHARE * (usable_memory(device) - optimizer_bytes))
     most, enough = MOST_TOKENS.get(device.type, 4096), ENOUGH_TOKENS.get(device.type, 1024)
-    recompute = room < kept * (tokens or enough) if checkpointing == "auto" else checkpointing
+    recompute = room < kept * (tokens or enough) if checkpointing == "auto" else bool(checkpointing)
+    if checkpointing == "offload" and device.type != "cpu":
+        recomputed = 2 * width * hidden + layer
     token_bytes = recomputed if recompute else kept
     if tokens is None:
         tokens = max(LEAST_TOKENS, min(most, int(room / token_bytes) // 128 * 128))

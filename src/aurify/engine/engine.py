@@ -32,6 +32,7 @@ from aurify.engine.forward import Body
 from aurify.engine.inputs import Inputs, build_inputs, select_trained
 from aurify.engine.logprobs import Head, linear_logprobs
 from aurify.engine.lora import LoraConfig
+from aurify.engine.offload import HostStore
 from aurify.engine.optim import MasterAdamW, OptimConfig
 from aurify.engine.packing import Row, pack_rows
 from aurify.engine.recompute import recompute_layers
@@ -53,8 +54,8 @@ class Engine:
     lora: train low-rank adapters instead of all weights. A model loaded from an adapter folder goes on with that
     adapter, whose initial state is then the reference. If lora is None, the adapter is merged and all weights are
     trained. micro_batch_tokens: nodes of a packed row; None: what the memory has room for. checkpointing: recompute
-    activations in backward; "auto": if they would not fit. share: prompt sharing. packing: False gives every sequence
-    a padded row of its own, to compare with.
+    activations in backward; "auto": if they would not fit; "offload": and keep layer inputs in host memory. share:
+    prompt sharing. packing: False gives every sequence a padded row of its own, to compare with.
 
     The module stays in eval mode: the model's own dropout is off, so that log-probs are those of one policy. LoRA
     dropout is on in `forward_backward` alone."""
@@ -94,9 +95,10 @@ class Engine:
         wanted = checkpointing if trainable else False  # without gradients nothing is saved
         plan = plan_memory(self.module, self.device, OPTIMIZER_BYTES * num_trained, micro_batch_tokens, wanted)
         self.micro_batch_tokens, self.checkpointing = plan.micro_batch_tokens, plan.checkpointing
-        if plan.checkpointing and not recompute_layers(self.module, self.adapter):
+        self.store = HostStore() if wanted == "offload" and self.device.type != "cpu" else None
+        if plan.checkpointing and not recompute_layers(self.module, self.adapter, self.store):
             self.checkpointing = False
-            if checkpointing is True:
+            if checkpointing != "auto":
                 raise UserError(
                     f"engine.checkpointing: {type(self.module).__name__} has no layers that can be recomputed; "
                     "set it to false"
@@ -285,7 +287,7 @@ class Engine:
             "dtype_reason": self.dtype_reason,
             "seed": self.seed,
             "micro_batch_tokens": self.micro_batch_tokens,
-            "checkpointing": self.checkpointing,
+            "checkpointing": self.checkpointing and (self.store is None or "offload"),
             "retreats": self.retreats,
             "rows_side_by_side": self.executor.parts(self.micro_batch_tokens),
             "merged_adapter": adapter is not None and any(x.merged is not None for x in adapter.layers.values()),

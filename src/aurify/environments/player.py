@@ -17,13 +17,13 @@ from aurify.environments.rounds import CountingSampler, InRounds
 from aurify.errors import UserError
 from aurify.renderer import History, Renderer
 from aurify.samplers.sampler import Sampler, request_order
-from aurify.threads import PerLoop, Room, TimeLimit
+from aurify.threads import PerLoop, Room, TimeLimit, allow_open_files
 from aurify.types import Message, Metrics, SamplingParams, Task, Trajectory
 
 log = logging.getLogger("aurify")
 
 ATTEMPTS = 2
-MAX_ROOMS = 128  # environments with a thread at the same time; further trajectories wait
+FILES_EACH = 16  # open files of an environment: its event loop has 3, a tool with a process of its own up to 8
 MAX_STUCK = 128  # threads that calls over their time limit still hold
 Given = tuple[Sequence[int], Sequence[Message]]  # guidance and trace of a rollout
 MAX_TOLD = 5  # reasons of failures that are told in a step
@@ -34,6 +34,7 @@ class RolloutOptions(Checked):
     step_seconds: PositiveFloat = 120.0  # for an environment to start, to answer a message, to close
     reward_seconds: PositiveFloat = 120.0  # for one call of a reward; of one that judges a whole group at once, too
     max_failures: PositiveInt = 64  # trajectories in a row that fail, each of them tried twice: then the run stops
+    max_environments: PositiveInt = 256  # with a thread each, at the same time; further trajectories wait
     # a turn begins when all trajectories have come to it: the slowest environment holds up the others, and runs of
     # several turns are equal to the bit
     in_rounds: bool = False
@@ -57,9 +58,12 @@ class Player:
     ) -> None:
         self.environment, self.sampler, self.renderer = environment, sampler, renderer
         self.options = options or RolloutOptions()
-        self.rounds = InRounds(sampler) if self.options.in_rounds else None
         self.max_context, self.limits = max_context, limits or NO_LIMITS
-        self.threaded, self.rooms = is_threaded(environment), PerLoop(MAX_ROOMS)
+        num_rooms = self.options.max_environments
+        self.threaded, self.rooms = is_threaded(environment), PerLoop(num_rooms)
+        self.rounds = InRounds(sampler, num_rooms if self.threaded else None) if self.options.in_rounds else None
+        if self.threaded:
+            allow_open_files(num_rooms * FILES_EACH)
         self.num_ended = 0  # trajectories that ended well, in all
         self.counts: Counter[str] = Counter()  # since `take_counts`
         self.tokens_failed = 0  # since `take_counts`: sampled in attempts that failed
@@ -79,14 +83,9 @@ class Player:
     ) -> Trajectory | None:
         """None: it failed twice. Both attempts have the same seed, so what failed by chance leaves no trace. order:
         see `request_order`; guidance, trace: see `rollout`."""
-        async with self.rooms.get() if self.threaded else nullcontext():
-            if self.rounds is not None:
-                self.rounds.enter()
-            try:
+        with self.rounds.seat() if self.rounds is not None else nullcontext():
+            async with self.rooms.get() if self.threaded else nullcontext():
                 return await self._attempts(task, params, (guidance, trace), order)
-            finally:
-                if self.rounds is not None:
-                    self.rounds.leave()
 
     async def _attempts(
         self, task: Task, params: SamplingParams, given: Given, order: tuple[int, ...]

@@ -25,7 +25,7 @@ from aurify.tools.calls import read_tool_calls
 from aurify.types import Datum, Message, Outcome, SamplingParams, Segment, Task, Trajectory, Turn
 
 TURN_STRIDE = 0x9E3779B97F4A7C15  # keeps the seeds of later turns away from those of neighbouring trajectories
-LONG = 40_000  # characters: a text of more than twice as many is looked at before it is read
+LONG = 80_000  # characters: of a text that is longer the beginning is looked at before it is read
 MAX_TURNS = 16  # so that a policy that never finishes ends
 
 
@@ -261,11 +261,13 @@ class Play:
     def _read_beginning(self, text: str, limit: int) -> list[int] | None:
         """The tokens that a very long text begins with, where these alone are far more than `limit`. Reading megabytes
         takes seconds, in which all other trajectories wait."""
-        enough = max(32 * limit, LONG)
-        if len(text) <= 2 * enough:
+        if len(text) <= max(64 * limit, LONG):
             return None
-        tokens = self.renderer.continuation(text[:enough])
-        return tokens if len(tokens) > 2 * limit else None
+        for enough in (12 * limit, 32 * limit):  # the first is enough where a token has less than six characters
+            tokens = self.renderer.continuation(text[:enough])
+            if len(tokens) > 2 * limit:
+                return tokens
+        return None
 
     def _cut(self, text: str) -> str:
         """At most limits.tool_tokens of a message, and a mark that says how much is missing."""

@@ -4,7 +4,8 @@ equal to the bit though their conversations have several turns."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from aurify.samplers.sampler import Sampler
@@ -37,19 +38,24 @@ class CountingSampler:
 
 class InRounds(CountingSampler):
     """A sampler that lets a request go when all who play have made theirs. So which requests share a batch depends on
-    the conversations alone, and not on how long an environment takes to answer."""
+    the conversations alone, and not on how long an environment takes to answer. num_rooms: how many play at the same
+    time; who leaves a room makes one for the next, and the round waits for that one too."""
 
-    def __init__(self, sampler: Sampler) -> None:
+    def __init__(self, sampler: Sampler, num_rooms: int | None = None) -> None:
         super().__init__(sampler)
-        self.num_playing = 0
+        self.num_rooms = num_rooms
+        self.num_seated = 0  # who play, or wait for a room
         self.arrived: list[asyncio.Future[None]] = []
 
-    def enter(self) -> None:
-        self.num_playing += 1
-
-    def leave(self) -> None:
-        self.num_playing -= 1
-        self._begin_round()
+    @contextmanager
+    def seat(self) -> Iterator[None]:
+        """Of a trajectory, from before it waits for a room until it has left it."""
+        self.num_seated += 1
+        try:
+            yield
+        finally:
+            self.num_seated -= 1
+            self._begin_round()
 
     async def sample(self, prompt: list[int], params: SamplingParams, n: int = 1) -> list[Completion]:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -64,7 +70,8 @@ class InRounds(CountingSampler):
 
     def _begin_round(self) -> None:
         """All go in the same moment of the event loop, so the sampler finds all of them."""
-        if len(self.arrived) >= self.num_playing:
+        num_playing = self.num_seated if self.num_rooms is None else min(self.num_seated, self.num_rooms)
+        if len(self.arrived) >= num_playing:
             arrived, self.arrived = self.arrived, []
             for turn in arrived:
                 if not turn.done():

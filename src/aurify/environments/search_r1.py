@@ -1,9 +1,10 @@
 """Search-R1 (arXiv 2503.09516): the model thinks, searches and answers within one turn.
 
 It writes `<search>query</search>`; sampling stops there, the passages are put after it between `<information>` tags,
-and the same turn goes on. What is retrieved is context and never trained. Two departures from the reference: the
-sampled tokens stay as they are (it decodes, cuts and encodes them again), and the turn after the last search tells
-the model to answer (the reference lets it write a search that nobody runs)."""
+and the same turn goes on. What is retrieved is context and never trained. Three departures from the reference: the
+sampled tokens stay as they are (it decodes, cuts and encodes them again), the turn after the last search tells the
+model to answer (the reference lets it write a search that nobody runs), and passages that are too long for the room
+share it (the reference cuts what comes last)."""
 
 from __future__ import annotations
 
@@ -34,7 +35,7 @@ CORRECTION = (
 )
 LAST_TURN = "\nNo searches are left. Write <answer> answer </answer> now.\n"
 OPENING = threading.Lock()
-MAX_CHARS = 2000  # of what a search brings back
+MAX_CHARS = 2000  # of what a search brings back, shared by its passages
 FOUND = re.compile(r"(\s*<information>.*?</information>\s*)", re.DOTALL)
 ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 
@@ -42,7 +43,8 @@ ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 class SearchR1(MultiTurnEnvironment):
     """The model searches within its turn, between `<search>` tags, as in Search-R1. kb, url, topk: see the tool
     `search`; neither kb nor url: no search at all, a control. max_searches: of a trajectory. max_chars: of what a
-    search brings back. instructions: stand before the question."""
+    search brings back, shared by its passages; one that is cut ends with "...". instructions: stand before the
+    question."""
 
     stop = ("</search>", "</answer>")
     counts = ("searches", "searches_refused", "invalid_actions", "answers")
@@ -98,7 +100,7 @@ class SearchR1(MultiTurnEnvironment):
 
 def inform(passages: list[Passage], max_chars: int) -> str:
     """What is put into the turn."""
-    return f"\n\n<information>{write_passages(passages)[:max_chars]}</information>\n\n"
+    return f"\n\n<information>{write_passages(passages, max_chars)}</information>\n\n"
 
 
 def open_search(kb: str | None, url: str | None, topk: int) -> Search:

@@ -38,8 +38,9 @@ SHORT = {"model": "name", "task": "name", "reward": "model"}  # an option, and i
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions(Checked):
     micro_batch_tokens: PositiveInt | None = None  # tokens in one forward and backward; None: the engine chooses
-    # recompute activations in the backward pass: less memory, a third more time; auto: where they would not fit
-    checkpointing: bool | Literal["auto"] = "auto"
+    # recompute activations in the backward pass: less memory, a third more time; auto: where they would not fit;
+    # offload: and keep the inputs of layers in the memory of the host (on a CPU the same as true)
+    checkpointing: bool | Literal["auto", "offload"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -163,7 +163,7 @@ def train_by_sampling(run: StageRun) -> Engine:
 def make_checkpoints(run: StageRun, items: Iterable[object]) -> Checkpoints:
     """items: what a resumed run must have in common with the first one, beside the seed and the options."""
     stage = run.stage.options
-    limits = RolloutOptions(in_rounds=stage.rollouts.in_rounds)
+    limits = RolloutOptions(in_rounds=stage.rollouts.in_rounds, history=stage.rollouts.history)
     # what may change when a run goes on; see pipeline/resume.py
     free: dict[str, Any] = {"epochs": None} if isinstance(stage, OfflineStage) else {"samples_every": 0}
     free |= {"checkpoint_every": 0, "keep_checkpoints": 1, "rollouts": limits, "optim": OptimConfig(), "steps": 1}

@@ -106,6 +106,7 @@ def announce_engine(run: StageRun, engine: Engine) -> None:
     facts = engine.describe()
     run.run_folder.record_engine(run.name, facts)
     recomputed = ", activations recomputed" if facts["checkpointing"] else ""
+    recomputed += ", layer inputs in host memory" if facts["checkpointing"] == "offload" else ""
     run.tracker.event(
         f"on {facts['device']} in {facts['dtype']} ({facts['dtype_reason']}), "
         f"{facts['micro_batch_tokens']} tokens a micro-batch{recomputed}"

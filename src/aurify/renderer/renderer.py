@@ -94,7 +94,7 @@ class Renderer:
             said = self._said(before[number], folded[: i + 1], offered)
             self._check_thought(before[number], said)
             if number + 1 < len(turns) and not before[number + 1].startswith(before[number] + said):
-                said = self._said_earlier(before[number], before[number + 1], folded[i])
+                said = self._said_earlier(before[number], before[number + 1], folded[i], offered)
             following = before[number][len(written) :]
             if tokens:
                 following = self._without_end(following, tokens[-1])
@@ -329,7 +329,7 @@ class Renderer:
                 "tags), or an empty one"
             )
 
-    def _said_earlier(self, before: str, later: str, message: Message) -> str:
+    def _said_earlier(self, before: str, later: str, message: Message, tools: Sequence[dict[str, Any]]) -> str:
         """What the template writes for a reply once the conversation has gone on, if it writes the last one
         differently: Qwen3 puts an empty thought before the last reply alone. All that was said must be there."""
         following = later[len(before) :] if later.startswith(before) else ""
@@ -338,9 +338,10 @@ class Renderer:
         parts = [message["content"].strip(), *(call["function"]["name"] for call in message.get("tool_calls") or ())]
         parts.append(str(message.get(self.template.thought_key) or ""))
         if not said or not all(part in said for part in parts):
+            moved = ", or tools_as_text: true if it is the tools that it moves" if tools else ""
             raise UserError(
                 f"{self.template.name} rewrites earlier turns, such as {message['content'][:60]!r}, so that they "
-                "cannot all be trained at once; set train_on: last"
+                f"cannot all be trained at once; set train_on: last{moved}"
             )
         return said
 

@@ -9,8 +9,8 @@ beside it. The last bits of log-probs depend on the batch. Requests made at the 
 the order of `request_order`, so answers to plain questions (`SingleTurn`) are equal to the bit on the same machine with
 the same options. After an environment has answered, its time decides which step the next request joins. Then log-probs
 agree to rounding, and so do the tokens, unless a random number falls between two roundings of the same probability.
-With `rollouts.in_rounds` (environments/rounds.py) these are equal to the bit too, for up to 128 environments at once
-that answer within the patience of `sessions.py`.
+With `rollouts.in_rounds` (environments/rounds.py) these are equal to the bit too, for environments that answer within
+the patience of `sessions.py`.
 
 Every request ends, with its completions or with the error: see `_recover`."""
 

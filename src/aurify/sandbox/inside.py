@@ -236,7 +236,7 @@ def execute_cells(options: dict[str, Any]) -> None:
     """An interpreter that runs what it is sent, piece by piece."""
     from aurify.sandbox.cells import run_cells
 
-    run_cells(options["descriptor"])
+    run_cells(options["descriptor"], options["ipython"])
 
 
 def main(options: dict[str, Any]) -> None:

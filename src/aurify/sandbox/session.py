@@ -53,10 +53,10 @@ class Output:
 
 class PythonSession:
     """seconds: on the clock, for each call. limits: their seconds of processor time are for the life of an interpreter,
-    their output is that of a call. One event loop at a time may use it."""
+    their output is that of a call. ipython: `%magics` and `!commands` too. One event loop at a time may use it."""
 
-    def __init__(self, seconds: float, limits: Limits) -> None:
-        self.seconds, self.limits = seconds, limits
+    def __init__(self, seconds: float, limits: Limits, ipython: bool = False) -> None:
+        self.seconds, self.limits, self.ipython = seconds, limits, ipython
         self.lock = asyncio.Lock()
         self.process: subprocess.Popen[bytes] | None = None
         self.lost = False  # state was lost, and no answer has said so
@@ -100,7 +100,7 @@ class PythonSession:
     async def _start(self) -> None:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            options = {"role": "cells", "descriptor": theirs.fileno()}
+            options = {"role": "cells", "descriptor": theirs.fileno(), "ipython": self.ipython}
             starting = open_sandbox_thread().submit(start, options, self.limits, inherited=[theirs.fileno()])
             self.process = starting.result()
         self.end = weakref.finalize(self, end_interpreter, self.process, self.control)

@@ -20,6 +20,7 @@ class Passage:
 
 Retrieve = Callable[[str, int], Awaitable[list[Passage]]]
 NOTHING = "Nothing was found."
+CUT = " ..."
 
 
 class Search:
@@ -50,10 +51,27 @@ class Search:
         return await self.retrieve(query.strip(), self.topk)
 
 
-def write_passages(passages: list[Passage]) -> str:
-    """One line a passage, as Search-R1 writes them."""
+def write_passages(passages: list[Passage], max_chars: int | None = None) -> str:
+    """One line a passage, as Search-R1 writes them. max_chars: of all lines together. Those that are longer than a fair
+    share are cut, all to the same length, and end with a mark; Search-R1 cuts the last ones first."""
     lines = [f"Doc {rank}(Title: {p.title}) {' '.join(p.text.split())}" for rank, p in enumerate(passages, 1)]
+    if max_chars is not None:
+        longest = share_room([len(line) for line in lines], max_chars - len(lines) + 1)
+        lines = [line if len(line) <= longest else cut_line(line, longest) for line in lines]
     return "\n".join(lines) or NOTHING
+
+
+def share_room(lengths: list[int], room: int) -> int:
+    """The largest length to which all can be cut to fit together: what short ones leave over goes to the long ones."""
+    for num_left, length in zip(range(len(lengths), 0, -1), sorted(lengths), strict=True):
+        if length * num_left > room:
+            return max(0, room // num_left)
+        room -= length
+    return max(lengths, default=0)
+
+
+def cut_line(line: str, length: int) -> str:
+    return line[: max(0, length - len(CUT))].rstrip() + CUT[:length]
 
 
 def from_knowledge_base(folder: str) -> Retrieve:
