@@ -83,7 +83,6 @@ def test_the_difference_is_corrected_by_default():
     assert build({"kind": "vllm_server"}, algorithm={"correction": {"kind": "none"}}).correction.kind == "none"
     assert build({"kind": "vllm_server"}, method="rloo").correction.kind == "token_tis"
     assert build({"kind": "in_process"}).correction.kind == "none"
-    assert not hasattr(build({"kind": "vllm_server"}, method="sft", data={"path": "x"}), "correction")
     with pytest.raises(UserError, match=r"sampler.*'vllm_server' has no option 'num_server'; did you mean"):
         build({"kind": "vllm_server", "options": {"num_server": 1}})
 
