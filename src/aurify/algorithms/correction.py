@@ -16,7 +16,8 @@ tokens the metrics are about.
 `negative_drift` leaves out sequences with A < 0 from which the policy of now has moved by more than it: mean of
 (log pi_sampler - log pi) (DeepSeek-V3.2). It compares with the policy of each update, not with that before the first:
 it is there for the later updates of a rollout. TRL masks sequences by default with vLLM; verl corrects nothing unless
-asked, and so do we: the sampler in the process has the trainer's weights."""
+asked, and so do we where the sampler in the process has the trainer's weights. Where a server samples, a recipe that
+says nothing gets token_tis (`build_algorithm` of pipeline/recipe.py)."""
 
 from __future__ import annotations
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
 from torch import Tensor
 
 from aurify.engine.adapter import Adapter
+from aurify.errors import UserError
 from aurify.models.quantized_linear import QuantizedLinear
+
+SHARD = 512 * 2**20  # bytes of a file of weights
 
 
 class Weights:
@@ -33,6 +38,41 @@ class Weights:
             if isinstance(part, QuantizedLinear):
                 plain = name.removesuffix(".base")
                 yield f"{plain}.weight", layers[plain].plain_weight() if plain in layers else part.weight
+
+
+def base_weights(module: Any) -> Iterator[tuple[str, Tensor]]:
+    """The weights below the adapter, under the names that they have without it."""
+    for name, parameter in module.named_parameters():
+        layer, _, part = name.rpartition(".base.")
+        adapted = layer and hasattr(module.get_submodule(layer), "lora_A")
+        if not name.rpartition(".")[2].startswith("lora_"):
+            yield f"{layer}.{part}" if adapted else name, parameter.detach()
+    for name, part in module.named_modules():
+        if isinstance(part, QuantizedLinear):
+            yield f"{name.removesuffix('.base')}.weight", part.weight
+
+
+def write_shards(weights: Iterable[tuple[str, Tensor]], folder: Path, module: Any) -> None:
+    """Writes them as they come, in files of at most SHARD bytes. They must be all that `module` has, or whoever reads
+    them would keep some of its old ones."""
+    expected = {name: tensor.shape for name, tensor in base_weights(module)}
+    shard: dict[str, Tensor] = {}
+    num_bytes = num_files = 0
+
+    def write() -> None:
+        save_file(shard, folder / f"model-{num_files:05d}.safetensors", metadata={"format": "pt"})
+
+    for name, tensor in weights:
+        if expected.pop(name, None) != tensor.shape:
+            raise UserError(f"weight {name!r} {list(tensor.shape)} is none of {type(module).__name__}'s own")
+        if shard and num_bytes + tensor.nbytes > SHARD:
+            write()
+            shard, num_bytes, num_files = {}, 0, num_files + 1
+        shard[name] = tensor.cpu().contiguous()
+        num_bytes += tensor.nbytes
+    write()
+    if expected:
+        raise UserError(f"{len(expected)} weights of {type(module).__name__} are missing, such as {min(expected)!r}")
 
 
 def share_weights(module: Any, own: Collection[Tensor] = ()) -> Any:

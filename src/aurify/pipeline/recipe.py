@@ -330,8 +330,12 @@ def is_online_method(method: str) -> bool:
 
 
 def build_stage_algorithm(stage: Stage, where: str) -> Any:
-    """The stage's algorithm: the registered dataclass with the fields that the recipe sets."""
-    return config.build_options(registry.get_entry("algorithm", stage.method), stage.algorithm, f"{where}.algorithm")
+    """The stage's algorithm: the registered dataclass with the fields that the recipe sets. Where another engine than
+    the trainer samples, the difference is corrected unless the recipe says otherwise."""
+    kind, options = registry.get_entry("algorithm", stage.method), stage.algorithm
+    if stage.sampler.kind != "in_process" and "correction" in {one.name for one in fields(kind)}:
+        options = {"correction": {"kind": "token_tis"}, **options}
+    return config.build_options(kind, options, f"{where}.algorithm")
 
 
 def build_stage_renderer(stage: Stage, tokenizer: Any) -> Renderer:
