@@ -39,7 +39,7 @@ def build_page() -> str:
         page += f"\n## {title}\n\n{build_table(options)}"
     for kind, title in KINDS.items():
         page += f"\n## {title}\n"
-        for name in registry.list_entries(kind):
+        for name in registry.list_registered(kind):
             text, options = explain_entry(kind, name)
             if kind == "algorithm" and name != "grpo":
                 shared = set(explain_entry("algorithm", "grpo")[1])

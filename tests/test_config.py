@@ -263,7 +263,7 @@ def test_what_other_words_are_translated_to_is_there():
     from aurify.config import FOREIGN
     from aurify.pipeline.recipe import OfflineStage, OnlineStage
 
-    known = {*registry.list_entries("algorithm"), *get_type_hints(OfflineStage), *get_type_hints(OnlineStage)}
+    known = {*registry.list_registered("algorithm"), *get_type_hints(OfflineStage), *get_type_hints(OnlineStage)}
     for text in FOREIGN.values():
         for key in re.findall(r"[a-z]+\.[a-z_]+|^[a-z_]+", text):
             first, _, rest = key.partition(".")

@@ -47,7 +47,7 @@ def test_the_decorators_take_a_name_or_the_functions_own():
     assert registry.get_entry("reward", "short") is short
     assert registry.get_entry("reward", "long") is other
     assert registry.get_entry("task", "Riddles") is Riddles
-    assert {"long", "short"} <= set(registry.list_entries("reward"))
+    assert {"long", "short"} <= set(registry.list_registered("reward"))
 
 
 def test_a_name_is_taken_once_per_kind():
@@ -102,7 +102,7 @@ def test_a_plugin_that_failed_leaves_no_names_and_can_be_mended(plugin):
     plugin("import aurify\n@aurify.reward\ndef mine(task, trajectory): return 0.5\n1 / 0\n")
     with pytest.raises(UserError, match=r"plugin\.py:4: ZeroDivisionError"):
         registry.load_plugins(["plugin.py"])
-    assert "mine" not in registry.list_entries("reward")
+    assert "mine" not in registry.list_registered("reward")
     plugin("import aurify\n\n\n@aurify.reward\ndef mine(task, trajectory): return 0.25\n")
     registry.load_plugins(["plugin.py"])
     assert registry.get_entry("reward", "mine")(None, None) == 0.25
@@ -196,7 +196,7 @@ def test_a_wrong_signature_is_named_with_its_line(plugin, kind, text, expected):
         registry.load_plugins(["plugin.py"])
     assert str(caught.value).startswith(f"plugin.py:3: {kind} 'mine' ")
     assert expected in str(caught.value)
-    assert "mine" not in registry.list_entries(kind)
+    assert "mine" not in registry.list_registered(kind)
 
 
 def test_what_cannot_be_called_or_has_no_name_is_refused():

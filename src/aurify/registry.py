@@ -228,7 +228,7 @@ def get_entry(kind: Kind, name: str) -> Any:
     return entries[name]
 
 
-def list_entries(kind: Kind) -> list[str]:
+def list_registered(kind: Kind) -> list[str]:
     return sorted(ENTRIES[kind])
 
 

@@ -59,7 +59,7 @@ def test_every_key_of_a_recipe_is_listed_and_explained():
 
 def test_every_name_and_every_option_of_a_method_is_explained():
     for kind in registry.ENTRIES:
-        for name in registry.list_entries(kind):
+        for name in registry.list_registered(kind):
             if (kind, name) in registry.REGISTERED_AT:  # by the plugin of another test
                 continue
             text, options = explain_entry(kind, name)
@@ -138,7 +138,7 @@ def test_help_of_nothing_suggests():
 @pytest.mark.parametrize(("kind", "registered"), REGISTERED.items())
 def test_list_has_every_name_with_a_sentence(kind, registered):
     lines = invoke("list", kind).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == registry.list_entries(registered)
+    assert [line.split()[0] for line in lines] == registry.list_registered(registered)
     ours = [line for line in lines if (registered, line.split()[0]) not in registry.REGISTERED_AT]
     assert ours and all(len(line.split()) > 2 for line in ours)
 
@@ -186,7 +186,7 @@ def test_help_of_a_stage_shows_the_keys_of_stages_alone():
 def test_what_is_listed_is_whole_sentences():
     """A description is cut where a sentence ends, and begins with words, not with the name of an option."""
     for registered in REGISTERED.values():
-        for name in registry.list_entries(registered):
+        for name in registry.list_registered(registered):
             if (registered, name) not in registry.REGISTERED_AT:
                 text = explain_entry_briefly(registered, name)
                 assert not re.match(r"\w+: |[\w, ]+: see ", text) and not text.endswith((",", " of", ":")), (name, text)

@@ -15,18 +15,18 @@ from aurify.data.forms import detect_row_form
 from aurify.data.sources import Part
 from aurify.errors import UserError
 from aurify.loops.batches import batch_indices_at
-from aurify.loops.examples import (
-    Examples,
-    Units,
-    demonstrate_tasks,
-    encode_training_examples,
-    load_sampled_pairs,
-    read_training_examples,
-    save_sampled_pairs,
-    split_training_examples,
-)
 from aurify.models.model import ModelConfig
 from aurify.models.tiny import byte_tokenizer
+from aurify.pipeline.examples import (
+    Examples,
+    Units,
+    demonstrate_stage_tasks,
+    encode_stage_examples,
+    load_stage_pairs,
+    read_stage_examples,
+    save_stage_pairs,
+    split_stage_examples,
+)
 from aurify.pipeline.recipe import DataOptions, OfflineStage
 from aurify.renderer import Renderer
 from aurify.rows.row import Row, Tally
@@ -56,31 +56,31 @@ def asked(examples: Sequence[Example]) -> set[str]:
 
 def test_held_out_prompts_are_never_trained(tmp_path):
     rows = read(load_rows(write(tmp_path / "pairs.jsonl", PAIRS)))
-    parts = split_training_examples(rows, 0.3, seed=0)
+    parts = split_stage_examples(rows, 0.3, seed=0)
     trained, heldout = asked(parts.train), asked(parts.heldout)
     assert len(parts.heldout) == 6 and len(parts.train) == 14
     assert not trained & heldout
-    assert asked(split_training_examples(rows, 0.3, seed=1).heldout) != heldout
+    assert asked(split_stage_examples(rows, 0.3, seed=1).heldout) != heldout
     chats = [
         Row({"messages": [{"role": "user", "content": str(k % 4)}, {"role": "assistant", "content": f"{k}"}]}, "")
         for k in range(12)
     ]
-    parts = split_training_examples(read(chats, "answers"), 0.25, seed=0)
+    parts = split_stage_examples(read(chats, "answers"), 0.25, seed=0)
     assert len(parts.heldout) == 3 and len(asked(parts.heldout)) == 1
 
 
 def test_a_file_with_a_file_to_evaluate_on(tmp_path):
     path, other = write(tmp_path / "a.jsonl", PAIRS[:4]), write(tmp_path / "b.jsonl", PAIRS[4:6])
-    rows = read_training_examples(DataOptions(path=path, heldout_path=other), "answers", 0, hold_out=True)
+    rows = read_stage_examples(DataOptions(path=path, heldout_path=other), "answers", 0, hold_out=True)
     assert (len(rows.train), len(rows.heldout)) == (4, 2)
-    assert len(read_training_examples(DataOptions(path=path), "answers", 0, hold_out=False).train) == 4
+    assert len(read_stage_examples(DataOptions(path=path), "answers", 0, hold_out=False).train) == 4
     half = DataOptions(path=path, heldout_share=0.5)
-    assert len(read_training_examples(half, "answers", 0, hold_out=True).heldout) == 2
+    assert len(read_stage_examples(half, "answers", 0, hold_out=True).heldout) == 2
 
 
 def test_pairs_become_units_of_two_that_share_their_prompt():
     renderer = Renderer(byte_tokenizer())
-    examples = encode_training_examples(Examples(read(PAIRS)), stage(), renderer, limit=500)
+    examples = encode_stage_examples(Examples(read(PAIRS)), stage(), renderer, limit=500)
     assert len(examples.train) == 20 and examples.num_dropped == 0
     for chosen, rejected in examples.train:
         start = chosen.weights.index(1.0)
@@ -91,17 +91,17 @@ def test_rows_that_are_too_long_are_named_or_counted(tmp_path):
     renderer = Renderer(byte_tokenizer())
     rows = Examples(read(load_rows(write(tmp_path / "pairs.jsonl", PAIRS))))
     with pytest.raises(UserError, match=r"pairs.jsonl:1[0-9]: the row has \d+ tokens; at most 60 fit.*overlong: drop"):
-        encode_training_examples(rows, stage(max_length=60), renderer, limit=500)
-    examples = encode_training_examples(rows, stage(overlong="drop"), renderer, limit=60)
+        encode_stage_examples(rows, stage(max_length=60), renderer, limit=500)
+    examples = encode_stage_examples(rows, stage(overlong="drop"), renderer, limit=60)
     assert 0 < examples.num_dropped < 20 and len(examples.train) == 20 - examples.num_dropped
     assert max(len(datum.tokens) for unit in examples.train for datum in unit) <= 60
     with pytest.raises(UserError, match="none of the 20 rows fits"):
-        encode_training_examples(rows, stage(overlong="drop", max_length=5), renderer, limit=60)
+        encode_stage_examples(rows, stage(overlong="drop", max_length=5), renderer, limit=60)
 
 
 def test_demonstrations_are_training_tasks_with_their_answers():
     taskset = tasks.make("largest_number", count=3)
-    examples = demonstrate_tasks(taskset, 20, seed=4).train
+    examples = demonstrate_stage_tasks(taskset, 20, seed=4).train
     heldout = {task.prompt[0]["content"] for task in taskset.heldout}
     for example in examples:
         assert isinstance(example, Chat)
@@ -109,14 +109,18 @@ def test_demonstrations_are_training_tasks_with_their_answers():
         assert question["content"] not in heldout
         numbers = [int(word.strip("?,")) for word in question["content"].split() if word.strip("?,").isdigit()]
         assert int(said["content"]) == max(numbers)
-    assert examples == demonstrate_tasks(taskset, 20, seed=4).train != demonstrate_tasks(taskset, 20, seed=5).train
+    assert (
+        examples
+        == demonstrate_stage_tasks(taskset, 20, seed=4).train
+        != demonstrate_stage_tasks(taskset, 20, seed=5).train
+    )
 
 
 def test_saved_pairs_come_back_as_they_were(tmp_path):
-    assert load_sampled_pairs(tmp_path) is None
+    assert load_stage_pairs(tmp_path) is None
     odd = {"prompt": "line\u2028break", "chosen": "é\n", "rejected": "{"}
-    save_sampled_pairs(tmp_path, [Row(odd)], [Row(PAIRS[0])])
-    saved = load_sampled_pairs(tmp_path)
+    save_stage_pairs(tmp_path, [Row(odd)], [Row(PAIRS[0])])
+    saved = load_stage_pairs(tmp_path)
     assert saved is not None
     for examples, row in ((saved.train, odd), (saved.heldout, PAIRS[0])):
         [pair] = examples
@@ -124,7 +128,7 @@ def test_saved_pairs_come_back_as_they_were(tmp_path):
         texts = [messages[0]["content"] for messages in (pair.prompt, pair.chosen, pair.rejected)]
         assert texts == [row["prompt"], row["chosen"], row["rejected"]]
     (tmp_path / "pairs.jsonl").unlink()  # killed between the two files
-    assert load_sampled_pairs(tmp_path) is None
+    assert load_stage_pairs(tmp_path) is None
 
 
 def test_a_mixture_goes_on_where_its_step_says(tmp_path):
@@ -132,10 +136,10 @@ def test_a_mixture_goes_on_where_its_step_says(tmp_path):
     pairs = write(tmp_path / "b", PAIRS)
     parts = [Part(path=chats, weight=3), Part(path=pairs)]
     options = replace(stage(steps=12, batch_size=4), data=DataOptions(mix=parts, heldout_share=0.0))
-    rows = read_training_examples(options.data, "answers", 0, hold_out=True)
+    rows = read_stage_examples(options.data, "answers", 0, hold_out=True)
 
     def units() -> Units:
-        return encode_training_examples(rows, options, Renderer(byte_tokenizer()), limit=500, seed=5)
+        return encode_stage_examples(rows, options, Renderer(byte_tokenizer()), limit=500, seed=5)
 
     first, resumed = units(), units()
     assert first.mixture is not None and len(first.train) == 40
@@ -150,9 +154,7 @@ def test_a_mixture_goes_on_where_its_step_says(tmp_path):
 
 def test_pairs_and_labels_for_kto():
     rows = [{"prompt": "a", "completion": "b", "label": value} for value in "10"]
-    examples = encode_training_examples(Examples(read(rows, "labels")), stage(), Renderer(byte_tokenizer()), limit=500)
+    examples = encode_stage_examples(Examples(read(rows, "labels")), stage(), Renderer(byte_tokenizer()), limit=500)
     assert [[datum.label for datum in unit] for unit in examples.train] == [[1.0], [-1.0]]
-    pairs = encode_training_examples(
-        Examples(read(PAIRS[1:2], "labels")), stage(), Renderer(byte_tokenizer()), limit=500
-    )
+    pairs = encode_stage_examples(Examples(read(PAIRS[1:2], "labels")), stage(), Renderer(byte_tokenizer()), limit=500)
     assert [[datum.label for datum in unit] for unit in pairs.train] == [[1.0], [-1.0]]

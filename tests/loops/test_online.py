@@ -230,7 +230,7 @@ def test_a_group_of_which_everything_failed_is_counted_and_retires_no_question_o
     assert metrics["ledger/trajectories"] == 0 and engine.version == 0
 
 
-@pytest.mark.parametrize("name", [name for name in registry.list_entries("algorithm") if is_online_method(name)])
+@pytest.mark.parametrize("name", [name for name in registry.list_registered("algorithm") if is_online_method(name)])
 def test_every_online_method_takes_a_step_of_which_nothing_is_left_and_groups_of_one(name):
     options = {"cispo": {"max_ratio": 5.0}, "dr_grpo": {"constant_length": 10}}
     algorithm = registry.get_entry("algorithm", name)(**options.get(name, {}))

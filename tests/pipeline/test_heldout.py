@@ -14,8 +14,8 @@ import aurify
 from aurify.data.example import Example, Text
 from aurify.data.forms import detect_row_form
 from aurify.errors import UserError
-from aurify.loops.examples import Examples, read_training_examples, save_sampled_pairs, split_training_examples
 from aurify.pipeline.check import check_recipe
+from aurify.pipeline.examples import Examples, read_stage_examples, save_stage_pairs, split_stage_examples
 from aurify.pipeline.heldout import Guard
 from aurify.pipeline.recipe import Recipe, build_recipe
 from aurify.pipeline.stage import gather_stage_examples
@@ -69,7 +69,7 @@ def test_no_held_out_gsm8k_question_is_among_the_rows_of_the_same_file(tmp_path)
     whole = recipe(str(GSM8K), {"path": str(GSM8K)})
     heldout = heldout_questions(whole, tmp_path)
     stage = whole.stages["first"]
-    before = read_training_examples(stage.data, "answers", whole.seed, hold_out=False)  # type: ignore[union-attr]
+    before = read_stage_examples(stage.data, "answers", whole.seed, hold_out=False)  # type: ignore[union-attr]
     assert len(heldout) == 747 == len(heldout & questions(before))
     after = check_recipe(whole).stages["first"].examples
     assert after is not None
@@ -168,7 +168,7 @@ def test_saved_pairs_of_another_stage_are_filtered(tmp_path):
     run = run_of(values, tmp_path / "run", "taken")
     heldout = heldout_questions(build_recipe({"model": "random:tiny", "stages": {"first": later}}), tmp_path / "run")
     rows = [Row({"prompt": question(row["question"]), "chosen": "1", "rejected": "2"}, "") for row in FACTS]
-    save_sampled_pairs(run.run_folder.stage("first").path, rows, [])  # as an older run may have left them
+    save_stage_pairs(run.run_folder.stage("first").path, rows, [])  # as an older run may have left them
     kept = gather_stage_examples(run)
     trained = questions(kept)
     own = run.taskset.heldout if run.taskset else []
@@ -195,7 +195,7 @@ def test_rows_that_one_stage_is_evaluated_on_are_trained_by_none(tmp_path):
 
 def test_a_split_keeps_spellings_of_one_question_together():
     rows = [Row({"prompt": text, "completion": "x"}) for k in range(20) for text in (f"is {k}?", f" IS  {k}?")]
-    parts = split_training_examples(detect_row_form(rows, "answers").read_all(rows, Tally()), 0.3, seed=1)
+    parts = split_stage_examples(detect_row_form(rows, "answers").read_all(rows, Tally()), 0.3, seed=1)
     sides = [{text_asked(example).lower().split()[1] for example in part} for part in (parts.train, parts.heldout)]
     assert len(parts.heldout) == 12 and not sides[0] & sides[1]
 

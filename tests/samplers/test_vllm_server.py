@@ -364,7 +364,7 @@ def foreign(tmp_path):
     def start(engine: Engine, port: int = 0, **options: Any) -> Foreign:
         folder = tmp_path / "served"
         folder.mkdir(exist_ok=True)
-        found = vllm_servers.find_base(engine, folder) if not (folder / "base").exists() else folder / "base"
+        found = vllm_servers.find_server_base(engine, folder) if not (folder / "base").exists() else folder / "base"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = port or probe.getsockname()[1]
@@ -518,4 +518,4 @@ def test_options_that_do_not_go_together_are_errors(python):
 def test_flags_are_those_of_vllm():
     flags = {"tensor_parallel_size": 2, "enable_lora": True, "enforce_eager": False, "hf_overrides": {"a": 1}}
     expected = ["--tensor-parallel-size", "2", "--enable-lora", "--no-enforce-eager", "--hf-overrides", '{"a": 1}']
-    assert vllm_servers.write_flags(flags) == expected
+    assert vllm_servers.write_server_flags(flags) == expected

@@ -13,10 +13,10 @@ from aurify.data.traces import load_traces
 from aurify.environments.rollout import build_datum
 from aurify.environments.search_r1 import SearchR1
 from aurify.errors import UserError
-from aurify.loops.examples import demonstrate_tasks
 from aurify.loops.guidance import open_guide
 from aurify.loops.rollouts import Rollouts
 from aurify.models.model import ModelConfig, tiny_model
+from aurify.pipeline.examples import demonstrate_stage_tasks
 from aurify.pipeline.recipe import GuidanceOptions, OnlineStage, PrefixOptions
 from aurify.renderer import Renderer
 from aurify.rewards.search import answer_em, is_well_formed_search_answer
@@ -50,7 +50,7 @@ def test_nobody_who_is_held_out_is_trained_and_the_same_seed_asks_the_same(facts
 
 def test_a_demonstration_trains_the_search_and_the_answer_and_nothing_that_was_found(facts):
     renderer = Renderer(TOKENIZER)
-    [example] = demonstrate_tasks(facts, 1, 0).train
+    [example] = demonstrate_stage_tasks(facts, 1, 0).train
     tokens, weights = renderer.conversation(example.messages)
     trained, context = text_of(tokens, weights, True), text_of(tokens, weights, False)
     assert trained.startswith("<search> ") and "</search><answer> " in trained and "information" not in trained

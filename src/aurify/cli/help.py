@@ -67,7 +67,7 @@ def list_method_options() -> list[Option]:
     from aurify.cli.reference import ANY_STAGE, explain_entry
 
     methods: dict[Option, list[str]] = defaultdict(list)
-    for name in registry.list_entries("algorithm"):
+    for name in registry.list_registered("algorithm"):
         for option in explain_entry("algorithm", name)[1]:
             methods[option].append(name)
     return [

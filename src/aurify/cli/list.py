@@ -65,5 +65,5 @@ def describe_entries(kind: str, plugins: list[str]) -> Iterator[tuple[str, str]]
     from aurify.cli.reference import explain_entry_briefly
 
     registry.load_plugins(plugins)
-    for name in registry.list_entries(kind):  # type: ignore[arg-type]
+    for name in registry.list_registered(kind):  # type: ignore[arg-type]
         yield name, explain_entry_briefly(kind, name)  # type: ignore[arg-type]

@@ -15,12 +15,12 @@ from aurify import tasks
 from aurify.config import prefix_errors
 from aurify.errors import UserError
 from aurify.hardware import choose_device
-from aurify.loops.examples import read_training_examples
 from aurify.models.names import resolve_model
 from aurify.pipeline.check_offline import check_offline_stage
 from aurify.pipeline.check_online import check_online_stage
 from aurify.pipeline.check_quantized import check_quantized
 from aurify.pipeline.contents import Contents, Tell
+from aurify.pipeline.examples import read_stage_examples
 from aurify.pipeline.fit import fit_recipe
 from aurify.pipeline.heldout import (
     collect_recipe_heldout,
@@ -103,7 +103,7 @@ def check_stage(
         return stage
     check_offline_stage(options, algorithm, stage.taskset)
     if options.data.parts:
-        examples = read_training_examples(
+        examples = read_stage_examples(
             options.data, algorithm.learns_from, recipe.seed, hold_out=stage_holds_rows_out(stage)
         )
         stage.examples, stage.num_rows = examples, count_usable_rows(examples, options)

@@ -17,13 +17,13 @@ from aurify.engine.adapter import choose_adapted_layers
 from aurify.engine.adapter_files import read_adapter
 from aurify.engine.divergence import check_teacher_head
 from aurify.engine.restore import check_same_adapter
-from aurify.loops.examples import Examples, choose_stage_encoding, demonstrate_tasks, encode_training_examples
 from aurify.loops.guidance import open_guide
 from aurify.loops.interrupt import run_loop_async
 from aurify.loops.offline import check_batch_size
 from aurify.loops.progress import derive_seed
 from aurify.models.model import LoadedModel, ModelConfig, load_skeleton
 from aurify.pipeline.bulk import find_longest_prompts, read_row_sizes, stage_converses
+from aurify.pipeline.examples import Examples, choose_stage_encoding, demonstrate_stage_tasks, encode_stage_examples
 from aurify.pipeline.heldout import Guard, describe_stage_split, drop_heldout_examples
 from aurify.pipeline.load import find_heaviest_step
 from aurify.pipeline.plan import Bulk, KeptUnits, Plan, PlannedStage
@@ -135,7 +135,7 @@ class Contents:
                 yield example
 
         seed = derive_seed(self.plan.recipe.seed, stage.name)
-        units = encode_training_examples(
+        units = encode_stage_examples(
             examples, stage.offline, renderer, limit=limits[0], vocabulary=limits[1], seed=seed, watch=watch
         )
         if "reference" in stage.algorithm.needs:
@@ -222,7 +222,9 @@ def find_stage_examples(plan: Plan, stage: PlannedStage) -> Examples | None:
         return stage.examples
     assert stage.taskset is not None
     taskset = Guard(plan.heldout, [stage.holder]).guard(stage.taskset)
-    shown = demonstrate_tasks(taskset, stage.offline.data.demonstrations, derive_seed(plan.recipe.seed, stage.name))
+    shown = demonstrate_stage_tasks(
+        taskset, stage.offline.data.demonstrations, derive_seed(plan.recipe.seed, stage.name)
+    )
     return drop_heldout_examples(shown, plan.heldout, stage, but=[stage.holder])
 
 

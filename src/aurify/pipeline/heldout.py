@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from aurify.data.heldout import HeldOut, normalise_prompt
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
-from aurify.loops.examples import Examples
+from aurify.pipeline.examples import Examples
 from aurify.pipeline.plan import PlannedStage
 from aurify.pipeline.recipe import OfflineStage
 from aurify.types import Message, Task

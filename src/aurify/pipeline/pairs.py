@@ -7,9 +7,9 @@ from itertools import islice
 
 from aurify.data.preferences import sample_preferences
 from aurify.errors import UserError
-from aurify.loops.examples import Examples, load_sampled_pairs, save_sampled_pairs
 from aurify.loops.interrupt import run_loop_async
 from aurify.loops.progress import derive_seed
+from aurify.pipeline.examples import Examples, load_stage_pairs, save_stage_pairs
 from aurify.pipeline.recipe import build_stage_renderer
 from aurify.pipeline.start import StageRun, fit_stage_tasks, open_other_stage_engine, open_stage_engine
 from aurify.rewards.model import ModelReward
@@ -21,10 +21,10 @@ from aurify.samplers.open import open_sampler
 def gather_stage_pairs(run: StageRun, owner: str) -> Examples:
     """The pairs of stage `owner`, which samples them if it is this one and has none yet."""
     folder = run.run_folder.stage(owner).path
-    known = load_sampled_pairs(folder)
+    known = load_stage_pairs(folder)
     if known is None:
-        save_sampled_pairs(folder, *sample_stage_pairs(run))
-        known = load_sampled_pairs(folder)
+        save_stage_pairs(folder, *sample_stage_pairs(run))
+        known = load_stage_pairs(folder)
         assert known is not None
     return known
 

@@ -14,7 +14,7 @@ from aurify.rows.sources import is_hub_rows_id
 if TYPE_CHECKING:
     from aurify.data.heldout import HeldOut
     from aurify.data.traces import Traces
-    from aurify.loops.examples import Examples, Units
+    from aurify.pipeline.examples import Examples, Units
     from aurify.tasks.taskset import TaskSet
     from aurify.types import Datum
 

@@ -302,7 +302,7 @@ def build_stage_options(
     if not isinstance(values, Mapping) or "method" not in values:
         hint = config.did_you_mean(name, whole, listing=False)
         raise UserError(f"{where}: no method; write for example `method: sft`{hint}")
-    if (reward := values.get("reward")) in registry.list_entries("reward"):
+    if (reward := values.get("reward")) in registry.list_registered("reward"):
         raise UserError(
             f"{where}.reward: {reward!r} is no model; it belongs to the task: `task: {{name: ..., reward: {reward}}}`"
         )

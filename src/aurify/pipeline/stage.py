@@ -15,7 +15,6 @@ from aurify.environments.player import RolloutOptions
 from aurify.errors import UserError
 from aurify.files import replace_folder
 from aurify.hardware import return_freed_memory
-from aurify.loops.examples import Examples, Units, demonstrate_tasks, encode_training_examples
 from aurify.loops.guidance import Guide
 from aurify.loops.offline import train_offline
 from aurify.loops.online import train_online
@@ -23,6 +22,7 @@ from aurify.loops.progress import Checkpoints, fingerprint_items, seed_everythin
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts
 from aurify.pipeline.card import GIB, choose_memory_card
+from aurify.pipeline.examples import Examples, Units, demonstrate_stage_tasks, encode_stage_examples
 from aurify.pipeline.heldout import describe_stage_split, drop_heldout_examples
 from aurify.pipeline.measure import choose_stage_measure, measure_stage_after, measure_stage_before
 from aurify.pipeline.memory import StageMemory, format_memory, plan_stage_memory
@@ -112,7 +112,7 @@ def gather_stage_examples(run: StageRun) -> Examples:
         return run.stage.examples
     if source.demonstrations is not None:
         assert run.taskset is not None
-        owner, examples = run.stage, demonstrate_tasks(run.taskset, source.demonstrations, run.seed)
+        owner, examples = run.stage, demonstrate_stage_tasks(run.taskset, source.demonstrations, run.seed)
     else:
         owner = run.plan.stages[read_stage_reference(source.stage) or run.name]
         examples = gather_stage_pairs(run, owner.name)
@@ -127,7 +127,7 @@ def take_stage_units(run: StageRun, engine: Engine, examples: Examples) -> Units
         return known.units
     with run.show_waiting(f"{len(examples.train):,} rows are encoded"):
         renderer = build_stage_renderer(stage.options, engine.tokenizer)
-        return encode_training_examples(
+        return encode_stage_examples(
             examples, stage.offline, renderer, limit=limits[0], vocabulary=limits[1], seed=run.seed
         )
 

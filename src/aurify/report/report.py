@@ -18,7 +18,7 @@ from aurify.files import replace_text
 from aurify.report.curves import Rows, draw_learning_curves, draw_running_curves
 from aurify.report.markup import html_table, html_tag, html_text
 from aurify.report.plot import draw_dumbbell, draw_heat_map, draw_sparkline
-from aurify.report.transcripts import draw_pairs, draw_transcripts, gather_transcripts
+from aurify.report.transcripts import draw_preference_pairs, draw_transcripts, gather_transcripts
 from aurify.tracking import jsonl
 from aurify.tracking.figures import (
     format_duration,
@@ -234,7 +234,7 @@ def draw_stage(
     if samples.rewards:
         html += html_tag("h3", "What it wrote") + draw_transcripts(samples)
     elif examples := list(islice(jsonl.read_log(stage.path / "pairs.jsonl"), 3)):
-        html += html_tag("h3", "Pairs it learned from") + draw_pairs(examples)
+        html += html_tag("h3", "Pairs it learned from") + draw_preference_pairs(examples)
     events = stage.events.read_text(encoding="utf-8", errors="replace") if stage.events.exists() else ""
     settings = yaml.safe_dump(dict(options), sort_keys=False, allow_unicode=True)
     html += html_tag(

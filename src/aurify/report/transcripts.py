@@ -117,7 +117,7 @@ def draw_pill(label: str, heat: float) -> str:
     return html_tag("b", html_text(label), class_="pill", style=f"--heat:{heat:.0f}")
 
 
-def draw_pairs(rows: Sequence[Mapping[str, Any]]) -> str:
+def draw_preference_pairs(rows: Sequence[Mapping[str, Any]]) -> str:
     """Preference pairs: a question, and the better answer beside the worse one."""
     html = ""
     for row in rows:

@@ -127,7 +127,7 @@ def read_test_value(value: Any, named: str | None) -> CodeTests:
     """Tests as a list of texts, a list of {input, output}, or {input: [...], output: [...]}."""
     if isinstance(value, Mapping):
         own = first_function_name(value) or named
-        given, expected = first_test_column(value, GIVEN), first_test_column(value, EXPECTED)
+        given, expected = find_code_test_column(value, GIVEN), find_code_test_column(value, EXPECTED)
         if given is not None and expected is not None:
             return replace(
                 read_test_pairs(*as_test_pairs(unpack_tests(given), unpack_tests(expected)), own), entry_point=own
@@ -151,7 +151,7 @@ def read_test_value(value: Any, named: str | None) -> CodeTests:
 def read_test_code(entry: Any) -> Any:
     """The text of {"code": "assert ..."}; other entries as they are."""
     found = (
-        first_test_column(entry, ("code", "test", "test_code", "assertion", "assert"))
+        find_code_test_column(entry, ("code", "test", "test_code", "assertion", "assert"))
         if isinstance(entry, Mapping)
         else None
     )
@@ -161,8 +161,8 @@ def read_test_code(entry: Any) -> Any:
 def read_code_test_entries(entries: Sequence[Mapping[str, Any]], named: str | None) -> CodeTests:
     """A list of {input, output}, as in LiveCodeBench: `testtype` says whether the input is for a function."""
     inputs, outputs = (
-        [first_test_column(entry, GIVEN) for entry in entries],
-        [first_test_column(entry, EXPECTED) for entry in entries],
+        [find_code_test_column(entry, GIVEN) for entry in entries],
+        [find_code_test_column(entry, EXPECTED) for entry in entries],
     )
     for entry, given, expected in zip(entries, inputs, outputs, strict=True):
         if given is None or expected is None:
@@ -284,16 +284,16 @@ def unzip_tests(text: str) -> str:
     return found
 
 
-def first_test_column(values: Mapping[str, Any], names: Sequence[str]) -> Any:
+def find_code_test_column(values: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((values[name] for name in names if values.get(name) is not None), None)
 
 
 def first_function_name(info: Mapping[str, Any]) -> str | None:
     """The function that the tests are for, from the columns themselves or from `metadata`."""
-    found = first_test_column(info, NAMES)
+    found = find_code_test_column(info, NAMES)
     if found is None and is_filled_test(info.get("metadata")):
         metadata = unpack_tests(info["metadata"])
-        found = first_test_column(metadata, NAMES) if isinstance(metadata, Mapping) else None
+        found = find_code_test_column(metadata, NAMES) if isinstance(metadata, Mapping) else None
     return str(found) if found else None
 
 

@@ -83,7 +83,7 @@ class VllmServerSampler(Checked):
         self.max_context = self.room = min(self.max_context or self.engine.max_context, self.engine.max_context)
         self.stop_tokens = find_stop_tokens(self.engine)
         self.seeds = np.random.default_rng(self.seed)
-        self.as_adapter = choose_push(self.push, self.engine.adapter)
+        self.as_adapter = choose_server_push(self.push, self.engine.adapter)
         self.started = None if urls else open_servers(self.engine, self.num_servers, *self._choose_launch())
         self.servers = [Server(None, url) for url in urls]
         self.servers += [Server(process) for process in (self.started.processes if self.started else ())]
@@ -107,7 +107,7 @@ class VllmServerSampler(Checked):
         }
         if self.as_adapter:
             assert self.engine.adapter is not None
-            rank = next(rank for rank in RANKS if rank >= max_rank(self.engine.adapter))
+            rank = next(rank for rank in RANKS if rank >= find_max_rank(self.engine.adapter))
             flags |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
         flags |= {name.replace("-", "_"): value for name, value in self.arguments.items()}
         return self.python or os.environ.get("AURIFY_VLLM_PYTHON") or sys.executable, flags, self.environment
@@ -156,7 +156,7 @@ class VllmServerSampler(Checked):
         problem = ""
         for attempt in range(ATTEMPTS):
             if attempt:
-                await asyncio.sleep(pause_before(attempt))
+                await asyncio.sleep(pause_before_retry(attempt))
             server = await self._choose(prompt)
             server.in_flight, server.num_sent = server.in_flight + 1, server.num_sent + 1
             try:
@@ -167,7 +167,7 @@ class VllmServerSampler(Checked):
                     raise TryAgain("it has lost our weights: it was started anew, or has another trainer")
                 return completion
             except (self.httpx.TransportError, TryAgain) as error:
-                problem = explain(error)
+                problem = describe_server_failure(error)
                 if server.label:  # told once, not for all of its requests
                     log.warning("%s: %s. What it was asked is asked again", server.url, problem)
                 if not isinstance(error, self.httpx.ReadTimeout):  # else it is only slow
@@ -199,7 +199,7 @@ class VllmServerSampler(Checked):
         if self.as_adapter:
             body["model"] = ADAPTER
         answer = await server.post(self._client(), COMPLETIONS, body, self.request_seconds)
-        return read_completion(answer, prompt, self.version, server.url)
+        return read_server_completion(answer, prompt, self.version, server.url)
 
     # ------------------------------------------------------------------ which server
 
@@ -238,11 +238,13 @@ class VllmServerSampler(Checked):
                     await self._try_to_bring_up(server)
                     return
                 except (self.httpx.TransportError, TryAgain) as error:
-                    problem = f"{server.url}: {explain(error)}"
-                await asyncio.sleep(pause_before(attempt + 1))
+                    problem = f"{server.url}: {describe_server_failure(error)}"
+                await asyncio.sleep(pause_before_retry(attempt + 1))
             raise UserError(problem)
         except (UserError, KeyError, TypeError, ValueError) as error:
-            server.lost = error if isinstance(error, UserError) else UserError(f"{server.url}: {explain(error)}")
+            server.lost = (
+                error if isinstance(error, UserError) else UserError(f"{server.url}: {describe_server_failure(error)}")
+            )
             log.warning("a vLLM server is given up: %s", server.lost)
         finally:
             server.mending = None
@@ -297,7 +299,7 @@ class VllmServerSampler(Checked):
             if not self.as_adapter:
                 write_shards(weights, folder, self.engine.module)
             elif self.own_weights and self.engine.adapter is not None:
-                self.engine.adapter.save(folder, self.engine.name, self.engine.origin)
+                self.engine.adapter.save(folder, self.engine.name, {"origin": self.engine.origin})
             else:
                 raise UserError("only the engine's own weights can be pushed as an adapter; set push: full")
 
@@ -341,15 +343,15 @@ class VllmServerSampler(Checked):
         shutil.rmtree(self.weights_folder, ignore_errors=True)
 
 
-def pause_before(attempt: int) -> float:
+def pause_before_retry(attempt: int) -> float:
     return min(0.1 * 4**attempt, 10.0) * random.uniform(0.5, 1.0)
 
 
-def explain(error: Exception) -> str:
+def describe_server_failure(error: Exception) -> str:
     return str(error) if isinstance(error, TryAgain) else f"{type(error).__name__}: {error}".rstrip(": ")
 
 
-def read_completion(answer: Any, prompt: list[int], version: int, url: str) -> Completion:
+def read_server_completion(answer: Any, prompt: list[int], version: int, url: str) -> Completion:
     choice = answer["choices"][0]
     tokens, logprobs = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
     if tokens is None or logprobs is None or len(tokens) != len(logprobs):
@@ -361,11 +363,11 @@ def read_completion(answer: Any, prompt: list[int], version: int, url: str) -> C
     return Completion(tokens, logprobs, choice["finish_reason"], [version] * len(tokens))
 
 
-def max_rank(adapter: Adapter) -> int:
+def find_max_rank(adapter: Adapter) -> int:
     return max(layer.lora_A.shape[0] for layer in adapter.layers.values())
 
 
-def choose_push(push: str, adapter: Adapter | None) -> bool:
+def choose_server_push(push: str, adapter: Adapter | None) -> bool:
     """Whether weights go as an adapter."""
     layers = list(adapter.layers.values()) if adapter is not None else []
     if adapter is None:
@@ -374,7 +376,7 @@ def choose_push(push: str, adapter: Adapter | None) -> bool:
         reason = "vLLM reads none with DoRA, on embeddings or on the head"
     elif adapter.extras:
         reason = "whole weights are trained beside it"
-    elif max_rank(adapter) > RANKS[-1]:
+    elif find_max_rank(adapter) > RANKS[-1]:
         reason = f"vLLM reads ranks up to {RANKS[-1]}"
     else:
         return push != "full"

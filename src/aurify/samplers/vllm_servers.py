@@ -173,16 +173,16 @@ class Server:
         await self.post(client, "/update_weight_version", {"new_version": label}, 60.0)
 
     async def get(self, client: httpx.AsyncClient, path: str) -> Any:
-        return read_answer(await client.get(self.url + path, timeout=60.0), path)
+        return read_server_answer(await client.get(self.url + path, timeout=60.0), path)
 
     async def post(self, client: httpx.AsyncClient, path: str, body: Any, seconds: float) -> Any:
         from httpx import Timeout
 
         timeout = Timeout(seconds, connect=10.0)
-        return read_answer(await client.post(self.url + path, json=body, timeout=timeout), path)
+        return read_server_answer(await client.post(self.url + path, json=body, timeout=timeout), path)
 
 
-def read_answer(response: httpx.Response, path: str) -> Any:
+def read_server_answer(response: httpx.Response, path: str) -> Any:
     """What a route answers. TryAgain: another server, or this one when it is mended, may do better."""
     if response.status_code == 200:
         return response.json() if "json" in response.headers.get("content-type", "") else {}
@@ -200,7 +200,7 @@ class Servers:
 
     def __init__(self, key: str, engine: Engine, command: Sequence[str], num: int, environment: Mapping[str, str]):
         self.key, self.folder, self.num_open = key, Path(tempfile.mkdtemp(prefix="aurify-vllm-")), 0
-        command = [*command, "--model", str(find_base(engine, self.folder))]
+        command = [*command, "--model", str(find_server_base(engine, self.folder))]
         self.processes = [Process(command, environment, self.folder / f"server-{n}.log") for n in range(num)]
         weakref.finalize(engine, self.end)
 
@@ -217,7 +217,7 @@ def open_servers(
     engine: Engine, num: int, python: str, flags: Mapping[str, Any], environment: Mapping[str, str]
 ) -> Servers:
     """Those of the engine, if they were made with the same options; else new ones, which nobody has started yet."""
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", *write_flags(flags)]
+    command = [python, "-m", "vllm.entrypoints.openai.api_server", *write_server_flags(flags)]
     key, known = json.dumps([num, command, dict(environment)]), OPEN.get(engine)
     if known is None or known.key != key:
         for other, servers in list(OPEN.items()):  # of a model that is done with: its memory is needed
@@ -228,7 +228,7 @@ def open_servers(
     return known
 
 
-def write_flags(flags: Mapping[str, Any]) -> list[str]:
+def write_server_flags(flags: Mapping[str, Any]) -> list[str]:
     """`{tensor_parallel_size: 2, enable_lora: true}` as `--tensor-parallel-size 2 --enable-lora`."""
     words: list[str] = []
     for name, value in flags.items():
@@ -240,7 +240,7 @@ def write_flags(flags: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def find_base(engine: Engine, folder: Path) -> Path:
+def find_server_base(engine: Engine, folder: Path) -> Path:
     """A folder with the engine's model below its adapter that vLLM can read: the model's own, or, where its files are
     of another kind or it has other rows of the embedding, a new one."""
     files = resolve_model(engine.name)

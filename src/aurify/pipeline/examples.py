@@ -55,27 +55,27 @@ class Units:
 # ---------------------------------------------------------------------- where examples come from
 
 
-def read_training_examples(data: DataOptions, lesson: Lesson, seed: int, *, hold_out: bool) -> Examples:
+def read_stage_examples(data: DataOptions, lesson: Lesson, seed: int, *, hold_out: bool) -> Examples:
     """Those of a user's files or functions. hold_out: without `heldout_path`, a share of them is kept for
     evaluation."""
     tally, skip = Tally(), data.on_bad_row == "skip"
     train: list[Example] = []
     for number, part in enumerate(data.parts):
         name = part.name if data.mix else "data"
-        train += read_training_source(part, lesson, tally, name, skip_bad=skip, number=number)
+        train += read_stage_source(part, lesson, tally, name, skip_bad=skip, number=number)
     if data.heldout_part is not None:
         apart = Tally()
-        heldout = read_training_source(data.heldout_part, lesson, apart, "data.heldout_path", skip_bad=skip)
+        heldout = read_stage_source(data.heldout_part, lesson, apart, "data.heldout_path", skip_bad=skip)
         tally.add(replace(apart, recognised=[]), "held out: ")
         return Examples(train, heldout, tally)
     return (
-        replace(split_training_examples(train, data.heldout_share, seed), tally=tally)
+        replace(split_stage_examples(train, data.heldout_share, seed), tally=tally)
         if hold_out
         else Examples(train, (), tally)
     )
 
 
-def read_training_source(
+def read_stage_source(
     part: Part, lesson: Lesson, tally: Tally, name: str, *, skip_bad: bool, number: int = 0
 ) -> list[Example]:
     rows = read_data_source(part, tally, skip_bad=skip_bad, number=number)
@@ -89,7 +89,7 @@ def read_training_source(
     return examples
 
 
-def split_training_examples(examples: Sequence[Example], share: float, seed: int) -> Examples:
+def split_stage_examples(examples: Sequence[Example], share: float, seed: int) -> Examples:
     """Examples with the same question stay on one side: a held-out question is one that training never saw. The same
     rows are split in the same way wherever they are, for the seed alone decides."""
     keys = example_keys(examples)
@@ -102,7 +102,7 @@ def split_training_examples(examples: Sequence[Example], share: float, seed: int
     return Examples(sides[False], sides[True])
 
 
-def demonstrate_tasks(taskset: TaskSet, num: int, seed: int) -> Examples:
+def demonstrate_stage_tasks(taskset: TaskSet, num: int, seed: int) -> Examples:
     """Training tasks with the answer that the task itself would give."""
     answered = ((task, taskset.demonstration(task)) for task in taskset.train(derive_seed(seed, "demonstrations")))
     examples = [
@@ -119,7 +119,7 @@ def demonstrate_tasks(taskset: TaskSet, num: int, seed: int) -> Examples:
     return Examples(examples)
 
 
-def load_sampled_pairs(folder: Path) -> Examples | None:
+def load_stage_pairs(folder: Path) -> Examples | None:
     """The pairs that a stage has sampled: a resumed run, or a later stage, takes the very same."""
     if not (folder / PAIRS_FILE).exists():
         return None
@@ -128,7 +128,7 @@ def load_sampled_pairs(folder: Path) -> Examples | None:
     return Examples(reader.read_all(train, Tally()), reader.read_all(heldout, Tally()))
 
 
-def save_sampled_pairs(folder: Path, train: Sequence[Row], heldout: Sequence[Row]) -> None:
+def save_stage_pairs(folder: Path, train: Sequence[Row], heldout: Sequence[Row]) -> None:
     """The training pairs come last: where they are, both files are complete."""
     for name, rows in ((HELDOUT_FILE, heldout), (PAIRS_FILE, train)):
         write_log(folder / name, rows)
@@ -137,7 +137,7 @@ def save_sampled_pairs(folder: Path, train: Sequence[Row], heldout: Sequence[Row
 # ---------------------------------------------------------------------- tokens
 
 
-def encode_training_examples(
+def encode_stage_examples(
     examples: Examples,
     stage: OfflineStage,
     renderer: Renderer,
@@ -176,7 +176,7 @@ def encode_training_examples(
         heldout.units,
         num_dropped,
         tally,
-        build_training_mixture(sources, stage.data, seed) if stage.data.mix else None,
+        build_stage_mixture(sources, stage.data, seed) if stage.data.mix else None,
     )
 
 
@@ -185,6 +185,6 @@ def choose_stage_encoding(stage: OfflineStage, limit: int) -> Encoding:
     return Encoding(train_on=stage.train_on, limit=limit, overlong=stage.overlong, on_bad_row=stage.data.on_bad_row)
 
 
-def build_training_mixture(sources: Sequence[Sequence[Unit]], data: DataOptions, seed: int) -> Mixture:
+def build_stage_mixture(sources: Sequence[Sequence[Unit]], data: DataOptions, seed: int) -> Mixture:
     sizes = [[sum(len(datum.tokens) for datum in unit) for unit in source] for source in sources]
     return Mixture(sizes, [part.weight for part in data.parts], data.mix_by, data.mix_stop, seed)
