@@ -15,10 +15,9 @@ from typer.testing import CliRunner
 from aurify import registry
 from aurify.cli.main import app
 from aurify.config import load_config
-from aurify.loops import examples
 from aurify.models.loading import save_model
 from aurify.models.model import tiny_model
-from aurify.pipeline import contents
+from aurify.pipeline import contents, examples
 from aurify.pipeline.check import check_recipe
 from aurify.pipeline.recipe import build_recipe
 

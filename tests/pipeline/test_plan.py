@@ -77,7 +77,7 @@ def test_task_sets_algorithms_and_examples_are_made_once(recipe, tmp_path, monke
         return call
 
     monkeypatch.setattr(tasks, "make", counted("task sets", tasks.make))
-    for name in ("build_stage_algorithm", "read_training_examples"):
+    for name in ("build_stage_algorithm", "read_stage_examples"):
         monkeypatch.setattr(check, name, counted(name, getattr(check, name)))
     plan = check_recipe(build_recipe(recipe))
     forget_rows()
@@ -87,7 +87,7 @@ def test_task_sets_algorithms_and_examples_are_made_once(recipe, tmp_path, monke
     assert first.num_rows == 40
     results = run_pipeline(plan, RunFolder(tmp_path), console=Console(RichConsole(file=StringIO())))
     assert [result["status"] for result in results.values()] == ["finished"] * 3
-    assert calls == {"task sets": 1, "build_stage_algorithm": 3, "read_training_examples": 2}
+    assert calls == {"task sets": 1, "build_stage_algorithm": 3, "read_stage_examples": 2}
 
 
 def test_stages_of_other_tasks_have_task_sets_of_their_own(recipe):
