@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from medquad import stand_in_for_medquad
 from pipelines import run, steps, tiny
+from stand_in_hub import open_hub_rows
 
 from aurify.config import load_config
+from aurify.rows import sources
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))  # those of recipes/tiny run in other tests, all of their steps
@@ -32,8 +34,13 @@ def smallest(stage: dict[str, Any]) -> dict[str, Any]:
 def test_one_step_of_every_stage(path, tmp_path, dtype, monkeypatch):
     stand_in_for_medquad(tmp_path / "medquad")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sources, "open_hub_rows", open_hub_rows)
     values = load_config(path)
-    values |= {"model": tiny(dtype), "task": "toy_letters", "plugins": [str(ROOT / "tests" / "toy.py")]}
+    quantize = values["model"].get("quantize") if isinstance(values["model"], dict) else None
+    if quantize is not None:
+        pytest.importorskip("bitsandbytes")
+    values.pop("template_options", None)  # those of another chat template
+    values |= {"model": {**tiny(dtype), "quantize": quantize}, "task": "toy_letters", "plugins": [str(ROOT / "tests" / "toy.py")]}
     values["evaluation"] = {"num_tasks": 2, "sampling": {"max_tokens": 4}}
     values["stages"] = {name: smallest(stage) for name, stage in values["stages"].items()}
     results = run(values, tmp_path)
