@@ -5,7 +5,6 @@ weights: a check of a recipe and its memory plan need none."""
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,7 +74,10 @@ def make_text(number: int, length: int) -> str:
 
 def make_gsm8k(numbers: range) -> Iterator[dict[str, Any]]:
     for k in numbers:
-        yield {"question": make_text(k, QUESTION), "answer": f"{make_text(k, 300)} <<2*{k}={2 * k}>>{2 * k}\n#### {2 * k}"}
+        yield {
+            "question": make_text(k, QUESTION),
+            "answer": f"{make_text(k, 300)} <<2*{k}={2 * k}>>{2 * k}\n#### {2 * k}",
+        }
 
 
 def make_chats(num: int) -> Iterator[dict[str, Any]]:
@@ -94,7 +96,7 @@ def make_pairs(num: int) -> Iterator[dict[str, Any]]:
     for k in range(num):
         asked = {"content": make_text(k, QUESTION), "role": USER}
         sides = {
-            side: [asked, {"content": f"{side if k % 50 else 'Both'}: {make_text(k, 850)}", "role": ASSISTANT}]
+            side: [asked, {"content": f"{side if k % 50 else 'Both'}: {make_text(k, 800)}", "role": ASSISTANT}]
             for side in ("chosen", "rejected")
         }
         yield {**sides, "score_chosen": 8.5, "score_rejected": 6.0}

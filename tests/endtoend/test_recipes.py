@@ -40,7 +40,11 @@ def test_one_step_of_every_stage(path, tmp_path, dtype, monkeypatch):
     if quantize is not None:
         pytest.importorskip("bitsandbytes")
     values.pop("template_options", None)  # those of another chat template
-    values |= {"model": {**tiny(dtype), "quantize": quantize}, "task": "toy_letters", "plugins": [str(ROOT / "tests" / "toy.py")]}
+    values |= {
+        "model": {**tiny(dtype), "quantize": quantize},
+        "task": "toy_letters",
+        "plugins": [str(ROOT / "tests" / "toy.py")],
+    }
     values["evaluation"] = {"num_tasks": 2, "sampling": {"max_tokens": 4}}
     values["stages"] = {name: smallest(stage) for name, stage in values["stages"].items()}
     results = run(values, tmp_path)
