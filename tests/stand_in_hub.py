@@ -13,7 +13,8 @@ from typing import Any
 from unittest.mock import patch
 
 import tokenizers_in_code
-from transformers import AutoConfig
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from aurify.errors import UserError
 from aurify.models import catalog, names
@@ -42,11 +43,13 @@ def load_script(name: str) -> ModuleType:
     return module
 
 
-def write_model(hub_id: str, folder: Path) -> None:
-    """All of a model but its weights."""
+def write_model(hub_id: str, folder: Path, *, tiny: bool = False) -> None:
+    """All of a model but its weights. tiny: two small layers of its kind, with random weights."""
     line, kind, family, context = MODELS[hub_id]
     layers, hidden, inner, heads, kv_heads, size, vocabulary, tied, _, _ = load_script("memory_table").FAMILIES[line]
     tokenizer = tokenizers_in_code.family(family)
+    if tiny:
+        layers, hidden, inner, heads, kv_heads, size, vocabulary = 2, 64, 128, 4, 2, 16, len(tokenizer)
     config = AutoConfig.for_model(
         kind, num_hidden_layers=layers, hidden_size=hidden, intermediate_size=inner, num_attention_heads=heads,
         num_key_value_heads=kv_heads, head_dim=size, vocab_size=vocabulary, tie_word_embeddings=tied,
@@ -55,6 +58,9 @@ def write_model(hub_id: str, folder: Path) -> None:
     )  # fmt: skip
     config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if tiny:
+        torch.manual_seed(0)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
 
 
 def write_hub_cache(cache: Path, hub_id: str) -> None:

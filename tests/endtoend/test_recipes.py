@@ -1,5 +1,6 @@
-"""Every recipe for a real model takes a step in each of its stages, in float32 and in bfloat16: with a random model,
-little data and a task whose rewards differ from the first answer on."""
+"""Every recipe for a real model takes a step in each of its stages, in float32 and in bfloat16: with a random model (of
+the same kind and quantised as asked, where it names one of a hub), little data and a task whose rewards differ from the
+first answer on."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 from medquad import stand_in_for_medquad
 from pipelines import run, steps, tiny
-from stand_in_hub import open_hub_rows
+from stand_in_hub import MODELS, open_hub_rows, write_model
 
 from aurify.config import load_config
 from aurify.rows import sources
@@ -20,8 +21,8 @@ RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))  # those of recipes/tiny run
 FEW = {"num_tasks": 16, "num_heldout": 4, "group_size": 6, "sampling": {"max_tokens": 64}}  # some come to an end
 
 
-def smallest(stage: dict[str, Any]) -> dict[str, Any]:
-    small = {**stage, "steps": 1, "engine": {"micro_batch_tokens": 512}}
+def smallest(stage: dict[str, Any], engine: dict[str, Any]) -> dict[str, Any]:
+    small = {**stage, "steps": 1, "engine": {**engine, "micro_batch_tokens": 512}}
     small.pop("epochs", None)
     if "data" in stage:
         less: dict[str, Any] = {"demonstrations": 8, "sample": FEW}
@@ -36,17 +37,16 @@ def test_one_step_of_every_stage(path, tmp_path, dtype, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sources, "open_hub_rows", open_hub_rows)
     values = load_config(path)
-    quantize = values["model"].get("quantize") if isinstance(values["model"], dict) else None
-    if quantize is not None:
+    model = values["model"] if isinstance(values["model"], dict) else {"name": values["model"]}
+    if "quantize" in model:
         pytest.importorskip("bitsandbytes")
-    values.pop("template_options", None)  # those of another chat template
-    values |= {
-        "model": {**tiny(dtype), "quantize": quantize},
-        "task": "toy_letters",
-        "plugins": [str(ROOT / "tests" / "toy.py")],
-    }
+    small = tiny(dtype)
+    if model["name"] in MODELS:
+        write_model(model["name"], tmp_path / "model", tiny=True)
+        small["name"] = str(tmp_path / "model")
+    values |= {"model": model | small, "task": "toy_letters", "plugins": [str(ROOT / "tests" / "toy.py")]}
     values["evaluation"] = {"num_tasks": 2, "sampling": {"max_tokens": 4}}
-    values["stages"] = {name: smallest(stage) for name, stage in values["stages"].items()}
+    values["stages"] = {name: smallest(stage, values.get("engine", {})) for name, stage in values["stages"].items()}
     results = run(values, tmp_path)
     assert list(results) == list(values["stages"])
     for stage in results:
