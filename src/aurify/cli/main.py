@@ -33,6 +33,7 @@ from aurify.cli.report import report
 from aurify.cli.runs import runs
 from aurify.cli.sample import sample
 from aurify.cli.search import search
+from aurify.cli.serve_rollouts import serve_rollouts
 from aurify.cli.sop import sop
 from aurify.cli.train import TrainCommand, train
 from aurify.errors import UserError, explain_os_error
@@ -134,6 +135,9 @@ app.command()(merge)
 app.command()(quantize)
 app.command()(export)
 app.command(name="push")(push_folder)
+app.command(name="serve-rollouts", context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(
+    serve_rollouts
+)
 app.command()(doctor)
 app.add_typer(data, name="data")
 app.add_typer(kb, name="kb")

@@ -42,12 +42,11 @@ from aurify.http import TryAgain
 from aurify.models.embeddings import check_embedding_ids
 from aurify.samplers.inprocess import CLOSED, find_stop_tokens
 from aurify.samplers.sampler import current_session
-from aurify.samplers.vllm_servers import ADAPTER, COMPLETIONS, Server, open_servers
+from aurify.samplers.vllm_servers import ADAPTER, COMPLETIONS, RANKS, Server, choose_adapter_flags, open_servers
 from aurify.types import Completion, Datum, SamplingParams
 
 log = logging.getLogger("aurify")
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be started for
 BLOCK = 64  # tokens by which beginnings of prompts are compared
 SLACK = 8  # requests that a server may have more than twice those of another, before a prompt leaves it
 ATTEMPTS = 6  # of a request
@@ -108,8 +107,7 @@ class VllmServerSampler(Checked):
         }
         if self.as_adapter:
             assert self.engine.adapter is not None
-            rank = next(rank for rank in RANKS if rank >= find_max_rank(self.engine.adapter))
-            flags |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": rank}
+            flags |= choose_adapter_flags(find_max_rank(self.engine.adapter))
         flags |= {name.replace("-", "_"): value for name, value in self.arguments.items()}
         return self.python or os.environ.get("AURIFY_VLLM_PYTHON") or sys.executable, flags, self.environment
 

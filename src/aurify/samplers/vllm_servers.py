@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("aurify")
 
+API_SERVER = ("-m", "vllm.entrypoints.openai.api_server")
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be started for
 ADAPTER = "aurify"  # what servers call our adapter
 COMPLETIONS = "/v1/completions"
 MAX_STARTS = 3  # of a server that gives no answer in between
@@ -217,7 +219,7 @@ def open_servers(
     engine: Engine, num: int, python: str, flags: Mapping[str, Any], environment: Mapping[str, str]
 ) -> Servers:
     """Those of the engine, if they were made with the same options; else new ones, which nobody has started yet."""
-    command = [python, "-m", "vllm.entrypoints.openai.api_server", *write_server_flags(flags)]
+    command = [python, *API_SERVER, *write_server_flags(flags)]
     key, known = json.dumps([num, command, dict(environment)]), OPEN.get(engine)
     if known is None or known.key != key:
         for other, servers in list(OPEN.items()):  # of a model that is done with: its memory is needed
@@ -226,6 +228,14 @@ def open_servers(
         known = OPEN[engine] = Servers(key, engine, command, num, environment)
     known.num_open += 1
     return known
+
+
+def choose_adapter_flags(rank: int) -> dict[str, Any]:
+    """For adapters of this rank and less."""
+    enough = next((one for one in RANKS if one >= rank), None)
+    if enough is None:
+        raise UserError(f"vLLM reads adapters of ranks up to {RANKS[-1]}, not {rank}")
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": enough}
 
 
 def write_server_flags(flags: Mapping[str, Any]) -> list[str]:
