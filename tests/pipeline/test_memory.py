@@ -128,7 +128,8 @@ def little_ram(monkeypatch):
     real = cards.choose_memory_card
     for module in ("card", "fit", "stage"):
         monkeypatch.setattr(
-            f"aurify.pipeline.{module}.choose_memory_card", lambda model, wish=None: replace(real(model, wish), size=limit)
+            f"aurify.pipeline.{module}.choose_memory_card",
+            lambda model, wish=None: replace(real(model, wish), size=limit),
         )
     return limit
 

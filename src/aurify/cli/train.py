@@ -11,6 +11,7 @@ from typer.core import TyperCommand
 
 from aurify.cli.names import RUNS, RunsFolder, resolve_recipe_argument, resolve_run_argument
 from aurify.errors import UserError
+from aurify.foreign_keys import translate_key
 
 if TYPE_CHECKING:
     from aurify.tracking.run_folder import RunFolder
@@ -25,7 +26,8 @@ class TrainCommand(TyperCommand):
         except Exception as error:
             if isinstance(name := getattr(error, "option_name", None), str) and hasattr(error, "message"):
                 key = name.strip("-").replace("-", "_")
-                error.message += f". What a recipe says is written without dashes, such as stages.NAME.{key}=VALUE"
+                example = translate_key(key, known=["stages"]) or f", such as stages.NAME.{key}=VALUE"
+                error.message += f". What a recipe says is written without dashes{example}"
             raise
 
 
