@@ -27,7 +27,7 @@ LAYERS = (
         "thoughts",
     },
     {"hardware", "rows"},
-    {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools"},
+    {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools", "conversion"},
     {"knowledge", "rewards", "report", "tools.python"},
     {"tools.search"},
     {"data", "engine", "environments"},

@@ -111,7 +111,7 @@ KEYS: dict[str, ForeignKey] = {
     **dict.fromkeys(("max_grad_norm", "gradient_clipping"), ForeignKey("optim.max_grad_norm")),
     "optimizer": ForeignKey("optim.kind", "adamw, adamw_8bit, paged_adamw or paged_adamw_8bit"),
     **dict.fromkeys(("gradient_checkpointing", "use_gradient_checkpointing", "activation_offloading"), RECOMPUTE),
-    "disable_gradient_checkpointing": RECOMPUTE,
+    **dict.fromkeys(("activation_checkpointing", "disable_gradient_checkpointing"), RECOMPUTE),
     "save_steps": ForeignKey("checkpoint_every"),
     "save_total_limit": ForeignKey("keep_checkpoints"),
     **dict.fromkeys(("per_device_eval_batch_size", "eval_batch_size"), ForeignKey("sampler.max_batch")),

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from aurify.cli.chat import chat
+from aurify.cli.convert import convert
 from aurify.cli.data import data
 from aurify.cli.demo import demo
 from aurify.cli.doctor import doctor
@@ -119,6 +120,7 @@ def set_global_flags(
 
 app.command()(demo)
 app.command(cls=TrainCommand)(train)
+app.command()(convert)
 app.command(name="plan")(plan_recipe)
 app.command(name="eval")(evaluate_model)
 app.command()(sample)
