@@ -24,6 +24,7 @@ from aurify.cli.evaluate import evaluate_model
 from aurify.cli.export import export, push_folder
 from aurify.cli.help import explain
 from aurify.cli.ingest import ingest
+from aurify.cli.init import init
 from aurify.cli.kb import kb
 from aurify.cli.list import list_names
 from aurify.cli.memory import plan_recipe
@@ -120,6 +121,7 @@ def set_global_flags(
 
 app.command()(demo)
 app.command(cls=TrainCommand)(train)
+app.command()(init)
 app.command()(convert)
 app.command(name="plan")(plan_recipe)
 app.command(name="eval")(evaluate_model)
