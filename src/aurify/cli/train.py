@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from aurify.cli.names import RUNS, RunsFolder, resolve_recipe_argument, resolve_run_argument
+from aurify.cli.names import RECIPE, RUNS, RunsFolder, resolve_recipe_argument, resolve_run_argument
 from aurify.errors import UserError
 from aurify.foreign_keys import translate_key
 
@@ -32,9 +32,7 @@ class TrainCommand(TyperCommand):
 
 
 def train(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A YAML file, or the name of a recipe that comes along: quickstart.")
-    ] = None,
+    recipe: Annotated[str | None, RECIPE] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="dotted.key=value, such as stages.grpo.steps=10.")
     ] = None,
