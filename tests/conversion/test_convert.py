@@ -293,7 +293,7 @@ def test_trl_dpo_with_a_quantised_base(folder):
     stage = build_recipe(draft.recipe()).stages["dpo"]
     assert (stage.model.quantize, stage.lora.rank) == ("nf4", 16)
     assert stage.lora.alpha == 32 * 4, "rank-stabilised: alpha / root of the rank"
-    assert stage.algorithm == {"beta": 0.05, "sft_coef": 0.5}
+    assert stage.algorithm == {"beta": 0.05, "sft_coef": 0.5, "loss_type": "sigmoid"}
     assert (stage.max_length, stage.batch_size, stage.checkpoint_every) == (512, 8, 50)
     assert stage.optim.warmup_ratio == 0.1, "a share, in transformers 5"
     assert [left.key for left in draft.left] == ["max_prompt_length"]
@@ -396,3 +396,109 @@ def test_the_recipe_is_read_back_as_it_was_made(folder):
     draft = convert(folder, "trl_grpo.yaml")
     (folder / "r.yaml").write_text(invoke("convert", "trl_grpo.yaml").stdout)
     assert load_config(folder / "r.yaml") == draft.recipe()
+
+
+HEAD = {
+    "trl": {"model_name_or_path": "random:tiny"},
+    "axolotl": {"base_model": "random:tiny", "learning_rate": 1e-4, "adapter": "lora", "lora_r": 4, "lora_alpha": 8},
+    "llama-factory": {"model_name_or_path": "random:tiny", "finetuning_type": "lora", "dataset_dir": "."},
+}
+OTHERS: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [  # library, config, method, options of the stage
+    ("trl", {"dataset_name": "labels.jsonl", "desirable_weight": 1.3}, "kto",
+     {"algorithm": {"beta": 0.1, "desirable_weight": 1.3}}),
+    ("trl", {"dataset_name": "pairs.jsonl", "center_rewards_coefficient": 0.01}, "reward_model",
+     {"algorithm": {"centering": 0.01}}),
+    ("trl", {"dataset_name": "pairs.jsonl", "beta": 0.2, "loss_type": "aot"}, "aot", {"algorithm": {"beta": 0.2}}),
+    ("trl", {"dataset_name": "pairs.jsonl", "beta": 1, "loss_type": ["exo_pair"], "label_smoothing": 0.01}, "dpo",
+     {"algorithm": {"beta": 1, "loss_type": "exo", "label_smoothing": 0.01}}),
+    ("trl", {"dataset_name": "pairs.jsonl", "beta": 1, "f_divergence_type": "FDivergenceType.JS_DIVERGENCE"}, "dpo",
+     {"algorithm": {"beta": 1, "divergence": "js"}}),
+    ("trl", {"dataset_name": "chats.jsonl", "max_steps": 4, "num_train_epochs": 3, "truncation_mode": "keep_end"},
+     "sft", {"steps": 4, "epochs": None, "overlong": "cut_left"}),
+    ("trl", {"datasets": [{"path": "chats.jsonl"}, {"path": "alpaca.jsonl"}]}, "sft", {"epochs": 3}),
+    ("trl", {"dataset_name": "tasks.jsonl", "num_generations": 4, "reward_funcs": ["accuracy_reward"],
+             "importance_sampling_level": "sequence", "epsilon": 3e-4}, "gspo", {"prompts_per_step": 2}),
+    ("trl", {"dataset_name": "tasks.jsonl", "num_generations": 4, "reward_funcs": ["accuracy_reward"],
+             "loss_type": "cispo", "epsilon_high": 5.0, "epsilon": 0.2}, "cispo", {"steps": 60}),
+    ("axolotl", {"rl": "grpo", "datasets": [{"path": "tasks.jsonl", "split": "train"}], "micro_batch_size": 8,
+                 "trl": {"num_generations": 4, "beta": 0.001, "reward_funcs": ["rewards.short"], "use_vllm": True}},
+     "grpo", {"prompts_per_step": 2,
+              "algorithm": {"kl_coef": 0.001, "clip_low": 0.2, "clip_high": 0.2, "aggregator": "token"}}),
+    ("axolotl", {"rl": "orpo", "orpo_alpha": 0.2, "datasets": [{"path": "pairs.jsonl", "type": "chat_template.x"}]},
+     "orpo", {"algorithm": {"beta": 0.2}}),
+    ("trl", {"dataset_name": "tasks.jsonl", "num_generations": 4, "reward_funcs": ["accuracy_reward"],
+             "steps_per_generation": 4, "gradient_accumulation_steps": 2}, "grpo",
+     {"prompts_per_step": 8, "num_minibatches": 2}),
+    ("trl", {"dataset_name": "tasks.jsonl", "num_generations": 4, "reward_funcs": ["accuracy_reward"],
+             "loss_type": "sapo", "sapo_temperature_neg": 1.2}, "sapo", {"completions_per_prompt": 4}),
+    ("axolotl", {"rl": "kto", "rl_beta": 0.5, "kto_undesirable_weight": 0.2, "micro_batch_size": 4,
+                 "datasets": [{"path": "labels.jsonl"}]},
+     "kto", {"algorithm": {"beta": 0.5, "undesirable_weight": 0.2}}),
+    ("axolotl", {"reward_model": True, "datasets": [{"path": "pairs.jsonl"}]}, "reward_model", {"max_length": 512}),
+    ("axolotl", {"datasets": [{"path": "texts.jsonl", "type": "completion"}]}, "sft", {"overlong": "drop"}),
+    ("axolotl", {"datasets": [{"path": "roles.jsonl", "type": "chat_template", "field_messages": "talk",
+                               "message_property_mappings": {"role": "from", "content": "value"},
+                               "roles": {"user": ["visitor"], "assistant": ["clerk", "gpt"]}}]}, "sft", {"epochs": 1}),
+    ("axolotl", {"adapter": None, "datasets": [{"path": "json", "data_files": ["chats.jsonl", "alpaca.jsonl"]}]}, "sft",
+     {"lora": None}),
+    ("llama-factory", {"stage": "rm", "dataset": "votes"}, "reward_model", {"batch_size": 8}),
+    ("llama-factory", {"stage": "kto", "dataset": "labelled", "kto_chosen_weight": 2.0}, "kto",
+     {"algorithm": {"beta": 0.1, "desirable_weight": 2.0}}),
+    ("llama-factory", {"stage": "dpo", "dataset": "votes", "pref_loss": "orpo"}, "orpo", {"algorithm": {"beta": 0.1}}),
+    ("llama-factory", {"stage": "pt", "dataset": "texts"}, "sft", {"epochs": 3}),
+    ("llama-factory", {"stage": "sft", "dataset": "identity", "finetuning_type": "full", "use_dft_loss": True,
+                       "mask_history": True, "eval_dataset": "talks"}, "sft",
+     {"lora": None, "train_on": "last", "algorithm": {"loss_type": "dft"}}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("library", "config", "method", "options"), OTHERS)
+def test_other_methods_and_forms_of_data_pass_the_dry_run(folder, library, config, method, options):
+    more = {
+        "labels": lambda k: {"prompt": f"{k}+1?", "completion": f"{k}", "label": k % 2 == 0},
+        "labelled": lambda k: {"instruction": f"{k}+1?", "output": f"{k}", "kto_tag": k % 2 == 0},
+        "texts": lambda k: {"text": f"{k} is a number."},
+        "roles": lambda k: {"talk": [{"from": "visitor", "value": f"{k}?"}, {"from": "clerk", "value": f"{k}"}]},
+    }
+    for name, row in more.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row(k)) + "\n" for k in range(40)))
+    named = {"labelled": {"file_name": "labelled.jsonl", "columns": {"kto_tag": "kto_tag"}},
+             "texts": {"file_name": "texts.jsonl", "columns": {"prompt": "text"}}}  # fmt: skip
+    (folder / "dataset_info.json").write_text(json.dumps(INFO | named))
+    (folder / "theirs.json").write_text(json.dumps(HEAD[library] | config))
+    result = invoke("convert", "theirs.json", "--to", "recipe.yaml")
+    assert result.exit_code == 0, result.output
+    stage = build_recipe(load_config("recipe.yaml")).stages[method]
+    assert {key: getattr(stage, key) for key in options} == options
+    dry = invoke("train", "recipe.yaml", "--dry-run")
+    assert dry.exit_code == 0 and "The recipe is fine" in dry.stdout, dry.output
+
+
+@pytest.mark.parametrize("kind", ["SFTConfig", "DPOConfig", "GRPOConfig"])
+def test_all_training_arguments_as_trl_writes_them_are_taken_or_listed(folder, kind):
+    import trl
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        arguments = getattr(trl, kind)(output_dir="x", use_cpu=True, bf16=False)
+    data = {"SFTConfig": "chats", "DPOConfig": "pairs", "GRPOConfig": "tasks"}[kind]
+    rewards = {"reward_funcs": ["accuracy_reward"]} if kind == "GRPOConfig" else {}
+    given = {**arguments.to_dict(), **HEAD["trl"], "dataset_name": f"{data}.jsonl", **rewards}
+    (folder / "training_args.json").write_text(json.dumps(given, default=str))
+    method = kind.removesuffix("Config").lower()
+    result = invoke("convert", "training_args.json", "--to", "recipe.yaml", "--method", method)
+    assert result.exit_code == 0, result.output
+    dry = invoke("train", "recipe.yaml", "--dry-run")
+    assert dry.exit_code == 0, dry.output
+    text = (folder / "recipe.yaml").read_text()
+    silent = {key for key, value in given.items() if value not in (None, False) and key not in text}
+    usual = {
+        "max_steps",
+        "gradient_checkpointing",
+        "importance_sampling_level",
+        "steps_per_generation",
+    }  # say nothing more
+    assert silent <= KNOWN_FROM_OTHERS | usual, "dropped in silence"
+    stage = build_recipe(load_config("recipe.yaml")).stages[method]
+    assert (stage.optim.lr, stage.optim.schedule) == (arguments.learning_rate, "linear")
+    assert load_config("recipe.yaml")["seed"] == 42

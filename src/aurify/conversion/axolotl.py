@@ -19,7 +19,8 @@ COLUMNS = {  # of a type of one's own -> the usual names
     "field_prompt": "prompt", "field_chosen": "chosen", "field_rejected": "rejected", "field_completion": "completion",
     "field_label": "label",
 }  # fmt: skip
-BY_CONTENT = ("ds_type", "roles", "message_property_mappings", "message_field_role", "message_field_content")
+SPEAKERS = {"user", "human", "assistant", "gpt", "system", "tool"}  # known without a word
+TAGS = {"role": ("role", "from"), "content": ("content", "value")}
 PROMPTS = "prompts are written by the model's chat template"
 
 
@@ -99,11 +100,19 @@ def convert_axolotl_source(draft: Draft, entry: dict[str, Any], where: str) -> l
             draft.leave(f"{where}.type.{key}", PROMPTS, value)
     elif kind is not None and kind not in ("alpaca", "chat_template", "completion", "chat_template.default"):
         draft.leave(f"{where}.type", f"the form is found by what is in the rows; {PROMPTS}", kind)
-    for key in BY_CONTENT:  # found by what is in the rows
-        if (value := entry.pop(key, None)) is not None and key == "message_property_mappings":
-            usual = {"role": ("role", "from"), "content": ("content", "value")}
-            if any(value.get(name, names[0]) not in names for name, names in usual.items()):
-                draft.leave(f"{where}.{key}", "messages have role and content, or from and value", value)
+    tags = entry.pop("message_property_mappings", None) or {}
+    tags |= {tag: value for tag in TAGS if (value := entry.pop(f"message_field_{tag}", None))}
+    for tag, name in tags.items():
+        if name not in TAGS.get(tag, (tag,)):
+            draft.leave(
+                f"{where}.message_property_mappings.{tag}", "messages have role and content, or from and value", name
+            )
+    roles = {
+        old: new
+        for new, olds in (entry.pop("roles", None) or {}).items()
+        for old in olds
+        if old not in {new} | SPEAKERS
+    }
     messages = entry.pop("field_messages", None)
     renamed |= {messages: "messages"} if messages not in (None, "messages", "conversations", "conversation") else {}
     for key in ("field_chosen", "field_rejected"):
@@ -113,6 +122,7 @@ def convert_axolotl_source(draft: Draft, entry: dict[str, Any], where: str) -> l
         entry.pop("roles_to_train")
     names = {old: new for old, new in renamed.items() if old != new}
     maps: list[Any] = [{"name": "rename", "columns": names}] if names else []
+    maps += [{"name": "rename_roles", "roles": roles}] if roles else []
     options = {"form": "text"} if kind == "completion" else {}
     paths = [files] if isinstance(files, str) else files or [entry.get("path")]
     return [convert_source(draft, {**entry, "path": path}, where, maps, **options) for path in paths]

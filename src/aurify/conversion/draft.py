@@ -46,6 +46,7 @@ class Draft:
     notes: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.defaults = dict(self.defaults)
         self.given = {str(key): value for key, value in self.given.items() if value is not None}
 
     @property

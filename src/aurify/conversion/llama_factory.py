@@ -85,7 +85,7 @@ def convert_registered_rows(draft: Draft, folder: Path, form: str | None) -> Non
     known = read_dataset_info(str(given_folder), folder)
     options = {key: value for key, value in (("max_rows", limit), ("form", form)) if value is not None}
     sources = [
-        {**describe_registered(draft, name, known, str(given_folder), folder), **options}
+        {**describe_registered(draft, name, known, str(given_folder), folder, form), **options}
         for name in split_names(draft.pop("dataset"))
     ]
     if sources:
@@ -122,7 +122,9 @@ def read_dataset_info(given: str, folder: Path) -> dict[str, Any]:
     return info if isinstance(info, dict) else {}
 
 
-def describe_registered(draft: Draft, name: str, known: dict[str, Any], given: str, folder: Path) -> dict[str, Any]:
+def describe_registered(
+    draft: Draft, name: str, known: dict[str, Any], given: str, folder: Path, form: str | None = None
+) -> dict[str, Any]:
     """Path, subset, split and renamed columns of a data set."""
     info, at = dict(known.get(name) or {}), find_dataset_folder(given, folder)
     if not info:
@@ -132,7 +134,7 @@ def describe_registered(draft: Draft, name: str, known: dict[str, Any], given: s
     source = {"path": path, "subset": info.pop("subset", None), "split": info.pop("split", None)}
     ranked, chats = bool(info.pop("ranking", False)), info.pop("formatting", "alpaca") == "sharegpt"
     columns, tags = dict(info.pop("columns", {})), dict(info.pop("tags", {}))
-    wanted = BESIDE | (RANKED if ranked else {} if chats else ALPACA)
+    wanted = {"prompt": "text"} if form else BESIDE | (RANKED if ranked else {} if chats else ALPACA)
     renamed = {columns.pop(key): new for key, new in wanted.items() if key in columns}
     renamed = {old: new for old, new in renamed.items() if old != new and (old, new) != ("conversations", "messages")}
     for key, names in USUAL_TAGS.items():

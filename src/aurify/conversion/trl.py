@@ -24,12 +24,20 @@ LEARNING_RATE = {"sft": 2e-5, "reward_model": 1e-4}  # all others: 1e-6
 OWN: dict[str, dict[str, Any]] = {
     "dpo": {"beta": 0.1},
     "kto": {"beta": 0.1},
-    "grpo": {"beta": 0.0, "num_generations": 8, "max_completion_length": 512},
+    "grpo": {"beta": 0.0, "epsilon": 0.2, "num_generations": 8, "max_completion_length": 512},
     "rloo": {"beta": 0.05, "num_generations": 2, "max_completion_length": 512},
 }
 PAIR_LOSSES = {"exo_pair": "exo", "nca_pair": "nca", "bco_pair": "bco", "sppo_hard": "sppo"}
 DIVERGENCES = {"js_divergence": "js", "alpha_divergence": "alpha"}
 AGGREGATORS = {"grpo": "sequence", "dapo": "token", "bnpo": "token", "dr_grpo": "constant"}
+RELATIVES = {  # losses that are methods of their own here, with their options
+    "cispo": {"epsilon_high": "algorithm.max_ratio"},
+    "sapo": {"sapo_temperature_pos": "algorithm.tau_positive", "sapo_temperature_neg": "algorithm.tau_negative"},
+    "vespo": {
+        "vespo_k_pos": "algorithm.k_positive", "vespo_lambda_pos": "algorithm.lambda_positive",
+        "vespo_k_neg": "algorithm.k_negative", "vespo_lambda_neg": "algorithm.lambda_negative",
+    },
+}  # fmt: skip
 REWARDS: dict[str, Any] = {
     "accuracy_reward": "math",
     "reasoning_accuracy_reward": "math",
@@ -88,8 +96,9 @@ def convert_trl_rows(draft: Draft) -> None:
         if key in draft.given or (key == "max_length" and "max_length" not in draft.stage):
             draft.take(key, "max_length")
     draft.pop("max_length")
-    left = draft.pop("truncation_mode") == "keep_end"
-    draft.put("overlong", "cut_left" if left else "cut_right", "TRL cuts rows above max_length")
+    mode = draft.pop("truncation_mode", "keep_start")
+    cut = "cut_left" if mode == "keep_end" else "cut_right"
+    draft.put("overlong", cut, f"truncation_mode: {mode}; TRL cuts rows above max_length")
     if draft.method == "sft":
         draft.take("loss_type", "algorithm.loss_type", str) if draft.given.get("loss_type") in ("nll", "dft") else None
         if not draft.pop("assistant_only_loss") and not draft.pop("completion_only_loss"):
@@ -109,7 +118,7 @@ def convert_trl_preferences(draft: Draft) -> None:
         for key in ("loss_type", "desirable_weight", "undesirable_weight"):
             draft.take(key)
         return
-    losses = draft.pop("loss_type", "sigmoid")
+    stated, losses = "loss_type" in draft.given, draft.pop("loss_type", "sigmoid")
     losses, weights = [losses] if isinstance(losses, str) else list(losses), draft.pop("loss_weights")
     if len(losses) == 2 and losses[1] == "sft" and (weights is None or float(weights[0]) == 1):
         draft.put("algorithm.sft_coef", float(weights[1]) if weights else 1.0, "loss_type: sft beside it")
@@ -118,7 +127,7 @@ def convert_trl_preferences(draft: Draft) -> None:
         draft.leave("loss_weights", "of several losses", weights)
     if losses[0].startswith("aot"):
         draft.method = "aot"
-    elif losses[0] != "sigmoid":
+    elif stated or losses[0] != "sigmoid":
         draft.put("algorithm.loss_type", PAIR_LOSSES.get(losses[0], losses[0]), "loss_type")
     for key in ("label_smoothing", "ld_alpha", "rpo_alpha", "f_alpha_divergence_coef"):
         draft.take(key)
@@ -127,12 +136,20 @@ def convert_trl_preferences(draft: Draft) -> None:
 
 def convert_trl_online(draft: Draft) -> None:
     """TRL counts completions, Aurify questions with a group of completions each."""
-    completions = convert_batch(draft, "per_device_train_batch_size")
+    device = draft.read_number("per_device_train_batch_size", 8)
+    update = int(device * draft.read_number("gradient_accumulation_steps", 1))  # completions of one optimiser step
+    each = "per_device_train_batch_size x gradient_accumulation_steps"
+    drawn, steps = draft.pop("generation_batch_size"), draft.pop("steps_per_generation")
+    completions = int(drawn or device * (steps or 0)) or update  # of one round of sampling
+    origin = (
+        "generation_batch_size" if drawn else "per_device_train_batch_size x steps_per_generation" if steps else each
+    )
     group = int(draft.take("num_generations"))
-    given = draft.pop("generation_batch_size")
-    completions = int(given or completions)
-    batch = "generation_batch_size" if given else "per_device_train_batch_size x gradient_accumulation_steps"
-    draft.put("prompts_per_step", max(1, completions // group), f"{batch} / num_generations, on one device")
+    draft.put("prompts_per_step", max(1, completions // group), f"{origin} / num_generations, on one device")
+    if completions > update:
+        draft.put("num_minibatches", completions // update, f"{origin} / ({each})")
+    elif origin != each:
+        draft.notes.append(f"prompts_per_step: {each} is {update}, and a round has {completions} completions")
     if completions % group:
         draft.notes.append(f"prompts_per_step: {completions} completions are no whole groups of {group}")
     draft.take("num_iterations")
@@ -152,24 +169,28 @@ def convert_trl_grpo(draft: Draft) -> None:
         draft.put("algorithm.reward_kl_coef", beta, "beta")
         return
     draft.put("algorithm.kl_coef", beta, "beta")
-    draft.take("epsilon", "algorithm.clip_low")
-    if "clip_low" in draft.stage["algorithm"]:
-        draft.put("algorithm.clip_high", draft.stage["algorithm"]["clip_low"], "epsilon")
-    for key in ("epsilon_high", "delta", "entropy_coef", "top_entropy_quantile"):
+    draft.method = "gspo" if level == "sequence" else loss if loss in RELATIVES else draft.method
+    if draft.method in RELATIVES:
+        draft.leave("epsilon", f"{loss} clips no ratio at both sides")
+        for key, target in RELATIVES[loss].items():
+            draft.take(key, target)
+    else:
+        clip = draft.read_number("epsilon", 0.2)
+        for side in ("low", "high"):
+            draft.put(f"algorithm.clip_{side}", clip, "epsilon")
+        for key in ("epsilon_high", "delta"):
+            draft.take(key)
+    for key in ("entropy_coef", "top_entropy_quantile"):
         draft.take(key)
     scale = {True: "group", False: "none", "True": "group", "False": "none"}
     draft.take("scale_rewards", change=lambda value: scale.get(value, value))
-    if level == "sequence":
-        draft.method = "gspo"
-    elif loss in ("cispo", "sapo", "vespo"):
-        draft.method = loss
-    elif loss in AGGREGATORS:
+    if loss in AGGREGATORS:
         draft.put("algorithm.aggregator", AGGREGATORS[loss], f"loss_type: {loss}")
         if loss == "dr_grpo":
             length = draft.stage["sampling"]["max_tokens"]
             draft.put("algorithm.constant_length", length, "max_completion_length, as loss_type: dr_grpo divides by it")
-    else:
-        draft.leave("loss_type", f"losses here: {', '.join([*AGGREGATORS, 'cispo', 'sapo', 'vespo'])}", loss)
+    elif loss not in RELATIVES:
+        draft.leave("loss_type", f"losses here: {', '.join([*AGGREGATORS, *RELATIVES])}", loss)
 
 
 def convert_trl_task(draft: Draft) -> None:
