@@ -349,7 +349,7 @@ def test_llama_factory(folder):
 def test_the_defaults_of_trl_are_those_of_the_installed_one():
     from trl import DPOConfig, GRPOConfig, KTOConfig, ModelConfig, RewardConfig, RLOOConfig, SFTConfig
 
-    from aurify.conversion.trl import COMMON, LEARNING_RATE, OWN
+    from aurify.conversion.trl import list_trl_defaults
 
     kinds = {"sft": SFTConfig, "dpo": DPOConfig, "kto": KTOConfig, "grpo": GRPOConfig, "rloo": RLOOConfig,
              "reward_model": RewardConfig}  # fmt: skip
@@ -357,8 +357,7 @@ def test_the_defaults_of_trl_are_those_of_the_installed_one():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             theirs = kind(output_dir="x", use_cpu=True, bf16=False)
-        ours = COMMON | {"learning_rate": LEARNING_RATE.get(method, 1e-6)} | OWN.get(method, {})
-        for key, value in ours.items():
+        for key, value in list_trl_defaults(method).items():
             found = getattr(ModelConfig if key.startswith("lora") else theirs, key)
             assert getattr(found, "value", found) == value, f"{key} of {method}"
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from aurify.conversion.common import convert_batch, convert_common, convert_source, convert_steps, put_sources
-from aurify.conversion.draft import Draft, read_rows_here
+from aurify.conversion.draft import ONLINE, Draft, read_rows_here
 from aurify.errors import UserError
 from aurify.rows.columns import GOLD
 
@@ -53,11 +53,14 @@ def guess_trl_method(given: dict[str, Any]) -> str:
     return next((method for method, keys in SIGNS.items() if any(key in given for key in keys)), "sft")
 
 
+def list_trl_defaults(method: str) -> dict[str, Any]:
+    own = OWN.get(method, {}) if method in ONLINE else {"max_length": 1024} | OWN.get(method, {})
+    return COMMON | {"learning_rate": LEARNING_RATE.get(method, 1e-6)} | own
+
+
 def convert_trl(given: dict[str, Any], method: str) -> Draft:
-    defaults = COMMON | {"learning_rate": LEARNING_RATE.get(method, 1e-6)} | OWN.get(method, {})
-    defaults |= {"max_length": 1024} if method in ("sft", "dpo", "kto", "reward_model") else {}
     adapter = bool(given.get("use_peft"))
-    draft = Draft("TRL", method, given, defaults)
+    draft = Draft("TRL", method, given, list_trl_defaults(method))
     draft.leave("env", "set the environment where `aurify train` is started")
     for key in ("model_name_or_path", "model"):
         draft.take(key, "model.name")
