@@ -62,7 +62,7 @@ DESIRABLE = ForeignKey("algorithm.desirable_weight", "", "")
 UNDESIRABLE = ForeignKey("algorithm.undesirable_weight", "", "")
 REWARD = ForeignKey("task.reward", "a name or a list of [name, weight]")
 RECOMPUTE = ForeignKey("engine.checkpointing", "auto, true, false or offload")
-SERVER = ForeignKey("sampler.kind", "vllm_server; docs/vllm.md")
+SERVER = ForeignKey("sampler.kind", "vllm_server or vllm_colocated; docs/vllm.md")
 
 KEYS: dict[str, ForeignKey] = {
     # the model, its base in fewer bits, its adapter

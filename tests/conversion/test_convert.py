@@ -368,6 +368,9 @@ def test_the_defaults_of_trl_are_those_of_the_installed_one():
         ("stages: {sft: {}}", "it has stages and is a recipe already"),
         ("nothing: 1", "it has no key of TRL, axolotl or LLaMA-Factory"),
         ("model_name_or_path: x\nstage: ppo", "stage: 'ppo' has no method here; take grpo or rloo"),
+        ("base_model: x\ndatasets: [rows.jsonl]", "datasets: ['rows.jsonl']; expected a list of mappings"),
+        ("model_name_or_path: x\ndatasets: rows.jsonl", "datasets: 'rows.jsonl'; expected a list of mappings"),
+        ("model_name_or_path: x\nlabel_smoothing: 0\nloss_type: []", "a value has another form than trl writes it in"),
         ("base_model: x\nrl: bco", "rl: 'bco' is not known here"),
         ("model_name_or_path: x\nlora_r: many\nuse_peft: true", "lora_r: 'many' is no number"),
         ("model_name_or_path: x\nreward_funcs: [a.b]\nreward_weights: [1, 2]", "2 numbers for 1 reward_funcs"),
@@ -382,7 +385,8 @@ def test_what_cannot_be_converted_says_why(tmp_path, text, words):
 def test_what_is_not_said_is_told(folder):
     (folder / "bare.yaml").write_text("learning_rate: 1e-5\nbeta: 0.1\noptim: lion_8bit\nload_in_4bit: true\n")
     draft = convert(folder, "bare.yaml")
-    assert draft.method == "dpo" and any("names none" in note for note in draft.notes)
+    assert draft.method == "dpo"
+    assert [note.partition(":")[0] for note in draft.notes] == ["method", "data", "model"]
     left = {left.key: left.reason for left in draft.left}
     assert "AdamW" in left["optim"] and "needs an adapter" in left["load_in_4bit"]
     with pytest.raises(UserError, match="no model"):

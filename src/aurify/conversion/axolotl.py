@@ -57,7 +57,7 @@ def convert_axolotl(given: dict[str, Any], method: str | None) -> Draft:
 
 
 def read_first_path(draft: Draft) -> str | None:
-    entries = draft.pop("datasets") or []
+    entries = draft.pop_entries("datasets")
     for number, entry in enumerate(entries):
         for key, value in entry.items():
             if number or key != "path":
@@ -66,15 +66,13 @@ def read_first_path(draft: Draft) -> str | None:
 
 
 def convert_axolotl_rows(draft: Draft) -> None:
-    entries = draft.pop("datasets") or []
+    entries = draft.pop_entries("datasets")
     sources = [
-        source
-        for k, entry in enumerate(entries)
-        for source in convert_axolotl_source(draft, dict(entry), f"datasets.{k}")
+        source for k, entry in enumerate(entries) for source in convert_axolotl_source(draft, entry, f"datasets.{k}")
     ]
     if sources:
         put_sources(draft, sources, "datasets")
-    share, tests = draft.read_number("val_set_size", 0), draft.pop("test_datasets")
+    share, tests = draft.read_number("val_set_size", 0), draft.pop_entries("test_datasets")
     if tests and len(tests) == 1 and tests[0].get("path"):
         draft.put("data.heldout_path", tests[0]["path"], "test_datasets")
     elif tests:

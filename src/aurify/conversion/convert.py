@@ -27,18 +27,33 @@ def convert_config(path: Path, library: str | None = None, method: str | None = 
     if "stages" in given:
         raise UserError(f"{path}: it has stages and is a recipe already; `aurify train {path} --dry-run` checks it")
     library = library or guess_library(path, given)
-    if library == "axolotl":
-        draft = convert_axolotl(given, method)
-    elif library == "llama-factory":
-        draft = convert_llama_factory(given, method, path.parent)
-    else:
-        draft = convert_trl(given, method or guess_trl_method(given))
-        if method is None:
-            draft.notes.append(f"method: TRL's configs do not say it; by its keys this is {draft.method} (or --method)")
+    try:
+        draft = convert_values(given, library, method, path.parent)
+    except UserError:
+        raise
+    except (TypeError, ValueError, AttributeError, LookupError) as error:  # their programs would refuse it, too
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"a value has another form than {library} writes it in ({reason}); --debug shows where"
+        ) from error
     draft.leave_the_rest()
+    if "task" not in draft.top and not {"path", "mix"} & draft.stage.get("data", {}).keys():
+        where = "task: {name: jsonl, path: ...}" if draft.online else f"stages.{draft.method}.data: {{path: ...}}"
+        draft.notes.append(f"data: the config names none; set `{where}`")
     if "name" not in draft.top.get("model", {}):
         draft.notes.append("model: the config names none; set `model:`, or give it as model=NAME to `aurify train`")
     draft.top.setdefault("name", path.stem)
+    return draft
+
+
+def convert_values(given: dict[str, Any], library: str, method: str | None, folder: Path) -> Draft:
+    if library == "axolotl":
+        return convert_axolotl(given, method)
+    if library == "llama-factory":
+        return convert_llama_factory(given, method, folder)
+    draft = convert_trl(given, method or guess_trl_method(given))
+    if method is None:
+        draft.notes.append(f"method: TRL's configs do not say it; by its keys this is {draft.method} (or --method)")
     return draft
 
 

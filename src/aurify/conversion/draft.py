@@ -74,6 +74,13 @@ class Draft:
             self.put(target or (KEYS[key].choose(self.online) if key in KEYS else key), change(value), origin)
         return value
 
+    def pop_entries(self, key: str) -> list[dict[str, Any]]:
+        """Data sets as a list of mappings, as axolotl and TRL write them."""
+        entries = self.pop(key) or []
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise UserError(f"{key}: {entries!r}; expected a list of mappings, such as - path: rows.jsonl")
+        return [dict(entry) for entry in entries]
+
     def leave(self, key: str, reason: str, value: Any = None) -> None:
         """value: of a key that was looked at before."""
         value = self.given.pop(key, value)

@@ -83,8 +83,8 @@ def convert_trl_rows(draft: Draft) -> None:
     entry = {"path": draft.pop("dataset_name"), "split": draft.pop("dataset_train_split")}
     entry["name"] = draft.pop("dataset_config")
     sources = [convert_source(draft, entry, "dataset")] if entry["path"] else []
-    if (mixed := draft.pop("datasets")) and isinstance(mixed, list):
-        sources = [convert_source(draft, dict(part), f"datasets.{k}") for k, part in enumerate(mixed)]
+    if mixed := draft.pop_entries("datasets"):
+        sources = [convert_source(draft, part, f"datasets.{k}") for k, part in enumerate(mixed)]
     if sources:
         put_sources(draft, sources, "dataset_name" if entry["path"] and not mixed else "datasets")
     measured = draft.pop("eval_strategy", draft.pop("evaluation_strategy", "no")) not in ("no", False)
@@ -198,6 +198,7 @@ def convert_trl_grpo(draft: Draft) -> None:
 
 def convert_trl_task(draft: Draft) -> None:
     path, functions = draft.pop("dataset_name"), draft.pop("reward_funcs") or []
+    functions = [functions] if isinstance(functions, str) else functions
     if path == "openai/gsm8k":
         draft.put("task.name", "gsm8k", "dataset_name: openai/gsm8k, with both of its splits")
         for key in ("dataset_config", "dataset_train_split"):
