@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 from click import unstyle
@@ -156,3 +157,26 @@ def test_dashes_on_the_command_line_lead_to_the_key(option, words):
 def test_help_knows_the_words():
     assert "here that is optim.lr" in CliRunner().invoke(app, ["help", "learning_rate"]).output
     assert "vllm_server" in translate_key("use_vllm")
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "convert.md").read_text(encoding="utf-8")
+TABLE = re.findall(r"^\| (`.*?) \| (.*) \|$", PAGE, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("written", "answer"), TABLE, ids=lambda text: text[:30])
+def test_the_table_of_the_docs_is_what_a_recipe_answers(written, answer):
+    expected = answer.partition("`")[2].partition("`")[0] if answer.startswith("`") else answer.partition(" here")[0]
+    for word in re.findall(r"`(.*?)`", written):
+        _, method, name = word.split(".") if "." in word else ("", "dpo" if "beta" in word else "sft", word)
+        stage = {"method": method, name: 1} | ({} if method == "grpo" else {"data": {"path": "x"}})
+        with pytest.raises(UserError) as raised:
+            build_recipe({"model": "random:tiny", "stages": {"s": stage}})
+        assert expected in str(raised.value), word
+
+
+def test_the_commands_of_the_docs_have_options_that_there_are():
+    lines = re.findall(r"^aurify (convert|init) (.*?)(?: {2,}#.*)?$", PAGE, re.MULTILINE)
+    assert TABLE and len(lines) > 2
+    for command, words in lines:
+        known = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "200"}).output
+        assert all(option in unstyle(known) for option in re.findall(r"--\w+", words)), words
