@@ -12,9 +12,22 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "aurify"
 FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
-    {"types", "errors", "bounds", "config", "signatures", "registry", "http", "cores", "threads", "files", "thoughts"},
+    {
+        "types",
+        "errors",
+        "bounds",
+        "config",
+        "foreign_keys",
+        "signatures",
+        "registry",
+        "http",
+        "cores",
+        "threads",
+        "files",
+        "thoughts",
+    },
     {"hardware", "rows"},
-    {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools"},
+    {"models", "renderer", "algorithms", "tracking", "samplers.sampler", "sandbox", "tools", "conversion"},
     {"knowledge", "rewards", "report", "tools.python"},
     {"tools.search"},
     {"data", "engine", "environments"},

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from aurify.errors import UserError
+from aurify.foreign_keys import translate_key
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -27,53 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FILE_SUFFIXES = (".yaml", ".yml", ".json")
 SHORTHANDS = {"model": "name", "task": "name", "reward": "model"}  # `model: x` is short for `model: {name: x}`
-# keys and methods of TRL, peft and others -> what they are here
-FOREIGN = {
-    "r": "lora.rank",
-    "lora_r": "lora.rank",
-    "lora_rank": "lora.rank",
-    "lora_alpha": "lora.alpha",
-    "lora_dropout": "lora.dropout",
-    "lora_target": "lora.targets",
-    "target_modules": "lora.targets",
-    "learning_rate": "optim.lr",
-    "lr": "optim.lr",
-    "lr_scheduler_type": "optim.schedule",
-    "warmup_steps": "optim.warmup_steps",
-    "weight_decay": "optim.weight_decay",
-    "max_grad_norm": "optim.max_grad_norm",
-    "num_train_epochs": "epochs",
-    "max_steps": "steps",
-    "per_device_train_batch_size": "batch_size, the rows of one optimiser step",
-    "gradient_accumulation_steps": "batch_size, the rows of one optimiser step; how many fit into memory is found out",
-    "gradient_checkpointing": "engine.checkpointing",
-    "max_seq_length": "max_length",
-    "save_steps": "checkpoint_every",
-    "save_total_limit": "keep_checkpoints",
-    "num_generations": "completions_per_prompt",
-    "max_turns": "limits.turns",
-    "max_completion_length": "sampling.max_tokens",
-    "max_new_tokens": "sampling.max_tokens",
-    "beta": "algorithm.beta for preferences, algorithm.kl_coef for grpo and its kind",
-    "epsilon": "algorithm.clip_low and algorithm.clip_high",
-    "model_name_or_path": "model",
-    "base_model": "model",
-    "torch_dtype": "model.dtype",
-    "load_in_4bit": "model.quantize, with nf4",
-    "load_in_8bit": "model.quantize, with int8",
-    "quantization_config": "model.quantize",
-    "bf16": "model.dtype: bfloat16",
-    "dataset_name": "data: {path: ...} of a stage",
-    "report_to": "in every run: metrics.jsonl, TensorBoard files and report.html",
-    "output_dir": "the option --runs of `aurify train`",
-    "reward": "task: {name: ..., reward: ...}; `reward: {model: ...}` of a stage is a reward model",
-    "rewards": "task: {name: ..., reward: [...]}",
-    "reward_funcs": "task: {name: ..., reward: [...]}",
-    "ppo": "grpo or rloo, which need no critic",
-    "reinforce": "reinforce_pp or rloo",
-    "rm": "reward_model",
-    "ipo": "dpo with algorithm.loss_type: ipo",
-}
 WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "text", Path: "a path", type(None): "null"}
 
 
@@ -244,7 +198,8 @@ def build_options_at(cls: type[T], values: Any, key: str) -> T:
         if name not in hints:
             inside = next(find_config_keys(values, str(name)), None) if not key else None
             near = f"; did you mean {inside!r}?" if inside else did_you_mean(str(name), hints)
-            raise UserError(f"unknown key {quote_key(join_config_keys(key, name))}{translate_key(str(name)) or near}")
+            foreign = translate_key(str(name), key, hints)
+            raise UserError(f"unknown key {quote_key(join_config_keys(key, name))}{foreign or near}")
     specs = {spec.name: spec for spec in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for name in hints:
         required = specs[name].default is dataclasses.MISSING and specs[name].default_factory is dataclasses.MISSING
@@ -349,11 +304,6 @@ def describe_hint(hint: Any) -> str:
     if origin in (dict, Mapping) or dataclasses.is_dataclass(hint) or hint is dict:
         return "a mapping"
     return WORDS.get(hint, getattr(hint, "__name__", str(hint)))
-
-
-def translate_key(name: str) -> str:
-    """`; here that is ...` for a word of another library."""
-    return f"; here that is {FOREIGN[name]}" if name in FOREIGN else ""
 
 
 def did_you_mean(name: str, known: Iterable[str], *, listing: bool = True) -> str:

@@ -18,8 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar, get_args
 
-from aurify.config import did_you_mean, missing_file, translate_key
+from aurify.config import did_you_mean, missing_file
 from aurify.errors import UserError
+from aurify.foreign_keys import translate_key
 from aurify.signatures import EXPECTED, find_signature_problem, short_path
 
 T = TypeVar("T")

@@ -103,4 +103,4 @@ def test_help_names_every_command():
 def test_an_option_of_a_recipe_with_dashes_is_told_how_it_is_written():
     result = CliRunner().invoke(app, ["train", "quickstart", "--learning-rate", "3"])
     text = " ".join(result.stderr.replace("│", " ").split())
-    assert result.exit_code == 2 and "stages.NAME.learning_rate=VALUE" in text
+    assert result.exit_code == 2 and "here that is stages.NAME.optim.lr" in text

@@ -245,6 +245,10 @@ def test_schedules():
     cosine = OptimConfig(lr=1.0, schedule="cosine", min_lr_ratio=0.1)
     assert lr_at(cosine, 0, 10) == 1.0 and lr_at(cosine, 5, 10) == pytest.approx(0.55)
     assert lr_at(OptimConfig(lr=0.3), 7, 10) == 0.3
+    share = OptimConfig(lr=1.0, schedule="linear", warmup_ratio=0.3)
+    assert [lr_at(share, k, 6) for k in range(6)] == [lr_at(linear, k, 6) for k in range(6)]  # 1.8 of 6 steps are 2
+    with pytest.raises(UserError, match=r"warmup_ratio: 0\.1 and warmup_steps: 2 both"):
+        OptimConfig(warmup_steps=2, warmup_ratio=0.1)
 
 
 def test_errors_name_the_mend():

@@ -84,7 +84,7 @@ def test_what_the_renderer_is_told_holds_for_every_stage_that_does_not_say_other
         ("stages", [{"method": "sft"}], ["stages: it is a list", "stages have names"]),
         ("stages.stf", {"steps": 2}, ["stages.stf", "no method", "did you mean 'sft'"]),
         ("stages.grpo.reward", "number_match", ["stages.grpo.reward", "no model", "reward: number_match"]),
-        ("reward", "number_match", ["'reward'", "here that is task: {name: ..., reward: ...}"]),
+        ("reward", "number_match", ["'reward'", "here that is task.reward"]),
         ("stages.sft.method", "sff", ["stages.sft", "sff", "did you mean 'sft'"]),
         ("stages.sft.method", None, ["stages.sft", "no method"]),
         ("stages.sft.stepps", 3, ["stages.sft.stepps", "did you mean 'steps'"]),

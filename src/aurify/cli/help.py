@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from aurify.cli.list import wrap_hanging
-from aurify.config import did_you_mean, translate_key
+from aurify.config import did_you_mean
 from aurify.errors import UserError
+from aurify.foreign_keys import translate_key
 
 if TYPE_CHECKING:
     from aurify.cli.reference import Option

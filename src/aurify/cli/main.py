@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from aurify.cli.chat import chat
+from aurify.cli.convert import convert
 from aurify.cli.data import data
 from aurify.cli.demo import demo
 from aurify.cli.doctor import doctor
@@ -23,6 +24,7 @@ from aurify.cli.evaluate import evaluate_model
 from aurify.cli.export import export, push_folder
 from aurify.cli.help import explain
 from aurify.cli.ingest import ingest
+from aurify.cli.init import init
 from aurify.cli.kb import kb
 from aurify.cli.list import list_names
 from aurify.cli.memory import plan_recipe
@@ -84,7 +86,6 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -120,6 +121,8 @@ def set_global_flags(
 
 app.command()(demo)
 app.command(cls=TrainCommand)(train)
+app.command()(init)
+app.command()(convert)
 app.command(name="plan")(plan_recipe)
 app.command(name="eval")(evaluate_model)
 app.command()(sample)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from aurify.cli.names import resolve_recipe_argument
+from aurify.cli.names import RECIPE, resolve_recipe_argument
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def plan_recipe(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or the name of a recipe that comes along.")],
+    recipe: Annotated[str, RECIPE],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="dotted.key=value, such as stages.grpo.sampling.max_tokens=512.")
     ] = None,

@@ -8,6 +8,7 @@ a folder written with a slash.
 
 from __future__ import annotations
 
+import glob
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,38 @@ from aurify.errors import UserError
 from aurify.models.catalog import KNOWN
 
 log = logging.getLogger(__name__)
+
+
+def complete_files(beginning: str, *suffixes: str) -> list[str]:
+    """What the shell offers while a path is typed: folders, and files with one of the suffixes."""
+    found = [Path(path) for path in sorted(glob.glob(f"{glob.escape(beginning)}*"))]
+    return [f"{path}/" if path.is_dir() else str(path) for path in found if path.is_dir() or path.suffix in suffixes]
+
+
+def complete_runs(incomplete: str) -> list[str]:
+    return [name for name in ("last", *(run.name for run in list_runs(RUNS))) if name.startswith(incomplete)]
+
+
+def complete_models(incomplete: str) -> list[str]:
+    known = [name for name in KNOWN if name.startswith(incomplete)]
+    return [*known, *complete_runs(incomplete), *complete_files(incomplete, ".gguf")]
+
+
+def complete_recipes(incomplete: str) -> list[str]:
+    shipped = [name for name in list_recipes() if name.startswith(incomplete)]
+    return [*shipped, *complete_files(incomplete, ".yaml", ".yml")]
+
+
 ModelName = Annotated[
-    str, typer.Argument(help="A run, RUN:stage, a folder, a GGUF file, a catalogue name or a hub id.")
+    str,
+    typer.Argument(
+        help="A run, RUN:stage, a folder, a GGUF file, a catalogue name or a hub id.", autocompletion=complete_models
+    ),
 ]
-RunName = Annotated[str, typer.Argument(help="A run's folder, its name, or last.")]
+RECIPE = typer.Argument(
+    help="A YAML file, or the name of a recipe that comes along: quickstart.", autocompletion=complete_recipes
+)
+RunName = Annotated[str, typer.Argument(help="A run's folder, its name, or last.", autocompletion=complete_runs)]
 RunsFolder = Annotated[Path, typer.Option("--runs", help="The folder that holds the runs.", show_default=True)]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 RUNS = Path("runs")

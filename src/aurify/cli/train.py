@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from aurify.cli.names import RUNS, RunsFolder, resolve_recipe_argument, resolve_run_argument
+from aurify.cli.names import RECIPE, RUNS, RunsFolder, resolve_recipe_argument, resolve_run_argument
 from aurify.errors import UserError
+from aurify.foreign_keys import translate_key
 
 if TYPE_CHECKING:
     from aurify.tracking.run_folder import RunFolder
@@ -25,14 +26,13 @@ class TrainCommand(TyperCommand):
         except Exception as error:
             if isinstance(name := getattr(error, "option_name", None), str) and hasattr(error, "message"):
                 key = name.strip("-").replace("-", "_")
-                error.message += f". What a recipe says is written without dashes, such as stages.NAME.{key}=VALUE"
+                example = translate_key(key, known=["stages"]) or f", such as stages.NAME.{key}=VALUE"
+                error.message += f". What a recipe says is written without dashes{example}"
             raise
 
 
 def train(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A YAML file, or the name of a recipe that comes along: quickstart.")
-    ] = None,
+    recipe: Annotated[str | None, RECIPE] = None,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="dotted.key=value, such as stages.grpo.steps=10.")
     ] = None,

@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from aurify.bounds import Checked, NonNegativeInt, PositiveFloat
+from aurify.bounds import Checked, Interval, NonNegativeInt, PositiveFloat
 from aurify.errors import UserError
 from aurify.models.quantized_linear import import_bitsandbytes
 
@@ -27,6 +27,7 @@ class OptimConfig(Checked):
     lr: PositiveFloat = 1e-4  # learning rate at its highest
     schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rate after the warm-up
     warmup_steps: NonNegativeInt = 0  # in which the learning rate rises from 0
+    warmup_ratio: Annotated[float, Interval(ge=0, lt=1)] = 0.0  # or the share of all steps in which it does
     min_lr_ratio: float = 0.0  # where linear and cosine end, as a share of lr
     weight_decay: float = 0.0  # on matrices only
     beta1: float = 0.9  # decay of the mean of gradients (AdamW)
@@ -35,12 +36,21 @@ class OptimConfig(Checked):
     max_grad_norm: float = 1.0  # 0 = no clipping
     max_skipped_steps: NonNegativeInt = 3  # so many steps in a row may be skipped because their gradient is not finite
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_steps and self.warmup_ratio:
+            raise UserError(
+                f"warmup_ratio: {self.warmup_ratio} and warmup_steps: {self.warmup_steps} both say how long the "
+                "learning rate rises; keep one"
+            )
+
 
 def lr_at(config: OptimConfig, step: int, total_steps: int) -> float:
     """Learning rate of step 0 .. total_steps - 1: linear warm-up, then the schedule."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    warmup = config.warmup_steps or math.ceil(config.warmup_ratio * total_steps)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total_steps - warmup)
     falling = {"constant": 1.0, "linear": 1 - progress, "cosine": 0.5 * (1 + math.cos(math.pi * progress))}[
         config.schedule
     ]
