@@ -1,9 +1,9 @@
 """What people write for a run, a model, a recipe or a knowledge base, and where it is.
 
 A run is its folder, its name under the folder of runs (the beginning is enough where it is unique), or `last`. A model
-is a run (its last finished stage), `RUN:stage`, a folder, a GGUF file, a catalogue name or a hub id. A recipe is a
-file, or the name of one that comes with Aurify (`quickstart`, `tiny/sft`). A knowledge base is its name under `kb/`, or
-a folder written with a slash.
+is a run (its last finished stage), `RUN:stage` or `RUN/stage`, a folder, a GGUF file, a catalogue name or a hub id. A
+recipe is a file, or the name of one that comes with Aurify (`quickstart`, `tiny/sft`). A knowledge base is its name
+under `kb/`, or a folder written with a slash.
 """
 
 from __future__ import annotations
@@ -42,6 +42,11 @@ class NamedModel:
     name: str
     run: Path | None = None
     stage: str | None = None
+
+    @property
+    def label(self) -> str:
+        """RUN/stage, which can be typed again; or the name."""
+        return self.name if self.run is None else f"{self.run.name}/{self.stage}"
 
     def recipe(self) -> dict[str, Any]:
         """The values of the run's recipe; empty where there is none."""
@@ -104,6 +109,11 @@ def resolve_model_argument(name: str, runs: Path = RUNS) -> NamedModel:
     if colon and run_name and run_name != "random" and not Path(name).exists():
         return find_stage_model(resolve_run_argument(run_name, runs), stage)
     folder = Path(name).expanduser()
+    if (folder / FINAL).is_dir() and is_run(folder.parent):
+        return find_stage_model(folder.parent, folder.name)
+    run_name, _, stage = name.rpartition("/")
+    if run_name and not folder.exists() and names_a_run(run_name, runs):
+        return find_stage_model(resolve_run_argument(run_name, runs), stage)
     begins_a_run = not folder.exists() and any(run.name.startswith(name) for run in list_runs(runs))
     if name in ("last", "latest") or is_run(folder) or begins_a_run:
         run = resolve_run_argument(name, runs)
@@ -118,6 +128,10 @@ def resolve_model_argument(name: str, runs: Path = RUNS) -> NamedModel:
     if not any(c in name for c in "/:.") and name not in KNOWN and not folder.exists():
         log.info("no run in %s/ begins with %r; looking for a model of that name", runs, name)
     return NamedModel(name)
+
+
+def names_a_run(name: str, runs: Path) -> bool:
+    return name in ("last", "latest") or is_run(Path(name)) or any(run.name.startswith(name) for run in list_runs(runs))
 
 
 def find_stage_model(run: Path, stage: str) -> NamedModel:
