@@ -7,20 +7,21 @@ import secrets
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from aurify.cli.exams import Exam, choose_exams
-from aurify.cli.names import RUNS, Device, NamedModel, RunsFolder, resolve_model_argument
-from aurify.cli.writer import open_writer
+from aurify.cli.names import RUNS, Device, NamedModel, RunsFolder, resolve_model_argument, resolve_suite_argument
+from aurify.cli.writer import Writer, open_writer
 from aurify.errors import UserError
 
 if TYPE_CHECKING:
     from aurify.evaluation.evaluate import Evaluation
     from aurify.evaluation.folder import EvaluationFolder
+    from aurify.evaluation.suite import Suite
 
 EVALS = Path("evals")
 WIDTH = 240  # columns of tables in files and pipes, where nothing has to fold
@@ -41,6 +42,10 @@ def evaluate_models(
     ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Ask the held-out tasks of this recipe, sampled as it says.")
+    ] = None,
+    suite: Annotated[
+        list[str] | None,
+        typer.Option(help="Tasks of lm-evaluation-harness: math_small, math_full, general, or a file of yours."),
     ] = None,
     num_tasks: Annotated[int | None, typer.Option(min=1, help="Held-out tasks to ask.", show_default="all")] = None,
     samples: Annotated[
@@ -78,20 +83,33 @@ def evaluate_models(
     runs: RunsFolder = RUNS,
 ) -> None:
     """Evaluate models on held-out tasks, and compare them question by question."""
+    from aurify.evaluation.scores import score_evaluation
+    from aurify.evaluation.suite import hub_switched_off
+
     typed, options = split_model_names(names)
     models = [resolve_model_argument(name, runs) for name in typed]
     check_models(models)
     given = {"max_tokens": max_tokens, "temperature": temperature, "top_p": top_p, "stop": stop}
     sampling = {name: value for name, value in given.items() if value is not None}
-    exams = choose_exams(models, recipe, task, options, sampling, max_turns, plugin or ())
+    suites = choose_suites(suite or (), options, num_tasks)
+    asked = not suites or task is not None or recipe is not None
+    if suites and asked and options:
+        raise UserError(f"{' '.join(options)}: of the task or of the suite? Run them one after the other")
+    exams = choose_exams(models, recipe, task, options, sampling, max_turns, plugin or ()) if asked else []
     check_samples(exams, samples)
-    folder = open_evaluation_folder(out, exams, models, num_tasks=num_tasks, samples=samples, seed=seed)
-    for model in models:
-        for exam, result in ask_model(
-            model, exams, folder, num_tasks=num_tasks, samples=samples, seed=seed, success=success, device=device
-        ):
-            if not as_json:
-                print_evaluation(f"{model.label} on {exam.label}", result, show)
+    folder = open_evaluation_folder(
+        out, exams, suites, models, num_tasks=num_tasks, samples=samples, seed=seed, success=success
+    )
+    with hub_switched_off(any(one.offline for one in suites)):
+        for model in models:
+            with open_writer(model, device=device) as writer:
+                for exam in exams:
+                    result = ask_model(writer, exam, num_tasks=num_tasks, samples=samples, seed=seed)
+                    folder.add(score_evaluation(model.label, exam.label, result, samples, success))
+                    if not as_json:
+                        print_evaluation(f"{model.label} on {exam.label}", result, show)
+                for one in suites:
+                    ask_suite(writer, one, model.label, folder, quiet=as_json)
     finish_evaluation(folder, as_json)
 
 
@@ -123,7 +141,7 @@ def check_samples(exams: Sequence[Exam], samples: int) -> None:
 
 
 def open_evaluation_folder(
-    path: Path | None, exams: Sequence[Exam], models: Sequence[NamedModel], **settings: Any
+    path: Path | None, exams: Sequence[Exam], suites: Sequence[Suite], models: Sequence[NamedModel], **settings: Any
 ) -> EvaluationFolder:
     """It is made with the first result."""
     from aurify.evaluation.folder import EvaluationFolder
@@ -136,45 +154,55 @@ def open_evaluation_folder(
         {"label": e.label, "task": e.task, "sampling": asdict(e.params), "limits": asdict(e.limits)} for e in exams
     ]
     known = {model.label: model.name for model in models}
+    told = {"suites": [asdict(suite) for suite in suites]} if suites else {}
     return EvaluationFolder(
-        path, {**describe_run_start(settings["seed"]), "models": known, "tasks": asked, "settings": settings}
+        path, {**describe_run_start(settings["seed"]), "models": known, "tasks": asked, **told, "settings": settings}
     )
 
 
-def ask_model(
-    model: NamedModel,
-    exams: Sequence[Exam],
-    folder: EvaluationFolder,
-    *,
-    num_tasks: int | None,
-    samples: int,
-    seed: int,
-    success: float,
-    device: str,
-) -> list[tuple[Exam, Evaluation]]:
-    from aurify.evaluation.evaluate import evaluate
-    from aurify.evaluation.scores import score_evaluation
+def choose_suites(names: Sequence[str], overrides: list[str], num_tasks: int | None) -> list[Suite]:
+    """Read before a model is loaded. num_tasks: of each of their tasks."""
+    from aurify.evaluation.harness import PURPOSE
+    from aurify.evaluation.suite import hub_switched_off, read_suite
+    from aurify.files import require
 
-    results = []
-    with open_writer(model, device=device) as writer:
-        for exam in exams:
-            result = writer.run(
-                evaluate(
-                    exam.taskset,
-                    writer.sampler,
-                    writer.renderer,
-                    exam.params,
-                    num_tasks=num_tasks,
-                    samples_per_task=samples,
-                    seed=seed,
-                    max_context=writer.sampler.max_context,
-                    limits=exam.limits,
-                    options=exam.rollouts,
-                )
-            )
-            folder.add(score_evaluation(model.label, exam.label, result, samples, success))
-            results.append((exam, result))
-    return results
+    suites = [read_suite(resolve_suite_argument(name), overrides) for name in names]
+    if suites:
+        with hub_switched_off(any(suite.offline for suite in suites)):
+            require("lm_eval", "lm-eval", PURPOSE)
+    return [suite if num_tasks is None else replace(suite, limit=num_tasks) for suite in suites]
+
+
+def ask_model(writer: Writer, exam: Exam, *, num_tasks: int | None, samples: int, seed: int) -> Evaluation:
+    from aurify.evaluation.evaluate import evaluate
+
+    return writer.run(
+        evaluate(
+            exam.taskset,
+            writer.sampler,
+            writer.renderer,
+            exam.params,
+            num_tasks=num_tasks,
+            samples_per_task=samples,
+            seed=seed,
+            max_context=writer.sampler.max_context,
+            limits=exam.limits,
+            options=exam.rollouts,
+        )
+    )
+
+
+def ask_suite(writer: Writer, suite: Suite, label: str, folder: EvaluationFolder, *, quiet: bool) -> None:
+    from aurify.evaluation.harness import open_harness_model, run_suite
+
+    assert writer.engine is not None
+    model = open_harness_model(writer.engine, writer.sampler, writer.renderer, writer.run)
+    rows = folder.add_suite(label, suite.name, run_suite(suite, model))
+    if model.num_cut:
+        typer.echo(f"{label} on {suite.name}: {model.num_cut} prompts were too long and lost their beginning", err=True)
+    for row in () if quiet else rows:
+        error = f"{row['value']:.3f} ± {row['error']:.3f}"
+        typer.echo(f"{label} on {row['task']}: {row['measure']} {error} on {row['num']} questions")
 
 
 def finish_evaluation(folder: EvaluationFolder, as_json: bool) -> None:

@@ -181,7 +181,20 @@ def list_recipes() -> dict[str, Path]:
     folder = next((folder for folder in SHIPPED if folder.is_dir()), None)
     files = sorted(folder.rglob("*.yaml")) if folder is not None else []
     named = {str(file.relative_to(folder).with_suffix("").as_posix()): file for file in files}  # type: ignore[arg-type]
-    return {name: file for name, file in named.items() if not name.startswith("base/")}
+    return {name: file for name, file in named.items() if not name.startswith(("base/", "eval/"))}
+
+
+def resolve_suite_argument(name: str) -> Path:
+    """A file of the user's, or a suite of lm-evaluation-harness that comes along in recipes/eval."""
+    path = Path(name).expanduser()
+    folder = next((folder / "eval" for folder in SHIPPED if (folder / "eval").is_dir()), None)
+    shipped = {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder is not None else {}
+    if path.is_file():
+        return path
+    if name.removeprefix("eval/") in shipped:
+        return shipped[name.removeprefix("eval/")]
+    hint = did_you_mean(name, shipped)
+    raise UserError(f"--suite: there is no suite {name!r}, as a file or among those that come along{hint}")
 
 
 def resolve_kb_argument(name: str, *, new: bool = False) -> Path:

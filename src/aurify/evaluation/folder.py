@@ -3,20 +3,22 @@ Each result is written as soon as it is there."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from aurify.evaluation.evaluate import Evaluation
+from aurify.evaluation.harness import list_suite_rows, list_suite_values
 from aurify.evaluation.paired import compare_paired
 from aurify.evaluation.scores import Scored
 from aurify.tracking import jsonl
 from aurify.tracking.samples import record_sample
 
 RESULTS = "results.json"
+Values = Mapping[Hashable, float]
 
 
 @dataclass
@@ -25,18 +27,47 @@ class EvaluationFolder:
 
     path: Path
     facts: Mapping[str, Any]
-    rows: list[dict[str, Any]] = field(default_factory=list)  # one a model and task
+    rows: list[dict[str, Any]] = field(default_factory=list)  # one a model, task and measure
     comparisons: list[dict[str, Any]] = field(default_factory=list)
-    known: list[Scored] = field(default_factory=list)  # whose models can be compared question by question
+    # (task, measure) -> (model, what it earns on each question, by the question's id)
+    known: dict[tuple[str, str], list[tuple[str, Values]]] = field(default_factory=dict)
 
     def add(self, scored: Scored) -> None:
         """Writes the answers down and compares the model with those that did the same task."""
-        name = f"answers/{len(self.rows) + 1:02d}-{name_file(scored.task)}-{name_file(scored.model)}.jsonl"
-        (self.path / "answers").mkdir(parents=True, exist_ok=True)
-        jsonl.write_log(self.path / name, record_answers(scored.evaluation))
-        self.known.append(scored)
-        self.comparisons += compare_models([other for other in self.known if other.task == scored.task], scored)
+        name = self.write_answers(scored.model, scored.task, record_answers(scored.evaluation))
+        values = dict(enumerate(scored.evaluation.by_task))
+        self.compare(scored.model, scored.task, scored.evaluation.measure, values)
         self.add_row({**scored.to_record(), "answers": name})
+
+    def add_suite(self, model: str, suite: str, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The results of lm-evaluation-harness. Returns the rows."""
+        logs = {
+            task: self.write_answers(model, task, [json.loads(json.dumps(row, default=str)) for row in samples])
+            for task, samples in results.get("samples", {}).items()
+        }
+        rows = list_suite_rows(results)
+        for row in rows:
+            self.compare(model, row["task"], row["measure"], list_suite_values(results, row["task"], row["measure"]))
+            self.add_row({"model": model, "suite": suite, **row, "log": logs.get(row["task"])})
+        return rows
+
+    def write_answers(self, model: str, task: str, lines: Sequence[Mapping[str, Any]]) -> str:
+        """Returns the file, as results.json names it."""
+        (self.path / "answers").mkdir(parents=True, exist_ok=True)
+        number = len(list((self.path / "answers").iterdir())) + 1
+        name = f"answers/{number:02d}-{name_file(task)}-{name_file(model)}.jsonl"
+        jsonl.write_log(self.path / name, lines)
+        return name
+
+    def compare(self, model: str, task: str, measure: str, values: Values) -> None:
+        """The model with each of those that were asked the same questions before it."""
+        others = self.known.setdefault((task, measure), [])
+        for other, known in others:
+            if values and known.keys() == values.keys():
+                pairs = [known[key] for key in values], list(values.values())
+                found = {"task": task, "measure": measure, "first": other, "second": model}
+                self.comparisons.append(found | compare_paired(*pairs).to_record())
+        others.append((model, values))
 
     def add_row(self, row: Mapping[str, Any]) -> None:
         self.rows.append(dict(row))
@@ -45,16 +76,6 @@ class EvaluationFolder:
 
     def to_record(self) -> dict[str, Any]:
         return {**self.facts, "results": self.rows, "comparisons": self.comparisons}
-
-
-def compare_models(same: Sequence[Scored], newest: Scored) -> list[dict[str, Any]]:
-    """The newest of the models that did a task with each of the others."""
-    return [
-        {"task": first.task, "first": first.model, "second": second.model}
-        | compare_paired(first.evaluation.by_task, second.evaluation.by_task).to_record()
-        for first, second in combinations(same, 2)
-        if second is newest
-    ]
 
 
 def record_answers(evaluation: Evaluation) -> list[dict[str, Any]]:

@@ -99,10 +99,10 @@ def format_rate(estimate: Mapping[str, Any] | None) -> str:
 
 def list_comparison_cells(comparisons: Sequence[Mapping[str, Any]]) -> Cells:
     """What two models differ by on the same questions."""
-    heads = ["task", "model", "less", "difference", "better", "worse", "sign test p"]
+    heads = ["task", "measure", "model", "less", "difference", "better", "worse", "sign test p"]
     lines = []
     for row in comparisons:
         counts = [str(row["num_better"]), str(row["num_worse"]), f"{row['p']:.2g}"]
         difference = f"{row['difference']:+.3f} ±{row['error']:.3f}"
-        lines.append([row["task"], row["second"], row["first"], difference, *counts])
+        lines.append([row["task"], row["measure"], row["second"], row["first"], difference, *counts])
     return heads, lines
