@@ -130,7 +130,8 @@ def check_models(models: Sequence[NamedModel]) -> None:
     if twice := [label for label in dict.fromkeys(labels) if labels.count(label) > 1]:
         raise UserError(f"{twice[0]} is named twice; name each model once")
     for model in models:
-        resolve_model(model.name)
+        if model.run is None:
+            resolve_model(model.name)
 
 
 def check_samples(exams: Sequence[Exam], samples: int) -> None:
