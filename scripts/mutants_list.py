@@ -311,13 +311,13 @@ LOOPS = [
         ),
         (
             "temperature of prepare",
-            "prepared(algorithm, batch, engine, temperature)",
-            "prepared(algorithm, batch, engine)",
+            "prepared(algorithm, given, engine, temperature)",
+            "prepared(algorithm, given, engine)",
         ),
         (
             "prepared not called",
-            "batch = prepared(algorithm, batch, engine, temperature)",
-            "batch = list(batch)",
+            "batch = prepared(algorithm, given, engine, temperature)",
+            "batch = list(given)",
         ),
         ("the controller's weight not used", "controller.apply(algorithm) if controller else algorithm", "algorithm"),
         ("keep_reference not called", "        engine.keep_reference()\n", "        pass\n"),
@@ -642,7 +642,7 @@ REWARDS = [
     *faults(
         "rewards/trl.py",
         "rewards/test_trl_functions.py",
-        ("chats for plain prompts", "    if task.plain:\n        known", "    if False:\n        known"),
+        ("chats for plain prompts", "    if task.plain and not any(played):", "    if False:"),
         ("no solution", '{"solution": task.answer, "answer"', '{"answer"'),
         ("texts are lists", "isinstance(given, str | bytes | Mapping) or", "isinstance(given, Mapping) or"),
     ),

@@ -334,7 +334,7 @@ def test_foreign_text_may_hold_our_own_marks():
 
 
 def test_system_prompts_are_folded_where_a_template_refuses_them(caplog):
-    renderer_file.warn_once.cache_clear()
+    renderer_file.warn_template_once.cache_clear()
     renderer = Renderer(made.family("gemma"))
     system = {"role": "system", "content": "Be brief."}
     with caplog.at_level(logging.WARNING, "aurify"):
@@ -366,7 +366,7 @@ def test_messages_that_were_folded_are_joined_where_roles_must_alternate():
 
 
 def test_dropped_thoughts_are_told_once(caplog):
-    renderer_file.warn_once.cache_clear()
+    renderer_file.warn_template_once.cache_clear()
     renderer = Renderer(made.family("qwen3"))
     encode = renderer.tokenizer
     thought = [*encode("<think>he</think>12", add_special_tokens=False).input_ids, renderer.end_token]
@@ -380,7 +380,7 @@ def test_dropped_thoughts_are_told_once(caplog):
 
 
 def test_dropped_thoughts_are_told_in_training_too(caplog):
-    renderer_file.warn_once.cache_clear()
+    renderer_file.warn_template_once.cache_clear()
     renderer = Renderer(made.family("qwen3"))
     thought = {"role": "assistant", "content": "<think>\nhe\n</think>\n\n12"}
     with caplog.at_level(logging.WARNING, "aurify"):

@@ -88,7 +88,7 @@ def test_a_page_of_the_largest_size_takes_no_tree_of_memory():
     page = "<p a=b c=d e=f>" * (10_000_000 // 15)
     code = "import resource, sys; from aurify.knowledge.reading.webpage import read_web_html; read_web_html('<p>x')\n"
     code += "most = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-    code += "page = sys.stdin.read(); before = most(); read_page(page); print((most() - before) // 1024)"
+    code += "page = sys.stdin.read(); before = most(); read_web_html(page); print((most() - before) // 1024)"
     child = subprocess.run([sys.executable, "-c", code], input=page, capture_output=True, text=True)
     assert child.stdout and int(child.stdout) < 60, child.stdout + child.stderr
 

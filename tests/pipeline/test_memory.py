@@ -127,9 +127,8 @@ def little_ram(monkeypatch):
     limit = round(0.6 * needed)
     real = cards.choose_memory_card
     for module in ("card", "fit", "stage"):
-        monkeypatch.setattr(
-            f"aurify.pipeline.{module}.choose_memory_card", lambda model, wish=None: replace(real(model, wish), size=limit)
-        )
+        name = f"aurify.pipeline.{module}.choose_memory_card"
+        monkeypatch.setattr(name, lambda model, wish=None: replace(real(model, wish), size=limit))
     return limit
 
 

@@ -1,7 +1,7 @@
 """A server that answers in the form of vLLM 0.32, from a real tiny model of the folder it is given: for tests of the
 client where vLLM is not installed. FAKE_FAULTS, JSON: {"flaky": n} answers n requests after the first with 503,
-{"drop": name} leaves weights out whose names contain it, {"mode": ...} is its --logprobs-mode, {"seconds": s} is what a
-token takes."""
+{"drop": name} leaves weights out whose names contain it, {"awake": 1} never sleeps, {"mode": ...} is its
+--logprobs-mode, {"seconds": s} is what a token takes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -64,7 +65,15 @@ class Model:
         self.weights = dict(self.base)
         self.adapters: dict[str, Path] = {}
         self.version = "default"
-        self.stats: dict[str, Any] = {"requests": 0, "aborted": 0, "resets": 0, "pushes": 0, "prompts": []}
+        self.stats: dict[str, Any] = {
+            "requests": 0,
+            "aborted": 0,
+            "resets": 0,
+            "pushes": 0,
+            "prompts": [],
+            "sleeps": [],
+        }
+        self.asleep: set[str] = set()
         self.stats["pid"] = os.getpid()
 
     def logits(self, tokens: list[int]) -> Any:
@@ -139,7 +148,13 @@ class Model:
         return {"choices": [choice | {"prompt_token_ids": body["prompt"]}]}
 
 
-def answer(model: Model, path: str, body: dict[str, Any], gone: Any) -> tuple[int, Any]:
+def answer(model: Model, address: str, body: dict[str, Any], gone: Any) -> tuple[int, Any]:
+    path, _, query_text = address.partition("?")
+    query = dict(parse_qsl(query_text))
+    if "kv_cache" in model.asleep and path == "/v1/completions":
+        return 500, {"error": {"message": "asked in its sleep"}}
+    if "weights" in model.asleep and path in ("/v1/load_lora_adapter", "/collective_rpc"):
+        return 500, {"error": {"message": "weights written in its sleep"}}
     if path == "/health":
         return 200, None
     if path == "/stats":
@@ -154,6 +169,17 @@ def answer(model: Model, path: str, body: dict[str, Any], gone: Any) -> tuple[in
     if path == "/update_weight_version":
         model.version = body["new_version"]
         return 200, {"success": True}
+    if path == "/is_sleeping":
+        return 200, {"is_sleeping": bool(model.asleep)}
+    if path.startswith("/sleep"):
+        level = int(query["level"])
+        model.asleep = {"weights", "kv_cache"} if "awake" not in FAULTS else set()
+        model.weights = {name: 0 * value for name, value in model.weights.items()} if level == 2 else model.weights
+        model.stats["sleeps"].append(level)
+        return 200, {"status": "sleeping"}
+    if path.startswith("/wake_up"):
+        model.asleep -= {query["tags"]} if query else {"weights", "kv_cache"}
+        return 200, {"status": "awake"}
     if path == "/reset_prefix_cache":
         model.stats["resets"] += 1
         return 200, {"success": True}
@@ -195,7 +221,7 @@ def serve(args: argparse.Namespace) -> None:
             length = int(self.headers.get("content-length") or 0)
             body = json.loads(self.rfile.read(length) or b"{}")
             try:
-                status, value = answer(model, self.path.partition("?")[0], body, self.gone)
+                status, value = answer(model, self.path, body, self.gone)
             except Exception as error:
                 status, value = 500, {"error": {"message": f"{type(error).__name__}: {error}"}}
             text = b"" if value is None else json.dumps(value).encode()

@@ -57,7 +57,8 @@ def open_it(engine: Engine, python: str, **options: Any) -> Any:
         values["environment"] = {"FAKE_FAULTS": values.pop("faults")}
     if "urls" in values:
         del values["python"]
-    return open_sampler(SamplerOptions(kind="vllm_server", max_context=128, options=values), engine)
+    kind = values.pop("kind", "vllm_server")
+    return open_sampler(SamplerOptions(kind=kind, max_context=128, options=values), engine)
 
 
 def change(engine: Engine, seed: int = 1) -> None:
@@ -519,3 +520,86 @@ def test_flags_are_those_of_vllm():
     flags = {"tensor_parallel_size": 2, "enable_lora": True, "enforce_eager": False, "hf_overrides": {"a": 1}}
     expected = ["--tensor-parallel-size", "2", "--enable-lora", "--no-enforce-eager", "--hf-overrides", '{"a": 1}']
     assert vllm_servers.write_server_flags(flags) == expected
+
+
+@pytest.mark.parametrize("push", ["adapter", "full"])
+def test_a_colocated_server_sleeps_while_the_trainer_computes(python, dtype, push):
+    engine = make_engine(dtype)
+    close = 1e-4 if dtype == "float32" else 0.08
+    params = SamplingParams(max_tokens=8, temperature=0.7, seed=5)
+    sampler = open_it(engine, python, push=push, kind="vllm_colocated")
+
+    async def body() -> None:
+        for version in range(3):
+            if version:
+                change(engine, version)
+                await sampler.load_weights(engine.weights(), engine.version)
+            assert measure_gap(engine, PROMPT, await sampler.sample(PROMPT, params, 2), 0.7) < close
+            await sampler.rest()
+            [server] = sampler.servers
+            assert await server.is_asleep(sampler._client())
+        [made] = await sampler.sample(PROMPT, params)  # nobody has said that training is over
+        assert measure_gap(engine, PROMPT, [made], 0.7) < close
+        [stats] = read_stats(sampler)
+        assert stats["sleeps"] == [1 if push == "adapter" else 2] * 3
+
+    run_sampler(sampler, body)
+    [server] = sampler.servers
+    assert httpx.get(f"{server.url}/is_sleeping", trust_env=False).json() == {"is_sleeping": True}  # after its end, too
+    other = open_it(engine, python, push=push, kind="vllm_colocated")  # as the measure after training is
+
+    async def measured() -> None:
+        assert measure_gap(engine, PROMPT, await other.sample(PROMPT, params), 0.7) < close
+
+    run_sampler(other, measured)
+    assert other.servers[0].url == server.url
+
+
+def test_a_request_in_flight_ends_before_the_server_sleeps(python):
+    engine = make_engine()
+    sampler = open_it(engine, python, kind="vllm_colocated", faults='{"seconds": 0.05}')
+
+    async def body() -> None:
+        await sampler.load_weights(engine.weights(), engine.version)
+        request = asyncio.ensure_future(sampler.sample(PROMPT, SamplingParams(max_tokens=20, seed=1)))
+        while not sampler.num_running:
+            await asyncio.sleep(0.01)
+        await sampler.rest()
+        assert request.done() and len(request.result()[0].tokens) == 20
+
+    run_sampler(sampler, body)
+
+
+def test_a_server_that_does_not_sleep_is_an_error(python):
+    engine = make_engine()
+    sampler = open_it(engine, python, kind="vllm_colocated", faults='{"awake": 1}')
+
+    async def body() -> None:
+        await sampler.load_weights(engine.weights(), engine.version)
+        with pytest.raises(UserError, match="told to sleep, and says that it is awake"):
+            await sampler.rest()
+
+    run_sampler(sampler, body)
+
+
+def test_a_server_that_has_ended_in_its_sleep_is_started_again(python):
+    engine = make_engine()
+    sampler = open_it(engine, python, kind="vllm_colocated")
+
+    async def body() -> None:
+        await sampler.load_weights(engine.weights(), engine.version)
+        await sampler.rest()
+        os.killpg(sampler.servers[0].process.running.pid, signal.SIGKILL)
+        change(engine)
+        await sampler.load_weights(engine.weights(), engine.version)
+        made = await sampler.sample(PROMPT, SamplingParams(max_tokens=8, temperature=0.7, seed=5), 2)
+        assert measure_gap(engine, PROMPT, made, 0.7) < 1e-4
+
+    run_sampler(sampler, body)
+
+
+@pytest.mark.parametrize("options", [{"urls": "http://127.0.0.1:1"}, {"num_servers": 2}, {"share": 1.0}])
+def test_what_a_card_has_no_room_for_is_refused(options):
+    with pytest.raises(UserError, match=next(iter(options))):
+        SamplerOptions(kind="vllm_colocated", options=options)
+        open_it(make_engine(), "python", kind="vllm_colocated", **options)

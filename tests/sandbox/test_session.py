@@ -291,9 +291,9 @@ def test_ipython_has_its_magics_and_the_rest_is_as_without_it(kind, monkeypatch)
     folder = str(Path(pytest.importorskip("IPython").__file__).parents[1])
     paths = (*view.list_sandbox_paths(), folder)
     for module in (view, sandbox):
-        monkeypatch.setattr(module, "readable_paths", lambda: paths)
-        monkeypatch.setattr(module, "package_folders", lambda: [folder])
-    monkeypatch.setattr("aurify.tools.python.has_module", lambda name: True)
+        monkeypatch.setattr(module, "list_sandbox_paths", lambda: paths)
+        monkeypatch.setattr(module, "list_sandbox_packages", lambda: [folder])
+    monkeypatch.setattr("aurify.tools.python.sandbox_has_module", lambda name: True)
 
     async def run(*codes):
         box = Toolbox(build_tools([{"name": "python", "ipython": True, "seconds": 60}])())
@@ -309,7 +309,7 @@ def test_ipython_has_its_magics_and_the_rest_is_as_without_it(kind, monkeypatch)
 
 
 def test_ipython_that_the_sandbox_lacks_is_told_before_the_run(monkeypatch):
-    monkeypatch.setattr("aurify.tools.python.has_module", lambda name: False)
+    monkeypatch.setattr("aurify.tools.python.sandbox_has_module", lambda name: False)
     with pytest.raises(UserError, match=r"has no IPython; `.* -m pip install ipython` installs it"):
         build_tools([{"name": "python", "ipython": True}])
 

@@ -32,6 +32,9 @@ class CountingSampler:
         await self.sampler.load_weights(weights, version)
         self.version = version
 
+    async def rest(self) -> None:
+        await self.sampler.rest()
+
     async def close(self) -> None:
         await self.sampler.close()
 

@@ -70,6 +70,7 @@ def train_online(
                     checkpoints.save(step, engine, rng)
                     raise Interrupted(step)
                 sampled = time.perf_counter()
+                runner.run(sampler.rest())
                 method = controller.apply(algorithm) if controller else algorithm
                 metrics = learn(engine, method, made, rollouts, step)
                 if controller:

@@ -180,6 +180,9 @@ class InProcessSampler:
                     own[name].copy_(tensor)
             self.version = version
 
+    async def rest(self) -> None:
+        """It shares the engine's weights: there is nothing to put away."""
+
     async def close(self) -> None:
         """Requests that still wait get an error."""
         with self.wakeup:

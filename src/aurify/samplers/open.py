@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 KINDS = {
     "in_process": "aurify.samplers.inprocess:InProcessSampler",
     "vllm_server": "aurify.samplers.vllm_server:VllmServerSampler",
+    "vllm_colocated": "aurify.samplers.vllm_colocated:VllmColocatedSampler",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerOptions(Checked):
-    kind: str = "in_process"  # in_process: with the engine's weights, no copy and no server; vllm_server: docs/vllm.md
+    kind: str = "in_process"  # with the engine's weights and no server; or vllm_server, vllm_colocated: docs/vllm.md
     max_batch: PositiveInt = 64  # completions that are generated at the same time
     max_context: Annotated[int, Ge(2)] | None = None  # tokens of prompt and completion; None: what the model can take
     options: Mapping[str, Any] = field(default_factory=dict)  # of this kind alone, such as cache_bytes of in_process

@@ -57,6 +57,10 @@ class Sampler(Protocol):
         """Takes new weights. Tokens sampled from now on carry `version`."""
         ...
 
+    async def rest(self) -> None:
+        """No request follows before the next `load_weights`: until then, memory belongs to training."""
+        ...
+
     async def close(self) -> None: ...
 
 

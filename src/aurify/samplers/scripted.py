@@ -55,5 +55,8 @@ class ScriptedSampler:
     async def load_weights(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
         self.version = version
 
+    async def rest(self) -> None:
+        pass
+
     async def close(self) -> None:
         pass

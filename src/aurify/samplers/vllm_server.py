@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -60,6 +60,7 @@ class VllmServerSampler(Checked):
     max_batch: PositiveInt = 64  # of each server that is started here
     max_context: int | None = None
     seed: int = 0
+    make_server: ClassVar[type[Server]] = Server
     urls: str | list[str] | None = None  # of servers that run already; None: they are started
     num_servers: PositiveInt = 1  # to start
     python: str | None = None  # that has vllm; None: $AURIFY_VLLM_PYTHON, else our own
@@ -85,8 +86,8 @@ class VllmServerSampler(Checked):
         self.seeds = np.random.default_rng(self.seed)
         self.as_adapter = choose_server_push(self.push, self.engine.adapter)
         self.started = None if urls else open_servers(self.engine, self.num_servers, *self._choose_launch())
-        self.servers = [Server(None, url) for url in urls]
-        self.servers += [Server(process) for process in (self.started.processes if self.started else ())]
+        self.servers = [self.make_server(None, url) for url in urls]
+        self.servers += [self.make_server(process) for process in (self.started.processes if self.started else ())]
         parent = self.folder or (self.started.folder if self.started else None)
         self.weights_folder = Path(tempfile.mkdtemp(prefix="aurify-weights-", dir=parent))
         self.weights_folder.chmod(0o755)  # servers may be of other users
@@ -274,10 +275,16 @@ class VllmServerSampler(Checked):
             finally:
                 self.gate.set()
 
-    async def _load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+    async def rest(self) -> None:
+        """Servers have cards of their own: they stay as they are."""
+
+    async def _wait_until_idle(self) -> None:
         while self.num_running:
             self.idle.clear()
             await self.idle.wait()
+
+    async def _load(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        await self._wait_until_idle()
         label, before = f"{uuid.uuid4().hex[:8]}-{version}", self.label
         await asyncio.to_thread(self._write, weights, self.weights_folder / label)
         self.version, self.label = version, label
