@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from aurify.tracking import jsonl
 from aurify.tracking.samples import record_sample
 
 RESULTS = "results.json"
-Values = Mapping[Hashable, float]
+Values = Mapping[Any, float]  # by question
 
 
 @dataclass

@@ -48,7 +48,7 @@ def choose_stage_measure(run: StageRun, engine: Engine, heldout: Sequence[Datum]
         return None
     if run.taskset is not None and not run.stage.scores:
         take = partial(measure_stage_answers, run, engine)
-        # servers of the stage are at work while it trains: the engine's own sampler answers then
+        # vLLM is at work while the stage trains: the engine's own sampler answers then
         own = replace(run.stage.options.sampler, kind="in_process", options={})
         busy = run.stage.options.sampler.kind != "in_process"
         return Measure(run.taskset.rubric.rewards[0].name, take, partial(take, own) if busy else None)
