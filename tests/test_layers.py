@@ -175,7 +175,7 @@ def lines_with(pattern: str) -> set[str]:
 
 
 def test_each_part_keeps_to_its_place():
-    assert lines_with("apply_chat_template") == {"renderer/template.py"}
+    assert lines_with(".apply_chat_template(") == {"renderer/template.py"}
     assert {name.split("/")[0] for name in lines_with(".backward(")} == {"engine"}
     trackers = lines_with("import tensorboard") | lines_with("torch.utils.tensorboard")
     assert trackers == {"tracking/trackers/tensorboard.py"}

@@ -62,9 +62,10 @@ def replace_folder(scratch: Path, folder: Path) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A scratch path to make a folder at, which is moved to `folder` at the end. After an error nothing is left."""
-    if folder.exists():
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A scratch path to make a folder at, which is moved to `folder` at the end. After an error nothing is left.
+    replace: what is there already is replaced."""
+    if folder.exists() and not replace:
         raise UserError(f"{folder} is there already; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")

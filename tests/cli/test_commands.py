@@ -100,7 +100,7 @@ def test_a_report_that_fails_does_not_fail_the_run(monkeypatch):
 
 
 def test_eval_takes_the_task_from_the_run_and_says_the_same_as_training():
-    found = json.loads(output("eval", "last", "--json", "--num-tasks", "4"))
+    [found] = json.loads(output("eval", "last", "--json", "--num-tasks", "4"))["results"]
     results = json.loads((last_run() / "results.json").read_text())
     assert found["task"] == "largest_number"
     assert (found["num"], found["value"]) == (4, results["grpo"]["after"])

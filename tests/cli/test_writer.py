@@ -34,6 +34,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     loaded = tiny_model()
     loaded.tokenizer.chat_template = made.family("qwen3").chat_template
     monkeypatch.setattr("aurify.models.model.load_model", lambda config: loaded)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
     (tmp_path / "results.json").write_text('{"plain": {}, "tools": {}}')
     for stage in ("plain", "tools"):

@@ -20,7 +20,8 @@ from aurify.pipeline.plan import describe_stage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, build_stage_renderer
 from aurify.pipeline.references import find_stage_references
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("**/*.yaml"))
+FOLDER = Path(__file__).parents[2] / "recipes"
+RECIPES = sorted(path for path in FOLDER.glob("**/*.yaml") if path.parent.name != "eval")  # suites of another kind
 CHAIN: dict[str, Any] = {
     "model": "random:tiny",
     "task": "largest_number",

@@ -42,6 +42,7 @@ def run(folder: StageFolder, total: int, start: int, stop: int) -> None:
     for step in range(start + 1, stop + 1):
         one.step(step, {"loss": 1 / step, "ledger/rows": 4.0, "time/step": 0.1})
         one.samples(step, [group(f"answer of step {step}")])
+        one.heldout("loss", 1 / step, {})
     one.finish()
 
 
@@ -62,6 +63,7 @@ def test_a_resumed_run_leaves_the_files_of_a_straight_one(tmp_path, folder):
     assert untimed(resumed.metrics) == untimed(straight.metrics)
     assert resumed.ledger.read_bytes() == straight.ledger.read_bytes()
     assert resumed.samples.read_bytes() == straight.samples.read_bytes()
+    assert resumed.heldout.read_bytes() == straight.heldout.read_bytes()
 
 
 def test_a_step_is_on_disk_when_it_was_reported(folder):

@@ -20,7 +20,7 @@ from aurify.cli.convert import convert
 from aurify.cli.data import data
 from aurify.cli.demo import demo
 from aurify.cli.doctor import doctor
-from aurify.cli.evaluate import evaluate_model
+from aurify.cli.evaluate import evaluate_models
 from aurify.cli.export import export, push_folder
 from aurify.cli.help import explain
 from aurify.cli.ingest import ingest
@@ -124,7 +124,7 @@ app.command(cls=TrainCommand)(train)
 app.command()(init)
 app.command()(convert)
 app.command(name="plan")(plan_recipe)
-app.command(name="eval")(evaluate_model)
+app.command(name="eval")(evaluate_models)
 app.command()(sample)
 app.command()(chat)
 app.command(name="list")(list_names)

@@ -1,9 +1,9 @@
 """What people write for a run, a model, a recipe or a knowledge base, and where it is.
 
 A run is its folder, its name under the folder of runs (the beginning is enough where it is unique), or `last`. A model
-is a run (its last finished stage), `RUN:stage`, a folder, a GGUF file, a catalogue name or a hub id. A recipe is a
-file, or the name of one that comes with Aurify (`quickstart`, `tiny/sft`). A knowledge base is its name under `kb/`, or
-a folder written with a slash.
+is a run (its last finished stage), `RUN:stage` or `RUN/stage`, a folder, a GGUF file, a catalogue name or a hub id. A
+recipe is a file, or the name of one that comes with Aurify (`quickstart`, `tiny/sft`). A knowledge base is its name
+under `kb/`, or a folder written with a slash.
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class NamedModel:
     run: Path | None = None
     stage: str | None = None
 
+    @property
+    def label(self) -> str:
+        """RUN/stage, which can be typed again; or the name."""
+        return self.name if self.run is None else f"{self.run.name}/{self.stage}"
+
     def recipe(self) -> dict[str, Any]:
         """The values of the run's recipe; empty where there is none."""
         from aurify.config import load_config
@@ -133,6 +138,11 @@ def resolve_model_argument(name: str, runs: Path = RUNS) -> NamedModel:
     if colon and run_name and run_name != "random" and not Path(name).exists():
         return find_stage_model(resolve_run_argument(run_name, runs), stage)
     folder = Path(name).expanduser()
+    if (folder / FINAL).is_dir() and is_run(folder.parent):
+        return find_stage_model(folder.parent, folder.name)
+    run_name, _, stage = name.rpartition("/")
+    if run_name and not folder.exists() and names_a_run(run_name, runs):
+        return find_stage_model(resolve_run_argument(run_name, runs), stage)
     begins_a_run = not folder.exists() and any(run.name.startswith(name) for run in list_runs(runs))
     if name in ("last", "latest") or is_run(folder) or begins_a_run:
         run = resolve_run_argument(name, runs)
@@ -147,6 +157,10 @@ def resolve_model_argument(name: str, runs: Path = RUNS) -> NamedModel:
     if not any(c in name for c in "/:.") and name not in KNOWN and not folder.exists():
         log.info("no run in %s/ begins with %r; looking for a model of that name", runs, name)
     return NamedModel(name)
+
+
+def names_a_run(name: str, runs: Path) -> bool:
+    return name in ("last", "latest") or is_run(Path(name)) or any(run.name.startswith(name) for run in list_runs(runs))
 
 
 def find_stage_model(run: Path, stage: str) -> NamedModel:
@@ -196,7 +210,20 @@ def list_recipes() -> dict[str, Path]:
     folder = next((folder for folder in SHIPPED if folder.is_dir()), None)
     files = sorted(folder.rglob("*.yaml")) if folder is not None else []
     named = {str(file.relative_to(folder).with_suffix("").as_posix()): file for file in files}  # type: ignore[arg-type]
-    return {name: file for name, file in named.items() if not name.startswith("base/")}
+    return {name: file for name, file in named.items() if not name.startswith(("base/", "eval/"))}
+
+
+def resolve_suite_argument(name: str) -> Path:
+    """A file of the user's, or a suite of lm-evaluation-harness that comes along in recipes/eval."""
+    path = Path(name).expanduser()
+    folder = next((folder / "eval" for folder in SHIPPED if (folder / "eval").is_dir()), None)
+    shipped = {file.stem: file for file in sorted(folder.glob("*.yaml"))} if folder is not None else {}
+    if path.is_file():
+        return path
+    if name.removeprefix("eval/") in shipped:
+        return shipped[name.removeprefix("eval/")]
+    hint = did_you_mean(name, shipped)
+    raise UserError(f"--suite: there is no suite {name!r}, as a file or among those that come along{hint}")
 
 
 def resolve_kb_argument(name: str, *, new: bool = False) -> Path:

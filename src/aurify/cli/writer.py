@@ -12,6 +12,7 @@ from aurify.samplers.sampler import Session
 
 if TYPE_CHECKING:
     from aurify.cli.names import NamedModel
+    from aurify.engine.engine import Engine
     from aurify.renderer import Renderer
     from aurify.samplers.sampler import StreamingSampler
     from aurify.types import Completion, Message, SamplingParams
@@ -26,6 +27,7 @@ class Writer:
     renderer: Renderer
     runner: asyncio.Runner  # one event loop for the sampler's whole life
     session: Session = field(default_factory=Session)  # of what is streamed: a chat that goes on
+    engine: Engine | None = None  # for what computes more than answers
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.runner.run(work)
@@ -86,6 +88,6 @@ def open_writer(model: NamedModel, *, device: str = "auto", seed: int = 0) -> It
         sampler = open_sampler(SamplerOptions(), engine, seed=seed)
     with asyncio.Runner() as runner:
         try:
-            yield Writer(sampler, renderer, runner)
+            yield Writer(sampler, renderer, runner, engine=engine)
         finally:
             runner.run(sampler.close())

@@ -57,6 +57,7 @@ class Evaluation(Estimate):
     measure: str  # the name of that reward
     metrics: Metrics = field(default_factory=dict)
     groups: Sequence[Group] = ()  # the transcripts
+    by_task: Sequence[float] = ()  # what the answers to each task earn on average
     notes: Sequence[str] = ()  # what went wrong, and was counted
 
     def record(self) -> dict[str, Any]:
@@ -105,9 +106,7 @@ async def evaluate(
 def summarise_evaluation(groups: Sequence[Group], measure: str, samples_per_task: int) -> Evaluation:
     """Tasks weigh the same, however many answers each has. Answers that failed are missing in their group."""
     trajectories = [trajectory for group in groups for trajectory in group.trajectories]
-    by_task = [
-        math.fsum(t.rewards.get(measure) or 0.0 for t in group.trajectories) / samples_per_task for group in groups
-    ]
+    by_task = [math.fsum(read_answer_values(group, measure)) / samples_per_task for group in groups]
     num_failed = samples_per_task * len(groups) - len(trajectories)
     rewards = [t.reward for t in trajectories if t.reward is not None]
     metrics = {
@@ -123,7 +122,12 @@ def summarise_evaluation(groups: Sequence[Group], measure: str, samples_per_task
         pairs = zip(by_task, groups, strict=True)
         metrics[f"{part}/value"] = statistics.fmean(value for value, group in pairs if group.task.part == part)
     mean = estimate_mean(by_task)
-    return Evaluation(mean.value, mean.error, mean.num, measure, metrics, groups)
+    return Evaluation(mean.value, mean.error, mean.num, measure, metrics, groups, by_task)
+
+
+def read_answer_values(group: Group, measure: str) -> list[float]:
+    """What each answer to a task earns by the reward that is measured; 0 where it does not apply."""
+    return [trajectory.rewards.get(measure) or 0.0 for trajectory in group.trajectories]
 
 
 # ---------------------------------------------------------------------- pairs, labels and rows

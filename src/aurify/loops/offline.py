@@ -44,9 +44,9 @@ def train_offline(
     tracker: StageTracker,
     checkpoints: Checkpoints,
     mixture: Mixture | None = None,
-) -> int:
-    """Trains from the newest checkpoint, or from the start, to the end. Returns the number of steps. Raises
-    `Interrupted` after a checkpoint when asked to stop."""
+) -> None:
+    """Trains from the newest checkpoint, or from the start, to the end. Raises `Interrupted` after a checkpoint when
+    asked to stop."""
     num_units = len(units) if mixture is None else mixture.num_rows  # of an epoch
     total = num_stage_steps(stage, num_units)
     if "ref_logprobs" in algorithm.needs:
@@ -58,7 +58,7 @@ def train_offline(
     start = checkpoints.restore(engine, total)
     tracker.start(total, start)
     with Interrupt() as interrupt:
-        for step in range(start, total):
+        for step in checkpoints.count_steps(start, total, engine):
             begin = time.perf_counter()
             batch = gather_step_batch(units, batch_indices_at(step, stage, num_units, seed, mixture))
             metrics = engine.forward_backward(prepared(algorithm, batch, engine), algorithm)
@@ -74,4 +74,3 @@ def train_offline(
             }
             tracker.step(step + 1, metrics)
             checkpoints.after(step + 1, engine, interrupt)
-    return total

@@ -42,10 +42,10 @@ def train_online(
     *,
     tracker: StageTracker,
     checkpoints: Checkpoints,
-) -> int:
-    """Trains from the newest checkpoint, or from the start, to the end; then closes the sampler. Returns the number of
-    steps. Raises `Interrupted` after a checkpoint when asked to stop. Where sampling stops the run, as after too many
-    failures, there is a checkpoint too."""
+) -> None:
+    """Trains from the newest checkpoint, or from the start, to the end; then closes the sampler. Raises `Interrupted`
+    after a checkpoint when asked to stop. Where sampling stops the run, as after too many failures, there is a
+    checkpoint too."""
     stage, sampler = rollouts.stage, rollouts.sampler
     if "ref_logprobs" in algorithm.needs:
         engine.keep_reference()
@@ -57,7 +57,7 @@ def train_online(
     with Interrupt() as interrupt, asyncio.Runner() as runner:
         try:
             runner.run(sampler.load_weights(engine.weights(), engine.version))
-            for step in range(start, stage.steps):
+            for step in checkpoints.count_steps(start, stage.steps, engine):
                 begin, rng = time.perf_counter(), rng_state()
                 rollouts.rubric.state = TrainerState(step, stage.steps)
                 try:
@@ -86,7 +86,6 @@ def train_online(
                 checkpoints.after(step + 1, engine, interrupt)
         finally:
             runner.run(sampler.close())
-    return stage.steps
 
 
 def round_time_metrics(begin: float, sampled: float, end: float, num_tokens: float) -> Metrics:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,6 +22,7 @@ import torch
 from aurify.engine import checkpoint
 from aurify.errors import UserError
 from aurify.loops.interrupt import Interrupt, Interrupted
+from aurify.loops.schedule import Schedule
 
 if TYPE_CHECKING:
     from aurify.engine.engine import Engine
@@ -69,6 +70,7 @@ class Checkpoints:
     keep: int
     identity: str
     memory: Mapping[str, Stateful] = field(default_factory=dict)  # saved beside the engine
+    schedule: Schedule | None = None  # of evaluations
 
     def restore(self, engine: Engine, total: int | None = None) -> int:
         """Loads the newest checkpoint and returns its number of finished steps; 0 where there is none. total: the steps
@@ -93,8 +95,30 @@ class Checkpoints:
             state = torch.load(path / MEMORY_FILE, weights_only=True)
             for name, part in self.memory.items():
                 part.load_state_dict(state[name])
+        if self.schedule is not None:
+            self.schedule.load(found.state.get("evaluations", ()))
         checkpoint.set_rng_state(found.rng)
         return found.step
+
+    def count_steps(self, start: int, total: int, engine: Engine) -> Iterator[int]:
+        """The steps from `start` to `total`, or until an evaluation ends the stage. One that an interrupt cut short is
+        made first."""
+        if self.schedule is None:
+            yield from range(start, total)
+            return
+        self.schedule.total = total
+        if start and self.schedule.is_due(start):
+            self.evaluate(self.schedule, start, engine)
+        for step in range(start, total):
+            if self.schedule.is_over:
+                return
+            yield step
+
+    def evaluate(self, schedule: Schedule, step: int, engine: Engine) -> None:
+        """The best step so far gets a checkpoint, whose history names its model. The one before is dropped then."""
+        if schedule.evaluate(step, engine):
+            self.save(step, engine)
+            schedule.drop_worse_exports()
 
     def save(self, step: int, engine: Engine, rng: dict[str, Any] | None = None) -> None:
         def write(folder: Path) -> None:
@@ -103,10 +127,20 @@ class Checkpoints:
                 state = {name: part.state_dict() for name, part in self.memory.items()}
                 torch.save(state, folder / MEMORY_FILE)
 
-        checkpoint.save_checkpoint(self.folder, step, write, {"identity": self.identity}, rng=rng, keep=self.keep)
+        told = {"identity": self.identity}
+        known = {} if self.schedule is None else {"evaluations": self.schedule.to_record()}
+        checkpoint.save_checkpoint(self.folder, step, write, {**told, **known}, rng=rng, keep=self.keep)
 
     def after(self, step: int, engine: Engine, interrupt: Interrupt) -> None:
-        """Is called after every step: saves when it is time to; saves and raises when the run was asked to stop."""
+        """Is called after every step: evaluates and saves when it is time to; saves and raises when the run was asked
+        to stop."""
+        if self.schedule is not None and self.schedule.is_due(step) and not interrupt.requested:
+            rng = checkpoint.rng_state()
+            try:
+                self.evaluate(self.schedule, step, engine)
+            except KeyboardInterrupt:
+                self.save(step, engine, rng)
+                raise Interrupted(step) from None
         due = self.every and step % self.every == 0
         if due or interrupt.requested:
             self.save(step, engine)

@@ -4,7 +4,7 @@ by its answers, any other one on held-out rows."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,10 +22,11 @@ from aurify.evaluation.evaluate import (
     pair_margin,
 )
 from aurify.loops.interrupt import run_loop_async
+from aurify.loops.schedule import Entry, Schedule
 from aurify.pipeline.recipe import build_stage_renderer
 from aurify.pipeline.start import StageRun
-from aurify.samplers.open import open_sampler
-from aurify.tracking.figures import format_heldout_estimate
+from aurify.samplers.open import SamplerOptions, open_sampler
+from aurify.tracking.figures import format_heldout_estimate, is_heldout_loss
 from aurify.types import Datum
 
 Number = tuple[float, dict[str, Any]]  # a held-out number; its error, how many it is a mean of, what belongs to it
@@ -37,6 +38,7 @@ class Measure:
 
     name: str
     take: Callable[[], Number]
+    during: Callable[[], Number] | None = None  # while the stage trains and its sampler is at work; None: the same
 
 
 def choose_stage_measure(run: StageRun, engine: Engine, heldout: Sequence[Datum] = ()) -> Measure | None:
@@ -45,7 +47,11 @@ def choose_stage_measure(run: StageRun, engine: Engine, heldout: Sequence[Datum]
     if run.plan.recipe.evaluation.num_tasks == 0:
         return None
     if run.taskset is not None and not run.stage.scores:
-        return Measure(run.taskset.rubric.rewards[0].name, partial(measure_stage_answers, run, engine))
+        take = partial(measure_stage_answers, run, engine)
+        # vLLM is at work while the stage trains: the engine's own sampler answers then
+        own = replace(run.stage.options.sampler, kind="in_process", options={})
+        busy = run.stage.options.sampler.kind != "in_process"
+        return Measure(run.taskset.rubric.rewards[0].name, take, partial(take, own) if busy else None)
     if not heldout:
         run.tracker.event("nothing is held out to evaluate on")
         return None
@@ -81,10 +87,10 @@ def measure_stage_scores(run: StageRun, engine: Engine, heldout: Sequence[Datum]
     return measure_stage_pairs(scores, length_correlation=length)
 
 
-def measure_stage_answers(run: StageRun, engine: Engine) -> Number:
+def measure_stage_answers(run: StageRun, engine: Engine, chosen: SamplerOptions | None = None) -> Number:
     assert run.taskset is not None
     recipe, stage, taskset = run.plan.recipe, run.stage.options, run.taskset
-    sampler = open_sampler(stage.sampler, engine, seed=run.seed)
+    sampler = open_sampler(chosen or stage.sampler, engine, seed=run.seed)
     options, limits = recipe.evaluation, recipe.evaluation.limits or stage.limits
 
     async def answer() -> Evaluation:
@@ -125,8 +131,41 @@ def measure_stage_before(run: StageRun, measure: Measure | None) -> None:
     )
 
 
-def measure_stage_after(run: StageRun, measure: Measure | None) -> None:
+def open_stage_schedule(run: StageRun, measure: Measure | None) -> Schedule | None:
+    """The evaluations while the stage trains, where the recipe wants any."""
+    options = run.plan.recipe.evaluation
+    if measure is None or not options.every:
+        return None
+
+    def tell(entry: Entry, best: bool) -> None:
+        run.tracker.heldout(measure.name, entry.value, entry.details)
+        estimate = format_heldout_estimate(entry.value, entry.details)
+        run.tracker.event(f"{measure.name} after step {entry.step}: {estimate}{', the best so far' if best else ''}")
+
+    return Schedule(
+        measure.during or measure.take,
+        tell,
+        options.every,
+        is_heldout_loss({"measure": measure.name}),
+        options.keep_best,
+        options.stop_after,
+        run.folder.best,
+    )
+
+
+def measure_stage_after(run: StageRun, measure: Measure | None, schedule: Schedule | None = None) -> None:
+    """The number of the model that the stage leaves: that of the schedule, where there is one."""
     if measure is None:
+        return
+    if schedule is not None and (entry := schedule.final) is not None:
+        num, last = len(schedule.history), schedule.history[-1].step
+        run.record(
+            after=entry.value, details_after=entry.details, best_step=entry.step, last_step=last, num_evaluations=num
+        )
+        ended = f", ended {schedule.total - last} steps early" if last < schedule.total else ""
+        which = f"step {entry.step}, the best of {num} evaluations" if schedule.keep_best else f"step {entry.step}"
+        estimate = format_heldout_estimate(entry.value, entry.details)
+        run.tracker.event(f"{measure.name} after: {estimate} ({which}{ended})")
         return
     value, details = measure.take()
     run.record(after=value, details_after=details)

@@ -50,6 +50,16 @@ class EvaluationOptions(Checked):
     num_tasks: NonNegativeInt = 64  # 0 = no evaluation
     sampling: SamplingParams = SamplingParams(temperature=0.0)  # how the held-out answers are sampled
     limits: Limits | None = None  # of a conversation; None: those of the stage
+    every: NonNegativeInt = 0  # steps between held-out numbers while a stage trains; 0: before and after alone
+    keep_best: bool = True  # with `every`: a stage leaves the model of its best number, not of its last step
+    stop_after: PositiveInt | None = None  # with `every`: a stage ends after so many numbers that are not the best
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.every and (self.stop_after is not None or not self.keep_best):
+            raise UserError("stop_after and keep_best have no effect without every; set evaluation.every, in steps")
+        if self.every and not self.num_tasks:
+            raise UserError(f"every: {self.every}, but num_tasks is 0, so nothing is evaluated")
 
 
 @dataclass(frozen=True, kw_only=True)

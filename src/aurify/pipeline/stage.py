@@ -21,10 +21,17 @@ from aurify.loops.online import train_online
 from aurify.loops.progress import Checkpoints, fingerprint_items, seed_everything
 from aurify.loops.replay import Buffer
 from aurify.loops.rollouts import Rollouts
+from aurify.loops.schedule import Schedule
 from aurify.pipeline.card import GIB, choose_memory_card
 from aurify.pipeline.examples import Examples, Units, demonstrate_stage_tasks, encode_stage_examples
 from aurify.pipeline.heldout import describe_stage_split, drop_heldout_examples
-from aurify.pipeline.measure import choose_stage_measure, measure_stage_after, measure_stage_before
+from aurify.pipeline.measure import (
+    Measure,
+    choose_stage_measure,
+    measure_stage_after,
+    measure_stage_before,
+    open_stage_schedule,
+)
 from aurify.pipeline.memory import StageMemory, format_memory, plan_stage_memory
 from aurify.pipeline.pairs import gather_stage_pairs
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_stage_renderer, read_stage_reference
@@ -60,6 +67,7 @@ def run_stage(run: StageRun) -> None:
     finally:
         run.tracker.finish()
     run.record(status="finished", seconds=round(time.perf_counter() - began, 1))
+    shutil.rmtree(run.folder.best, ignore_errors=True)  # it is in final/ now
 
 
 def begin_stage_peak() -> float | None:
@@ -92,14 +100,14 @@ def train_stage_on_data(run: StageRun) -> Engine:
     measure = choose_stage_measure(run, engine, [datum for unit in units.heldout for datum in unit])
     measure_stage_before(run, measure)
     trained = ((d.tokens, d.weights, d.label, d.margin) for unit in units.train for d in unit)
-    checkpoints = open_stage_checkpoints(run, [len(units.train), *trained])
+    checkpoints = open_stage_checkpoints(run, measure, [len(units.train), *trained])
     seed_everything(run.seed)
     train_offline(
         engine, algorithm, units.train, stage, seed=run.seed, tracker=run.tracker, checkpoints=checkpoints,
         mixture=units.mixture,
     )  # fmt: skip
-    export_stage(run, engine)
-    measure_stage_after(run, measure)
+    export_stage(run, engine, checkpoints.schedule)
+    measure_stage_after(run, measure, checkpoints.schedule)
     return engine
 
 
@@ -171,22 +179,22 @@ def train_stage_by_sampling(run: StageRun) -> Engine:
         guide=guide,
         buffer=Buffer(stage.replay, stage.completions_per_prompt) if stage.replay else None,
     )
-    checkpoints = open_stage_checkpoints(run, [guide.traces.by_question] if guide and guide.traces else [])
+    checkpoints = open_stage_checkpoints(run, measure, [guide.traces.by_question] if guide and guide.traces else [])
     run.tracker.also = lambda: {"ledger/tasks_held_out": float(run.guard.num)} if run.guard.num else {}
     seed_everything(run.seed)
     train_online(engine, run.stage.algorithm, rollouts, tracker=run.tracker, checkpoints=checkpoints)
     for other in (judge, teacher):
         if other is not None:
             other.close()
-    export_stage(run, engine)
-    measure_stage_after(run, measure)
+    export_stage(run, engine, checkpoints.schedule)
+    measure_stage_after(run, measure, checkpoints.schedule)
     return engine
 
 
 # ---------------------------------------------------------------------- what it leaves
 
 
-def open_stage_checkpoints(run: StageRun, items: Iterable[object]) -> Checkpoints:
+def open_stage_checkpoints(run: StageRun, measure: Measure | None, items: Iterable[object]) -> Checkpoints:
     """items: what a resumed run must have in common with the first one, beside the seed and the options."""
     stage = run.stage.options
     limits = RolloutOptions(in_rounds=stage.rollouts.in_rounds, history=stage.rollouts.history)
@@ -195,12 +203,15 @@ def open_stage_checkpoints(run: StageRun, items: Iterable[object]) -> Checkpoint
     free |= {"checkpoint_every": 0, "keep_checkpoints": 1, "rollouts": limits, "optim": OptimConfig(), "steps": 1}
     same = replace(stage, **free)
     identity = fingerprint_items([run.seed, same, *items])
-    return Checkpoints(run.folder.checkpoints, stage.checkpoint_every, stage.keep_checkpoints, identity)
+    return Checkpoints(
+        run.folder.checkpoints, stage.checkpoint_every, stage.keep_checkpoints, identity,
+        schedule=open_stage_schedule(run, measure),
+    )  # fmt: skip
 
 
-def export_stage(run: StageRun, engine: Engine) -> None:
+def export_stage(run: StageRun, engine: Engine, schedule: Schedule | None) -> None:
     """`final/` is complete or not there."""
     scratch = run.folder.path / ".final.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
-    engine.export(scratch)
+    (schedule.export if schedule else Engine.export)(engine, scratch)
     replace_folder(scratch, run.folder.final)

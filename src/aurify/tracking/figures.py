@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -70,3 +70,39 @@ def format_duration(seconds: float) -> str:
     if seconds < 3600:
         return f"{seconds // 60} min {seconds % 60:02d} s"
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+
+
+Cells = tuple[list[str], list[list[str]]]  # headings, and rows below them
+
+
+def list_evaluation_cells(rows: Sequence[Mapping[str, Any]]) -> Cells:
+    """The numbers of an evaluation, one row a model and task."""
+    rates = [(key, k) for key in ("pass_at", "majority_at") for k in collect_answer_counts(rows, key)]
+    heads = ["model", "task", "measure", "value", "of", *(f"{key.removesuffix('_at')}@{k}" for key, k in rates)]
+    lines = []
+    for row in rows:
+        line = [str(row["model"]), str(row["task"]), str(row["measure"]), format_rate(row), f"{row['num']:,}"]
+        lines.append([*line, *(format_rate(row.get(key, {}).get(k)) for key, k in rates)])
+    return heads, lines
+
+
+def collect_answer_counts(rows: Sequence[Mapping[str, Any]], key: str) -> list[str]:
+    """The k of pass@k or majority@k that some row has."""
+    return sorted({k for row in rows for k in row.get(key, {}) if key == "pass_at" or k != "1"}, key=int)
+
+
+def format_rate(estimate: Mapping[str, Any] | None) -> str:
+    if estimate is None:
+        return ""
+    return " ".join(filter(None, (format_heldout_number(estimate["value"]), format_heldout_error(estimate))))
+
+
+def list_comparison_cells(comparisons: Sequence[Mapping[str, Any]]) -> Cells:
+    """What two models differ by on the same questions."""
+    heads = ["task", "measure", "model", "less", "difference", "better", "worse", "sign test p"]
+    lines = []
+    for row in comparisons:
+        counts = [str(row["num_better"]), str(row["num_worse"]), f"{row['p']:.2g}"]
+        difference = f"{row['difference']:+.3f} ±{row['error']:.3f}"
+        lines.append([row["task"], row["measure"], row["second"], row["first"], difference, *counts])
+    return heads, lines

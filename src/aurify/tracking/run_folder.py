@@ -35,6 +35,7 @@ class StageFolder:
         self.tensorboard = path / "tensorboard"
         self.checkpoints = path / "checkpoints"
         self.final = path / "final"
+        self.best = path / "best"  # until the stage is finished: the best step so far
 
     def log(self, text: str) -> None:
         """Adds to events.log: a line with the time, and further lines of the text below it."""

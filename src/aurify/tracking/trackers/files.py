@@ -18,7 +18,7 @@ class Files(Tracker):
         self.folder = folder
 
     def start(self, total: int, start: int) -> None:
-        for file in (self.folder.metrics, self.folder.ledger, self.folder.samples):
+        for file in (self.folder.metrics, self.folder.ledger, self.folder.samples, self.folder.heldout):
             jsonl.drop_log_after(file, start)
 
     def step(self, step: int, metrics: Metrics) -> None:
