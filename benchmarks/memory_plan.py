@@ -20,6 +20,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from aurify.cores import limit_library_memory
+
 GIB = 2**30
 FORK = multiprocessing.get_context("fork")
 ROWS = 24
@@ -85,6 +87,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    limit_library_memory()  # as the command does
     import_module("aurify.pipeline.run")  # once for all processes, which are forks of this one
     import_module("aurify.samplers.inprocess")
     import_module("transformers.models.llama.modeling_llama")

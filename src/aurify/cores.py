@@ -6,6 +6,8 @@ two products."""
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -16,6 +18,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+M_ARENA_MAX = -8  # of mallopt
 starting = threading.Lock()
 
 
@@ -62,3 +65,15 @@ class Cores:
 
     def close(self) -> None:
         self.pool.shutdown()
+
+
+def limit_library_memory() -> None:
+    """For work on a CPU; called when a process begins, before it has threads. glibc otherwise keeps what each thread
+    has freed apart, and oneDNN a compiled kernel for each of the last 1,024 shapes, where a row of one length needs
+    some 40. Does nothing where the environment says otherwise."""
+    import ctypes
+
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if set_option is not None and "MALLOC_ARENA_MAX" not in os.environ:
+        set_option(M_ARENA_MAX, 1)

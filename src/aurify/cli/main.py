@@ -38,6 +38,7 @@ from aurify.cli.search import search
 from aurify.cli.serve_rollouts import serve_rollouts
 from aurify.cli.sop import sop
 from aurify.cli.train import TrainCommand, train
+from aurify.cores import limit_library_memory
 from aurify.errors import UserError, explain_os_error
 
 USER_ERROR, INTERRUPTED = 2, 130
@@ -113,6 +114,7 @@ def set_global_flags(
     ] = False,
 ) -> None:
     """Turn base models into gold: SFT, reward models, preferences and reinforcement learning from one recipe."""
+    limit_library_memory()
     log = logging.getLogger("aurify")
     log.setLevel(logging.DEBUG if debug else logging.INFO)
     if not log.handlers:
