@@ -60,6 +60,15 @@ def test_an_empty_store_is_no_error(store):
     store.tidy()
 
 
+@pytest.mark.parametrize("name", ["chunks", "documents"])
+def test_a_writer_that_was_killed_while_it_made_a_table_is_no_error(tmp_path, name):
+    (tmp_path / f"{name}.lance" / "_versions").mkdir(parents=True)
+    store = LanceStore(tmp_path)
+    assert store.records() == [] and store.sweep(set()) == 0
+    store.add(rows_of("a"), [Record("a", "digest")])
+    assert [record.id for record in LanceStore(tmp_path).records()] == ["a"]
+
+
 @pytest.mark.parametrize("in_memory", [1 << 30, 0])
 def test_dense_is_exact(store, monkeypatch, in_memory):
     monkeypatch.setattr(reading, "IN_MEMORY", in_memory)

@@ -88,7 +88,12 @@ class LanceStore:
         if name not in self._tables:
             if name not in self._db.list_tables().tables:
                 return None
-            self._tables[name] = self._db.open_table(name)
+            try:
+                self._tables[name] = self._db.open_table(name)
+            except ValueError as error:
+                if "was not found" not in str(error):
+                    raise
+                return None  # a writer was stopped while it made the table: a folder that holds nothing yet
         return self._tables[name]
 
     # Reading
