@@ -44,7 +44,7 @@ $(VLLM)/done.stamp:
 	touch $@
 
 vllm: .venv/test.stamp $(VLLM)/done.stamp
-	AURIFY_VLLM_PYTHON=$(abspath $(VLLM))/bin/python .venv/bin/python -m pytest -m vllm tests/endtoend/test_vllm.py
+	AURIFY_VLLM_PYTHON=$(abspath $(VLLM))/bin/python .venv/bin/python -m pytest -m vllm tests/endtoend/test_vllm.py $(PYTEST)
 
 bench: .venv/test.stamp
 	.venv/bin/python benchmarks/cpu.py
