@@ -51,6 +51,6 @@ def test_runs_models_and_files_here_are_offered(tmp_path, monkeypatch):
     for name in ("mine.yaml", "mine.txt", "model.gguf"):
         Path(name).touch()
     assert complete_runs("") == ["last", "2026-11-30-tiny"] and complete_runs("2026") == ["2026-11-30-tiny"]
-    assert complete_recipes("mi") == ["mine.yaml"]
+    assert complete_recipes("min") == ["mine.yaml"]
     assert complete_models("mod") == ["model.gguf"] and complete_models("smol") == ["smollm2-135m-instruct"]
     assert complete_models("ru") == ["runs/"]

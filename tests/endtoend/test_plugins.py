@@ -142,7 +142,7 @@ def test_a_run_can_be_evaluated_by_name_with_its_plugins(run):
     command = [sys.executable, "-m", "aurify.cli.main", "eval", str(run), "--num-tasks", "10", "--json", "digits=2"]
     done = subprocess.run([*command, "num_heldout=20"], capture_output=True, text=True, cwd=run)
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    [result] = json.loads(done.stdout)["results"]
     assert result["task"] == "odd_or_even" and result["num"] == 10 and "reward" in result
 
 
