@@ -505,8 +505,8 @@ ENGINE = [
         ("skips forgotten", 'self.skipped = state.get("skipped", 0)', "pass"),
         (
             "warm-up a step late",
-            "config.lr * (step + 1) / config.warmup_steps",
-            "config.lr * step / config.warmup_steps",
+            "config.lr * (step + 1) / warmup",
+            "config.lr * step / warmup",
         ),
         ("min_lr_ratio ignored", "(config.min_lr_ratio + (1 - config.min_lr_ratio) * falling)", "falling"),
         ("schedules ignored", "[\n        config.schedule\n    ]", '[\n        "constant"\n    ]'),

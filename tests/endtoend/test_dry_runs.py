@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 
 from aurify.cli.main import app
 from aurify.cli.names import list_recipes
+from aurify.config import load_config
+from aurify.pipeline.recipe import build_recipe
 
 RECIPES = list_recipes()
 
@@ -42,6 +44,7 @@ def dry_run(hub, tmp_path, monkeypatch):
 def test_every_recipe_passes_its_dry_run(dry_run, recipe):
     code, said = dry_run(recipe)
     assert code == 0 and "The recipe is fine" in said, said
+    assert build_recipe(load_config(ROOT / "recipes" / f"{recipe}.yaml")).name != "run"  # its runs bear its name
     reasons = re.findall(r"rows rejected: (?:held out: )?(.{30})", said)
     assert all("chosen and rejected are the" in reason for reason in reasons), said  # a few such pairs are in the rows
 

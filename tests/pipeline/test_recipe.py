@@ -7,14 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from medquad import stand_in_for_medquad
 
-from aurify.config import load_config
 from aurify.errors import UserError
-from aurify.models.loading import ModelFiles
-from aurify.models.model import tiny_model
 from aurify.models.tiny import byte_tokenizer
-from aurify.pipeline import check, check_quantized, contents
 from aurify.pipeline.check import check_recipe
 from aurify.pipeline.plan import describe_stage
 from aurify.pipeline.recipe import OfflineStage, OnlineStage, build_recipe, build_stage_renderer
@@ -136,26 +131,3 @@ def test_a_stage_name_is_a_folder_name():
     values["stages"]["../sft"] = CHAIN["stages"]["sft"]
     with pytest.raises(UserError, match=r"stages\.\.\./sft: .* folder"):
         build_recipe(values)
-
-
-@pytest.mark.parametrize("path", [path for path in RECIPES if path.parent.name != "base"], ids=lambda path: path.stem)
-def test_recipes_that_come_along_are_fine(path, monkeypatch, tmp_path):
-    """As far as that can be said without a model hub: models are not looked for, GSM8K and MedQuAD are stood in
-    for, and no knowledge is put into the knowledge base of search_facts."""
-    monkeypatch.setattr(check, "resolve_model", ModelFiles)
-    monkeypatch.setattr(check_quantized, "choose_quantization", lambda asked, files: asked)
-    monkeypatch.setattr(
-        contents, "load_skeleton", lambda config, **head: tiny_model(max_position_embeddings=9999, **head)
-    )
-    values = load_config(path)
-    if values["task"]["name"] == "gsm8k":
-        values["task"] = {"name": "arithmetic"}
-    if values["task"]["name"] == "search_facts":
-        monkeypatch.setenv("AURIFY_CACHE", str(tmp_path))
-        values["task"]["knowledge"] = "empty"
-    if values["task"].get("path", "").startswith("medquad/"):
-        stand_in_for_medquad(tmp_path / "medquad")
-        monkeypatch.chdir(tmp_path)
-    recipe = build_recipe(values)
-    plan = check_recipe(recipe)
-    assert recipe.name != "run" and all(map(describe_stage, plan.stages.values()))
