@@ -4,16 +4,15 @@ weights: a check of a recipe and its memory plan need none."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
 import tokenizers_in_code
 import torch
+from scripts_of_ours import load_script
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from aurify.errors import UserError
@@ -33,14 +32,6 @@ MODELS = {
 }
 QUESTION = 150  # letters, which are tokens here
 USER, ASSISTANT = "user", "assistant"
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def write_model(hub_id: str, folder: Path, *, tiny: bool = False) -> None:

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts_of_ours import load_script
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "check_demo.py"
 
 
 @pytest.fixture(scope="module")
 def check_demo() -> Any:
-    spec = importlib.util.spec_from_file_location("check_demo", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("check_demo")
 
 
 def results(**changes: Any) -> dict[str, Any]:

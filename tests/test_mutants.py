@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
+from scripts_of_ours import load_script
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-from mutants_list import FAULTS  # noqa: E402
+FAULTS = load_script("mutants_list").FAULTS
 
 
 @pytest.mark.parametrize("path", sorted({fault.path for fault in FAULTS}))

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from scripts_of_ours import load_script
 
 ROOT = Path(__file__).parents[1]
 SFT = ["row.Row", "example.Chat", "types.Datum", "packing.Row"]
 GRPO = ["row.Row", "types.Task", "types.Trajectory", "types.Datum", "packing.Row"]
-
-
-def load_script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
 
 
 @pytest.mark.parametrize(("method", "types", "most_files"), [("sft", SFT, 40), ("grpo", GRPO, 56)])

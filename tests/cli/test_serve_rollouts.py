@@ -9,11 +9,11 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import httpx
 from models import ATTENTIVE, random_engine
 from typer.testing import CliRunner
+from vllm_stand_in import write_stand_in
 
 from aurify.cli.main import app
 from aurify.engine.lora import LoraConfig
@@ -21,18 +21,12 @@ from aurify.models.loading import save_model
 from aurify.samplers.open import SamplerOptions, open_sampler
 from aurify.types import SamplingParams
 
-FAKE = Path(__file__).parents[1] / "samplers" / "fake_vllm.py"
-
 
 def test_a_trainer_joins_it(tmp_path):
     engine = random_engine(lora=LoraConfig(rank=4), **ATTENTIVE)
     plain = random_engine(**ATTENTIVE)
     save_model(plain.module, plain.tokenizer, tmp_path / "base")
-    python = tmp_path / "python"
-    python.write_text(
-        f'#!/bin/sh\nif [ "$1" = -c ]; then exit 0; fi\nshift 2\nexec {sys.executable} {FAKE} "$@" --dtype float32\n'
-    )
-    python.chmod(0o755)
+    python = write_stand_in(tmp_path / "python", "--dtype float32")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -46,7 +40,7 @@ def test_a_trainer_joins_it(tmp_path):
         "--lora-rank",
         "4",
     ]
-    code = f"from aurify.cli.main import app; app({[*command, '--python', str(python)]})"
+    code = f"from aurify.cli.main import app; app({[*command, '--python', python]})"
     server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         url = f"http://127.0.0.1:{port}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 from models import random_model, run_sampler
 from pipelines import run, steps, tiny
+from vllm_stand_in import write_stand_in
 
 from aurify.engine.engine import Engine
 from aurify.engine.lora import LoraConfig
@@ -30,7 +30,6 @@ from aurify.samplers.open import SamplerOptions, open_sampler
 from aurify.types import SamplingParams
 
 TOY = Path(__file__).parents[1] / "toy.py"
-FAKE = Path(__file__).parents[1] / "samplers" / "fake_vllm.py"
 real = pytest.mark.skipif("AURIFY_VLLM_PYTHON" not in os.environ, reason="AURIFY_VLLM_PYTHON names no Python with vLLM")
 
 
@@ -59,10 +58,7 @@ def kill_a_server(metrics: Path, found: list[int]) -> None:
 
 @pytest.mark.parametrize("push", ["adapter", "full"])
 def test_a_run_with_two_servers_one_of_which_is_killed(tmp_path, caplog, push):
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {FAKE} "$@"\n')
-    python.chmod(0o755)
-    options = {"python": str(python), "num_servers": 2, "push": push}
+    options = {"python": write_stand_in(tmp_path / "python"), "num_servers": 2, "push": push}
     lora = {"lora": {"rank": 8}} if push == "adapter" else {}
     killed: list[int] = []
     killer = threading.Thread(target=kill_a_server, args=(tmp_path / "run/grpo/metrics.jsonl", killed), daemon=True)

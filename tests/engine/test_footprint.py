@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from models import random_model
+from scripts_of_ours import ROOT, load_script
 
 from aurify.algorithms.sft import SFT
 from aurify.engine import footprint
@@ -166,16 +167,10 @@ def test_the_head_is_counted_by_chunks():
 
 
 def test_the_table_of_the_docs_is_what_the_script_makes_of_the_models_own_configurations():
-    import importlib.util
-    from pathlib import Path
-
     import transformers
 
-    root = Path(__file__).parents[2]
-    spec = importlib.util.spec_from_file_location("memory_table", root / "scripts" / "memory_table.py")
-    table = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(table)
-    assert table.make_table() in (root / "docs" / "memory-plan.md").read_text(encoding="utf-8")
+    table = load_script("memory_table")
+    assert table.make_table() in (ROOT / "docs" / "memory-plan.md").read_text(encoding="utf-8")
     for name, family in (("Qwen2.5-0.5B", "Qwen2"), ("Qwen3-8B", "Qwen3"), ("Llama-3.1-8B", "Llama")):
         layers, hidden, inner, heads, kv_heads, size, vocabulary, tied, _, _ = table.FAMILIES[name]
         config = getattr(transformers, f"{family}Config")(

@@ -19,6 +19,7 @@ import pytest
 import torch
 from models import ATTENTIVE, random_engine, run_sampler
 from safetensors.torch import load_file
+from vllm_stand_in import FAKE, write_stand_in
 
 from aurify.engine import weights
 from aurify.engine.engine import Engine
@@ -30,17 +31,13 @@ from aurify.samplers.open import SamplerOptions, open_sampler
 from aurify.samplers.sampler import Session
 from aurify.types import Datum, SamplingParams
 
-FAKE = Path(__file__).parent / "fake_vllm.py"
 PROMPT = list(range(40, 60))
 
 
 @pytest.fixture
 def python(tmp_path):
     """What `python -m vllm.entrypoints.openai.api_server` is for the sampler."""
-    script = tmp_path / "python"
-    script.write_text(f'#!/bin/sh\nshift 2\nexec {sys.executable} {FAKE} "$@"\n')
-    script.chmod(0o755)
-    yield str(script)
+    yield write_stand_in(tmp_path / "python")
     for servers in list(vllm_servers.OPEN.values()):
         servers.end()
     vllm_servers.OPEN.clear()

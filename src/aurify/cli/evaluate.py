@@ -27,6 +27,7 @@ EVALS = Path("evals")
 WIDTH = 240  # columns of tables in files and pipes, where nothing has to fold
 
 
+# Long by the options that it has; what it does is below them.
 def evaluate_models(
     names: Annotated[
         list[str],

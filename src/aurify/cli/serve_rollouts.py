@@ -29,14 +29,21 @@ def serve_rollouts(
 ) -> None:
     """Serve a model to recipes with `sampler: {kind: vllm_server}`. Options after -- go to vLLM itself."""
     from aurify.models.names import resolve_model
-    from aurify.samplers.vllm_servers import API_SERVER, ENVIRONMENT, choose_adapter_flags, write_server_flags
+    from aurify.samplers.vllm_servers import (
+        API_SERVER,
+        ENVIRONMENT,
+        LOGPROBS,
+        choose_adapter_flags,
+        choose_server_python,
+        write_server_flags,
+    )
 
     files = resolve_model(model)
     if files.adapter is not None or files.gguf is not None:
         kind = "an adapter: serve its base model, and adapters are pushed to it" if files.adapter else "a GGUF file"
         raise UserError(f"{model} is {kind}; vLLM needs a folder with safetensors")
-    python = python or os.environ.get("AURIFY_VLLM_PYTHON") or sys.executable
-    flags = {"model": files.source, "host": host, "port": port, "logprobs_mode": "processed_logprobs"}
+    python = choose_server_python(python)
+    flags = {"model": files.source, "host": host, "port": port, **LOGPROBS}
     flags |= {"max_model_len": max_context} if max_context else {}
     flags |= choose_adapter_flags(lora_rank) if lora_rank else {}
     command = [python, *API_SERVER, *write_server_flags(flags), *context.args]

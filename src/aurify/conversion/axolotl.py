@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from aurify.conversion.common import convert_batch, convert_common, convert_source, convert_steps, put_sources
+from aurify.conversion.common import (
+    convert_batch,
+    convert_common,
+    convert_source,
+    convert_steps,
+    put_heldout,
+    put_sources,
+)
 from aurify.conversion.draft import Draft, flatten
 from aurify.conversion.trl import convert_trl_online
 from aurify.errors import UserError
@@ -73,14 +80,8 @@ def convert_axolotl_rows(draft: Draft) -> None:
     if sources:
         put_sources(draft, sources, "datasets")
     share, tests = draft.read_number("val_set_size", 0), draft.pop_entries("test_datasets")
-    if tests and len(tests) == 1 and tests[0].get("path"):
-        draft.put("data.heldout_path", tests[0]["path"], "test_datasets")
-    elif tests:
-        draft.leave("test_datasets", "data.heldout_path is one file", tests)
-    elif share < 1:
-        draft.put("data.heldout_share", share, "val_set_size")
-    else:
-        draft.leave("val_set_size", "data.heldout_share is a share below 1", share)
+    path = tests[0].get("path") if tests and len(tests) == 1 else None
+    put_heldout(draft, path, tests, share, ("test_datasets", "val_set_size"), "val_set_size")
     draft.take("sequence_len")
     cut = draft.pop("excess_length_strategy") == "truncate"
     draft.put("overlong", "cut_right" if cut else "drop", "what axolotl does with rows above sequence_len")

@@ -177,6 +177,19 @@ def convert_source(
     return source
 
 
+def put_heldout(draft: Draft, path: Any, tests: Any, share: float, keys: tuple[str, str], told: str) -> None:
+    """A file of held-out rows, or a share of all rows. tests: what `keys[0]` names; path: of it, if it is one file.
+    told: what the share was there."""
+    if path:
+        draft.put("data.heldout_path", path, keys[0])
+    elif tests:
+        draft.leave(keys[0], "data.heldout_path is one file", tests)
+    elif share < 1:
+        draft.put("data.heldout_share", share, told)
+    else:
+        draft.leave(keys[1], "data.heldout_share is a share below 1", share)
+
+
 def put_sources(draft: Draft, sources: list[dict[str, Any]], origin: str) -> None:
     """One source, or several that follow each other in the libraries and are mixed here, by their sizes if known."""
     if len(sources) == 1:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from aurify.conversion.common import convert_batch, convert_common, convert_steps, put_sources
+from aurify.conversion.common import convert_batch, convert_common, convert_steps, put_heldout, put_sources
 from aurify.conversion.draft import Draft
 from aurify.errors import UserError
 
@@ -91,15 +91,11 @@ def convert_registered_rows(draft: Draft, folder: Path, form: str | None) -> Non
     if sources:
         put_sources(draft, sources, "dataset" if limit is None else "dataset, max_samples of each")
     share, tests = draft.read_number("val_size", 0), split_names(draft.pop("eval_dataset"))
+    path = None
     if len(tests) == 1:
-        source = describe_registered(draft, tests[0], known, str(given_folder), folder)
-        draft.put("data.heldout_path", source["path"], "eval_dataset")
-    elif tests:
-        draft.leave("eval_dataset", "data.heldout_path is one file", tests)
-    elif share < 1:
-        draft.put("data.heldout_share", share, "val_size: LLaMA-Factory trains on all rows without it")
-    else:
-        draft.leave("val_size", "data.heldout_share is a share below 1", share)
+        path = describe_registered(draft, tests[0], known, str(given_folder), folder)["path"]
+    told = "val_size: LLaMA-Factory trains on all rows without it"
+    put_heldout(draft, path, tests, share, ("eval_dataset", "val_size"), told)
 
 
 def split_names(value: Any) -> list[str]:

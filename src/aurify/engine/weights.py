@@ -42,6 +42,12 @@ class Weights:
 
 def base_weights(module: Any) -> Iterator[tuple[str, Tensor]]:
     """The weights below the adapter, under the names that they have without it."""
+    for name, held in list_base_entries(module):
+        yield name, held.weight if isinstance(held, QuantizedLinear) else held
+
+
+def list_base_entries(module: Any) -> Iterator[tuple[str, Tensor | QuantizedLinear]]:
+    """The same; a quantised weight is not made, only its layer is told."""
     for name, parameter in module.named_parameters():
         layer, _, part = name.rpartition(".base.")
         adapted = layer and hasattr(module.get_submodule(layer), "lora_A")
@@ -49,13 +55,16 @@ def base_weights(module: Any) -> Iterator[tuple[str, Tensor]]:
             yield f"{layer}.{part}" if adapted else name, parameter.detach()
     for name, part in module.named_modules():
         if isinstance(part, QuantizedLinear):
-            yield f"{name.removesuffix('.base')}.weight", part.weight
+            yield f"{name.removesuffix('.base')}.weight", part
 
 
 def write_shards(weights: Iterable[tuple[str, Tensor]], folder: Path, module: Any) -> None:
     """Writes them as they come, in files of at most SHARD bytes. They must be all that `module` has, or whoever reads
     them would keep some of its old ones."""
-    expected = {name: tensor.shape for name, tensor in base_weights(module)}
+    expected = {
+        name: (held.out_features, held.in_features) if isinstance(held, QuantizedLinear) else held.shape
+        for name, held in list_base_entries(module)
+    }
     shard: dict[str, Tensor] = {}
     num_bytes = num_files = 0
 

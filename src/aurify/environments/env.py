@@ -54,3 +54,12 @@ def build_environment(entry: Any) -> Callable[[Task], Environment]:
     name, options = split_options("environment", entry)
     found = registry.get_entry("environment", name)
     return partial(found, **convert_call_options(f"environment {name!r}", found, options, num_given=1))
+
+
+def unwrap_environment(environment: Any) -> Any:
+    """The environment itself, where it is hosted."""
+    return getattr(environment, "inner", environment)
+
+
+def describe_environment(environment: Environment) -> str:
+    return f"environment {type(unwrap_environment(environment)).__name__!r}"

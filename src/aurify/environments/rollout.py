@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 from aurify.bounds import Checked, NonNegativeInt, PositiveFloat, PositiveInt
 from aurify.environments.answers import Answers, check_environment_messages, read_turn_numbers
-from aurify.environments.env import Environment, Observation, Step
+from aurify.environments.env import Environment, Observation, Step, describe_environment, unwrap_environment
 from aurify.environments.single_turn import SingleTurn
 from aurify.errors import UserError
 from aurify.renderer import History, Renderer
@@ -346,15 +346,6 @@ async def step_environment(environment: Environment, message: Message) -> Step:
         for message in deepcopy(list(step.messages))
     ]
     return replace(step, messages=messages)
-
-
-def unwrap_environment(environment: Any) -> Any:
-    """The environment itself, where it is hosted."""
-    return getattr(environment, "inner", environment)
-
-
-def describe_environment(environment: Environment) -> str:
-    return f"environment {type(unwrap_environment(environment)).__name__!r}"
 
 
 def build_data(trajectory: Trajectory, advantage: float | Sequence[float] = 0.0, unit: int = -1) -> list[Datum]:

@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import random
 import shutil
-import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -42,7 +40,16 @@ from aurify.http import TryAgain
 from aurify.models.embeddings import check_embedding_ids
 from aurify.samplers.inprocess import CLOSED, find_stop_tokens
 from aurify.samplers.sampler import current_session
-from aurify.samplers.vllm_servers import ADAPTER, COMPLETIONS, RANKS, Server, choose_adapter_flags, open_servers
+from aurify.samplers.vllm_servers import (
+    ADAPTER,
+    COMPLETIONS,
+    LOGPROBS,
+    RANKS,
+    Server,
+    choose_adapter_flags,
+    choose_server_python,
+    open_servers,
+)
 from aurify.types import Completion, Datum, SamplingParams
 
 log = logging.getLogger("aurify")
@@ -103,13 +110,13 @@ class VllmServerSampler(Checked):
             "dtype": str(self.engine.dtype).removeprefix("torch."),
             "max_model_len": self.room,
             "max_num_seqs": self.max_batch,
-            "logprobs_mode": "processed_logprobs",
+            **LOGPROBS,
         }
         if self.as_adapter:
             assert self.engine.adapter is not None
             flags |= choose_adapter_flags(find_max_rank(self.engine.adapter))
         flags |= {name.replace("-", "_"): value for name, value in self.arguments.items()}
-        return self.python or os.environ.get("AURIFY_VLLM_PYTHON") or sys.executable, flags, self.environment
+        return choose_server_python(self.python), flags, self.environment
 
     # ------------------------------------------------------------------ sampling
 

@@ -15,6 +15,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import weakref
@@ -36,6 +37,7 @@ log = logging.getLogger("aurify")
 
 API_SERVER = ("-m", "vllm.entrypoints.openai.api_server")
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM can be started for
+LOGPROBS = {"logprobs_mode": "processed_logprobs"}  # of the distribution that a token was drawn from
 ADAPTER = "aurify"  # what servers call our adapter
 COMPLETIONS = "/v1/completions"
 MAX_STARTS = 3  # of a server that gives no answer in between
@@ -228,6 +230,10 @@ def open_servers(
         known = OPEN[engine] = Servers(key, engine, command, num, environment)
     known.num_open += 1
     return known
+
+
+def choose_server_python(python: str | None) -> str:
+    return python or os.environ.get("AURIFY_VLLM_PYTHON") or sys.executable
 
 
 def choose_adapter_flags(rank: int) -> dict[str, Any]:
